@@ -1,0 +1,333 @@
+"""What a run is: every field with its default and its meaning, and what makes no sense.
+
+A config is a locked `ml_collections.ConfigDict`. A config file starts from `default()`, changes
+fields and returns it from `get_config(arg)`; the command line changes more of them; `check` says
+in one line what cannot work. Nothing here imports jax, so a mistake is reported at once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from gpt2_jax.errors import UserError, suggestion
+from gpt2_jax.model import placements
+
+
+@dataclass(frozen=True)
+class Field:
+    """One config field: its default (None: unset, of type `kind`) and what it means."""
+
+    default: Any
+    meaning: str
+    kind: type | None = None
+    choices: tuple[str, ...] = ()
+
+
+FIELDS: dict[str, Field] = {
+    "seed": Field(0, "initial weights, dropout and the order of the data"),
+    # -- model
+    "model.placement": Field(
+        "pre_ln", "residual connections and norm placement", choices=tuple(placements.PRESETS)
+    ),
+    "model.n_layer": Field(12, "blocks (attention and MLP)"),
+    "model.n_head": Field(12, "attention heads; must divide `n_embd`"),
+    "model.n_embd": Field(768, "width of the residual stream"),
+    "model.n_positions": Field(1024, "learned positions: the longest sequence"),
+    "model.n_inner": Field(None, "width inside the MLP; unset: 4 x `n_embd`", int),
+    "model.vocab_size": Field(None, "token ids; unset: the tokenizer's", int),
+    "model.vocab_multiple": Field(128, "the vocabulary is padded inside to a multiple of this"),
+    "model.activation": Field(
+        "gelu_new",
+        "the MLP's nonlinearity; `gelu_new` is GPT-2's tanh approximation",
+        choices=("gelu_new", "gelu", "relu", "silu", "tanh"),
+    ),
+    "model.tie_head": Field(True, "the output matrix is the token embedding"),
+    "model.dropout": Field(0.0, "dropout on embedding, attention weights and each branch"),
+    "model.norm_eps": Field(1e-5, "epsilon of the norms"),
+    "model.init_std": Field(0.02, "std of initial matrices and embeddings"),
+    "model.attention": Field(
+        "auto",
+        "kernel: `auto` is cudnn for bfloat16 on a GPU, xla elsewhere; `cudnn` never falls back",
+        choices=("auto", "xla", "cudnn"),
+    ),
+    "model.dtype": Field(
+        "float32", "compute dtype; parameters stay float32", choices=("float32", "bfloat16")
+    ),
+    "model.unroll": Field(True, "unroll the scan over layers: faster steps, slower compile"),
+    "model.remat": Field(
+        "none",
+        "recomputed in the backward pass: `elementwise` all but matmuls, `block` whole blocks",
+        choices=("none", "elementwise", "block"),
+    ),
+    # -- data
+    "data.source": Field(
+        "stdlib", "`stdlib`, a path or glob, a prepared folder, `hf:name[:config]@split`, .bin glob"
+    ),
+    "data.val_source": Field(None, "validation text of its own; unset: split off the source", str),
+    "data.tokenizer": Field("bytes", "`bytes`, `gpt2`, or the path of a tokenizer.json"),
+    "data.seq_len": Field(1024, "tokens per sequence, at most `model.n_positions`"),
+    "data.val_fraction": Field(0.1, "share of documents held out for validation"),
+    # -- optimizer
+    "optimizer.name": Field(
+        "adamw",
+        "`adamw`, or `muon` for the blocks' matrices with AdamW for the rest",
+        choices=("adamw", "muon"),
+    ),
+    "optimizer.peak_lr": Field(6e-4, "learning rate after warm-up"),
+    "optimizer.schedule": Field(
+        "cosine",
+        "after the warm-up; `wsd` is constant, then linear over the last `decay_fraction`",
+        choices=("cosine", "wsd", "linear", "inverse_sqrt", "constant"),
+    ),
+    "optimizer.warmup_steps": Field(0, "updates of linear warm-up"),
+    "optimizer.final_lr_ratio": Field(0.1, "last learning rate over the peak (not inverse_sqrt)"),
+    "optimizer.decay_fraction": Field(0.2, "share of the steps in which `wsd` decays"),
+    "optimizer.weight_decay": Field(0.1, "decoupled; on matrices and embeddings, by role"),
+    "optimizer.b1": Field(0.9, "Adam's first moment"),
+    "optimizer.b2": Field(0.95, "Adam's second moment"),
+    "optimizer.eps": Field(1e-8, "Adam's epsilon"),
+    "optimizer.momentum": Field(0.95, "Muon's (Nesterov) momentum"),
+    "optimizer.grad_clip": Field(1.0, "largest global gradient norm; 0: no clipping"),
+    "optimizer.skip_outliers": Field(
+        None, "skip updates whose gradient norm is this many std above its running mean", float
+    ),
+    "optimizer.max_skipped": Field(20, "stop after this many skipped updates in a row"),
+    # -- train
+    "train.steps": Field(1000, "updates in all"),
+    "train.batch_size": Field(32, "sequences per update, over all devices and accumulation"),
+    "train.accumulation": Field(1, "micro-batches per update"),
+    "train.log_every": Field(10, "updates between rows of metrics"),
+    "train.eval_every": Field(250, "updates between evaluations (also at 0 and at the end)"),
+    "train.eval_tokens": Field(None, "validation tokens used; unset: all of them", int),
+    "train.checkpoint_every": Field(250, "updates between checkpoints (also at the end)"),
+    "train.keep_checkpoints": Field(2, "latest checkpoints kept, besides the best"),
+    "train.sample_tokens": Field(400, "length of the sample at the end; 0: none"),
+    "train.deterministic": Field(False, "on a GPU: kernels that repeat to the bit, slower"),
+    # -- mesh
+    "mesh.data": Field(None, "devices that share the batch; unset: as many as divide it", int),
+    # -- track
+    "track.wandb.mode": Field(
+        None, "`online`, `offline`, `disabled`; unset: online if logged in, else offline", str
+    ),
+    "track.wandb.project": Field("gpt2_jax", "wandb project"),
+    "track.wandb.entity": Field(None, "wandb team or user", str),
+    "track.wandb.name": Field(None, "wandb run name; unset: the work directory's", str),
+    "track.wandb.group": Field(None, "wandb group", str),
+    "track.wandb.tags": Field((), "wandb tags"),
+}
+
+MAY_CHANGE = ("track.", "mesh.", "train.steps", "train.sample_tokens", "train.keep_checkpoints")
+
+
+def default() -> ConfigDict:
+    """Returns the locked config with every field at its default: GPT-2 124M on `stdlib`."""
+    config = ConfigDict()
+    for name, field in FIELDS.items():
+        *sections, leaf = name.split(".")
+        at = config
+        for section in sections:
+            if section not in at:
+                at[section] = ConfigDict()
+            at = at[section]
+        at[leaf] = config_dict.placeholder(field.kind) if field.kind else field.default
+    return config.lock()
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """Returns `{"section.field": value}` in the order of `FIELDS`."""
+    return {name: _get(config, name) for name in FIELDS}
+
+
+def _get(config: ConfigDict, name: str) -> Any:
+    value = config
+    for part in name.split("."):
+        value = value[part]
+    return tuple(value) if isinstance(value, (list, tuple)) else value
+
+
+def to_json(config: ConfigDict) -> str:
+    """Returns the config as nested JSON, as `config.json` keeps it."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def from_json(path: Path) -> ConfigDict:
+    """Reads a config written by `to_json`; nothing in the file is executed.
+
+    Raises:
+      UserError: if the file is missing, not JSON, or has fields that no config has.
+    """
+    try:
+        stored = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: is this a run's work directory?") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a config: {error}") from None
+    config = default()
+    _update(config, stored, path, prefix="")
+    return config
+
+
+def _update(config: ConfigDict, stored: dict[str, Any], path: Path, prefix: str) -> None:
+    for key, value in stored.items():
+        if key not in config:
+            raise UserError(f"{path} has a field '{prefix}{key}' that this version does not know")
+        if isinstance(config[key], ConfigDict):
+            _update(config[key], value, path, f"{prefix}{key}.")
+        elif value is not None:
+            try:
+                config[key] = tuple(value) if isinstance(value, list) else value
+            except (TypeError, ValueError):
+                raise UserError(f"{path}: '{prefix}{key}' cannot be {value!r}") from None
+
+
+def difference(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """Returns `{field: (old, new)}` for the fields that differ."""
+    before, after = flatten(old), flatten(new)
+    return {name: (before[name], after[name]) for name in FIELDS if before[name] != after[name]}
+
+
+def check_resumable(old: ConfigDict, new: ConfigDict, workdir: Path) -> None:
+    """Refuses a config that would not continue the run that `workdir` holds.
+
+    Raises:
+      UserError: naming each field that differs and may not.
+    """
+    changed = {
+        name: values
+        for name, values in difference(old, new).items()
+        if not name.startswith(MAY_CHANGE) and not name.endswith("_every")
+    }
+    if new.train.steps < old.train.steps:
+        changed["train.steps"] = (old.train.steps, new.train.steps)
+    if changed:
+        listed = ", ".join(f"{name} (was {a!r}, now {b!r})" for name, (a, b) in changed.items())
+        raise UserError(
+            f"{workdir} belongs to a run with another config: {listed}; "
+            "take another --workdir, or set these fields back to continue it"
+        )
+
+
+def resolve(config: ConfigDict, tokenizer_size: int) -> ConfigDict:
+    """Returns a copy whose optional sizes are filled in: `n_inner` and `vocab_size`.
+
+    Raises:
+      UserError: if the vocabulary is smaller than the data's tokens.
+    """
+    config = config.copy_and_resolve_references()
+    model = config.model
+    if model.n_inner is None:
+        model.n_inner = 4 * model.n_embd
+    if model.vocab_size is None:
+        model.vocab_size = tokenizer_size
+    if model.vocab_size < tokenizer_size:
+        raise UserError(
+            f"model.vocab_size={model.vocab_size} is smaller than the {tokenizer_size} tokens of "
+            f"data.tokenizer={config.data.tokenizer}; leave it unset or raise it"
+        )
+    return config
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses what cannot work, before anything expensive.
+
+    Raises:
+      UserError: naming the field, its value and the fix.
+    """
+    for name, value in flatten(config).items():
+        choices = FIELDS[name].choices
+        if choices and value not in choices:
+            raise UserError(f"{name}={value!r} is unknown{suggestion(str(value), choices)}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{name}={value} is not a finite number")
+    _check_ranges(config)
+    model, data, train, opt = config.model, config.data, config.train, config.optimizer
+    if model.n_embd % model.n_head:
+        raise UserError(
+            f"model.n_head={model.n_head} does not divide model.n_embd={model.n_embd}; "
+            f"choose one of {_divisors(model.n_embd)}"
+        )
+    if data.seq_len > model.n_positions:
+        raise UserError(
+            f"data.seq_len={data.seq_len} is longer than model.n_positions={model.n_positions}; "
+            "shorten it, or raise model.n_positions"
+        )
+    if train.batch_size % train.accumulation:
+        raise UserError(
+            f"train.accumulation={train.accumulation} does not divide "
+            f"train.batch_size={train.batch_size}"
+        )
+    micro_batch = train.batch_size // train.accumulation
+    if config.mesh.data is not None and micro_batch % config.mesh.data:
+        raise UserError(
+            f"mesh.data={config.mesh.data} does not divide the {micro_batch} sequences of a "
+            f"micro-batch (train.batch_size / train.accumulation); choose one of "
+            f"{_divisors(micro_batch)}"
+        )
+    if opt.warmup_steps >= train.steps:
+        raise UserError(
+            f"optimizer.warmup_steps={opt.warmup_steps} leaves nothing of "
+            f"train.steps={train.steps}; shorten the warm-up"
+        )
+    if model.attention == "cudnn" and model.dtype != "bfloat16":
+        raise UserError("model.attention=cudnn needs model.dtype=bfloat16")
+    if model.attention == "cudnn" and model.dropout:
+        raise UserError(
+            "model.attention=cudnn has no dropout on the attention weights; "
+            "set model.dropout=0 or model.attention=xla"
+        )
+    if config.track.wandb.mode not in (None, "online", "offline", "disabled"):
+        raise UserError(
+            f"track.wandb.mode={config.track.wandb.mode!r} is unknown"
+            f"{suggestion(config.track.wandb.mode, ('online', 'offline', 'disabled'))}"
+        )
+
+
+_AT_LEAST_ONE = (
+    "model.n_layer model.n_head model.n_embd model.n_positions model.n_inner model.vocab_size "
+    "model.vocab_multiple data.seq_len optimizer.max_skipped train.steps train.batch_size "
+    "train.accumulation train.log_every train.eval_every train.eval_tokens "
+    "train.checkpoint_every train.keep_checkpoints mesh.data"
+).split()
+_POSITIVE = "model.norm_eps optimizer.peak_lr optimizer.eps".split()
+_NOT_NEGATIVE = (
+    "seed model.init_std optimizer.warmup_steps optimizer.weight_decay optimizer.grad_clip "
+    "train.sample_tokens"
+).split()
+_BELOW_ONE = "model.dropout optimizer.b1 optimizer.b2 optimizer.momentum data.val_fraction".split()
+_SHARES = "optimizer.final_lr_ratio optimizer.decay_fraction".split()
+
+
+def _check_ranges(config: ConfigDict) -> None:
+    for names, holds, words in (
+        (_AT_LEAST_ONE, lambda v: v >= 1, "at least 1"),
+        (_POSITIVE, lambda v: v > 0, "above 0"),
+        (_NOT_NEGATIVE, lambda v: v >= 0, "0 or more"),
+        (_BELOW_ONE, lambda v: 0 <= v < 1, "at least 0 and below 1"),
+        (_SHARES, lambda v: 0 <= v <= 1, "between 0 and 1"),
+    ):
+        for name in names:
+            value = _get(config, name)
+            if value is not None and not holds(value):
+                raise UserError(f"{name}={value} must be {words}")
+    if config.data.val_fraction <= 0 and config.data.val_source is None:
+        raise UserError("data.val_fraction=0 needs a data.val_source to validate on")
+
+
+def _divisors(n: int) -> str:
+    return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)
+
+
+def table() -> str:
+    """Returns the markdown table of every field, as docs/config.md shows it."""
+    rows = ["| field | default | meaning |", "|---|---|---|"]
+    for name, field in FIELDS.items():
+        shown = "unset" if field.kind else f"`{field.default!r}`"
+        choices = f" ({', '.join(field.choices)})" if field.choices else ""
+        rows.append(f"| `{name}` | {shown} | {field.meaning}{choices} |")
+    return "\n".join(rows) + "\n"

@@ -1,0 +1,89 @@
+"""Batches as a pure function of (seed, step): shuffled windows without replacement.
+
+An epoch cuts the tokens into windows of `seq_len` predictions, at an offset of its own, and takes
+them in a random order. The order is a keyed permutation that gives any place in constant time
+and memory, so a run resumes at any step, and each process computes only its own rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpt2_jax.data.shards import Tokens
+from gpt2_jax.errors import UserError
+
+_ROUNDS = 6
+_PHI = np.uint64(0x9E3779B97F4A7C15)
+_SALTS = np.arange(1, _ROUNDS + 1, dtype=np.uint64) * _PHI
+
+
+def mix(x: np.ndarray) -> np.ndarray:
+    """Returns 64 well-mixed bits for each uint64 (splitmix64's finalizer, Steele et al. 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def permute(index: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
+    """Returns the images of `index` under a permutation of 0 .. n-1 that `key` chooses.
+
+    A Feistel network over the next even number of bits; images beyond n-1 walk on along their
+    cycle until they fall inside (Black & Rogaway 2002, method 3).
+
+    Args:
+      index: uint64, below n.
+      key: uint64, one for each index.
+    """
+    half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
+    low = (np.uint64(1) << half) - np.uint64(1)
+    out = index.copy()
+    walking = np.ones(len(index), bool)
+    while walking.any():
+        left, right = out[walking] >> half, out[walking] & low
+        for r in range(_ROUNDS):
+            left, right = right, left ^ (mix(right + key[walking] + _SALTS[r]) & low)
+        out[walking] = (left << half) | right
+        walking &= out >= n
+    return out
+
+
+class Sampler:
+    """Batches of windows from a sequence of tokens.
+
+    Args:
+      tokens: the training tokens.
+      seq_len: predictions in a window, which holds `seq_len + 1` tokens.
+      batch_size: windows in a batch.
+      seed: of the order.
+    """
+
+    def __init__(self, tokens: Tokens, seq_len: int, batch_size: int, seed: int) -> None:
+        if len(tokens) <= 2 * seq_len:
+            raise UserError(
+                f"the training text has {len(tokens)} tokens, too few for windows of "
+                f"data.seq_len={seq_len}; give more text or shorten it"
+            )
+        self._tokens, self._seq_len, self._batch_size = tokens, seq_len, batch_size
+        self._seed = np.array([seed], np.uint64)  # an array wraps around in silence
+        # One window is given up so that every offset below seq_len leaves the same number.
+        self.windows_per_epoch = (len(tokens) - seq_len) // seq_len
+
+    def starts(self, step: int, rows: slice = slice(None)) -> np.ndarray:
+        """Returns the first token of each window in batch `step`."""
+        n = self.windows_per_epoch
+        row = np.arange(self._batch_size, dtype=np.uint64)[rows]
+        place = np.uint64(step) * np.uint64(self._batch_size) + row
+        epoch, index = place // np.uint64(n), place % np.uint64(n)
+        key = mix(mix(self._seed + _PHI) + epoch)
+        offset = mix(key + _PHI) % np.uint64(self._seq_len)
+        window = permute(index, n, key)
+        return (window * np.uint64(self._seq_len) + offset).astype(np.int64)
+
+    def batch(self, step: int, rows: slice = slice(None)) -> np.ndarray:
+        """Returns batch `step`, counted from 0, as int32 ids (rows, seq_len + 1).
+
+        Args:
+          rows: those of this process; the batch is the same for any number of processes.
+        """
+        length = self._seq_len + 1
+        return np.stack([self._tokens.window(s, length) for s in self.starts(step, rows).tolist()])

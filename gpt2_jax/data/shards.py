@@ -1,0 +1,217 @@
+"""Token shards on disk: llm.c's format, a manifest beside them, and one flat view of many.
+
+A shard is a header of 256 int32 (magic, version, number of tokens), then the ids: uint16 under
+magic 20240520 version 1, uint32 under magic 20240801 version 7 (karpathy/llm.c
+dev/data/data_common.py). Those of llm.c and modded-nanogpt are read as they are.
+"""
+
+from __future__ import annotations
+
+import bisect
+import glob
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt2_jax.errors import UserError
+from gpt2_jax.files import remembered_sha256
+
+HEADER_INTS = 256
+HEADER_BYTES = 4 * HEADER_INTS
+FORMATS: dict[tuple[int, int], type] = {(20240520, 1): np.uint16, (20240801, 7): np.uint32}
+MANIFEST = "manifest.json"
+
+
+def header(n_tokens: int, dtype: np.dtype) -> bytes:
+    """Returns the header of a shard of `n_tokens` ids of type uint16 or uint32."""
+    ((magic, version),) = [key for key, kind in FORMATS.items() if np.dtype(kind) == dtype]
+    values = np.zeros(HEADER_INTS, np.int32)
+    values[:3] = magic, version, n_tokens
+    return values.tobytes()
+
+
+def open_shard(path: Path) -> np.ndarray:
+    """Returns a shard's ids, memory-mapped.
+
+    Raises:
+      UserError: if the file is no shard, or shorter than its header says.
+    """
+    with open(path, "rb") as file:
+        values = np.frombuffer(file.read(HEADER_BYTES), np.int32)
+    if len(values) < HEADER_INTS or (values[0], values[1]) not in FORMATS:
+        raise UserError(f"{path} is not a token shard (no header of llm.c's format)")
+    dtype, n_tokens = np.dtype(FORMATS[values[0], values[1]]), int(values[2])
+    if path.stat().st_size != HEADER_BYTES + n_tokens * dtype.itemsize:
+        raise UserError(f"{path} is damaged: its size does not fit its {n_tokens} tokens")
+    return np.memmap(path, dtype, "r", HEADER_BYTES, (n_tokens,))
+
+
+@dataclass
+class Shard:
+    """One file of a split."""
+
+    file: str
+    tokens: int
+    sha256: str
+
+
+@dataclass
+class Split:
+    """Counts of a split and its files. `bytes` is the text's UTF-8 size, None if unknown."""
+
+    tokens: int = 0
+    documents: int | None = 0
+    bytes: int | None = 0
+    shards: list[Shard] = field(default_factory=list)
+
+
+@dataclass
+class Manifest:
+    """What a prepared folder holds.
+
+    Attributes:
+      key: hash of the source's content and of every option that changes a token.
+      tokenizer: name, fingerprint, size and end-of-text id.
+    """
+
+    key: str
+    source: str
+    val_source: str | None
+    val_fraction: float
+    tokenizer: dict[str, Any]
+    splits: dict[str, Split]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the manifest as `manifest.json` holds it."""
+        return {"format": 1, **asdict(self)}
+
+    @staticmethod
+    def read(folder: Path) -> Manifest:
+        """Reads a prepared folder's manifest.
+
+        Raises:
+          UserError: if it is not one.
+        """
+        path = folder / MANIFEST
+        try:
+            stored = json.loads(path.read_text())
+            splits = {
+                name: Split(**{**split, "shards": [Shard(**s) for s in split["shards"]]})
+                for name, split in stored.pop("splits").items()
+            }
+            if stored.pop("format") != 1:
+                raise ValueError("another format")
+            return Manifest(**stored, splits=splits)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path} is not a manifest of prepared data: {error}") from None
+
+    def corpus_hash(self) -> str:
+        """Returns a hash of every token in order: two corpora with one hash train alike."""
+        sums = [[s.sha256 for s in split.shards] for _, split in sorted(self.splits.items())]
+        return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+
+
+class Tokens:
+    """The ids of many shards as one sequence, read by windows."""
+
+    def __init__(self, arrays: list[np.ndarray], start: int = 0, stop: int | None = None) -> None:
+        self._arrays = arrays
+        self._ends = np.cumsum([len(a) for a in arrays]).tolist()
+        self._start = start
+        self._stop = self._ends[-1] if stop is None else stop
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    def window(self, start: int, length: int) -> np.ndarray:
+        """Returns ids start .. start+length-1 as int32; they may lie in several shards."""
+        at, parts = self._start + start, []
+        shard = bisect.bisect_right(self._ends, at)
+        while length > 0:
+            offset = at - (self._ends[shard] - len(self._arrays[shard]))
+            part = self._arrays[shard][offset : offset + length]
+            parts.append(part)
+            at, length, shard = at + len(part), length - len(part), shard + 1
+        return np.concatenate(parts).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Tokens to train and validate on, and where they come from."""
+
+    manifest: Manifest
+    train: Tokens | None
+    val: Tokens
+
+    def bytes_per_token(self, split: str) -> float | None:
+        """Returns the text's bytes a token in a split, or None where they were not counted."""
+        counts = self.manifest.splits[split]
+        return counts.bytes / counts.tokens if counts.bytes else None
+
+
+def open_prepared(folder: Path) -> Corpus:
+    """Opens a prepared folder after comparing each shard with the manifest's sha256.
+
+    Raises:
+      UserError: naming a shard that is missing or damaged.
+    """
+    manifest = Manifest.read(folder)
+    tokens: dict[str, Tokens] = {}
+    for name, split in manifest.splits.items():
+        for shard in split.shards:
+            path = folder / shard.file
+            if not path.exists() or remembered_sha256(path) != shard.sha256:
+                raise UserError(
+                    f"{path} is missing or differs from its manifest; delete {folder} and "
+                    "prepare the data again"
+                )
+        if split.shards:
+            tokens[name] = Tokens([open_shard(folder / s.file) for s in split.shards])
+    return Corpus(manifest, tokens.get("train"), tokens["val"])
+
+
+def open_bins(source: str, val_source: str | None, val_fraction: float) -> Corpus:
+    """Opens llm.c or modded-nanogpt `.bin` shards of GPT-2 tokens where they lie.
+
+    Without shards of their own, the last `val_fraction` of the tokens, from the first
+    end-of-text on, are for validation.
+    """
+    paths = _bins(source)
+    train = Tokens([open_shard(p) for p in paths])
+    val_paths = _bins(val_source) if val_source else []
+    if val_paths:
+        val = Tokens([open_shard(p) for p in val_paths])
+    else:
+        cut = _document_start(train, int(len(train) * (1 - val_fraction)))
+        arrays = [open_shard(p) for p in paths]
+        train, val = Tokens(arrays, 0, cut), Tokens(arrays, cut)
+    splits = {
+        "train": Split(len(train), None, None, [_listed(p) for p in paths]),
+        "val": Split(len(val), None, None, [_listed(p) for p in val_paths]),
+    }
+    manifest = Manifest("bins", source, val_source, val_fraction, dict(name="gpt2"), splits)
+    return Corpus(manifest, train, val)
+
+
+def _bins(pattern: str) -> list[Path]:
+    paths = [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
+    if not paths:
+        raise UserError(f"{pattern} matches no .bin shard")
+    return paths
+
+
+def _listed(path: Path) -> Shard:
+    return Shard(str(path), len(open_shard(path)), remembered_sha256(path))
+
+
+def _document_start(tokens: Tokens, at: int, end_of_text: int = 50256) -> int:
+    for start in range(at, len(tokens), 1 << 20):
+        chunk = tokens.window(start, min(1 << 20, len(tokens) - start))
+        found = np.flatnonzero(chunk == end_of_text)
+        if len(found) and start + found[0] > 0:
+            return int(start + found[0])
+    return at

@@ -1,0 +1,148 @@
+"""Text to token ids and back: `bytes`, `gpt2`, and any Hugging Face tokenizer.json."""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from gpt2_jax.errors import UserError
+
+GPT2_PATTERN = (
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+)
+END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+
+
+class Tokenizer(Protocol):
+    """What a tokenizer is.
+
+    Attributes:
+      name: as `data.tokenizer` gives it.
+      fingerprint: changes when the ids of any text would.
+      size: number of ids.
+      end_of_text: the id between documents.
+    """
+
+    name: str
+    fingerprint: str
+    size: int
+    end_of_text: int
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Returns the ids of each text; no text stands for a special token."""
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """Returns the text's UTF-8 bytes, end-of-text left out."""
+
+
+class ByteTokenizer:
+    """UTF-8 bytes as ids 0 to 255; end-of-text is 256."""
+
+    name, fingerprint, size, end_of_text = "bytes", "bytes-1", 257, 256
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.frombuffer(text.encode(), np.uint8).astype(np.uint16) for text in texts]
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        return bytes(i for i in ids if i < 256)
+
+
+class GPT2Tokenizer:
+    """OpenAI's byte-level BPE, exact and offline, from the merges that the package ships."""
+
+    name, fingerprint, size, end_of_text = "gpt2", "gpt2-1", 50257, 50256
+
+    def __init__(self) -> None:
+        import tiktoken
+
+        self._encoding = tiktoken.Encoding(
+            name="gpt2",
+            pat_str=GPT2_PATTERN,
+            mergeable_ranks=gpt2_ranks(),
+            special_tokens={"<|endoftext|>": self.end_of_text},
+            explicit_n_vocab=self.size,
+        )
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.asarray(self._encoding.encode_ordinary(text), np.uint16) for text in texts]
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        return self._encoding.decode_bytes([int(i) for i in ids if i < self.end_of_text])
+
+
+def gpt2_ranks() -> dict[bytes, int]:
+    """Returns GPT-2's table of token bytes to ids, rebuilt from the 50,000 merges alone.
+
+    The first 256 ids are single bytes: the 188 printable ones in order, then the other 68; each
+    merge then names two known tokens whose join is the next id (openai/gpt-2 src/encoder.py).
+    """
+    packed = resources.files("gpt2_jax.data").joinpath("gpt2_merges.bpe.xz").read_bytes()
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    order = printable + [b for b in range(256) if b not in printable]
+    # In the merges' text a byte that does not print stands as a character from U+0100 on.
+    byte_of = {chr(b): b for b in printable}
+    byte_of |= {chr(256 + i): b for i, b in enumerate(order[len(printable) :])}
+    ranks = {bytes([b]): rank for rank, b in enumerate(order)}
+    for line in lzma.decompress(packed).decode().split("\n")[1:-1]:
+        left, right = line.split()
+        ranks[bytes(byte_of[c] for c in left + right)] = len(ranks)
+    return ranks
+
+
+class JsonTokenizer:
+    """A Hugging Face `tokenizer.json`, through the `tokenizers` library."""
+
+    def __init__(self, path: Path) -> None:
+        import tokenizers
+
+        try:
+            content = path.read_bytes()
+            self._tokenizer: Any = tokenizers.Tokenizer.from_str(content.decode())
+        except OSError as error:
+            raise UserError(
+                f"data.tokenizer={path}: {error.strerror}; give `bytes`, `gpt2`, or the path of "
+                "a tokenizer.json"
+            ) from None
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"data.tokenizer={path} is not a tokenizer.json: {error}") from None
+        self.name = str(path)
+        self.fingerprint = hashlib.sha256(content).hexdigest()
+        self.size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        found = [self._tokenizer.token_to_id(name) for name in END_OF_TEXT_NAMES]
+        known = [i for i in found if i is not None]
+        if not known:
+            raise UserError(
+                f"data.tokenizer={path} has no end-of-text token "
+                f"(one of {', '.join(END_OF_TEXT_NAMES)}); add one to its added_tokens"
+            )
+        self.end_of_text = known[0]
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        kind = np.uint16 if self.size <= 2**16 else np.uint32
+        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.asarray(one.ids, kind) for one in encoded]
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        kept = [int(i) for i in ids if i != self.end_of_text]
+        return self._tokenizer.decode(kept, skip_special_tokens=False).encode()
+
+
+@lru_cache(maxsize=8)
+def load_tokenizer(name: str) -> Tokenizer:
+    """Returns the tokenizer that `data.tokenizer` names.
+
+    Raises:
+      UserError: if it is neither `bytes`, `gpt2` nor a readable tokenizer.json.
+    """
+    if name == "bytes":
+        return ByteTokenizer()
+    if name == "gpt2":
+        return GPT2Tokenizer()
+    return JsonTokenizer(Path(name))

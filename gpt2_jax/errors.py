@@ -1,0 +1,30 @@
+"""What a person is told when a run cannot go on, and the exit codes that scripts read."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_FINISHED = 0
+EXIT_DIVERGED = 1
+EXIT_WRONG_INPUT = 2
+EXIT_STOPPED = 75  # EX_TEMPFAIL: saved, and the same command continues
+
+
+class UserError(Exception):
+    """Wrong input: one line that says what is wrong, where, and what to do."""
+
+    exit_code = EXIT_WRONG_INPUT
+
+
+class Diverged(UserError):
+    """The run itself went wrong: too many updates in a row had to be skipped."""
+
+    exit_code = EXIT_DIVERGED
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """Returns `; did you mean 'x'?` for the nearest known word, else the words there are."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean '{near[0]}'?" if near else f"; there are: {', '.join(known)}"

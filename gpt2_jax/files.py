@@ -1,0 +1,71 @@
+"""Files that are whole or absent: atomic writes, hashes, the cache folder."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gpt2_jax.errors import UserError
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Writes a file that a reader, or a kill at any moment, finds either old or new."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON atomically."""
+    write_atomic(path, json.dumps(value, indent=2) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """Returns the hexadecimal sha256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_dir() -> Path:
+    """Returns `$XDG_CACHE_HOME/gpt2_jax` (default `~/.cache/gpt2_jax`), made if it is not there."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    path = Path(base) / "gpt2_jax"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def remembered_sha256(path: Path) -> str:
+    """Returns a file's sha256, hashed again only if its size or time of change is new."""
+    stat = path.stat()
+    state = f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
+    memo = cache_dir() / "hashes" / hashlib.sha256(state.encode()).hexdigest()
+    if memo.exists():
+        return memo.read_text()
+    digest = sha256(path)
+    memo.parent.mkdir(exist_ok=True)
+    write_atomic(memo, digest)
+    return digest
+
+
+@contextmanager
+def disk_errors(doing: str) -> Iterator[None]:
+    """Turns a full or read-only disk into one line that names what was being written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        raise UserError(
+            f"cannot write {doing}{where}: {error.strerror}; free or choose another place and "
+            "start the same command again"
+        ) from None

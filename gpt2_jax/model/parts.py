@@ -1,0 +1,142 @@
+"""What every part is made of: parameters with a role, matrix products, dropout."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Role(StrEnum):
+    """What a parameter is. Written on it as metadata: its ndim says nothing once stacked."""
+
+    MATRIX = "matrix"
+    EMBEDDING = "embedding"
+    POSITION = "position"
+    HEAD = "head"
+    GAIN = "gain"
+    BIAS = "bias"
+
+
+@dataclass(frozen=True)
+class Init:
+    """Initial values of one layer: a key for each site, so that models share what they share.
+
+    Attributes:
+      key: the run's key for initial weights.
+      layer: 0-based index of the block (may be traced); 0 outside the blocks.
+    """
+
+    key: jax.Array
+    layer: jax.Array | int = 0
+
+    def normal(self, site: str, shape: tuple[int, ...], std: float) -> jax.Array:
+        """Returns float32 normal values of standard deviation `std`, the same for a (site, layer)."""
+        site_key = jax.random.fold_in(self.key, zlib.crc32(site.encode()))
+        return std * jax.random.normal(jax.random.fold_in(site_key, self.layer), shape)
+
+
+class Linear(nnx.Module):
+    """y = x W + b over the trailing axes `d_in` of x, giving the trailing axes `d_out`.
+
+    The kernel is stored as (*d_in, *d_out), so heads stay visible in its shape, and multiplied as
+    one two-dimensional product with batch and time flattened, which is the fastest on a CPU.
+
+    Args:
+      batch_axes: how many leading axes of `d_out` hold independent matrices (3 for q, k, v): an
+        optimizer that works on whole matrices takes them one by one.
+    """
+
+    def __init__(
+        self,
+        d_in: tuple[int, ...],
+        d_out: tuple[int, ...],
+        *,
+        site: str,
+        std: float,
+        init: Init,
+        dtype: str,
+        batch_axes: int = 0,
+    ):
+        ndim = len(d_in) + len(d_out)
+        self.d_in, self.d_out, self.dtype = d_in, d_out, jnp.dtype(dtype)
+        self.kernel = nnx.Param(
+            init.normal(site, d_in + d_out, std),
+            role=Role.MATRIX,
+            in_axes=tuple(range(-ndim, -len(d_out))),
+            out_axes=tuple(range(-len(d_out) + batch_axes, 0)),
+        )
+        self.bias = nnx.Param(jnp.zeros(d_out), role=Role.BIAS)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        lead = x.shape[: x.ndim - len(self.d_in)]
+        n_in, n_out = math.prod(self.d_in), math.prod(self.d_out)
+        kernel = self.kernel[...].astype(self.dtype).reshape(n_in, n_out)
+        bias = self.bias[...].astype(self.dtype).reshape(n_out)
+        y = x.astype(self.dtype).reshape(-1, n_in) @ kernel + bias
+        return y.reshape(*lead, *self.d_out)
+
+
+def dropout(x: jax.Array, keys_B: jax.Array | None, rate: float, site: str) -> jax.Array:
+    """Zeroes entries of x (B, ...) with probability `rate` and scales the rest by 1/(1 - rate).
+
+    One key a sequence, so that the mask does not depend on how a batch is spread over devices.
+
+    Args:
+      keys_B: a key for each sequence, or None to leave x as it is.
+      site: name of the place, folded into the keys.
+    """
+    if keys_B is None or rate == 0.0:
+        return x
+    tag = zlib.crc32(site.encode())
+
+    def keep(key: jax.Array) -> jax.Array:
+        return jax.random.bernoulli(jax.random.fold_in(key, tag), 1.0 - rate, x.shape[1:])
+
+    return jnp.where(jax.vmap(keep)(keys_B), x / (1.0 - rate), 0).astype(x.dtype)
+
+
+_GELU_SCALE = math.sqrt(2.0 / math.pi)
+_GELU_CUBIC = 0.044715
+
+
+@jax.custom_vjp
+def gelu_new(x: jax.Array) -> jax.Array:
+    """GPT-2's GELU, x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) (Hendrycks & Gimpel 2016).
+
+    Its derivative is computed in the forward pass: left alone, XLA computes the tanh again in
+    each consumer of the backward pass.
+    """
+    return _gelu_new_forward(x)[0]
+
+
+def _gelu_new_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x_32 = x.astype(jnp.float32)
+    square = x_32 * x_32
+    tanh = jnp.tanh(_GELU_SCALE * x_32 * (1.0 + _GELU_CUBIC * square))
+    slope = _GELU_SCALE * (1.0 + 3.0 * _GELU_CUBIC * square)
+    y = 0.5 * x_32 * (1.0 + tanh)
+    dy_dx = 0.5 * (1.0 + tanh) + 0.5 * x_32 * (1.0 - tanh * tanh) * slope
+    return y.astype(x.dtype), dy_dx.astype(x.dtype)
+
+
+def _gelu_new_backward(dy_dx: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
+    return (dy * dy_dx,)
+
+
+gelu_new.defvjp(_gelu_new_forward, _gelu_new_backward)
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu_new": gelu_new,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
+}

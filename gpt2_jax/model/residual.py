@@ -1,0 +1,50 @@
+"""How a sublayer meets the stream: branches with their norms, and blocks made of two of them."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+from flax import nnx
+from ml_collections import FrozenConfigDict
+
+from gpt2_jax.model.attention import Attention, Cache
+from gpt2_jax.model.mlp import MLP
+from gpt2_jax.model.norm import LayerNorm
+from gpt2_jax.model.parts import Init, dropout
+
+
+class Branch(nnx.Module):
+    """F(N(x)): a sublayer behind its norm."""
+
+    def __init__(self, cfg: FrozenConfigDict, sublayer: Attention | MLP, name: str):
+        self.rate, self.name = cfg.dropout, name
+        self.pre = LayerNorm(cfg.n_embd, cfg.norm_eps, cfg.dtype)
+        self.sublayer = sublayer
+
+    def __call__(self, x_BTD: jax.Array, keys_B: jax.Array | None) -> jax.Array:
+        y_BTD = self.sublayer(self.pre(x_BTD), keys_B)
+        return dropout(y_BTD, keys_B, self.rate, f"{self.name}.residual")
+
+
+class Block(nnx.Module):
+    """x <- x + F(N(x)) for attention, then for the MLP.
+
+    Projections that end on the stream start smaller by 1/sqrt(2 L), since 2 L of them add up
+    (GPT-2, Radford et al. 2019, section 2.3).
+    """
+
+    def __init__(self, cfg: FrozenConfigDict, init: Init):
+        out_std = cfg.init_std / math.sqrt(2 * cfg.n_layer)
+        self.attn = Branch(cfg, Attention(cfg, init, out_std), "attn")
+        self.mlp = Branch(cfg, MLP(cfg, init, out_std), "mlp")
+
+    def __call__(self, x_BTD: jax.Array, keys_B: jax.Array | None = None) -> jax.Array:
+        x_BTD = x_BTD + self.attn(x_BTD, keys_B)
+        return x_BTD + self.mlp(x_BTD, keys_B)
+
+    def decode(self, x_BTD: jax.Array, cache: Cache, start: jax.Array) -> tuple[jax.Array, Cache]:
+        """The same over a cache of keys and values; `x_BTD` begins at position `start`."""
+        y_BTD, cache = self.attn.sublayer.decode(self.attn.pre(x_BTD), cache, start)
+        x_BTD = x_BTD + y_BTD
+        return x_BTD + self.mlp(x_BTD, None), cache

@@ -1,0 +1,93 @@
+"""A model as plain data: its graph, its parameters as a nested dict, and what each of them is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import nnx
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from gpt2_jax.model.gpt2 import GPT2, Params, padded_vocab
+from gpt2_jax.model.parts import Role
+
+
+@dataclass(frozen=True)
+class Info:
+    """What is known of a parameter besides its values.
+
+    Attributes:
+      role: what it is.
+      in_axes, out_axes: for a matrix, the trailing axes that it contracts and that it gives,
+        as negative numbers; axes in neither (layers, the 3 of q, k, v) hold separate matrices.
+    """
+
+    role: Role
+    in_axes: tuple[int, ...] = ()
+    out_axes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A GPT-2 without values.
+
+    Attributes:
+      graphdef: rebuilds the module around parameters (`bind`).
+      shapes: nested dict of `jax.ShapeDtypeStruct`.
+      infos: nested dict of `Info`, of the same structure.
+    """
+
+    cfg: FrozenConfigDict
+    graphdef: nnx.GraphDef[GPT2]
+    shapes: Params
+    infos: dict[str, Any]
+
+    def bind(self, params: Params) -> GPT2:
+        """Returns the module with these parameters; cheap, and usable under a trace."""
+        return nnx.merge(self.graphdef, params)
+
+    def init(self, key: jax.Array) -> Params:
+        """Returns initial parameters, float32; pure, so that it can be jitted onto a mesh."""
+        return nnx.to_pure_dict(nnx.state(GPT2(self.cfg, key)))
+
+    def n_params(self, *, positions: bool = True) -> int:
+        """Returns the number of parameters, vocabulary padding not counted.
+
+        Args:
+          positions: whether position embeddings count; formulas for FLOPs leave them out.
+        """
+        pad = padded_vocab(self.cfg) - self.cfg.vocab_size
+        total = 0
+        infos = jax.tree.leaves(self.infos, is_leaf=lambda x: isinstance(x, Info))
+        for info, shape in zip(infos, jax.tree.leaves(self.shapes), strict=True):
+            if info.role == Role.POSITION and not positions:
+                continue
+            total += math.prod(shape.shape)
+            if info.role in (Role.EMBEDDING, Role.HEAD):
+                total -= pad * shape.shape[-1]
+        return total
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """Returns training FLOPs a token: 6 N + 12 L D T, N without position embeddings.
+
+        The formula of Chowdhery et al. 2022 (PaLM, appendix B), attention not halved for
+        causality.
+        """
+        cfg = self.cfg
+        return 6 * self.n_params(positions=False) + 12 * cfg.n_layer * cfg.n_embd * seq_len
+
+
+def structure(model_config: ConfigDict) -> Structure:
+    """Returns the structure of the model that a resolved `config.model` describes."""
+    cfg = FrozenConfigDict(model_config)
+    abstract = nnx.eval_shape(lambda: GPT2(cfg, jax.random.key(0)))
+    graphdef, state = nnx.split(abstract)
+    infos = jax.tree.map(_info, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return Structure(cfg, graphdef, nnx.to_pure_dict(state), nnx.to_pure_dict(infos))
+
+
+def _info(variable: nnx.Variable) -> Info:
+    meta = variable.get_metadata()
+    return Info(Role(meta["role"]), meta.get("in_axes", ()), meta.get("out_axes", ()))

@@ -1,0 +1,72 @@
+"""Progress: a bar on a terminal, a line every so often in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import timedelta
+
+from tqdm import tqdm
+
+LOG_SECONDS = 10.0
+
+
+class Progress:
+    """Shows the steps done, the last loss, tokens/s and the time left.
+
+    Args:
+      first: steps already done, where a run continues.
+      tokens_per_step: tokens of one update.
+    """
+
+    def __init__(self, steps: int, first: int, tokens_per_step: int) -> None:
+        self._steps, self._tokens = steps, tokens_per_step
+        self._loss = float("nan")
+        self._val = ""
+        self._terminal = sys.stderr.isatty()
+        self._started = self._shown = time.monotonic()
+        self._first, self._step = first, first
+        self._bar = tqdm(
+            total=steps,
+            initial=first,
+            disable=not self._terminal,
+            dynamic_ncols=True,
+            bar_format="{percentage:3.0f}% {bar} {n}/{total} [{elapsed}<{remaining}{postfix}]",
+            mininterval=0.2,
+        )
+
+    def advance(self, step: int) -> None:
+        """Says that `step` updates are done."""
+        self._step = step
+        self._bar.set_postfix_str(self._numbers(), refresh=False)
+        self._bar.update(step - self._bar.n)
+        now = time.monotonic()
+        if not self._terminal and now - self._shown >= LOG_SECONDS:
+            self._shown = now
+            left = timedelta(seconds=round((self._steps - step) / max(self._speed(), 1e-9)))
+            print(f"step {step}/{self._steps}  {self._numbers()}  {left} left", file=sys.stderr)
+
+    def show(self, loss: float) -> None:
+        """Takes the training loss to show from now on."""
+        self._loss = loss
+
+    def note(self, line: str, val_loss: float | None = None) -> None:
+        """Prints a line above the bar."""
+        if val_loss is not None:
+            self._val = f", val {val_loss:.4f}"
+        with tqdm.external_write_mode(file=sys.stderr):
+            print(line, file=sys.stderr)
+
+    def pause(self, seconds: float) -> None:
+        """Leaves time spent outside of training (an evaluation) out of the speed."""
+        self._started += seconds
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        self._bar.close()
+
+    def _speed(self) -> float:
+        return (self._step - self._first) / max(time.monotonic() - self._started, 1e-9)
+
+    def _numbers(self) -> str:
+        return f"loss {self._loss:.4f}{self._val}, {self._speed() * self._tokens:,.0f} tok/s"

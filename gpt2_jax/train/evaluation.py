@@ -1,0 +1,112 @@
+"""Loss and accuracy on a fixed sequence of tokens, each predicted once, weighted by tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from gpt2_jax.data.shards import Tokens
+from gpt2_jax.model.structure import Structure
+from gpt2_jax.train.loss import cross_entropy
+from gpt2_jax.train.mesh import DATA, by_rows
+
+
+@dataclass(frozen=True)
+class Score:
+    """Sums over the predicted tokens."""
+
+    nats: float
+    correct: int
+    tokens: int
+
+    @property
+    def loss(self) -> float:
+        """Mean nats a token."""
+        return self.nats / self.tokens
+
+    def metrics(self, bytes_per_token: float | None) -> dict[str, float]:
+        """Returns `val/*` as `metrics.jsonl` has them; bits per byte where bytes are known."""
+        out = {"val/loss": self.loss, "val/accuracy": self.correct / self.tokens}
+        if bytes_per_token:
+            out["val/bits_per_byte"] = self.loss / math.log(2) / bytes_per_token
+        return out
+
+
+def windows(n_tokens: int, seq_len: int, stride: int) -> Iterator[tuple[int, int, int]]:
+    """Yields (start, length, scored): windows that predict tokens 1 .. n_tokens-1 once each.
+
+    A window reads `length` + 1 tokens from `start` and scores its last `scored` predictions; with
+    a stride below `seq_len` the others are context, scored before.
+    """
+    done = 0  # predictions scored so far; the next one predicts token done + 1
+    while done < n_tokens - 1:
+        end = min(done + (seq_len if done == 0 else stride), n_tokens - 1)
+        start = max(0, end - seq_len)
+        if stride == seq_len:
+            start = done
+        yield start, end - start, end - done
+        done = end
+
+
+class Evaluator:
+    """Scores tokens under a model; compiled once.
+
+    Args:
+      batch_size: windows at a time, a multiple of the mesh's data axis.
+    """
+
+    def __init__(self, structure: Structure, mesh: Mesh, seq_len: int, batch_size: int) -> None:
+        self._mesh, self._seq_len, self._batch_size = mesh, seq_len, batch_size
+        everywhere, rows = PartitionSpec(), PartitionSpec(DATA)
+
+        def local(params: Any, tokens_bT1: jax.Array, mask_bT: jax.Array) -> jax.Array:
+            logits_bTV = structure.bind(params)(tokens_bT1[:, :-1])
+            targets_bT = tokens_bT1[:, 1:]
+            nats = (cross_entropy(logits_bTV, targets_bT) * mask_bT).sum()
+            hits = ((logits_bTV.argmax(-1) == targets_bT) * mask_bT).sum()
+            return jnp.stack([nats, hits.astype(jnp.float32)])[None]
+
+        # One row of sums for each device, added up by the host: batches do not wait for each
+        # other, and programs with collectives in flight together can lock up a CPU's few threads.
+        self._sums = jax.jit(
+            jax.shard_map(local, mesh=mesh, in_specs=(everywhere, rows, rows), out_specs=rows)
+        )
+
+    def score(
+        self, params: Any, tokens: Tokens, limit: int | None = None, stride: int | None = None
+    ) -> Score:
+        """Returns the score of `tokens`, of at most `limit` predictions.
+
+        The batches are all dispatched before the one read of their sums.
+        """
+        n_tokens = len(tokens) if limit is None else min(len(tokens), limit + 1)
+        sums = []
+        for batch, mask in self._batches(tokens, n_tokens, stride or self._seq_len):
+            sharding = by_rows(self._mesh)
+            sums.append(self._sums(params, *jax.device_put((batch, mask), sharding)))
+        nats, correct = np.sum(jax.device_get(sums), axis=(0, 1), dtype=np.float64)
+        return Score(float(nats), round(correct), n_tokens - 1)
+
+    def _batches(
+        self, tokens: Tokens, n_tokens: int, stride: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        rows, shape = 0, (self._batch_size, self._seq_len)
+        for start, length, scored in windows(n_tokens, self._seq_len, stride):
+            if rows == 0:
+                batch = np.zeros((shape[0], shape[1] + 1), np.int32)
+                mask = np.zeros(shape, np.float32)
+            batch[rows, : length + 1] = tokens.window(start, length + 1)
+            mask[rows, length - scored : length] = 1.0
+            rows += 1
+            if rows == self._batch_size:
+                yield batch, mask
+                rows = 0
+        if rows:
+            yield batch, mask

@@ -1,0 +1,61 @@
+"""Which devices run the program, and how arrays lie on them."""
+
+from __future__ import annotations
+
+import os
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from gpt2_jax.errors import UserError
+
+DATA = "data"
+
+
+def configure_devices(config: ConfigDict) -> None:
+    """Sets what jax fixes at its first use: CPU devices, deterministic kernels, compile cache.
+
+    On a CPU every core becomes a device, as far as the batch can be split over them: one program
+    on many cores leaves them idle between its small operations. Call before jax is used.
+    """
+    if config.train.deterministic:
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
+    wanted = config.mesh.data or _largest_divisor(_micro_batch(config), len(os.sched_getaffinity(0)))
+    already = jax.config.jax_num_cpu_devices > 0 or "host_platform_device_count" in os.environ.get(
+        "XLA_FLAGS", ""
+    )
+    if not already:
+        jax.config.update("jax_num_cpu_devices", wanted)
+
+
+def make_mesh(config: ConfigDict) -> Mesh:
+    """Returns a mesh with a `data` axis: `mesh.data` devices, or as many as divide the batch.
+
+    Raises:
+      UserError: if there are fewer devices than `mesh.data`.
+    """
+    devices = jax.devices()
+    n = config.mesh.data or _largest_divisor(_micro_batch(config), len(devices))
+    if n > len(devices):
+        raise UserError(f"mesh.data={n}, but there are {len(devices)} devices; lower or unset it")
+    return Mesh(devices[:n], (DATA,), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of what every device holds whole: the train state."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def by_rows(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of a batch: rows spread over the `data` axis."""
+    return NamedSharding(mesh, PartitionSpec(DATA))
+
+
+def _micro_batch(config: ConfigDict) -> int:
+    return config.train.batch_size // config.train.accumulation
+
+
+def _largest_divisor(n: int, limit: int) -> int:
+    return max(d for d in range(1, limit + 1) if n % d == 0)

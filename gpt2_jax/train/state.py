@@ -1,0 +1,64 @@
+"""Everything that the next update depends on, as one plain pytree."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from gpt2_jax.model.structure import Structure
+from gpt2_jax.train.mesh import replicated
+
+
+class Guard(NamedTuple):
+    """What decides whether an update is skipped.
+
+    Attributes:
+      skipped: updates skipped so far. in_a_row: of them, directly before now.
+      taken: updates taken. norm_mean, norm_var: running moments of their gradients' norm.
+    """
+
+    skipped: jax.Array
+    in_a_row: jax.Array
+    taken: jax.Array
+    norm_mean: jax.Array
+    norm_var: jax.Array
+
+
+class State(NamedTuple):
+    """A run between two updates.
+
+    Attributes:
+      step: updates done (skipped ones included).
+      seed: of the run; every random number is folded from it, the step and a purpose.
+    """
+
+    step: jax.Array
+    seed: jax.Array
+    params: dict[str, Any]
+    opt_state: optax.OptState
+    guard: Guard
+
+
+def purpose_key(seed: jax.Array | int, purpose: str) -> jax.Array:
+    """Returns the key of one use of randomness: `init`, `dropout`, `sample`."""
+    index = ("init", "dropout", "sample").index(purpose)
+    return jax.random.fold_in(jax.random.key(seed), index)
+
+
+def init_state(
+    config: ConfigDict, structure: Structure, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> State:
+    """Returns the state before the first update, made on the mesh in one compiled program."""
+
+    def make() -> State:
+        params = structure.init(purpose_key(config.seed, "init"))
+        zero = jnp.int32(0)
+        guard = Guard(zero, zero, zero, jnp.float32(0), jnp.float32(0))
+        return State(zero, jnp.uint32(config.seed), params, optimizer.init(params), guard)
+
+    return jax.jit(make, out_shardings=replicated(mesh))()
