@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 
 from gpt2_jax import config
 from gpt2_jax.errors import EXIT_WRONG_INPUT, UserError, suggestion
@@ -17,6 +17,7 @@ def guarded(main: Callable[[list[str]], Any]) -> Callable[[list[str]], Any]:
     """Returns `main` with a `UserError` turned into one line on stderr and its exit code."""
 
     def run(argv: list[str]) -> Any:
+        logging.set_verbosity(logging.ERROR)  # jax and orbax narrate what they do
         try:
             if len(argv) > 1:
                 raise UserError(f"{argv[1]!r} is no flag; flags look like --name=value")

@@ -115,9 +115,9 @@ FIELDS: dict[str, Field] = {
     "track.wandb.mode": Field(
         None, "`online`, `offline`, `disabled`; unset: online if logged in, else offline", str
     ),
-    "track.wandb.project": Field("gpt2_jax", "wandb project"),
+    "track.wandb.project": Field(None, "wandb project; unset: WANDB_PROJECT, else gpt2_jax", str),
     "track.wandb.entity": Field(None, "wandb team or user", str),
-    "track.wandb.name": Field(None, "wandb run name; unset: the work directory's", str),
+    "track.wandb.name": Field(None, "wandb run name; unset: WANDB_NAME, else the work directory's", str),
     "track.wandb.group": Field(None, "wandb group", str),
     "track.wandb.tags": Field((), "wandb tags"),
 }

@@ -6,18 +6,22 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from gpt2_jax.model.parts import Init, Linear, dropout
 
 Cache = tuple[jax.Array, jax.Array]  # keys and values, each (B, S, H, K)
 
 
-def resolve_kernel(attention: str, dtype: str, platform: str) -> str:
-    """Returns the kernel that `model.attention` means on a platform: "cudnn" or "xla"."""
-    if attention != "auto":
-        return attention
-    return "cudnn" if platform == "gpu" and dtype == "bfloat16" else "xla"
+def resolve_kernel(cfg: ConfigDict | FrozenConfigDict, platform: str) -> str:
+    """Returns the kernel that `model.attention` means on a platform: "cudnn" or "xla".
+
+    cuDNN's has no dropout on the attention weights and no float32.
+    """
+    if cfg.attention != "auto":
+        return cfg.attention
+    able = platform == "gpu" and cfg.dtype == "bfloat16" and cfg.dropout == 0.0
+    return "cudnn" if able else "xla"
 
 
 class Attention(nnx.Module):
@@ -26,7 +30,7 @@ class Attention(nnx.Module):
     def __init__(self, cfg: FrozenConfigDict, init: Init, out_std: float):
         width, heads = cfg.n_embd, cfg.n_head
         head_width = width // heads
-        self.kernel, self.rate, self.dtype = cfg.attention, cfg.dropout, cfg.dtype
+        self.kernel, self.rate = resolve_kernel(cfg, jax.default_backend()), cfg.dropout
         self.qkv = Linear(
             (width,),
             (3, heads, head_width),
@@ -42,7 +46,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array, keys_B: jax.Array | None = None) -> jax.Array:
         q_BTHK, k_BTHK, v_BTHK = self.project(x_BTD)
-        if resolve_kernel(self.kernel, self.dtype, jax.default_backend()) == "cudnn":
+        if self.kernel == "cudnn":
             # Raises rather than falls back where the kernel cannot be had.
             o_BTHK = jax.nn.dot_product_attention(
                 q_BTHK, k_BTHK, v_BTHK, is_causal=True, implementation="cudnn"

@@ -29,7 +29,7 @@ class Info:
     out_axes: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity, so that it can be a static argument
 class Structure:
     """A GPT-2 without values.
 

@@ -1,0 +1,46 @@
+# Two commands from a bare machine: `make quickstart` and `make test`.
+# PYTHON=python3.12 picks the interpreter, EXTRA=cuda13 (or tpu, or several with commas) adds extras.
+PYTHON ?= python3
+EXTRA ?=
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+
+MINOR := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+CONSTRAINTS := $(wildcard constraints/python$(MINOR).txt)
+EXTRAS := dev$(if $(EXTRA),$(comma)$(EXTRA))
+comma := ,
+STAMP := $(VENV)/.installed-$(MINOR)-$(subst $(comma),-,$(EXTRA))
+
+.PHONY: quickstart test test-slow check format clean install
+.DELETE_ON_ERROR:
+
+quickstart: install
+	$(RUN) train.py --config=configs/quickstart.py --workdir=runs/quickstart
+
+test: check
+	$(RUN) -m pytest -m "not slow"
+
+test-slow: install
+	$(RUN) -m pytest -m slow
+
+check: install
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+format: install
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "gpt2_jax needs Python 3.11 or newer, and $(PYTHON) is $(or $(MINOR),not there); set PYTHON=python3.11"; exit 2; }
+	@$(if $(CONSTRAINTS),,echo "Python $(MINOR) has no file in constraints/: installing within the bounds of pyproject.toml")
+	$(PYTHON) -m venv --clear $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[$(EXTRAS)]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

@@ -1,0 +1,23 @@
+"""A byte-level GPT of 0.8M parameters on tiny Shakespeare: nanoGPT's CPU shape."""
+
+from ml_collections import ConfigDict
+
+from gpt2_jax import config as configs
+
+
+def get_config() -> ConfigDict:
+    config = configs.default()
+    config.model.n_layer = 4
+    config.model.n_head = 4
+    config.model.n_embd = 128
+    config.model.n_positions = 64
+    config.data.source = "data/tinyshakespeare.txt"
+    config.data.seq_len = 64
+    config.optimizer.peak_lr = 1e-3
+    config.optimizer.warmup_steps = 100
+    config.optimizer.b2 = 0.99
+    config.train.steps = 2000
+    config.train.batch_size = 12
+    config.train.eval_every = 1000
+    config.train.checkpoint_every = 1000
+    return config

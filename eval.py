@@ -1,0 +1,37 @@
+"""Evaluates a run: `python eval.py --workdir=runs/quickstart [--data=SOURCE] [--stride=S]`."""
+
+from __future__ import annotations
+
+import json
+
+from absl import app, flags
+
+from gpt2_jax import cli
+from gpt2_jax.errors import UserError
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "the run")
+_STEP = flags.DEFINE_integer("step", None, "checkpoint to evaluate; unset: the latest")
+_DATA = flags.DEFINE_string("data", None, "text to evaluate on; unset: the run's validation text")
+_STRIDE = flags.DEFINE_integer(
+    "stride", None, "tokens between windows; unset: seq_len, so that they do not overlap"
+)
+_JSON = flags.DEFINE_bool("json", False, "print one JSON object instead of lines")
+
+
+def main(argv: list[str]) -> None:
+    """Prints loss, accuracy, perplexity and bits per byte."""
+    del argv
+    if not _WORKDIR.value:
+        raise UserError("give --workdir, the directory of a run")
+    from gpt2_jax.evaluate.perplexity import evaluate_run
+
+    result = evaluate_run(_WORKDIR.value, _STEP.value, _DATA.value, _STRIDE.value)
+    if _JSON.value:
+        print(json.dumps(result))
+    else:
+        for name, value in result.items():
+            print(f"{name:<22} {value:,.6g}" if isinstance(value, float) else f"{name:<22} {value}")
+
+
+if __name__ == "__main__":
+    app.run(cli.guarded(main), flags_parser=cli.parse_flags)

@@ -1,0 +1,54 @@
+"""Loss and perplexity of a run's checkpoint on any text."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from gpt2_jax.data.corpus import open_corpus
+from gpt2_jax.errors import UserError
+from gpt2_jax.train.evaluation import Evaluator
+from gpt2_jax.train.restore import open_run
+
+
+def evaluate_run(
+    workdir: str, step: int | None, data: str | None, stride: int | None
+) -> dict[str, Any]:
+    """Returns what `eval.py` prints: counts, loss in nats, accuracy, perplexity, bits per byte.
+
+    Args:
+      step: of the checkpoint; None for the latest.
+      data: as `data.source`; all of it is evaluated. None for the run's own validation text.
+      stride: predictions scored in each window, at most `seq_len`; None for all of them.
+
+    Raises:
+      UserError: if there is no such run, checkpoint or text.
+    """
+    run = open_run(workdir, step)
+    fields = run.config.data
+    if stride is not None and not 1 <= stride <= fields.seq_len:
+        raise UserError(f"--stride={stride} must be from 1 to the run's seq_len={fields.seq_len}")
+    if data is None:
+        corpus, _ = open_corpus(
+            fields.source, fields.val_source, fields.tokenizer, fields.val_fraction
+        )
+    else:
+        corpus, _ = open_corpus(None, data, fields.tokenizer, fields.val_fraction)
+    if len(corpus.val) < 2:
+        raise UserError(f"--data={data} has fewer than two tokens")
+    train = run.config.train
+    evaluator = Evaluator(
+        run.structure, run.mesh, fields.seq_len, train.batch_size // train.accumulation
+    )
+    score = evaluator.score(run.params, corpus.val, stride=stride)
+    metrics = score.metrics(corpus.bytes_per_token("val"))
+    return {
+        "step": run.step,
+        "data": data or f"validation part of {fields.source}",
+        "tokens": score.tokens,
+        "stride": stride or fields.seq_len,
+        "loss": metrics["val/loss"],
+        "perplexity": math.exp(score.loss),
+        "accuracy": metrics["val/accuracy"],
+        "bits_per_byte": metrics.get("val/bits_per_byte"),
+    }

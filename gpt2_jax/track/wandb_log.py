@@ -1,0 +1,202 @@
+"""Rows to wandb from a thread of its own: failing, slow or away, it never holds up the run.
+
+metrics.jsonl is the record and wandb a copy of it. A copy begins after the last row that wandb
+already has, be it on the server or in an offline run's file, and rows that a kill kept from it are
+taken from the record. So every row arrives once, in order, under one run id.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt2_jax.track.metrics import Row
+
+INIT_SECONDS = 10
+FINISH_SECONDS = 15
+SEND_SECONDS = 2  # how often rows leave; wandb's own 15 s are lost when the process is killed
+
+
+@dataclass(frozen=True)
+class WandbOptions:
+    """What `track.wandb.*` and the run directory say; None leaves it to WANDB_* or to wandb."""
+
+    run_id: str
+    workdir: Path
+    mode: str | None
+    project: str | None
+    entity: str | None
+    name: str | None
+    group: str | None
+    tags: tuple[str, ...]
+
+
+class WandbLog:
+    """A run on wandb.
+
+    Args:
+      rows: those of metrics.jsonl so far, for what wandb does not have yet.
+      say: told one line of where the run is to be seen, or of what went wrong.
+    """
+
+    def __init__(
+        self,
+        options: WandbOptions,
+        config: dict[str, Any],
+        rows: list[Row],
+        say: Callable[[str], None],
+    ) -> None:
+        self._options, self._config, self._rows, self._say = options, config, rows, say
+        self._queue: queue.Queue[Callable[[Any], None] | None] = queue.Queue()
+        self._next_step = 0
+        self._exit_code = 0
+        self._thread: threading.Thread | None = None
+        if (options.mode or os.environ.get("WANDB_MODE")) != "disabled":
+            self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+            self._thread.start()
+
+    def log(self, row: Row) -> None:
+        """Hands over a row of metrics.jsonl."""
+        self._queue.put(lambda run: self._send(run, row))
+
+    def summarize(self, values: dict[str, Any]) -> None:
+        """Sets fields of the run's summary."""
+        self._queue.put(lambda run: run.summary.update(values))
+
+    def show(self, step: int, image: Path | None, text: str | None) -> None:
+        """Hands over the loss curve and a sample text, to stand in the last row."""
+
+        def send(run: Any) -> None:
+            import wandb
+
+            media: dict[str, Any] = {}
+            if image is not None and image.exists():
+                media["loss_curve"] = wandb.Image(str(image))
+            if text is not None:
+                media["sample"] = wandb.Html(f"<pre>{html.escape(text)}</pre>", inject=False)
+            run.log(media, step=step)
+
+        self._queue.put(send)
+
+    def close(self, exit_code: int) -> None:
+        """Gives wandb a bounded time to finish, and goes on without it after that."""
+        if self._thread is None:
+            return
+        self._exit_code = exit_code
+        self._queue.put(None)
+        self._thread.join(INIT_SECONDS + FINISH_SECONDS + 5)
+        if self._thread.is_alive():
+            self._say(f"wandb does not answer; later: wandb sync {self._options.workdir}/wandb/*run*")
+
+    def _work(self) -> None:
+        # wandb replaces both when it starts.
+        excepthook, sys_exit = sys.excepthook, sys.exit
+        run = None
+        try:
+            run = self._start()
+            for row in self._rows:
+                self._send(run, row)
+        except Exception as error:
+            self._say(f"wandb: not tracked there ({_line(error)})")
+        finally:
+            sys.excepthook, sys.exit = excepthook, sys_exit
+        while (task := self._queue.get()) is not None:
+            if run is not None:
+                run = self._attempt(task, run)
+        if run is not None:
+            self._attempt(lambda run: run.finish(exit_code=self._exit_code), run)
+
+    def _attempt(self, task: Callable[[Any], None], run: Any) -> Any:
+        try:
+            task(run)
+            return run
+        except Exception as error:
+            self._say(f"wandb: no longer tracked there ({_line(error)})")
+            return None
+
+    def _send(self, run: Any, row: Row) -> None:
+        if row["step"] >= self._next_step:
+            values = {k: v for k, v in row.items() if k != "step" and v is not None}
+            run.log(values, step=row["step"])  # open for more until a row of a later step
+            self._next_step = row["step"] + 1
+
+    def _start(self) -> Any:
+        # Its error reports would add 10 s to the end of a run without a network.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        import wandb
+
+        wandb.setup(wandb.Settings(silent=True))
+        mode = self._options.mode or os.environ.get("WANDB_MODE")
+        if mode is None:
+            mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
+        if mode == "online":
+            try:
+                run = self._init("online")
+                self._next_step = run.starting_step
+                self._say(f"wandb: {run.url}")
+                return run
+            except Exception as error:
+                self._say(f"wandb: cannot be reached ({_line(error)}); going on offline")
+                wandb.teardown()
+        earlier = offline_runs(self._options.workdir, self._options.run_id)
+        run = self._init("offline")
+        self._next_step = 1 + max(map(last_step, earlier), default=-1)
+        self._say(f"wandb: offline; upload it with: wandb sync {run.settings.sync_dir}")
+        return run
+
+    def _init(self, mode: Any) -> Any:
+        import wandb
+
+        options, env = self._options, os.environ
+        return wandb.init(
+            id=options.run_id,
+            resume="allow",
+            mode=mode,
+            dir=str(options.workdir),
+            project=options.project or env.get("WANDB_PROJECT") or "gpt2_jax",
+            entity=options.entity,
+            name=options.name or env.get("WANDB_NAME") or options.workdir.absolute().name,
+            group=options.group,
+            tags=options.tags or None,
+            config=self._config,
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                save_code=False,
+                init_timeout=INIT_SECONDS,
+                finish_timeout=FINISH_SECONDS,
+                x_file_stream_transmit_interval=SEND_SECONDS,
+                x_transaction_log_flush_interval=SEND_SECONDS,
+            ),
+        )
+
+
+def offline_runs(workdir: Path, run_id: str) -> list[Path]:
+    """Returns the folders of this run's offline parts, oldest first."""
+    return sorted((workdir / "wandb").glob(f"offline-run-*-{run_id}"))
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """Returns the rows of an offline part, as wandb itself reads them."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    records = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return [record["history"]["item"] for record in records if record["type"] == "history"]
+
+
+def last_step(folder: Path) -> int:
+    """Returns the last step in an offline part, -1 if there is none."""
+    return max((int(row["_step"]) for row in history(folder)), default=-1)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

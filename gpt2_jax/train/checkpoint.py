@@ -1,0 +1,181 @@
+"""Checkpoints that are whole or absent, and proved undamaged before they are used.
+
+    checkpoints/00000500.partial/   being written; deleted at the next start
+    checkpoints/00000500/           valid: renamed into place when all of it is on disk
+        state/                      orbax
+        meta.json                   the step and its validation loss, if it was evaluated
+        SHA256SUMS                  of every other file (`sha256sum -c` reads it)
+    checkpoints/00000500.damaged/   failed its sums; kept, never used
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from gpt2_jax.files import disk_errors, sha256, write_atomic, write_json
+from gpt2_jax.train.state import State
+
+SUMS = "SHA256SUMS"
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+      folder: `checkpoints/` of the run directory.
+      keep: how many of the latest stay; the one of lowest validation loss stays as well.
+      before_commit: called in the saving thread once a checkpoint's files are on disk and before
+        it becomes valid; what it raises keeps the checkpoint from becoming valid.
+    """
+
+    def __init__(
+        self, folder: Path, keep: int = 2, before_commit: Callable[[], None] = lambda: None
+    ) -> None:
+        self._folder, self._keep, self.before_commit = folder, keep, before_commit
+        self._thread = ThreadPoolExecutor(1)
+        self._saving: Future[None] | None = None
+
+    @cached_property
+    def _orbax(self) -> ocp.StandardCheckpointer:
+        return ocp.StandardCheckpointer()  # starts jax's backend, so not before it is needed
+
+    def clean(self) -> None:
+        """Deletes what a killed process left half written."""
+        for leftover in self._folder.glob("*.partial*"):
+            shutil.rmtree(leftover)
+
+    def steps(self) -> list[int]:
+        """Returns the steps that have a checkpoint, oldest first; it may still be damaged."""
+        return sorted(int(p.name) for p in self._folder.glob("[0-9]*") if p.name.isdigit())
+
+    def latest(self, say: Callable[[str], None], set_aside: bool = False) -> int | None:
+        """Returns the last step whose checkpoint is undamaged, None if there is none.
+
+        Args:
+          say: told of each damaged one that is passed over.
+          set_aside: whether to rename the damaged ones, so that their steps can be saved again.
+        """
+        for step in reversed(self.steps()):
+            fault = damage(self.path(step))
+            if fault is None:
+                return step
+            say(f"checkpoint {self.path(step)} is damaged ({fault}): passed over")
+            if set_aside:
+                self._set_aside(self.path(step))
+        return None
+
+    def best(self) -> int | None:
+        """Returns the step of lowest validation loss among the checkpoints that have one."""
+        losses = {step: self._val_loss(step) for step in self.steps()}
+        known = {step: loss for step, loss in losses.items() if loss is not None}
+        return min(known, key=lambda step: known[step]) if known else None
+
+    def path(self, step: int) -> Path:
+        """Returns the folder of a step's checkpoint."""
+        return self._folder / f"{step:08d}"
+
+    def save(self, step: int, state: State, val_loss: float | None) -> None:
+        """Starts saving; returns when `state` may be donated. Raises what the save before met."""
+        self.wait()
+        partial = self._folder / f"{step:08d}.partial"
+        with disk_errors(f"checkpoint {step}"):
+            partial.mkdir(parents=True)
+            write_json(partial / "meta.json", {"step": step, "val_loss": val_loss})
+            self._orbax.save(partial / "state", state)
+        self._saving = self._thread.submit(self._commit, step, partial)
+
+    def wait(self) -> None:
+        """Returns once the last save is valid; raises what kept it from becoming so."""
+        if self._saving is not None:
+            saving, self._saving = self._saving, None
+            with disk_errors("a checkpoint"):
+                saving.result()
+
+    def restore(self, step: int, like: State) -> State:
+        """Returns the state of a checkpoint, laid out as `like` is (arrays or their shapes)."""
+        return self._orbax.restore(self.path(step) / "state", jax.tree.map(_abstract, like))
+
+    def close(self) -> None:
+        """Waits for the last save and ends the threads."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            self._orbax.close()
+
+    def _commit(self, step: int, partial: Path) -> None:
+        self._orbax.wait_until_finished()
+        write_atomic(partial / SUMS, render_sums(partial))
+        self.before_commit()
+        os.replace(partial, self.path(step))
+        _sync_folder(self._folder)
+        self._delete_old()
+
+    def _delete_old(self) -> None:
+        kept = {*self.steps()[-self._keep :], self.best()}
+        for step in self.steps():
+            if step not in kept:
+                # Renamed first: a kill while deleting must not leave what looks like damage.
+                doomed = self.path(step).rename(self._folder / f"{step:08d}.partial")
+                shutil.rmtree(doomed)
+
+    def _val_loss(self, step: int) -> float | None:
+        try:
+            return json.loads((self.path(step) / "meta.json").read_text())["val_loss"]
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def _set_aside(self, path: Path) -> None:
+        number = 0
+        while (aside := path.with_name(f"{path.name}.damaged{number or ''}")).exists():
+            number += 1
+        path.rename(aside)
+
+
+def render_sums(folder: Path) -> str:
+    """Returns the text of SHA256SUMS: a line for each other file, in the order of their names."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / SUMS)
+    return "".join(f"{sha256(path)}  {path.relative_to(folder)}\n" for path in files)
+
+
+def damage(folder: Path) -> str | None:
+    """Returns what is wrong with a checkpoint's files, None if every bit is as it was saved."""
+    try:
+        expected = (folder / SUMS).read_bytes()
+    except OSError:
+        return f"no {SUMS}"
+    found = render_sums(folder)
+    if found.encode() == expected:
+        return None
+    want = dict(reversed(line.split("  ", 1)) for line in _lines(expected) if "  " in line)
+    have = dict(reversed(line.split("  ", 1)) for line in found.splitlines())
+    if set(want) != set(have):
+        return f"files differ from {SUMS}: {', '.join(sorted(set(want) ^ set(have))[:3])}"
+    wrong = [name for name in have if want[name] != have[name]]
+    return f"{', '.join(wrong[:3]) or SUMS} changed"
+
+
+def _lines(text: bytes) -> list[str]:
+    return text.decode(errors="replace").splitlines()
+
+
+def _abstract(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,300 @@
+"""From a config and a directory to a trained model: set up, feed the step, write down, save."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from gpt2_jax import config as configs
+from gpt2_jax.data.corpus import open_corpus
+from gpt2_jax.data.sampler import Sampler
+from gpt2_jax.data.shards import Corpus
+from gpt2_jax.data.tokenizer import Tokenizer
+from gpt2_jax.errors import EXIT_DIVERGED, EXIT_FINISHED, EXIT_STOPPED, Diverged
+from gpt2_jax.files import disk_errors, write_atomic
+from gpt2_jax.track.bar import Progress
+from gpt2_jax.track.metrics import MetricsFile, Row, read_rows
+from gpt2_jax.track.plot import plot_loss
+from gpt2_jax.track.throughput import utilisation
+from gpt2_jax.track.wandb_log import WandbLog, WandbOptions
+from gpt2_jax.train import report
+from gpt2_jax.train.checkpoint import Checkpoints
+from gpt2_jax.train.evaluation import Evaluator
+from gpt2_jax.train.feed import Prefetch, StopSignal
+from gpt2_jax.train.mesh import configure_devices
+from gpt2_jax.train.program import Program, compile_program
+from gpt2_jax.train.rundir import RunDirectory
+from gpt2_jax.train.state import State
+
+# (model structure, parameters, tokenizer, length, seed) -> text
+Sample = Callable[[Any, Any, Tokenizer, int, int], str]
+
+
+def train(config: ConfigDict, workdir: str, sample: Sample | None = None) -> int:
+    """Trains, or continues, the run in `workdir`, and returns the process's exit code.
+
+    A run is resumed in this order: 1. the config and the text must be those of the directory;
+    2. the step is compiled; 3. the newest undamaged checkpoint is restored; 4. rows of
+    metrics.jsonl past it are cut off; 5. batches start at its step.
+
+    Args:
+      sample: makes the text that is shown at the end.
+
+    Raises:
+      UserError: for wrong input, before anything expensive.
+      Diverged: if too many updates in a row had to be skipped.
+    """
+    configs.check(config)
+    directory = RunDirectory(workdir)
+    corpus, tokenizer = open_corpus(
+        config.data.source, config.data.val_source, config.data.tokenizer, config.data.val_fraction
+    )
+    config = configs.resolve(config, tokenizer.size)
+    assert corpus.train is not None
+    sampler = Sampler(corpus.train, config.data.seq_len, config.train.batch_size, config.seed)
+    directory.lock()
+    try:
+        for line in directory.claim(config, corpus):
+            print(f"changed: {line}")
+        configure_devices(config)
+        with StopSignal() as stop:
+            program = compile_program(config)
+            run = _open_run(config, directory, corpus, program, sampler)
+            return run.go(stop, tokenizer, sample)
+    finally:
+        directory.unlock()
+
+
+def _open_run(
+    config: ConfigDict,
+    directory: RunDirectory,
+    corpus: Corpus,
+    program: Program,
+    sampler: Sampler,
+) -> Run:
+    with disk_errors("checkpoints/"):
+        directory.checkpoints_path.mkdir(exist_ok=True)
+    checkpoints = Checkpoints(directory.checkpoints_path, config.train.keep_checkpoints)
+    checkpoints.clean()
+    found = checkpoints.latest(lambda line: print(f"warning: {line}"), set_aside=True)
+    first = found or 0
+    remaining = config.train.steps - first
+    seconds = program.trial_seconds(sampler.batch(first)) if remaining >= 10 else math.nan
+    state = program.init()
+    if found is not None:
+        state = checkpoints.restore(found, state)
+        print(f"continuing {directory.path} after update {found}")
+    if remaining >= 10:
+        print(report.start_report(config, program, corpus, first, seconds), flush=True)
+    directory.describe(config, report.facts(config, program), first)
+    metrics = MetricsFile(directory.metrics_path, -1 if found is None else found)
+    checkpoints.before_commit = metrics.sync
+    return Run(config, directory, corpus, program, sampler, checkpoints, metrics, state, first)
+
+
+@dataclass
+class Run:
+    """A run in progress. `step` counts the updates dispatched."""
+
+    config: ConfigDict
+    directory: RunDirectory
+    corpus: Corpus
+    program: Program
+    sampler: Sampler
+    checkpoints: Checkpoints
+    metrics: MetricsFile
+    state: State
+    step: int
+    stopped_by: str | None = None
+    wandb: WandbLog = field(init=False)
+    progress: Progress = field(init=False)
+    evaluator: Evaluator = field(init=False)
+
+    def __post_init__(self) -> None:
+        train, seq_len = self.config.train, self.config.data.seq_len
+        self.progress = Progress(train.steps, self.step, report.tokens_per_step(self.config))
+        self.wandb = WandbLog(
+            wandb_options(self.config, self.directory),
+            self.config.to_dict(),
+            read_rows(self.directory.metrics_path),
+            self.progress.note,
+        )
+        self.evaluator = Evaluator(
+            self.program.structure, self.program.mesh, seq_len, train.batch_size // train.accumulation
+        )
+        self.tokens_per_step = report.tokens_per_step(self.config)
+        self.flops_per_token = self.program.structure.flops_per_token(seq_len)
+        self.device_kind = self.program.mesh.devices.flat[0].device_kind
+        self.pending: tuple[int, dict[str, jax.Array]] | None = None
+        self.clock = time.monotonic()  # when the last row was read, less pauses
+        self.clock_step = self.step
+
+    def go(self, stop: StopSignal, tokenizer: Tokenizer, sample: Sample | None) -> int:
+        """Trains to the end or to a signal, and leaves the directory complete."""
+        code = EXIT_DIVERGED
+        try:
+            with jax.transfer_guard("disallow"):
+                self._train(stop)
+            code = EXIT_STOPPED if self.stopped_by else EXIT_FINISHED
+            self.checkpoints.close()
+            self.progress.close()
+            text = None if self.stopped_by else self._sample(tokenizer, sample)
+            self._finish(text)
+        finally:
+            self.metrics.close()
+            self.wandb.close(code)
+        return code
+
+    def _train(self, stop: StopSignal) -> None:
+        steps = self.config.train.steps
+        if self.step == 0:
+            self._write({"step": 0, "tokens": 0, **self._evaluate()})
+        with Prefetch(self.sampler.batch, self.program.put, self.step, steps) as batches:
+            before: jax.Array | None = None
+            for batch in batches:
+                if stop.requested:
+                    break
+                self.state, metrics = self.program.step(self.state, batch)
+                self.step += 1
+                # Wait for the update before: one runs, one is queued, the host is never further.
+                if before is not None:
+                    before.block_until_ready()
+                    self.progress.advance(self.step - 1)
+                before = metrics["loss"]
+                self._read_pending()
+                if self._due(self.step):
+                    self.pending = (self.step, metrics)
+                if self._is_stop(self.step):
+                    self._pause_to_evaluate_and_save()
+        self._read_pending()
+        if stop.requested and self.step < steps:
+            self.stopped_by = stop.requested
+            if self.checkpoints.steps()[-1:] != [self.step]:
+                self.checkpoints.save(self.step, self.state, None)
+        self.progress.advance(self.step)
+
+    def _due(self, step: int) -> bool:
+        return step % self.config.train.log_every == 0 or self._is_stop(step)
+
+    def _is_stop(self, step: int) -> bool:
+        train = self.config.train
+        every = (train.eval_every, train.checkpoint_every)
+        return step == train.steps or any(step % n == 0 for n in every)
+
+    def _pause_to_evaluate_and_save(self) -> None:
+        row = self._row()
+        train, last = self.config.train, self.step == self.config.train.steps
+        paused = time.monotonic()
+        if last or self.step % train.eval_every == 0:
+            row |= self._evaluate()
+        self._write(row)
+        if last or self.step % train.checkpoint_every == 0:
+            self.checkpoints.save(self.step, self.state, row.get("val/loss"))
+        paused = time.monotonic() - paused
+        self.clock += paused
+        self.progress.pause(paused)
+
+    def _read_pending(self) -> None:
+        if self.pending is not None and (self.pending[0] < self.step or self._ended()):
+            self._write(self._row())
+
+    def _ended(self) -> bool:
+        return self.step == self.config.train.steps
+
+    def _row(self) -> Row:
+        """Reads the pending update's metrics from the devices: the only read in the loop."""
+        assert self.pending is not None
+        (step, metrics), self.pending = self.pending, None
+        values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        now = time.monotonic()
+        speed = (step - self.clock_step) * self.tokens_per_step / (now - self.clock)
+        self.clock, self.clock_step = now, step
+        self.progress.show(values["loss"])
+        if values["skipped_in_a_row"] >= self.config.optimizer.max_skipped:
+            raise Diverged(
+                f"update {step}: the last {values['skipped_in_a_row']} updates had a gradient "
+                "that was not finite or an outlier, and were skipped; lower optimizer.peak_lr, "
+                f"lengthen the warm-up, and start again ({self.directory.path} keeps the record)"
+            )
+        row = {
+            "step": step,
+            "tokens": step * self.tokens_per_step,
+            **{f"train/{name}": values[name] for name in ("loss", "grad_norm", "lr", "skipped")},
+            "perf/tokens_per_sec": speed,
+            "perf/step_ms": self.tokens_per_step / speed * 1e3,
+        }
+        n_devices = self.program.mesh.devices.size
+        mfu = utilisation(speed, self.flops_per_token, self.device_kind, n_devices)
+        return row if mfu is None else row | {"perf/mfu": mfu}
+
+    def _evaluate(self) -> dict[str, float]:
+        score = self.evaluator.score(
+            self.state.params, self.corpus.val, self.config.train.eval_tokens
+        )
+        self.progress.note(f"update {self.step}: validation loss {score.loss:.4f}", score.loss)
+        return score.metrics(self.corpus.bytes_per_token("val"))
+
+    def _write(self, row: Row) -> None:
+        self.metrics.write(row)
+        self.wandb.log(row)
+
+    def _sample(self, tokenizer: Tokenizer, sample: Sample | None) -> str | None:
+        length = self.config.train.sample_tokens
+        if sample is None or length == 0:
+            return None
+        params = self.state.params
+        text = sample(self.program.structure, params, tokenizer, length, self.config.seed)
+        with disk_errors("sample.txt"):
+            write_atomic(self.directory.sample_path, text + "\n")
+        return text
+
+    def _finish(self, text: str | None) -> None:
+        path, config = self.directory.path, self.config
+        rows = read_rows(self.directory.metrics_path)
+        score = next((row for row in reversed(rows) if "val/loss" in row), {})
+        title = f"{config.model.placement} on {config.data.source}"
+        speed = rows[-1].get("perf/tokens_per_sec")
+        subtitle = f"{self.program.structure.n_params():,} parameters, {rows[-1]['tokens']:,} tokens"
+        if speed:
+            subtitle += f", {speed:,.0f} tokens/s on {self.device_kind}"
+        plot_loss(rows, self.directory.plot_path, title, subtitle)
+        self.wandb.show(self.step, self.directory.plot_path, text)
+        self.wandb.summarize({f"final/{k}": v for k, v in score.items() if k.startswith("val/")})
+        if text is not None:
+            print(f"\n--- a sample ---\n{text}\n---")
+        if score:
+            print(_result(score))
+        print(f"left in {path}: config.json run.json metrics.jsonl loss.png checkpoints/ wandb/")
+        if self.stopped_by:
+            command = " ".join([sys.executable, *sys.argv])
+            print(f"stopped by {self.stopped_by} after update {self.step}, saved; go on: {command}")
+
+
+def _result(row: Row) -> str:
+    line = f"validation loss {row['val/loss']:.4f} nats per token"
+    if "val/bits_per_byte" in row:
+        bits = row["val/bits_per_byte"]
+        line += f", {bits * math.log(2):.4f} nats = {bits:.4f} bits per byte"
+    return f"{line} (update {row['step']})"
+
+
+def wandb_options(config: ConfigDict, directory: RunDirectory) -> WandbOptions:
+    """Returns what the tracker needs of the config and the run directory."""
+    given = config.track.wandb
+    return WandbOptions(
+        run_id=directory.wandb_id(),
+        workdir=directory.path,
+        mode=given.mode,
+        project=given.project,
+        entity=given.entity,
+        name=given.name,
+        group=given.group,
+        tags=tuple(given.tags),
+    )

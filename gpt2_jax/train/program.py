@@ -1,0 +1,125 @@
+"""The compiled train step, and what can be known of it before the first update."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from gpt2_jax.errors import UserError
+from gpt2_jax.model.attention import resolve_kernel
+from gpt2_jax.model.structure import Structure, structure
+from gpt2_jax.train.mesh import by_rows, make_mesh, replicated
+from gpt2_jax.train.optimizer import make_optimizer
+from gpt2_jax.train.state import State, init_state
+from gpt2_jax.train.step import Step, make_step
+
+CUDNN_CALL = "__cudnn$fmha"
+
+
+@dataclass(frozen=True)
+class Program:
+    """A step compiled for a mesh, ready to run.
+
+    Attributes:
+      step: `(state, batch) -> (state, metrics)`; donates the state.
+      init: makes the state before the first update.
+      attention: the kernel that is in the compiled step.
+      peak_bytes: memory of one device at the step's peak, None where XLA does not say.
+      compile_seconds: time taken by lowering and compiling.
+    """
+
+    structure: Structure
+    mesh: Mesh
+    step: Step
+    init: Callable[[], State]
+    attention: str
+    peak_bytes: int | None
+    compile_seconds: float
+
+    def put(self, batch: np.ndarray) -> jax.Array:
+        """Puts a batch (B, T+1) onto the devices, rows spread over them."""
+        return jax.device_put(batch, by_rows(self.mesh))
+
+    def trial_seconds(self, batch: np.ndarray) -> float:
+        """Returns how long an update takes here, measured on a state that is thrown away."""
+        state, taken = self.init(), []
+        for _ in range(3):
+            started = time.monotonic()
+            state, _ = self.step(state, self.put(batch))
+            jax.block_until_ready(state)
+            taken.append(time.monotonic() - started)
+            if taken[0] > 5.0:
+                break
+        return min(taken)
+
+
+def compile_program(config: ConfigDict) -> Program:
+    """Compiles the train step of a resolved config.
+
+    Raises:
+      UserError: if the attention kernel that was asked for cannot be had, or memory is too small.
+    """
+    mesh = make_mesh(config)
+    model = structure(config.model)
+    optimizer = make_optimizer(config, model.infos)
+    state = jax.eval_shape(lambda: init_state(config, model, optimizer, mesh))
+    whole = replicated(mesh)
+    shaped = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), state)
+    tokens = jax.ShapeDtypeStruct(
+        (config.train.batch_size, config.data.seq_len + 1), jnp.int32, sharding=by_rows(mesh)
+    )
+    kernel = resolve_kernel(config.model, jax.default_backend())
+    started = time.monotonic()
+    step = jax.jit(
+        make_step(config, model, optimizer, mesh), donate_argnums=0, out_shardings=(whole, whole)
+    )
+    compiled = _compile(step, shaped, tokens, kernel)
+    return Program(
+        structure=model,
+        mesh=mesh,
+        step=compiled,
+        init=lambda: init_state(config, model, optimizer, mesh),
+        attention=kernel_of(compiled.as_text(), kernel),
+        peak_bytes=_peak_bytes(compiled),
+        compile_seconds=time.monotonic() - started,
+    )
+
+
+def _compile(step: Any, state: Any, tokens: Any, kernel: str) -> Any:
+    try:
+        return step.lower(state, tokens).compile()
+    except Exception as error:
+        if kernel == "cudnn" and "cudnn" in str(error).lower():
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"model.attention=cudnn cannot be had here: {reason}; set model.attention=xla"
+            ) from error
+        raise
+
+
+def kernel_of(hlo: str, wanted: str) -> str:
+    """Returns the attention kernel found in a compiled program.
+
+    Raises:
+      UserError: if cudnn was wanted and is not there; nothing falls back in silence.
+    """
+    found = "cudnn" if CUDNN_CALL in hlo else "xla"
+    if wanted == "cudnn" and found != "cudnn":
+        raise UserError(
+            "model.attention=cudnn, but the compiled step holds no cuDNN attention; "
+            "set model.attention=xla to accept XLA's"
+        )
+    return found
+
+
+def _peak_bytes(compiled: Any) -> int | None:
+    analysis = compiled.memory_analysis()
+    return getattr(analysis, "peak_memory_in_bytes", None) or None

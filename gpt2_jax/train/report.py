@@ -1,0 +1,81 @@
+"""What is said before the first update and after the last one."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from gpt2_jax.data.shards import Corpus
+from gpt2_jax.track.throughput import peak_flops
+from gpt2_jax.train.program import Program
+
+
+def facts(config: ConfigDict, program: Program) -> dict[str, Any]:
+    """Returns the counts and the machine, as `run.json` keeps them."""
+    structure = program.structure
+    return {
+        "parameters": structure.n_params(),
+        "flops_per_token": structure.flops_per_token(config.data.seq_len),
+        "flops": structure.flops_per_token(config.data.seq_len) * total_tokens(config),
+        "devices": [device.device_kind for device in program.mesh.devices.flat],
+        "platform": jax.default_backend(),
+        "attention": program.attention,
+        "peak_bytes_per_device": program.peak_bytes,
+    }
+
+
+def tokens_per_step(config: ConfigDict) -> int:
+    """Returns the tokens predicted in one update."""
+    return config.train.batch_size * config.data.seq_len
+
+
+def total_tokens(config: ConfigDict) -> int:
+    """Returns the tokens predicted in the whole run."""
+    return tokens_per_step(config) * config.train.steps
+
+
+def start_report(
+    config: ConfigDict, program: Program, corpus: Corpus, first_step: int, step_seconds: float
+) -> str:
+    """Returns the lines printed before the first update."""
+    model, train = config.model, config.train
+    known, mesh = facts(config, program), program.mesh
+    devices = mesh.devices.size
+    batch, tokens = tokens_per_step(config), total_tokens(config)
+    n_train = len(corpus.train or ())
+    peak = peak_flops(known["devices"][0])
+    lines = {
+        "model": f"{model.placement}, {model.n_layer} layers, {model.n_head} heads, width "
+        f"{model.n_embd}: {known['parameters']:,} parameters, computing in {model.dtype}",
+        "data": f"{config.data.source} as {config.data.tokenizer}: {n_train:,} tokens to train, "
+        f"{len(corpus.val):,} to validate",
+        "batch": f"{train.batch_size} sequences x {config.data.seq_len} = {batch:,} tokens an "
+        f"update: {devices} device(s) x {train.accumulation} accumulated x "
+        f"{train.batch_size // devices // train.accumulation}",
+        "length": f"{train.steps:,} updates = {tokens:,} tokens = {tokens / n_train:.2f} epochs",
+        "compute": f"{_si(known['flops_per_token'])}FLOP a token, {_si(known['flops'])}FLOP in all",
+        "devices": f"{devices} x {known['devices'][0]} ({known['platform']}), "
+        + (f"peak {_si(peak)}FLOP/s each" if peak else "peak unknown, so no MFU"),
+        "attention": f"{program.attention} (found in the compiled step)",
+        "memory": f"{_si(program.peak_bytes)}B a device at the step's peak"
+        if program.peak_bytes
+        else "unknown to the compiler",
+        "expected": f"{_duration((train.steps - first_step) * step_seconds)} of training at "
+        f"{step_seconds * 1e3:.1f} ms an update; compiled in {program.compile_seconds:.1f} s",
+    }
+    return "\n".join(f"{name:<10} {text}" for name, text in lines.items())
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+def _si(value: float) -> str:
+    for unit in ("", "k", "M", "G", "T", "P", "E"):
+        if abs(value) < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} Z"

@@ -1,0 +1,166 @@
+"""A run's directory: its config, what it ran on, and who may write in it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from ml_collections import ConfigDict
+
+from gpt2_jax import config as configs
+from gpt2_jax.data.shards import Corpus
+from gpt2_jax.errors import UserError
+from gpt2_jax.files import disk_errors, write_atomic, write_json
+
+PACKAGES = "jax jaxlib flax optax orbax-checkpoint numpy ml_collections wandb gpt2_jax".split()
+
+
+class RunDirectory:
+    """`--workdir`: config.json, run.json, metrics.jsonl, checkpoints/, loss.png, wandb/.
+
+    Raises:
+      UserError: if the path is remote, holds something else, or another process runs in it.
+    """
+
+    def __init__(self, workdir: str) -> None:
+        if "://" in workdir:
+            raise UserError(
+                f"--workdir={workdir} is a remote path; metrics and checkpoints need a local or "
+                "mounted file system"
+            )
+        self.path = Path(workdir)
+        self.config_path = self.path / "config.json"
+        self.info_path = self.path / "run.json"
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.checkpoints_path = self.path.absolute() / "checkpoints"
+        self.plot_path = self.path / "loss.png"
+        self.sample_path = self.path / "sample.txt"
+        self._lock: IO[str] | None = None
+
+    def lock(self) -> None:
+        """Makes the directory if it is not there, and keeps other processes out of it."""
+        with disk_errors(f"--workdir={self.path}"):
+            if self.path.exists() and not self.path.is_dir():
+                raise UserError(f"--workdir={self.path} is a file; choose another")
+            self.path.mkdir(parents=True, exist_ok=True)
+            strange = [p.name for p in self.path.iterdir() if not p.name.startswith(".")]
+            if strange and not self.config_path.exists():
+                raise UserError(
+                    f"--workdir={self.path} is not empty and holds no run "
+                    f"({', '.join(sorted(strange)[:3])}); choose another"
+                )
+            self._lock = open(self.path / ".lock", "w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is training in --workdir={self.path}; wait for it or stop it"
+            ) from None
+
+    def unlock(self) -> None:
+        """Lets other processes in."""
+        if self._lock is not None:
+            self._lock.close()
+
+    def read_config(self) -> ConfigDict:
+        """Returns the run's config, from data alone: nothing in the directory is executed."""
+        return configs.from_json(self.config_path)
+
+    def read_info(self) -> dict[str, Any]:
+        """Returns `run.json`, empty where there is none yet."""
+        if not self.info_path.exists():
+            return {}
+        try:
+            return json.loads(self.info_path.read_text())
+        except ValueError as error:
+            raise UserError(f"{self.info_path} is damaged: {error}") from None
+
+    def claim(self, config: ConfigDict, corpus: Corpus) -> list[str]:
+        """Writes the config, or checks that it continues the run that is here.
+
+        Returns:
+          lines that say what changed since the last start.
+
+        Raises:
+          UserError: if the directory belongs to another config or another text.
+        """
+        said = []
+        digest = corpus.manifest.corpus_hash()
+        info = self.read_info()
+        if self.config_path.exists():
+            old = self.read_config()
+            configs.check_resumable(old, config, self.path)
+            if info and info["corpus"] != digest:
+                raise UserError(
+                    f"{self.path} was trained on another text than data.source="
+                    f"{config.data.source} gives now (its content changed); choose another "
+                    "--workdir, or bring the old text back"
+                )
+            for name, (was, now) in configs.difference(old, config).items():
+                said.append(f"{name} was {was!r}, is now {now!r}")
+                if name == "train.steps" and config.optimizer.schedule not in (
+                    "constant",
+                    "inverse_sqrt",
+                ):
+                    said.append("the learning-rate schedule now stretches over the new train.steps")
+        with disk_errors("config.json"):
+            write_atomic(self.config_path, configs.to_json(config))
+            write_json(self.info_path, {**info, "corpus": digest})
+        return said
+
+    def describe(self, config: ConfigDict, facts: dict[str, Any], first_step: int) -> None:
+        """Adds what this start runs with to run.json: versions, commit, devices, flags, counts."""
+        info = self.read_info()
+        start = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "from_step": first_step,
+            "flags": sys.argv[1:],
+            "python": platform.python_version(),
+            "versions": {name: version(name) for name in PACKAGES},
+            "commit": commit(),
+        }
+        changed = {name: new for name, (_, new) in configs.difference(configs.default(), config).items()}
+        info |= facts | {"changed": changed, "starts": [*info.get("starts", []), start]}
+        with disk_errors("run.json"):
+            write_json(self.info_path, info)
+
+    def wandb_id(self) -> str:
+        """Returns the run's wandb id, chosen at its first start and kept for its whole life."""
+        info = self.read_info()
+        if "wandb_id" not in info:
+            import secrets
+
+            info["wandb_id"] = secrets.token_hex(4)
+            with disk_errors("run.json"):
+                write_json(self.info_path, info)
+        return info["wandb_id"]
+
+
+def version(package: str) -> str | None:
+    """Returns an installed package's version, None if it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def commit() -> str | None:
+    """Returns the commit of this checkout, with `+` if files differ from it; None outside git."""
+    here = Path(__file__).parent
+
+    def git(*args: str) -> str:
+        done = subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, timeout=10)
+        return done.stdout.strip()
+
+    try:
+        head = git("rev-parse", "HEAD")
+        return head + ("+" if git("status", "--porcelain", "--untracked-files=no") else "") or None
+    except (OSError, subprocess.TimeoutExpired):
+        return None

@@ -1,0 +1,32 @@
+"""Pretrains a model: `python train.py --config=configs/quickstart.py --workdir=runs/quickstart`."""
+
+from __future__ import annotations
+
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from gpt2_jax import cli
+from gpt2_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", "configs/quickstart.py", "config file; --config.section.field=value changes a field"
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "where the run is, or is to be")
+
+
+def main(argv: list[str]) -> None:
+    """Trains what the flags say."""
+    del argv
+    if not _WORKDIR.value:
+        raise UserError("give --workdir, for example --workdir=runs/quickstart")
+    # Imported once the flags are known to be right: jax takes a second to load.
+    from gpt2_jax.evaluate.sample import sample_text
+    from gpt2_jax.train.loop import train
+
+    sys.exit(train(_CONFIG.value, _WORKDIR.value, sample_text))
+
+
+if __name__ == "__main__":
+    app.run(cli.guarded(main), flags_parser=cli.parse_flags)
