@@ -323,11 +323,25 @@ def _divisors(n: int) -> str:
     return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)
 
 
-def table() -> str:
-    """Returns the markdown table of every field, as docs/config.md shows it."""
-    rows = ["| field | default | meaning |", "|---|---|---|"]
+def page() -> str:
+    """Returns docs/config.md: every field with its default and meaning."""
+    rows = [
+        "# Every config field",
+        "",
+        "Written by `python -m gpt2_jax.config > docs/config.md`. A field is set in a config file",
+        "(`config.model.n_layer = 4`) or on the command line (`--config.model.n_layer=4`).",
+    ]
+    section = None
     for name, field in FIELDS.items():
+        if (here := name.rpartition(".")[0]) != section:
+            section = here
+            rows += ["", f"## {section or 'run'}", "", "| field | default | meaning |"]
+            rows += ["|---|---|---|"]
         shown = "unset" if field.kind else f"`{field.default!r}`"
         choices = f" ({', '.join(field.choices)})" if field.choices else ""
         rows.append(f"| `{name}` | {shown} | {field.meaning}{choices} |")
     return "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -190,7 +190,7 @@ class _Preparation:
         separator = np.array([self.tokenizer.end_of_text])
         since = 0
         pieces = done
-        with tqdm(unit="B", unit_scale=True, desc="preparing", total=self._total()) as bar:
+        with self._bar(writers) as bar:
             for batch, encoded in self._encoded(done):
                 for (name, piece), ids in zip(batch, encoded, strict=True):
                     writer = writers[name]
@@ -208,6 +208,12 @@ class _Preparation:
                 if since >= JOURNAL_CHARS:
                     self._write_journal(writers, pieces, ended)
                     since = 0
+
+    def _bar(self, writers: dict[str, _Writer]) -> Any:
+        done = sum(writer.split.bytes or 0 for writer in writers.values())
+        return tqdm(
+            unit="B", unit_scale=True, desc="preparing", total=self._total(), initial=done
+        )
 
     def _total(self) -> int | None:
         sizes = [s.size for s in (self.plan.source, self.plan.val_source) if s is not None]

@@ -41,8 +41,8 @@ def open_shard(path: Path) -> np.ndarray:
       UserError: if the file is no shard, or shorter than its header says.
     """
     with open(path, "rb") as file:
-        values = np.frombuffer(file.read(HEADER_BYTES), np.int32)
-    if len(values) < HEADER_INTS or (values[0], values[1]) not in FORMATS:
+        values = np.frombuffer(file.read(HEADER_BYTES).ljust(HEADER_BYTES, b"\0"), np.int32)
+    if (values[0], values[1]) not in FORMATS:
         raise UserError(f"{path} is not a token shard (no header of llm.c's format)")
     dtype, n_tokens = np.dtype(FORMATS[values[0], values[1]]), int(values[2])
     if path.stat().st_size != HEADER_BYTES + n_tokens * dtype.itemsize:

@@ -11,6 +11,7 @@ import csv
 import glob
 import gzip
 import hashlib
+import io
 import json
 import lzma
 import os
@@ -211,7 +212,7 @@ def _open(path: Path) -> IO[bytes]:
         case ".zst":
             import zstandard
 
-            return zstandard.open(path, "rb")
+            return io.BufferedReader(zstandard.open(path, "rb"))  # by itself it has no lines
         case _:
             return open(path, "rb")
 

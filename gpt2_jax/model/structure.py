@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict, FrozenConfigDict
 
@@ -45,7 +46,13 @@ class Structure:
     infos: dict[str, Any]
 
     def bind(self, params: Params) -> GPT2:
-        """Returns the module with these parameters; cheap, and usable under a trace."""
+        """Returns the module with these parameters; cheap, and usable under a trace.
+
+        Raises:
+          ValueError: if they are another model's; `nnx.merge` itself goes by their order alone.
+        """
+        if jax.tree.map(jnp.shape, params) != jax.tree.map(lambda s: s.shape, self.shapes):
+            raise ValueError("these parameters do not fit this model")
         return nnx.merge(self.graphdef, params)
 
     def init(self, key: jax.Array) -> Params:

@@ -18,7 +18,7 @@ from gpt2_jax.model.attention import resolve_kernel
 from gpt2_jax.model.structure import Structure, structure
 from gpt2_jax.train.mesh import by_rows, make_mesh, replicated
 from gpt2_jax.train.optimizer import make_optimizer
-from gpt2_jax.train.state import State, init_state
+from gpt2_jax.train.state import State, abstract, make_init
 from gpt2_jax.train.step import Step, make_step
 
 CUDNN_CALL = "__cudnn$fmha"
@@ -70,9 +70,7 @@ def compile_program(config: ConfigDict) -> Program:
     mesh = make_mesh(config)
     model = structure(config.model)
     optimizer = make_optimizer(config, model.infos)
-    state = jax.eval_shape(lambda: init_state(config, model, optimizer, mesh))
-    whole = replicated(mesh)
-    shaped = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), state)
+    init, whole = make_init(config, model, optimizer, mesh), replicated(mesh)
     tokens = jax.ShapeDtypeStruct(
         (config.train.batch_size, config.data.seq_len + 1), jnp.int32, sharding=by_rows(mesh)
     )
@@ -81,12 +79,12 @@ def compile_program(config: ConfigDict) -> Program:
     step = jax.jit(
         make_step(config, model, optimizer, mesh), donate_argnums=0, out_shardings=(whole, whole)
     )
-    compiled = _compile(step, shaped, tokens, kernel)
+    compiled = _compile(step, abstract(init, mesh), tokens, kernel)
     return Program(
         structure=model,
         mesh=mesh,
         step=compiled,
-        init=lambda: init_state(config, model, optimizer, mesh),
+        init=init,
         attention=kernel_of(compiled.as_text(), kernel),
         peak_bytes=_peak_bytes(compiled),
         compile_seconds=time.monotonic() - started,

@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from gpt2_jax.errors import UserError
 from gpt2_jax.model.structure import Structure, structure
 from gpt2_jax.train.checkpoint import Checkpoints, damage
-from gpt2_jax.train.mesh import configure_devices, make_mesh, replicated
+from gpt2_jax.train.mesh import configure_devices, make_mesh
 from gpt2_jax.train.optimizer import make_optimizer
 from gpt2_jax.train.rundir import RunDirectory
-from gpt2_jax.train.state import init_state
+from gpt2_jax.train.state import abstract, make_init
 
 
 @dataclass(frozen=True)
@@ -46,10 +45,8 @@ def open_run(workdir: str, step: int | None = None) -> OpenedRun:
     configure_devices(config)
     mesh, model = make_mesh(config), structure(config.model)
     optimizer = make_optimizer(config, model.infos)
-    shapes = jax.eval_shape(lambda: init_state(config, model, optimizer, mesh))
-    whole = replicated(mesh)
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
-    state = checkpoints.restore(step, like)
+    init = make_init(config, model, optimizer, mesh)
+    state = checkpoints.restore(step, abstract(init, mesh))
     checkpoints.close()
     return OpenedRun(config, model, mesh, state.params, step)
 

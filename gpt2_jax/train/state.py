@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -50,15 +51,25 @@ def purpose_key(seed: jax.Array | int, purpose: str) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), index)
 
 
-def init_state(
+def make_init(
     config: ConfigDict, structure: Structure, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> State:
-    """Returns the state before the first update, made on the mesh in one compiled program."""
+) -> Callable[[], State]:
+    """Returns the jitted maker of the state before the first update, laid out on the mesh."""
 
-    def make() -> State:
+    def init() -> State:
         params = structure.init(purpose_key(config.seed, "init"))
         zero = jnp.int32(0)
         guard = Guard(zero, zero, zero, jnp.float32(0), jnp.float32(0))
         return State(zero, jnp.uint32(config.seed), params, optimizer.init(params), guard)
 
-    return jax.jit(make, out_shardings=replicated(mesh))()
+    # It runs once, so compiling it well costs more than it brings.
+    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(init, out_shardings=replicated(mesh), compiler_options=quick)
+
+
+def abstract(init: Callable[[], State], mesh: Mesh) -> State:
+    """Returns the shapes, types and shardings of the state, with nothing allocated."""
+    whole = replicated(mesh)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(init)
+    )

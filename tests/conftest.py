@@ -1,0 +1,27 @@
+"""Eight CPU devices, quick compiles, and nothing of the user's own cache or wandb."""
+
+import os
+import tempfile
+
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="gpt2_jax_tests_")
+os.environ["WANDB_MODE"] = "disabled"
+os.environ["JAX_PLATFORMS"] = "cpu"
+for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "XLA_FLAGS"):
+    os.environ.pop(name, None)
+
+import jax
+import pytest
+
+from tests import tools
+
+jax.config.update("jax_num_cpu_devices", 8)
+# Tests compile a lot and run little.
+jax.config.update("jax_optimization_level", "O0")
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory):
+    """One document of 40,000 characters that a tiny model can learn something of."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(tools.make_text(40_000))
+    return path

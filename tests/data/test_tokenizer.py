@@ -1,0 +1,119 @@
+"""Tokenizers against published ids."""
+
+import json
+import string
+
+import numpy as np
+import pytest
+
+from gpt2_jax.data.tokenizer import gpt2_ranks, load_tokenizer
+from gpt2_jax.errors import UserError
+from tests.tools import ROOT, SHARED
+
+VECTORS = ROOT / "tests" / "fixtures" / "gpt2_vectors"
+
+
+def vectors():
+    texts = (VECTORS / "vectors.inp").read_text().split("\n__ggml_vocab_test__\n")
+    ids = [[int(i) for i in line.split()] for line in (VECTORS / "vectors.out").open()]
+    ids += [[]] * (len(texts) - len(ids))
+    return list(zip(texts, ids, strict=True))
+
+
+def test_all_47_vectors_of_gpt2():
+    pairs = vectors()
+    assert len(pairs) == 47
+    tokenizer = load_tokenizer("gpt2")
+    got = tokenizer.encode([text for text, _ in pairs])
+    for (text, want), ids in zip(pairs, got, strict=True):
+        assert ids.tolist() == want, repr(text)
+        assert tokenizer.decode_bytes(ids) == text.encode()
+
+
+def test_gpt2_ranks_are_openais():
+    ranks = gpt2_ranks()
+    assert len(ranks) == 50256 and sorted(ranks.values()) == list(range(50256))
+    known = {b"!": 0, b"~": 93, b"\x00": 188, b" ": 220, b" t": 256, b"Hello": 15496, b" gazed": 50255}
+    assert {token: ranks[token] for token in known} == known
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
+def test_tiny_shakespeare_has_its_published_token_counts():
+    text = (SHARED / "tinyshakespeare" / "input.txt").read_text()
+    cut = int(0.9 * len(text))
+    counts = [len(ids) for ids in load_tokenizer("gpt2").encode([text[:cut], text[cut:]])]
+    assert counts == [301_966, 36_059]
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
+def test_gpt2_ranks_are_the_ones_of_the_released_table():
+    table = json.loads((SHARED / "gpt2_bpe" / "encoder.json").read_text())
+    by_id = {rank: token for token, rank in gpt2_ranks().items()}
+    printable = {ch: ord(ch) for ch in string.ascii_letters + string.digits + string.punctuation}
+    assert table.pop("<|endoftext|>") == 50256
+    for token, rank in table.items():
+        if all(ch in printable or ch == "Ġ" for ch in token):
+            assert by_id[rank] == token.replace("Ġ", " ").encode()
+
+
+def test_bytes_are_their_own_ids():
+    tokenizer = load_tokenizer("bytes")
+    (ids,) = tokenizer.encode(["né\n"])
+    assert ids.tolist() == [110, 195, 169, 10]
+    assert (tokenizer.size, tokenizer.end_of_text) == (257, 256)
+    assert tokenizer.decode_bytes([110, 195, 169, 10, 256]) == "né\n".encode()
+
+
+def test_a_special_token_in_the_text_is_only_text():
+    for name in ("gpt2", "bytes"):
+        tokenizer = load_tokenizer(name)
+        (ids,) = tokenizer.encode(["<|endoftext|>"])
+        assert tokenizer.end_of_text not in ids.tolist()
+
+
+def make_tokenizer_json(path, special="<|endoftext|>"):
+    import tokenizers
+    from tokenizers import models, pre_tokenizers, trainers
+
+    made = tokenizers.Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=[special] if special else [],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator(["the stream and the norm of the stream"] * 20, trainer)
+    made.save(str(path))
+    return path
+
+
+def test_any_tokenizer_json(tmp_path):
+    path = make_tokenizer_json(tmp_path / "tokenizer.json")
+    tokenizer = load_tokenizer(str(path))
+    (ids,) = tokenizer.encode(["the norm of é"])
+    assert ids.dtype == np.uint16 and len(ids) < len("the norm of é")
+    assert tokenizer.decode_bytes(ids.tolist()) == "the norm of é".encode()
+    assert tokenizer.end_of_text == 0 and tokenizer.size <= 300
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (None, "No such file or directory; give `bytes`, `gpt2`, or the path"),
+        ("{}", "is not a tokenizer.json"),
+    ],
+)
+def test_a_tokenizer_that_is_none(tmp_path, content, line):
+    path = tmp_path / "broken.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=line):
+        load_tokenizer(str(path))
+
+
+def test_a_tokenizer_without_end_of_text(tmp_path):
+    path = make_tokenizer_json(tmp_path / "no_end.json", special=None)
+    with pytest.raises(UserError, match="has no end-of-text token"):
+        load_tokenizer(str(path))

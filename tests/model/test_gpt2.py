@@ -1,0 +1,323 @@
+"""Properties of the model, on two layers of width 16."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from gpt2_jax.model.attention import resolve_kernel
+from gpt2_jax.model.gpt2 import GPT2, project
+from gpt2_jax.model.parts import ACTIVATIONS, Init, Role, dropout, gelu_new
+from gpt2_jax.model.structure import Info, structure
+from tests.tools import noisy, tiny, tiny_model
+
+TOKENS = jax.random.randint(jax.random.key(5), (3, 12), 0, 11)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def logits(model):
+    return jax.jit(lambda p: model[0].bind(p)(TOKENS))(model[1])
+
+
+def test_no_position_depends_on_a_later_one(model):
+    """Gradients of each position's logits with respect to every position's embedding."""
+    bound = model[0].bind(model[1])
+    x_BTD = bound.embed(TOKENS[:1], jnp.arange(12))
+
+    def out(x_BTD):
+        return bound.logits(bound.run_blocks(x_BTD, None))[0].sum(-1)
+
+    jacobian = jnp.abs(jax.jit(jax.jacrev(out))(x_BTD))[:, 0].sum(-1)  # (to, from)
+    reaches = np.asarray(jacobian > 0)
+    np.testing.assert_array_equal(reaches, np.tril(np.ones((12, 12), bool)))
+
+
+def test_changing_a_token_changes_its_own_logits(model, logits):
+    changed = TOKENS.at[:, 7].set((TOKENS[:, 7] + 1) % 11)
+    other = model[0].bind(model[1])(changed)
+    np.testing.assert_allclose(other[:, :7], logits[:, :7], atol=1e-5)
+    assert np.abs(other[:, 7:] - logits[:, 7:]).max() > 0.1
+
+
+def gradient_jaxpr(model, params):
+    loss = lambda p: model.bind(p)(TOKENS)[..., :11].sum()  # noqa: E731
+    return str(jax.make_jaxpr(jax.grad(loss))(params))
+
+
+@pytest.mark.parametrize(
+    ("change", "mark"),
+    [
+        ({"model__unroll": False}, "unroll=1\n"),
+        ({"model__remat": "block"}, "remat"),
+        ({"model__remat": "elementwise"}, "remat"),
+        ({"model__remat": "block", "model__unroll": False}, "remat"),
+    ],
+)
+def test_scan_and_remat_change_the_program_but_not_the_result(model, change, mark):
+    other, params = tiny_model(**change)
+    jaxprs = [gradient_jaxpr(m, params) for m in (model[0], other)]
+    assert mark not in jaxprs[0] and mark in jaxprs[1]
+    weights = jax.random.normal(jax.random.key(9), (3, 12, 16))[..., :11]
+
+    def value(m):
+        return jax.jit(jax.value_and_grad(lambda p: (m.bind(p)(TOKENS)[..., :11] * weights).sum()))
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5),
+        value(model[0])(params),
+        value(other)(params),
+    )
+
+
+def test_blocks_are_applied_in_order(model):
+    """The scan against a loop over modules cut out of the stack, and against the reverse order."""
+    bound = model[0].bind(model[1])
+    graphdef, state = nnx.split(bound.blocks)
+    blocks = [nnx.merge(graphdef, jax.tree.map(lambda x, i=i: x[i], state)) for i in range(2)]
+    x = bound.embed(TOKENS, jnp.arange(12))
+    forward = blocks[1](blocks[0](x))
+    np.testing.assert_allclose(bound.run_blocks(x, None), forward, atol=1e-5)
+    assert np.abs(forward - blocks[0](blocks[1](x))).max() > 0.1
+
+
+def test_stacked_layers_start_as_separate_ones_would():
+    config = tiny()
+    params = jax.jit(structure(config.model).init)(jax.random.key(3))
+    kernel = params["blocks"]["mlp"]["sublayer"]["up"]["kernel"]
+    for layer in range(2):
+        alone = Init(jax.random.key(3), layer).normal("mlp.up", (16, 64), 0.02)
+        np.testing.assert_allclose(kernel[layer], alone, rtol=1e-5)
+    assert np.abs(kernel[0] - kernel[1]).max() > 0.01
+
+
+def test_initial_values_are_gpt2s():
+    config = tiny(
+        model__n_layer=8, model__n_embd=64, model__n_positions=64, model__vocab_size=256,
+        model__tie_head=False,
+    )  # fmt: skip
+    params = structure(config.model).init(jax.random.key(0))
+    blocks, small = params["blocks"], 0.02 / 4  # 1/sqrt(2 * 8)
+    stds = {
+        "qkv": (blocks["attn"]["sublayer"]["qkv"]["kernel"], 0.02),
+        "attn.out": (blocks["attn"]["sublayer"]["out"]["kernel"], small),
+        "up": (blocks["mlp"]["sublayer"]["up"]["kernel"], 0.02),
+        "down": (blocks["mlp"]["sublayer"]["down"]["kernel"], small),
+        "wte": (params["wte"], 0.02),
+        "wpe": (params["wpe"], 0.02),
+        "head": (params["head"], 0.02),
+    }
+    for name, (values, std) in stds.items():
+        assert np.std(values) == pytest.approx(std, rel=0.03), name
+        assert abs(np.mean(values)) < 0.05 * std, name
+    for info, value in zip(
+        jax.tree.leaves(structure(config.model).infos, is_leaf=lambda x: isinstance(x, Info)),
+        jax.tree.leaves(params),
+        strict=True,
+    ):
+        constant = {Role.GAIN: 1.0, Role.BIAS: 0.0}.get(info.role)
+        assert constant is None or (value == constant).all()
+
+
+def test_padded_ids_are_never_likely_nor_learned(model, logits):
+    assert logits.shape == (3, 12, 16)
+    assert (logits[..., 11:] == np.finfo(np.float32).min).all()
+    assert np.abs(logits[..., :11]).max() < 1e3
+
+    def loss(params):
+        return jax.nn.logsumexp(model[0].bind(params)(TOKENS), -1).mean()
+
+    grads = jax.jit(jax.grad(loss))(model[1])["wte"]
+    assert (grads[11:] == 0).all() and (grads[:11] != 0).all()
+
+
+def test_padding_does_not_change_the_model(model, logits):
+    exact, params = tiny_model(model__vocab_multiple=1)
+    params = model[1] | {"wte": model[1]["wte"][:11]}
+    np.testing.assert_allclose(exact.bind(params)(TOKENS), logits[..., :11], atol=1e-5)
+    assert exact.n_params() == model[0].n_params()
+
+
+@pytest.mark.parametrize("n_prompt", [1, 5, 11])
+def test_decoding_over_a_cache_equals_the_full_pass(model, logits, n_prompt):
+    bound = model[0].bind(model[1])
+    cache = bound.empty_cache(3, 12)
+    step = jax.jit(lambda tokens, cache, at: bound.decode(tokens, cache, at))
+    out, cache = step(TOKENS[:, :n_prompt], cache, 0)
+    outs = [out]
+    for position in range(n_prompt, 12):
+        out, cache = step(TOKENS[:, position : position + 1], cache, position)
+        outs.append(out)
+    np.testing.assert_allclose(jnp.concatenate(outs, 1), logits, atol=1e-5)
+
+
+def test_an_untied_head_is_its_own_matrix(model):
+    untied, params = tiny_model(model__tie_head=False)
+    assert untied.n_params() == model[0].n_params() + 11 * 16
+    tied = {k: v for k, v in params.items() if k != "head"}
+    params["head"] = params["wte"]
+    np.testing.assert_allclose(
+        untied.bind(params)(TOKENS), model[0].bind(tied)(TOKENS), atol=1e-6
+    )
+    params["head"] = noisy(params["wte"])
+    assert np.abs(untied.bind(params)(TOKENS) - model[0].bind(tied)(TOKENS))[..., :11].max() > 0.01
+
+
+def test_another_models_parameters_are_refused(model):
+    params = dict(model[1])
+    params["wpf"] = params.pop("wpe")
+    with pytest.raises(ValueError, match="do not fit"):
+        model[0].bind(params)
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
+    half, params = tiny_model(model__dtype="bfloat16")
+    full, _ = tiny_model()
+    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    jaxpr = str(jax.make_jaxpr(lambda p: half.bind(p)(TOKENS))(params))
+    assert "bf16" in jaxpr and "bf16" not in str(
+        jax.make_jaxpr(lambda p: full.bind(p)(TOKENS))(params)
+    )
+    a, b = half.bind(params)(TOKENS), full.bind(params)(TOKENS)
+    assert a.dtype == jnp.float32
+    error = np.abs(a - b)[..., :11].max()
+    assert 1e-4 < error < 0.1 * np.abs(b[..., :11]).max()
+
+
+def test_the_heads_products_stay_in_the_compute_dtype():
+    x, w = jnp.ones((4, 8), jnp.bfloat16), jnp.ones((5, 8), jnp.bfloat16)
+    jaxpr = str(jax.make_jaxpr(jax.grad(lambda x, w: project(x, w).sum(), (0, 1)))(x, w))
+    products = [line for line in jaxpr.splitlines() if "dot_general" in line]
+    assert len(products) == 3
+    assert sum("f32[4,5] = dot_general" in line for line in products) == 1
+    assert sum(":bf16[" in line for line in products) == 2
+
+
+def test_the_heads_gradient_is_that_of_a_matrix_product():
+    x, w = jax.random.normal(jax.random.key(0), (2, 6, 4))
+    weights = jax.random.normal(jax.random.key(1), (6, 6))
+    ours = jax.grad(lambda x, w: (project(x, w) * weights).sum(), (0, 1))(x, w)
+    plain = jax.grad(lambda x, w: (x @ w.T * weights).sum(), (0, 1))(x, w)
+    for a, b in zip(ours, plain, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+# -- activations and dropout
+
+
+ORACLES = {
+    "gelu_new": lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    "gelu": lambda x: 0.5 * x * (1 + np.vectorize(__import__("math").erf)(x / np.sqrt(2))),
+    "relu": lambda x: np.maximum(x, 0),
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "tanh": np.tanh,
+}
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_activations_are_what_their_names_say(name):
+    x = np.linspace(-4, 4, 41)
+    np.testing.assert_allclose(ACTIVATIONS[name](jnp.float32(x)), ORACLES[name](x), atol=1e-6)
+
+
+def test_every_activation_of_the_config_is_there():
+    from gpt2_jax.config import FIELDS
+
+    assert set(FIELDS["model.activation"].choices) == set(ACTIVATIONS) == set(ORACLES)
+
+
+def test_the_saved_derivative_of_gelu_is_its_derivative():
+    x = jnp.linspace(-5, 5, 101)
+    plain = jax.vmap(jax.grad(lambda v: jax.nn.gelu(v, approximate=True)))(x)
+    np.testing.assert_allclose(jax.vmap(jax.grad(gelu_new))(x), plain, atol=1e-5)
+
+
+def test_dropout_keeps_the_mean_and_the_share():
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(16))
+    x = jnp.ones((16, 64, 64))
+    out = dropout(x, keys, 0.25, "here")
+    assert set(np.unique(out)) == {0.0, np.float32(1 / 0.75)}
+    assert (out == 0).mean() == pytest.approx(0.25, abs=0.01)
+    assert out.mean() == pytest.approx(1.0, abs=0.01)
+    assert (out[0] != out[1]).any()
+    assert (out != dropout(x, keys, 0.25, "there")).any()
+    np.testing.assert_array_equal(dropout(x, None, 0.25, "here"), x)
+
+
+def test_a_dropout_mask_belongs_to_its_sequence():
+    """A half of the batch alone draws the masks that it has within the whole."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(4))
+    x = jnp.ones((4, 32))
+    np.testing.assert_array_equal(
+        dropout(x, keys, 0.5, "a")[2:], dropout(x[2:], keys[2:], 0.5, "a")
+    )
+
+
+@pytest.mark.parametrize(
+    "zeroed", ["embedding", "attn.weights", "attn.residual", "mlp.residual"]
+)
+def test_dropout_acts_at_each_of_its_sites(monkeypatch, zeroed):
+    """With only one site left active, the output still changes."""
+    model, params = tiny_model(model__dropout=0.5)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(3))
+
+    def only(x, keys_B, rate, site):
+        return dropout(x, keys_B if site == zeroed else None, rate, site)
+
+    for module in ("gpt2", "attention", "residual"):
+        monkeypatch.setattr(f"gpt2_jax.model.{module}.dropout", only)
+    changed = model.bind(params)(TOKENS, keys)
+    assert np.abs(changed - model.bind(params)(TOKENS))[..., :11].max() > 0.01
+
+
+def test_layers_draw_dropout_masks_of_their_own():
+    """Two equal layers: with the same mask in both, swapping their keys would change nothing."""
+    model, params = tiny_model(model__dropout=0.5)
+    seen = []
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(3))
+    bound = model.bind(params)
+    original = type(bound.blocks).__call__
+
+    def spy(self, x_BTD, keys_B=None):
+        seen.append(keys_B)
+        return original(self, x_BTD, keys_B)
+
+    type(bound.blocks).__call__ = spy
+    try:
+        with jax.disable_jit():
+            bound.run_blocks(bound.embed(TOKENS, jnp.arange(12)), keys)
+    finally:
+        type(bound.blocks).__call__ = original
+    drawn = [np.asarray(jax.random.key_data(k)) for k in seen]
+    assert len(drawn) == 2 and (drawn[0] != drawn[1]).any()
+
+
+@pytest.mark.parametrize(
+    ("attention", "dtype", "rate", "platform", "kernel"),
+    [
+        ("auto", "bfloat16", 0.0, "gpu", "cudnn"),
+        ("auto", "float32", 0.0, "gpu", "xla"),
+        ("auto", "bfloat16", 0.1, "gpu", "xla"),
+        ("auto", "bfloat16", 0.0, "cpu", "xla"),
+        ("auto", "bfloat16", 0.0, "tpu", "xla"),
+        ("xla", "bfloat16", 0.0, "gpu", "xla"),
+        ("cudnn", "bfloat16", 0.0, "cpu", "cudnn"),
+    ],
+)
+def test_which_kernel_attention_means(attention, dtype, rate, platform, kernel):
+    config = tiny(model__dtype=dtype, model__dropout=rate)
+    config.model.attention = attention
+    assert resolve_kernel(config.model, platform) == kernel
+
+
+def test_the_module_itself_can_be_called():
+    """GPT2 is an ordinary NNX module for whoever wants one."""
+    from ml_collections import FrozenConfigDict
+
+    module = GPT2(FrozenConfigDict(tiny().model), jax.random.key(0))
+    assert module(TOKENS).shape == (3, 12, 16)

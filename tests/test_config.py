@@ -1,0 +1,213 @@
+"""Configs: every shipped file loads, every mistake is one line that names the field."""
+
+import importlib.util
+import inspect
+
+import pytest
+
+from gpt2_jax import config as configs
+from gpt2_jax.errors import UserError
+from gpt2_jax.model.structure import structure
+from tests.tools import ROOT, tiny
+
+SHIPPED = [
+    ("configs/quickstart.py", None),
+    ("configs/shakespeare.py", None),
+    ("configs/gpt2.py", "124m"),
+    ("configs/gpt2.py", "350m"),
+    ("configs/gpt2.py", "774m"),
+    ("configs/gpt2.py", "1558m"),
+]
+GPT2_SIZES = {
+    "124m": 124_439_808,
+    "350m": 354_823_168,
+    "774m": 774_030_080,
+    "1558m": 1_557_611_200,
+}
+
+
+def load(file, arg):
+    spec = importlib.util.spec_from_file_location("shipped", ROOT / file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(arg) if inspect.signature(module.get_config).parameters else (
+        module.get_config()
+    )
+
+
+def test_no_shipped_config_is_forgotten():
+    files = {str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.py")}
+    assert files == {file for file, _ in SHIPPED}
+
+
+@pytest.mark.parametrize(("file", "arg"), SHIPPED)
+def test_every_shipped_config_is_valid_and_locked(file, arg):
+    config = load(file, arg)
+    configs.check(config)
+    assert config.is_locked
+    size = 50257 if config.data.tokenizer == "gpt2" else 257
+    model = structure(configs.resolve(config, size).model)
+    if arg:
+        assert model.n_params() == GPT2_SIZES[arg]
+    with pytest.raises(AttributeError):
+        config.model.n_layers = 3
+
+
+def test_an_unknown_size_is_named():
+    with pytest.raises(UserError, match="'125m' is no size; there are: 124m, 1558m, 350m, 774m"):
+        load("configs/gpt2.py", "125m")
+
+
+def test_gpt2_is_gpt2():
+    """The published architecture, in full."""
+    model = load("configs/gpt2.py", "124m").model
+    assert model.to_dict() == {
+        "placement": "pre_ln",
+        "n_layer": 12,
+        "n_head": 12,
+        "n_embd": 768,
+        "n_positions": 1024,
+        "n_inner": None,
+        "vocab_size": None,
+        "vocab_multiple": 128,
+        "activation": "gelu_new",
+        "tie_head": True,
+        "dropout": 0.0,
+        "norm_eps": 1e-5,
+        "init_std": 0.02,
+        "attention": "auto",
+        "dtype": "bfloat16",
+        "unroll": True,
+        "remat": "none",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"model.n_head": 3},
+            "model.n_head=3 does not divide model.n_embd=16; choose one of 1, 2, 4, 8, 16",
+        ),
+        (
+            {"data.seq_len": 13},
+            "data.seq_len=13 is longer than model.n_positions=12; shorten it, or raise "
+            "model.n_positions",
+        ),
+        (
+            {"train.accumulation": 3},
+            "train.accumulation=3 does not divide train.batch_size=8",
+        ),
+        (
+            {"mesh.data": 3},
+            "mesh.data=3 does not divide the 8 sequences of a micro-batch (train.batch_size / "
+            "train.accumulation); choose one of 1, 2, 4, 8",
+        ),
+        (
+            {"model.placement": "pre_nl"},
+            "model.placement='pre_nl' is unknown; did you mean 'pre_ln'?",
+        ),
+        (
+            {"optimizer.schedule": "step"},
+            "optimizer.schedule='step' is unknown; there are: constant, cosine, inverse_sqrt, "
+            "linear, wsd",
+        ),
+        ({"model.dropout": 1.0}, "model.dropout=1.0 must be at least 0 and below 1"),
+        ({"optimizer.peak_lr": float("nan")}, "optimizer.peak_lr=nan is not a finite number"),
+        ({"train.steps": 0}, "train.steps=0 must be at least 1"),
+        (
+            {"optimizer.warmup_steps": 20},
+            "optimizer.warmup_steps=20 leaves nothing of train.steps=20; shorten the warm-up",
+        ),
+        (
+            {"model.attention": "cudnn"},
+            "model.attention=cudnn needs model.dtype=bfloat16",
+        ),
+        (
+            {"model.attention": "cudnn", "model.dtype": "bfloat16", "model.dropout": 0.1},
+            "model.attention=cudnn has no dropout on the attention weights; set model.dropout=0 "
+            "or model.attention=xla",
+        ),
+        (
+            {"track.wandb.mode": "onlin"},
+            "track.wandb.mode='onlin' is unknown; did you mean 'online'?",
+        ),
+        (
+            {"data.val_fraction": 0.0},
+            "data.val_fraction=0 needs a data.val_source to validate on",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_field_and_the_fix(changes, line):
+    with pytest.raises(UserError) as caught:
+        tiny(**changes)
+    assert str(caught.value) == line
+
+
+def test_a_vocabulary_smaller_than_the_tokens_is_refused():
+    with pytest.raises(UserError) as caught:
+        configs.resolve(tiny(), 257)
+    assert str(caught.value) == (
+        "model.vocab_size=11 is smaller than the 257 tokens of data.tokenizer=bytes; "
+        "leave it unset or raise it"
+    )
+
+
+def test_json_gives_the_same_config_back(tmp_path):
+    config = tiny(**{"track.wandb.tags": ("a", "b"), "optimizer.skip_outliers": 5.0})
+    path = tmp_path / "config.json"
+    path.write_text(configs.to_json(config))
+    again = configs.from_json(path)
+    assert configs.flatten(again) == configs.flatten(config)
+    assert again.is_locked
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("{", "is not a config"),
+        ('{"model": {"n_layers": 3}}', "has a field 'model.n_layers' that this version"),
+        ('{"train": {"steps": "many"}}', "'train.steps' cannot be 'many'"),
+    ],
+)
+def test_a_damaged_config_file_is_one_line(tmp_path, text, line):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=line):
+        configs.from_json(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"track.wandb.group": "g"},
+        {"train.log_every": 3},
+        {"train.eval_every": 3},
+        {"train.checkpoint_every": 3},
+        {"mesh.data": 2},
+        {"train.steps": 21},
+    ],
+)
+def test_what_may_change_on_resume(tmp_path, changes):
+    configs.check_resumable(tiny(), tiny(**changes), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"optimizer.peak_lr": 0.5}, "optimizer.peak_lr (was 0.01, now 0.5)"),
+        ({"seed": 1}, "seed (was 0, now 1)"),
+        ({"train.steps": 19}, "train.steps (was 20, now 19)"),
+        ({"train.batch_size": 16}, "train.batch_size (was 8, now 16)"),
+        ({"model.n_layer": 3, "seed": 2}, "seed (was 0, now 2), model.n_layer (was 2, now 3)"),
+    ],
+)
+def test_any_other_difference_is_refused_by_name(tmp_path, changes, named):
+    with pytest.raises(UserError) as caught:
+        configs.check_resumable(tiny(), tiny(**changes), tmp_path)
+    assert named in str(caught.value)
+
+
+def test_the_page_of_fields_is_current():
+    """`python -m gpt2_jax.config > docs/config.md` writes it."""
+    assert (ROOT / "docs" / "config.md").read_text() == configs.page()

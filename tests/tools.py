@@ -1,0 +1,103 @@
+"""What several tests need: tiny configs, text, processes."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+from gpt2_jax import config as configs
+from gpt2_jax.model.structure import structure
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+WORDS = "the a of residual norm stream gate depth layer width attends reads adds scales".split()
+
+
+def make_text(n_chars: int, seed: int = 0) -> str:
+    """Returns sentences of a few words, the same for a seed."""
+    random_ = random.Random(seed)
+    out: list[str] = []
+    while sum(map(len, out)) < n_chars:
+        out.append(" ".join(random_.choices(WORDS, k=random_.randint(3, 9))) + ".\n")
+    return "".join(out)[:n_chars]
+
+
+def tiny(**changes):
+    """Returns a resolved config of two layers, width 16, vocabulary 11; changes by dotted name."""
+    config = configs.default()
+    defaults = {
+        "model.n_layer": 2,
+        "model.n_head": 2,
+        "model.n_embd": 16,
+        "model.n_positions": 12,
+        "model.vocab_size": 11,
+        "model.vocab_multiple": 8,
+        "data.seq_len": 12,
+        "train.batch_size": 8,
+        "train.steps": 20,
+        "optimizer.peak_lr": 1e-2,
+    }
+    for name, value in (defaults | {k.replace("__", "."): v for k, v in changes.items()}).items():
+        *sections, leaf = name.split(".")
+        at = config
+        for section in sections:
+            at = at[section]
+        at[leaf] = value
+    config = configs.resolve(config, 1)
+    configs.check(config)
+    return config
+
+
+def tiny_model(**changes):
+    """Returns the structure of `tiny` and parameters with noise on every one of them."""
+    import jax
+
+    config = tiny(**changes)
+    model = structure(config.model)
+    return model, noisy(jax.jit(model.init)(jax.random.key(0)))
+
+
+def noisy(params, scale: float = 0.1, seed: int = 1):
+    """Returns parameters with normal noise added, so that zeros and ones hide nothing."""
+    import jax
+
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return tree.unflatten(
+        [x + scale * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    )
+
+
+def environment(tmp: Path, **extra: str) -> dict[str, str]:
+    """Returns the environment of a child process: a cache of its own, no wandb."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "XLA", "JAX"))}
+    base = {
+        "XDG_CACHE_HOME": str(tmp / "cache"),
+        "HOME": str(tmp),
+        "WANDB_MODE": "disabled",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT),
+    }
+    return kept | base | extra
+
+
+def run(*command: str, tmp: Path, timeout: float = 120, **extra: str):
+    """Runs a Python program of the project to its end."""
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=environment(tmp, **extra),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def one_line_error(done) -> str:
+    """Asserts that a process ended as on wrong input, and returns its line."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    return lines[0]
