@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     config.model.n_positions = 64
     config.data.source = "data/tinyshakespeare.txt"
     config.data.seq_len = 64
-    config.optimizer.peak_lr = 1e-3
+    config.optimizer.peak_lr = 4e-3
     config.optimizer.warmup_steps = 100
     config.optimizer.b2 = 0.99
     config.train.steps = 2000

@@ -98,6 +98,6 @@ def run(*command: str, tmp: Path, timeout: float = 120, **extra: str):
 def one_line_error(done) -> str:
     """Asserts that a process ended as on wrong input, and returns its line."""
     assert done.returncode == 2, done.stdout + done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    lines = [line for line in done.stderr.splitlines() if line and "preparing" not in line]
     assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
     return lines[0]

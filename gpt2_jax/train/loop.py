@@ -16,7 +16,7 @@ from gpt2_jax import config as configs
 from gpt2_jax.data.corpus import open_corpus
 from gpt2_jax.data.sampler import Sampler
 from gpt2_jax.data.shards import Corpus
-from gpt2_jax.data.tokenizer import Tokenizer
+from gpt2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt2_jax.errors import EXIT_DIVERGED, EXIT_FINISHED, EXIT_STOPPED, Diverged
 from gpt2_jax.files import disk_errors, write_atomic
 from gpt2_jax.track.bar import Progress
@@ -52,15 +52,16 @@ def train(config: ConfigDict, workdir: str, sample: Sample | None = None) -> int
       Diverged: if too many updates in a row had to be skipped.
     """
     configs.check(config)
-    directory = RunDirectory(workdir)
-    corpus, tokenizer = open_corpus(
-        config.data.source, config.data.val_source, config.data.tokenizer, config.data.val_fraction
-    )
-    config = configs.resolve(config, tokenizer.size)
-    assert corpus.train is not None
-    sampler = Sampler(corpus.train, config.data.seq_len, config.train.batch_size, config.seed)
+    directory, data = RunDirectory(workdir), config.data
+    config = configs.resolve(config, load_tokenizer(data.tokenizer).size)
     directory.lock()
     try:
+        directory.check_config(config)
+        corpus, tokenizer = open_corpus(
+            data.source, data.val_source, data.tokenizer, data.val_fraction
+        )
+        assert corpus.train is not None
+        sampler = Sampler(corpus.train, data.seq_len, config.train.batch_size, config.seed)
         for line in directory.claim(config, corpus):
             print(f"changed: {line}")
         configure_devices(config)
@@ -96,7 +97,9 @@ def _open_run(
     directory.describe(config, report.facts(config, program), first)
     metrics = MetricsFile(directory.metrics_path, -1 if found is None else found)
     checkpoints.before_commit = metrics.sync
-    return Run(config, directory, corpus, program, sampler, checkpoints, metrics, state, first)
+    return Run(
+        config, directory, corpus, program, sampler, checkpoints, metrics, state, first, found
+    )
 
 
 @dataclass
@@ -112,6 +115,7 @@ class Run:
     metrics: MetricsFile
     state: State
     step: int
+    saved_step: int | None
     stopped_by: str | None = None
     wandb: WandbLog = field(init=False)
     progress: Progress = field(init=False)
@@ -168,16 +172,16 @@ class Run:
                     before.block_until_ready()
                     self.progress.advance(self.step - 1)
                 before = metrics["loss"]
-                self._read_pending()
+                self._write_pending()
                 if self._due(self.step):
                     self.pending = (self.step, metrics)
                 if self._is_stop(self.step):
                     self._pause_to_evaluate_and_save()
-        self._read_pending()
+        self._write_pending()
         if stop.requested and self.step < steps:
             self.stopped_by = stop.requested
-            if self.checkpoints.steps()[-1:] != [self.step]:
-                self.checkpoints.save(self.step, self.state, None)
+            if self.saved_step != self.step:
+                self._save(None)
         self.progress.advance(self.step)
 
     def _due(self, step: int) -> bool:
@@ -196,17 +200,18 @@ class Run:
             row |= self._evaluate()
         self._write(row)
         if last or self.step % train.checkpoint_every == 0:
-            self.checkpoints.save(self.step, self.state, row.get("val/loss"))
+            self._save(row.get("val/loss"))
         paused = time.monotonic() - paused
         self.clock += paused
         self.progress.pause(paused)
 
-    def _read_pending(self) -> None:
-        if self.pending is not None and (self.pending[0] < self.step or self._ended()):
-            self._write(self._row())
+    def _save(self, val_loss: float | None) -> None:
+        self.checkpoints.save(self.step, self.state, val_loss)
+        self.saved_step = self.step
 
-    def _ended(self) -> bool:
-        return self.step == self.config.train.steps
+    def _write_pending(self) -> None:
+        if self.pending is not None:
+            self._write(self._row())
 
     def _row(self) -> Row:
         """Reads the pending update's metrics from the devices: the only read in the loop."""

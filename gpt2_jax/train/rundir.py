@@ -19,6 +19,7 @@ from gpt2_jax.data.shards import Corpus
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import disk_errors, write_atomic, write_json
 
+STRETCHING = ("cosine", "linear", "wsd")  # schedules that depend on train.steps
 PACKAGES = "jax jaxlib flax optax orbax-checkpoint numpy ml_collections wandb gpt2_jax".split()
 
 
@@ -82,33 +83,33 @@ class RunDirectory:
         except ValueError as error:
             raise UserError(f"{self.info_path} is damaged: {error}") from None
 
-    def claim(self, config: ConfigDict, corpus: Corpus) -> list[str]:
-        """Writes the config, or checks that it continues the run that is here.
-
-        Returns:
-          lines that say what changed since the last start.
+    def check_config(self, config: ConfigDict) -> None:
+        """Refuses a config that does not continue the run that is here.
 
         Raises:
-          UserError: if the directory belongs to another config or another text.
+          UserError: naming the fields that differ.
         """
-        said = []
-        digest = corpus.manifest.corpus_hash()
-        info = self.read_info()
         if self.config_path.exists():
-            old = self.read_config()
-            configs.check_resumable(old, config, self.path)
-            if info and info["corpus"] != digest:
-                raise UserError(
-                    f"{self.path} was trained on another text than data.source="
-                    f"{config.data.source} gives now (its content changed); choose another "
-                    "--workdir, or bring the old text back"
-                )
-            for name, (was, now) in configs.difference(old, config).items():
+            configs.check_resumable(self.read_config(), config, self.path)
+
+    def claim(self, config: ConfigDict, corpus: Corpus) -> list[str]:
+        """Writes the config and the text's hash, and returns lines that say what is new.
+
+        Raises:
+          UserError: if the run that is here was trained on another text.
+        """
+        said, info = [], self.read_info()
+        digest = corpus.manifest.corpus_hash()
+        if info.get("corpus", digest) != digest:
+            raise UserError(
+                f"{self.path} was trained on another text than data.source="
+                f"{config.data.source} gives now (its content changed); choose another "
+                "--workdir, or bring the old text back"
+            )
+        if self.config_path.exists():
+            for name, (was, now) in configs.difference(self.read_config(), config).items():
                 said.append(f"{name} was {was!r}, is now {now!r}")
-                if name == "train.steps" and config.optimizer.schedule not in (
-                    "constant",
-                    "inverse_sqrt",
-                ):
+                if name == "train.steps" and config.optimizer.schedule in STRETCHING:
                     said.append("the learning-rate schedule now stretches over the new train.steps")
         with disk_errors("config.json"):
             write_atomic(self.config_path, configs.to_json(config))

@@ -1,0 +1,181 @@
+"""Checkpoints: whole or absent, proved undamaged, and safe while training goes on."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpt2_jax.model.structure import structure
+from gpt2_jax.train.checkpoint import SUMS, Checkpoints, damage
+from gpt2_jax.train.mesh import make_mesh
+from gpt2_jax.train.optimizer import make_optimizer
+from gpt2_jax.train.state import abstract, make_init
+from tests.tools import tiny
+
+
+def make_state(**changes):
+    config = tiny(optimizer__name="muon", **changes)
+    mesh, model = make_mesh(config), structure(config.model)
+    init = make_init(config, model, make_optimizer(config, model.infos), mesh)
+    return init, mesh
+
+
+@pytest.fixture(scope="module")
+def state():
+    init, _ = make_state(mesh__data=2)
+    return init()
+
+
+@pytest.fixture(scope="module")
+def saved(state, tmp_path_factory):
+    """Checkpoints of steps 10 and 20; the states differ."""
+    folder = tmp_path_factory.mktemp("saved") / "checkpoints"
+    folder.mkdir()
+    checkpoints = Checkpoints(folder)
+    for step in (10, 20):
+        checkpoints.save(step, state._replace(step=state.step + step), val_loss=1.0 / step)
+    checkpoints.close()
+    return folder
+
+
+def assert_equal(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+
+
+def files(folder):
+    return sorted(p for p in folder.rglob("*") if p.is_file())
+
+
+def test_a_state_comes_back_to_the_bit(saved, state):
+    restored = Checkpoints(saved).restore(20, state)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    assert int(restored.step) == 20
+    assert_equal(restored._replace(step=state.step), state)
+
+
+def test_onto_another_number_of_devices(saved, state):
+    init, mesh = make_state(mesh__data=8)
+    restored = Checkpoints(saved).restore(20, abstract(init, mesh))
+    assert len(restored.params["wte"].sharding.device_set) == 8
+    assert_equal(restored.params, state.params)
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1 << (len(content) % 8)
+    path.write_bytes(content)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def delete(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize("harm", [flip, truncate, delete])
+def test_harm_to_any_file_is_noticed_and_the_one_before_is_used(saved, tmp_path, harm, state):
+    names = [p.relative_to(saved / "00000020") for p in files(saved / "00000020")]
+    assert len(names) >= 10 and any(p.name == SUMS for p in names)
+    for name in names:
+        folder = tmp_path / "checkpoints"
+        shutil.copytree(saved, folder)
+        if (folder / "00000020" / name).stat().st_size == 0 and harm is not delete:
+            (folder / "00000020" / name).write_bytes(b"x")
+        else:
+            harm(folder / "00000020" / name)
+        said = []
+        checkpoints = Checkpoints(folder)
+        assert checkpoints.latest(said.append, set_aside=True) == 10, name
+        assert len(said) == 1 and "00000020 is damaged" in said[0], said
+        assert (name.name in said[0]) or name.name == SUMS
+        assert (folder / "00000020.damaged").is_dir() and checkpoints.steps() == [10]
+        shutil.rmtree(folder)
+    assert int(Checkpoints(saved).restore(10, state).step) == 10
+
+
+def test_a_file_too_many_is_damage(saved, tmp_path):
+    shutil.copytree(saved / "00000020", tmp_path / "c")
+    (tmp_path / "c" / "state" / "extra").write_text("x")
+    assert damage(tmp_path / "c") == f"files differ from {SUMS}: state/extra"
+
+
+def test_sha256sum_reads_the_sums(saved):
+    import subprocess
+
+    done = subprocess.run(["sha256sum", "--quiet", "-c", SUMS], cwd=saved / "00000020", check=False)
+    assert done.returncode == 0
+
+
+def test_training_on_while_a_save_runs_does_not_reach_the_save(tmp_path):
+    """The donated buffers of a state are reused by the next updates; the save must not see it."""
+    init, mesh = make_state(mesh__data=2, model__n_embd=256, model__vocab_size=4000)
+    state = init()
+    update = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+    compiled = update.lower(abstract(init, mesh)).compile()
+    before = jax.tree.map(np.array, state)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state, None)
+    for _ in range(20):
+        state = compiled(state)
+    jax.block_until_ready(state)
+    checkpoints.wait()
+    assert_equal(checkpoints.restore(1, abstract(init, mesh)), before)
+    assert (np.asarray(state.params["wte"]) != before.params["wte"]).all()
+
+
+def test_only_the_latest_and_the_best_stay(state, tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: None, 5: 1.5}
+    kept = []
+    for step, loss in losses.items():
+        checkpoints.save(step, state, loss)
+        checkpoints.wait()
+        kept.append(checkpoints.steps())
+    assert kept == [[1], [1, 2], [2, 3], [2, 3, 4], [2, 4, 5]]
+    assert checkpoints.best() == 2
+    assert checkpoints.latest(print) == 5  # resumed from the latest, never from the best
+
+
+def test_a_checkpoint_becomes_valid_only_after_what_must_come_before(state, tmp_path):
+    seen = []
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.before_commit = lambda: seen.append(checkpoints.steps())
+    checkpoints.save(7, state, None)
+    checkpoints.wait()
+    assert seen == [[]] and checkpoints.steps() == [7]
+
+
+def test_a_save_that_fails_is_no_checkpoint(state, tmp_path):
+    def fail():
+        raise RuntimeError("the metrics could not be written")
+
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.before_commit = fail
+    checkpoints.save(7, state, None)
+    with pytest.raises(RuntimeError, match="could not be written"):
+        checkpoints.wait()
+    assert checkpoints.steps() == []
+    checkpoints.clean()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_line(state, tmp_path, monkeypatch):
+    from gpt2_jax.errors import UserError
+    from gpt2_jax.train import checkpoint
+
+    def full(path, value):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(checkpoint, "write_json", full)
+    with pytest.raises(UserError, match=r"cannot write checkpoint 7 .*No space left on device"):
+        Checkpoints(tmp_path).save(7, state, None)
+
+
+def test_best_needs_a_loss(state, tmp_path):
+    assert Checkpoints(tmp_path).best() is None
+    assert Checkpoints(tmp_path).latest(print) is None
+    assert jnp.isfinite(state.params["wte"]).all()

@@ -1,0 +1,81 @@
+"""Validation: every token once, weighted alike, however it is cut into windows."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt2_jax.data.shards import Tokens
+from gpt2_jax.train.evaluation import Evaluator, Score, windows
+from gpt2_jax.train.mesh import make_mesh
+from tests.tools import tiny, tiny_model
+
+IDS = np.random.default_rng(1).integers(0, 11, 131).astype(np.uint16)
+
+
+@pytest.fixture(scope="module")
+def setup():
+    model, params = tiny_model()
+    return model, params, Evaluator(model, make_mesh(tiny()), 12, 8)
+
+
+def test_windows_without_a_stride_do_not_overlap():
+    assert list(windows(26, 10, 10)) == [(0, 10, 10), (10, 10, 10), (20, 5, 5)]
+
+
+def test_windows_with_a_stride_reread_their_context():
+    assert list(windows(26, 10, 5)) == [(0, 10, 10), (5, 10, 5), (10, 10, 5), (15, 10, 5)]
+    assert list(windows(25, 10, 5)) == [(0, 10, 10), (5, 10, 5), (10, 10, 5), (14, 10, 4)]
+
+
+@given(st.integers(2, 200), st.integers(1, 20), st.data())
+def test_each_token_is_predicted_once(n, seq_len, data):
+    stride = data.draw(st.integers(1, seq_len))
+    predicted = []
+    for start, length, scored in windows(n, seq_len, stride):
+        assert 0 < scored <= length <= seq_len and start >= 0
+        predicted += range(start + length - scored + 1, start + length + 1)
+    assert predicted == list(range(1, n))
+
+
+def by_hand(model, params, stride):
+    nats, hits = 0.0, 0
+    log_probabilities = jax.jit(lambda ids: jax.nn.log_softmax(model.bind(params)(ids)[0]))
+    for start, length, scored in windows(len(IDS), 12, stride):
+        ids = IDS[start : start + length + 1].astype(np.int32)
+        log_p = np.asarray(log_probabilities(ids[None, :-1]))
+        for i in range(length - scored, length):
+            nats -= float(log_p[i, ids[i + 1]])
+            hits += int(log_p[i].argmax() == ids[i + 1])
+    return nats, hits
+
+
+@pytest.mark.parametrize("stride", [12, 5, 1])
+def test_the_score_is_that_of_each_window_by_itself(setup, stride):
+    model, params, evaluator = setup
+    score = evaluator.score(params, Tokens([IDS[:40], IDS[40:]]), stride=stride)
+    nats, hits = by_hand(model, params, stride)
+    assert score.tokens == 130
+    assert score.nats == pytest.approx(nats, rel=1e-5)
+    assert score.correct == hits
+
+
+def test_a_stride_changes_the_score(setup):
+    model, params, evaluator = setup
+    tokens = Tokens([IDS])
+    assert evaluator.score(params, tokens).nats != evaluator.score(params, tokens, stride=5).nats
+
+
+def test_a_limit_takes_the_first_tokens(setup):
+    _, params, evaluator = setup
+    limited = evaluator.score(params, Tokens([IDS]), limit=50)
+    assert limited == evaluator.score(params, Tokens([IDS[:51]]))
+
+
+def test_metrics_in_bits_per_byte():
+    metrics = Score(nats=200 * np.log(2), correct=25, tokens=100).metrics(bytes_per_token=4.0)
+    assert metrics["val/bits_per_byte"] == pytest.approx(0.5)
+    assert metrics["val/accuracy"] == 0.25
+    assert metrics["val/loss"] == pytest.approx(2 * np.log(2))
+    assert "val/bits_per_byte" not in Score(1.0, 0, 1).metrics(None)

@@ -1,0 +1,210 @@
+"""Real training processes, stopped by real signals, against one that was left alone."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from gpt2_jax.track.metrics import read_rows
+from gpt2_jax.train.restore import open_run
+from tests.tools import ROOT, environment, make_text, one_line_error, run
+
+STEPS = 300
+FLAGS = [
+    "train.py",
+    "--config=configs/quickstart.py",
+    "--config.model.n_layer=2",
+    "--config.model.n_head=2",
+    "--config.model.n_embd=32",
+    "--config.model.dropout=0.1",
+    "--config.model.unroll=False",
+    "--config.model.n_positions=32",
+    "--config.data.seq_len=32",
+    "--config.train.batch_size=8",
+    "--config.train.accumulation=2",
+    "--config.optimizer.warmup_steps=10",
+    f"--config.train.steps={STEPS}",
+    "--config.train.log_every=1",
+    "--config.train.eval_every=30",
+    "--config.train.checkpoint_every=20",
+    "--config.train.sample_tokens=0",
+]
+
+
+def command(text, workdir, *more):
+    return [*FLAGS, f"--config.data.source={text}", f"--workdir={workdir}", *more]
+
+
+def start(text, workdir, tmp, *more):
+    return subprocess.Popen(
+        [sys.executable, *command(text, workdir, *more)],
+        cwd=ROOT,
+        env=environment(tmp),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    tmp = tmp_path_factory.mktemp("processes")
+    (tmp / "text.txt").write_text(make_text(20_000))
+    return tmp
+
+
+@pytest.fixture(scope="module")
+def alone(place):
+    """The run that nobody touched."""
+    done = run(*command(place / "text.txt", place / "alone"), tmp=place)
+    assert done.returncode == 0, done.stderr
+    return place / "alone"
+
+
+RECORDED = ("step", "tokens", "train/loss", "train/grad_norm", "train/lr", "val/loss")
+
+
+def record(workdir):
+    return [{k: row.get(k) for k in RECORDED} for row in read_rows(workdir / "metrics.jsonl")]
+
+
+def assert_same_run(workdir, alone):
+    """Every row and every bit of the parameters."""
+    assert record(workdir) == record(alone)
+    ours, theirs = open_run(str(workdir)), open_run(str(alone))
+    assert ours.step == theirs.step == STEPS
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)),
+        ours.params,
+        theirs.params,
+    )
+
+
+def wait_for_step(process, workdir, step):
+    deadline = time.monotonic() + 60
+    while not any(row["step"] >= step for row in read_rows(workdir / "metrics.jsonl")):
+        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+        time.sleep(0.02)
+
+
+def test_a_run_left_alone_is_complete(alone):
+    rows = read_rows(alone / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(STEPS + 1))
+    assert [row["step"] for row in rows if "val/loss" in row] == list(range(0, STEPS + 1, 30))
+    assert rows[-1]["train/loss"] < rows[1]["train/loss"] - 0.5
+    assert rows[5]["tokens"] == 5 * 8 * 32
+    checkpoints = sorted(p.name for p in (alone / "checkpoints").iterdir())
+    assert checkpoints == ["00000280", "00000300"]
+    assert (alone / "loss.png").read_bytes()[:4] == b"\x89PNG"
+    info = json.loads((alone / "run.json").read_text())
+    assert info["parameters"] > 0 and info["starts"][0]["from_step"] == 0
+    assert info["devices"] == ["cpu"] * min(2, os.cpu_count() or 1)
+
+
+def kill_and_restart(place, alone, name, moments):
+    """Kills the same command again and again, then lets it finish."""
+    workdir = place / name
+    for moment in moments:
+        process = start(place / "text.txt", workdir, place)
+        time.sleep(moment)
+        assert process.poll() is None, "finished before it was killed: raise STEPS"
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    done = run(*command(place / "text.txt", workdir), tmp=place)
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stdout  # a kill is no damage
+    assert_same_run(workdir, alone)
+
+
+def test_a_kill_changes_nothing(place, alone):
+    workdir = place / "killed_once"
+    process = start(place / "text.txt", workdir, place)
+    wait_for_step(process, workdir, 50)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    kill_and_restart(place, alone, "killed_once", [])
+    info = json.loads((workdir / "run.json").read_text())
+    assert [s["from_step"] for s in info["starts"]] in ([0, 20], [0, 40])
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_change_nothing(place, alone):
+    random_ = random.Random(time.time())
+    moments = [random_.uniform(0.2, 6.0) for _ in range(10)]
+    print("killed after", moments)
+    kill_and_restart(place, alone, "killed", moments)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_says_how_to_go_on(place, alone, number):
+    workdir = place / f"stopped_{number.name}"
+    process = start(place / "text.txt", workdir, place)
+    wait_for_step(process, workdir, 70)
+    process.send_signal(number)
+    out = process.communicate(timeout=60)[0]
+    assert process.returncode == 75, out
+    last = out.strip().splitlines()[-1]
+    assert f"stopped by {number.name} after update " in last and "train.py" in last
+    saved = max(int(p.name) for p in (workdir / "checkpoints").iterdir())
+    assert saved >= 70 and f"after update {saved}, saved" in last
+    done = run(*command(place / "text.txt", workdir), tmp=place)
+    assert done.returncode == 0 and f"after update {saved}" in done.stdout
+    assert_same_run(workdir, alone)
+
+
+def test_a_finished_run_started_again_stays_as_it_is(place, alone):
+    before = record(alone)
+    done = run(*command(place / "text.txt", alone), tmp=place)
+    assert done.returncode == 0 and "validation loss" in done.stdout
+    assert record(alone) == before
+
+
+def test_more_steps_continue_and_say_that_the_schedule_changed(place, alone, tmp_path):
+    workdir = tmp_path / "longer"
+    subprocess.run(["cp", "-r", alone, workdir], check=True)
+    more = "--config.train.steps=310"
+    done = run(*command(place / "text.txt", workdir, more), tmp=place)
+    assert done.returncode == 0, done.stderr
+    assert "train.steps was 300, is now 310" in done.stdout
+    assert "learning-rate schedule now stretches" in done.stdout
+    rows = record(workdir)
+    assert [row["step"] for row in rows] == list(range(311))
+    assert rows[: STEPS + 1] == record(alone)
+
+
+def test_another_config_is_refused_by_name(place, alone):
+    more = ("--config.optimizer.peak_lr=0.5", "--config.seed=3")
+    line = one_line_error(run(*command(place / "text.txt", alone, *more), tmp=place))
+    assert "seed (was 0, now 3)" in line and "optimizer.peak_lr (was" in line
+
+
+def test_another_text_is_refused(place, alone, tmp_path):
+    """The same path, another content."""
+    text = tmp_path / "text.txt"
+    text.write_text(make_text(20_000))
+    workdir = tmp_path / "run"
+    short = ("--config.train.steps=11", "--config.train.eval_tokens=100")
+    assert run(*command(text, workdir, *short), tmp=place).returncode == 0
+    text.write_text(make_text(20_000, seed=1))
+    line = one_line_error(run(*command(text, workdir, *short), tmp=place))
+    assert "was trained on another text" in line
+
+
+def test_two_processes_do_not_share_a_directory(place, alone):
+    workdir = place / "shared"
+    process = start(place / "text.txt", workdir, place)
+    try:
+        wait_for_step(process, workdir, 1)
+        line = one_line_error(run(*command(place / "text.txt", workdir), tmp=place))
+        assert "another process is training in" in line
+    finally:
+        process.kill()
+        process.communicate()

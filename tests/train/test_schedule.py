@@ -1,0 +1,33 @@
+"""Learning rates, update by update."""
+
+import pytest
+
+from gpt2_jax.train.schedule import make_schedule
+from tests.tools import tiny
+
+
+def rates(steps, **optimizer):
+    changes = {f"optimizer.{name}": value for name, value in optimizer.items()}
+    schedule = make_schedule(tiny(**{"train.steps": steps, "optimizer.peak_lr": 1.0, **changes}))
+    return [float(schedule(n)) for n in range(steps)]
+
+
+@pytest.mark.parametrize(
+    ("name", "want"),
+    [
+        ("constant", [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+        ("linear", [0.5, 1, 1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]),
+        ("wsd", [0.5, 1, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4]),
+        ("inverse_sqrt", [0.5, 1, 1, (2 / 3) ** 0.5, 0.5**0.5, 0.4**0.5, (1 / 3) ** 0.5]),
+        ("cosine", [0.5, 1, 1, 0.9696, 0.8828, 0.7531, 0.6, 0.4469, 0.3172, 0.2304]),
+    ],
+)
+def test_each_schedule(name, want):
+    got = rates(10, schedule=name, warmup_steps=2, final_lr_ratio=0.2, decay_fraction=0.4)
+    assert got[: len(want)] == pytest.approx(want, abs=1e-4)
+
+
+def test_without_warmup_the_first_update_has_the_peak():
+    assert rates(4, schedule="linear", warmup_steps=0, final_lr_ratio=0.0) == pytest.approx(
+        [1, 0.75, 0.5, 0.25]
+    )
