@@ -18,6 +18,14 @@ from gpt2_jax.train.loss import cross_entropy
 from gpt2_jax.train.mesh import DATA, by_rows
 
 
+def spread_windows(n_tokens: int, seq_len: int, limit: int) -> Iterator[tuple[int, int, int]]:
+    """Yields windows of about `limit` predictions in all, spread evenly over all the tokens."""
+    n = max(1, limit // seq_len)
+    room = n_tokens - 1 - seq_len
+    for i in range(n):
+        yield room * i // max(1, n - 1), seq_len, seq_len
+
+
 @dataclass(frozen=True)
 class Score:
     """Sums over the predicted tokens."""
@@ -82,23 +90,26 @@ class Evaluator:
     def score(
         self, params: Any, tokens: Tokens, limit: int | None = None, stride: int | None = None
     ) -> Score:
-        """Returns the score of `tokens`, of at most `limit` predictions.
+        """Returns the score of `tokens`, or of about `limit` of them, always the same ones.
 
         The batches are all dispatched before the one read of their sums.
         """
-        n_tokens = len(tokens) if limit is None else min(len(tokens), limit + 1)
+        if limit is None or limit >= len(tokens) - 1:
+            chosen = list(windows(len(tokens), self._seq_len, stride or self._seq_len))
+        else:
+            chosen = list(spread_windows(len(tokens), self._seq_len, limit))
         sums = []
-        for batch, mask in self._batches(tokens, n_tokens, stride or self._seq_len):
+        for batch, mask in self._batches(tokens, chosen):
             sharding = by_rows(self._mesh)
             sums.append(self._sums(params, *jax.device_put((batch, mask), sharding)))
         nats, correct = np.sum(jax.device_get(sums), axis=(0, 1), dtype=np.float64)
-        return Score(float(nats), round(correct), n_tokens - 1)
+        return Score(float(nats), round(correct), sum(scored for _, _, scored in chosen))
 
     def _batches(
-        self, tokens: Tokens, n_tokens: int, stride: int
+        self, tokens: Tokens, chosen: list[tuple[int, int, int]]
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         rows, shape = 0, (self._batch_size, self._seq_len)
-        for start, length, scored in windows(n_tokens, self._seq_len, stride):
+        for start, length, scored in chosen:
             if rows == 0:
                 batch = np.zeros((shape[0], shape[1] + 1), np.int32)
                 mask = np.zeros(shape, np.float32)

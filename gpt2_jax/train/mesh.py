@@ -9,6 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from gpt2_jax.errors import UserError
+from gpt2_jax.files import cache_dir
 
 DATA = "data"
 
@@ -28,6 +29,10 @@ def configure_devices(config: ConfigDict) -> None:
     )
     if not already:
         jax.config.update("jax_num_cpu_devices", wanted)
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def make_mesh(config: ConfigDict) -> Mesh:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2_jax.data.shards import Tokens
-from gpt2_jax.train.evaluation import Evaluator, Score, windows
+from gpt2_jax.train.evaluation import Evaluator, Score, spread_windows, windows
 from gpt2_jax.train.mesh import make_mesh
 from tests.tools import tiny, tiny_model
 
@@ -67,10 +67,18 @@ def test_a_stride_changes_the_score(setup):
     assert evaluator.score(params, tokens).nats != evaluator.score(params, tokens, stride=5).nats
 
 
-def test_a_limit_takes_the_first_tokens(setup):
+def test_a_limit_takes_windows_from_all_over():
+    assert list(spread_windows(101, 10, 39)) == [(0, 10, 10), (45, 10, 10), (90, 10, 10)]
+    assert list(spread_windows(101, 10, 5)) == [(0, 10, 10)]
+
+
+def test_a_limited_score_is_that_of_its_windows(setup):
     _, params, evaluator = setup
-    limited = evaluator.score(params, Tokens([IDS]), limit=50)
-    assert limited == evaluator.score(params, Tokens([IDS[:51]]))
+    limited = evaluator.score(params, Tokens([IDS]), limit=40)
+    parts = [evaluator.score(params, Tokens([IDS[s : s + 13]])) for s in (0, 59, 118)]
+    assert limited.tokens == 36
+    assert limited.nats == pytest.approx(sum(part.nats for part in parts), rel=1e-6)
+    assert evaluator.score(params, Tokens([IDS]), limit=130).tokens == 130
 
 
 def test_metrics_in_bits_per_byte():

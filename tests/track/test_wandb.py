@@ -1,0 +1,167 @@
+"""Training processes that track to a loopback server, to none, or to disk."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from gpt2_jax.track.metrics import read_rows
+from gpt2_jax.track.wandb_log import history, offline_runs
+from tests.tools import ROOT, environment, make_text, run
+from tests.track.wandb_server import WandbServer
+from tests.train.test_processes import command, wait_for_step
+
+KEY = "5ec4e7" * 7  # 42 characters; must be found nowhere afterwards
+SHORT = ("--config.train.steps=60", "--config.train.sample_tokens=20")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    tmp = tmp_path_factory.mktemp("wandb")
+    (tmp / "text.txt").write_text(make_text(20_000))
+    return tmp
+
+
+def wandb_environment(url, mode="online"):
+    return {"WANDB_MODE": mode, "WANDB_BASE_URL": url, "WANDB_API_KEY": KEY}
+
+
+def train(place, workdir, *more, **extra):
+    done = run(*command(place / "text.txt", workdir, *SHORT, *more), tmp=place, **extra)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def start_tracked(place, workdir, *more, **extra):
+    return subprocess.Popen(
+        [sys.executable, *command(place / "text.txt", workdir, *more)],
+        cwd=ROOT,
+        env=environment(place, **extra),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def assert_every_row_arrived_once(rows, workdir):
+    """`rows` as wandb has them, against metrics.jsonl."""
+    recorded = read_rows(workdir / "metrics.jsonl")
+    assert [int(row["_step"]) for row in rows] == [row["step"] for row in recorded]
+    for sent, kept in zip(rows, recorded, strict=True):
+        for name in ("tokens", "train/loss", "val/loss", "train/lr"):
+            assert sent.get(name) == kept.get(name), (kept["step"], name)
+
+
+def test_an_online_run_has_every_row_config_summary_and_pictures(place):
+    workdir = place / "online"
+    with WandbServer() as server:
+        flags = ("--config.track.wandb.group=g", "--config.track.wandb.project=flagged")
+        done = train(place, workdir, *flags, **wandb_environment(server.url),
+                     WANDB_PROJECT="from_env")  # fmt: skip
+    (stored,) = server.runs.values()
+    assert stored.name == json.loads((workdir / "run.json").read_text())["wandb_id"]
+    assert stored.project == "flagged"  # flags above WANDB_*
+    assert "/runs/" in done.stderr
+    assert_every_row_arrived_once(stored.history(), workdir)
+    assert set(stored.arrivals.values()) == {1}
+    assert stored.config["model"]["value"]["n_layer"] == 2
+    assert stored.summary["final/val/loss"] == stored.history()[-1]["val/loss"]
+    assert any(name.startswith("media/images/loss_curve") for name in stored.files)
+    assert any(name.startswith("media/html/sample") for name in stored.files)
+    assert stored.exit_code == 0
+
+
+def test_a_kill_and_a_resume_leave_one_run_with_every_row_once(place):
+    workdir, flags = place / "killed", ("--config.train.steps=200",)
+    with WandbServer() as server:
+        env = wandb_environment(server.url)
+        for step in (50, 110):
+            process = start_tracked(place, workdir, *flags, **env)
+            wait_for_step(process, workdir, step)
+            os.kill(process.pid, signal.SIGKILL)
+            process.communicate()
+        train(place, workdir, *flags, **env)
+    (stored,) = server.runs.values()
+    assert_every_row_arrived_once(stored.history(), workdir)
+    assert [row["step"] for row in read_rows(workdir / "metrics.jsonl")] == list(range(201))
+
+
+def test_offline_parts_of_a_killed_run_hold_every_row_once(place):
+    workdir, flags = place / "offline", ("--config.train.steps=200",)
+    for step in (50, 110):
+        process = start_tracked(place, workdir, *flags, WANDB_MODE="offline")
+        wait_for_step(process, workdir, step)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    train(place, workdir, *flags, WANDB_MODE="offline")
+    run_id = json.loads((workdir / "run.json").read_text())["wandb_id"]
+    parts = offline_runs(workdir, run_id)
+    assert len(parts) == 3
+    assert_every_row_arrived_once([row for part in parts for row in history(part)], workdir)
+    with WandbServer() as server:
+        for part in parts:
+            done = run("-m", "wandb", "sync", str(part), tmp=place, **wandb_environment(server.url))
+            assert done.returncode == 0, done.stderr
+    (stored,) = server.runs.values()
+    assert_every_row_arrived_once(stored.history(), workdir)
+
+
+def test_offline_is_the_default_where_nobody_is_logged_in(place):
+    workdir = place / "default"
+    env = environment(place)
+    del env["WANDB_MODE"]
+    done = subprocess.run(
+        [sys.executable, *command(place / "text.txt", workdir, *SHORT)],
+        cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and "wandb sync" in done.stderr
+    assert len(list((workdir / "wandb").glob("offline-run-*"))) == 1
+
+
+def test_disabled_leaves_nothing(place):
+    train(place, place / "disabled", "--config.track.wandb.mode=disabled", WANDB_MODE="online")
+    assert not (place / "disabled" / "wandb").exists()
+
+
+@pytest.mark.parametrize("answering", [False, True])
+def test_a_server_that_is_away_stops_nothing(place, answering):
+    """A port that nobody listens on, and one that takes the connection and says nothing."""
+    workdir = place / f"away_{answering}"
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        if answering:
+            listener.listen(50)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        done = train(place, workdir, **wandb_environment(url))
+    assert "going on offline" in done.stderr
+    run_id = json.loads((workdir / "run.json").read_text())["wandb_id"]
+    (part,) = offline_runs(workdir, run_id)
+    assert_every_row_arrived_once(history(part), workdir)
+
+
+def test_a_server_that_dies_stops_nothing(place):
+    workdir = place / "dies"
+    with WandbServer() as server:
+        flags = ("--config.train.steps=100",)
+        process = start_tracked(place, workdir, *flags, **wandb_environment(server.url))
+        wait_for_step(process, workdir, 30)
+    out = process.communicate(timeout=90)[0]
+    assert process.returncode == 0, out
+    assert len(read_rows(workdir / "metrics.jsonl")) == 101
+
+
+def test_no_secret_is_written(place):
+    """The key that all of these runs had in their environment."""
+    workdirs = [place / name for name in ("online", "killed", "away_True")]
+    found = []
+    for workdir in workdirs:
+        files = [p for p in workdir.rglob("*") if p.is_file()]
+        assert len(files) > 10
+        found += [p for p in files if KEY.encode() in p.read_bytes()]
+    assert found == []
+
+
