@@ -1,21 +1,22 @@
 # Two commands from a bare machine: `make quickstart` and `make test`.
 # PYTHON=python3.12 picks the interpreter, EXTRA=cuda13 (or tpu, or several with commas) adds extras.
+comma := ,
 PYTHON ?= python3
 EXTRA ?=
 VENV ?= .venv
+WORKDIR ?= runs/quickstart
 RUN = $(VENV)/bin/python
 
 MINOR := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 CONSTRAINTS := $(wildcard constraints/python$(MINOR).txt)
 EXTRAS := dev$(if $(EXTRA),$(comma)$(EXTRA))
-comma := ,
 STAMP := $(VENV)/.installed-$(MINOR)-$(subst $(comma),-,$(EXTRA))
 
 .PHONY: quickstart test test-slow check format clean install
 .DELETE_ON_ERROR:
 
 quickstart: install
-	$(RUN) train.py --config=configs/quickstart.py --workdir=runs/quickstart
+	$(RUN) train.py --config=configs/quickstart.py --workdir=$(WORKDIR)
 
 test: check
 	$(RUN) -m pytest -m "not slow"

@@ -117,7 +117,9 @@ FIELDS: dict[str, Field] = {
     ),
     "track.wandb.project": Field(None, "wandb project; unset: WANDB_PROJECT, else gpt2_jax", str),
     "track.wandb.entity": Field(None, "wandb team or user", str),
-    "track.wandb.name": Field(None, "wandb run name; unset: WANDB_NAME, else the work directory's", str),
+    "track.wandb.name": Field(
+        None, "wandb run name; unset: WANDB_NAME, else the work directory's", str
+    ),
     "track.wandb.group": Field(None, "wandb group", str),
     "track.wandb.tags": Field((), "wandb tags"),
 }
@@ -288,19 +290,50 @@ def check(config: ConfigDict) -> None:
         )
 
 
-_AT_LEAST_ONE = (
-    "model.n_layer model.n_head model.n_embd model.n_positions model.n_inner model.vocab_size "
-    "model.vocab_multiple data.seq_len optimizer.max_skipped train.steps train.batch_size "
-    "train.accumulation train.log_every train.eval_every train.eval_tokens "
-    "train.checkpoint_every train.keep_checkpoints mesh.data"
-).split()
-_POSITIVE = "model.norm_eps optimizer.peak_lr optimizer.eps".split()
-_NOT_NEGATIVE = (
-    "seed model.init_std optimizer.warmup_steps optimizer.weight_decay optimizer.grad_clip "
-    "train.sample_tokens"
-).split()
-_BELOW_ONE = "model.dropout optimizer.b1 optimizer.b2 optimizer.momentum data.val_fraction".split()
-_SHARES = "optimizer.final_lr_ratio optimizer.decay_fraction".split()
+_AT_LEAST_ONE = [
+    "model.n_layer",
+    "model.n_head",
+    "model.n_embd",
+    "model.n_positions",
+    "model.n_inner",
+    "model.vocab_size",
+    "model.vocab_multiple",
+    "data.seq_len",
+    "optimizer.max_skipped",
+    "train.steps",
+    "train.batch_size",
+    "train.accumulation",
+    "train.log_every",
+    "train.eval_every",
+    "train.eval_tokens",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "mesh.data",
+]
+_POSITIVE = [
+    "model.norm_eps",
+    "optimizer.peak_lr",
+    "optimizer.eps",
+]
+_NOT_NEGATIVE = [
+    "seed",
+    "model.init_std",
+    "optimizer.warmup_steps",
+    "optimizer.weight_decay",
+    "optimizer.grad_clip",
+    "train.sample_tokens",
+]
+_BELOW_ONE = [
+    "model.dropout",
+    "optimizer.b1",
+    "optimizer.b2",
+    "optimizer.momentum",
+    "data.val_fraction",
+]
+_SHARES = [
+    "optimizer.final_lr_ratio",
+    "optimizer.decay_fraction",
+]
 
 
 def _check_ranges(config: ConfigDict) -> None:

@@ -11,7 +11,7 @@ from gpt2_jax.model.structure import structure
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
-WORDS = "the a of residual norm stream gate depth layer width attends reads adds scales".split()
+WORDS = "the a of residual norm stream gate depth layer width attends reads adds scales"
 
 
 def make_text(n_chars: int, seed: int = 0) -> str:
@@ -19,7 +19,7 @@ def make_text(n_chars: int, seed: int = 0) -> str:
     random_ = random.Random(seed)
     out: list[str] = []
     while sum(map(len, out)) < n_chars:
-        out.append(" ".join(random_.choices(WORDS, k=random_.randint(3, 9))) + ".\n")
+        out.append(" ".join(random_.choices(WORDS.split(), k=random_.randint(3, 9))) + ".\n")
     return "".join(out)[:n_chars]
 
 

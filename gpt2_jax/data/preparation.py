@@ -211,9 +211,7 @@ class _Preparation:
 
     def _bar(self, writers: dict[str, _Writer]) -> Any:
         done = sum(writer.split.bytes or 0 for writer in writers.values())
-        return tqdm(
-            unit="B", unit_scale=True, desc="preparing", total=self._total(), initial=done
-        )
+        return tqdm(unit="B", unit_scale=True, desc="preparing", total=self._total(), initial=done)
 
     def _total(self) -> int | None:
         sizes = [s.size for s in (self.plan.source, self.plan.val_source) if s is not None]

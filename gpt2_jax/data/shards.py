@@ -193,7 +193,7 @@ def open_bins(source: str, val_source: str | None, val_fraction: float) -> Corpu
         "train": Split(len(train), None, None, [_listed(p) for p in paths]),
         "val": Split(len(val), None, None, [_listed(p) for p in val_paths]),
     }
-    manifest = Manifest("bins", source, val_source, val_fraction, dict(name="gpt2"), splits)
+    manifest = Manifest("bins", source, val_source, val_fraction, {"name": "gpt2"}, splits)
     return Corpus(manifest, train, val)
 
 

@@ -49,7 +49,9 @@ class Source(Protocol):
     """
 
     name: str
-    size: int | None
+
+    @property
+    def size(self) -> int | None: ...
 
     def fingerprint(self) -> str:
         """Returns a hash that changes with the content."""
@@ -206,7 +208,7 @@ def _reader(path: Path) -> Callable[[Path], Iterator[Piece]]:
 def _open(path: Path) -> IO[bytes]:
     match path.suffix:
         case ".gz":
-            return gzip.open(path, "rb")
+            return io.BufferedReader(gzip.open(path, "rb"))
         case ".xz":
             return lzma.open(path, "rb")
         case ".zst":

@@ -36,7 +36,7 @@ def sample_text(
         new = generate(
             structure,
             params,
-            np.array([context], np.int32),
+            jnp.array([context], jnp.int32),
             jax.random.fold_in(key, len(out)),
             n_new=positions - len(context),
             temperature=TEMPERATURE,
@@ -51,7 +51,7 @@ def sample_text(
 def generate(
     structure: Structure,
     params: Any,
-    prompt_BT: jax.Array | np.ndarray,
+    prompt_BT: jax.Array,
     key: jax.Array,
     *,
     n_new: int,

@@ -58,7 +58,9 @@ class Attention(nnx.Module):
             o_BTHK = mix(dropout(p_BHTT, keys_B, self.rate, "attn.weights"), v_BTHK)
         return self.out(o_BTHK)
 
-    def decode(self, x_BTD: jax.Array, cache: Cache, start: jax.Array) -> tuple[jax.Array, Cache]:
+    def decode(
+        self, x_BTD: jax.Array, cache: Cache, start: jax.Array | int
+    ) -> tuple[jax.Array, Cache]:
         """Attends from positions start .. start+T-1 to all of the cache up to each of them."""
         q_BTHK, k_BTHK, v_BTHK = self.project(x_BTD)
         k_BSHK = lax.dynamic_update_slice_in_dim(cache[0], k_BTHK, start, axis=1)

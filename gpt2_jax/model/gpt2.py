@@ -66,7 +66,9 @@ class GPT2(nnx.Module):
         def body(x_BTD: jax.Array, layer: tuple[jax.Array, nnx.State]) -> tuple[jax.Array, None]:
             index, params = layer
             block = nnx.merge(graphdef, params)
-            keys = None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, index)
+            keys = (
+                None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, index)
+            )
             return block(x_BTD, keys), None
 
         unroll = self.cfg.n_layer if self.cfg.unroll else 1
@@ -103,7 +105,7 @@ class GPT2(nnx.Module):
         return jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype)
 
     def decode(
-        self, tokens_BT: jax.Array, cache: Cache, start: jax.Array
+        self, tokens_BT: jax.Array, cache: Cache, start: jax.Array | int
     ) -> tuple[jax.Array, Cache]:
         """Returns logits for tokens at positions start .. start+T-1, and the cache with them in."""
         x_BTD = self.embed(tokens_BT, start + jnp.arange(tokens_BT.shape[1]))

@@ -38,7 +38,7 @@ class Init:
     layer: jax.Array | int = 0
 
     def normal(self, site: str, shape: tuple[int, ...], std: float) -> jax.Array:
-        """Returns float32 normal values of standard deviation `std`, the same for a (site, layer)."""
+        """Returns float32 normal values of std `std`, the same for the same site and layer."""
         site_key = jax.random.fold_in(self.key, zlib.crc32(site.encode()))
         return std * jax.random.normal(jax.random.fold_in(site_key, self.layer), shape)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Generic, TypeVar
 
 import jax
 from flax import nnx
@@ -14,13 +15,16 @@ from gpt2_jax.model.norm import LayerNorm
 from gpt2_jax.model.parts import Init, dropout
 
 
-class Branch(nnx.Module):
+Sublayer = TypeVar("Sublayer", Attention, MLP)
+
+
+class Branch(nnx.Module, Generic[Sublayer]):
     """F(N(x)): a sublayer behind its norm."""
 
-    def __init__(self, cfg: FrozenConfigDict, sublayer: Attention | MLP, name: str):
+    def __init__(self, cfg: FrozenConfigDict, sublayer: Sublayer, name: str):
         self.rate, self.name = cfg.dropout, name
         self.pre = LayerNorm(cfg.n_embd, cfg.norm_eps, cfg.dtype)
-        self.sublayer = sublayer
+        self.sublayer: Sublayer = sublayer
 
     def __call__(self, x_BTD: jax.Array, keys_B: jax.Array | None) -> jax.Array:
         y_BTD = self.sublayer(self.pre(x_BTD), keys_B)
@@ -43,7 +47,9 @@ class Block(nnx.Module):
         x_BTD = x_BTD + self.attn(x_BTD, keys_B)
         return x_BTD + self.mlp(x_BTD, keys_B)
 
-    def decode(self, x_BTD: jax.Array, cache: Cache, start: jax.Array) -> tuple[jax.Array, Cache]:
+    def decode(
+        self, x_BTD: jax.Array, cache: Cache, start: jax.Array | int
+    ) -> tuple[jax.Array, Cache]:
         """The same over a cache of keys and values; `x_BTD` begins at position `start`."""
         y_BTD, cache = self.attn.sublayer.decode(self.attn.pre(x_BTD), cache, start)
         x_BTD = x_BTD + y_BTD

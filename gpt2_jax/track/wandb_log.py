@@ -95,7 +95,9 @@ class WandbLog:
         self._queue.put(None)
         self._thread.join(INIT_SECONDS + FINISH_SECONDS + 5)
         if self._thread.is_alive():
-            self._say(f"wandb does not answer; later: wandb sync {self._options.workdir}/wandb/*run*")
+            self._say(
+                f"wandb does not answer; later: wandb sync {self._options.workdir}/wandb/*run*"
+            )
 
     def _work(self) -> None:
         # wandb replaces both when it starts.

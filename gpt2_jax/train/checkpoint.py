@@ -1,11 +1,11 @@
 """Checkpoints that are whole or absent, and proved undamaged before they are used.
 
-    checkpoints/00000500.partial/   being written; deleted at the next start
-    checkpoints/00000500/           valid: renamed into place when all of it is on disk
-        state/                      orbax
-        meta.json                   the step and its validation loss, if it was evaluated
-        SHA256SUMS                  of every other file (`sha256sum -c` reads it)
-    checkpoints/00000500.damaged/   failed its sums; kept, never used
+checkpoints/00000500.partial/   being written; deleted at the next start
+checkpoints/00000500/           valid: renamed into place when all of it is on disk
+    state/                      orbax
+    meta.json                   the step and its validation loss, if it was evaluated
+    SHA256SUMS                  of every other file (`sha256sum -c` reads it)
+checkpoints/00000500.damaged/   failed its sums; kept, never used
 """
 
 from __future__ import annotations
@@ -157,16 +157,16 @@ def damage(folder: Path) -> str | None:
     found = render_sums(folder)
     if found.encode() == expected:
         return None
-    want = dict(reversed(line.split("  ", 1)) for line in _lines(expected) if "  " in line)
-    have = dict(reversed(line.split("  ", 1)) for line in found.splitlines())
+    want, have = _by_name(expected.decode(errors="replace")), _by_name(found)
     if set(want) != set(have):
         return f"files differ from {SUMS}: {', '.join(sorted(set(want) ^ set(have))[:3])}"
     wrong = [name for name in have if want[name] != have[name]]
     return f"{', '.join(wrong[:3]) or SUMS} changed"
 
 
-def _lines(text: bytes) -> list[str]:
-    return text.decode(errors="replace").splitlines()
+def _by_name(sums: str) -> dict[str, str]:
+    lines = [line.split("  ", 1) for line in sums.splitlines() if "  " in line]
+    return {name: digest for digest, name in lines}
 
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:

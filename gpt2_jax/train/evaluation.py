@@ -102,8 +102,8 @@ class Evaluator:
         for batch, mask in self._batches(tokens, chosen):
             sharding = by_rows(self._mesh)
             sums.append(self._sums(params, *jax.device_put((batch, mask), sharding)))
-        nats, correct = np.sum(jax.device_get(sums), axis=(0, 1), dtype=np.float64)
-        return Score(float(nats), round(correct), sum(scored for _, _, scored in chosen))
+        nats, correct = np.concatenate(jax.device_get(sums)).sum(0, dtype=np.float64).tolist()
+        return Score(nats, round(correct), sum(scored for _, _, scored in chosen))
 
     def _batches(
         self, tokens: Tokens, chosen: list[tuple[int, int, int]]

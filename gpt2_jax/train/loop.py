@@ -131,7 +131,10 @@ class Run:
             self.progress.note,
         )
         self.evaluator = Evaluator(
-            self.program.structure, self.program.mesh, seq_len, train.batch_size // train.accumulation
+            self.program.structure,
+            self.program.mesh,
+            seq_len,
+            train.batch_size // train.accumulation,
         )
         self.tokens_per_step = report.tokens_per_step(self.config)
         self.flops_per_token = self.program.structure.flops_per_token(seq_len)
@@ -266,7 +269,9 @@ class Run:
         score = next((row for row in reversed(rows) if "val/loss" in row), {})
         title = f"{config.model.placement} on {config.data.source}"
         speed = rows[-1].get("perf/tokens_per_sec")
-        subtitle = f"{self.program.structure.n_params():,} parameters, {rows[-1]['tokens']:,} tokens"
+        subtitle = (
+            f"{self.program.structure.n_params():,} parameters, {rows[-1]['tokens']:,} tokens"
+        )
         if speed:
             subtitle += f", {speed:,.0f} tokens/s on {self.device_kind}"
         plot_loss(rows, self.directory.plot_path, title, subtitle)

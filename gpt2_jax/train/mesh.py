@@ -23,13 +23,15 @@ def configure_devices(config: ConfigDict) -> None:
     if config.train.deterministic:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
-    wanted = config.mesh.data or _largest_divisor(_micro_batch(config), len(os.sched_getaffinity(0)))
-    already = jax.config.jax_num_cpu_devices > 0 or "host_platform_device_count" in os.environ.get(
-        "XLA_FLAGS", ""
+    wanted = config.mesh.data or _largest_divisor(
+        _micro_batch(config), len(os.sched_getaffinity(0))
     )
+    already = jax.config.read(
+        "jax_num_cpu_devices"
+    ) > 0 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not already:
         jax.config.update("jax_num_cpu_devices", wanted)
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.read("jax_compilation_cache_dir") is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

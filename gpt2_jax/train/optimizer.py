@@ -55,9 +55,7 @@ def make_optimizer(config: ConfigDict, infos: dict[str, Any]) -> optax.GradientT
 
 def _adamw(config: ConfigDict, decayed: Any) -> optax.GradientTransformation:
     opt = config.optimizer
-    return optax.adamw(
-        1.0, opt.b1, opt.b2, opt.eps, weight_decay=opt.weight_decay, mask=decayed
-    )
+    return optax.adamw(1.0, opt.b1, opt.b2, opt.eps, weight_decay=opt.weight_decay, mask=decayed)
 
 
 def _muon(config: ConfigDict, infos: dict[str, Any]) -> optax.GradientTransformation:
@@ -79,9 +77,7 @@ def _dimension_numbers(info: Info) -> MuonDimensionNumbers | optax.MaskedNode:
 
 
 def _without_matrices(infos: dict[str, Any]) -> Any:
-    return _map(
-        lambda i: optax.MaskedNode() if i.role == Role.MATRIX else DECAYED[i.role], infos
-    )
+    return _map(lambda i: optax.MaskedNode() if i.role == Role.MATRIX else DECAYED[i.role], infos)
 
 
 def _map(f: Any, infos: dict[str, Any]) -> Any:

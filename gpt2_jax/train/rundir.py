@@ -20,7 +20,17 @@ from gpt2_jax.errors import UserError
 from gpt2_jax.files import disk_errors, write_atomic, write_json
 
 STRETCHING = ("cosine", "linear", "wsd")  # schedules that depend on train.steps
-PACKAGES = "jax jaxlib flax optax orbax-checkpoint numpy ml_collections wandb gpt2_jax".split()
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "ml_collections",
+    "wandb",
+    "gpt2_jax",
+)
 
 
 class RunDirectory:
@@ -127,7 +137,9 @@ class RunDirectory:
             "versions": {name: version(name) for name in PACKAGES},
             "commit": commit(),
         }
-        changed = {name: new for name, (_, new) in configs.difference(configs.default(), config).items()}
+        changed = {
+            name: new for name, (_, new) in configs.difference(configs.default(), config).items()
+        }
         info |= facts | {"changed": changed, "starts": [*info.get("starts", []), start]}
         with disk_errors("run.json"):
             write_json(self.info_path, info)

@@ -33,7 +33,8 @@ def test_an_epoch_takes_every_window_once_and_the_next_takes_others():
     sampler = Sampler(tokens(1000), seq_len=10, batch_size=11, seed=3)
     assert sampler.windows_per_epoch == 99
     epochs = [
-        np.concatenate([sampler.starts(step) for step in range(9 * e, 9 * e + 9)]) for e in (0, 1, 2)
+        np.concatenate([sampler.starts(step) for step in range(9 * e, 9 * e + 9)])
+        for e in (0, 1, 2)
     ]
     for starts in epochs:
         offset = starts.min() % 10
@@ -76,5 +77,5 @@ PINNED = ([280, 530, 880, 650, 510, 320], [806, 296, 686, 36, 26, 356])
 
 
 def test_too_little_text_is_one_line():
-    with pytest.raises(UserError, match="20 tokens, too few for windows of data.seq_len=10"):
+    with pytest.raises(UserError, match=r"20 tokens, too few for windows of data\.seq_len=10"):
         Sampler(tokens(20), 10, 2, 0)

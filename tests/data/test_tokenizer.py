@@ -33,7 +33,15 @@ def test_all_47_vectors_of_gpt2():
 def test_gpt2_ranks_are_openais():
     ranks = gpt2_ranks()
     assert len(ranks) == 50256 and sorted(ranks.values()) == list(range(50256))
-    known = {b"!": 0, b"~": 93, b"\x00": 188, b" ": 220, b" t": 256, b"Hello": 15496, b" gazed": 50255}
+    known = {
+        b"!": 0,
+        b"~": 93,
+        b"\x00": 188,
+        b" ": 220,
+        b" t": 256,
+        b"Hello": 15496,
+        b" gazed": 50255,
+    }
     assert {token: ranks[token] for token in known} == known
 
 

@@ -161,9 +161,7 @@ def test_an_untied_head_is_its_own_matrix(model):
     assert untied.n_params() == model[0].n_params() + 11 * 16
     tied = {k: v for k, v in params.items() if k != "head"}
     params["head"] = params["wte"]
-    np.testing.assert_allclose(
-        untied.bind(params)(TOKENS), model[0].bind(tied)(TOKENS), atol=1e-6
-    )
+    np.testing.assert_allclose(untied.bind(params)(TOKENS), model[0].bind(tied)(TOKENS), atol=1e-6)
     params["head"] = noisy(params["wte"])
     assert np.abs(untied.bind(params)(TOKENS) - model[0].bind(tied)(TOKENS))[..., :11].max() > 0.01
 
@@ -258,9 +256,7 @@ def test_a_dropout_mask_belongs_to_its_sequence():
     )
 
 
-@pytest.mark.parametrize(
-    "zeroed", ["embedding", "attn.weights", "attn.residual", "mlp.residual"]
-)
+@pytest.mark.parametrize("zeroed", ["embedding", "attn.weights", "attn.residual", "mlp.residual"])
 def test_dropout_acts_at_each_of_its_sites(monkeypatch, zeroed):
     """With only one site left active, the output still changes."""
     model, params = tiny_model(model__dropout=0.5)

@@ -163,5 +163,3 @@ def test_no_secret_is_written(place):
         assert len(files) > 10
         found += [p for p in files if KEY.encode() in p.read_bytes()]
     assert found == []
-
-

@@ -62,7 +62,7 @@ def test_the_score_is_that_of_each_window_by_itself(setup, stride):
 
 
 def test_a_stride_changes_the_score(setup):
-    model, params, evaluator = setup
+    _, params, evaluator = setup
     tokens = Tokens([IDS])
     assert evaluator.score(params, tokens).nats != evaluator.score(params, tokens, stride=5).nats
 

@@ -50,8 +50,10 @@ def test_three_updates_equal_those_of_a_list_of_layers(name):
     def dims(path):
         if role(path) != Role.MATRIX:
             return None
-        return MuonDimensionNumbers((0, 1), (2,)) if "out/kernel" in path else (
-            MuonDimensionNumbers((0,), (1, 2)) if "qkv" in path else MuonDimensionNumbers()
+        return (
+            MuonDimensionNumbers((0, 1), (2,))
+            if "out/kernel" in path
+            else (MuonDimensionNumbers((0,), (1, 2)) if "qkv" in path else MuonDimensionNumbers())
         )
 
     # As written from the optimizers' own documentation for unstacked parameters.
@@ -73,11 +75,14 @@ def test_three_updates_equal_those_of_a_list_of_layers(name):
     stacked = params
     transform = make_optimizer(config, model.infos)
     stacked_state = transform.init(stacked)
-    together, separately = jax.jit(transform.update), jax.jit(
-        lambda grads, state, states, listed: (
-            adamw.update({p: grads[p] for p in rest}, state, {p: listed[p] for p in rest}),
-            {p: t.update(grads[p], states[p], listed[p]) for p, t in transforms.items()},
-        )
+    together, separately = (
+        jax.jit(transform.update),
+        jax.jit(
+            lambda grads, state, states, listed: (
+                adamw.update({p: grads[p] for p in rest}, state, {p: listed[p] for p in rest}),
+                {p: t.update(grads[p], states[p], listed[p]) for p, t in transforms.items()},
+            )
+        ),
     )
     for seed in range(3):
         grads = jax.tree.map(lambda p: 0.1 * p, noisy(params, seed=seed))
@@ -145,7 +150,7 @@ def test_muons_updates_are_orthogonal_for_each_layer_and_for_q_k_and_v():
         for part in range(3):
             singular = np.linalg.svd(qkv[layer, :, part], compute_uv=False)
             # RMS 0.2 of a 16 x 16 matrix; five iterations leave the smallest value behind
-            assert 0.6 < singular[-2] / (0.2 * 4) and singular[0] / (0.2 * 4) < 1.3
+            assert singular[-2] / (0.2 * 4) > 0.6 and singular[0] / (0.2 * 4) < 1.3
 
 
 def test_a_role_without_a_rule_fails():

@@ -25,9 +25,7 @@ class Trainer:
         model = structure(self.config.model)
         optimizer = make_optimizer(self.config, model.infos)
         self.state = make_init(self.config, model, optimizer, self.mesh)()
-        self.step = jax.jit(
-            make_step(self.config, model, optimizer, self.mesh), donate_argnums=0
-        )
+        self.step = jax.jit(make_step(self.config, model, optimizer, self.mesh), donate_argnums=0)
         self.sampler = Sampler(Tokens([IDS]), 12, self.config.train.batch_size, 0)
 
     def batch(self, step):
