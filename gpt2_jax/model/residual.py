@@ -14,7 +14,6 @@ from gpt2_jax.model.mlp import MLP
 from gpt2_jax.model.norm import LayerNorm
 from gpt2_jax.model.parts import Init, dropout
 
-
 Sublayer = TypeVar("Sublayer", Attention, MLP)
 
 

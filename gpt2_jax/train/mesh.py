@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -20,21 +21,18 @@ def configure_devices(config: ConfigDict) -> None:
     On a CPU every core becomes a device, as far as the batch can be split over them: one program
     on many cores leaves them idle between its small operations. Call before jax is used.
     """
+    settings: Any = jax.config
+    flags = os.environ.get("XLA_FLAGS", "")
     if config.train.deterministic:
-        flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
-    wanted = config.mesh.data or _largest_divisor(
-        _micro_batch(config), len(os.sched_getaffinity(0))
-    )
-    already = jax.config.read(
-        "jax_num_cpu_devices"
-    ) > 0 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if not already:
-        jax.config.update("jax_num_cpu_devices", wanted)
-    if jax.config.read("jax_compilation_cache_dir") is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    # Somebody else's choice, or an earlier call's, stands.
+    if settings.jax_num_cpu_devices <= 0 and "host_platform_device_count" not in flags:
+        wanted = config.mesh.data or _largest_divisor(_micro_batch(config), _cores())
+        settings.update("jax_num_cpu_devices", wanted)
+    if settings.jax_compilation_cache_dir is None:
+        settings.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+        settings.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        settings.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def make_mesh(config: ConfigDict) -> Mesh:
@@ -58,6 +56,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def by_rows(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of a batch: rows spread over the `data` axis."""
     return NamedSharding(mesh, PartitionSpec(DATA))
+
+
+def _cores() -> int:
+    """Returns the cores that this process may use; not every system tells them from all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _micro_batch(config: ConfigDict) -> int:

@@ -1,0 +1,95 @@
+"""metrics.jsonl, the plot, utilisation and the bar."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from gpt2_jax.track.bar import Progress
+from gpt2_jax.track.metrics import MetricsFile, read_rows
+from gpt2_jax.track.plot import plot_loss
+from gpt2_jax.track.throughput import peak_flops, utilisation
+
+
+def test_what_is_not_finite_is_null(tmp_path):
+    file = MetricsFile(tmp_path / "m.jsonl", -1)
+    file.write({"step": 1, "a": math.nan, "b": math.inf, "c": 0.5})
+    file.close()
+    assert (tmp_path / "m.jsonl").read_text() == '{"step": 1, "a": null, "b": null, "c": 0.5}\n'
+
+
+@pytest.mark.parametrize("torn", ["", '{"step": 4, "lo', "{}\n", "\0\0\0"])
+def test_rows_past_the_checkpoint_and_a_torn_line_go(tmp_path, torn):
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps({"step": n}) + "\n" for n in (0, 1, 2, 3)) + torn)
+    file = MetricsFile(path, 2)
+    file.write({"step": 3, "again": True})
+    file.close()
+    assert read_rows(path) == [{"step": 0}, {"step": 1}, {"step": 2}, {"step": 3, "again": True}]
+
+
+def test_rows_can_be_read_before_they_are_synced(tmp_path):
+    file = MetricsFile(tmp_path / "m.jsonl", -1)
+    file.write({"step": 1})
+    assert read_rows(tmp_path / "m.jsonl") == [{"step": 1}]
+
+
+@pytest.mark.parametrize(
+    ("kind", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.4),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H200", 989.4),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("TPU v5 lite", 197),
+        ("TPU v5p", 459),
+        ("TPU v4", 275),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40S", 362),
+        ("cpu", None),
+        ("NVIDIA GeForce GTX 1080", None),
+    ],
+)
+def test_peaks_are_dense_and_unknown_devices_have_none(kind, tflops):
+    assert peak_flops(kind) == (None if tflops is None else pytest.approx(tflops * 1e12))
+
+
+def test_utilisation_of_the_published_h100_run():
+    """468K tokens/s of GPT-2 124M at T = 1024 on one H100 is 40.5 % (modded-nanogpt's record)."""
+    flops = 6 * (124_439_808 - 1024 * 768) + 12 * 12 * 768 * 1024
+    assert utilisation(468_000, flops, "NVIDIA H100 80GB HBM3", 1) == pytest.approx(
+        0.405, abs=0.003
+    )
+    assert utilisation(468_000, flops, "NVIDIA H100 80GB HBM3", 8) == pytest.approx(
+        0.0506, abs=1e-3
+    )
+    assert utilisation(468_000, flops, "cpu", 1) is None
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [{"step": 0, "val/loss": 5.0}],
+        [{"step": n, "train/loss": 5 / n, "val/loss": 6 / n} for n in range(1, 200)],
+        [{"step": 1, "train/loss": None}, {"step": 2, "train/loss": 3.0}],
+    ],
+)
+def test_any_record_can_be_drawn(tmp_path, rows):
+    plot_loss(rows, tmp_path / "loss.png", "title", "subtitle")
+    assert (tmp_path / "loss.png").read_bytes()[:4] == b"\x89PNG"
+    assert [p.name for p in tmp_path.iterdir()] == ["loss.png"]
+
+
+def test_in_a_log_file_progress_is_a_line_every_so_often(monkeypatch, capsys):
+    now = iter(np.arange(0.0, 1000.0, 1.0))
+    monkeypatch.setattr("gpt2_jax.track.bar.time.monotonic", lambda: next(now))
+    progress = Progress(100, 0, 10)
+    progress.show(2.5)
+    for step in range(1, 31):
+        progress.advance(step)
+    progress.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert 3 <= len(lines) <= 20
+    assert lines[0].startswith("step ") and "loss 2.5000" in lines[0] and "tok/s" in lines[0]
