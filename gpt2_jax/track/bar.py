@@ -9,6 +9,7 @@ from datetime import timedelta
 from tqdm import tqdm
 
 LOG_SECONDS = 10.0
+BAR_SECONDS = 0.2
 
 
 class Progress:
@@ -32,17 +33,20 @@ class Progress:
             disable=not self._terminal,
             dynamic_ncols=True,
             bar_format="{percentage:3.0f}% {bar} {n}/{total} [{elapsed}<{remaining}{postfix}]",
-            mininterval=0.2,
+            mininterval=0.0,
         )
 
     def advance(self, step: int) -> None:
         """Says that `step` updates are done."""
         self._step = step
-        self._bar.set_postfix_str(self._numbers(), refresh=False)
-        self._bar.update(step - self._bar.n)
         now = time.monotonic()
-        if not self._terminal and now - self._shown >= LOG_SECONDS:
-            self._shown = now
+        # Nobody reads faster than this, and on a CPU the training itself waits for it.
+        if now - self._shown < (BAR_SECONDS if self._terminal else LOG_SECONDS):
+            return
+        self._shown = now
+        if self._terminal:
+            self._update_bar()
+        else:
             left = timedelta(seconds=round((self._steps - step) / max(self._speed(), 1e-9)))
             print(f"step {step}/{self._steps}  {self._numbers()}  {left} left", file=sys.stderr)
 
@@ -63,7 +67,12 @@ class Progress:
 
     def close(self) -> None:
         """Leaves the bar as it stands."""
+        self._update_bar()
         self._bar.close()
+
+    def _update_bar(self) -> None:
+        self._bar.set_postfix_str(self._numbers(), refresh=False)
+        self._bar.update(self._step - self._bar.n)
 
     def _speed(self) -> float:
         return (self._step - self._first) / max(time.monotonic() - self._started, 1e-9)

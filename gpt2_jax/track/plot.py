@@ -30,18 +30,20 @@ def plot_loss(rows: list[Row], path: Path, title: str, subtitle: str) -> None:
     if len(train):
         axes.plot(*train.T, color=_BLUE, alpha=0.25, linewidth=0.9)
         axes.plot(train[:, 0], _smooth(train[:, 1]), color=_BLUE, linewidth=1.8, label="training")
+    if len(val) > 2 and val[0, 0] == 0:
+        val = val[1:]  # the guess before the first update would stretch the line over everything
     if len(val):
         axes.plot(*val.T, "o-", color=_ORANGE, linewidth=1.8, markersize=4, label="validation")
-        last = val[-1]
         axes.annotate(
-            f"{last[1]:.3f}",
-            last,
-            xytext=(0, 10),
+            f"{val[-1, 1]:.3f}",
+            val[-1],
+            xytext=(8, 0),
             textcoords="offset points",
             color=_ORANGE,
-            ha="right",
+            va="center",
             weight="bold",
         )
+        axes.margins(x=0.09)
     values = np.concatenate([train[:, 1], val[:, 1]]) if len(train) + len(val) else np.ones(1)
     low, high = np.min(values), np.percentile(values, 98)
     axes.set_ylim(low - 0.06 * (high - low + 1e-3), high + 0.04 * (high - low + 1e-3))
@@ -66,8 +68,8 @@ def _series(rows: list[Row], name: str) -> np.ndarray:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Returns the mean of each value and those before it, over up to a fiftieth of them."""
-    width = max(1, len(values) // 50)
+    """Returns the mean of each value and those before it, over up to a twelfth of them."""
+    width = max(1, len(values) // 12)
     sums = np.cumsum(np.concatenate([[0.0], values]))
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(0, ends - width)
