@@ -164,11 +164,13 @@ def from_json(path: Path) -> ConfigDict:
     Raises:
       UserError: if the file is missing, not JSON, or has fields that no config has.
     """
+    if not path.exists():
+        raise UserError(f"{path} does not exist: is this a run's work directory?")
     try:
         stored = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: is this a run's work directory?") from None
-    except (ValueError, UnicodeDecodeError) as error:
+        if not isinstance(stored, dict):
+            raise ValueError("it holds no fields")
+    except (ValueError, OSError) as error:
         raise UserError(f"{path} is not a config: {error}") from None
     config = default()
     _update(config, stored, path, prefix="")
@@ -179,12 +181,12 @@ def _update(config: ConfigDict, stored: dict[str, Any], path: Path, prefix: str)
     for key, value in stored.items():
         if key not in config:
             raise UserError(f"{path} has a field '{prefix}{key}' that this version does not know")
-        if isinstance(config[key], ConfigDict):
+        if isinstance(config[key], ConfigDict) and isinstance(value, dict):
             _update(config[key], value, path, f"{prefix}{key}.")
         elif value is not None:
             try:
                 config[key] = tuple(value) if isinstance(value, list) else value
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, AttributeError):
                 raise UserError(f"{path}: '{prefix}{key}' cannot be {value!r}") from None
 
 
@@ -342,6 +344,8 @@ def _check_ranges(config: ConfigDict) -> None:
         (_POSITIVE, lambda v: v > 0, "above 0"),
         (_NOT_NEGATIVE, lambda v: v >= 0, "0 or more"),
         (_BELOW_ONE, lambda v: 0 <= v < 1, "at least 0 and below 1"),
+        (["optimizer.skip_outliers"], lambda v: v > 0, "above 0"),
+        (["seed"], lambda v: v < 2**32, "below 2**32"),
         (_SHARES, lambda v: 0 <= v <= 1, "between 0 and 1"),
     ):
         for name in names:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,7 +39,8 @@ def cache_dir() -> Path:
     """Returns `$XDG_CACHE_HOME/gpt2_jax` (default `~/.cache/gpt2_jax`), made if it is not there."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     path = Path(base) / "gpt2_jax"
-    path.mkdir(parents=True, exist_ok=True)
+    with disk_errors("the cache (set XDG_CACHE_HOME)"):
+        path.mkdir(parents=True, exist_ok=True)
     return path
 
 
@@ -58,14 +59,22 @@ def remembered_sha256(path: Path) -> str:
 
 @contextmanager
 def disk_errors(doing: str) -> Iterator[None]:
-    """Turns a full or read-only disk into one line that names what was being written."""
+    """Turns a full, missing or read-only disk into one line that names what was being written."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
-            raise
         where = f" ({error.filename})" if error.filename else ""
-        raise UserError(
-            f"cannot write {doing}{where}: {error.strerror}; free or choose another place and "
-            "start the same command again"
-        ) from None
+        raise UserError(_cannot(f"{doing}{where}", error.strerror or str(error))) from None
+    except ValueError as error:
+        # tensorstore, beneath orbax, raises these for the system's errors
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code is None:
+            raise
+        raise UserError(_cannot(doing, os.strerror(int(code[1])))) from None
+
+
+def _cannot(doing: str, reason: str) -> str:
+    return (
+        f"cannot write {doing}: {reason}; make room or choose another place, and start the same "
+        "command again"
+    )

@@ -28,6 +28,8 @@ def open_corpus(
     """
     main = source or val_source or ""
     if Path(main).is_dir() and (Path(main) / shards.MANIFEST).exists():
+        if source and val_source:
+            raise UserError(f"{source} is prepared with a validation part; unset data.val_source")
         return _open_prepared(Path(main), source is None, tokenizer_name)
     if main.endswith(".bin"):
         if tokenizer_name != "gpt2":

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -69,6 +70,12 @@ def prepare(
         with _only_one(out):
             if (out / shards.MANIFEST).exists():
                 return _finished(out, key)
+            strange = [p.name for p in out.iterdir() if not p.name.startswith(".")]
+            if strange and not (out / JOURNAL).exists():
+                raise UserError(
+                    f"{out} is not empty and holds no prepared data ({sorted(strange)[0]}); "
+                    "choose another --out"
+                )
             return _Preparation(plan, tokenizer, out, shard_tokens, processes, key).run()
 
 
@@ -100,10 +107,14 @@ class _Writer:
         self.out, self.name, self.dtype, self.limit, self.split = out, name, dtype, limit, split
         self.in_open = opened
         self._file: Any = None
-        for stray in out.glob(f"{name}_*"):  # written after the journal's last entry
-            known = stray.name in {shard.file for shard in split.shards}
-            if not known and not (opened and stray == self._path("partial")):
-                stray.unlink()
+        if opened and not self._path("partial").exists():
+            # Completed after the journal's last entry: open again, and cut below.
+            os.replace(self._path("bin"), self._path("partial"))
+        known = {shard.file for shard in split.shards}
+        for path in out.glob(f"{name}_*"):  # begun after the journal's last entry
+            ours = re.fullmatch(rf"{name}_\d{{6}}\.(bin|partial)", path.name)
+            if ours and path.name not in known and path != self._path("partial"):
+                path.unlink()
         if opened:
             self._file = open(self._path("partial"), "r+b")
             self._file.truncate(shards.HEADER_BYTES + opened * dtype.itemsize)
@@ -164,6 +175,7 @@ class _Preparation:
             stored["shards"] = [Shard(**s) for s in stored.get("shards", [])]
             split = Split(**stored)
             writers[name] = _Writer(self.out, name, dtype, self.shard_tokens, split, opened)
+        self._write_journal(writers, done, journal["ended"])  # from now on the folder is ours
         self._write_all(writers, done, journal["ended"])
         return self._finish(writers)
 
@@ -173,7 +185,8 @@ class _Preparation:
         except (OSError, ValueError):
             journal = {}
         if journal.get("key") == self.key:
-            print(f"going on with {self.out} after {journal['pieces']} texts", file=sys.stderr)
+            if journal["pieces"]:
+                print(f"going on with {self.out} after {journal['pieces']} texts", file=sys.stderr)
             return journal
         return {"pieces": 0, "splits": {}, "ended": {}}
 
@@ -246,9 +259,9 @@ class _Preparation:
         for name, writer in writers.items():
             writer.close_shard()
             if name in needed and writer.split.tokens == 0:
-                empty = self.plan.val_source if name == "val" and self.plan.val_source else None
-                where = empty or self.plan.source
-                raise UserError(f"data.source={where.name if where else ''} holds no text")
+                own = name == "val" and self.plan.val_source
+                field, source = ("val_source", own) if own else ("source", self.plan.source)
+                raise UserError(f"data.{field}={source.name if source else ''} holds no text")
         tokenizer = self.tokenizer
         manifest = Manifest(
             key=self.key,

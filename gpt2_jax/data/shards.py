@@ -11,12 +11,14 @@ import bisect
 import glob
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gpt2_jax.data.tokenizer import gpt2_ranks
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import remembered_sha256
 
@@ -24,6 +26,8 @@ HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
 FORMATS: dict[tuple[int, int], type] = {(20240520, 1): np.uint16, (20240801, 7): np.uint32}
 MANIFEST = "manifest.json"
+GPT2_END_OF_TEXT = 50256
+CHUNK = 1 << 20
 
 
 def header(n_tokens: int, dtype: np.dtype) -> bytes:
@@ -156,6 +160,8 @@ class Corpus:
 def open_prepared(folder: Path) -> Corpus:
     """Opens a prepared folder after comparing each shard with the manifest's sha256.
 
+    A shard is hashed again only if its size or time of change is new.
+
     Raises:
       UserError: naming a shard that is missing or damaged.
     """
@@ -191,7 +197,7 @@ def open_bins(source: str, val_source: str | None, val_fraction: float) -> Corpu
         train, val = Tokens(arrays, 0, cut), Tokens(arrays, cut)
     splits = {
         "train": Split(len(train), None, None, [_listed(p) for p in paths]),
-        "val": Split(len(val), None, None, [_listed(p) for p in val_paths]),
+        "val": Split(len(val), None, _count_bytes(val), [_listed(p) for p in val_paths]),
     }
     manifest = Manifest("bins", source, val_source, val_fraction, {"name": "gpt2"}, splits)
     return Corpus(manifest, train, val)
@@ -201,6 +207,10 @@ def _bins(pattern: str) -> list[Path]:
     paths = [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
     if not paths:
         raise UserError(f"{pattern} matches no .bin shard")
+    for path in paths:
+        ids = open_shard(path)
+        if ids.dtype != np.uint16 or ids[:1_000_000].max(initial=0) > GPT2_END_OF_TEXT:
+            raise UserError(f"{path} does not hold GPT-2's tokens, but another vocabulary's")
     return paths
 
 
@@ -208,10 +218,19 @@ def _listed(path: Path) -> Shard:
     return Shard(str(path), len(open_shard(path)), remembered_sha256(path))
 
 
-def _document_start(tokens: Tokens, at: int, end_of_text: int = 50256) -> int:
-    for start in range(at, len(tokens), 1 << 20):
-        chunk = tokens.window(start, min(1 << 20, len(tokens) - start))
-        found = np.flatnonzero(chunk == end_of_text)
+def _count_bytes(tokens: Tokens) -> int:
+    lengths = np.array([len(token) for token in gpt2_ranks()] + [0])
+    return sum(int(lengths[chunk].sum()) for chunk in _chunks(tokens, 0))
+
+
+def _chunks(tokens: Tokens, at: int) -> Iterator[np.ndarray]:
+    for start in range(at, len(tokens), CHUNK):
+        yield tokens.window(start, min(CHUNK, len(tokens) - start))
+
+
+def _document_start(tokens: Tokens, at: int) -> int:
+    for start, chunk in zip(range(at, len(tokens), CHUNK), _chunks(tokens, at), strict=True):
+        found = np.flatnonzero(chunk == GPT2_END_OF_TEXT)
         if len(found) and start + found[0] > 0:
             return int(start + found[0])
     return at

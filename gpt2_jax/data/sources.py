@@ -17,7 +17,9 @@ import lzma
 import os
 import sys
 import sysconfig
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -68,14 +70,16 @@ class Files:
         self.size = sum(path.stat().st_size for path in paths)
 
     def fingerprint(self) -> str:
-        return hashlib.sha256("".join(map(remembered_sha256, self.paths)).encode()).hexdigest()
+        with _readable("data.source"):
+            facts = [[_kind(p), p.suffix, remembered_sha256(p)] for p in self.paths]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def pieces(self) -> Iterator[Piece]:
         for path in self.paths:
-            try:
-                yield from _reader(path)(path)
-            except (OSError, EOFError, lzma.LZMAError) as error:
-                raise UserError(f"data.source: cannot read {path}: {error}") from None
+            with _readable(f"data.source: cannot read {path}"):
+                for piece in _reader(path)(path):
+                    piece.text.encode()  # a lone surrogate has no bytes
+                    yield piece
 
 
 class HubDataset:
@@ -103,8 +107,8 @@ class HubDataset:
         return hashlib.sha256(json.dumps([*facts, self._rows._fingerprint]).encode()).hexdigest()
 
     def pieces(self) -> Iterator[Piece]:
-        for row in self._rows.select_columns([self._field]):
-            yield from split_long(row[self._field] or "")
+        for number, row in enumerate(self._rows.select_columns([self._field])):
+            yield from _text(row[self._field], f"{self.name} row {number}")
 
 
 def open_source(spec: str) -> Source:
@@ -161,6 +165,8 @@ def split_long(text: str) -> Iterator[Piece]:
     GPT-2's pattern starts a new word at white space that follows other characters, so the ids of
     the pieces are the ids of the whole.
     """
+    if not text:
+        return
     start = 0
     while len(text) - start > PIECE_CHARS:
         end = start + PIECE_CHARS
@@ -171,6 +177,26 @@ def split_long(text: str) -> Iterator[Piece]:
         yield Piece(text[start:end], last=False)
         start = end
     yield Piece(text[start:])
+
+
+@contextmanager
+def _readable(what: str) -> Iterator[None]:
+    """Turns what any reader raises on a file that is not what its name says into one line."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error, csv.Error) as error:
+        raise UserError(f"{what}: {' '.join(str(error).split())}") from None
+    except pa.ArrowException as error:
+        raise UserError(f"{what}: {' '.join(str(error).split())}") from None
+
+
+def _text(value: Any, where: str) -> Iterator[Piece]:
+    """Yields the text of one row; no text at all is a row of nothing."""
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"data.source: {where} has no text, but {type(value).__name__}")
+    yield from split_long(value or "")
 
 
 def text_field(columns: list[str], where: str) -> str:
@@ -212,9 +238,9 @@ def _open(path: Path) -> IO[bytes]:
         case ".xz":
             return lzma.open(path, "rb")
         case ".zst":
-            import zstandard
+            import pyarrow as pa
 
-            return io.BufferedReader(zstandard.open(path, "rb"))  # by itself it has no lines
+            return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
         case _:
             return open(path, "rb")
 
@@ -227,9 +253,9 @@ def _read_text(path: Path) -> Iterator[Piece]:
             if b"\0" in chunk:
                 raise UserError(f"data.source: {path} is binary, not text (it holds a zero byte)")
             held += _decode(decoder, chunk, path)
-            *whole, rest = split_long(held)
-            yield from whole
-            held = rest.text
+            pieces = list(split_long(held))
+            held = pieces.pop().text if pieces else ""
+            yield from pieces
     held += _decode(decoder, b"", path, final=True)
     if held:
         yield Piece(held)
@@ -267,6 +293,8 @@ def _read_json(path: Path) -> Iterator[Piece]:
             raise UserError(f"data.source: {path} is not JSON: {error}") from None
     if isinstance(rows, dict):  # {"data": [...]} and the like
         rows = next((value for value in rows.values() if isinstance(value, list)), [rows])
+    if not isinstance(rows, list):
+        rows = [rows]
     for number, row in enumerate(rows, 1):
         where = f"{path} entry {number}"
         yield from _row_text(row, _row_field(row, where), where)
@@ -277,33 +305,27 @@ def _row_field(row: Any, where: str) -> str:
 
 
 def _row_text(row: Any, field: str, where: str) -> Iterator[Piece]:
-    text = row.get(field) if isinstance(row, dict) else row
-    if not isinstance(text, str):
-        raise UserError(f"data.source: {where} has no text in '{field}'")
-    yield from split_long(text)
+    text = row.get(field, 0) if isinstance(row, dict) else row
+    yield from _text(text, f"{where} ('{field}')" if field else where)
 
 
 def _read_csv(path: Path) -> Iterator[Piece]:
     csv.field_size_limit(sys.maxsize)
     with _open(path) as file:
-        reader = csv.DictReader(codecs.getreader("utf-8")(file))
+        reader = csv.DictReader(io.TextIOWrapper(file, "utf-8", newline=""))
         field = text_field(list(reader.fieldnames or []), str(path))
         for row in reader:
-            yield from split_long(row[field] or "")
+            yield from _text(row[field], str(path))
 
 
 def _read_parquet(path: Path) -> Iterator[Piece]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"data.source: {path} is not parquet: {error}") from None
+    file = pq.ParquetFile(path)
     field = text_field(file.schema_arrow.names, str(path))
     for batch in file.iter_batches(batch_size=1024, columns=[field]):
         for value in batch.column(0):
-            yield from split_long(value.as_py() or "")
+            yield from _text(value.as_py(), str(path))
 
 
 def _read_arrow(path: Path) -> Iterator[Piece]:
@@ -313,12 +335,9 @@ def _read_arrow(path: Path) -> Iterator[Piece]:
         try:
             batches: Any = pa.ipc.open_stream(mapped)
         except pa.ArrowInvalid:
-            try:
-                file = pa.ipc.open_file(mapped)
-            except pa.ArrowInvalid as error:
-                raise UserError(f"data.source: {path} is not arrow: {error}") from None
+            file = pa.ipc.open_file(mapped)
             batches = (file.get_batch(i) for i in range(file.num_record_batches))
         for batch in batches:
             column = batch.column(text_field(batch.schema.names, str(path)))
             for value in column:
-                yield from split_long(value.as_py() or "")
+                yield from _text(value.as_py(), str(path))

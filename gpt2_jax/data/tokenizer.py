@@ -110,6 +110,7 @@ class JsonTokenizer:
             ) from None
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"data.tokenizer={path} is not a tokenizer.json: {error}") from None
+        self._tokenizer.encode_special_tokens = True  # in a text they are only text
         self.name = str(path)
         self.fingerprint = hashlib.sha256(content).hexdigest()
         self.size = self._tokenizer.get_vocab_size(with_added_tokens=True)

@@ -8,24 +8,29 @@ import os
 from pathlib import Path
 from typing import Any
 
+from gpt2_jax.errors import UserError
 from gpt2_jax.files import disk_errors, write_atomic
 
 Row = dict[str, Any]
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Returns the whole rows of a metrics file; a torn last line is left out."""
+    """Returns the whole rows of a metrics file; a last line torn by a kill is left out.
+
+    Raises:
+      UserError: if any other line is damaged.
+    """
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     rows: list[Row] = []
-    if not path.exists():
-        return rows
-    for line in path.read_text(errors="replace").splitlines():
+    for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(row, dict) or "step" not in row:
-            break
-        rows.append(row)
+            if not isinstance(row["step"], int):
+                raise ValueError
+            rows.append(row)
+        except (ValueError, TypeError, KeyError):
+            if number < len(lines):
+                raise UserError(f"{path} line {number} is damaged; remove or mend it") from None
     return rows
 
 

@@ -160,6 +160,46 @@ def test_a_preparation_that_broke_off_goes_on_and_ends_the_same(tmp_path, monkey
     )
 
 
+def test_a_shard_completed_after_the_journal_is_opened_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(preparation, "BATCH_CHARS", 1000)
+    monkeypatch.setattr(preparation, "JOURNAL_CHARS", 2500)
+    write_documents(tmp_path / "a.jsonl", 60)
+    plan = open_plan(str(tmp_path / "a.jsonl"), None, 0.1)
+    whole = prepare(plan, BYTES, tmp_path / "whole", shard_tokens=4000)
+
+    class Breaks(type(BYTES)):
+        calls = 0
+
+        def encode(self, texts):
+            Breaks.calls += 1
+            if Breaks.calls > 5:  # the first shard is full, the journal knows 3,000 of it
+                raise RuntimeError("killed")
+            return super().encode(texts)
+
+    with pytest.raises(RuntimeError):
+        prepare(plan, Breaks(), tmp_path / "out", shard_tokens=4000)
+    journal = json.loads((tmp_path / "out" / "progress.json").read_text())
+    assert journal["splits"]["train"]["open"] > 0 == len(journal["splits"]["train"]["shards"])
+    assert (tmp_path / "out" / "train_000000.bin").exists()
+    assert prepare(plan, BYTES, tmp_path / "out", shard_tokens=4000).to_dict() == whole.to_dict()
+
+
+def test_a_folder_with_other_things_is_left_alone(tmp_path):
+    write_documents(tmp_path / "train_notes.jsonl", 30)
+    before = (tmp_path / "train_notes.jsonl").read_text()
+    plan = open_plan(str(tmp_path / "train_notes.jsonl"), None, 0.1)
+    with pytest.raises(UserError, match="is not empty and holds no prepared data"):
+        prepare(plan, BYTES, tmp_path)
+    assert (tmp_path / "train_notes.jsonl").read_text() == before
+
+
+def test_a_prepared_folder_has_its_own_validation_part(tmp_path):
+    write_documents(tmp_path / "a.jsonl", 30)
+    prepare(open_plan(str(tmp_path / "a.jsonl"), None, 0.1), BYTES, tmp_path / "out")
+    with pytest.raises(UserError, match=r"unset data\.val_source"):
+        open_corpus(str(tmp_path / "out"), "other.txt", "bytes", 0.1)
+
+
 def test_a_killed_process_leaves_nothing_that_looks_finished(tmp_path):
     write_documents(tmp_path / "a.jsonl", 3000, length=3000)
     command = [
@@ -269,7 +309,7 @@ def test_bin_shards_are_used_as_they_are(tmp_path):
     assert tokenizer.name == "gpt2"
     assert ids_of(corpus.train) == [50256, *range(40), 50256, *range(40, 70)]
     assert ids_of(corpus.val) == [50256, 5, 6]
-    assert corpus.bytes_per_token("val") is None
+    assert corpus.bytes_per_token("val") == 2 / 3  # ids 5 and 6 are a byte each
 
 
 def test_bin_shards_alone_are_split_at_a_document(tmp_path):
@@ -292,6 +332,15 @@ def test_what_is_no_shard_is_named(tmp_path, content, line):
     (tmp_path / "a.bin").write_bytes(content)
     with pytest.raises(UserError, match=line):
         open_shard(tmp_path / "a.bin")
+
+
+def test_shards_of_another_vocabulary_are_refused(tmp_path):
+    write_bin(tmp_path / "a.bin", [1, 50257])
+    ids = np.array([1, 2], np.uint32)
+    (tmp_path / "b.bin").write_bytes(header(2, ids.dtype) + ids.tobytes())
+    for name in ("a", "b"):
+        with pytest.raises(UserError, match="does not hold GPT-2's tokens"):
+            open_corpus(f"{tmp_path}/{name}.bin", None, "gpt2", 0.1)
 
 
 def test_bin_shards_need_the_gpt2_tokenizer(tmp_path):

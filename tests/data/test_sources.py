@@ -136,10 +136,14 @@ def test_a_large_file_is_read_in_pieces(tmp_path, monkeypatch):
         ("a.txt", b"abc \xff\xfe def", "is not UTF-8 text"),
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', "a.jsonl line 2 is not JSON"),
         ("a.jsonl", b'{"a": "x", "b": "y"}\n', "no column named text or content or body; its"),
-        ("a.jsonl", b'{"text": 3}\n', "line 1 has no text in 'text'"),
+        ("a.jsonl", b'{"text": 3}\n', r"line 1 \('text'\) has no text, but int"),
+        ("a.jsonl", b'{"text": "\\ud800"}\n', "surrogates not allowed"),
+        ("a.jsonl", b'{"text": "\xff"}\n', "cannot read|is not JSON"),
         ("a.json", b"[", "is not JSON"),
-        ("a.parquet", b"no", "is not parquet"),
-        ("a.arrow", b"no arrow here", "is not arrow"),
+        ("a.json", b"3", "entry 1 has no text, but int"),
+        ("a.parquet", b"no", "cannot read .*a.parquet"),
+        ("a.arrow", b"no arrow here", "cannot read .*a.arrow"),
+        ("a.csv", b"text\n\xff\n", "cannot read .*a.csv"),
         ("a.gz", b"not packed", "cannot read"),
         ("a.txt.xz", b"not packed", "cannot read"),
     ],
@@ -148,6 +152,42 @@ def test_what_is_not_text_is_one_line(tmp_path, name, content, line):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=line):
         documents(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+def test_a_truncated_file_is_not_read_as_a_whole_one(tmp_path, suffix):
+    text = make_text(400_000).encode()
+    pack = {
+        ".gz": gzip.compress,
+        ".xz": lzma.compress,
+        ".zst": zstandard.ZstdCompressor().compress,
+    }[suffix]
+    packed = pack(text)
+    (tmp_path / f"a.txt{suffix}").write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(UserError, match="cannot read"):
+        documents(tmp_path / f"a.txt{suffix}")
+
+
+def test_a_csv_field_may_hold_any_line_break(tmp_path):
+    (tmp_path / "a.csv").write_text('id,text\n1,"one\ntwo\u2028three\x0cfour"\n2,five\n')
+    assert documents(tmp_path / "a.csv") == ["one\ntwo\u2028three\x0cfour", "five"]
+
+
+def test_empty_rows_are_no_documents(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": ""}\n{"text": null}\n{"text": "x"}\n')
+    assert documents(tmp_path / "a.jsonl") == ["x"]
+
+
+def test_a_json_string_is_one_document(tmp_path):
+    (tmp_path / "a.json").write_text('"whole text"')
+    assert documents(tmp_path / "a.json") == ["whole text"]
+
+
+def test_the_same_bytes_under_another_kind_are_another_corpus(tmp_path):
+    for name in ("a.txt", "a.jsonl"):
+        write_jsonl(tmp_path / name)
+    txt, jsonl = (open_source(str(tmp_path / n)).fingerprint() for n in ("a.txt", "a.jsonl"))
+    assert txt != jsonl
 
 
 @pytest.mark.parametrize(

@@ -72,8 +72,8 @@ def test_bytes_are_their_own_ids():
     assert tokenizer.decode_bytes([110, 195, 169, 10, 256]) == "né\n".encode()
 
 
-def test_a_special_token_in_the_text_is_only_text():
-    for name in ("gpt2", "bytes"):
+def test_a_special_token_in_the_text_is_only_text(tmp_path):
+    for name in ("gpt2", "bytes", str(make_tokenizer_json(tmp_path / "t.json"))):
         tokenizer = load_tokenizer(name)
         (ids,) = tokenizer.encode(["<|endoftext|>"])
         assert tokenizer.end_of_text not in ids.tolist()

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from gpt2_jax.errors import UserError
 from gpt2_jax.track.bar import Progress
 from gpt2_jax.track.metrics import MetricsFile, read_rows
 from gpt2_jax.track.plot import plot_loss
@@ -27,6 +28,15 @@ def test_rows_past_the_checkpoint_and_a_torn_line_go(tmp_path, torn):
     file.write({"step": 3, "again": True})
     file.close()
     assert read_rows(path) == [{"step": 0}, {"step": 1}, {"step": 2}, {"step": 3, "again": True}]
+
+
+def test_damage_inside_the_record_is_named_and_nothing_is_cut(tmp_path):
+    path = tmp_path / "m.jsonl"
+    text = '{"step": 1}\n{"step": null}\n{"step": 3}\n'
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"m\.jsonl line 2 is damaged"):
+        MetricsFile(path, 3)
+    assert path.read_text() == text
 
 
 def test_rows_can_be_read_before_they_are_synced(tmp_path):
