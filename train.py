@@ -11,7 +11,7 @@ from gpt2_jax import cli
 from gpt2_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", "configs/quickstart.py", "config file; --config.section.field=value changes a field"
+    "config", None, "config file; --config.section.field=value changes a field"
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "where the run is, or is to be")
 
@@ -19,6 +19,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "where the run is, or is to be")
 def main(argv: list[str]) -> None:
     """Trains what the flags say."""
     del argv
+    if _CONFIG.value is None:
+        raise UserError("give --config, for example --config=configs/quickstart.py")
     if not _WORKDIR.value:
         raise UserError("give --workdir, for example --workdir=runs/quickstart")
     # Imported once the flags are known to be right: jax takes a second to load.

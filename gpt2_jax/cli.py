@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from gpt2_jax import config
+from gpt2_jax import config as configs
 from gpt2_jax.errors import EXIT_WRONG_INPUT, UserError, suggestion
 
 
@@ -25,26 +25,48 @@ def guarded(main: Callable[[list[str]], Any]) -> Callable[[list[str]], Any]:
         except UserError as error:
             die(str(error), error.exit_code)
         except KeyboardInterrupt:
-            die("interrupted before there was anything to save", 130)
+            die("interrupted", 130)
 
     return run
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the flags; a mistake in them is one line, with the nearest name."""
+    """Parses the flags and executes the config file; a mistake in either is one line."""
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        _load_config()
+        return rest
     except UserError as error:
         die(str(error), error.exit_code)
     except flags.UnrecognizedFlagError as error:
+        if error.flagname.startswith("config."):
+            die(f"--{error.flagname} changes a config: give --config=FILE before it")
         known = [name for name in flags.FLAGS if not name.startswith("?")]
         die(f"--{error.flagname} is no flag{suggestion(error.flagname, known)}")
-    except (AttributeError, KeyError) as error:
-        # config_flags looks up the field before it gives the flag a value
-        die(_unknown_field(argv, error))
-    except (flags.Error, TypeError, ValueError, OSError, SyntaxError, ImportError) as error:
-        die(" ".join(str(error).split()))
+    except flags.Error as error:
+        die(_one_line(error))
+    except Exception as error:
+        # config_flags looks a field up before it gives it a value, and config files may do anything
+        die(_unknown_field(argv) or f"--config: {type(error).__name__}: {_one_line(error)}")
     raise AssertionError("unreachable")
+
+
+def _load_config() -> None:
+    """Executes the config file now: config_flags keeps what goes wrong for its first use."""
+    if "config" not in flags.FLAGS or flags.FLAGS["config"].value is None:
+        return
+    config = flags.FLAGS.config
+    if isinstance(config, dict) or not hasattr(config, "is_locked"):
+        raise UserError("get_config() of the --config file must return a ConfigDict")
+    configs.flatten(config)
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error)
+    head, _, trace = text.partition("Traceback")
+    if trace:
+        text = f"{head} {trace.strip().splitlines()[-1]}"
+    return " ".join(text.partition(" Other fields present")[0].split()).strip("'\"")[:300]
 
 
 def die(message: str, code: int = EXIT_WRONG_INPUT) -> None:
@@ -53,16 +75,15 @@ def die(message: str, code: int = EXIT_WRONG_INPUT) -> None:
     sys.exit(code)
 
 
-def _unknown_field(argv: list[str], error: Exception) -> str:
-    given = [re.match(r"--?config\.([\w.]+)", arg) for arg in argv]
-    for match in given:
-        if match and match[1] not in config.FIELDS:
+def _unknown_field(argv: list[str]) -> str | None:
+    for match in (re.match(r"--?config\.([\w.]+)", arg) for arg in argv):
+        if match and match[1] not in configs.FIELDS:
             return f"--config.{match[1]} is no field{_nearest(match[1])}"
-    return " ".join(str(error).split())
+    return None
 
 
 def _nearest(name: str) -> str:
     section = name.rpartition(".")[0]
-    inside = [f for f in config.FIELDS if f.rpartition(".")[0] == section]
-    hint = suggestion(name, inside or config.FIELDS)
-    return hint if "did you mean" in hint else suggestion(name, config.FIELDS)
+    inside = [f for f in configs.FIELDS if f.rpartition(".")[0] == section]
+    hint = suggestion(name, inside or configs.FIELDS)
+    return hint if "did you mean" in hint else suggestion(name, configs.FIELDS)

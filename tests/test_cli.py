@@ -17,6 +17,8 @@ def place(tmp_path_factory):
     (tmp / "file").write_text("not a directory")
     (tmp / "strange").mkdir()
     (tmp / "strange" / "thesis.tex").write_text("precious")
+    (tmp / "name.py").write_text("undefined\n")
+    (tmp / "dict.py").write_text("def get_config():\n    return {}\n")
     (tmp / "broken.py").write_text("def get_config(:\n")
     return tmp
 
@@ -36,6 +38,12 @@ TRAIN_ERRORS = [
         [QUICK, "--config.train.steps=many", "--workdir=W/a"],
         "config.train.steps",
     ),
+    (["--config.train.steps=3", "--workdir=W/a"], "give --config=FILE before it"),
+    (["--workdir=W/a"], "give --config, for example --config=configs/quickstart.py"),
+    (["--config=W/name.py", "--workdir=W/a"], "NameError: name 'undefined' is not defined"),
+    (["--config=W/dict.py", "--workdir=W/a"], "get_config() of the --config file must return"),
+    ([QUICK + ":x", "--workdir=W/a"], "TypeError: get_config() takes 0 positional arguments"),
+    ([QUICK, "--workdir=W/file/below"], "cannot write --workdir="),
     ([QUICK, "--worksdir=W/a"], "--worksdir is no flag; did you mean 'workdir'?"),
     ([QUICK], "give --workdir, for example --workdir=runs/quickstart"),
     ([QUICK, "--workdir=W/a", "extra"], "'extra' is no flag; flags look like --name=value"),

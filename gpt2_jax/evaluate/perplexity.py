@@ -9,6 +9,7 @@ from gpt2_jax.data.corpus import open_corpus
 from gpt2_jax.errors import UserError
 from gpt2_jax.train.evaluation import Evaluator
 from gpt2_jax.train.restore import open_run
+from gpt2_jax.train.rundir import RunDirectory
 
 
 def evaluate_run(
@@ -18,7 +19,8 @@ def evaluate_run(
 
     Args:
       step: of the checkpoint; None for the latest.
-      data: as `data.source`; all of it is evaluated. None for the run's own validation text.
+      data: as `data.source`; all of it is evaluated. None for the run's own validation text, of
+        which the same tokens are taken as in training.
       stride: predictions scored in each window, at most `seq_len`; None for all of them.
 
     Raises:
@@ -32,6 +34,7 @@ def evaluate_run(
         corpus, _ = open_corpus(
             fields.source, fields.val_source, fields.tokenizer, fields.val_fraction
         )
+        RunDirectory(workdir).check_corpus(corpus, f"data.source={fields.source}")
     else:
         corpus, _ = open_corpus(None, data, fields.tokenizer, fields.val_fraction)
     if len(corpus.val) < 2:
@@ -40,7 +43,8 @@ def evaluate_run(
     evaluator = Evaluator(
         run.structure, run.mesh, fields.seq_len, train.batch_size // train.accumulation
     )
-    score = evaluator.score(run.params, corpus.val, stride=stride)
+    limit = train.eval_tokens if data is None and stride is None else None
+    score = evaluator.score(run.params, corpus.val, limit, stride)
     metrics = score.metrics(corpus.bytes_per_token("val"))
     return {
         "step": run.step,

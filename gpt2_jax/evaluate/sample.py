@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from ml_collections import ConfigDict
 
 from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.model.structure import Structure
@@ -19,19 +20,18 @@ TEMPERATURE = 0.8
 TOP_K = 40
 
 
-def sample_text(
-    structure: Structure, params: Any, tokenizer: Tokenizer, length: int, seed: int
-) -> str:
-    """Returns `length` tokens of text after a line break, at temperature 0.8 from the top 40.
+def sample_text(config: ConfigDict, structure: Structure, params: Any, tokenizer: Tokenizer) -> str:
+    """Returns `train.sample_tokens` of text after a line break, at temperature 0.8, top 40.
 
-    Where the text outgrows `n_positions`, the model reads its second half again as a prompt.
+    Where the text outgrows `data.seq_len`, the positions that were trained, the model reads its
+    second half again as a prompt.
     """
     params = jax.tree.map(lambda x: x.addressable_data(0), params)
-    positions = structure.cfg.n_positions
+    length, positions = config.train.sample_tokens, config.data.seq_len
     (prompt,) = tokenizer.encode([PROMPT])
     out: list[int] = []
     context = prompt.tolist()[: positions - 1]
-    key = purpose_key(seed, "sample")
+    key = purpose_key(config.seed, "sample")
     while len(out) < length:
         new = generate(
             structure,

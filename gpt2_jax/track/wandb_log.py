@@ -66,11 +66,11 @@ class WandbLog:
 
     def log(self, row: Row) -> None:
         """Hands over a row of metrics.jsonl."""
-        self._queue.put(lambda run: self._send(run, row))
+        self._hand_over(lambda run: self._send(run, row))
 
     def summarize(self, values: dict[str, Any]) -> None:
         """Sets fields of the run's summary."""
-        self._queue.put(lambda run: run.summary.update(values))
+        self._hand_over(lambda run: run.summary.update(values))
 
     def show(self, step: int, image: Path | None, text: str | None) -> None:
         """Hands over the loss curve and a sample text, to stand in the last row."""
@@ -85,7 +85,7 @@ class WandbLog:
                 media["sample"] = wandb.Html(f"<pre>{html.escape(text)}</pre>", inject=False)
             run.log(media, step=step)
 
-        self._queue.put(send)
+        self._hand_over(send)
 
     def close(self, exit_code: int) -> None:
         """Gives wandb a bounded time to finish, and goes on without it after that."""
@@ -98,6 +98,10 @@ class WandbLog:
             self._say(
                 f"wandb does not answer; later: wandb sync {self._options.workdir}/wandb/*run*"
             )
+
+    def _hand_over(self, task: Callable[[Any], None]) -> None:
+        if self._thread is not None:
+            self._queue.put(task)
 
     def _work(self) -> None:
         # wandb replaces both when it starts.

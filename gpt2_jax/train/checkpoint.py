@@ -11,6 +11,7 @@ checkpoints/00000500.damaged/   failed its sums; kept, never used
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -91,7 +92,8 @@ class Checkpoints:
         with disk_errors(f"checkpoint {step}"):
             partial.mkdir(parents=True)
             write_json(partial / "meta.json", {"step": step, "val_loss": val_loss})
-            self._orbax.save(partial / "state", state)
+            with jax.transfer_guard("allow"):  # the loop forbids what orbax does here
+                self._orbax.save(partial / "state", state)
         self._saving = self._thread.submit(self._commit, step, partial)
 
     def wait(self) -> None:
@@ -131,9 +133,10 @@ class Checkpoints:
 
     def _val_loss(self, step: int) -> float | None:
         try:
-            return json.loads((self.path(step) / "meta.json").read_text())["val_loss"]
+            loss = json.loads((self.path(step) / "meta.json").read_text())["val_loss"]
         except (OSError, ValueError, KeyError):
             return None
+        return loss if loss is not None and math.isfinite(loss) else None
 
     def _set_aside(self, path: Path) -> None:
         number = 0
@@ -150,11 +153,12 @@ def render_sums(folder: Path) -> str:
 
 def damage(folder: Path) -> str | None:
     """Returns what is wrong with a checkpoint's files, None if every bit is as it was saved."""
-    try:
-        expected = (folder / SUMS).read_bytes()
-    except OSError:
+    if not (folder / SUMS).exists():
         return f"no {SUMS}"
-    found = render_sums(folder)
+    try:
+        expected, found = (folder / SUMS).read_bytes(), render_sums(folder)
+    except OSError as error:
+        return f"it cannot be read: {error}"
     if found.encode() == expected:
         return None
     want, have = _by_name(expected.decode(errors="replace")), _by_name(found)

@@ -47,6 +47,9 @@ class Score:
         return out
 
 
+AHEAD = 8  # batches on the devices at a time
+
+
 def windows(n_tokens: int, seq_len: int, stride: int) -> Iterator[tuple[int, int, int]]:
     """Yields (start, length, scored): windows that predict tokens 1 .. n_tokens-1 once each.
 
@@ -92,9 +95,9 @@ class Evaluator:
     ) -> Score:
         """Returns the score of `tokens`, or of about `limit` of them, always the same ones.
 
-        The batches are all dispatched before the one read of their sums.
+        The sums stay on the devices until the one read at the end.
         """
-        if limit is None or limit >= len(tokens) - 1:
+        if limit is None or max(limit, self._seq_len) >= len(tokens) - 1:
             chosen = list(windows(len(tokens), self._seq_len, stride or self._seq_len))
         else:
             chosen = list(spread_windows(len(tokens), self._seq_len, limit))
@@ -102,6 +105,8 @@ class Evaluator:
         for batch, mask in self._batches(tokens, chosen):
             sharding = by_rows(self._mesh)
             sums.append(self._sums(params, *jax.device_put((batch, mask), sharding)))
+            if len(sums) > AHEAD:
+                sums[-AHEAD].block_until_ready()  # not all batches at once on the devices
         nats, correct = np.concatenate(jax.device_get(sums)).sum(0, dtype=np.float64).tolist()
         return Score(nats, round(correct), sum(scored for _, _, scored in chosen))
 

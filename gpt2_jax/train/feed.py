@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import signal
 import threading
@@ -85,3 +86,5 @@ class StopSignal:
         if self.requested is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = signal.Signals(number).name
+        # Not print(): a handler may interrupt one.
+        os.write(2, f"\n{self.requested}: saving after the update in progress\n".encode())

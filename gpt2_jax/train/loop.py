@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +19,9 @@ from gpt2_jax.data.corpus import open_corpus
 from gpt2_jax.data.sampler import Sampler
 from gpt2_jax.data.shards import Corpus
 from gpt2_jax.data.tokenizer import Tokenizer, load_tokenizer
-from gpt2_jax.errors import EXIT_DIVERGED, EXIT_FINISHED, EXIT_STOPPED, Diverged
+from gpt2_jax.errors import EXIT_DIVERGED, EXIT_FINISHED, EXIT_STOPPED, Diverged, UserError
 from gpt2_jax.files import disk_errors, write_atomic
+from gpt2_jax.model.structure import Structure
 from gpt2_jax.track.bar import Progress
 from gpt2_jax.track.metrics import MetricsFile, Row, read_rows
 from gpt2_jax.track.plot import plot_loss
@@ -29,12 +32,12 @@ from gpt2_jax.train.checkpoint import Checkpoints
 from gpt2_jax.train.evaluation import Evaluator
 from gpt2_jax.train.feed import Prefetch, StopSignal
 from gpt2_jax.train.mesh import configure_devices
-from gpt2_jax.train.program import Program, compile_program
+from gpt2_jax.train.program import Program, compile_program, memory_errors
 from gpt2_jax.train.rundir import RunDirectory
 from gpt2_jax.train.state import State
 
-# (model structure, parameters, tokenizer, length, seed) -> text
-Sample = Callable[[Any, Any, Tokenizer, int, int], str]
+# (config, model structure, parameters, tokenizer) -> text
+Sample = Callable[[ConfigDict, Structure, Any, Tokenizer], str]
 
 
 def train(config: ConfigDict, workdir: str, sample: Sample | None = None) -> int:
@@ -62,11 +65,14 @@ def train(config: ConfigDict, workdir: str, sample: Sample | None = None) -> int
         )
         assert corpus.train is not None
         sampler = Sampler(corpus.train, data.seq_len, config.train.batch_size, config.seed)
-        for line in directory.claim(config, corpus):
-            print(f"changed: {line}")
+        directory.check_corpus(corpus, f"data.source={data.source}")
+        if len(corpus.val) < 2:
+            raise UserError("the validation text has fewer than two tokens; give more of it")
         configure_devices(config)
-        with StopSignal() as stop:
+        with StopSignal() as stop, memory_errors():
             program = compile_program(config)
+            for line in directory.claim(config, corpus):
+                print(f"changed: {line}")
             run = _open_run(config, directory, corpus, program, sampler)
             return run.go(stop, tokenizer, sample)
     finally:
@@ -87,13 +93,13 @@ def _open_run(
     found = checkpoints.latest(lambda line: print(f"warning: {line}"), set_aside=True)
     first = found or 0
     remaining = config.train.steps - first
-    seconds = program.trial_seconds(sampler.batch(first)) if remaining >= 10 else math.nan
-    state = program.init()
-    if found is not None:
-        state = checkpoints.restore(found, state)
+    seconds = program.trial_seconds(sampler.batch(first)) if remaining >= 10 else None
+    if found is None:
+        state = program.init()
+    else:
+        state = checkpoints.restore(found, program.shapes)
         print(f"continuing {directory.path} after update {found}")
-    if remaining >= 10:
-        print(report.start_report(config, program, corpus, first, seconds), flush=True)
+    print(report.start_report(config, program, corpus, first, seconds), flush=True)
     directory.describe(config, report.facts(config, program), first)
     metrics = MetricsFile(directory.metrics_path, -1 if found is None else found)
     checkpoints.before_commit = metrics.sync
@@ -142,6 +148,7 @@ class Run:
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
         self.clock = time.monotonic()  # when the last row was read, less pauses
         self.clock_step = self.step
+        self.longest_skipped = 0
 
     def go(self, stop: StopSignal, tokenizer: Tokenizer, sample: Sample | None) -> int:
         """Trains to the end or to a signal, and leaves the directory complete."""
@@ -149,20 +156,23 @@ class Run:
         try:
             with jax.transfer_guard("disallow"):
                 self._train(stop)
-            code = EXIT_STOPPED if self.stopped_by else EXIT_FINISHED
-            self.checkpoints.close()
+            self.checkpoints.wait()
             self.progress.close()
             text = None if self.stopped_by else self._sample(tokenizer, sample)
             self._finish(text)
+            code = EXIT_STOPPED if self.stopped_by else EXIT_FINISHED
         finally:
-            self.metrics.close()
-            self.wandb.close(code)
+            with ExitStack() as last:  # each of these, whatever the others meet
+                last.callback(self.wandb.close, code)
+                last.callback(self.metrics.close)
+                last.callback(self.checkpoints.close)
         return code
 
     def _train(self, stop: StopSignal) -> None:
         steps = self.config.train.steps
-        if self.step == 0:
-            self._write({"step": 0, "tokens": 0, **self._evaluate()})
+        if self.saved_step is None:
+            with self._paused():
+                self._write({"step": 0, "tokens": 0, **self._evaluate()})
         with Prefetch(self.sampler.batch, self.program.put, self.step, steps) as batches:
             before: jax.Array | None = None
             for batch in batches:
@@ -179,7 +189,8 @@ class Run:
                 if self._due(self.step):
                     self.pending = (self.step, metrics)
                 if self._is_stop(self.step):
-                    self._pause_to_evaluate_and_save()
+                    with self._paused():
+                        self._evaluate_and_save()
         self._write_pending()
         if stop.requested and self.step < steps:
             self.stopped_by = stop.requested
@@ -195,18 +206,23 @@ class Run:
         every = (train.eval_every, train.checkpoint_every)
         return step == train.steps or any(step % n == 0 for n in every)
 
-    def _pause_to_evaluate_and_save(self) -> None:
+    @contextmanager
+    def _paused(self) -> Iterator[None]:
+        """Leaves the time spent inside out of the speed."""
+        jax.block_until_ready(self.state)
+        before = time.monotonic()
+        yield
+        self.clock += time.monotonic() - before
+        self.progress.pause(time.monotonic() - before)
+
+    def _evaluate_and_save(self) -> None:
         row = self._row()
         train, last = self.config.train, self.step == self.config.train.steps
-        paused = time.monotonic()
         if last or self.step % train.eval_every == 0:
             row |= self._evaluate()
         self._write(row)
         if last or self.step % train.checkpoint_every == 0:
             self._save(row.get("val/loss"))
-        paused = time.monotonic() - paused
-        self.clock += paused
-        self.progress.pause(paused)
 
     def _save(self, val_loss: float | None) -> None:
         self.checkpoints.save(self.step, self.state, val_loss)
@@ -225,12 +241,7 @@ class Run:
         speed = (step - self.clock_step) * self.tokens_per_step / (now - self.clock)
         self.clock, self.clock_step = now, step
         self.progress.show(values["loss"])
-        if values["skipped_in_a_row"] >= self.config.optimizer.max_skipped:
-            raise Diverged(
-                f"update {step}: the last {values['skipped_in_a_row']} updates had a gradient "
-                "that was not finite or an outlier, and were skipped; lower optimizer.peak_lr, "
-                f"lengthen the warm-up, and start again ({self.directory.path} keeps the record)"
-            )
+        self.longest_skipped = values["longest_skipped"]
         row = {
             "step": step,
             "tokens": step * self.tokens_per_step,
@@ -252,13 +263,18 @@ class Run:
     def _write(self, row: Row) -> None:
         self.metrics.write(row)
         self.wandb.log(row)
+        if self.longest_skipped >= self.config.optimizer.max_skipped:
+            raise Diverged(
+                f"by update {row['step']}, {self.longest_skipped} updates in a row had a gradient "
+                "that was not finite or an outlier, and were skipped; lower optimizer.peak_lr or "
+                f"lengthen the warm-up, in another --workdir ({self.directory.path} keeps the "
+                "record of this one)"
+            )
 
     def _sample(self, tokenizer: Tokenizer, sample: Sample | None) -> str | None:
-        length = self.config.train.sample_tokens
-        if sample is None or length == 0:
+        if sample is None or self.config.train.sample_tokens == 0:
             return None
-        params = self.state.params
-        text = sample(self.program.structure, params, tokenizer, length, self.config.seed)
+        text = sample(self.config, self.program.structure, self.state.params, tokenizer)
         with disk_errors("sample.txt"):
             write_atomic(self.directory.sample_path, text + "\n")
         return text
@@ -266,7 +282,7 @@ class Run:
     def _finish(self, text: str | None) -> None:
         path, config = self.directory.path, self.config
         rows = read_rows(self.directory.metrics_path)
-        score = next((row for row in reversed(rows) if "val/loss" in row), {})
+        score = next((row for row in reversed(rows) if row.get("val/loss") is not None), {})
         title = f"{config.model.placement} on {config.data.source}"
         speed = rows[-1].get("perf/tokens_per_sec")
         subtitle = (
@@ -283,7 +299,7 @@ class Run:
             print(_result(score))
         print(f"left in {path}: config.json run.json metrics.jsonl loss.png checkpoints/ wandb/")
         if self.stopped_by:
-            command = " ".join([sys.executable, *sys.argv])
+            command = shlex.join([sys.executable, *sys.argv])
             print(f"stopped by {self.stopped_by} after update {self.step}, saved; go on: {command}")
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,7 @@ class Program:
 
     Attributes:
       step: `(state, batch) -> (state, metrics)`; donates the state.
-      init: makes the state before the first update.
+      init: makes the state before the first update. shapes: of the state, with shardings.
       attention: the kernel that is in the compiled step.
       peak_bytes: memory of one device at the step's peak, None where XLA does not say.
       compile_seconds: time taken by lowering and compiling.
@@ -40,6 +41,7 @@ class Program:
     mesh: Mesh
     step: Step
     init: Callable[[], State]
+    shapes: State
     attention: str
     peak_bytes: int | None
     compile_seconds: float
@@ -79,21 +81,41 @@ def compile_program(config: ConfigDict) -> Program:
     step = jax.jit(
         make_step(config, model, optimizer, mesh), donate_argnums=0, out_shardings=(whole, whole)
     )
-    compiled = _compile(step, abstract(init, mesh), tokens, kernel)
+    shapes = abstract(init, mesh)
+    compiled = _compile(step, shapes, tokens, kernel)
     return Program(
         structure=model,
         mesh=mesh,
         step=compiled,
         init=init,
+        shapes=shapes,
         attention=kernel_of(compiled.as_text(), kernel),
         peak_bytes=_peak_bytes(compiled),
         compile_seconds=time.monotonic() - started,
     )
 
 
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turns a device out of memory into one line that says what to lower."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the device has too little memory ({reason}); raise train.accumulation, lower "
+            "train.batch_size, or set model.remat=block"
+        ) from None
+
+
 def _compile(step: Any, state: Any, tokens: Any, kernel: str) -> Any:
     try:
-        return step.lower(state, tokens).compile()
+        with memory_errors():
+            return step.lower(state, tokens).compile()
+    except UserError:
+        raise
     except Exception as error:
         if kernel == "cudnn" and "cudnn" in str(error).lower():
             reason = " ".join(str(error).split())[:200]

@@ -38,9 +38,17 @@ def total_tokens(config: ConfigDict) -> int:
 
 
 def start_report(
-    config: ConfigDict, program: Program, corpus: Corpus, first_step: int, step_seconds: float
+    config: ConfigDict,
+    program: Program,
+    corpus: Corpus,
+    first_step: int,
+    step_seconds: float | None,
 ) -> str:
-    """Returns the lines printed before the first update."""
+    """Returns the lines printed before the first update.
+
+    Args:
+      step_seconds: time of an update as tried out here; None where that would not pay.
+    """
     model, train = config.model, config.train
     known, mesh = facts(config, program), program.mesh
     devices = mesh.devices.size
@@ -63,14 +71,17 @@ def start_report(
         "memory": f"{_si(program.peak_bytes)}B a device at the step's peak"
         if program.peak_bytes
         else "unknown to the compiler",
-        "expected": f"{_duration((train.steps - first_step) * step_seconds)} of training at "
-        f"{step_seconds * 1e3:.1f} ms an update; compiled in {program.compile_seconds:.1f} s",
+        "expected": _expected(train.steps - first_step, step_seconds)
+        + f"; compiled in {program.compile_seconds:.1f} s",
     }
     return "\n".join(f"{name:<10} {text}" for name, text in lines.items())
 
 
-def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
+def _expected(updates: int, seconds: float | None) -> str:
+    if seconds is None:
+        return f"{updates} updates"
+    whole = timedelta(seconds=round(updates * seconds))
+    return f"{whole} of training at {seconds * 1e3:.1f} ms an update"
 
 
 def _si(value: float) -> str:

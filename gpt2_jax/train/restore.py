@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +54,7 @@ def open_run(workdir: str, step: int | None = None) -> OpenedRun:
 
 def _choose(checkpoints: Checkpoints, workdir: str, step: int | None) -> int:
     if step is None:
-        found = checkpoints.latest(lambda line: print(f"warning: {line}"))
+        found = checkpoints.latest(lambda line: print(f"warning: {line}", file=sys.stderr))
         if found is None:
             raise UserError(f"{workdir} has no checkpoint yet: train it first")
         return found

@@ -61,7 +61,8 @@ class RunDirectory:
             if self.path.exists() and not self.path.is_dir():
                 raise UserError(f"--workdir={self.path} is a file; choose another")
             self.path.mkdir(parents=True, exist_ok=True)
-            strange = [p.name for p in self.path.iterdir() if not p.name.startswith(".")]
+            names = [p.name for p in self.path.iterdir() if not p.name.startswith(".")]
+            strange = set(names) - {self.info_path.name}  # written first
             if strange and not self.config_path.exists():
                 raise UserError(
                     f"--workdir={self.path} is not empty and holds no run "
@@ -89,8 +90,11 @@ class RunDirectory:
         if not self.info_path.exists():
             return {}
         try:
-            return json.loads(self.info_path.read_text())
-        except ValueError as error:
+            info = json.loads(self.info_path.read_text())
+            if not isinstance(info, dict):
+                raise ValueError("it holds no fields")
+            return info
+        except (OSError, ValueError) as error:
             raise UserError(f"{self.info_path} is damaged: {error}") from None
 
     def check_config(self, config: ConfigDict) -> None:
@@ -102,28 +106,32 @@ class RunDirectory:
         if self.config_path.exists():
             configs.check_resumable(self.read_config(), config, self.path)
 
-    def claim(self, config: ConfigDict, corpus: Corpus) -> list[str]:
-        """Writes the config and the text's hash, and returns lines that say what is new.
+    def check_corpus(self, corpus: Corpus, source: str) -> None:
+        """Refuses a text that is not the one that the run here was trained on.
 
         Raises:
-          UserError: if the run that is here was trained on another text.
+          UserError: if its content differs.
         """
-        said, info = [], self.read_info()
         digest = corpus.manifest.corpus_hash()
-        if info.get("corpus", digest) != digest:
+        if self.read_info().get("corpus", digest) != digest:
             raise UserError(
-                f"{self.path} was trained on another text than data.source="
-                f"{config.data.source} gives now (its content changed); choose another "
-                "--workdir, or bring the old text back"
+                f"{self.path} was trained on another text than {source} gives now (its content "
+                "or its split changed); choose another --workdir, or bring the old text back"
             )
+
+    def claim(self, config: ConfigDict, corpus: Corpus) -> list[str]:
+        """Writes the config and the text's hash, and returns lines that say what is new."""
+        said = []
         if self.config_path.exists():
             for name, (was, now) in configs.difference(self.read_config(), config).items():
                 said.append(f"{name} was {was!r}, is now {now!r}")
                 if name == "train.steps" and config.optimizer.schedule in STRETCHING:
                     said.append("the learning-rate schedule now stretches over the new train.steps")
         with disk_errors("config.json"):
+            write_json(
+                self.info_path, {**self.read_info(), "corpus": corpus.manifest.corpus_hash()}
+            )
             write_atomic(self.config_path, configs.to_json(config))
-            write_json(self.info_path, {**info, "corpus": digest})
         return said
 
     def describe(self, config: ConfigDict, facts: dict[str, Any], first_step: int) -> None:

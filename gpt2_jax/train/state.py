@@ -19,12 +19,14 @@ class Guard(NamedTuple):
     """What decides whether an update is skipped.
 
     Attributes:
-      skipped: updates skipped so far. in_a_row: of them, directly before now.
+      skipped: updates skipped so far. in_a_row: of them, directly before now. longest: the most
+        that ever were, so that a row of them is seen however seldom one looks.
       taken: updates taken. norm_mean, norm_var: running moments of their gradients' norm.
     """
 
     skipped: jax.Array
     in_a_row: jax.Array
+    longest: jax.Array
     taken: jax.Array
     norm_mean: jax.Array
     norm_var: jax.Array
@@ -59,7 +61,7 @@ def make_init(
     def init() -> State:
         params = structure.init(purpose_key(config.seed, "init"))
         zero = jnp.int32(0)
-        guard = Guard(zero, zero, zero, jnp.float32(0), jnp.float32(0))
+        guard = Guard(zero, zero, zero, zero, jnp.float32(0), jnp.float32(0))
         return State(zero, jnp.uint32(config.seed), params, optimizer.init(params), guard)
 
     # It runs once, so compiling it well costs more than it brings.

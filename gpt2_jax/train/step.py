@@ -32,7 +32,7 @@ def make_step(
     """Returns the step for batches (B, T+1) of token ids.
 
     Metrics are scalars: `loss` (mean nats a token), `grad_norm` (before clipping), `lr`,
-    `skipped` and `skipped_in_a_row`.
+    `skipped` and `longest_skipped` (in a row).
     """
     schedule = make_schedule(config)
     gradients = make_gradients(config, structure, mesh)
@@ -59,7 +59,7 @@ def make_step(
             "grad_norm": norm,
             "lr": rate,
             "skipped": guard.skipped,
-            "skipped_in_a_row": guard.in_a_row,
+            "longest_skipped": guard.longest,
         }
         return State(state.step + 1, state.seed, params, opt_state, guard), metrics
 
@@ -144,9 +144,13 @@ def next_guard(guard: Guard, norm: jax.Array, ok: jax.Array) -> Guard:
     taken = Guard(
         skipped=guard.skipped,
         in_a_row=jnp.int32(0),
+        longest=guard.longest,
         taken=guard.taken + 1,
         norm_mean=guard.norm_mean + weight * delta,
         norm_var=(1.0 - weight) * (guard.norm_var + weight * delta * delta),
     )
-    skipped = guard._replace(skipped=guard.skipped + 1, in_a_row=guard.in_a_row + 1)
+    row = guard.in_a_row + 1
+    skipped = guard._replace(
+        skipped=guard.skipped + 1, in_a_row=row, longest=jnp.maximum(guard.longest, row)
+    )
     return jax.tree.map(lambda a, b: jnp.where(ok, a, b), taken, skipped)

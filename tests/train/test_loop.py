@@ -108,7 +108,7 @@ def test_too_many_skipped_updates_stop_the_run_with_a_reason(text_file, tmp_path
 
     monkeypatch.setattr(loop, "compile_program", poisoned)
     made = config(text_file, optimizer__max_skipped=7, train__steps=40)
-    with pytest.raises(Diverged, match="update 10: the last 10 updates had a gradient") as caught:
+    with pytest.raises(Diverged, match="by update 10, 10 updates in a row had") as caught:
         loop.train(made, str(tmp_path / "run"))
     assert caught.value.exit_code == 1
     line = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[1]

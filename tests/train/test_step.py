@@ -133,7 +133,7 @@ def test_an_update_with_a_nan_is_skipped_and_counted():
     before = jax.tree.map(np.array, (trainer.state.params, trainer.state.opt_state))
     rows = trainer.run(3)
     assert [row["skipped"] for row in rows] == [1, 2, 3]
-    assert [row["skipped_in_a_row"] for row in rows] == [1, 2, 3]
+    assert [row["longest_skipped"] for row in rows] == [1, 2, 3]
     assert np.isnan([row["loss"] for row in rows]).all()
     after = jax.tree.map(np.array, (trainer.state.params, trainer.state.opt_state))
     jax.tree.map(np.testing.assert_array_equal, after, before)
@@ -148,7 +148,8 @@ def test_a_good_update_ends_the_row_of_skipped_ones():
     trainer.run(1)
     trainer.state = trainer.state._replace(params=trainer.state.params | {"wte": whole})
     (row,) = trainer.run(1)
-    assert (row["skipped"], row["skipped_in_a_row"]) == (1, 0)
+    assert (row["skipped"], row["longest_skipped"]) == (1, 1)
+    assert int(trainer.state.guard.in_a_row) == 0
 
 
 @pytest.mark.parametrize(("factor", "skipped"), [(None, 0), (3.0, 1)])
