@@ -36,7 +36,7 @@ format: install
 install: $(STAMP)
 
 $(STAMP): pyproject.toml $(CONSTRAINTS)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "gpt2_jax needs Python 3.11 or newer, and $(PYTHON) is $(or $(MINOR),not there); set PYTHON=python3.11"; exit 2; }
 	@$(if $(CONSTRAINTS),,echo "Python $(MINOR) has no file in constraints/: installing within the bounds of pyproject.toml")
 	$(PYTHON) -m venv --clear $(VENV)

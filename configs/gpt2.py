@@ -1,4 +1,4 @@
-"""GPT-2 in its four sizes: `--config=configs/gpt2.py:124m` (or 350m, 774m, 1558m).
+r"""GPT-2 in its four sizes: `--config=configs/gpt2.py:124m` (or 350m, 774m, 1558m).
 
 Trains on GPT-2 tokens of any text; meant for GPUs and TPUs:
 

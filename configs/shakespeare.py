@@ -1,6 +1,6 @@
-"""A byte-level GPT of 0.8M parameters on tiny Shakespeare: nanoGPT's CPU shape.
+r"""A byte-level GPT of 0.8M parameters on tiny Shakespeare: nanoGPT's CPU shape.
 
-    python train.py --config=configs/shakespeare.py --workdir=runs/shakespeare \\
+    python train.py --config=configs/shakespeare.py --workdir=runs/shakespeare \
         --config.data.source=path/to/input.txt
 
 The text is karpathy/char-rnn's data/tinyshakespeare/input.txt, 1.1 MB, whose last tenth validates.
