@@ -1,6 +1,5 @@
 """Command lines: every mistake ends in one line and exit code 2, before anything expensive."""
 
-import os
 import time
 
 import pytest
@@ -44,6 +43,7 @@ TRAIN_ERRORS = [
     (["--config=W/dict.py", "--workdir=W/a"], "get_config() of the --config file must return"),
     ([QUICK + ":x", "--workdir=W/a"], "TypeError: get_config() takes 0 positional arguments"),
     ([QUICK, "--workdir=W/file/below"], "cannot write --workdir="),
+    ([QUICK, "--workdir=/proc/run"], "cannot write --workdir=/proc/run"),
     ([QUICK, "--worksdir=W/a"], "--worksdir is no flag; did you mean 'workdir'?"),
     ([QUICK], "give --workdir, for example --workdir=runs/quickstart"),
     ([QUICK, "--workdir=W/a", "extra"], "'extra' is no flag; flags look like --name=value"),
@@ -121,14 +121,6 @@ def test_eval_says_what_it_needs(place, flags, line):
     flags = [flag.replace("W/", f"{place}/") for flag in flags]
     assert line in one_line_error(run("eval.py", *flags, tmp=place))
     assert not (place / "nowhere").exists()
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_read_only_place_is_one_line(place):
-    locked = place / "locked"
-    locked.mkdir(mode=0o555)
-    line = one_line_error(run("train.py", QUICK, f"--workdir={locked}/run", tmp=place))
-    assert "cannot write --workdir" in line
 
 
 def test_help_shows_the_flags(place):

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from gpt2_jax.model.parts import Init, Linear, dropout
 
-Cache = tuple[jax.Array, jax.Array]  # keys and values, each (B, S, H, K)
+Cache = tuple[jax.Array, jax.Array]  # keys and values, each (B, H, S, K)
 
 
 def resolve_kernel(cfg: ConfigDict | FrozenConfigDict, platform: str) -> str:
@@ -45,46 +45,47 @@ class Attention(nnx.Module):
         )
 
     def __call__(self, x_BTD: jax.Array, keys_B: jax.Array | None = None) -> jax.Array:
-        q_BTHK, k_BTHK, v_BTHK = self.project(x_BTD)
+        q_BHTK, k_BHTK, v_BHTK = self.project(x_BTD)
         if self.kernel == "cudnn":
             # Raises rather than falls back where the kernel cannot be had.
+            q_BTHK, k_BTHK, v_BTHK = (a.swapaxes(1, 2) for a in (q_BHTK, k_BHTK, v_BHTK))
             o_BTHK = jax.nn.dot_product_attention(
                 q_BTHK, k_BTHK, v_BTHK, is_causal=True, implementation="cudnn"
             )
-        else:
-            n = q_BTHK.shape[1]
-            mask_TT = jnp.tril(jnp.ones((n, n), bool))
-            p_BHTT = jax.nn.softmax(masked_scores(q_BTHK, k_BTHK, mask_TT), axis=-1)
-            o_BTHK = mix(dropout(p_BHTT, keys_B, self.rate, "attn.weights"), v_BTHK)
-        return self.out(o_BTHK)
+            return self.out(o_BTHK)
+        n = x_BTD.shape[1]
+        mask_TT = jnp.tril(jnp.ones((n, n), bool))
+        p_BHTT = jax.nn.softmax(masked_scores(q_BHTK, k_BHTK, mask_TT), axis=-1)
+        return self.out(mix(dropout(p_BHTT, keys_B, self.rate, "attn.weights"), v_BHTK))
 
     def decode(
         self, x_BTD: jax.Array, cache: Cache, start: jax.Array | int
     ) -> tuple[jax.Array, Cache]:
         """Attends from positions start .. start+T-1 to all of the cache up to each of them."""
-        q_BTHK, k_BTHK, v_BTHK = self.project(x_BTD)
-        k_BSHK = lax.dynamic_update_slice_in_dim(cache[0], k_BTHK, start, axis=1)
-        v_BSHK = lax.dynamic_update_slice_in_dim(cache[1], v_BTHK, start, axis=1)
+        q_BHTK, k_BHTK, v_BHTK = self.project(x_BTD)
+        k_BHSK = lax.dynamic_update_slice_in_dim(cache[0], k_BHTK, start, axis=2)
+        v_BHSK = lax.dynamic_update_slice_in_dim(cache[1], v_BHTK, start, axis=2)
         positions_T = start + jnp.arange(x_BTD.shape[1])
-        mask_TS = positions_T[:, None] >= jnp.arange(k_BSHK.shape[1])
-        p_BHTS = jax.nn.softmax(masked_scores(q_BTHK, k_BSHK, mask_TS), axis=-1)
-        return self.out(mix(p_BHTS, v_BSHK)), (k_BSHK, v_BSHK)
+        mask_TS = positions_T[:, None] >= jnp.arange(k_BHSK.shape[2])
+        p_BHTS = jax.nn.softmax(masked_scores(q_BHTK, k_BHSK, mask_TS), axis=-1)
+        return self.out(mix(p_BHTS, v_BHSK)), (k_BHSK, v_BHSK)
 
     def project(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Returns q, k and v, each (B, T, H, K)."""
-        qkv_BT3HK = self.qkv(x_BTD)
-        return qkv_BT3HK[:, :, 0], qkv_BT3HK[:, :, 1], qkv_BT3HK[:, :, 2]
+        """Returns q, k and v, each (B, H, T, K): one transposition for all three."""
+        qkv_3BHTK = self.qkv(x_BTD).transpose(2, 0, 3, 1, 4)
+        return qkv_3BHTK[0], qkv_3BHTK[1], qkv_3BHTK[2]
 
 
-def masked_scores(q_BTHK: jax.Array, k_BSHK: jax.Array, mask_TS: jax.Array) -> jax.Array:
+def masked_scores(q_BHTK: jax.Array, k_BHSK: jax.Array, mask_TS: jax.Array) -> jax.Array:
     """Returns q k^T / sqrt(K) in float32, with the lowest float where the mask is False."""
-    scale = q_BTHK.shape[-1] ** -0.5
+    scale = q_BHTK.shape[-1] ** -0.5
     s_BHTS = jnp.einsum(
-        "BTHK,BSHK->BHTS", q_BTHK * scale, k_BSHK, preferred_element_type=jnp.float32
+        "BHTK,BHSK->BHTS", q_BHTK * scale, k_BHSK, preferred_element_type=jnp.float32
     )
     return jnp.where(mask_TS, s_BHTS, jnp.finfo(jnp.float32).min)
 
 
-def mix(p_BHTS: jax.Array, v_BSHK: jax.Array) -> jax.Array:
+def mix(p_BHTS: jax.Array, v_BHSK: jax.Array) -> jax.Array:
     """Returns the values weighted by the attention probabilities, (B, T, H, K)."""
-    return jnp.einsum("BHTS,BSHK->BTHK", p_BHTS.astype(v_BSHK.dtype), v_BSHK)
+    o_BHTK = jnp.einsum("BHTS,BHSK->BHTK", p_BHTS.astype(v_BHSK.dtype), v_BHSK)
+    return o_BHTK.swapaxes(1, 2)

@@ -99,9 +99,9 @@ class GPT2(nnx.Module):
         return logits_NV.reshape(*x_BTD.shape[:-1], -1)
 
     def empty_cache(self, batch: int, length: int) -> Cache:
-        """Returns zeroed keys and values for `length` positions, each (L, B, S, H, K)."""
+        """Returns zeroed keys and values for `length` positions, each (L, B, H, S, K)."""
         cfg = self.cfg
-        shape = (cfg.n_layer, batch, length, cfg.n_head, cfg.n_embd // cfg.n_head)
+        shape = (cfg.n_layer, batch, cfg.n_head, length, cfg.n_embd // cfg.n_head)
         return jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype)
 
     def decode(

@@ -115,11 +115,10 @@ def test_every_stored_intermediate_within_1e_5(sorter):
 
 def first_block(block, x):
     """The first block step by step, with the parts that it calls itself."""
-    heads_first = lambda a: a.transpose(0, 2, 1, 3)  # noqa: E731
     attn, mlp = block.attn.sublayer, block.mlp.sublayer
     got = {"ln1": block.attn.pre(x)}
     q, k, v = attn.project(got["ln1"])
-    got |= {"q": heads_first(q), "k": heads_first(k), "v": heads_first(v)}
+    got |= {"q": q, "k": k, "v": v}
     got["qkv"] = attn.qkv(got["ln1"]).reshape(*x.shape[:2], -1)
     mask = jnp.tril(jnp.ones((11, 11), bool))
     got["att"] = jnp.where(mask, masked_scores(q, k, mask), -jnp.inf)
