@@ -17,7 +17,7 @@ def guarded(main: Callable[[list[str]], Any]) -> Callable[[list[str]], Any]:
     """Returns `main` with a `UserError` turned into one line on stderr and its exit code."""
 
     def run(argv: list[str]) -> Any:
-        logging.set_verbosity(logging.ERROR)  # jax and orbax narrate what they do
+        logging.set_verbosity(logging.FATAL)  # jax and orbax narrate, in tracebacks too
         try:
             if len(argv) > 1:
                 raise UserError(f"{argv[1]!r} is no flag; flags look like --name=value")

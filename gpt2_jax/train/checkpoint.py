@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from gpt2_jax.errors import UserError
 from gpt2_jax.files import disk_errors, sha256, write_atomic, write_json
 from gpt2_jax.train.state import State
 
@@ -104,8 +105,18 @@ class Checkpoints:
                 saving.result()
 
     def restore(self, step: int, like: State) -> State:
-        """Returns the state of a checkpoint, laid out as `like` is (arrays or their shapes)."""
-        return self._orbax.restore(self.path(step) / "state", jax.tree.map(_abstract, like))
+        """Returns the state of a checkpoint, laid out as `like` is (arrays or their shapes).
+
+        Raises:
+          UserError: if another version of this program saved another kind of state.
+        """
+        path = self.path(step)
+        try:
+            return self._orbax.restore(path / "state", jax.tree.map(_abstract, like))
+        except ValueError as error:
+            if "do not match" not in str(error):
+                raise
+            raise UserError(f"{path} was saved by a version with another train state") from None
 
     def close(self) -> None:
         """Waits for the last save and ends the threads."""

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -208,3 +209,24 @@ def test_two_processes_do_not_share_a_directory(place, alone):
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_disk_that_takes_no_more_is_one_line(place, tmp_path):
+    """The system refuses files above a size, as it would on a full disk."""
+    limit = 150_000
+    done = subprocess.run(
+        [sys.executable, *command(place / "text.txt", tmp_path / "run")],
+        cwd=ROOT,
+        env=environment(place),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: cannot write a checkpoint: File too large; make room or choose")
+    # tensorstore's own threads may print theirs; the exception itself is not shown
+    assert not [ln for ln in done.stderr.splitlines() if "File" in ln and "gpt2_jax/" in ln]
+    assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]" * 8))
