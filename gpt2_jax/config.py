@@ -113,7 +113,10 @@ FIELDS: dict[str, Field] = {
     "mesh.data": Field(None, "devices that share the batch; unset: as many as divide it", int),
     # -- track
     "track.wandb.mode": Field(
-        None, "`online`, `offline`, `disabled`; unset: online if logged in, else offline", str
+        None,
+        "unset: WANDB_MODE, else online if logged in, else offline",
+        str,
+        choices=("online", "offline", "disabled"),
     ),
     "track.wandb.project": Field(None, "wandb project; unset: WANDB_PROJECT, else gpt2_jax", str),
     "track.wandb.entity": Field(None, "wandb team or user", str),
@@ -244,39 +247,34 @@ def check(config: ConfigDict) -> None:
       UserError: naming the field, its value and the fix.
     """
     for name, value in flatten(config).items():
-        choices = FIELDS[name].choices
-        if choices and value not in choices:
-            raise UserError(f"{name}={value!r} is unknown{suggestion(str(value), choices)}")
+        field = FIELDS[name]
+        unset = value is None and field.kind is not None
+        if field.choices and value not in field.choices and not unset:
+            raise UserError(f"{name}={value!r} is unknown{suggestion(str(value), field.choices)}")
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{name}={value} is not a finite number")
     _check_ranges(config)
-    model, data, train, opt = config.model, config.data, config.train, config.optimizer
+    _check_model(config)
+    _check_batch(config)
+    opt, train = config.optimizer, config.train
+    if opt.warmup_steps >= train.steps:
+        raise UserError(
+            f"optimizer.warmup_steps={opt.warmup_steps} leaves nothing of "
+            f"train.steps={train.steps}; shorten the warm-up"
+        )
+
+
+def _check_model(config: ConfigDict) -> None:
+    model, seq_len = config.model, config.data.seq_len
     if model.n_embd % model.n_head:
         raise UserError(
             f"model.n_head={model.n_head} does not divide model.n_embd={model.n_embd}; "
             f"choose one of {_divisors(model.n_embd)}"
         )
-    if data.seq_len > model.n_positions:
+    if seq_len > model.n_positions:
         raise UserError(
-            f"data.seq_len={data.seq_len} is longer than model.n_positions={model.n_positions}; "
+            f"data.seq_len={seq_len} is longer than model.n_positions={model.n_positions}; "
             "shorten it, or raise model.n_positions"
-        )
-    if train.batch_size % train.accumulation:
-        raise UserError(
-            f"train.accumulation={train.accumulation} does not divide "
-            f"train.batch_size={train.batch_size}"
-        )
-    micro_batch = train.batch_size // train.accumulation
-    if config.mesh.data is not None and micro_batch % config.mesh.data:
-        raise UserError(
-            f"mesh.data={config.mesh.data} does not divide the {micro_batch} sequences of a "
-            f"micro-batch (train.batch_size / train.accumulation); choose one of "
-            f"{_divisors(micro_batch)}"
-        )
-    if opt.warmup_steps >= train.steps:
-        raise UserError(
-            f"optimizer.warmup_steps={opt.warmup_steps} leaves nothing of "
-            f"train.steps={train.steps}; shorten the warm-up"
         )
     if model.attention == "cudnn" and model.dtype != "bfloat16":
         raise UserError("model.attention=cudnn needs model.dtype=bfloat16")
@@ -285,10 +283,20 @@ def check(config: ConfigDict) -> None:
             "model.attention=cudnn has no dropout on the attention weights; "
             "set model.dropout=0 or model.attention=xla"
         )
-    if config.track.wandb.mode not in (None, "online", "offline", "disabled"):
+
+
+def _check_batch(config: ConfigDict) -> None:
+    train, devices = config.train, config.mesh.data
+    micro_batch, rest = divmod(train.batch_size, train.accumulation)
+    if rest:
         raise UserError(
-            f"track.wandb.mode={config.track.wandb.mode!r} is unknown"
-            f"{suggestion(config.track.wandb.mode, ('online', 'offline', 'disabled'))}"
+            f"train.accumulation={train.accumulation} does not divide "
+            f"train.batch_size={train.batch_size}"
+        )
+    if devices is not None and micro_batch % devices:
+        raise UserError(
+            f"mesh.data={devices} does not divide the {micro_batch} sequences of a micro-batch "
+            f"(train.batch_size / train.accumulation); choose one of {_divisors(micro_batch)}"
         )
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from gpt2_jax.data.corpus import open_corpus
+from gpt2_jax.data.shards import Corpus
 from gpt2_jax.errors import UserError
 from gpt2_jax.train.evaluation import Evaluator
 from gpt2_jax.train.restore import open_run
@@ -30,15 +33,7 @@ def evaluate_run(
     fields = run.config.data
     if stride is not None and not 1 <= stride <= fields.seq_len:
         raise UserError(f"--stride={stride} must be from 1 to the run's seq_len={fields.seq_len}")
-    if data is None:
-        corpus, _ = open_corpus(
-            fields.source, fields.val_source, fields.tokenizer, fields.val_fraction
-        )
-        RunDirectory(workdir).check_corpus(corpus, f"data.source={fields.source}")
-    else:
-        corpus, _ = open_corpus(None, data, fields.tokenizer, fields.val_fraction)
-    if len(corpus.val) < 2:
-        raise UserError(f"--data={data} has fewer than two tokens")
+    corpus = _corpus(run.config, workdir, data)
     train = run.config.train
     evaluator = Evaluator(
         run.structure, run.mesh, fields.seq_len, train.batch_size // train.accumulation
@@ -56,3 +51,17 @@ def evaluate_run(
         "accuracy": metrics["val/accuracy"],
         "bits_per_byte": metrics.get("val/bits_per_byte"),
     }
+
+
+def _corpus(config: ConfigDict, workdir: str, data: str | None) -> Corpus:
+    fields = config.data
+    if data is None:
+        corpus, _ = open_corpus(
+            fields.source, fields.val_source, fields.tokenizer, fields.val_fraction
+        )
+        RunDirectory(workdir).check_corpus(corpus, f"data.source={fields.source}")
+    else:
+        corpus, _ = open_corpus(None, data, fields.tokenizer, fields.val_fraction)
+    if len(corpus.val) < 2:
+        raise UserError(f"--data={data} has fewer than two tokens")
+    return corpus

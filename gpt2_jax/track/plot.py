@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,9 +25,24 @@ def plot_loss(rows: list[Row], path: Path, title: str, subtitle: str) -> None:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    train = _series(rows, "train/loss")
-    val = _series(rows, "val/loss")
     figure, axes = plt.subplots(figsize=(8, 4.8), dpi=160, layout="constrained")
+    _draw_losses(axes, _series(rows, "train/loss"), _series(rows, "val/loss"))
+    axes.set_xlabel("update")
+    axes.set_ylabel("loss (nats per token)")
+    axes.set_title(title, loc="left", weight="bold", fontsize=12, pad=22)
+    axes.text(0, 1.02, subtitle, transform=axes.transAxes, color=_GREY, fontsize=9, va="bottom")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
+    temporary = path.with_name(f".{path.name}.tmp.png")
+    with disk_errors("the loss curve"):
+        figure.savefig(temporary)
+        temporary.replace(path)
+    plt.close(figure)
+
+
+def _draw_losses(axes: Any, train: np.ndarray, val: np.ndarray) -> None:
     if len(train):
         axes.plot(*train.T, color=_BLUE, alpha=0.25, linewidth=0.9)
         axes.plot(train[:, 0], _smooth(train[:, 1]), color=_BLUE, linewidth=1.8, label="training")
@@ -47,19 +63,6 @@ def plot_loss(rows: list[Row], path: Path, title: str, subtitle: str) -> None:
     values = np.concatenate([train[:, 1], val[:, 1]]) if len(train) + len(val) else np.ones(1)
     low, high = np.min(values), np.percentile(values, 98)
     axes.set_ylim(low - 0.06 * (high - low + 1e-3), high + 0.04 * (high - low + 1e-3))
-    axes.set_xlabel("update")
-    axes.set_ylabel("loss (nats per token)")
-    axes.set_title(title, loc="left", weight="bold", fontsize=12, pad=22)
-    axes.text(0, 1.02, subtitle, transform=axes.transAxes, color=_GREY, fontsize=9, va="bottom")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False)
-    temporary = path.with_name(f".{path.name}.tmp.png")
-    with disk_errors("the loss curve"):
-        figure.savefig(temporary)
-        temporary.replace(path)
-    plt.close(figure)
 
 
 def _series(rows: list[Row], name: str) -> np.ndarray:
