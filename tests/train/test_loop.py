@@ -1,6 +1,7 @@
 """The loop in this process: what it reads from the devices, writes down, and stops at."""
 
 import json
+import threading
 from collections import Counter
 
 import jax
@@ -33,30 +34,52 @@ def config(text_file, **changes):
     return made
 
 
+class Reads:
+    """Counts what the host reads from the devices, by how it does: said aloud, or on the way."""
+
+    def __init__(self, patch):
+        self.explicit, self.implicit, self.saves = [], 0, 0
+        self.allowed = threading.local()
+        value, get, save = ArrayImpl._value.fget, jax.device_get, loop.Checkpoints.save
+
+        def read(array):
+            if threading.current_thread() is threading.main_thread():
+                self.implicit += not getattr(self.allowed, "now", False)
+            return value(array)
+
+        def device_get(x):
+            self.explicit.append("metrics" if isinstance(x, dict) else "sums")
+            return self.allow(get, x)
+
+        def save_checkpoint(*args):
+            self.saves += 1
+            return self.allow(save, *args)
+
+        patch.setattr(ArrayImpl, "_value", property(read))
+        patch.setattr(loop.jax, "device_get", device_get)
+        patch.setattr(loop.Checkpoints, "save", save_checkpoint)
+
+    def allow(self, f, *args):
+        self.allowed.now = True
+        try:
+            return f(*args)
+        finally:
+            self.allowed.now = False
+
+
 @pytest.fixture(scope="module")
 def trained(text_file, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("loop") / "run"
-    reads: Counter = Counter()
-    value = ArrayImpl._value.fget
-
-    def counted(self):
-        reads[threads()] += 1
-        return value(self)
-
-    def threads():
-        import threading
-
-        return threading.current_thread().name
-
-    patch = pytest.MonkeyPatch()
-    patch.setattr(ArrayImpl, "_value", property(counted))
-    calls = []
-    patch.setattr(loop.jax, "device_get", lambda x, get=jax.device_get: calls.append(x) or get(x))
     made = config(text_file, train__steps=40)
-    code = loop.train(made, str(workdir), lambda *args: "a sample")
-    patch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        reads = Reads(patch)
+        code = loop.train(made, str(workdir), lambda *args: "a sample")
+        after = reads.implicit
+        float(jax.numpy.ones(()) + 1)  # so that counting is seen to work
+        assert reads.implicit == after + 1
+        reads.implicit = after
     assert code == 0
-    return workdir, calls
+    return workdir, reads
 
 
 def test_rows_are_where_the_config_says(trained):
@@ -74,10 +97,10 @@ def test_rows_are_where_the_config_says(trained):
 
 
 def test_the_host_reads_the_devices_once_a_row(trained):
-    """40 updates with a row every 5: eight reads of metrics, five of evaluations."""
-    _, calls = trained
-    kinds = Counter("metrics" if isinstance(x, dict) else "sums" for x in calls)
-    assert kinds == {"metrics": 8, "sums": 5}
+    """40 updates with a row every 5: eight reads of metrics, five of evaluations, no other."""
+    reads = trained[1]
+    assert Counter(reads.explicit) == {"metrics": 8, "sums": 5}
+    assert (reads.implicit, reads.saves) == (0, 2)
 
 
 def test_the_directory_is_complete(trained):
