@@ -6,8 +6,9 @@ Trains on GPT-2 tokens of any text; meant for GPUs and TPUs:
         --config.data.source='data/fineweb10B/fineweb_train_*.bin' \
         --config.data.val_source='data/fineweb10B/fineweb_val_*.bin'
 
-Batch: 512 sequences x 1,024 = 524,288 tokens an update; in `accumulation` parts of 64 sequences
-over all devices (16 for 1558m). 19,073 updates = 10.0B tokens. Learning rates, schedule and decay
+Batch: 512 sequences x 1,024 = 524,288 tokens an update, in `accumulation` parts over all devices,
+chosen so that each size fits one GPU of 80 GB (compiled for an H100: 58, 58, 53 and 56 GB); with
+eight GPUs, fewer parts fit. 19,073 updates = 10.0B tokens. Learning rates, schedule and decay
 follow GPT-3's table 2.1 (Brown et al. 2020) and llm.c's 124M run, which reaches 3.28 to 3.29 on
 FineWeb's validation shard. Not yet run here to the end: no figure of ours stands in this file.
 """
@@ -20,8 +21,8 @@ from gpt2_jax.errors import UserError, suggestion
 #        layers heads width peak_lr accumulation remat
 SIZES = {
     "124m": (12, 12, 768, 6e-4, 8, "none"),
-    "350m": (24, 16, 1024, 3e-4, 8, "none"),
-    "774m": (36, 20, 1280, 2.5e-4, 8, "elementwise"),
+    "350m": (24, 16, 1024, 3e-4, 16, "none"),
+    "774m": (36, 20, 1280, 2.5e-4, 16, "elementwise"),
     "1558m": (48, 25, 1600, 2e-4, 32, "elementwise"),
 }
 

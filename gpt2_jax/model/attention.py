@@ -45,18 +45,22 @@ class Attention(nnx.Module):
         )
 
     def __call__(self, x_BTD: jax.Array, keys_B: jax.Array | None = None) -> jax.Array:
+        attend = self._fused if self.kernel == "cudnn" else self._plain
+        return self.out(attend(x_BTD, keys_B))
+
+    def _fused(self, x_BTD: jax.Array, keys_B: jax.Array | None) -> jax.Array:
+        # Takes the heads where the projection leaves them; raises rather than falls back.
+        qkv_BT3HK = self.qkv(x_BTD)
+        return jax.nn.dot_product_attention(
+            *(qkv_BT3HK[:, :, i] for i in range(3)), is_causal=True, implementation="cudnn"
+        )
+
+    def _plain(self, x_BTD: jax.Array, keys_B: jax.Array | None) -> jax.Array:
         q_BHTK, k_BHTK, v_BHTK = self.project(x_BTD)
-        if self.kernel == "cudnn":
-            # Raises rather than falls back where the kernel cannot be had.
-            q_BTHK, k_BTHK, v_BTHK = (a.swapaxes(1, 2) for a in (q_BHTK, k_BHTK, v_BHTK))
-            o_BTHK = jax.nn.dot_product_attention(
-                q_BTHK, k_BTHK, v_BTHK, is_causal=True, implementation="cudnn"
-            )
-            return self.out(o_BTHK)
         n = x_BTD.shape[1]
         mask_TT = jnp.tril(jnp.ones((n, n), bool))
         p_BHTT = jax.nn.softmax(masked_scores(q_BHTK, k_BHTK, mask_TT), axis=-1)
-        return self.out(mix(dropout(p_BHTT, keys_B, self.rate, "attn.weights"), v_BHTK))
+        return mix(dropout(p_BHTT, keys_B, self.rate, "attn.weights"), v_BHTK)
 
     def decode(
         self, x_BTD: jax.Array, cache: Cache, start: jax.Array | int

@@ -50,9 +50,7 @@ def make_step(
             return jax.tree.map(lambda p, u: p + rate * u, params, updates), opt_state
 
         ok = jnp.isfinite(norm) & jnp.isfinite(loss) & ~is_outlier(config, state.guard, norm)
-        params, opt_state = lax.cond(
-            ok, take, lambda params, opt_state: (params, opt_state), state.params, state.opt_state
-        )
+        params, opt_state = take_if(ok, take, (state.params, state.opt_state))
         guard = next_guard(state.guard, norm, ok)
         metrics = {
             "loss": loss,
@@ -107,6 +105,17 @@ def make_gradients(config: ConfigDict, structure: Structure, mesh: Mesh) -> Call
         out_specs=(everywhere, everywhere),
         check_vma=False,
     )
+
+
+def take_if(ok: jax.Array, take: Callable[..., Any], old: tuple[Any, ...]) -> Any:
+    """Returns `take(*old)` where `ok`, else `old`.
+
+    A branch copies the whole state on a GPU (9 GB of the peak for 1558M on eight), where choosing
+    each value melts into the update; on a CPU the branch is the faster one.
+    """
+    if jax.default_backend() == "cpu":
+        return lax.cond(ok, take, lambda *old: old, *old)
+    return jax.tree.map(lambda new, old: jnp.where(ok, new, old), take(*old), old)
 
 
 def mean_over_devices(tree: Any) -> Any:
