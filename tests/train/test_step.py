@@ -175,3 +175,18 @@ def test_the_state_is_donated():
     old = trainer.state
     trainer.run(1)
     assert all(x.is_deleted() for x in jax.tree.leaves(old.params))
+
+
+def test_the_program_for_a_gpu_makes_the_same_updates(monkeypatch, one_device):
+    """It sums each gradient by itself and chooses values instead of branching."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    trainer = Trainer(mesh__data=2)
+    jaxpr = str(jax.make_jaxpr(trainer.step)(trainer.state, trainer.batch(0)))
+    assert "cond[" not in jaxpr and "select_n" in jaxpr
+    got = np.array([row["loss"] for row in trainer.run(20)])
+    np.testing.assert_allclose(got, one_device, atol=1e-5)
+    trainer.state = poison(trainer.state)
+    before = jax.tree.map(np.array, (trainer.state.params, trainer.state.opt_state))
+    assert trainer.run(1)[0]["skipped"] == 1
+    after = jax.tree.map(np.array, (trainer.state.params, trainer.state.opt_state))
+    jax.tree.map(np.testing.assert_array_equal, after, before)
