@@ -181,6 +181,7 @@ class Run:
                 self.state, metrics = self.program.step(self.state, batch)
                 self.step += 1
                 # Wait for the update before: one runs, one is queued, the host is never further.
+                # (A CPU's collectives lock up for good with dozens of programs in flight.)
                 if before is not None:
                     before.block_until_ready()
                     self.progress.advance(self.step - 1)
