@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable
+from difflib import SequenceMatcher
 from typing import Any
 
 from absl import flags, logging
@@ -33,6 +35,7 @@ def guarded(main: Callable[[list[str]], Any]) -> Callable[[list[str]], Any]:
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the flags and executes the config file; a mistake in either is one line."""
     try:
+        _check_file(argv)
         rest = flags.FLAGS(argv)
         _load_config()
         return rest
@@ -51,6 +54,13 @@ def parse_flags(argv: list[str]) -> list[str]:
     raise AssertionError("unreachable")
 
 
+def _check_file(argv: list[str]) -> None:
+    for arg in argv:
+        given = re.match(r"--?config=([^:]*)", arg)
+        if given and not os.path.isfile(given[1]):
+            raise UserError(f"--config={given[1]} is not there; the shipped ones are configs/*")
+
+
 def _load_config() -> None:
     """Executes the config file now: config_flags keeps what goes wrong for its first use."""
     if "config" not in flags.FLAGS or flags.FLAGS["config"].value is None:
@@ -66,7 +76,8 @@ def _one_line(error: Exception) -> str:
     head, _, trace = text.partition("Traceback")
     if trace:
         text = f"{head} {trace.strip().splitlines()[-1]}"
-    return " ".join(text.partition(" Other fields present")[0].split()).strip("'\"")[:300]
+    text = " ".join(text.partition(" Other fields present")[0].split())[:300]
+    return text[1:-1] if text[:1] == text[-1:] and text[:1] in "'\"" else text
 
 
 def die(message: str, code: int = EXIT_WRONG_INPUT) -> None:
@@ -83,7 +94,13 @@ def _unknown_field(argv: list[str]) -> str | None:
 
 
 def _nearest(name: str) -> str:
-    section = name.rpartition(".")[0]
-    inside = [f for f in configs.FIELDS if f.rpartition(".")[0] == section]
+    """Returns the hint for a field that there is not: the same last word, else a near spelling."""
+    section, _, leaf = name.rpartition(".")
+    same = [field for field in configs.FIELDS if field.endswith("." + leaf)]
+    inside = [field for field in configs.FIELDS if field.rpartition(".")[0] == section]
+    ending = [field for field in inside or configs.FIELDS if field.endswith("_" + leaf)]
+    if likely := same or ending:
+        near = max(likely, key=lambda field: SequenceMatcher(None, field, name).ratio())
+        return f"; did you mean '{near}'?"
     hint = suggestion(name, inside or configs.FIELDS)
     return hint if "did you mean" in hint else suggestion(name, configs.FIELDS)

@@ -95,7 +95,9 @@ FIELDS: dict[str, Field] = {
     "optimizer.momentum": Field(0.95, "Muon's (Nesterov) momentum"),
     "optimizer.grad_clip": Field(1.0, "largest global gradient norm; 0: no clipping"),
     "optimizer.skip_outliers": Field(
-        None, "skip updates whose gradient norm is this many std above its running mean", float
+        None,
+        "skip updates whose gradient norm is this many std above its running mean, after 50",
+        float,
     ),
     "optimizer.max_skipped": Field(20, "stop after this many skipped updates in a row"),
     # -- train

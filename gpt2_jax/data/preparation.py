@@ -224,7 +224,14 @@ class _Preparation:
 
     def _bar(self, writers: dict[str, _Writer]) -> Any:
         done = sum(writer.split.bytes or 0 for writer in writers.values())
-        return tqdm(unit="B", unit_scale=True, desc="preparing", total=self._total(), initial=done)
+        return tqdm(
+            disable=None,
+            unit="B",
+            unit_scale=True,
+            desc="preparing",
+            total=self._total(),
+            initial=done,
+        )
 
     def _total(self) -> int | None:
         sizes = [s.size for s in (self.plan.source, self.plan.val_source) if s is not None]
@@ -259,9 +266,9 @@ class _Preparation:
         for name, writer in writers.items():
             writer.close_shard()
             if name in needed and writer.split.tokens == 0:
-                own = name == "val" and self.plan.val_source
-                field, source = ("val_source", own) if own else ("source", self.plan.source)
-                raise UserError(f"data.{field}={source.name if source else ''} holds no text")
+                own = self.plan.val_source if name == "val" else None
+                source = own or self.plan.source
+                raise UserError(f"source {source.name if source else ''} holds no text")
         tokenizer = self.tokenizer
         manifest = Manifest(
             key=self.key,

@@ -70,13 +70,13 @@ class Files:
         self.size = sum(path.stat().st_size for path in paths)
 
     def fingerprint(self) -> str:
-        with _readable("data.source"):
+        with _readable("the source cannot be read"):
             facts = [[_kind(p), p.suffix, remembered_sha256(p)] for p in self.paths]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def pieces(self) -> Iterator[Piece]:
         for path in self.paths:
-            with _readable(f"data.source: cannot read {path}"):
+            with _readable(f"cannot read {path}"):
                 for piece in _reader(path)(path):
                     piece.text.encode()  # a lone surrogate has no bytes
                     yield piece
@@ -92,13 +92,13 @@ class HubDataset:
         path, _, split = spec.partition("@")
         path, _, config = path.partition(":")
         if not split:
-            raise UserError(f"data.source={self.name} names no split; write hf:{spec}@train")
+            raise UserError(f"source {self.name} names no split; write hf:{spec}@train")
         datasets.disable_progress_bars()
         try:
             self._rows = datasets.load_dataset(path, config or None, split=split)
         except Exception as error:  # the library raises many kinds, with many lines
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            raise UserError(f"data.source={self.name}: datasets cannot load it: {reason}") from None
+            raise UserError(f"source {self.name}: datasets cannot load it: {reason}") from None
         self._field = text_field(self._rows.column_names, self.name)
 
     def fingerprint(self) -> str:
@@ -123,7 +123,7 @@ def open_source(spec: str) -> Source:
         return HubDataset(spec.removeprefix("hf:"))
     if "://" in spec:
         raise UserError(
-            f"data.source={spec} is a remote path; copy it to a local disk, or use hf:name@split"
+            f"source {spec} is a remote path; copy it to a local disk, or use hf:name@split"
         )
     path = Path(spec)
     if path.is_dir():
@@ -132,7 +132,7 @@ def open_source(spec: str) -> Source:
         paths = [Path(p) for p in sorted(glob.glob(spec, recursive=True)) if os.path.isfile(p)]
     if not paths:
         raise UserError(
-            f"data.source={spec} matches no file; give `stdlib`, a path or glob of text, jsonl, "
+            f"source {spec} matches no file; give `stdlib`, a path or glob of text, jsonl, "
             "json, parquet, csv or arrow files, a prepared folder, or hf:name@split"
         )
     return Files(spec, paths)
@@ -147,7 +147,7 @@ def _stdlib() -> Files:
         paths += [Path(folder, n) for n in sorted(names) if n.endswith((".py", ".txt", ".rst"))]
     kept = [path for path in paths if path.stat().st_size and _is_utf8(path)]
     if not kept:
-        raise UserError(f"data.source=stdlib: no sources under {root}; give another data.source")
+        raise UserError(f"source stdlib: no sources under {root}; give another data.source")
     return Files("stdlib", kept)
 
 
@@ -195,7 +195,7 @@ def _readable(what: str) -> Iterator[None]:
 def _text(value: Any, where: str) -> Iterator[Piece]:
     """Yields the text of one row; no text at all is a row of nothing."""
     if value is not None and not isinstance(value, str):
-        raise UserError(f"data.source: {where} has no text, but {type(value).__name__}")
+        raise UserError(f"{where} has no text, but {type(value).__name__}")
     yield from split_long(value or "")
 
 
@@ -207,7 +207,7 @@ def text_field(columns: list[str], where: str) -> str:
     if len(columns) == 1:
         return columns[0]
     raise UserError(
-        f"data.source: {where} has no column named {' or '.join(TEXT_FIELDS)}; "
+        f"{where} has no column named {' or '.join(TEXT_FIELDS)}; "
         f"its columns are {', '.join(columns)}"
     )
 
@@ -251,7 +251,7 @@ def _read_text(path: Path) -> Iterator[Piece]:
     with _open(path) as file:
         while chunk := file.read(PIECE_CHARS):
             if b"\0" in chunk:
-                raise UserError(f"data.source: {path} is binary, not text (it holds a zero byte)")
+                raise UserError(f"{path} is binary, not text (it holds a zero byte)")
             held += _decode(decoder, chunk, path)
             pieces = list(split_long(held))
             held = pieces.pop().text if pieces else ""
@@ -266,8 +266,7 @@ def _decode(decoder: Any, chunk: bytes, path: Path, final: bool = False) -> str:
         return decoder.decode(chunk, final)
     except UnicodeDecodeError as error:
         raise UserError(
-            f"data.source: {path} is not UTF-8 text ({error.reason}); convert it, for example "
-            "with iconv"
+            f"{path} is not UTF-8 text ({error.reason}); convert it, for example with iconv"
         ) from None
 
 
@@ -280,7 +279,7 @@ def _read_jsonl(path: Path) -> Iterator[Piece]:
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise UserError(f"data.source: {path} line {number} is not JSON: {error}") from None
+                raise UserError(f"{path} line {number} is not JSON: {error}") from None
             field = field or _row_field(row, f"{path} line {number}")
             yield from _row_text(row, field, f"{path} line {number}")
 
@@ -290,7 +289,7 @@ def _read_json(path: Path) -> Iterator[Piece]:
         try:
             rows = json.load(file)
         except ValueError as error:
-            raise UserError(f"data.source: {path} is not JSON: {error}") from None
+            raise UserError(f"{path} is not JSON: {error}") from None
     if isinstance(rows, dict):  # {"data": [...]} and the like
         rows = next((value for value in rows.values() if isinstance(value, list)), [rows])
     if not isinstance(rows, list):

@@ -47,7 +47,7 @@ def _held_out(source: Source, fraction: float) -> Iterator[Marked]:
     enough = round(20 / fraction)
     scores = [_score(text) for text in islice(_first_pieces(source), enough)]
     if not scores:
-        raise UserError(f"data.source={source.name} is empty")
+        raise UserError(f"source {source.name} is empty")
     if len(scores) == 1:
         yield from _cut_by_characters(source, fraction)
         return

@@ -22,7 +22,7 @@ class Progress:
 
     def __init__(self, steps: int, first: int, tokens_per_step: int) -> None:
         self._steps, self._tokens = steps, tokens_per_step
-        self._loss = float("nan")
+        self._loss = ""
         self._val = ""
         self._terminal = sys.stderr.isatty()
         self._started = self._shown = time.monotonic()
@@ -52,12 +52,12 @@ class Progress:
 
     def show(self, loss: float) -> None:
         """Takes the training loss to show from now on."""
-        self._loss = loss
+        self._loss = f"loss {loss:.4f}, "
 
     def note(self, line: str, val_loss: float | None = None) -> None:
         """Prints a line above the bar."""
         if val_loss is not None:
-            self._val = f", val {val_loss:.4f}"
+            self._val = f"val {val_loss:.4f}, "
         with tqdm.external_write_mode(file=sys.stderr):
             print(line, file=sys.stderr)
 
@@ -78,4 +78,4 @@ class Progress:
         return (self._step - self._first) / max(time.monotonic() - self._started, 1e-9)
 
     def _numbers(self) -> str:
-        return f"loss {self._loss:.4f}{self._val}, {self._speed() * self._tokens:,.0f} tok/s"
+        return f"{self._loss}{self._val}{self._speed() * self._tokens:,.0f} tok/s"

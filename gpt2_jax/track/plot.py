@@ -44,8 +44,14 @@ def plot_loss(rows: list[Row], path: Path, title: str, subtitle: str) -> None:
 
 def _draw_losses(axes: Any, train: np.ndarray, val: np.ndarray) -> None:
     if len(train):
-        axes.plot(*train.T, color=_BLUE, alpha=0.25, linewidth=0.9)
-        axes.plot(train[:, 0], _smooth(train[:, 1]), color=_BLUE, linewidth=1.8, label="training")
+        axes.plot(*train.T, color=_BLUE, alpha=0.25, linewidth=0.9, label="training, each row")
+        axes.plot(
+            train[:, 0],
+            _smooth(train[:, 1]),
+            color=_BLUE,
+            linewidth=1.8,
+            label="training, running mean",
+        )
     if len(val) > 2 and val[0, 0] == 0:
         val = val[1:]  # the guess before the first update would stretch the line over everything
     if len(val):

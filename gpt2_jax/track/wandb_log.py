@@ -156,7 +156,8 @@ class WandbLog:
         earlier = offline_runs(self._options.workdir, self._options.run_id)
         run = self._init("offline")
         self._next_step = 1 + max(map(last_step, earlier), default=-1)
-        self._say(f"wandb: offline; upload it with: wandb sync {run.settings.sync_dir}")
+        parts = f"{self._options.workdir}/wandb/offline-run-*-{self._options.run_id}"
+        self._say(f"wandb: offline; upload all of it with: wandb sync {parts}")
         return run
 
     def _init(self, mode: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ from gpt2_jax.track.plot import plot_loss
 from gpt2_jax.track.throughput import utilisation
 from gpt2_jax.track.wandb_log import WandbLog, WandbOptions
 from gpt2_jax.train import report
-from gpt2_jax.train.checkpoint import Checkpoints
+from gpt2_jax.train.checkpoint import Checkpoints, damage
 from gpt2_jax.train.evaluation import Evaluator
 from gpt2_jax.train.feed import Prefetch, StopSignal
 from gpt2_jax.train.mesh import configure_devices
@@ -68,6 +69,10 @@ def train(config: ConfigDict, workdir: str, sample: Sample | None = None) -> int
         directory.check_corpus(corpus, f"data.source={data.source}")
         if len(corpus.val) < 2:
             raise UserError("the validation text has fewer than two tokens; give more of it")
+        if _is_finished(config, directory):
+            print(f"{directory.path} is finished: raise train.steps to go on")
+            _print_end(directory)
+            return EXIT_FINISHED
         configure_devices(config)
         with StopSignal() as stop, memory_errors():
             program = compile_program(config)
@@ -77,6 +82,27 @@ def train(config: ConfigDict, workdir: str, sample: Sample | None = None) -> int
             return run.go(stop, tokenizer, sample)
     finally:
         directory.unlock()
+
+
+def _is_finished(config: ConfigDict, directory: RunDirectory) -> bool:
+    """Returns whether the run has all that it is to have, so that nothing need be compiled."""
+    wanted = [directory.config_path, directory.metrics_path, directory.plot_path]
+    if config.train.sample_tokens:
+        wanted.append(directory.sample_path)
+    last = Checkpoints(directory.checkpoints_path).path(config.train.steps)
+    return all(path.exists() for path in wanted) and last.exists() and damage(last) is None
+
+
+def _print_end(directory: RunDirectory) -> None:
+    """Prints the sample, the last score and what lies in the directory."""
+    rows = read_rows(directory.metrics_path)
+    score = next((row for row in reversed(rows) if row.get("val/loss") is not None), None)
+    if directory.sample_path.exists():
+        print(f"\n--- a sample ---\n{directory.sample_path.read_text().rstrip()}\n---")
+    if score:
+        print(_result(score))
+    names = sorted(p.name + "/" * p.is_dir() for p in directory.path.iterdir())
+    print(f"left in {directory.path}: {' '.join(n for n in names if n[0] != '.')}")
 
 
 def _open_run(
@@ -267,9 +293,9 @@ class Run:
         if self.longest_skipped >= self.config.optimizer.max_skipped:
             raise Diverged(
                 f"by update {row['step']}, {self.longest_skipped} updates in a row had a gradient "
-                "that was not finite or an outlier, and were skipped; lower optimizer.peak_lr or "
-                f"lengthen the warm-up, in another --workdir ({self.directory.path} keeps the "
-                "record of this one)"
+                "that was not finite or an outlier, and were skipped; lower optimizer.peak_lr, "
+                "lengthen the warm-up or raise optimizer.skip_outliers, in another --workdir "
+                f"({self.directory.path} keeps the record of this one)"
             )
 
     def _sample(self, tokenizer: Tokenizer, sample: Sample | None) -> str | None:
@@ -281,24 +307,19 @@ class Run:
         return text
 
     def _finish(self, text: str | None) -> None:
-        path, config = self.directory.path, self.config
+        config = self.config
         rows = read_rows(self.directory.metrics_path)
-        score = next((row for row in reversed(rows) if row.get("val/loss") is not None), {})
         title = f"{config.model.placement} on {config.data.source}"
-        speed = rows[-1].get("perf/tokens_per_sec")
         subtitle = (
             f"{self.program.structure.n_params():,} parameters, {rows[-1]['tokens']:,} tokens"
         )
-        if speed:
-            subtitle += f", {speed:,.0f} tokens/s on {self.device_kind}"
+        if speeds := [row["perf/tokens_per_sec"] for row in rows if "perf/tokens_per_sec" in row]:
+            subtitle += f", {statistics.median(speeds):,.0f} tokens/s on {self.device_kind}"
         plot_loss(rows, self.directory.plot_path, title, subtitle)
         self.wandb.show(self.step, self.directory.plot_path, text)
-        self.wandb.summarize({f"final/{k}": v for k, v in score.items() if k.startswith("val/")})
-        if text is not None:
-            print(f"\n--- a sample ---\n{text}\n---")
-        if score:
-            print(_result(score))
-        print(f"left in {path}: config.json run.json metrics.jsonl loss.png checkpoints/ wandb/")
+        final = {k: v for row in rows for k, v in row.items() if k.startswith("val/")}
+        self.wandb.summarize({f"final/{name}": value for name, value in final.items()})
+        _print_end(self.directory)
         if self.stopped_by:
             command = shlex.join([sys.executable, *sys.argv])
             print(f"stopped by {self.stopped_by} after update {self.step}, saved; go on: {command}")
@@ -308,7 +329,7 @@ def _result(row: Row) -> str:
     line = f"validation loss {row['val/loss']:.4f} nats per token"
     if "val/bits_per_byte" in row:
         bits = row["val/bits_per_byte"]
-        line += f", {bits * math.log(2):.4f} nats = {bits:.4f} bits per byte"
+        line += f"; {bits * math.log(2):.4f} nats, {bits:.4f} bits per byte of text"
     return f"{line} (update {row['step']})"
 
 
@@ -323,5 +344,5 @@ def wandb_options(config: ConfigDict, directory: RunDirectory) -> WandbOptions:
         entity=given.entity,
         name=given.name,
         group=given.group,
-        tags=tuple(given.tags),
+        tags=tuple(tag for tags in given.tags for tag in tags.split(",")),
     )

@@ -70,7 +70,7 @@ def start_report(
         "attention": f"{program.attention} (found in the compiled step)",
         "memory": f"{_si(program.peak_bytes)}B a device at the step's peak"
         if program.peak_bytes
-        else "unknown to the compiler",
+        else "not told by the compiler on this platform",
         "expected": _expected(train.steps - first_step, step_seconds)
         + f"; compiled in {program.compile_seconds:.1f} s",
     }

@@ -164,7 +164,8 @@ def test_a_signal_saves_and_says_how_to_go_on(place, alone, number):
 def test_a_finished_run_started_again_stays_as_it_is(place, alone):
     before = record(alone)
     done = run(*command(place / "text.txt", alone), tmp=place)
-    assert done.returncode == 0 and "validation loss" in done.stdout
+    assert done.returncode == 0 and "is finished: raise train.steps" in done.stdout
+    assert "validation loss" in done.stdout and "compiled" not in done.stdout
     assert record(alone) == before
 
 
