@@ -157,7 +157,7 @@ class WandbLog:
         run = self._init("offline")
         self._next_step = 1 + max(map(last_step, earlier), default=-1)
         parts = f"{self._options.workdir}/wandb/offline-run-*-{self._options.run_id}"
-        self._say(f"wandb: offline; upload all of it with: wandb sync {parts}")
+        self._say(f'wandb: offline; to upload: for p in {parts}; do wandb sync "$p"; done')
         return run
 
     def _init(self, mode: Any) -> Any:

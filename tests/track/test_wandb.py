@@ -102,7 +102,7 @@ def test_offline_parts_of_a_killed_run_hold_every_row_once(place):
     parts = offline_runs(workdir, run_id)
     assert len(parts) == 3
     assert_every_row_arrived_once([row for part in parts for row in history(part)], workdir)
-    with WandbServer() as server:
+    with WandbServer() as server:  # one by one, as the hint says: a part cut short stops the others
         for part in parts:
             done = run("-m", "wandb", "sync", str(part), tmp=place, **wandb_environment(server.url))
             assert done.returncode == 0, done.stderr
