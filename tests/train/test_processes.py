@@ -110,38 +110,56 @@ def test_a_run_left_alone_is_complete(alone):
     assert info["devices"] == ["cpu"] * min(2, os.cpu_count() or 1)
 
 
-def kill_and_restart(place, alone, name, moments):
-    """Kills the same command again and again, then lets it finish."""
-    workdir = place / name
-    for moment in moments:
-        process = start(place / "text.txt", workdir, place)
-        time.sleep(moment)
-        assert process.poll() is None, "finished before it was killed: raise STEPS"
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
+def finish(place, alone, workdir):
+    """Lets the same command run to its end, and compares."""
     done = run(*command(place / "text.txt", workdir), tmp=place)
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stdout  # a kill is no damage
     assert_same_run(workdir, alone)
 
 
+def kill(process):
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
 def test_a_kill_changes_nothing(place, alone):
     workdir = place / "killed_once"
     process = start(place / "text.txt", workdir, place)
     wait_for_step(process, workdir, 50)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    kill_and_restart(place, alone, "killed_once", [])
+    kill(process)
+    finish(place, alone, workdir)
     info = json.loads((workdir / "run.json").read_text())
     assert [s["from_step"] for s in info["starts"]] in ([0, 20], [0, 40])
 
 
+def sleep_until_random_moment(process, workdir, random_):
+    """In the start, or some rows after where the process goes on: in a step, a save, a test."""
+    if random_.random() < 0.4:
+        time.sleep(random_.uniform(0.1, 1.5))
+        return
+    saved = [int(p.name) for p in (workdir / "checkpoints").glob("[0-9]" * 8)]
+    target = max(saved, default=0) + random_.randint(1, 24)
+    while process.poll() is None and len(read_rows(workdir / "metrics.jsonl")) <= target:
+        time.sleep(0.002)
+    time.sleep(random_.uniform(0.0, 0.05))
+
+
 @pytest.mark.slow
 def test_ten_kills_at_random_moments_change_nothing(place, alone):
-    random_ = random.Random(time.time())
-    moments = [random_.uniform(0.2, 6.0) for _ in range(10)]
-    print("killed after", moments)
-    kill_and_restart(place, alone, "killed", moments)
+    seed = time.time_ns()
+    random_, workdir, kills = random.Random(seed), place / "killed", 0
+    for _ in range(10):
+        process = start(place / "text.txt", workdir, place)
+        sleep_until_random_moment(process, workdir, random_)
+        if process.poll() is not None:  # finished: the machine was fast
+            process.communicate()
+            break
+        kill(process)
+        kills += 1
+    assert kills >= 5, f"seed {seed}"
+    print(f"seed {seed}: killed {kills} times")
+    finish(place, alone, workdir)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
