@@ -85,7 +85,7 @@ def make_gradients(config: ConfigDict, structure: Structure, mesh: Mesh) -> Call
         if parts == 1:
             total = part(tokens_bT1, keys_b)
         else:
-            split = lambda x: x.reshape(parts, n_rows // parts, *x.shape[1:])  # noqa: E731
+            split = lambda x: x.reshape(parts, n_rows // parts, *x.shape[1:])
             zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
             total, _ = lax.scan(
                 lambda total, xs: (jax.tree.map(jnp.add, total, part(*xs)), None),

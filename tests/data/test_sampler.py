@@ -52,7 +52,7 @@ def test_windows_are_consecutive_tokens_across_shards():
 
 
 def test_the_order_is_a_function_of_seed_and_step():
-    make = lambda seed: Sampler(tokens(5000), 10, 8, seed)  # noqa: E731
+    make = lambda seed: Sampler(tokens(5000), 10, 8, seed)
     there, again, other = make(7), make(7), make(8)
     there.batch(3)
     for step in (1000, 2, 77):

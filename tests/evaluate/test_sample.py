@@ -54,7 +54,7 @@ def test_draws_follow_the_distribution_of_the_top_k(model):
 
 def test_the_seed_chooses_the_text_and_padding_is_never_drawn(model):
     structure, params = model
-    text = lambda seed: generate(  # noqa: E731
+    text = lambda seed: generate(
         structure, params, jnp.zeros((64, 1), int), jax.random.key(seed), n_new=11,
         temperature=50.0, top_k=40,
     )  # fmt: skip

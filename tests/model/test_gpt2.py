@@ -46,7 +46,7 @@ def test_changing_a_token_changes_its_own_logits(model, logits):
 
 
 def gradient_jaxpr(model, params):
-    loss = lambda p: model.bind(p)(TOKENS)[..., :11].sum()  # noqa: E731
+    loss = lambda p: model.bind(p)(TOKENS)[..., :11].sum()
     return str(jax.make_jaxpr(jax.grad(loss))(params))
 
 

@@ -164,7 +164,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_continues(trained, tex
     assert loop.train(config(text_file, train__steps=40), str(workdir)) == 0
     out = capsys.readouterr().out
     assert "00000040 is damaged" in out and f"continuing {workdir} after update 20" in out
-    strip = lambda path: [  # noqa: E731
+    strip = lambda path: [
         {k: v for k, v in row.items() if not k.startswith("perf")} for row in read_rows(path)
     ]
     assert strip(workdir / "metrics.jsonl") == strip(trained[0] / "metrics.jsonl")

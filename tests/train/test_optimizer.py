@@ -12,7 +12,7 @@ from gpt2_jax.model.structure import Info
 from gpt2_jax.train.optimizer import DECAYED, make_optimizer
 from tests.tools import noisy, tiny, tiny_model
 
-is_info = lambda x: isinstance(x, Info)  # noqa: E731
+is_info = lambda x: isinstance(x, Info)
 
 
 def flat(tree):
