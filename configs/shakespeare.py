@@ -27,6 +27,6 @@ def get_config() -> ConfigDict:
     config.optimizer.b2 = 0.99
     config.train.steps = 2000
     config.train.batch_size = 12
-    config.train.eval_every = 1000
+    config.train.eval_every = 2000
     config.train.checkpoint_every = 1000
     return config

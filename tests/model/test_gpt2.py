@@ -317,3 +317,20 @@ def test_the_module_itself_can_be_called():
 
     module = GPT2(FrozenConfigDict(tiny().model), jax.random.key(0))
     assert module(TOKENS).shape == (3, 12, 16)
+
+
+def test_layer_norms_gradient_is_that_of_its_equation():
+    from gpt2_jax.model.norm import layer_norm
+
+    def plain(x, gain, bias):
+        centred = x - x.mean(-1, keepdims=True)
+        return gain * centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + 0.1) + bias
+
+    keys = jax.random.split(jax.random.key(0), 4)
+    x, weights = (jax.random.normal(k, (2, 3, 8)) for k in keys[:2])
+    gain, bias = (jax.random.normal(k, (8,)) for k in keys[2:])
+    gradients = [
+        jax.value_and_grad(lambda *args, f=f: (f(*args) * weights).sum(), (0, 1, 2))(x, gain, bias)
+        for f in (plain, lambda *args: layer_norm(0.1, *args))
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *gradients)
