@@ -52,7 +52,7 @@ def _draw_losses(axes: Any, train: np.ndarray, val: np.ndarray) -> None:
             linewidth=1.8,
             label="training, running mean",
         )
-    if len(val) > 2 and val[0, 0] == 0:
+    if len(val) > 1 and val[0, 0] == 0:
         val = val[1:]  # the guess before the first update would stretch the line over everything
     if len(val):
         axes.plot(*val.T, "o-", color=_ORANGE, linewidth=1.8, markersize=4, label="validation")
