@@ -32,6 +32,7 @@ from gpt2_jax.train import report
 from gpt2_jax.train.checkpoint import Checkpoints, damage
 from gpt2_jax.train.evaluation import Evaluator
 from gpt2_jax.train.feed import Prefetch, StopSignal
+from gpt2_jax.train.memory import keep_freed_memory
 from gpt2_jax.train.mesh import configure_devices
 from gpt2_jax.train.program import Program, compile_program, memory_errors
 from gpt2_jax.train.rundir import RunDirectory
@@ -58,6 +59,7 @@ def train(config: ConfigDict, workdir: str, sample: Sample | None = None) -> int
     configs.check(config)
     directory, data = RunDirectory(workdir), config.data
     config = configs.resolve(config, load_tokenizer(data.tokenizer).size)
+    keep_freed_memory(config)
     directory.lock()
     try:
         directory.check_config(config)
