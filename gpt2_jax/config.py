@@ -47,6 +47,10 @@ FIELDS: dict[str, Field] = {
         "the MLP's nonlinearity; `gelu_new` is GPT-2's tanh approximation",
         choices=("gelu_new", "gelu", "relu", "silu", "tanh"),
     ),
+    "model.scale_attn_weights": Field(True, "attention scores are divided by sqrt(head width)"),
+    "model.scale_attn_by_inverse_layer_idx": Field(
+        False, "attention scores of block l (from 1) are divided by l as well"
+    ),
     "model.tie_head": Field(True, "the output matrix is the token embedding"),
     "model.dropout": Field(0.0, "dropout on embedding, attention weights and each branch"),
     "model.norm_eps": Field(1e-5, "epsilon of the norms"),

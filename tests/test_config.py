@@ -73,6 +73,8 @@ def test_gpt2_is_gpt2():
         "vocab_size": None,
         "vocab_multiple": 128,
         "activation": "gelu_new",
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
         "tie_head": True,
         "dropout": 0.0,
         "norm_eps": 1e-5,

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from gpt2_jax.model.parts import Init, Linear, dropout
+from gpt2_jax.model.parts import Context, Init, Linear, dropout
 
 Cache = tuple[jax.Array, jax.Array]  # keys and values, each (B, H, S, K)
+
+
+class Span(NamedTuple):
+    """Columns of a cache that are being computed, and what each of them may look at.
+
+    Attributes:
+      start: the first of them.
+      mask_BTS: (B or 1, T, S), True where a column T attends to a cached column S.
+    """
+
+    start: jax.Array | int
+    mask_BTS: jax.Array
 
 
 def resolve_kernel(cfg: ConfigDict | FrozenConfigDict, platform: str) -> str:
@@ -25,12 +39,19 @@ def resolve_kernel(cfg: ConfigDict | FrozenConfigDict, platform: str) -> str:
 
 
 class Attention(nnx.Module):
-    """softmax(q k^T / sqrt(K) + causal mask) v, heads side by side, and the output projection."""
+    """softmax(q k^T / sqrt(K) + causal mask) v, heads side by side, and the output projection.
+
+    `scale_attn_weights=False` leaves out the 1/sqrt(K); `scale_attn_by_inverse_layer_idx` divides
+    the scores of block l (from 1) by l besides (transformers' names; Karamcheti et al. 2021,
+    Mistral).
+    """
 
     def __init__(self, cfg: FrozenConfigDict, init: Init, out_std: float):
         width, heads = cfg.n_embd, cfg.n_head
         head_width = width // heads
         self.kernel, self.rate = resolve_kernel(cfg, jax.default_backend()), cfg.dropout
+        self.scale = head_width**-0.5 if cfg.scale_attn_weights else 1.0
+        self.by_layer = cfg.scale_attn_by_inverse_layer_idx
         self.qkv = Linear(
             (width,),
             (3, heads, head_width),
@@ -44,49 +65,57 @@ class Attention(nnx.Module):
             (heads, head_width), (width,), site="attn.out", std=out_std, init=init, dtype=cfg.dtype
         )
 
-    def __call__(self, x_BTD: jax.Array, keys_B: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
         attend = self._fused if self.kernel == "cudnn" else self._plain
-        return self.out(attend(x_BTD, keys_B))
+        return self.out(attend(x_BTD, context))
 
-    def _fused(self, x_BTD: jax.Array, keys_B: jax.Array | None) -> jax.Array:
+    def _fused(self, x_BTD: jax.Array, context: Context) -> jax.Array:
         # Takes the heads where the projection leaves them; raises rather than falls back.
-        qkv_BT3HK = self.qkv(x_BTD)
+        q_BTHK, k_BTHK, v_BTHK = jnp.moveaxis(self.qkv(x_BTD), 2, 0)
+        scale = self.scale
+        if self.by_layer:  # the kernel's own scale is a constant
+            q_BTHK, scale = q_BTHK * self.score_scale(context).astype(q_BTHK.dtype), 1.0
         return jax.nn.dot_product_attention(
-            *(qkv_BT3HK[:, :, i] for i in range(3)), is_causal=True, implementation="cudnn"
+            q_BTHK, k_BTHK, v_BTHK, scale=scale, is_causal=True, implementation="cudnn"
         )
 
-    def _plain(self, x_BTD: jax.Array, keys_B: jax.Array | None) -> jax.Array:
+    def _plain(self, x_BTD: jax.Array, context: Context) -> jax.Array:
         q_BHTK, k_BHTK, v_BHTK = self.project(x_BTD)
         n = x_BTD.shape[1]
         mask_TT = jnp.tril(jnp.ones((n, n), bool))
-        p_BHTT = jax.nn.softmax(masked_scores(q_BHTK, k_BHTK, mask_TT), axis=-1)
-        return mix(dropout(p_BHTT, keys_B, self.rate, "attn.weights"), v_BHTK)
+        scores_BHTT = masked_scores(q_BHTK, k_BHTK, self.score_scale(context), mask_TT)
+        p_BHTT = jax.nn.softmax(scores_BHTT, axis=-1)
+        return mix(dropout(p_BHTT, context.keys_B, self.rate, "attn.weights"), v_BHTK)
 
     def decode(
-        self, x_BTD: jax.Array, cache: Cache, start: jax.Array | int
+        self, x_BTD: jax.Array, context: Context, cache: Cache, span: Span
     ) -> tuple[jax.Array, Cache]:
-        """Attends from positions start .. start+T-1 to all of the cache up to each of them."""
+        """Writes the keys and values of `x_BTD` into the cache and attends to what is there."""
         q_BHTK, k_BHTK, v_BHTK = self.project(x_BTD)
-        k_BHSK = lax.dynamic_update_slice_in_dim(cache[0], k_BHTK, start, axis=2)
-        v_BHSK = lax.dynamic_update_slice_in_dim(cache[1], v_BHTK, start, axis=2)
-        positions_T = start + jnp.arange(x_BTD.shape[1])
-        mask_TS = positions_T[:, None] >= jnp.arange(k_BHSK.shape[2])
-        p_BHTS = jax.nn.softmax(masked_scores(q_BHTK, k_BHSK, mask_TS), axis=-1)
-        return self.out(mix(p_BHTS, v_BHSK)), (k_BHSK, v_BHSK)
+        k_BHSK = lax.dynamic_update_slice_in_dim(cache[0], k_BHTK, span.start, axis=2)
+        v_BHSK = lax.dynamic_update_slice_in_dim(cache[1], v_BHTK, span.start, axis=2)
+        scale, mask_B1TS = self.score_scale(context), span.mask_BTS[:, None]
+        scores_BHTS = masked_scores(q_BHTK, k_BHSK, scale, mask_B1TS)
+        return self.out(mix(jax.nn.softmax(scores_BHTS, axis=-1), v_BHSK)), (k_BHSK, v_BHSK)
 
     def project(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns q, k and v, each (B, H, T, K): one transposition for all three."""
         qkv_3BHTK = self.qkv(x_BTD).transpose(2, 0, 3, 1, 4)
         return qkv_3BHTK[0], qkv_3BHTK[1], qkv_3BHTK[2]
 
+    def score_scale(self, context: Context) -> jax.Array:
+        """Returns the factor of the scores, float32."""
+        layers = context.layer + 1 if self.by_layer else 1
+        return jnp.float32(self.scale) / layers
 
-def masked_scores(q_BHTK: jax.Array, k_BHSK: jax.Array, mask_TS: jax.Array) -> jax.Array:
-    """Returns q k^T / sqrt(K) in float32, with the lowest float where the mask is False."""
-    scale = q_BHTK.shape[-1] ** -0.5
-    s_BHTS = jnp.einsum(
-        "BHTK,BHSK->BHTS", q_BHTK * scale, k_BHSK, preferred_element_type=jnp.float32
-    )
-    return jnp.where(mask_TS, s_BHTS, jnp.finfo(jnp.float32).min)
+
+def masked_scores(
+    q_BHTK: jax.Array, k_BHSK: jax.Array, scale: jax.Array, mask: jax.Array
+) -> jax.Array:
+    """Returns scale q k^T in float32, with the lowest float where the mask is False."""
+    q_BHTK = q_BHTK * scale.astype(q_BHTK.dtype)
+    s_BHTS = jnp.einsum("BHTK,BHSK->BHTS", q_BHTK, k_BHSK, preferred_element_type=jnp.float32)
+    return jnp.where(mask, s_BHTS, jnp.finfo(jnp.float32).min)
 
 
 def mix(p_BHTS: jax.Array, v_BHSK: jax.Array) -> jax.Array:

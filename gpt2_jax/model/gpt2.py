@@ -11,9 +11,9 @@ from jax import lax
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from gpt2_jax.model import placements
-from gpt2_jax.model.attention import Cache
+from gpt2_jax.model.attention import Cache, Span
 from gpt2_jax.model.norm import LayerNorm
-from gpt2_jax.model.parts import Init, Role, dropout
+from gpt2_jax.model.parts import Context, Init, Role, dropout
 from gpt2_jax.model.residual import Block
 
 Params = dict[str, Any]  # nested dict of arrays, by the modules' attribute names
@@ -54,9 +54,13 @@ class GPT2(nnx.Module):
         x_BTD = dropout(x_BTD, keys_B, self.cfg.dropout, "embedding")
         return self.logits(self.run_blocks(x_BTD, keys_B))
 
-    def embed(self, tokens_BT: jax.Array, positions_T: jax.Array) -> jax.Array:
-        """Returns the sum of token and position embeddings, (B, T, D) in the compute dtype."""
-        x_BTD = self.wte[...][tokens_BT] + self.wpe[...][positions_T]
+    def embed(self, tokens_BT: jax.Array, positions: jax.Array) -> jax.Array:
+        """Returns the sum of token and position embeddings, (B, T, D) in the compute dtype.
+
+        Args:
+          positions: (T) or (B, T).
+        """
+        x_BTD = self.wte[...][tokens_BT] + self.wpe[...][positions]
         return x_BTD.astype(self.cfg.dtype)
 
     def run_blocks(self, x_BTD: jax.Array, keys_B: jax.Array | None) -> jax.Array:
@@ -69,7 +73,7 @@ class GPT2(nnx.Module):
             keys = (
                 None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, index)
             )
-            return block(x_BTD, keys), None
+            return block(x_BTD, Context(index, keys)), None
 
         unroll = self.cfg.n_layer if self.cfg.unroll else 1
         layers = (jnp.arange(self.cfg.n_layer), params_L)
@@ -105,10 +109,24 @@ class GPT2(nnx.Module):
         return jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype)
 
     def decode(
-        self, tokens_BT: jax.Array, cache: Cache, start: jax.Array | int
+        self,
+        tokens_BT: jax.Array,
+        cache: Cache,
+        start: jax.Array | int,
+        padding_B: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache]:
-        """Returns logits for tokens at positions start .. start+T-1, and the cache with them in."""
-        x_BTD = self.embed(tokens_BT, start + jnp.arange(tokens_BT.shape[1]))
+        """Returns logits for tokens in columns start .. start+T-1, and the cache with them in.
+
+        Args:
+          padding_B: how many columns on the left of each sequence are padding: they are attended
+            to by none, and positions count from the first column behind them.
+        """
+        columns_T = start + jnp.arange(tokens_BT.shape[1])
+        first_B = jnp.zeros(1, jnp.int32) if padding_B is None else padding_B
+        columns_S = jnp.arange(cache[0].shape[3])
+        mask_BTS = (columns_S <= columns_T[:, None]) & (columns_S >= first_B[:, None, None])
+        span = Span(start, mask_BTS)
+        x_BTD = self.embed(tokens_BT, jnp.maximum(columns_T - first_B[:, None], 0))
         graphdef, params_L = nnx.split(self.blocks)
 
         def body(
@@ -118,7 +136,7 @@ class GPT2(nnx.Module):
             x_BTD, cache = carry
             index, params = layer
             here = jax.tree.map(lambda c: lax.dynamic_index_in_dim(c, index, keepdims=False), cache)
-            x_BTD, here = nnx.merge(graphdef, params).decode(x_BTD, here, start)
+            x_BTD, here = nnx.merge(graphdef, params).decode(x_BTD, Context(index), here, span)
             put = lax.dynamic_update_index_in_dim
             cache = jax.tree.map(lambda c, new: put(c, new, index, axis=0), cache, here)
             return (x_BTD, cache), None

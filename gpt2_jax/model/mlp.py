@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 from ml_collections import FrozenConfigDict
 
-from gpt2_jax.model.parts import ACTIVATIONS, Init, Linear
+from gpt2_jax.model.parts import ACTIVATIONS, Context, Init, Linear
 
 
 class MLP(nnx.Module):
@@ -22,6 +22,6 @@ class MLP(nnx.Module):
             (hidden,), (width,), site="mlp.down", std=out_std, init=init, dtype=cfg.dtype
         )
 
-    def __call__(self, x_BTD: jax.Array, keys_B: jax.Array | None = None) -> jax.Array:
-        del keys_B  # GPT-2 drops nothing inside the MLP
+    def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
+        del context  # GPT-2 drops nothing inside the MLP
         return self.down(ACTIVATIONS[self.activation](self.up(x_BTD)))

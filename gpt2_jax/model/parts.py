@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,18 @@ class Role(StrEnum):
     HEAD = "head"
     GAIN = "gain"
     BIAS = "bias"
+
+
+class Context(NamedTuple):
+    """What a sublayer is told besides its input.
+
+    Attributes:
+      layer: 0-based index of the block (may be traced).
+      keys_B: a dropout key for each sequence, of this layer; None for no dropout.
+    """
+
+    layer: jax.Array | int
+    keys_B: jax.Array | None = None
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import jax
 from flax import nnx
 from ml_collections import FrozenConfigDict
 
-from gpt2_jax.model.attention import Attention, Cache
+from gpt2_jax.model.attention import Attention, Cache, Span
 from gpt2_jax.model.mlp import MLP
 from gpt2_jax.model.norm import LayerNorm
-from gpt2_jax.model.parts import Init, dropout
+from gpt2_jax.model.parts import Context, Init, dropout
 
 Sublayer = TypeVar("Sublayer", Attention, MLP)
 
@@ -25,9 +25,9 @@ class Branch(nnx.Module, Generic[Sublayer]):
         self.pre = LayerNorm(cfg.n_embd, cfg.norm_eps, cfg.dtype)
         self.sublayer: Sublayer = sublayer
 
-    def __call__(self, x_BTD: jax.Array, keys_B: jax.Array | None) -> jax.Array:
-        y_BTD = self.sublayer(self.pre(x_BTD), keys_B)
-        return dropout(y_BTD, keys_B, self.rate, f"{self.name}.residual")
+    def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
+        y_BTD = self.sublayer(self.pre(x_BTD), context)
+        return dropout(y_BTD, context.keys_B, self.rate, f"{self.name}.residual")
 
 
 class Block(nnx.Module):
@@ -42,14 +42,14 @@ class Block(nnx.Module):
         self.attn = Branch(cfg, Attention(cfg, init, out_std), "attn")
         self.mlp = Branch(cfg, MLP(cfg, init, out_std), "mlp")
 
-    def __call__(self, x_BTD: jax.Array, keys_B: jax.Array | None = None) -> jax.Array:
-        x_BTD = x_BTD + self.attn(x_BTD, keys_B)
-        return x_BTD + self.mlp(x_BTD, keys_B)
+    def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
+        x_BTD = x_BTD + self.attn(x_BTD, context)
+        return x_BTD + self.mlp(x_BTD, context)
 
     def decode(
-        self, x_BTD: jax.Array, cache: Cache, start: jax.Array | int
+        self, x_BTD: jax.Array, context: Context, cache: Cache, span: Span
     ) -> tuple[jax.Array, Cache]:
-        """The same over a cache of keys and values; `x_BTD` begins at position `start`."""
-        y_BTD, cache = self.attn.sublayer.decode(self.attn.pre(x_BTD), cache, start)
+        """The same for the columns `span` of a cache of keys and values."""
+        y_BTD, cache = self.attn.sublayer.decode(self.attn.pre(x_BTD), context, cache, span)
         x_BTD = x_BTD + y_BTD
-        return x_BTD + self.mlp(x_BTD, None), cache
+        return x_BTD + self.mlp(x_BTD, context), cache

@@ -8,7 +8,7 @@ from flax import nnx
 
 from gpt2_jax.model.attention import resolve_kernel
 from gpt2_jax.model.gpt2 import GPT2, project
-from gpt2_jax.model.parts import ACTIVATIONS, Init, Role, dropout, gelu_new
+from gpt2_jax.model.parts import ACTIVATIONS, Context, Init, Role, dropout, gelu_new
 from gpt2_jax.model.structure import Info, structure
 from tests.tools import noisy, tiny, tiny_model
 
@@ -81,9 +81,9 @@ def test_blocks_are_applied_in_order(model):
     graphdef, state = nnx.split(bound.blocks)
     blocks = [nnx.merge(graphdef, jax.tree.map(lambda x, i=i: x[i], state)) for i in range(2)]
     x = bound.embed(TOKENS, jnp.arange(12))
-    forward = blocks[1](blocks[0](x))
+    forward = blocks[1](blocks[0](x, Context(0)), Context(1))
     np.testing.assert_allclose(bound.run_blocks(x, None), forward, atol=1e-5)
-    assert np.abs(forward - blocks[0](blocks[1](x))).max() > 0.1
+    assert np.abs(forward - blocks[0](blocks[1](x, Context(0)), Context(1))).max() > 0.1
 
 
 def test_stacked_layers_start_as_separate_ones_would():
@@ -154,6 +154,50 @@ def test_decoding_over_a_cache_equals_the_full_pass(model, logits, n_prompt):
         out, cache = step(TOKENS[:, position : position + 1], cache, position)
         outs.append(out)
     np.testing.assert_allclose(jnp.concatenate(outs, 1), logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", [(0, 1, 4), (3, 3, 3)])
+def test_padded_sequences_decode_as_if_alone(model, logits, padding):
+    """Rows that begin at different columns, behind ids that must not matter."""
+    bound, padding_B = model[0].bind(model[1]), jnp.array(padding)
+    width = 12 + max(padding)
+    rows = np.random.default_rng(0).integers(0, 11, (3, width)).astype(np.int32)
+    for row, pad in enumerate(padding):
+        rows[row, pad : pad + 12] = TOKENS[row]
+    out, cache = bound.decode(rows[:, :7], bound.empty_cache(3, width), 0, padding_B)
+    outs = [out]
+    for column in range(7, width):
+        out, cache = bound.decode(rows[:, column : column + 1], cache, column, padding_B)
+        outs.append(out)
+    got = jnp.concatenate(outs, 1)
+    for row, pad in enumerate(padding):
+        np.testing.assert_allclose(got[row, pad : pad + 12], logits[row], atol=1e-5)
+        if pad:
+            assert np.abs(got[row, :12] - logits[row])[:, :11].max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("changes", "factors"),
+    [
+        ({"model__scale_attn_weights": False}, [8**0.5, 8**0.5]),
+        ({"model__scale_attn_by_inverse_layer_idx": True}, [1.0, 0.5]),
+    ],
+)
+def test_attention_scores_scale_as_asked(model, logits, changes, factors):
+    """Against the plain model, whose queries are scaled instead."""
+    params = jax.tree.map(lambda x: x, model[1])
+    qkv = params["blocks"]["attn"]["sublayer"]["qkv"]
+    scaled, _ = tiny_model(**changes)
+    assert np.abs(scaled.bind(params)(TOKENS) - logits)[..., :11].max() > 0.01
+    for name, heads_axis in (("kernel", 2), ("bias", 1)):
+        x = qkv[name]
+        factor = jnp.array(factors).reshape(2, *[1] * (x.ndim - 1))
+        is_q = jnp.arange(3).reshape(3, *[1] * (x.ndim - 1 - heads_axis)) == 0
+        qkv[name] = jnp.where(is_q, x / factor, x)
+    bound = scaled.bind(params)
+    np.testing.assert_allclose(bound(TOKENS), logits, atol=1e-4)
+    decoded, _ = bound.decode(TOKENS, bound.empty_cache(3, 12), 0)
+    np.testing.assert_allclose(decoded, logits, atol=1e-4)
 
 
 def test_an_untied_head_is_its_own_matrix(model):
@@ -279,9 +323,9 @@ def test_layers_draw_dropout_masks_of_their_own():
     bound = model.bind(params)
     original = type(bound.blocks).__call__
 
-    def spy(self, x_BTD, keys_B=None):
-        seen.append(keys_B)
-        return original(self, x_BTD, keys_B)
+    def spy(self, x_BTD, context):
+        seen.append(context.keys_B)
+        return original(self, x_BTD, context)
 
     type(bound.blocks).__call__ = spy
     try:

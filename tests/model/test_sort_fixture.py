@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from gpt2_jax.model.attention import masked_scores, mix
-from gpt2_jax.model.parts import ACTIVATIONS
+from gpt2_jax.model.parts import ACTIVATIONS, Context
 from tests.tools import ROOT, tiny
 
 FIXTURE = ROOT / "tests" / "fixtures" / "gpt_nano_sort"
@@ -103,7 +103,7 @@ def test_every_stored_intermediate_within_1e_5(sorter):
         block = block_at(model, params, layer)
         if layer == 0:
             got |= first_block(block, x)
-        x = got[f"block{layer}"] = block(x)
+        x = got[f"block{layer}"] = block(x, Context(layer))
     got["ln_f"] = bound.ln_f(x)
     got["lm_head"] = bound.logits(x)
     got["probs"] = jax.nn.softmax(got["lm_head"], -1)
@@ -120,18 +120,19 @@ def first_block(block, x):
     q, k, v = attn.project(got["ln1"])
     got |= {"q": q, "k": k, "v": v}
     got["qkv"] = attn.qkv(got["ln1"]).reshape(*x.shape[:2], -1)
+    scale = attn.score_scale(Context(0))
     mask = jnp.tril(jnp.ones((11, 11), bool))
-    got["att"] = jnp.where(mask, masked_scores(q, k, mask), -jnp.inf)
-    got["attSm"] = jax.nn.softmax(masked_scores(q, k, mask), -1)
+    got["att"] = jnp.where(mask, masked_scores(q, k, scale, mask), -jnp.inf)
+    got["attSm"] = jax.nn.softmax(masked_scores(q, k, scale, mask), -1)
     mixed = mix(got["attSm"], v)
     got["y"] = mixed.reshape(*x.shape[:2], -1)
     got["yProj"] = attn.out(mixed)
-    got["attnResid"] = x + block.attn(x, None)
+    got["attnResid"] = x + block.attn(x, Context(0))
     got["ln2"] = block.mlp.pre(got["attnResid"])
     got["fc"] = mlp.up(got["ln2"])
     got["gelu"] = ACTIVATIONS["gelu_new"](got["fc"])
     got["mlp"] = mlp.down(got["gelu"])
-    got["mlpResid"] = got["attnResid"] + block.mlp(got["attnResid"], None)
+    got["mlpResid"] = got["attnResid"] + block.mlp(got["attnResid"], Context(0))
     return got
 
 
