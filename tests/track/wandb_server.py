@@ -151,6 +151,6 @@ class WandbServer:
                 self.end_headers()
                 self.wfile.write(data)
 
-            do_GET = do_POST = do_PUT = handle_any  # noqa: N815
+            do_GET = do_POST = do_PUT = handle_any
 
         return Handler
