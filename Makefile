@@ -12,17 +12,24 @@ CONSTRAINTS := $(wildcard constraints/python$(MINOR).txt)
 EXTRAS := dev$(if $(EXTRA),$(comma)$(EXTRA))
 STAMP := $(VENV)/.installed-$(MINOR)-$(subst $(comma),-,$(EXTRA))
 
-.PHONY: quickstart test test-slow check format clean install
+.PHONY: quickstart test test-slow test-peers peers-tests check format clean install
 .DELETE_ON_ERROR:
 
 quickstart: install
 	$(RUN) train.py --config=configs/quickstart.py --workdir=$(WORKDIR)
 
 test: check
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -m "not slow and not peers"
 
 test-slow: install
 	$(RUN) -m pytest -m slow
+
+# Torch and transformers live in an environment of their own: `make test` must not need them.
+test-peers:
+	$(MAKE) --no-print-directory peers-tests VENV=$(VENV)-peers EXTRA=peers,eval
+
+peers-tests: install
+	$(RUN) -m pytest -m peers
 
 check: install
 	$(RUN) -m ruff check .
@@ -44,4 +51,4 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) $(VENV)-peers runs build *.egg-info

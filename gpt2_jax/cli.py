@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
 from typing import Any
 
-from absl import flags, logging
+from absl import app, flags, logging
 
 from gpt2_jax import config as configs
 from gpt2_jax.errors import EXIT_WRONG_INPUT, UserError, suggestion
@@ -30,6 +30,21 @@ def guarded(main: Callable[[list[str]], Any]) -> Callable[[list[str]], Any]:
             die("interrupted", 130)
 
     return run
+
+
+def run_commands(main: Callable[[str], Any], commands: Sequence[str]) -> None:
+    """Runs `main` with the command that is the first word of the command line, then flags."""
+    program, *words = sys.argv
+    if not words or (words[0].startswith("-") and "--help" not in words):
+        die(f"say what to do first: {' or '.join(commands)}, then flags")
+    command = words[0]
+    if "--help" in words:
+        words = ["--help"]
+    elif command not in commands:
+        die(f"{command!r} is no command{suggestion(command, commands)}")
+    else:
+        words = words[1:]
+    app.run(guarded(lambda _: main(command)), argv=[program, *words], flags_parser=parse_flags)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

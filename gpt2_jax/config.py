@@ -74,7 +74,9 @@ FIELDS: dict[str, Field] = {
         "stdlib", "`stdlib`, a path or glob, a prepared folder, `hf:name[:config]@split`, .bin glob"
     ),
     "data.val_source": Field(None, "validation text of its own; unset: split off the source", str),
-    "data.tokenizer": Field("bytes", "`bytes`, `gpt2`, or the path of a tokenizer.json"),
+    "data.tokenizer": Field(
+        "bytes", "`bytes`, `gpt2`, the path of a tokenizer.json, or `ids:N`: N decimal ids"
+    ),
     "data.seq_len": Field(1024, "tokens per sequence, at most `model.n_positions`"),
     "data.val_fraction": Field(0.1, "share of documents held out for validation"),
     # -- optimizer
@@ -114,6 +116,9 @@ FIELDS: dict[str, Field] = {
     "train.checkpoint_every": Field(250, "updates between checkpoints (also at the end)"),
     "train.keep_checkpoints": Field(2, "latest checkpoints kept, besides the best"),
     "train.sample_tokens": Field(400, "length of the sample at the end; 0: none"),
+    "train.init_from": Field(
+        None, "first weights: another run's directory, also as DIR@step or DIR@best", str
+    ),
     "train.deterministic": Field(False, "on a GPU: kernels that repeat to the bit, slower"),
     # -- mesh
     "mesh.data": Field(None, "devices that share the batch; unset: as many as divide it", int),

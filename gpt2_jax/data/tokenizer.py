@@ -1,4 +1,4 @@
-"""Text to token ids and back: `bytes`, `gpt2`, and any Hugging Face tokenizer.json."""
+"""Text to token ids and back: `bytes`, `gpt2`, `ids:N`, and any Hugging Face tokenizer.json."""
 
 from __future__ import annotations
 
@@ -75,23 +75,66 @@ class GPT2Tokenizer:
         return self._encoding.decode_bytes([int(i) for i in ids if i < self.end_of_text])
 
 
-def gpt2_ranks() -> dict[bytes, int]:
-    """Returns GPT-2's table of token bytes to ids, rebuilt from the 50,000 merges alone.
+def printable_bytes() -> dict[int, str]:
+    """Returns the character that stands for each byte in GPT-2's files, in the order of the ids.
 
-    The first 256 ids are single bytes: the 188 printable ones in order, then the other 68; each
-    merge then names two known tokens whose join is the next id (openai/gpt-2 src/encoder.py).
+    The 188 bytes that print stand for themselves and come first; the other 68 are characters from
+    U+0100 on (openai/gpt-2 src/encoder.py).
     """
-    packed = resources.files("gpt2_jax.data").joinpath("gpt2_merges.bpe.xz").read_bytes()
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    order = printable + [b for b in range(256) if b not in printable]
-    # In the merges' text a byte that does not print stands as a character from U+0100 on.
-    byte_of = {chr(b): b for b in printable}
-    byte_of |= {chr(256 + i): b for i, b in enumerate(order[len(printable) :])}
-    ranks = {bytes([b]): rank for rank, b in enumerate(order)}
-    for line in lzma.decompress(packed).decode().split("\n")[1:-1]:
-        left, right = line.split()
+    others = [b for b in range(256) if b not in printable]
+    return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+
+
+def gpt2_merges() -> list[tuple[str, str]]:
+    """Returns the 50,000 merges in order, in the characters of `printable_bytes`."""
+    packed = resources.files("gpt2_jax.data").joinpath("gpt2_merges.bpe.xz").read_bytes()
+    lines = lzma.decompress(packed).decode().split("\n")[1:-1]
+    pairs = (line.split() for line in lines)
+    return [(left, right) for left, right in pairs]
+
+
+def gpt2_ranks() -> dict[bytes, int]:
+    """Returns GPT-2's table of token bytes to ids, rebuilt from the merges alone.
+
+    The first 256 ids are single bytes; each merge then names two known tokens whose join is the
+    next id (openai/gpt-2 src/encoder.py).
+    """
+    shown = printable_bytes()
+    byte_of = {character: b for b, character in shown.items()}
+    ranks = {bytes([b]): rank for rank, b in enumerate(shown)}
+    for left, right in gpt2_merges():
         ranks[bytes(byte_of[c] for c in left + right)] = len(ranks)
     return ranks
+
+
+class IdTokenizer:
+    """Decimal ids between spaces, for models whose tokenizer is not at hand: `ids:SIZE`.
+
+    The last id is taken for end-of-text.
+    """
+
+    def __init__(self, name: str) -> None:
+        size = name.removeprefix("ids:")
+        if not size.isdecimal() or int(size) < 2:
+            raise UserError(f"data.tokenizer={name} needs a number of ids, as in ids:50257")
+        self.name, self.fingerprint = name, f"{name}-1"
+        self.size = int(size)
+        self.end_of_text = self.size - 1
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        kind = np.uint16 if self.size <= 2**16 else np.uint32
+        return [np.array([self._id(word) for word in text.split()], kind) for text in texts]
+
+    def _id(self, word: str) -> int:
+        if not word.isdecimal() or int(word) >= self.size:
+            raise UserError(
+                f"{word!r} is no token id below {self.size} (data.tokenizer={self.name})"
+            )
+        return int(word)
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        return "".join(f"{int(i)} " for i in ids).encode()
 
 
 class JsonTokenizer:
@@ -138,10 +181,12 @@ def load_tokenizer(name: str) -> Tokenizer:
     """Returns the tokenizer that `data.tokenizer` names.
 
     Raises:
-      UserError: if it is neither `bytes`, `gpt2` nor a readable tokenizer.json.
+      UserError: if it is neither `bytes`, `gpt2`, `ids:N` nor a readable tokenizer.json.
     """
     if name == "bytes":
         return ByteTokenizer()
     if name == "gpt2":
         return GPT2Tokenizer()
+    if name.startswith("ids:"):
+        return IdTokenizer(name)
     return JsonTokenizer(Path(name))

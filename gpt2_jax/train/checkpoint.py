@@ -5,6 +5,7 @@ checkpoints/00000500/           valid: renamed into place when all of it is on d
     state/                      orbax
     meta.json                   the step and its validation loss, if it was evaluated
     SHA256SUMS                  of every other file (`sha256sum -c` reads it)
+weights/                        beside checkpoints/: the same with the parameters alone
 checkpoints/00000500.damaged/   failed its sums; kept, never used
 """
 
@@ -154,6 +155,42 @@ class Checkpoints:
         while (aside := path.with_name(f"{path.name}.damaged{number or ''}")).exists():
             number += 1
         path.rename(aside)
+
+
+def save_params(folder: Path, params: Any) -> None:
+    """Writes a checkpoint that holds parameters alone; it is whole or absent."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    with disk_errors(str(folder)), ocp.StandardCheckpointer() as orbax:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write_json(partial / "meta.json", {"step": 0, "val_loss": None})
+        orbax.save((partial / "state").absolute(), {"params": params})
+        orbax.wait_until_finished()
+        write_atomic(partial / SUMS, render_sums(partial))
+        os.replace(partial, folder)
+        _sync_folder(folder.parent)
+
+
+def restore_params(folder: Path, like: Any) -> Any:
+    """Returns the parameters of a checkpoint and reads nothing else of it.
+
+    Args:
+      like: their shapes with the shardings that they are to have.
+
+    Raises:
+      UserError: if they are another model's.
+    """
+    item = {"params": like}
+    arguments = ocp.args.PyTreeRestore(
+        item=item,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+        partial_restore=True,
+    )
+    with ocp.PyTreeCheckpointer() as orbax:
+        saved = orbax.metadata(folder / "state").item_metadata.tree["params"]
+        if jax.tree.map(lambda x: tuple(x.shape), saved) != jax.tree.map(lambda x: x.shape, like):
+            raise UserError(f"{folder} holds the parameters of another model than its config.json")
+        return orbax.restore(folder / "state", args=arguments)["params"]
 
 
 def render_sums(folder: Path) -> str:

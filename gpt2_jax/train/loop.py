@@ -29,11 +29,12 @@ from gpt2_jax.track.plot import plot_loss
 from gpt2_jax.track.throughput import utilisation
 from gpt2_jax.track.wandb_log import WandbLog, WandbOptions
 from gpt2_jax.train import report
-from gpt2_jax.train.checkpoint import Checkpoints, damage
+from gpt2_jax.train.checkpoint import Checkpoints, damage, restore_params
 from gpt2_jax.train.evaluation import Evaluator
 from gpt2_jax.train.feed import Prefetch, StopSignal
 from gpt2_jax.train.memory import keep_freed_memory
 from gpt2_jax.train.mesh import configure_devices
+from gpt2_jax.train.origin import Origin, adopt, find_origin
 from gpt2_jax.train.program import Program, compile_program, memory_errors
 from gpt2_jax.train.rundir import RunDirectory
 from gpt2_jax.train.state import State
@@ -57,7 +58,12 @@ def train(config: ConfigDict, workdir: str, sample: Sample | None = None) -> int
       Diverged: if too many updates in a row had to be skipped.
     """
     configs.check(config)
-    directory, data = RunDirectory(workdir), config.data
+    directory = RunDirectory(workdir)
+    origin = find_origin(config, directory)
+    if origin is not None:
+        config = adopt(config, origin)
+        configs.check(config)
+    data = config.data
     config = configs.resolve(config, load_tokenizer(data.tokenizer).size)
     keep_freed_memory(config)
     directory.lock()
@@ -80,7 +86,7 @@ def train(config: ConfigDict, workdir: str, sample: Sample | None = None) -> int
             program = compile_program(config)
             for line in directory.claim(config, corpus):
                 print(f"changed: {line}")
-            run = _open_run(config, directory, corpus, program, sampler)
+            run = _open_run(config, directory, origin, corpus, program, sampler)
             return run.go(stop, tokenizer, sample)
     finally:
         directory.unlock()
@@ -110,6 +116,7 @@ def _print_end(directory: RunDirectory) -> None:
 def _open_run(
     config: ConfigDict,
     directory: RunDirectory,
+    origin: Origin | None,
     corpus: Corpus,
     program: Program,
     sampler: Sampler,
@@ -124,6 +131,12 @@ def _open_run(
     seconds = program.trial_seconds(sampler.batch(first)) if remaining >= 10 else None
     if found is None:
         state = program.init()
+        if origin is not None:
+            if not origin.folder.exists():
+                raise UserError(f"the first weights, {origin.folder}, are gone; start another run")
+            params = restore_params(origin.folder, program.shapes.params)
+            state = state._replace(params=params)
+            print(f"weights from {origin.name}")
     else:
         state = checkpoints.restore(found, program.shapes)
         print(f"continuing {directory.path} after update {found}")

@@ -11,11 +11,10 @@ from ml_collections import ConfigDict
 
 from gpt2_jax.errors import UserError
 from gpt2_jax.model.structure import Structure, structure
-from gpt2_jax.train.checkpoint import Checkpoints, damage
+from gpt2_jax.train.checkpoint import Checkpoints, damage, restore_params
 from gpt2_jax.train.mesh import configure_devices, make_mesh
-from gpt2_jax.train.optimizer import make_optimizer
 from gpt2_jax.train.rundir import RunDirectory
-from gpt2_jax.train.state import abstract, make_init
+from gpt2_jax.train.state import abstract_params
 
 
 @dataclass(frozen=True)
@@ -40,19 +39,21 @@ def open_run(workdir: str, step: int | None = None) -> OpenedRun:
     """
     directory = RunDirectory(workdir)
     config = directory.read_config()
-    checkpoints = Checkpoints(directory.checkpoints_path)
-    step = _choose(checkpoints, workdir, step)
+    step = _choose(directory, step)
     config.mesh.data = None  # this machine may have other devices
     configure_devices(config)
     mesh, model = make_mesh(config), structure(config.model)
-    optimizer = make_optimizer(config, model.infos)
-    init = make_init(config, model, optimizer, mesh)
-    state = checkpoints.restore(step, abstract(init, mesh))
-    checkpoints.close()
-    return OpenedRun(config, model, mesh, state.params, step)
+    params = restore_params(directory.folder_of(step), abstract_params(model, mesh))
+    return OpenedRun(config, model, mesh, params, step)
 
 
-def _choose(checkpoints: Checkpoints, workdir: str, step: int | None) -> int:
+def _choose(directory: RunDirectory, step: int | None) -> int:
+    checkpoints, workdir = Checkpoints(directory.checkpoints_path), directory.path
+    imported = directory.weights_path.exists()
+    if imported and (step == 0 or (step is None and not checkpoints.steps())):
+        if fault := damage(directory.weights_path):
+            raise UserError(f"{directory.weights_path} is damaged: {fault}; import it again")
+        return 0
     if step is None:
         found = checkpoints.latest(lambda line: print(f"warning: {line}", file=sys.stderr))
         if found is None:

@@ -36,6 +36,8 @@ PACKAGES = (
 class RunDirectory:
     """`--workdir`: config.json, run.json, metrics.jsonl, checkpoints/, loss.png, wandb/.
 
+    An imported one begins with config.json, run.json and weights/.
+
     Raises:
       UserError: if the path is remote, holds something else, or another process runs in it.
     """
@@ -51,6 +53,7 @@ class RunDirectory:
         self.info_path = self.path / "run.json"
         self.metrics_path = self.path / "metrics.jsonl"
         self.checkpoints_path = self.path.absolute() / "checkpoints"
+        self.weights_path = self.path.absolute() / "weights"  # where it was imported, not trained
         self.plot_path = self.path / "loss.png"
         self.sample_path = self.path / "sample.txt"
         self._lock: IO[str] | None = None
@@ -97,13 +100,22 @@ class RunDirectory:
         except (OSError, ValueError) as error:
             raise UserError(f"{self.info_path} is damaged: {error}") from None
 
+    def folder_of(self, step: int) -> Path:
+        """Returns the folder of a step's checkpoint; imported weights are those of step 0."""
+        folder = self.checkpoints_path / f"{step:08d}"
+        return self.weights_path if step == 0 and not folder.exists() else folder
+
+    def is_started(self) -> bool:
+        """Returns whether training has begun here; an import alone has not."""
+        return bool(self.read_info().get("starts"))
+
     def check_config(self, config: ConfigDict) -> None:
         """Refuses a config that does not continue the run that is here.
 
         Raises:
           UserError: naming the fields that differ.
         """
-        if self.config_path.exists():
+        if self.config_path.exists() and self.is_started():
             configs.check_resumable(self.read_config(), config, self.path)
 
     def check_corpus(self, corpus: Corpus, source: str) -> None:
@@ -122,7 +134,7 @@ class RunDirectory:
     def claim(self, config: ConfigDict, corpus: Corpus) -> list[str]:
         """Writes the config and the text's hash, and returns lines that say what is new."""
         said = []
-        if self.config_path.exists():
+        if self.config_path.exists() and self.is_started():
             for name, (was, now) in configs.difference(self.read_config(), config).items():
                 said.append(f"{name} was {was!r}, is now {now!r}")
                 if name == "train.steps" and config.optimizer.schedule in STRETCHING:

@@ -69,6 +69,14 @@ def make_init(
     return jax.jit(init, out_shardings=replicated(mesh), compiler_options=quick)
 
 
+def abstract_params(structure: Structure, mesh: Mesh) -> dict[str, Any]:
+    """Returns the shapes, types and shardings of the parameters."""
+    whole = replicated(mesh)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), structure.shapes
+    )
+
+
 def abstract(init: Callable[[], State], mesh: Mesh) -> State:
     """Returns the shapes, types and shardings of the state, with nothing allocated."""
     whole = replicated(mesh)

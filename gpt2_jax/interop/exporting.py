@@ -1,0 +1,119 @@
+"""A run as a Hugging Face model folder."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from gpt2_jax.errors import UserError
+from gpt2_jax.files import disk_errors, write_atomic, write_json
+from gpt2_jax.interop import files, hf_config
+from gpt2_jax.interop.tokenizer_files import write_tokenizer
+from gpt2_jax.interop.weights import to_huggingface
+from gpt2_jax.track.metrics import read_rows
+from gpt2_jax.train.restore import OpenedRun, open_run
+from gpt2_jax.train.rundir import RunDirectory
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def export_model(workdir: str, out: str, dtype: str = "float32", step: int | None = None) -> str:
+    """Writes a run's checkpoint as a folder that `transformers` loads; returns a line about it.
+
+    Args:
+      out: must be empty or not there.
+      step: of the checkpoint; None for the latest.
+
+    Raises:
+      UserError: if Hugging Face's GPT-2 cannot express the model, before anything is written.
+    """
+    target = Path(out)
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype={dtype} is not one of {', '.join(DTYPES)}")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"--out={out} is not empty; an export needs a directory of its own")
+    config = RunDirectory(workdir).read_config()
+    hf_config.to_huggingface(config, None, dtype)  # refuses before the checkpoint is read
+    run = open_run(workdir, step)
+    tensors = to_huggingface(run.structure, run.params)
+    tensors = {name: value.astype(jnp.dtype(dtype)) for name, value in tensors.items()}
+    partial = target.with_name(f".{target.name}.partial")
+    with disk_errors(out):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            end = write_tokenizer(config.data.tokenizer, config.model.n_positions, partial)
+            write_json(partial / "config.json", hf_config.to_huggingface(config, end, dtype))
+            ends = {} if end is None else {"bos_token_id": end, "eos_token_id": end}
+            write_json(partial / "generation_config.json", {"_from_model_config": True, **ends})
+            files.write_tensors(partial, tensors)
+            write_atomic(partial / "README.md", model_card(run, workdir))
+            if target.exists():
+                target.rmdir()
+            partial.rename(target)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    return f"{run.structure.n_params():,} parameters of update {run.step} in {target}, {dtype}"
+
+
+def model_card(run: OpenedRun, workdir: str) -> str:
+    """Returns README.md: what the model is, what it was trained on, and how to load it."""
+    directory, cfg = RunDirectory(workdir), run.config
+    info, rows = directory.read_info(), read_rows(directory.metrics_path)
+    facts: dict[str, Any] = {
+        "parameters": f"{run.structure.n_params():,}",
+        "layers, heads, width": f"{cfg.model.n_layer}, {cfg.model.n_head}, {cfg.model.n_embd}",
+        "positions": f"{cfg.model.n_positions:,}",
+        "residuals and norms": cfg.model.placement,
+        "tokenizer": Path(cfg.data.tokenizer).name,
+    }
+    if "imported_from" in info:
+        facts["imported from"] = Path(info["imported_from"]).name
+    if run.step:
+        facts |= _training_facts(run, rows, info)
+    table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [gpt2, gpt2_jax]
+---
+
+# {directory.path.absolute().name}
+
+A GPT-2 trained with gpt2_jax.
+
+| | |
+|---|---|
+{table}
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
+```
+"""
+
+
+def _training_facts(run: OpenedRun, rows: list[Any], info: dict[str, Any]) -> dict[str, Any]:
+    cfg = run.config
+    tokens = run.step * cfg.train.batch_size * cfg.data.seq_len
+    facts: dict[str, Any] = {
+        "text": f"{cfg.data.source} (sha256 {info.get('corpus', 'unknown')[:12]})",
+        "training": f"{run.step:,} updates, {tokens:,} tokens",
+        "optimizer": f"{cfg.optimizer.name}, {cfg.optimizer.schedule}, {cfg.optimizer.peak_lr:g}",
+    }
+    here = [row for row in rows if row["step"] == run.step and row.get("val/loss") is not None]
+    if here:
+        loss = here[-1]["val/loss"]
+        facts["validation loss"] = f"{loss:.4f} nats a token (perplexity {math.exp(loss):.2f})"
+    if cfg.train.init_from:
+        facts["first weights from"] = Path(cfg.train.init_from).name
+    if starts := info.get("starts"):
+        facts["commit"] = starts[-1].get("commit") or "unknown"
+    return facts

@@ -1,0 +1,154 @@
+"""Hugging Face checkpoints as files: read as data and nothing else, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from gpt2_jax.errors import UserError
+from gpt2_jax.interop.weights import Tensors
+
+WANTED = ["*.json", "*.safetensors", "merges.txt"]
+SHARD_BYTES = 5_000_000_000  # as large as their hub's shards
+FILE, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+
+
+def locate(model: str, allow_pickle: bool) -> Path:
+    """Returns the folder of a checkpoint: a local one, or a hub name's in the download cache.
+
+    Raises:
+      UserError: if there is no such folder, and no such name within reach.
+    """
+    if Path(model).is_dir():
+        return Path(model)
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise UserError(f"--model={model} is no folder")
+    from huggingface_hub import snapshot_download
+
+    wanted = [*WANTED, PICKLE] if allow_pickle else WANTED
+    try:
+        return Path(snapshot_download(model, allow_patterns=wanted))
+    except Exception as error:  # the hub's library raises its own, requests' and httpx's errors
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"--model={model} is no folder, and the Hugging Face hub did not give it: {reason}"
+        ) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a file that holds one JSON object.
+
+    Raises:
+      UserError: if it is missing or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return value
+
+
+def read_tensors(folder: Path, allow_pickle: bool) -> Tensors:
+    """Returns every tensor of a checkpoint: one safetensors file, indexed shards, or a pickle.
+
+    Raises:
+      UserError: if there are none, a file is damaged, or the index points out of the folder.
+    """
+    if (folder / INDEX).exists():
+        return _read_shards(folder)
+    if (folder / FILE).exists():
+        return _read_safetensors(folder / FILE)
+    if (folder / PICKLE).exists():
+        if allow_pickle:
+            return _read_pickle(folder / PICKLE)
+        raise UserError(
+            f"{folder} has its weights in {PICKLE} alone, a format that can carry code; "
+            "--allow_pickle reads it, by torch.load(weights_only=True)"
+        )
+    raise UserError(f"{folder} has neither {FILE} nor {INDEX}")
+
+
+def _read_shards(folder: Path) -> Tensors:
+    places = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
+        raise UserError(f"{folder / INDEX} has no weight_map of names to files")
+    out: Tensors = {}
+    for name in sorted(set(places.values())):
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
+            raise UserError(f"{folder / INDEX} points out of its folder, to {name!r}: refused")
+        here = _read_safetensors(folder / path)
+        wrong = [tensor for tensor in here if places.get(tensor) != name]
+        if wrong:
+            raise UserError(f"{folder / path} holds {wrong[0]}, which the index places elsewhere")
+        out |= here
+    if missing := sorted(set(places) - set(out)):
+        raise UserError(f"{folder / INDEX} names {missing[0]}, which its file does not hold")
+    return out
+
+
+def _read_safetensors(path: Path) -> Tensors:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged or no safetensors file: {error}") from None
+
+
+def _read_pickle(path: Path) -> Tensors:
+    try:
+        import torch
+    except ImportError:
+        raise UserError(f"{path}: reading it needs torch; pip install torch") from None
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: _from_torch(value) for name, value in tensors.items()}
+    except Exception as error:  # an unpickler's errors have many types
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} cannot be read as weights alone: {reason}") from None
+
+
+def _from_torch(value: Any) -> np.ndarray:
+    # numpy has no bfloat16; float32 holds all of its values.
+    return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
+
+
+def write_tensors(folder: Path, tensors: Tensors) -> None:
+    """Writes safetensors: one file, or shards with an index where it would be too large."""
+    from safetensors.numpy import save_file
+
+    shards = _shards(tensors)
+    if len(shards) == 1:
+        save_file(tensors, folder / FILE, metadata={"format": "pt"})
+        return
+    places: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, folder / name, metadata={"format": "pt"})
+        places |= dict.fromkeys(shard, name)
+    size = sum(value.nbytes for value in tensors.values())
+    index = {"metadata": {"total_size": size}, "weight_map": places}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _shards(tensors: Tensors) -> list[Tensors]:
+    shards: list[Tensors] = [{}]
+    filled = 0
+    for name, value in tensors.items():
+        if shards[-1] and filled + value.nbytes > SHARD_BYTES:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = value
+        filled += value.nbytes
+    return shards

@@ -1,0 +1,116 @@
+"""Hugging Face's config.json for GPT-2, and ours: what one says of a model, said by the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from gpt2_jax import config as configs
+from gpt2_jax.errors import UserError
+
+# Their names for nonlinearities that are ours.
+ACTIVATIONS = {
+    "gelu_new": "gelu_new",
+    "gelu_pytorch_tanh": "gelu_new",
+    "gelu": "gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
+}
+SIZES = ("n_layer", "n_head", "n_embd", "vocab_size")
+# All else in a GPT-2 config is no part of the function: defaults of generation, heads for other
+# tasks, how a library is to run it.
+UNSUPPORTED = ("add_cross_attention", "is_encoder_decoder")
+DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
+
+
+def from_huggingface(theirs: dict[str, Any]) -> ConfigDict:
+    """Returns our config of the model that their config.json describes.
+
+    Raises:
+      UserError: if a field is missing or asks for something that this model does not do.
+    """
+    _refuse(theirs)
+    ours = configs.default()
+    model = ours.model
+    for name in SIZES:
+        model[name] = _number(theirs, name)
+    model.n_positions = _number(theirs, "n_positions" if "n_positions" in theirs else "n_ctx")
+    model.n_inner = theirs.get("n_inner") or 4 * model.n_embd
+    model.activation = _activation(theirs)
+    model.norm_eps = float(theirs.get("layer_norm_epsilon", 1e-5))
+    model.init_std = float(theirs.get("initializer_range", 0.02))
+    model.tie_head = bool(theirs.get("tie_word_embeddings", True))
+    model.scale_attn_weights = bool(theirs.get("scale_attn_weights", True))
+    by_layer = theirs.get("scale_attn_by_inverse_layer_idx", False)
+    model.scale_attn_by_inverse_layer_idx = bool(by_layer)
+    ours.data.seq_len = model.n_positions
+    return ours
+
+
+def dropout_note(theirs: dict[str, Any]) -> str | None:
+    """Returns a line about dropout rates, which are left to the config that trains the model."""
+    rates = {name: theirs[name] for name in DROPOUTS if theirs.get(name)}
+    if not rates:
+        return None
+    listed = ", ".join(f"{name}={rate}" for name, rate in rates.items())
+    return f"it was trained with {listed}; set model.dropout to train on with any"
+
+
+def to_huggingface(ours: ConfigDict, end_of_text: int | None, dtype: str) -> dict[str, Any]:
+    """Returns config.json for `GPT2LMHeadModel`.
+
+    Raises:
+      UserError: if Hugging Face's GPT-2 cannot express the model.
+    """
+    model = ours.model
+    if model.placement != "pre_ln":
+        raise UserError(
+            f"model.placement={model.placement} cannot be exported: Hugging Face's GPT-2 has norms "
+            "before each sublayer and after the last block, and nothing else"
+        )
+    return {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        **{name: model[name] for name in SIZES},
+        "n_positions": model.n_positions,
+        "n_inner": None if model.n_inner == 4 * model.n_embd else model.n_inner,
+        "activation_function": model.activation,
+        **dict.fromkeys(DROPOUTS, model.dropout),
+        "layer_norm_epsilon": model.norm_eps,
+        "initializer_range": model.init_std,
+        "scale_attn_weights": model.scale_attn_weights,
+        "scale_attn_by_inverse_layer_idx": model.scale_attn_by_inverse_layer_idx,
+        "tie_word_embeddings": model.tie_head,
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "dtype": dtype,
+    }
+
+
+def _refuse(theirs: dict[str, Any]) -> None:
+    kind = theirs.get("model_type", "gpt2")
+    if kind != "gpt2":
+        raise UserError(f"config.json: model_type={kind!r} is no GPT-2")
+    for name in UNSUPPORTED:
+        if theirs.get(name):
+            raise UserError(f"config.json: {name}={theirs[name]!r} is not supported here")
+    if theirs.get("quantization_config"):
+        raise UserError("config.json: quantized weights are not supported; take the original ones")
+
+
+def _number(theirs: dict[str, Any], name: str) -> int:
+    value = theirs.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"config.json: {name}={value!r}, where a positive integer is needed")
+    return value
+
+
+def _activation(theirs: dict[str, Any]) -> str:
+    name = theirs.get("activation_function", "gelu_new")
+    if name not in ACTIVATIONS:
+        known = ", ".join(sorted(ACTIVATIONS))
+        raise UserError(f"config.json: activation_function={name!r} is not one of {known}")
+    return ACTIVATIONS[name]

@@ -1,0 +1,81 @@
+"""A Hugging Face GPT-2 checkpoint as a run directory."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import jax
+
+from gpt2_jax import config as configs
+from gpt2_jax.data.tokenizer import load_tokenizer
+from gpt2_jax.errors import UserError
+from gpt2_jax.files import disk_errors, write_atomic, write_json
+from gpt2_jax.interop import files, hf_config
+from gpt2_jax.interop.tokenizer_files import find_tokenizer
+from gpt2_jax.interop.weights import from_huggingface
+from gpt2_jax.model.structure import structure
+from gpt2_jax.train.checkpoint import save_params
+from gpt2_jax.train.rundir import RunDirectory
+
+
+def import_model(
+    model: str, workdir: str, tokenizer: str | None = None, allow_pickle: bool = False
+) -> list[str]:
+    """Makes a run directory of a checkpoint, and returns lines that say what was found.
+
+    Args:
+      model: a folder, or a name on the Hugging Face hub.
+      workdir: must be empty or not there.
+      tokenizer: as `data.tokenizer`; None for the checkpoint's own.
+      allow_pickle: whether pytorch_model.bin may be read, as weights alone.
+
+    Raises:
+      UserError: naming the field or tensor that does not fit, before anything is written.
+    """
+    target = RunDirectory(workdir).path
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"--workdir={workdir} is not empty; an import needs a directory of its own")
+    folder = files.locate(model, allow_pickle)
+    theirs = files.read_json(folder / "config.json")
+    config = hf_config.from_huggingface(theirs)
+    configs.check(config)
+    built = structure(config.model)
+    params = from_huggingface(built, files.read_tensors(folder, allow_pickle))
+    partial = target.with_name(f".{target.name}.partial")
+    with disk_errors(workdir):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            said = _describe(folder, config.model.vocab_size, partial, target, tokenizer)
+            config.data.tokenizer, line = said
+            write_atomic(partial / "config.json", configs.to_json(config))
+            write_json(
+                partial / "run.json", {"imported_from": model, "parameters": built.n_params()}
+            )
+            save_params(partial / "weights", jax.tree.map(jax.numpy.asarray, params))
+            if target.exists():
+                target.rmdir()
+            partial.rename(target)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    lines = [f"{built.n_params():,} parameters from {folder}", line, hf_config.dropout_note(theirs)]
+    return [line for line in lines if line]
+
+
+def _describe(
+    folder: Path, vocab_size: int, partial: Path, target: Path, tokenizer: str | None
+) -> tuple[str, str]:
+    """Returns `data.tokenizer` and a line about it."""
+    if tokenizer is None:
+        name, line = find_tokenizer(folder, vocab_size, partial)
+    else:
+        name, line = tokenizer, f"its tokenizer is taken to be {tokenizer}"
+    size = load_tokenizer(name).size
+    if size > vocab_size:
+        raise UserError(
+            f"the tokenizer {name} has {size} ids, and the model's vocabulary {vocab_size}; "
+            "give --tokenizer"
+        )
+    return name.replace(str(partial), str(target)), line.replace(str(partial), str(target))

@@ -1,0 +1,108 @@
+"""Where a run's first weights come from, when not from chance: another run, or an import."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from gpt2_jax import config as configs
+from gpt2_jax.errors import UserError
+from gpt2_jax.train.checkpoint import Checkpoints, damage
+from gpt2_jax.train.rundir import RunDirectory
+
+# Fields that say what the weights are; the others say how they are run and trained.
+FACTS = (
+    "model.placement",
+    "model.n_layer",
+    "model.n_head",
+    "model.n_embd",
+    "model.n_positions",
+    "model.n_inner",
+    "model.vocab_size",
+    "model.vocab_multiple",
+    "model.activation",
+    "model.scale_attn_weights",
+    "model.scale_attn_by_inverse_layer_idx",
+    "model.tie_head",
+    "model.norm_eps",
+    "data.tokenizer",
+)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A folder of weights, and the config of the run that they are from."""
+
+    folder: Path
+    config: ConfigDict
+    name: str
+
+
+def find_origin(config: ConfigDict, directory: RunDirectory) -> Origin | None:
+    """Returns what `train.init_from` names, or the weights that an import left in the directory.
+
+    Raises:
+      UserError: if there are none where they should be.
+    """
+    given = config.train.init_from
+    if directory.weights_path.exists():
+        if given is not None:
+            raise UserError(
+                f"{directory.path} holds imported weights of its own; leave train.init_from unset, "
+                "or choose another --workdir"
+            )
+        return Origin(directory.weights_path, directory.read_config(), str(directory.path))
+    if given is None:
+        return None
+    if directory.config_path.exists():  # the run that was begun from there goes on
+        begun = directory.read_config()
+        before = begun.train.init_from or ""
+        if given == before or (before.startswith(given + "@") and "@" not in given):
+            source, _, step = before.rpartition("@")
+            return Origin(RunDirectory(source).folder_of(int(step)), begun, before)
+    return _of_run(given)
+
+
+def adopt(config: ConfigDict, origin: Origin) -> ConfigDict:
+    """Returns the config with the facts of the origin's weights, and its name with the update.
+
+    Raises:
+      UserError: if the config asks for another model than the weights are of.
+    """
+    config = config.copy_and_resolve_references()
+    asked, usual = configs.flatten(config), configs.flatten(configs.default())
+    facts = configs.flatten(origin.config)
+    for name in FACTS:
+        if asked[name] not in (usual[name], facts[name]):
+            raise UserError(
+                f"{name}={asked[name]!r}, but the weights of {origin.name} have "
+                f"{facts[name]!r}; leave it unset"
+            )
+        section, _, leaf = name.partition(".")
+        config[section][leaf] = facts[name]
+    if config.train.init_from is not None:
+        config.train.init_from = origin.name
+    return config
+
+
+def _of_run(given: str) -> Origin:
+    path, _, step = given.rpartition("@") if "@" in given else (given, "", "")
+    directory = RunDirectory(path)
+    checkpoints = Checkpoints(directory.checkpoints_path)
+    if step == "best":
+        number = checkpoints.best()
+    elif step:
+        number = int(step) if step.isdecimal() else None
+    else:
+        number = checkpoints.latest(lambda line: print(f"warning: {line}"))
+        if number is None and directory.weights_path.exists():
+            number = 0
+    config = directory.read_config()
+    if number is None or not (folder := directory.folder_of(number)).exists():
+        there = ", ".join(map(str, checkpoints.steps())) or "none"
+        raise UserError(f"train.init_from={given}: no such checkpoint; there are: {there}")
+    if fault := damage(folder):
+        raise UserError(f"train.init_from={given}: {folder} is damaged: {fault}")
+    return Origin(folder, config, f"{path}@{number}")

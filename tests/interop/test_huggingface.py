@@ -1,0 +1,239 @@
+"""Import and export without torch: names, shapes, types, files, and what is refused."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from gpt2_jax import config as configs
+from gpt2_jax.errors import UserError
+from gpt2_jax.interop import files, hf_config
+from gpt2_jax.interop.exporting import export_model
+from gpt2_jax.interop.importing import import_model
+from gpt2_jax.train.restore import open_run
+from tests import tools
+from tests.interop import checkpoints
+from tests.model.test_sort_fixture import read
+
+
+def logits(workdir, tokens):
+    run = open_run(str(workdir))
+    return run.structure.bind(run.params)(tokens)
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hf")
+    import_model(str(checkpoints.write(folder / "theirs")), str(folder / "run"))
+    return folder
+
+
+def test_a_trained_model_is_imported_with_its_activations(tmp_path):
+    """The sorter in Hugging Face's layout against the logits stored beside it."""
+    stored, partials = read("model.json"), read("partials.json")
+    linear = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    theirs = {
+        name: np.ascontiguousarray(value.T)
+        if name.endswith(tuple(f"{part}.weight" for part in linear))
+        else value
+        for name, value in stored.items()
+    }
+    sizes = {"n_layer": 3, "n_head": 3, "n_embd": 48, "n_inner": None, "vocab_size": 3}
+    folder = checkpoints.write(tmp_path / "sort", theirs, n_positions=11, **sizes)
+    lines = import_model(str(folder), str(tmp_path / "run"))
+    assert lines[0].startswith("85,728 parameters")
+    tokens = partials["idx"].astype(np.int32)
+    got = logits(tmp_path / "run", tokens)[..., :3]
+    np.testing.assert_allclose(got, partials["lm_head"], atol=1e-5, rtol=0)
+    export_model(str(tmp_path / "run"), str(tmp_path / "out"))
+    again = load_file(tmp_path / "out" / "model.safetensors")
+    assert theirs.keys() - again.keys() == {f"transformer.h.{i}.attn.bias" for i in range(3)}
+    for name, value in again.items():
+        np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("prefix", ["transformer.", ""])
+def test_import_then_export_gives_the_same_bits(tmp_path, monkeypatch, dtype, prefix):
+    monkeypatch.setattr(files, "SHARD_BYTES", 4000)
+    theirs = checkpoints.tensors(jnp.dtype(dtype))
+    named = {name.replace("transformer.", prefix): value for name, value in theirs.items()}
+    named |= {f"{prefix}h.0.attn.bias": np.ones((1, 1, 12, 12), np.uint8)}
+    named |= {f"{prefix}h.1.attn.masked_bias": np.array(-1e4, np.float32)}
+    folder = checkpoints.write(tmp_path / "theirs", named)
+    import_model(str(folder), str(tmp_path / "run"))
+    export_model(str(tmp_path / "run"), str(tmp_path / "out"), dtype)
+    index = json.loads((tmp_path / "out" / files.INDEX).read_text())
+    assert len(set(index["weight_map"].values())) > 2
+    again = files.read_tensors(tmp_path / "out", allow_pickle=False)
+    assert again.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert again[name].dtype == value.dtype
+        assert again[name].tobytes() == value.tobytes(), name
+    import_model(str(tmp_path / "out"), str(tmp_path / "run2"))  # shards are read as well
+    tokens = jnp.arange(11)[None]
+    np.testing.assert_array_equal(
+        logits(tmp_path / "run", tokens), logits(tmp_path / "run2", tokens)
+    )
+
+
+def test_config_json_says_the_same_of_the_model(imported, tmp_path):
+    export_model(str(imported / "run"), str(tmp_path / "out"))
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert {k: written[k] for k in checkpoints.CONFIG} == checkpoints.CONFIG
+    before = configs.from_json(imported / "run" / "config.json")
+    assert hf_config.from_huggingface(written).model == before.model
+
+
+@pytest.mark.parametrize(
+    ("field", "theirs", "ours"),
+    [
+        ("activation_function", "gelu_pytorch_tanh", ("activation", "gelu_new")),
+        ("activation_function", "gelu", ("activation", "gelu")),
+        ("activation_function", "swish", ("activation", "silu")),
+        ("scale_attn_weights", False, ("scale_attn_weights", False)),
+        (
+            "scale_attn_by_inverse_layer_idx",
+            True,
+            ("scale_attn_by_inverse_layer_idx", True),
+        ),
+        ("layer_norm_epsilon", 1e-6, ("norm_eps", 1e-6)),
+        ("tie_word_embeddings", True, ("tie_head", True)),
+        ("n_inner", None, ("n_inner", 64)),
+    ],
+)
+def test_fields_of_config_json(field, theirs, ours):
+    other = checkpoints.CONFIG | {"activation_function": "relu"}
+    usual = hf_config.from_huggingface(other).model
+    got = hf_config.from_huggingface(other | {field: theirs}).model
+    assert got[ours[0]] == ours[1] != usual[ours[0]]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"add_cross_attention": True}, "add_cross_attention=True is not supported"),
+        ({"model_type": "llama"}, "model_type='llama' is no GPT-2"),
+        ({"activation_function": "mish"}, "activation_function='mish' is not one of gelu"),
+        ({"quantization_config": {"bits": 4}}, "quantized weights"),
+        ({"n_layer": None}, "n_layer=None, where a positive integer"),
+        ({"n_head": 3}, "model.n_head=3 does not divide"),
+        ({"n_embd": 32}, r"wte.weight has shape \(11, 16\), and its config.json says \(11, 32\)"),
+        ({"n_layer": 3}, "no tensor h.2.ln_1.weight"),
+        ({"n_layer": 1}, "12 tensors that GPT-2 has no place for: h.1.attn.c_attn.bias"),
+        ({"tie_word_embeddings": True}, "lm_head.weight differs from wte.weight"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_named(tmp_path, change, says):
+    folder = checkpoints.write(tmp_path / "theirs", **change)
+    with pytest.raises(UserError, match=says):
+        import_model(str(folder), str(tmp_path / "run"))
+    assert [p.name for p in tmp_path.iterdir()] == ["theirs"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"transformer.wpe.weight": None}, "no tensor wpe.weight"),
+        ({"lm_head.weight": None}, "no tensor lm_head.weight"),
+        ({"score.weight": np.ones(3, np.float32)}, "no place for: score.weight"),
+        ({"transformer.h.0.crossattention.c_attn.weight": np.ones(3)}, "crossattention"),
+        ({"transformer.ln_f.bias": np.ones(16, np.float64)}, "ln_f.bias is float64"),
+        ({"transformer.ln_f.bias": np.ones(15, np.float32)}, r"ln_f.bias has shape \(15,\)"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_named(tmp_path, change, says):
+    given = checkpoints.tensors() | change
+    folder = checkpoints.write(tmp_path / "t", {k: v for k, v in given.items() if v is not None})
+    with pytest.raises(UserError, match=says):
+        import_model(str(folder), str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("place", ["../secret.safetensors", "/etc/x.safetensors", "a/../../b"])
+def test_an_index_cannot_point_out_of_its_folder(tmp_path, place):
+    folder = checkpoints.write(tmp_path / "theirs")
+    (folder / "model.safetensors").rename(tmp_path / "secret.safetensors")
+    names = dict.fromkeys(checkpoints.tensors(), place)
+    (folder / files.INDEX).write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(UserError, match="points out of its folder"):
+        import_model(str(folder), str(tmp_path / "run"))
+
+
+def test_a_pickle_is_not_opened_unasked(tmp_path):
+    folder = checkpoints.write(tmp_path / "theirs")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="--allow_pickle"):
+        import_model(str(folder), str(tmp_path / "run"))
+
+
+def test_damaged_files_are_named(tmp_path):
+    folder = checkpoints.write(tmp_path / "theirs")
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:-100])
+    with pytest.raises(UserError, match=r"model.safetensors is damaged"):
+        import_model(str(folder), str(tmp_path / "run"))
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config.json is not JSON"):
+        import_model(str(folder), str(tmp_path / "run"))
+
+
+def test_nothing_is_overwritten(imported, tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    with pytest.raises(UserError, match="is not empty"):
+        import_model(str(imported / "theirs"), str(tmp_path))
+    with pytest.raises(UserError, match="is not empty"):
+        export_model(str(imported / "run"), str(tmp_path))
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_what_gpt2_cannot_express_is_refused():
+    config = tools.tiny()
+    config.model.placement = "post_ln"
+    with pytest.raises(UserError, match=r"post_ln cannot be exported: Hugging Face's GPT-2 has"):
+        hf_config.to_huggingface(config, None, "float32")
+
+
+def test_a_damaged_import_is_noticed(imported, tmp_path):
+    import shutil
+
+    shutil.copytree(imported / "run", tmp_path / "run")
+    victim = next(p for p in (tmp_path / "run" / "weights" / "state" / "d").iterdir())
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    with pytest.raises(UserError, match="damaged"):
+        open_run(str(tmp_path / "run"))
+
+
+def test_padded_rows_of_the_vocabulary_come_and_go(imported):
+    params = open_run(str(imported / "run")).params
+    assert params["wte"].shape == params["head"].shape == (128, 16)
+    assert (params["wte"][11:] == 0).all() and (params["wte"][:11] != 0).any()
+
+
+def test_the_command_line(tmp_path):
+    module = ("-m", "gpt2_jax.interop.huggingface")
+    line = tools.one_line_error(tools.run(*module, "inport", tmp=tmp_path))
+    assert line == "error: 'inport' is no command; did you mean 'import'?"
+    line = tools.one_line_error(tools.run(*module, "export", "--out=x", tmp=tmp_path))
+    assert "give --workdir" in line
+    folder = checkpoints.write(tmp_path / "theirs")
+    made = f"--workdir={tmp_path / 'run'}"
+    done = tools.run(*module, "import", f"--model={folder}", made, tmp=tmp_path)
+    assert done.returncode == 0 and "texts are decimal token ids" in done.stdout, done.stderr
+    done = tools.run(*module, "export", made, f"--out={tmp_path / 'out'}", tmp=tmp_path)
+    assert done.returncode == 0, done.stderr
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "imported from | theirs" in card and "updates" not in card
+
+
+def test_tensors_of_every_parameter_are_named(imported):
+    """None of our leaves is left out of the two tables."""
+    from gpt2_jax.interop import weights
+
+    run = open_run(str(imported / "run"))
+    n = len(weights.OUTSIDE_BLOCKS) + len(weights.IN_BLOCKS) + 1
+    assert n == len(jax.tree.leaves(run.params))
