@@ -11,7 +11,6 @@ from jax import lax
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from gpt2_jax.model import placements
-from gpt2_jax.model.attention import Cache, Span
 from gpt2_jax.model.norm import LayerNorm
 from gpt2_jax.model.parts import Context, Init, Role, dropout
 from gpt2_jax.model.residual import Block
@@ -101,49 +100,6 @@ class GPT2(nnx.Module):
             real_V = jnp.arange(logits_NV.shape[-1]) < self.cfg.vocab_size
             logits_NV = jnp.where(real_V, logits_NV, jnp.finfo(jnp.float32).min)
         return logits_NV.reshape(*x_BTD.shape[:-1], -1)
-
-    def empty_cache(self, batch: int, length: int) -> Cache:
-        """Returns zeroed keys and values for `length` positions, each (L, B, H, S, K)."""
-        cfg = self.cfg
-        shape = (cfg.n_layer, batch, cfg.n_head, length, cfg.n_embd // cfg.n_head)
-        return jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype)
-
-    def decode(
-        self,
-        tokens_BT: jax.Array,
-        cache: Cache,
-        start: jax.Array | int,
-        padding_B: jax.Array | None = None,
-    ) -> tuple[jax.Array, Cache]:
-        """Returns logits for tokens in columns start .. start+T-1, and the cache with them in.
-
-        Args:
-          padding_B: how many columns on the left of each sequence are padding: they are attended
-            to by none, and positions count from the first column behind them.
-        """
-        columns_T = start + jnp.arange(tokens_BT.shape[1])
-        first_B = jnp.zeros(1, jnp.int32) if padding_B is None else padding_B
-        columns_S = jnp.arange(cache[0].shape[3])
-        mask_BTS = (columns_S <= columns_T[:, None]) & (columns_S >= first_B[:, None, None])
-        span = Span(start, mask_BTS)
-        x_BTD = self.embed(tokens_BT, jnp.maximum(columns_T - first_B[:, None], 0))
-        graphdef, params_L = nnx.split(self.blocks)
-
-        def body(
-            carry: tuple[jax.Array, Cache], layer: tuple[jax.Array, nnx.State]
-        ) -> tuple[tuple[jax.Array, Cache], None]:
-            # The cache rides in the carry: as the scan's inputs and outputs it would be copied.
-            x_BTD, cache = carry
-            index, params = layer
-            here = jax.tree.map(lambda c: lax.dynamic_index_in_dim(c, index, keepdims=False), cache)
-            x_BTD, here = nnx.merge(graphdef, params).decode(x_BTD, Context(index), here, span)
-            put = lax.dynamic_update_index_in_dim
-            cache = jax.tree.map(lambda c, new: put(c, new, index, axis=0), cache, here)
-            return (x_BTD, cache), None
-
-        layers = (jnp.arange(self.cfg.n_layer), params_L)
-        (x_BTD, cache), _ = lax.scan(body, (x_BTD, cache), layers)
-        return self.logits(x_BTD), cache
 
 
 @jax.custom_vjp

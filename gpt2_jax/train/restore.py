@@ -28,11 +28,12 @@ class OpenedRun:
     step: int
 
 
-def open_run(workdir: str, step: int | None = None) -> OpenedRun:
+def open_run(workdir: str, step: int | None = None, devices: int | None = None) -> OpenedRun:
     """Opens a run at one of its checkpoints; nothing in the directory is written or executed.
 
     Args:
       step: None for the latest undamaged checkpoint.
+      devices: how many to use; None for as many as divide the run's batch.
 
     Raises:
       UserError: if there is no run, no such checkpoint, or it is damaged.
@@ -40,7 +41,7 @@ def open_run(workdir: str, step: int | None = None) -> OpenedRun:
     directory = RunDirectory(workdir)
     config = directory.read_config()
     step = _choose(directory, step)
-    config.mesh.data = None  # this machine may have other devices
+    config.mesh.data = devices  # this machine may have others than the run had
     configure_devices(config)
     mesh, model = make_mesh(config), structure(config.model)
     params = restore_params(directory.folder_of(step), abstract_params(model, mesh))

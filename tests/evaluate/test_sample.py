@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from gpt2_jax.data.tokenizer import load_tokenizer
-from gpt2_jax.evaluate.sample import generate, sample_text
+from gpt2_jax.errors import UserError
+from gpt2_jax.evaluate.choice import GREEDY, Choice
+from gpt2_jax.evaluate.generate import Generator, _generate
+from gpt2_jax.evaluate.sample import sample_text
 from gpt2_jax.train import loop
 from tests.tools import run, tiny, tiny_model
 from tests.train.test_loop import config
@@ -29,40 +32,127 @@ def greedy_by_hand(model, params, prompt, n):
     return ids[len(prompt) :]
 
 
-def test_greedy_text_is_the_likeliest_of_the_full_pass(model):
+PROMPTS = [[1, 2, 3], [7, 0, 9, 9, 4], [5]]
+
+
+@pytest.mark.parametrize("made", ["generate", "stream"])
+def test_greedy_text_is_the_likeliest_of_the_full_pass(model, made):
+    """Prompts of three lengths in one batch, each as it would be alone."""
     structure, params = model
-    prompts = np.array([[1, 2, 3], [7, 0, 9]], np.int32)
-    new = generate(structure, params, prompts, jax.random.key(0), n_new=9, temperature=0.0, top_k=5)
-    assert new.shape == (2, 9)
-    for row in range(2):
-        assert new[row].tolist() == greedy_by_hand(structure, params, prompts[row].tolist(), 9)
+    generator = Generator(structure, params, window=12)
+    if made == "generate":
+        new = generator.generate(PROMPTS, 7, GREEDY)
+    else:
+        new = np.array(list(generator.stream(PROMPTS, 7, GREEDY))).T.tolist()
+    assert new == [greedy_by_hand(structure, params, prompt, 7) for prompt in PROMPTS]
+    assert len({tuple(ids) for ids in new}) == 3
 
 
-def test_draws_follow_the_distribution_of_the_top_k(model):
+@pytest.mark.parametrize("choice", [Choice(1.3, 0.9, 6, 0.9), Choice()])
+def test_streamed_text_is_the_same_text(model, choice):
+    generator = Generator(*model, window=12, end=0)
+    texts = generator.generate(PROMPTS, 30, choice, seed=3)
+    columns = list(generator.stream(PROMPTS, 30, choice, seed=3))
+    streamed = [[i for i in row if i is not None] for row in zip(*columns, strict=True)]
+    assert streamed == texts != generator.generate(PROMPTS, 30, choice, seed=4)
+    assert not any(0 in ids for ids in texts) and min(map(len, texts)) < 30
+
+
+def test_a_row_does_not_depend_on_its_neighbours(model):
+    """Not by its draws, and not by another row's text outgrowing the window before its own."""
+    generator = Generator(*model, window=12)
+    together = generator.generate(PROMPTS, 20, Choice(), seed=1)
+    assert generator.generate(PROMPTS[:1], 20, Choice(), seed=1) == together[:1]
+    greedy = generator.generate(PROMPTS, 20, GREEDY)
+    assert greedy == [generator.generate([prompt], 20, GREEDY)[0] for prompt in PROMPTS]
+    same = generator.generate([[1, 2, 3]] * 3, 8, Choice(), seed=1)
+    assert same[0] != same[1]
+
+
+def drawn(model, choice, prompt=(1, 2, 3), n=4000):
+    """Returns how often each id is drawn after a prompt, and the logits it is drawn by."""
     structure, params = model
-    prompt = jnp.tile(jnp.array([[1, 2, 3]]), (4000, 1))
-    drawn = generate(
-        structure, params, prompt, jax.random.key(1), n_new=1, temperature=0.7, top_k=4
-    )
-    logits = structure.bind(params)(prompt[:1])[0, -1] / 0.7
-    best = np.argsort(-logits)[:4]
-    want = np.exp(logits[best]) / np.exp(logits[best]).sum()
-    got = [(np.asarray(drawn)[:, 0] == i).mean() for i in best]
-    assert sum(got) == pytest.approx(1.0)
-    np.testing.assert_allclose(got, want, atol=0.03)
+    new = Generator(structure, params, window=12).generate([prompt] * n, 1, choice, seed=1)
+    logits = np.asarray(structure.bind(params)(jnp.array([prompt]))[0, -1], np.float64)
+    return np.bincount(np.array(new)[:, 0], minlength=16) / n, logits
 
 
-def test_the_seed_chooses_the_text_and_padding_is_never_drawn(model):
+def expected(logits, keep):
+    p = np.where(keep, np.exp(logits - logits.max()), 0)
+    return p / p.sum()
+
+
+@pytest.mark.parametrize("choice", [Choice(temperature=0.7), Choice(temperature=0.7, top_k=4)])
+def test_draws_follow_the_distribution_of_the_top_k(model, choice):
+    got, logits = drawn(model, choice)
+    keep = logits >= np.sort(logits)[-(choice.top_k or 11)]
+    np.testing.assert_allclose(got, expected(logits / 0.7, keep), atol=0.03)
+    assert got[11:].sum() == 0  # of 16 padded ids
+
+
+def test_draws_follow_the_distribution_of_the_nucleus(model):
+    got, logits = drawn(model, Choice(top_p=0.6))
+    order = np.argsort(-logits)
+    p = expected(logits, True)
+    inside = order[: int(np.searchsorted(p[order].cumsum(), 0.6)) + 1]
+    assert 1 < len(inside) < 10
+    np.testing.assert_allclose(got, expected(logits, np.isin(np.arange(16), inside)), atol=0.03)
+
+
+def test_what_was_said_becomes_less_likely(model):
+    got, logits = drawn(model, Choice(repetition_penalty=3.0), prompt=(0, 2, 0))
+    seen = np.isin(np.arange(16), [0, 2])
+    changed = np.where(seen, np.where(logits > 0, logits / 3, logits * 3), logits)
+    np.testing.assert_allclose(got, expected(changed, True), atol=0.03)
+    assert np.abs(expected(changed, True) - expected(logits, True)).max() > 0.05
+
+
+def test_text_goes_on_past_the_positions_by_the_stated_policy(model):
+    """When 12 tokens are full, the last 6 are read again as a prompt."""
     structure, params = model
-    text = lambda seed: generate(
-        structure, params, jnp.zeros((64, 1), int), jax.random.key(seed), n_new=11,
-        temperature=50.0, top_k=40,
-    )  # fmt: skip
-    assert (text(0) == text(0)).all() and (text(0) != text(1)).any()
-    assert int(text(0).max()) == 10  # of 16 padded ids
+    generator = Generator(structure, params, window=12)
+    prompt = [1, 2, 3, 4]
+    first = greedy_by_hand(structure, params, prompt, 8)
+    second = greedy_by_hand(structure, params, (prompt + first)[-6:], 6)
+    third = greedy_by_hand(structure, params, (first + second)[-6:], 3)
+    assert generator.generate([prompt], 17, GREEDY) == [first + second + third]
+    streamed = list(generator.stream([prompt], 17, GREEDY))
+    assert [ids[0] for ids in streamed] == first + second + third
+    long = list(range(11)) * 3  # fills the window: cut to its last half
+    assert generator.generate([long], 3, GREEDY) == [
+        greedy_by_hand(structure, params, long[-6:], 3)
+    ]
 
 
-def test_a_text_may_outgrow_the_positions(text_file):
+def test_the_next_tokens_distribution(model):
+    structure, params = model
+    log_p = Generator(structure, params, window=12).next_distribution([1, 2, 3])
+    want = jax.nn.log_softmax(structure.bind(params)(jnp.array([[1, 2, 3]]))[0, -1, :11])
+    np.testing.assert_allclose(log_p, want, atol=1e-5)
+
+
+def test_few_programs_are_compiled_for_many_lengths(model):
+    generator = Generator(*model, window=12)
+    before = _generate._cache_size()
+    for n in range(1, 9):
+        generator.generate([[1] * n, [2]], n, Choice(temperature=0.123))
+    assert _generate._cache_size() == before + 1
+
+
+@pytest.mark.parametrize(
+    ("choice", "line"),
+    [
+        (Choice(temperature=-1), "--temperature=-1 must be 0 or more"),
+        (Choice(top_p=0), "--top_p=0 must be above 0 and at most 1"),
+        (Choice(repetition_penalty=0), "--repetition_penalty=0 must be above 0"),
+    ],
+)
+def test_choices_that_mean_nothing_are_refused(choice, line):
+    with pytest.raises(UserError, match=line):
+        choice.check()
+
+
+def test_the_runs_own_sample_is_as_long_as_asked():
     structure, params = tiny_model(model__vocab_size=257)
     tokenizer = load_tokenizer("bytes")
 

@@ -1,5 +1,7 @@
 """Properties of the model, on two layers of width 16."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from flax import nnx
 
 from gpt2_jax.model.attention import resolve_kernel
+from gpt2_jax.model.decode import bind_apart, decode, empty_caches, take_apart
 from gpt2_jax.model.gpt2 import GPT2, project
 from gpt2_jax.model.parts import ACTIVATIONS, Context, Init, Role, dropout, gelu_new
 from gpt2_jax.model.structure import Info, structure
@@ -143,33 +146,38 @@ def test_padding_does_not_change_the_model(model, logits):
     assert exact.n_params() == model[0].n_params()
 
 
+def decoded(structure, params, tokens, starts, padding):
+    """Returns the logits of tokens that pass over a cache in spans that begin at `starts`."""
+    apart = take_apart(params, structure.cfg.n_layer)
+
+    @jax.jit
+    def step(tokens, caches, at):
+        model, blocks = bind_apart(structure, apart)
+        x_BTD, caches = decode(model, blocks, tokens, caches, at, jnp.array(padding))
+        return model.logits(x_BTD), caches
+
+    caches = empty_caches(structure.cfg, *tokens.shape)
+    outs = []
+    for at, until in pairwise([*starts, tokens.shape[1]]):
+        out, caches = step(tokens[:, at:until], caches, at)
+        outs.append(out)
+    return jnp.concatenate(outs, 1)
+
+
 @pytest.mark.parametrize("n_prompt", [1, 5, 11])
 def test_decoding_over_a_cache_equals_the_full_pass(model, logits, n_prompt):
-    bound = model[0].bind(model[1])
-    cache = bound.empty_cache(3, 12)
-    step = jax.jit(lambda tokens, cache, at: bound.decode(tokens, cache, at))
-    out, cache = step(TOKENS[:, :n_prompt], cache, 0)
-    outs = [out]
-    for position in range(n_prompt, 12):
-        out, cache = step(TOKENS[:, position : position + 1], cache, position)
-        outs.append(out)
-    np.testing.assert_allclose(jnp.concatenate(outs, 1), logits, atol=1e-5)
+    got = decoded(*model, TOKENS, [0, *range(n_prompt, 12)], (0, 0, 0))
+    np.testing.assert_allclose(got, logits, atol=1e-5)
 
 
 @pytest.mark.parametrize("padding", [(0, 1, 4), (3, 3, 3)])
 def test_padded_sequences_decode_as_if_alone(model, logits, padding):
     """Rows that begin at different columns, behind ids that must not matter."""
-    bound, padding_B = model[0].bind(model[1]), jnp.array(padding)
     width = 12 + max(padding)
     rows = np.random.default_rng(0).integers(0, 11, (3, width)).astype(np.int32)
     for row, pad in enumerate(padding):
         rows[row, pad : pad + 12] = TOKENS[row]
-    out, cache = bound.decode(rows[:, :7], bound.empty_cache(3, width), 0, padding_B)
-    outs = [out]
-    for column in range(7, width):
-        out, cache = bound.decode(rows[:, column : column + 1], cache, column, padding_B)
-        outs.append(out)
-    got = jnp.concatenate(outs, 1)
+    got = decoded(*model, rows, [0, *range(7, width)], padding)
     for row, pad in enumerate(padding):
         np.testing.assert_allclose(got[row, pad : pad + 12], logits[row], atol=1e-5)
         if pad:
@@ -196,8 +204,8 @@ def test_attention_scores_scale_as_asked(model, logits, changes, factors):
         qkv[name] = jnp.where(is_q, x / factor, x)
     bound = scaled.bind(params)
     np.testing.assert_allclose(bound(TOKENS), logits, atol=1e-4)
-    decoded, _ = bound.decode(TOKENS, bound.empty_cache(3, 12), 0)
-    np.testing.assert_allclose(decoded, logits, atol=1e-4)
+    got = decoded(scaled, params, TOKENS, [0, 6], (0, 0, 0))
+    np.testing.assert_allclose(got, logits, atol=1e-4)
 
 
 def test_an_untied_head_is_its_own_matrix(model):

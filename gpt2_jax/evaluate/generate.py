@@ -1,0 +1,242 @@
+"""Prompts continued over a cache: prefill and the loop over tokens in one compiled program.
+
+Prompts of a batch may differ in length; they are padded on the left, and no token sees the padding.
+A model sees at most `window` tokens. When they are full, it reads the last half of them again as a
+prompt and goes on; a prompt that fills the window is cut to its last half in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from gpt2_jax.evaluate.choice import Choice, draw
+from gpt2_jax.model.decode import Apart, Caches, bind_apart, decode, empty_caches, take_apart
+from gpt2_jax.model.gpt2 import GPT2
+from gpt2_jax.model.structure import Structure
+
+SMALLEST_BUCKET = 16  # columns; prompts are padded to a power of two, to compile seldom
+
+
+class Decoding(NamedTuple):
+    """A batch between two tokens.
+
+    Attributes:
+      column: of the next token. logits_BV: its distribution. seen_BV: ids in each row's text.
+      done_B: rows that have reached their end.
+    """
+
+    caches: Caches
+    column: jax.Array
+    logits_BV: jax.Array
+    seen_BV: jax.Array
+    padding_B: jax.Array
+    done_B: jax.Array
+
+
+class Generator:
+    """Continues prompts under one model.
+
+    Args:
+      window: tokens that the model sees at most, not above `n_positions`.
+      end: the id that ends a text and is not part of it; None for texts without end.
+    """
+
+    def __init__(
+        self, structure: Structure, params: Any, window: int, end: int | None = None
+    ) -> None:
+        self._structure, self._window, self._end = structure, window, end
+        self._apart = take_apart(params, structure.cfg.n_layer)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], n_new: int, choice: Choice, seed: int = 0
+    ) -> list[list[int]]:
+        """Returns up to `n_new` ids that go on from each prompt, without the end's."""
+        contexts: list[list[int]] = [list(prompt) for prompt in prompts]
+        texts: list[list[int]] = [[] for _ in prompts]
+        made = 0
+        done_B = np.zeros(len(texts), bool)
+        while made < n_new and not done_B.all():
+            contexts = [self._cut(context) for context in contexts]
+            tokens_BT, padding_B, room = self._pad(contexts)
+            n = min(room, n_new - made)
+            new_BN, done_B = _generate(
+                self._structure,
+                self._apart,
+                tokens_BT,
+                padding_B,
+                done_B,
+                jax.random.key(seed),
+                made,
+                n,
+                length=tokens_BT.shape[1] + bucket(n),
+                choice=choice,
+                end=self._end,
+            )
+            done_B = np.asarray(done_B)
+            for text, context, new in zip(texts, contexts, np.asarray(new_BN), strict=True):
+                text.extend(new[:n].tolist())
+                context.extend(new[:n].tolist())
+            made += n
+        return [self._until_end(text) for text in texts]
+
+    def stream(
+        self, prompts: Sequence[Sequence[int]], n_new: int, choice: Choice, seed: int = 0
+    ) -> Iterator[list[int | None]]:
+        """Yields the same ids column by column, as they are made; None in rows that have ended."""
+        contexts: list[list[int]] = [list(prompt) for prompt in prompts]
+        made = 0
+        done_B = np.zeros(len(contexts), bool)
+        while made < n_new:
+            contexts = [self._cut(context) for context in contexts]
+            tokens_BT, padding_B, room = self._pad(contexts)
+            n = min(room, n_new - made)
+            length = tokens_BT.shape[1] + bucket(n)
+            state = _prefill(
+                self._structure, self._apart, tokens_BT, padding_B, done_B, length=length
+            )
+            for _ in range(n):
+                key = jax.random.fold_in(jax.random.key(seed), made)
+                ids_B, state = _advance(
+                    self._structure, self._apart, state, key, choice=choice, end=self._end
+                )
+                done_B, made = np.asarray(state.done_B), made + 1
+                yield [None if d else int(i) for i, d in zip(ids_B, done_B, strict=True)]
+                for context, i in zip(contexts, np.asarray(ids_B), strict=True):
+                    context.append(int(i))
+                if done_B.all():
+                    return
+
+    def next_distribution(self, prompt: Sequence[int]) -> np.ndarray:
+        """Returns the log-probabilities (V) of the token after a prompt."""
+        tokens_BT, padding_B, _ = self._pad([self._cut(list(prompt))])
+        nobody = np.zeros(1, bool)
+        state = _prefill(
+            self._structure, self._apart, tokens_BT, padding_B, nobody, length=tokens_BT.shape[1]
+        )
+        log_p_BV = jax.nn.log_softmax(state.logits_BV)
+        return np.asarray(log_p_BV)[0, : self._structure.cfg.vocab_size]
+
+    def _cut(self, context: list[int]) -> list[int]:
+        """Returns what a model goes on from: all of it, or the last half of a full window."""
+        if not context:
+            raise ValueError("a prompt needs at least one token")
+        return context if len(context) < self._window else context[-max(1, self._window // 2) :]
+
+    def _pad(self, contexts: list[list[int]]) -> tuple[np.ndarray, np.ndarray, int]:
+        """Returns a padded batch, its padding, and how many tokens fit behind the longest row."""
+        longest = max(map(len, contexts))
+        width = min(self._window, bucket(longest))
+        tokens_BT = np.zeros((len(contexts), width), np.int32)
+        padding_B = np.zeros(len(contexts), np.int32)
+        for row, context in enumerate(contexts):
+            padding_B[row] = width - len(context)
+            tokens_BT[row, padding_B[row] :] = context
+        return tokens_BT, padding_B, max(1, self._window - longest)
+
+    def _until_end(self, ids: list[int]) -> list[int]:
+        return ids[: ids.index(self._end)] if self._end in ids else ids
+
+
+def bucket(n: int) -> int:
+    """Returns the power of two that `n` columns are rounded up to."""
+    return max(SMALLEST_BUCKET, 1 << (n - 1).bit_length())
+
+
+def prefill(
+    model: GPT2, blocks: Any, tokens_BT: jax.Array, padding_B: jax.Array, done_B: Any, length: int
+) -> Decoding:
+    """Reads padded prompts (B, T) into caches of `length` columns."""
+    n_rows, width = tokens_BT.shape
+    caches = empty_caches(model.cfg, n_rows, length)
+    x_BTD, caches = decode(model, blocks, tokens_BT, caches, 0, padding_B)
+    logits_BV = model.logits(x_BTD[:, -1:])[:, 0]
+    real_BT = jnp.arange(width) >= padding_B[:, None]
+    rows = jnp.arange(n_rows)[:, None]
+    seen_BV = jnp.zeros(logits_BV.shape, bool).at[rows, tokens_BT].max(real_BT)
+    return Decoding(caches, jnp.int32(width), logits_BV, seen_BV, padding_B, jnp.asarray(done_B))
+
+
+def advance(
+    model: GPT2, blocks: Any, state: Decoding, key: jax.Array, choice: Choice, end: int | None
+) -> tuple[jax.Array, Decoding]:
+    """Returns the next id of each row (the end's own where a row is done) and the state after."""
+    rows_B = jnp.arange(state.done_B.shape[0])
+    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, rows_B)
+    ids_B = draw(choice, state.logits_BV, state.seen_BV, keys_B).astype(jnp.int32)
+    done_B = state.done_B
+    if end is not None:
+        ids_B = jnp.where(done_B, end, ids_B)
+        done_B = ids_B == end
+    x_B1D, caches = decode(
+        model, blocks, ids_B[:, None], state.caches, state.column, state.padding_B
+    )
+    seen_BV = state.seen_BV.at[rows_B, ids_B].set(True)
+    logits_BV = model.logits(x_B1D)[:, 0]
+    return ids_B, Decoding(caches, state.column + 1, logits_BV, seen_BV, state.padding_B, done_B)
+
+
+@partial(jax.jit, static_argnames=("structure", "length", "choice", "end"))
+def _generate(
+    structure: Structure,
+    apart: Apart,
+    tokens_BT: jax.Array,
+    padding_B: jax.Array,
+    done_B: jax.Array,
+    key: jax.Array,
+    made: jax.Array,
+    n: jax.Array,
+    *,
+    length: int,
+    choice: Choice,
+    end: int | None,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns ids (B, length - T), the first `n` of them made, and which rows are done.
+
+    Args:
+      made: how many ids the rows got before, so that each id has a key of its own.
+    """
+    model, blocks = bind_apart(structure, apart)
+    width = tokens_BT.shape[1]
+    state = prefill(model, blocks, tokens_BT, padding_B, done_B, length)
+    blank = 0 if end is None else end
+    new_NB = jnp.full((length - width, tokens_BT.shape[0]), blank, jnp.int32)
+
+    def more(carry: tuple[Decoding, jax.Array]) -> jax.Array:
+        return (carry[0].column < width + n) & ~carry[0].done_B.all()
+
+    def body(carry: tuple[Decoding, jax.Array]) -> tuple[Decoding, jax.Array]:
+        state, new_NB = carry
+        at = state.column - width
+        here = jax.random.fold_in(key, made + at)
+        ids_B, state = advance(model, blocks, state, here, choice, end)
+        return state, new_NB.at[at].set(ids_B)
+
+    state, new_NB = lax.while_loop(more, body, (state, new_NB))
+    return new_NB.T, state.done_B
+
+
+@partial(jax.jit, static_argnames=("structure", "length"))
+def _prefill(
+    structure: Structure, apart: Apart, tokens_BT: Any, padding_B: Any, done_B: Any, *, length: int
+) -> Decoding:
+    return prefill(*bind_apart(structure, apart), tokens_BT, padding_B, done_B, length)
+
+
+@partial(jax.jit, static_argnames=("structure", "choice", "end"), donate_argnames="state")
+def _advance(
+    structure: Structure,
+    apart: Apart,
+    state: Decoding,
+    key: jax.Array,
+    *,
+    choice: Choice,
+    end: int | None,
+) -> tuple[jax.Array, Decoding]:
+    return advance(*bind_apart(structure, apart), state, key, choice, end)

@@ -1,0 +1,70 @@
+"""Token ids as text that appears piece by piece."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+from gpt2_jax.data.tokenizer import Tokenizer
+
+UNKNOWN = "\N{REPLACEMENT CHARACTER}".encode()
+
+
+class TextStream:
+    """Turns ids into text, of which what it has given out never changes.
+
+    Bytes that may be the beginning of a character wait for the rest of it, and text that may be
+    the beginning of a stop string waits until it is none.
+
+    Args:
+      stops: strings that end the text; they are not part of it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
+        self._tokenizer, self._stops = tokenizer, tuple(stops)
+        self._ids: list[int] = []
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._n_bytes = 0
+        self._held = ""
+        self.text = ""
+        self.stopped = False
+
+    def push(self, token_id: int) -> str:
+        """Returns the text that is now certain."""
+        if self.stopped:
+            return ""
+        self._ids.append(token_id)
+        data = self._tokenizer.decode_bytes(self._ids)
+        while data.endswith(UNKNOWN):  # some tokenizers give this for a character's first bytes
+            data = data.removesuffix(UNKNOWN)
+        return self._release(self._decoder.decode(data[self._n_bytes :]), len(data))
+
+    def finish(self) -> str:
+        """Returns what was still waiting."""
+        if self.stopped:
+            return ""
+        data = self._tokenizer.decode_bytes(self._ids)
+        out = self._release(self._decoder.decode(data[self._n_bytes :], final=True), len(data))
+        self.text += self._held
+        out, self._held = out + self._held, ""
+        return out
+
+    def _release(self, new: str, n_bytes: int) -> str:
+        self._n_bytes = max(self._n_bytes, n_bytes)
+        waiting = self._held + new
+        found = [at for stop in self._stops if (at := waiting.find(stop)) >= 0]
+        if found:
+            self.stopped, certain, self._held = True, waiting[: min(found)], ""
+        else:
+            keep = max((_overlap(waiting, stop) for stop in self._stops), default=0)
+            cut = len(waiting) - keep
+            certain, self._held = waiting[:cut], waiting[cut:]
+        self.text += certain
+        return certain
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Returns the length of the longest end of `text` that begins `stop`."""
+    return next(
+        (n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop[:n] == text[-n:]), 0
+    )

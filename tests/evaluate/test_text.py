@@ -1,0 +1,53 @@
+"""Text that appears piece by piece: characters stay whole, stops end it."""
+
+import json
+
+import pytest
+
+from gpt2_jax.data.tokenizer import load_tokenizer
+from gpt2_jax.evaluate.text import TextStream
+from gpt2_jax.interop.tokenizer_files import byte_level
+
+TEXT = "na\u00efve \u20ac 10 \U0001f600 end\ufffd"
+
+
+@pytest.fixture(scope="module", params=["bytes", "gpt2", "json"])
+def tokenizer(request, tmp_path_factory):
+    if request.param != "json":
+        return load_tokenizer(request.param)
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    path.write_text(json.dumps(byte_level("bytes")))
+    return load_tokenizer(str(path))
+
+
+def pieces(tokenizer, text, stops=()):
+    stream = TextStream(tokenizer, stops)
+    out = [stream.push(int(i)) for i in tokenizer.encode([text])[0]]
+    return [*out, stream.finish()], stream
+
+
+def test_no_character_is_ever_split(tokenizer):
+    out, stream = pieces(tokenizer, TEXT)
+    assert "".join(out) == stream.text == TEXT
+    assert sum(map(bool, out)) > 5
+    assert not any("\ufffd" in piece for piece in out[:-4])
+
+
+def test_bytes_that_are_no_text_do_not_hold_up_the_rest():
+    tokenizer = load_tokenizer("bytes")
+    stream = TextStream(tokenizer)
+    got = [stream.push(i) for i in [0xFF, ord("a"), 0xE2, ord("b")]]
+    assert "".join(got) == "\ufffda\ufffdb"
+    assert stream.push(0xE2) == "" and stream.finish() == "\ufffd"
+
+
+def test_a_stop_ends_the_text_and_is_not_part_of_it(tokenizer):
+    out, stream = pieces(tokenizer, "one two\n\ndef three", ["\n\ndef", "xyz"])
+    assert stream.stopped and "".join(out) == stream.text == "one two"
+
+
+def test_the_beginning_of_a_stop_waits_until_it_is_none():
+    tokenizer = load_tokenizer("bytes")
+    out, stream = pieces(tokenizer, "a\n\nb\n", ["\n\nc"])
+    assert out == ["a", "", "", "\n\nb", "", "\n"] and not stream.stopped
+    assert stream.text == "a\n\nb\n"
