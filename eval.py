@@ -15,6 +15,9 @@ _DATA = flags.DEFINE_string("data", None, "text to evaluate on; unset: the run's
 _STRIDE = flags.DEFINE_integer(
     "stride", None, "tokens between windows; unset: seq_len, so that they do not overlap"
 )
+_TASKS = flags.DEFINE_list("tasks", None, "tasks of lm-evaluation-harness instead, with commas")
+_TASK_DATA = flags.DEFINE_string("task_data", None, "folder with the tasks' data; unset: the hub's")
+_LIMIT = flags.DEFINE_integer("limit", None, "documents of each task; unset: all", 1)
 _JSON = flags.DEFINE_bool("json", False, "print one JSON object instead of lines")
 
 
@@ -23,6 +26,9 @@ def main(argv: list[str]) -> None:
     del argv
     if not _WORKDIR.value:
         raise UserError("give --workdir, the directory of a run")
+    if _TASKS.value:
+        evaluate_tasks(_WORKDIR.value, _TASKS.value)
+        return
     from gpt2_jax.evaluate.perplexity import evaluate_run
 
     result = evaluate_run(_WORKDIR.value, _STEP.value, _DATA.value, _STRIDE.value)
@@ -31,6 +37,19 @@ def main(argv: list[str]) -> None:
     else:
         for name, value in result.items():
             print(f"{name:<22} {value:,.6g}" if isinstance(value, float) else f"{name:<22} {value}")
+
+
+def evaluate_tasks(workdir: str, names: list[str]) -> None:
+    """Prints the harness's results as a table or as JSON."""
+    try:
+        from gpt2_jax.evaluate import harness
+    except ImportError as error:
+        raise UserError(
+            f"--tasks needs lm-evaluation-harness ({error.name}): make install EXTRA=eval, or "
+            "pip install lm_eval"
+        ) from None
+    results = harness.evaluate_tasks(workdir, names, _STEP.value, _TASK_DATA.value, _LIMIT.value)
+    print(json.dumps(results) if _JSON.value else harness.table(results))
 
 
 if __name__ == "__main__":

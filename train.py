@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
     if not _WORKDIR.value:
         raise UserError("give --workdir, for example --workdir=runs/quickstart")
     # Imported once the flags are known to be right: jax takes a second to load.
-    from gpt2_jax.evaluate.sample import sample_text
+    from gpt2_jax.evaluate.writing import sample_text
     from gpt2_jax.train.loop import train
 
     sys.exit(train(_CONFIG.value, _WORKDIR.value, sample_text))

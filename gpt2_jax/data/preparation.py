@@ -214,6 +214,7 @@ class _Preparation:
                     assert writer.split.bytes is not None and writer.split.documents is not None
                     writer.split.bytes += n_bytes
                     writer.split.documents += piece.last
+                    writer.split.words = (writer.split.words or 0) + len(piece.text.split())
                     ended[name] = piece.last
                     bar.update(n_bytes)
                     since += len(piece.text)

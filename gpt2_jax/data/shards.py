@@ -65,12 +65,16 @@ class Shard:
 
 @dataclass
 class Split:
-    """Counts of a split and its files. `bytes` is the text's UTF-8 size, None if unknown."""
+    """Counts of a split and its files.
+
+    `bytes` is the text's UTF-8 size, `words` are what white space parts; None if unknown.
+    """
 
     tokens: int = 0
     documents: int | None = 0
     bytes: int | None = 0
     shards: list[Shard] = field(default_factory=list)
+    words: int | None = None
 
 
 @dataclass
@@ -155,6 +159,11 @@ class Corpus:
         """Returns the text's bytes a token in a split, or None where they were not counted."""
         counts = self.manifest.splits[split]
         return counts.bytes / counts.tokens if counts.bytes else None
+
+    def words_per_token(self, split: str) -> float | None:
+        """Returns the text's words a token in a split, or None where they were not counted."""
+        counts = self.manifest.splits[split]
+        return counts.words / counts.tokens if counts.words else None
 
 
 def open_prepared(folder: Path) -> Corpus:

@@ -18,7 +18,10 @@ from gpt2_jax.train.rundir import RunDirectory
 def evaluate_run(
     workdir: str, step: int | None, data: str | None, stride: int | None
 ) -> dict[str, Any]:
-    """Returns what `eval.py` prints: counts, loss in nats, accuracy, perplexity, bits per byte.
+    """Returns what `eval.py` prints: counts, loss in nats, accuracy, perplexities, bits per byte.
+
+    Perplexity is exp(nats / units), for tokens, and for the words and bytes of the text, which do
+    not depend on the tokenizer.
 
     Args:
       step: of the checkpoint; None for the latest.
@@ -40,17 +43,27 @@ def evaluate_run(
     )
     limit = train.eval_tokens if data is None and stride is None else None
     score = evaluator.score(run.params, corpus.val, limit, stride)
-    metrics = score.metrics(corpus.bytes_per_token("val"))
+    bytes_per_token, words_per_token = corpus.bytes_per_token("val"), corpus.words_per_token("val")
+    metrics = score.metrics(bytes_per_token)
     return {
         "step": run.step,
         "data": data or f"validation part of {fields.source}",
         "tokens": score.tokens,
         "stride": stride or fields.seq_len,
         "loss": metrics["val/loss"],
-        "perplexity": math.exp(score.loss),
+        "perplexity": _perplexity(score.loss, 1.0),
+        "word_perplexity": _perplexity(score.loss, words_per_token),
+        "byte_perplexity": _perplexity(score.loss, bytes_per_token),
         "accuracy": metrics["val/accuracy"],
         "bits_per_byte": metrics.get("val/bits_per_byte"),
     }
+
+
+def _perplexity(loss: float, units_per_token: float | None) -> float | None:
+    if units_per_token is None:
+        return None
+    exponent = loss / units_per_token
+    return math.exp(exponent) if exponent < 700 else math.inf  # a word of an untrained model
 
 
 def _corpus(config: ConfigDict, workdir: str, data: str | None) -> Corpus:

@@ -53,17 +53,23 @@ AHEAD = 8  # batches on the devices at a time
 def windows(n_tokens: int, seq_len: int, stride: int) -> Iterator[tuple[int, int, int]]:
     """Yields (start, length, scored): windows that predict tokens 1 .. n_tokens-1 once each.
 
-    A window reads `length` + 1 tokens from `start` and scores its last `scored` predictions; with
-    a stride below `seq_len` the others are context, scored before.
+    A window reads `length` + 1 tokens from `start` and scores its last `scored` predictions.
+    Without overlap each makes `seq_len` predictions. With a stride below `seq_len` they are those
+    of Hugging Face's guide to perplexity: spans of `seq_len` tokens, of which the last `stride`
+    are scored and the others are context, scored before.
     """
-    done = 0  # predictions scored so far; the next one predicts token done + 1
-    while done < n_tokens - 1:
-        end = min(done + (seq_len if done == 0 else stride), n_tokens - 1)
-        start = max(0, end - seq_len)
-        if stride == seq_len:
-            start = done
-        yield start, end - start, end - done
+    if stride == seq_len:
+        for start in range(0, n_tokens - 1, seq_len):
+            length = min(seq_len, n_tokens - 1 - start)
+            yield start, length, length
+        return
+    done = 1  # the first token is predicted by none
+    for start in range(0, n_tokens, stride):
+        end = min(start + seq_len, n_tokens)
+        yield start, end - start - 1, end - done
         done = end
+        if end == n_tokens:
+            return
 
 
 class Evaluator:

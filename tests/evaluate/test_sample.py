@@ -11,7 +11,7 @@ from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.evaluate.choice import GREEDY, Choice
 from gpt2_jax.evaluate.generate import Generator, _generate
-from gpt2_jax.evaluate.sample import sample_text
+from gpt2_jax.evaluate.writing import sample_text
 from gpt2_jax.train import loop
 from tests.tools import run, tiny, tiny_model
 from tests.train.test_loop import config

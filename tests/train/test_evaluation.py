@@ -25,8 +25,9 @@ def test_windows_without_a_stride_do_not_overlap():
 
 
 def test_windows_with_a_stride_reread_their_context():
-    assert list(windows(26, 10, 5)) == [(0, 10, 10), (5, 10, 5), (10, 10, 5), (15, 10, 5)]
-    assert list(windows(25, 10, 5)) == [(0, 10, 10), (5, 10, 5), (10, 10, 5), (14, 10, 4)]
+    """Spans [0, 10), [5, 15), … of tokens, each predicted from those of its span before it."""
+    assert list(windows(25, 10, 5)) == [(0, 9, 9), (5, 9, 5), (10, 9, 5), (15, 9, 5)]
+    assert list(windows(26, 10, 5)) == [(0, 9, 9), (5, 9, 5), (10, 9, 5), (15, 9, 5), (20, 5, 1)]
 
 
 @given(st.integers(2, 200), st.integers(1, 20), st.data())

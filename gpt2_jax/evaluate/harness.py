@@ -1,0 +1,277 @@
+"""EleutherAI's lm-evaluation-harness over a run's model."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lm_eval.api.model
+import lm_eval.api.task
+from lm_eval import simple_evaluate
+from lm_eval.api.group import Group
+from lm_eval.api.model import TemplateLM
+from lm_eval.config.group import GroupConfig
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from gpt2_jax.data.tokenizer import Tokenizer, load_tokenizer
+from gpt2_jax.errors import UserError, suggestion
+from gpt2_jax.evaluate.choice import GREEDY, Choice
+from gpt2_jax.evaluate.generate import Generator
+from gpt2_jax.evaluate.likelihood import Answer, Request, Scorer
+from gpt2_jax.evaluate.task_data import LocalTask, local_folder
+from gpt2_jax.evaluate.writing import write
+from gpt2_jax.files import sha256, write_json
+from gpt2_jax.track.metrics import read_rows
+from gpt2_jax.track.wandb_log import WandbLog
+from gpt2_jax.train.checkpoint import SUMS
+from gpt2_jax.train.loop import wandb_options
+from gpt2_jax.train.restore import OpenedRun, open_run
+from gpt2_jax.train.rundir import RunDirectory
+
+USUAL_NEW_TOKENS = 256
+TEXTS_AT_ONCE = 16
+
+
+class HarnessModel(TemplateLM):
+    """A model as the harness asks it: likelihoods, rolling likelihoods, and texts."""
+
+    def __init__(self, run: OpenedRun, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self._window = run.config.data.seq_len
+        self._tokenizer = tokenizer
+        self._scorer = Scorer(run.structure, run.params, self._window)
+        self._generator = Generator(run.structure, run.params, self._window, tokenizer.end_of_text)
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that an empty context is."""
+        return self._tokenizer.end_of_text
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+    ) -> list[int]:
+        """Returns ids; our tokenizers add no special tokens."""
+        del add_special_tokens, kwargs
+        (ids,) = self._tokenizer.encode([string])
+        return ids.tolist()
+
+    def _loglikelihood_tokens(
+        self,
+        requests: list[tuple[tuple[str, str], list[int], list[int]]],
+        disable_tqdm: bool = False,
+        kind: str = "loglikelihood",
+        **kwargs: Any,
+    ) -> list[tuple[float, bool]]:
+        asked = [Request(tuple(context), tuple(new)) for _, context, new in requests]
+        with tqdm(total=len(asked), desc=kind, disable=disable_tqdm) as bar:
+
+            def said(i: int, answer: Answer) -> None:
+                bar.update()
+                if requests[i][0] is not None:
+                    given = (answer.log_p, answer.is_greedy)
+                    self.cache_hook.add_partial(kind, requests[i][0], given)
+
+            answers = self._scorer.score(asked, said)
+        return [(answer.log_p, answer.is_greedy) for answer in answers]
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Returns the log-likelihood of each whole text, in windows that do not overlap."""
+        windows: list[Any] = []
+        owners: list[int] = []
+        for owner, request in enumerate(requests):
+            (string,) = request.args
+            for pair in get_rolling_token_windows(
+                token_list=self.tok_encode(string),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self._window,
+                context_len=1,
+            ):
+                context, new = make_disjoint_window(pair)
+                windows.append((None, context, new))
+                owners.append(owner)
+        scores = self._loglikelihood_tokens(windows, disable_tqdm, kind="rolling")
+        totals = [0.0] * len(requests)
+        for owner, (log_p, _) in zip(owners, scores, strict=True):
+            totals[owner] += log_p
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return totals
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Returns the text after each context, up to a stop string or the asked length."""
+        texts: dict[int, str] = {}
+        groups: dict[str, list[int]] = {}
+        for i, request in enumerate(requests):
+            groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(i)
+        with tqdm(total=len(requests), desc="generate_until", disable=disable_tqdm) as bar:
+            for how, indices in groups.items():
+                indices.sort(key=lambda i: len(requests[i].args[0]))
+                for start in range(0, len(indices), TEXTS_AT_ONCE):
+                    some = indices[start : start + TEXTS_AT_ONCE]
+                    contexts = [requests[i].args[0] for i in some]
+                    for i, text in zip(some, self._write(contexts, json.loads(how)), strict=True):
+                        texts[i] = text
+                        self.cache_hook.add_partial("generate_until", requests[i].args, text)
+                    bar.update(len(some))
+        return [texts[i] for i in range(len(requests))]
+
+    def _write(self, contexts: list[str], how: dict[str, Any]) -> list[str]:
+        stops = how.get("until") or []
+        stops = [stops] if isinstance(stops, str) else [stop for stop in stops if stop]
+        n_new = int(how.get("max_gen_toks") or how.get("max_tokens") or USUAL_NEW_TOKENS)
+        choice = GREEDY
+        if how.get("do_sample") and how.get("temperature", 1.0) > 0:
+            choice = Choice(
+                how.get("repetition_penalty", 1.0),
+                how.get("temperature", 1.0),
+                how.get("top_k", 0),
+                how.get("top_p", 1.0),
+            )
+        return write(self._generator, self._tokenizer, contexts, n_new, choice, stops=stops)
+
+
+def evaluate_tasks(
+    workdir: str,
+    names: Sequence[str],
+    step: int | None = None,
+    task_data: str | None = None,
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """Returns the harness's results, and leaves them in the run directory as JSON.
+
+    Args:
+      names: tasks or groups by the harness's names.
+      task_data: folder of local files to take the tasks' data from; None for the hub's.
+      limit: documents of each task; None for all of them.
+
+    Raises:
+      UserError: if there is no such run or task, or its data are not there.
+    """
+    # Its bootstrap forks, which a process with jax's threads must not.
+    os.environ["DISABLE_MULTIPROC"] = "1"
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    manager = TaskManager()
+    tasks = _tasks(manager, names, task_data)
+    run = open_run(workdir, step, devices=1)
+    model = HarnessModel(run, load_tokenizer(run.config.data.tokenizer))
+    folder = Path(workdir) / "evals"
+    folder.mkdir(exist_ok=True)
+    with _only_our_bars():
+        found = simple_evaluate(
+            model=model,
+            tasks=tasks,
+            task_manager=manager,
+            limit=limit,
+            use_cache=str(folder / f"answers-{run.step}-{_digest(workdir, run.step)}"),
+            log_samples=False,
+            bootstrap_iters=1000,
+        )
+    results = {
+        "step": run.step,
+        "limit": limit,
+        "results": found["results"],
+        "groups": found.get("groups", {}),
+        "versions": found["versions"],
+        "n_documents": {name: n["effective"] for name, n in found["n-samples"].items()},
+    }
+    label = "-".join(names)[:80].replace("/", "_")
+    write_json(folder / f"{label}-{run.step}{f'-first{limit}' if limit else ''}.json", results)
+    _summarize(run.config, RunDirectory(workdir), results)
+    return results
+
+
+def _digest(workdir: str, step: int) -> str:
+    """Returns a short hash of a checkpoint, so that answers are never those of another."""
+    return sha256(RunDirectory(workdir).folder_of(step) / SUMS)[:8]
+
+
+@contextmanager
+def _only_our_bars() -> Iterator[None]:
+    """Leaves out the harness's progress bars, one for each of hundreds of tasks."""
+    modules = (lm_eval.api.task, lm_eval.api.model)
+    kept = [module.tqdm for module in modules]
+    for module in modules:
+        module.tqdm = partial(tqdm, disable=True)
+    try:
+        yield
+    finally:
+        for module, bar in zip(modules, kept, strict=True):
+            module.tqdm = bar
+
+
+def _summarize(config: ConfigDict, directory: RunDirectory, results: dict[str, Any]) -> None:
+    """Adds the metrics to the summary of the run on wandb, as `eval/<task>/<metric>`."""
+    log = WandbLog(
+        wandb_options(config, directory),
+        config.to_dict(),
+        read_rows(directory.metrics_path),
+        lambda line: print(line, file=sys.stderr),
+    )
+    log.summarize({f"eval/{task}/{metric}": value for task, metric, value, _ in rows(results)})
+    log.close(0)
+
+
+def rows(results: dict[str, Any]) -> Iterator[tuple[str, str, float, float | None]]:
+    """Yields task, metric, value and standard error; of a group's parts nothing."""
+    for name, values in results["results"].items():
+        if any(name.startswith(f"{group}_") for group in results["groups"]):
+            continue
+        for key, value in values.items():
+            metric, _, kind = key.partition(",")
+            if kind == "none" and not metric.endswith("_stderr") and isinstance(value, float):
+                error = values.get(f"{metric}_stderr,none")
+                yield name, metric, value, error if isinstance(error, float) else None
+
+
+def _tasks(manager: TaskManager, names: Sequence[str], task_data: str | None) -> list[Any]:
+    known = set(manager.all_tasks)
+    for name in names:
+        if name not in known:
+            near = suggestion(name, known)
+            hint = near if "did you mean" in near else "; see `lm_eval ls tasks`"
+            raise UserError(f"--tasks: {name} is no task of the harness{hint}")
+    if task_data is None:
+        return list(names)
+    return [_local_task(manager, name, Path(task_data)) for name in names]
+
+
+def _local_task(manager: TaskManager, name: str, task_data: Path) -> Any:
+    """Returns the harness's own task or group, reading local data.
+
+    Registered tasks take other data only as members of a group that is written out here.
+    """
+    local = LocalTask.of(name)
+    folder = local_folder(local, task_data)
+    is_group = name in manager.all_groups
+    parts = [f"{name}_{path.stem}" for path in sorted(folder.glob("*.jsonl"))]
+    wanted = [part for part in parts if part in manager.all_subtasks] if is_group else [name]
+    changes = {"dataset_path": str(folder), **dict.fromkeys(local.absent)}
+    members = [{"task": task, **changes} for task in wanted]
+    tasks = manager.load({"group": "given", "task": members})["tasks"]
+    if not is_group:
+        return tasks[name]
+    mean = {"metric": "acc", "weight_by_size": False}
+    group = Group.from_config(GroupConfig(group=name, task=wanted, aggregate_metric_list=[mean]))
+    for task in tasks.values():
+        group.add(task)
+    return group
+
+
+def table(results: dict[str, Any]) -> str:
+    """Returns the metrics with their standard errors, one a line."""
+    lines = [f"{'task':<24} {'metric':<16} {'value':>12}   {'± stderr':<12} documents"]
+    for name, metric, value, error in rows(results):
+        shown = "" if error is None else f"± {error:.4g}"
+        n = results["n_documents"].get(name, "")
+        lines.append(f"{name:<24} {metric:<16} {value:>12,.4f}   {shown:<12} {n}".rstrip())
+    return "\n".join(lines)

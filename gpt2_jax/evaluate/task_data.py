@@ -1,0 +1,113 @@
+"""Local files as the data of the harness's tasks, so that they run without the network.
+
+Each kind becomes a folder in the cache that `datasets` reads under the names that the task asks
+for: JSON lines, and a README that names them as configurations (the hub's repository format).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt2_jax.errors import UserError
+from gpt2_jax.files import cache_dir, remembered_sha256
+
+# (name of the configuration, split, lines)
+Part = tuple[str, str, list[str]]
+
+
+@dataclass(frozen=True)
+class LocalTask:
+    """A kind of task whose data may be local.
+
+    Attributes:
+      kind: the beginning of its name in the harness.
+      pattern: its file under the task folder. parts: reads that file.
+      absent: fields of the harness's task that name splits which the file has not.
+    """
+
+    kind: str
+    pattern: str
+    parts: Callable[[Path], Iterator[Part]]
+    absent: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(name: str) -> LocalTask:
+        """Returns the kind that a task's name belongs to.
+
+        Raises:
+          UserError: if there is no local form of its data.
+        """
+        for task in LOCAL_TASKS:
+            if name.startswith(task.kind):
+                return task
+        known = ", ".join(task.kind for task in LOCAL_TASKS)
+        raise UserError(f"--task_data has no data for {name}, only for {known}; leave it unset")
+
+
+def local_folder(task: LocalTask, source: Path) -> Path:
+    """Returns a folder that `datasets` reads, made from the task's file under `source`.
+
+    Raises:
+      UserError: if the file is not there.
+    """
+    found = sorted(source.glob(task.pattern))
+    if not found:
+        raise UserError(f"--task_data={source} has no {task.pattern} for {task.kind}")
+    digest = hashlib.sha256(f"1 {task.kind} {remembered_sha256(found[0])}".encode()).hexdigest()
+    folder = cache_dir() / "tasks" / f"{task.kind}-{digest[:16]}"
+    if folder.exists():
+        return folder
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    names = []
+    for name, split, lines in task.parts(found[0]):
+        (partial / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines))
+        files = f"  data_files:\n  - split: {split}\n    path: {name}.jsonl"
+        names.append(f"- config_name: {name}\n{files}")
+    (partial / "README.md").write_text("---\nconfigs:\n" + "\n".join(names) + "\n---\n")
+    partial.rename(folder)
+    return folder
+
+
+def _lambada(path: Path) -> Iterator[Part]:
+    yield "default", "test", path.read_text().splitlines()
+
+
+def _hellaswag(path: Path) -> Iterator[Part]:
+    yield "default", "validation", path.read_text().splitlines()
+
+
+def _blimp(path: Path) -> Iterator[Part]:
+    with tarfile.open(path) as archive:
+        for member in sorted(archive.getmembers(), key=lambda member: member.name):
+            file = archive.extractfile(member)
+            if file is not None and member.name.endswith(".jsonl"):
+                yield Path(member.name).stem, "train", file.read().decode().splitlines()
+
+
+def wikitext_pages(text: str) -> list[str]:
+    """Returns WikiText's articles: each begins at a heading of the first level."""
+    starts = [match.start() for match in re.finditer(r"^ = [^=].*[^=] = $", text, re.MULTILINE)]
+    ends = [*starts[1:], len(text)]
+    return [text[a:b] for a, b in zip(starts, ends, strict=True)]
+
+
+def _wikitext(path: Path) -> Iterator[Part]:
+    pages = wikitext_pages(path.read_text())
+    yield "wikitext-2-raw-v1", "test", [json.dumps({"page": page}) for page in pages]
+
+
+LOCAL_TASKS = (
+    LocalTask("lambada_openai", "lambada/*.jsonl", _lambada),
+    LocalTask("hellaswag", "hellaswag/*.jsonl", _hellaswag, ("training_split",)),
+    LocalTask("blimp", "blimp/*.tar.xz", _blimp),
+    LocalTask("wikitext", "wikitext2_raw/*.raw", _wikitext, ("training_split", "validation_split")),
+)

@@ -1,0 +1,160 @@
+"""Our adapter to lm-evaluation-harness against the harness's `hf` adapter, on the same weights."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("lm_eval")
+
+from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.models.huggingface import HFLM  # noqa: E402
+
+from gpt2_jax import config as configs  # noqa: E402
+from gpt2_jax.data.tokenizer import load_tokenizer  # noqa: E402
+from gpt2_jax.evaluate import harness, likelihood  # noqa: E402
+from gpt2_jax.interop.exporting import export_model  # noqa: E402
+from gpt2_jax.model.structure import structure  # noqa: E402
+from gpt2_jax.train.checkpoint import save_params  # noqa: E402
+from gpt2_jax.train.restore import open_run  # noqa: E402
+from tests import tools  # noqa: E402
+
+pytestmark = pytest.mark.peers
+
+WINDOW = 48
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A run of bytes that has never been trained, far from its init."""
+    config = tools.tiny(model__vocab_size=257, model__n_positions=WINDOW, data__seq_len=WINDOW)
+    config.track.wandb.mode = "disabled"
+    folder = tmp_path_factory.mktemp("harness")
+    params = tools.noisy(structure(config.model).init(jax.random.key(0)), 0.3)
+    (folder / "run").mkdir()
+    (folder / "run" / "config.json").write_text(configs.to_json(config))
+    save_params(folder / "run" / "weights", params)
+    export_model(str(folder / "run"), str(folder / "theirs"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapters(workdir):
+    run = open_run(str(workdir / "run"), devices=1)
+    theirs = HFLM(
+        pretrained=transformers.AutoModelForCausalLM.from_pretrained(workdir / "theirs"),
+        tokenizer=transformers.AutoTokenizer.from_pretrained(workdir / "theirs"),
+        max_length=WINDOW,
+        batch_size=3,
+        device="cpu",
+    )
+    return harness.HarnessModel(run, load_tokenizer("bytes")), theirs
+
+
+def requests(kind, arguments):
+    return [Instance(kind, {}, given, i) for i, given in enumerate(arguments)]
+
+
+def likely_text(adapters, context):
+    """What greedy decoding gives, so that some flags are true."""
+    return adapters[0]._write([context], {"max_gen_toks": 3})[0]
+
+
+def test_likelihoods_and_greedy_flags_are_theirs(adapters, monkeypatch):
+    monkeypatch.setattr(likelihood, "BATCH_TOKENS", 256)  # several batches of each length
+    # No two of one whole text: the `hf` adapter takes them for questions about one token.
+    texts = [f"{text}{n}" for n, text in enumerate(["a norm before ", "ab c  ", " de f "] * 3)]
+    pairs = [(text[:n], text[n:]) for n, text in enumerate(texts) if text[n:]]
+    pairs += [("", "alone"), ("spaces ", "follow"), ("x" * 60, " long context"), ("y", "z" * 48)]
+    pairs += [("greedy", likely_text(adapters, "greedy"))]
+    ours, theirs = (
+        adapter.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True)
+        for adapter in adapters
+    )
+    np.testing.assert_allclose([a for a, _ in ours], [b for b, _ in theirs], atol=1e-4, rtol=1e-5)
+    assert [a for _, a in ours] == [b for _, b in theirs]
+    assert {flag for _, flag in ours} == {True, False}
+
+
+def test_rolling_likelihoods_are_theirs(adapters):
+    texts = [("short",), ("the stream is normed. " * 8,), ("x",)]
+    ours, theirs = (
+        adapter.loglikelihood_rolling(requests("loglikelihood_rolling", texts), disable_tqdm=True)
+        for adapter in adapters
+    )
+    np.testing.assert_allclose(ours, theirs, atol=1e-3, rtol=1e-5)
+
+
+def test_greedy_texts_are_theirs(adapters):
+    """ASCII alone: the two print bytes that are no text differently."""
+    how = {"until": ["zz"], "max_gen_toks": 12, "do_sample": False}
+    asked = [("def", how), ("residual and", how), ("q", how)]
+    ours, theirs = (
+        adapter.generate_until(requests("generate_until", asked), disable_tqdm=True)
+        for adapter in adapters
+    )
+    assert ours == theirs and len(set(ours)) > 1
+
+
+@pytest.fixture(scope="module")
+def task_data(tmp_path_factory):
+    """A few documents of each kind, in the form of the published files."""
+    import io
+    import tarfile
+
+    folder = tmp_path_factory.mktemp("tasks")
+    for name in ("lambada", "hellaswag", "blimp", "wikitext2_raw"):
+        (folder / name).mkdir()
+    lines = lambda docs: "".join(json.dumps(doc) + "\n" for doc in docs)
+    passages = [{"text": tools.make_text(90, seed).strip()} for seed in range(6)]
+    (folder / "lambada" / "test.jsonl").write_text(lines(passages))
+    question = {"activity_label": "Norm", "ctx_a": "A.", "ctx_b": "it", "label": 1, "ind": 1}
+    question["endings"] = ["one.", "two and more.", "three.", "four."]
+    (folder / "hellaswag" / "val.jsonl").write_text(lines([question] * 3))
+    article = " \n = Title = \n \n Text of it . \n = = Part = = \n More . \n"
+    (folder / "wikitext2_raw" / "test.raw").write_text(article * 2)
+    with tarfile.open(folder / "blimp" / "data.tar.xz", "w:xz") as archive:
+        for name in ("adjunct_island", "wh_island"):
+            pairs = [{"sentence_good": f"A {i}.", "sentence_bad": f"{i} a."} for i in range(5)]
+            data = lines(pairs).encode()
+            member = tarfile.TarInfo(f"{name}.jsonl")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return folder
+
+
+def test_tasks_run_on_local_files_and_go_on_from_their_answers(workdir, task_data, monkeypatch):
+    names = ["lambada_openai", "hellaswag", "blimp", "wikitext"]
+    run = str(workdir / "run")
+    first = harness.evaluate_tasks(run, names, task_data=str(task_data))
+    got = {(task, metric) for task, metric, _, _ in harness.rows(first)}
+    assert {("lambada_openai", "acc"), ("blimp", "acc"), ("hellaswag", "acc_norm")} <= got
+    assert ("wikitext", "word_perplexity") in got and ("blimp_wh_island", "acc") not in got
+    assert first["n_documents"] == {
+        "lambada_openai": 6,
+        "hellaswag": 3,
+        "blimp_adjunct_island": 5,
+        "blimp_wh_island": 5,
+        "wikitext": 2,
+    }
+    stored = json.loads((workdir / "run" / "evals" / f"{'-'.join(names)}-0.json").read_text())
+    assert stored["results"] == json.loads(json.dumps(first["results"]))
+    monkeypatch.setattr(likelihood.Scorer, "score", None)  # nothing is asked again
+    again = harness.evaluate_tasks(run, names, task_data=str(task_data))
+    assert again["results"] == first["results"]
+    assert "± " in harness.table(again)
+
+
+def test_what_is_no_task_is_named(workdir, task_data):
+    from gpt2_jax.errors import UserError
+
+    run = str(workdir / "run")
+    with pytest.raises(UserError, match=r"lambada_opnai is no task .* did you mean"):
+        harness.evaluate_tasks(run, ["lambada_opnai"])
+    with pytest.raises(UserError, match="--task_data has no data for arc_easy"):
+        harness.evaluate_tasks(run, ["arc_easy"], task_data=str(task_data))
+    with pytest.raises(UserError, match=r"has no lambada/\*\.jsonl"):
+        harness.evaluate_tasks(run, ["lambada_openai"], task_data=str(workdir))
