@@ -106,6 +106,10 @@ FIELDS: dict[str, Field] = {
         float,
     ),
     "optimizer.max_skipped": Field(20, "stop after this many skipped updates in a row"),
+    "optimizer.frozen": Field(
+        (), "patterns of parameters that stay as they are: `wte`, `blocks.0`, `*.bias`"
+    ),
+    "optimizer.lr_multipliers": Field((), "learning rates of their own: `pattern=factor`"),
     # -- train
     "train.steps": Field(1000, "updates in all"),
     "train.batch_size": Field(32, "sequences per update, over all devices and accumulation"),
@@ -115,6 +119,9 @@ FIELDS: dict[str, Field] = {
     "train.eval_tokens": Field(None, "validation tokens used; unset: all of them", int),
     "train.checkpoint_every": Field(250, "updates between checkpoints (also at the end)"),
     "train.keep_checkpoints": Field(2, "latest checkpoints kept, besides the best"),
+    "train.patience": Field(
+        None, "stop after this many evaluations without a lower validation loss", int
+    ),
     "train.sample_tokens": Field(400, "length of the sample at the end; 0: none"),
     "train.init_from": Field(
         None, "first weights: another run's directory, also as DIR@step or DIR@best", str
@@ -138,7 +145,14 @@ FIELDS: dict[str, Field] = {
     "track.wandb.tags": Field((), "wandb tags"),
 }
 
-MAY_CHANGE = ("track.", "mesh.", "train.steps", "train.sample_tokens", "train.keep_checkpoints")
+MAY_CHANGE = (
+    "track.",
+    "mesh.",
+    "train.steps",
+    "train.patience",
+    "train.sample_tokens",
+    "train.keep_checkpoints",
+)
 
 
 def default() -> ConfigDict:
@@ -165,6 +179,11 @@ def _get(config: ConfigDict, name: str) -> Any:
     for part in name.split("."):
         value = value[part]
     return tuple(value) if isinstance(value, (list, tuple)) else value
+
+
+def words(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the parts of a field of several strings; on a command line commas part them."""
+    return tuple(word.strip() for text in value for word in text.split(",") if word.strip())
 
 
 def to_json(config: ConfigDict) -> str:
@@ -329,6 +348,7 @@ _AT_LEAST_ONE = [
     "train.eval_tokens",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.patience",
     "mesh.data",
 ]
 _POSITIVE = [

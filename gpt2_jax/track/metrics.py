@@ -34,6 +34,13 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def evaluations_since_best(rows: list[Row]) -> int:
+    """Returns how many evaluations came after the one of lowest validation loss."""
+    losses = [_finite(row["val/loss"]) for row in rows if "val/loss" in row]
+    known = [math.inf if loss is None else loss for loss in losses]
+    return len(known) - 1 - known.index(min(known)) if known else 0
+
+
 class MetricsFile:
     """Appends rows to a file, from the one after `last_step` on.
 

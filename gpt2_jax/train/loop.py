@@ -22,9 +22,9 @@ from gpt2_jax.data.shards import Corpus
 from gpt2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt2_jax.errors import EXIT_DIVERGED, EXIT_FINISHED, EXIT_STOPPED, Diverged, UserError
 from gpt2_jax.files import disk_errors, write_atomic
-from gpt2_jax.model.structure import Structure
+from gpt2_jax.model.structure import Structure, structure
 from gpt2_jax.track.bar import Progress
-from gpt2_jax.track.metrics import MetricsFile, Row, read_rows
+from gpt2_jax.track.metrics import MetricsFile, Row, evaluations_since_best, read_rows
 from gpt2_jax.track.plot import plot_loss
 from gpt2_jax.track.throughput import utilisation
 from gpt2_jax.track.wandb_log import WandbLog, WandbOptions
@@ -35,6 +35,7 @@ from gpt2_jax.train.feed import Prefetch, StopSignal
 from gpt2_jax.train.memory import keep_freed_memory
 from gpt2_jax.train.mesh import configure_devices
 from gpt2_jax.train.origin import Origin, adopt, find_origin
+from gpt2_jax.train.patterns import rate_factors
 from gpt2_jax.train.program import Program, compile_program, memory_errors
 from gpt2_jax.train.rundir import RunDirectory
 from gpt2_jax.train.state import State
@@ -69,6 +70,9 @@ def train(config: ConfigDict, workdir: str, sample: Sample | None = None) -> int
     directory.lock()
     try:
         directory.check_config(config)
+        configure_devices(config)
+        if config.optimizer.frozen or config.optimizer.lr_multipliers:
+            rate_factors(config, structure(config.model))  # a wrong pattern is said at once
         corpus, tokenizer = open_corpus(
             data.source, data.val_source, data.tokenizer, data.val_fraction
         )
@@ -78,10 +82,9 @@ def train(config: ConfigDict, workdir: str, sample: Sample | None = None) -> int
         if len(corpus.val) < 2:
             raise UserError("the validation text has fewer than two tokens; give more of it")
         if _is_finished(config, directory):
-            print(f"{directory.path} is finished: raise train.steps to go on")
+            print(f"{directory.path} is finished: raise train.steps (or patience) to go on")
             _print_end(directory)
             return EXIT_FINISHED
-        configure_devices(config)
         with StopSignal() as stop, memory_errors():
             program = compile_program(config)
             for line in directory.claim(config, corpus):
@@ -97,8 +100,19 @@ def _is_finished(config: ConfigDict, directory: RunDirectory) -> bool:
     wanted = [directory.config_path, directory.metrics_path, directory.plot_path]
     if config.train.sample_tokens:
         wanted.append(directory.sample_path)
-    last = Checkpoints(directory.checkpoints_path).path(config.train.steps)
-    return all(path.exists() for path in wanted) and last.exists() and damage(last) is None
+    if not all(path.exists() for path in wanted):
+        return False
+    rows = read_rows(directory.metrics_path)
+    early = rows and _is_stale(config, rows)
+    step = rows[-1]["step"] if early else config.train.steps
+    last = Checkpoints(directory.checkpoints_path).path(step)
+    return last.exists() and damage(last) is None
+
+
+def _is_stale(config: ConfigDict, rows: list[Row]) -> bool:
+    """Returns whether the validation loss has not fallen for `train.patience` evaluations."""
+    patience = config.train.patience
+    return patience is not None and evaluations_since_best(rows) >= patience
 
 
 def _print_end(directory: RunDirectory) -> None:
@@ -171,12 +185,14 @@ class Run:
     def __post_init__(self) -> None:
         train, seq_len = self.config.train, self.config.data.seq_len
         self.progress = Progress(train.steps, self.step, report.tokens_per_step(self.config))
+        rows = read_rows(self.directory.metrics_path)
         self.wandb = WandbLog(
             wandb_options(self.config, self.directory),
             self.config.to_dict(),
-            read_rows(self.directory.metrics_path),
+            rows,
             self.progress.note,
         )
+        self.evaluations = [row for row in rows if "val/loss" in row]
         self.evaluator = Evaluator(
             self.program.structure,
             self.program.mesh,
@@ -213,8 +229,10 @@ class Run:
         steps = self.config.train.steps
         if self.saved_step is None:
             with self._paused():
-                self._write({"step": 0, "tokens": 0, **self._evaluate()})
-        with Prefetch(self.sampler.batch, self.program.put, self.step, steps) as batches:
+                self.evaluations = [{"step": 0, "tokens": 0, **self._evaluate()}]
+                self._write(self.evaluations[0])
+        until = self.step if self._is_stale() else steps
+        with Prefetch(self.sampler.batch, self.program.put, self.step, until) as batches:
             before: jax.Array | None = None
             for batch in batches:
                 if stop.requested:
@@ -233,12 +251,17 @@ class Run:
                 if self._is_stop(self.step):
                     with self._paused():
                         self._evaluate_and_save()
+                    if self._is_stale():
+                        break
         self._write_pending()
-        if stop.requested and self.step < steps:
+        if stop.requested and self.step < steps and not self._is_stale():
             self.stopped_by = stop.requested
             if self.saved_step != self.step:
                 self._save(None)
         self.progress.advance(self.step)
+
+    def _is_stale(self) -> bool:
+        return _is_stale(self.config, self.evaluations)
 
     def _due(self, step: int) -> bool:
         return step % self.config.train.log_every == 0 or self._is_stop(step)
@@ -262,8 +285,9 @@ class Run:
         train, last = self.config.train, self.step == self.config.train.steps
         if last or self.step % train.eval_every == 0:
             row |= self._evaluate()
+            self.evaluations.append(row)
         self._write(row)
-        if last or self.step % train.checkpoint_every == 0:
+        if last or self._is_stale() or self.step % train.checkpoint_every == 0:
             self._save(row.get("val/loss"))
 
     def _save(self, val_loss: float | None) -> None:
@@ -335,6 +359,9 @@ class Run:
         final = {k: v for row in rows for k, v in row.items() if k.startswith("val/")}
         self.wandb.summarize({f"final/{name}": value for name, value in final.items()})
         _print_end(self.directory)
+        if self._is_stale():
+            best = self.evaluations[-1 - evaluations_since_best(self.evaluations)]["step"]
+            print(f"stopped early after update {self.step}: update {best} was the best")
         if self.stopped_by:
             command = shlex.join([sys.executable, *sys.argv])
             print(f"stopped by {self.stopped_by} after update {self.step}, saved; go on: {command}")
@@ -359,5 +386,5 @@ def wandb_options(config: ConfigDict, directory: RunDirectory) -> WandbOptions:
         entity=given.entity,
         name=given.name,
         group=given.group,
-        tags=tuple(tag for tags in given.tags for tag in tags.split(",")),
+        tags=configs.words(given.tags),
     )

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from gpt2_jax.model.structure import Structure
 from gpt2_jax.train.loss import cross_entropy
 from gpt2_jax.train.mesh import DATA
+from gpt2_jax.train.patterns import rate_factors
 from gpt2_jax.train.schedule import make_schedule
 from gpt2_jax.train.state import Guard, State, purpose_key
 
@@ -31,15 +32,20 @@ def make_step(
 ) -> Step:
     """Returns the step for batches (B, T+1) of token ids.
 
+    Parameters whose rate is 0 have no gradient: they count neither in its norm nor in moments.
+
     Metrics are scalars: `loss` (mean nats a token), `grad_norm` (before clipping), `lr`,
     `skipped` and `longest_skipped` (in a row).
     """
     schedule = make_schedule(config)
     gradients = make_gradients(config, structure, mesh)
     limit = config.optimizer.grad_clip
+    factors = rate_factors(config, structure)
 
     def step(state: State, tokens_BT1: jax.Array) -> tuple[State, Metrics]:
         loss, grads = gradients(state.params, tokens_BT1, state.step, state.seed)
+        if factors is not None:
+            grads = jax.tree.map(lambda g, f: g * (f != 0), grads, factors)
         norm = optax.tree.norm(grads)
         rate = schedule(state.step)
         scale = jnp.minimum(1.0, limit / norm) if limit else 1.0
@@ -47,6 +53,8 @@ def make_step(
         def take(params: Any, opt_state: Any) -> tuple[Any, Any]:
             clipped = jax.tree.map(lambda g: g * scale, grads)
             updates, opt_state = optimizer.update(clipped, opt_state, params)
+            if factors is not None:
+                updates = jax.tree.map(jnp.multiply, updates, factors)
             return jax.tree.map(lambda p, u: p + rate * u, params, updates), opt_state
 
         ok = jnp.isfinite(norm) & jnp.isfinite(loss) & ~is_outlier(config, state.guard, norm)

@@ -1,0 +1,77 @@
+"""Parameters chosen by patterns over their paths: kept as they are, or trained at another rate.
+
+Paths are those of the modules, with the number of the block: `wte`, `ln_f.gain`,
+`blocks.0.attn.sublayer.qkv.kernel`. A pattern is a path or the beginning of one, with `*` for
+anything: `blocks.0`, `blocks.*.mlp`, `*.bias`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from gpt2_jax.config import words
+from gpt2_jax.errors import UserError
+from gpt2_jax.model.structure import Structure
+
+
+def rate_factors(config: ConfigDict, structure: Structure) -> Any | None:
+    """Returns a tree of factors on the learning rate, that broadcast against the parameters.
+
+    Of several multipliers that match a parameter the last counts; what is frozen has the factor
+    0. None where there are no patterns.
+
+    Raises:
+      UserError: naming a pattern that matches nothing, or a factor that is no number.
+    """
+    rules = [(text, *_rule(text)) for text in words(config.optimizer.lr_multipliers)]
+    rules += [(text, text, 0.0) for text in words(config.optimizer.frozen)]
+    if not rules:
+        return None
+    n_layer = structure.cfg.n_layer
+    used: set[str] = set()
+
+    def factor(path: Any, shape: jax.ShapeDtypeStruct) -> np.ndarray:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        head, _, rest = name.partition(".")
+        names = [f"blocks.{i}.{rest}" for i in range(n_layer)] if head == "blocks" else [name]
+        factors = np.ones(len(names), np.float32)
+        for text, pattern, value in rules:
+            for i, one in enumerate(names):
+                if fnmatchcase(one, pattern) or fnmatchcase(one, f"{pattern}.*"):
+                    factors[i] = value
+                    used.add(text)
+        return factors.reshape(-1, *[1] * (len(shape.shape) - 1))
+
+    tree = jax.tree_util.tree_map_with_path(factor, structure.shapes)
+    if unused := [text for text, *_ in rules if text not in used]:
+        raise UserError(
+            f"the pattern {unused[0]!r} matches no parameter; paths look like "
+            f"{', '.join(_examples(structure))}"
+        )
+    if not any((leaf != 0).any() for leaf in jax.tree.leaves(tree)):
+        raise UserError("optimizer.frozen leaves nothing to train")
+    return tree
+
+
+def _rule(text: str) -> tuple[str, float]:
+    pattern, _, number = text.partition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        value = -1.0
+    if not pattern or not 0 <= value < float("inf"):
+        raise UserError(
+            f"optimizer.lr_multipliers has {text!r}, which is no pattern=factor, as in wte=0.1"
+        )
+    return pattern, value
+
+
+def _examples(structure: Structure) -> Sequence[str]:
+    last = structure.cfg.n_layer - 1
+    return "wte", "ln_f.gain", "blocks.0.attn.sublayer.qkv.kernel", f"blocks.{last}.mlp.pre.gain"

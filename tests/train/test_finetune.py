@@ -1,0 +1,217 @@
+"""Going on from other weights: where they come from, what of them is trained, and when it ends."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from gpt2_jax import config as configs
+from gpt2_jax.errors import UserError
+from gpt2_jax.model.structure import structure
+from gpt2_jax.track.metrics import evaluations_since_best, read_rows
+from gpt2_jax.train import loop
+from gpt2_jax.train.checkpoint import save_params
+from gpt2_jax.train.mesh import make_mesh
+from gpt2_jax.train.optimizer import make_optimizer
+from gpt2_jax.train.patterns import rate_factors
+from gpt2_jax.train.restore import open_run
+from gpt2_jax.train.state import make_init
+from gpt2_jax.train.step import make_step
+from tests import tools
+from tests.train.test_loop import config
+
+
+@pytest.fixture(scope="module")
+def source(text_file, tmp_path_factory):
+    """A run of 20 updates."""
+    workdir = tmp_path_factory.mktemp("finetune") / "source"
+    assert loop.train(config(text_file, train__steps=20), str(workdir)) == 0
+    return workdir
+
+
+def losses(workdir):
+    return {
+        r["step"]: r["val/loss"] for r in read_rows(workdir / "metrics.jsonl") if "val/loss" in r
+    }
+
+
+def begin(text_file, source, **changes):
+    """Returns a config that says nothing of the model and goes on from `source`."""
+    given = config(text_file, train__init_from=str(source), train__steps=10, **changes)
+    for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_multiple"):
+        given.model[name] = configs.default().model[name]
+    given.model.n_inner = given.model.vocab_size = None
+    return given
+
+
+def test_a_run_begins_with_anothers_weights_and_a_fresh_optimizer(source, text_file, tmp_path):
+    assert loop.train(begin(text_file, source), str(tmp_path / "run")) == 0
+    got, before = losses(tmp_path / "run"), losses(source)
+    assert got[0] == pytest.approx(before[20], rel=1e-6) and got[0] != before[0]
+    stored = configs.from_json(tmp_path / "run" / "config.json")
+    assert stored.train.init_from == f"{source}@20" and stored.model.n_embd == 16
+    row = read_rows(tmp_path / "run" / "metrics.jsonl")[1]
+    assert row["step"] == 5 and row["train/lr"] == pytest.approx(before_lr(5))
+
+
+def before_lr(step):
+    from gpt2_jax.train.schedule import make_schedule
+
+    made = tools.tiny(train__steps=10)
+    return float(make_schedule(made)(step - 1))
+
+
+def test_a_run_goes_on_though_its_source_has_moved_on(source, text_file, tmp_path):
+    import shutil
+
+    moving = shutil.copytree(source, tmp_path / "moving")
+    given = begin(text_file, moving)
+    assert loop.train(given, str(tmp_path / "run")) == 0
+    longer = config(text_file, train__steps=30)
+    assert loop.train(longer, str(moving)) == 0
+    given.train.steps = 15
+    assert loop.train(given, str(tmp_path / "run")) == 0
+    assert 15 in losses(tmp_path / "run")
+    given.train.init_from = f"{moving}@30"
+    with pytest.raises(
+        UserError, match=r"train.init_from \(was '.*moving@20', now '.*moving@30'\)"
+    ):
+        loop.train(given, str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model.n_head": 4}, "model.n_head=4, but the weights of .*source@20 have 2"),
+        ({"train.init_from": "nowhere"}, "nowhere/config.json does not exist"),
+        ({"train.init_from": "{source}@7"}, "no such checkpoint; there are: 20"),
+    ],
+)
+def test_what_cannot_be_begun_from_is_named(source, text_file, tmp_path, changes, says):
+    given = begin(text_file, source)
+    for name, value in changes.items():
+        section, _, leaf = name.partition(".")
+        given[section][leaf] = value.format(source=source) if isinstance(value, str) else value
+    with pytest.raises(UserError, match=says):
+        loop.train(given, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_imported_weights_are_trained_where_they_lie(source, text_file, tmp_path):
+    run = open_run(str(source))
+    (tmp_path / "imported").mkdir()
+    (tmp_path / "imported" / "config.json").write_text(configs.to_json(run.config))
+    save_params(tmp_path / "imported" / "weights", run.params)
+    assert open_run(str(tmp_path / "imported")).step == 0
+    given = begin(text_file, source)
+    given.train.init_from = None
+    assert loop.train(given, str(tmp_path / "imported")) == 0
+    got = losses(tmp_path / "imported")
+    assert (
+        got[0] == pytest.approx(losses(source)[20], rel=1e-6)
+        and open_run(str(tmp_path / "imported")).step == 10
+    )
+    given.train.steps = 12
+    assert loop.train(given, str(tmp_path / "imported")) == 0
+    given.optimizer.peak_lr = 1.0
+    with pytest.raises(UserError, match=r"optimizer.peak_lr \(was 0.01, now 1.0\)"):
+        loop.train(given, str(tmp_path / "imported"))
+
+
+def updated(**changes):
+    """Returns parameters before and after one update, and its metrics."""
+    made = tools.tiny(**changes)
+    model, mesh = structure(made.model), make_mesh(made)
+    optimizer = make_optimizer(made, model.infos)
+    state = make_init(made, model, optimizer, mesh)()
+    tokens = jax.random.randint(jax.random.key(3), (8, 13), 0, 11)
+    after, metrics = jax.jit(make_step(made, model, optimizer, mesh))(state, tokens)
+    return state.params, after.params, metrics
+
+
+def moved(before, after):
+    return jax.tree.map(lambda a, b: np.asarray(b, np.float64) - np.asarray(a), before, after)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_frozen_parameters_stay_to_the_bit_and_out_of_the_norm(name):
+    common = {"optimizer__name": name, "optimizer__weight_decay": 0.5}
+    frozen = ("wte,wpe", "blocks.0", "*.bias")
+    change = moved(*updated(**common, optimizer__frozen=frozen)[:2])
+    assert (change["wte"] == 0).all() and (change["wpe"] == 0).all()
+    up = change["blocks"]["mlp"]["sublayer"]["up"]
+    assert (up["kernel"][0] == 0).all() and (up["kernel"][1] != 0).all()
+    assert (up["bias"] == 0).all() and (change["ln_f"]["gain"] != 0).all()
+    norm = updated(**common, optimizer__frozen=frozen)[2]["grad_norm"]
+    assert 0 < float(norm) < float(updated(**common)[2]["grad_norm"])
+
+
+def test_multipliers_scale_the_updates_and_the_last_counts():
+    plain = moved(*updated()[:2])
+    rules = ("blocks.*=0.5", "blocks.1.attn=0.25, wte=2")
+    scaled = moved(*updated(optimizer__lr_multipliers=rules)[:2])
+    for part, factors in (("attn", [0.5, 0.25]), ("mlp", [0.5, 0.5])):
+        for layer, factor in enumerate(factors):
+            jax.tree.map(
+                lambda a, b, at=layer, f=factor: np.testing.assert_allclose(
+                    b[at], f * a[at], atol=1e-7
+                ),
+                plain["blocks"][part],
+                scaled["blocks"][part],
+            )
+    np.testing.assert_allclose(scaled["wte"], 2 * plain["wte"], atol=1e-7)
+    np.testing.assert_allclose(scaled["wpe"], plain["wpe"], atol=1e-7)
+    assert np.abs(plain["wte"]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"frozen": ("wte", "blocks.7")}, "'blocks.7' matches no parameter; paths look like wte"),
+        ({"lr_multipliers": ("head=1",)}, "'head=1' matches no parameter"),
+        ({"lr_multipliers": ("wte",)}, "'wte', which is no pattern=factor"),
+        ({"lr_multipliers": ("wte=-1",)}, "'wte=-1', which is no pattern=factor"),
+        ({"frozen": ("*",)}, "leaves nothing to train"),
+    ],
+)
+def test_patterns_that_say_nothing_are_named(changes, says):
+    made = tools.tiny(**{f"optimizer.{name}": value for name, value in changes.items()})
+    with pytest.raises(UserError, match=says):
+        rate_factors(made, structure(made.model))
+
+
+def test_a_wrong_pattern_is_said_before_the_data_are_touched(tmp_path):
+    made = config("nowhere.txt", optimizer__frozen=("blocks.9",))
+    with pytest.raises(UserError, match=r"blocks\.9"):
+        loop.train(made, str(tmp_path / "run"))
+
+
+def test_evaluations_since_the_best():
+    rows = lambda *values: [{"val/loss": value} for value in values]
+    assert evaluations_since_best(rows(3.0, 2.0, 2.5, 2.1)) == 2
+    assert evaluations_since_best(rows(3.0, 2.0, None)) == 1
+    assert evaluations_since_best(rows(3.0, 2.0, float("nan"), 2.0)) == 2
+    assert evaluations_since_best([{"train/loss": 1.0}]) == 0
+
+
+def test_a_run_stops_when_its_validation_loss_no_longer_falls(text_file, tmp_path, capsys):
+    """With a rate too small to change anything, no evaluation is better than the first."""
+    given = config(
+        text_file,
+        train__steps=100,
+        train__patience=2,
+        train__sample_tokens=0,
+        optimizer__peak_lr=1e-30,
+    )
+    workdir = tmp_path / "run"
+    assert loop.train(given, str(workdir)) == 0
+    assert list(losses(workdir)) == [0, 10, 20]
+    assert "stopped early after update 20: update 0 was the best" in capsys.readouterr().out
+    assert open_run(str(workdir)).step == 20 and (workdir / "loss.png").exists()
+    assert loop.train(given, str(workdir)) == 0
+    assert "is finished" in capsys.readouterr().out and list(losses(workdir)) == [0, 10, 20]
+    given.train.patience = 3
+    assert loop.train(given, str(workdir)) == 0
+    assert list(losses(workdir)) == [0, 10, 20, 30]
+    assert json.loads((workdir / "config.json").read_text())["train"]["patience"] == 3
