@@ -2,16 +2,19 @@
 
 python -m gpt2_jax.interop.huggingface import --model=DIR_OR_HUB_NAME --workdir=runs/gpt2
 python -m gpt2_jax.interop.huggingface export --workdir=runs/quickstart --out=DIR [--dtype=…]
+python -m gpt2_jax.interop.huggingface check --workdir=runs/gpt2 [--task_data=DIR]
 """
 
 from __future__ import annotations
+
+import sys
 
 from absl import flags
 
 from gpt2_jax import cli
 from gpt2_jax.errors import UserError
 
-COMMANDS = ("import", "export")
+COMMANDS = ("import", "export", "check")
 
 _MODEL = flags.DEFINE_string("model", None, "import: a folder, or a name on the Hugging Face hub")
 _WORKDIR = flags.DEFINE_string("workdir", None, "the run directory to make, or to export")
@@ -23,13 +26,16 @@ _PICKLE = flags.DEFINE_bool(
 )
 _OUT = flags.DEFINE_string("out", None, "export: the folder to make")
 _DTYPE = flags.DEFINE_string("dtype", "float32", "export: float32, bfloat16 or float16")
+_TASK_DATA = flags.DEFINE_string(
+    "task_data", None, "check: folder with wikitext2_raw/ and lambada/, for their two figures"
+)
 _STEP = flags.DEFINE_integer("step", None, "export: the checkpoint; unset: the latest")
 
 
 def main(command: str) -> None:
-    """Imports or exports, as the flags say."""
+    """Imports, exports, or compares with the figures of the released 124M, as the flags say."""
     if not _WORKDIR.value:
-        raise UserError("give --workdir, the run directory to make (import) or to export")
+        raise UserError("give --workdir, the run directory to make (import), to export or to check")
     if command == "import":
         if not _MODEL.value:
             raise UserError("give --model, a folder with config.json, or a name on the hub")
@@ -39,6 +45,14 @@ def main(command: str) -> None:
         for line in import_model(_MODEL.value, _WORKDIR.value, _TOKENIZER.value, _PICKLE.value):
             print(line)
         print(f"made {_WORKDIR.value}: eval.py, sampling and --config.train.init_from take it")
+    elif command == "check":
+        from gpt2_jax.interop.check import check_gpt2
+
+        agree = True
+        for finding in check_gpt2(_WORKDIR.value, _TASK_DATA.value):
+            print(finding, flush=True)
+            agree &= finding.agrees
+        sys.exit(0 if agree else 1)
     else:
         if not _OUT.value:
             raise UserError("give --out, the folder to make")
