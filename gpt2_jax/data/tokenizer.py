@@ -111,7 +111,7 @@ def gpt2_ranks() -> dict[bytes, int]:
 class IdTokenizer:
     """Decimal ids between spaces, for models whose tokenizer is not at hand: `ids:SIZE`.
 
-    The last id is taken for end-of-text.
+    The last id parts documents, as one has to; in a text it is an id like the others.
     """
 
     def __init__(self, name: str) -> None:
@@ -134,7 +134,7 @@ class IdTokenizer:
         return int(word)
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        return "".join(f"{int(i)} " for i in ids).encode()
+        return "".join(f" {int(i)}" for i in ids).encode()
 
 
 class JsonTokenizer:

@@ -130,5 +130,5 @@ def open_generator(workdir: str, step: int | None = None) -> tuple[Generator, To
     """
     run = open_run(workdir, step, devices=1)
     tokenizer = load_tokenizer(run.config.data.tokenizer)
-    window, end = run.config.data.seq_len, tokenizer.end_of_text
-    return Generator(run.structure, run.params, window, end), tokenizer
+    end = None if tokenizer.name.startswith("ids:") else tokenizer.end_of_text
+    return Generator(run.structure, run.params, run.config.data.seq_len, end), tokenizer
