@@ -13,6 +13,7 @@ from tests.tools import ROOT, tiny
 SHIPPED = [
     ("configs/quickstart.py", None),
     ("configs/shakespeare.py", None),
+    ("configs/finetune.py", None),
     ("configs/gpt2.py", "124m"),
     ("configs/gpt2.py", "350m"),
     ("configs/gpt2.py", "774m"),

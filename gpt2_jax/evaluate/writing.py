@@ -103,10 +103,12 @@ def stream_to(
     """Writes the text that goes on from a prompt while it is made."""
     stream = TextStream(tokenizer, stops)
     for (token_id,) in generator.stream(encode_prompts(tokenizer, [prompt]), n_new, choice, seed):
-        if token_id is None or stream.stopped:
+        if token_id is None:
             break
         out.write(stream.push(token_id))
         out.flush()
+        if stream.stopped:
+            break
     out.write(stream.finish() + "\n")
 
 

@@ -78,4 +78,5 @@ def _describe(
             f"the tokenizer {name} has {size} ids, and the model's vocabulary {vocab_size}; "
             "give --tokenizer"
         )
-    return name.replace(str(partial), str(target)), line.replace(str(partial), str(target))
+    name = name.replace(str(partial), str(target.absolute()))
+    return name, line.replace(str(partial), str(target))

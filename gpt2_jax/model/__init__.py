@@ -4,4 +4,5 @@ Shapes are suffixes of the names, one letter an axis:
 
     B batch   T sequence   S cached sequence   D width (n_embd)   H heads   K head width
     F hidden (n_inner)   V vocabulary (padded)   L layers   N rows (B times T)
+    C positions that are scored
 """

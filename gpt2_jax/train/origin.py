@@ -68,6 +68,8 @@ def find_origin(config: ConfigDict, directory: RunDirectory) -> Origin | None:
 def adopt(config: ConfigDict, origin: Origin) -> ConfigDict:
     """Returns the config with the facts of the origin's weights, and its name with the update.
 
+    The sequence length is the origin's as well, where the config leaves it as it usually is.
+
     Raises:
       UserError: if the config asks for another model than the weights are of.
     """
@@ -82,6 +84,8 @@ def adopt(config: ConfigDict, origin: Origin) -> ConfigDict:
             )
         section, _, leaf = name.partition(".")
         config[section][leaf] = facts[name]
+    if asked["data.seq_len"] == usual["data.seq_len"]:
+        config.data.seq_len = facts["data.seq_len"]
     if config.train.init_from is not None:
         config.train.init_from = origin.name
     return config

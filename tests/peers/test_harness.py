@@ -21,6 +21,7 @@ from gpt2_jax.model.structure import structure  # noqa: E402
 from gpt2_jax.train.checkpoint import save_params  # noqa: E402
 from gpt2_jax.train.restore import open_run  # noqa: E402
 from tests import tools  # noqa: E402
+from tests.track.wandb_server import WandbServer  # noqa: E402
 
 pytestmark = pytest.mark.peers
 
@@ -160,3 +161,27 @@ def test_what_is_no_task_is_named(workdir, task_data):
         harness.evaluate_tasks(run, ["arc_easy"], task_data=str(task_data))
     with pytest.raises(UserError, match=r"has no lambada/\*\.jsonl"):
         harness.evaluate_tasks(run, ["lambada_openai"], task_data=str(workdir))
+
+
+def test_scores_reach_the_runs_summary_on_wandb(workdir, task_data, tmp_path):
+    import shutil
+
+    run = shutil.copytree(workdir / "run", tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["track"]["wandb"]["mode"] = None
+    (run / "config.json").write_text(json.dumps(config))
+    with WandbServer() as server:
+        done = tools.run(
+            "eval.py",
+            f"--workdir={run}",
+            "--tasks=hellaswag",
+            f"--task_data={task_data}",
+            tmp=tmp_path,
+            WANDB_MODE="online",
+            WANDB_BASE_URL=server.url,
+            WANDB_API_KEY="5ec4e7" * 7,
+        )
+        assert done.returncode == 0, done.stderr
+        (stored,) = server.runs.values()
+    assert "hellaswag                acc_norm" in done.stdout
+    assert 0 <= stored.summary["eval/hellaswag/acc_norm"] <= 1

@@ -1,0 +1,62 @@
+"""Log-likelihoods in batches against one forward pass for each request."""
+
+import jax
+import numpy as np
+import pytest
+
+from gpt2_jax.evaluate import likelihood
+from gpt2_jax.evaluate.likelihood import Request, Scorer
+from tests.tools import tiny_model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model(model__n_positions=24)
+
+
+def requests(n=40, seed=0):
+    random = np.random.default_rng(seed)
+    draw = lambda low, high: tuple(random.integers(0, 11, random.integers(low, high)).tolist())
+    return [Request(draw(1, 16), draw(1, 6)) for _ in range(n)]
+
+
+def by_hand(model, request, window):
+    structure, params = model
+    ids = (request.context + request.continuation)[-(window + 1) :]
+    log_p = np.asarray(jax.nn.log_softmax(structure.bind(params)(np.array([ids[:-1]]))[0]))
+    at = range(len(ids) - 1 - min(len(request.continuation), len(ids) - 1), len(ids) - 1)
+    return sum(log_p[i, ids[i + 1]] for i in at), all(log_p[i].argmax() == ids[i + 1] for i in at)
+
+
+def test_answers_are_those_of_each_request_alone(model, monkeypatch):
+    monkeypatch.setattr(likelihood, "BATCH_TOKENS", 64)
+    asked = requests()
+    said = {}
+    answers = Scorer(*model, window=24).score(asked, said.__setitem__)
+    assert said == dict(enumerate(answers))
+    for request, answer in zip(asked, answers, strict=True):
+        log_p, greedy = by_hand(model, request, 24)
+        assert answer.log_p == pytest.approx(log_p, abs=1e-4)
+        assert answer.is_greedy == greedy
+    assert len({round(answer.log_p, 3) for answer in answers}) == len(asked)
+
+
+def test_greedy_continuations_are_known_as_such(model):
+    structure, params = model
+    logits = structure.bind(params)(np.array([[1, 2, 3]]))[0, -1]
+    likely, other = int(logits.argmax()), int(logits[:11].argmin())
+    asked = [Request((1, 2, 3), (likely,)), Request((1, 2, 3), (other,))]
+    assert [a.is_greedy for a in Scorer(*model, window=24).score(asked)] == [True, False]
+
+
+def test_of_a_request_that_is_too_long_the_beginning_goes(model):
+    long = Request(tuple([5, 7] * 20), (3, 1))
+    (answer,) = Scorer(*model, window=12).score([long])
+    assert answer.log_p == pytest.approx(by_hand(model, long, 12)[0], abs=1e-4)
+    assert answer.log_p != pytest.approx(by_hand(model, long, 24)[0], abs=1e-4)
+
+
+def test_few_programs_are_compiled_for_many_lengths(model):
+    before = likelihood._score._cache_size()
+    Scorer(*tiny_model(model__n_positions=24), window=24).score(requests(60, seed=1))
+    assert likelihood._score._cache_size() - before <= 6

@@ -1,0 +1,55 @@
+"""Local files of the harness's tasks become folders that `datasets` reads."""
+
+import json
+
+import pytest
+
+from gpt2_jax.errors import UserError
+from gpt2_jax.evaluate.task_data import LOCAL_TASKS, LocalTask, local_folder, wikitext_pages
+from tests import tools
+
+ARTICLE = " = First = \n \n Text = here = it is . \n = = Part = = \n More . \n"
+
+
+def test_articles_begin_at_headings_of_the_first_level():
+    other = ARTICLE.replace("First", "Second")
+    assert wikitext_pages(" \n" + ARTICLE + other) == [ARTICLE, other]
+
+
+def test_a_folder_has_the_splits_that_the_task_asks_for(tmp_path):
+    import datasets
+
+    (tmp_path / "wikitext2_raw").mkdir()
+    (tmp_path / "wikitext2_raw" / "t.raw").write_text(ARTICLE * 2)
+    folder = local_folder(LocalTask.of("wikitext"), tmp_path)
+    loaded = datasets.load_dataset(
+        str(folder), "wikitext-2-raw-v1", cache_dir=str(tmp_path / "cache")
+    )
+    assert loaded["test"]["page"] == [ARTICLE, ARTICLE]
+    assert local_folder(LocalTask.of("wikitext"), tmp_path) == folder
+    (tmp_path / "wikitext2_raw" / "t.raw").write_text(ARTICLE)
+    assert local_folder(LocalTask.of("wikitext"), tmp_path) != folder
+
+
+def test_what_has_no_local_form_or_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="no data for arc_easy, only for lambada_openai"):
+        LocalTask.of("arc_easy")
+    assert LocalTask.of("blimp_wh_island").kind == "blimp"
+    with pytest.raises(UserError, match=r"has no blimp/\*\.tar\.xz for blimp"):
+        local_folder(LocalTask.of("blimp"), tmp_path)
+
+
+@pytest.mark.skipif(not tools.SHARED.exists(), reason="needs the published files")
+def test_the_published_files_have_their_published_sizes():
+    counts = {}
+    for task in LOCAL_TASKS:
+        files = sorted(local_folder(task, tools.SHARED).glob("*.jsonl"))
+        lines = [path.read_text().splitlines() for path in files]
+        json.loads(lines[0][0])
+        counts[task.kind] = (len(files), sum(map(len, lines)))
+    assert counts == {
+        "lambada_openai": (1, 5153),
+        "hellaswag": (1, 10042),
+        "blimp": (67, 67000),
+        "wikitext": (1, 62),
+    }
