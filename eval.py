@@ -10,7 +10,7 @@ from gpt2_jax import cli
 from gpt2_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "the run")
-_STEP = flags.DEFINE_integer("step", None, "checkpoint to evaluate; unset: the latest")
+_STEP = flags.DEFINE_string("step", None, "its checkpoint: an update, or best; unset: the latest")
 _DATA = flags.DEFINE_string("data", None, "text to evaluate on; unset: the run's validation text")
 _STRIDE = flags.DEFINE_integer(
     "stride", None, "tokens between windows; unset: seq_len, so that they do not overlap"
@@ -41,13 +41,9 @@ def main(argv: list[str]) -> None:
 
 def evaluate_tasks(workdir: str, names: list[str]) -> None:
     """Prints the harness's results as a table or as JSON."""
-    try:
-        from gpt2_jax.evaluate import harness
-    except ImportError as error:
-        raise UserError(
-            f"--tasks needs lm-evaluation-harness ({error.name}): make install EXTRA=eval, or "
-            "pip install lm_eval"
-        ) from None
+    from gpt2_jax.evaluate.extra import load_harness
+
+    harness = load_harness()
     results = harness.evaluate_tasks(workdir, names, _STEP.value, _TASK_DATA.value, _LIMIT.value)
     print(json.dumps(results) if _JSON.value else harness.table(results))
 

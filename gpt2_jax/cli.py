@@ -51,7 +51,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Parses the flags and executes the config file; a mistake in either is one line."""
     try:
         _check_file(argv)
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS(_quote_words(argv))
         _load_config()
         return rest
     except UserError as error:
@@ -67,6 +67,21 @@ def parse_flags(argv: list[str]) -> list[str]:
         # config_flags looks a field up before it gives it a value, and config files may do anything
         die(_unknown_field(argv) or f"--config: {type(error).__name__}: {_one_line(error)}")
     raise AssertionError("unreachable")
+
+
+def _quote_words(argv: list[str]) -> list[str]:
+    """Writes `--config.x=a,b=c` as a Python tuple for fields of several strings.
+
+    config_flags takes such a value for Python, in which most patterns are none.
+    """
+    out = []
+    for arg in argv:
+        given = re.fullmatch(r"--?config\.([\w.]+)=(.*)", arg, re.DOTALL)
+        field = configs.FIELDS.get(given[1]) if given else None
+        if given and field and isinstance(field.default, tuple) and given[2][:1] not in "([":
+            arg = f"--config.{given[1]}={configs.words((given[2],))!r}"
+        out.append(arg)
+    return out
 
 
 def _check_file(argv: list[str]) -> None:

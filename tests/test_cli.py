@@ -126,3 +126,18 @@ def test_eval_says_what_it_needs(place, flags, line):
 def test_help_shows_the_flags(place):
     done = run("train.py", "--help", tmp=place)
     assert "--workdir" in done.stdout and "--config" in done.stdout
+
+
+def test_fields_of_several_strings_take_commas_and_equal_signs(place):
+    """The README's own words; the source that is not there is what the run ends at."""
+    done = run(
+        "train.py",
+        "--config=configs/finetune.py",
+        "--config.optimizer.frozen=wpe,blocks.0",
+        "--config.optimizer.lr_multipliers=wte=0.1,blocks.*.mlp=0.5",
+        "--config.track.wandb.tags=a,b-c",
+        "--config.data.source=nowhere.txt",
+        f"--workdir={place}/words",
+        tmp=place,
+    )
+    assert "nowhere.txt matches no file" in one_line_error(done)

@@ -157,14 +157,14 @@ class JsonTokenizer:
         self.name = str(path)
         self.fingerprint = hashlib.sha256(content).hexdigest()
         self.size = self._tokenizer.get_vocab_size(with_added_tokens=True)
-        found = [self._tokenizer.token_to_id(name) for name in END_OF_TEXT_NAMES]
-        known = [i for i in found if i is not None]
+        ids = {name: self._tokenizer.token_to_id(name) for name in END_OF_TEXT_NAMES}
+        known = [(name, i) for name, i in ids.items() if i is not None]
         if not known:
             raise UserError(
                 f"data.tokenizer={path} has no end-of-text token "
                 f"(one of {', '.join(END_OF_TEXT_NAMES)}); add one to its added_tokens"
             )
-        self.end_of_text = known[0]
+        self.end_of_text_name, self.end_of_text = known[0]
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         kind = np.uint16 if self.size <= 2**16 else np.uint32

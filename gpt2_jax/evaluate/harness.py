@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -28,9 +28,9 @@ from gpt2_jax.errors import UserError, suggestion
 from gpt2_jax.evaluate.choice import GREEDY, Choice
 from gpt2_jax.evaluate.generate import Generator
 from gpt2_jax.evaluate.likelihood import Answer, Request, Scorer
-from gpt2_jax.evaluate.task_data import LocalTask, local_folder
-from gpt2_jax.evaluate.writing import write
-from gpt2_jax.files import sha256, write_json
+from gpt2_jax.evaluate.task_data import LocalTask, local_folder, parts_of_blimp
+from gpt2_jax.evaluate.writing import encode_prompts, write
+from gpt2_jax.files import cache_dir, disk_errors, sha256, write_json
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.track.wandb_log import WandbLog
 from gpt2_jax.train.checkpoint import SUMS
@@ -69,25 +69,37 @@ class HarnessModel(TemplateLM):
         self,
         requests: list[tuple[tuple[str, str], list[int], list[int]]],
         disable_tqdm: bool = False,
-        kind: str = "loglikelihood",
         **kwargs: Any,
     ) -> list[tuple[float, bool]]:
-        asked = [Request(tuple(context), tuple(new)) for _, context, new in requests]
-        with tqdm(total=len(asked), desc=kind, disable=disable_tqdm) as bar:
+        def said(i: int, answer: Answer) -> None:
+            given = (answer.log_p, answer.is_greedy)
+            self.cache_hook.add_partial("loglikelihood", requests[i][0], given)
 
-            def said(i: int, answer: Answer) -> None:
-                bar.update()
-                if requests[i][0] is not None:
-                    given = (answer.log_p, answer.is_greedy)
-                    self.cache_hook.add_partial(kind, requests[i][0], given)
-
-            answers = self._scorer.score(asked, said)
+        pairs = [(context, new) for _, context, new in requests]
+        answers = self._score(pairs, said, "loglikelihood", disable_tqdm)
         return [(answer.log_p, answer.is_greedy) for answer in answers]
+
+    def _score(
+        self,
+        pairs: Sequence[tuple[list[int], list[int]]],
+        said: Callable[[int, Answer], None],
+        what: str,
+        disable_tqdm: bool,
+    ) -> list[Answer]:
+        asked = [Request(tuple(context), tuple(new)) for context, new in pairs]
+        with tqdm(total=len(asked), desc=what, disable=disable_tqdm) as bar:
+
+            def counted(i: int, answer: Answer) -> None:
+                bar.update()
+                said(i, answer)
+
+            return self._scorer.score(asked, counted)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Returns the log-likelihood of each whole text, in windows that do not overlap."""
-        windows: list[Any] = []
+        windows: list[tuple[list[int], list[int]]] = []
         owners: list[int] = []
+        totals, waiting = [0.0] * len(requests), [0] * len(requests)
         for owner, request in enumerate(requests):
             (string,) = request.args
             for pair in get_rolling_token_windows(
@@ -97,14 +109,19 @@ class HarnessModel(TemplateLM):
                 context_len=1,
             ):
                 context, new = make_disjoint_window(pair)
-                windows.append((None, context, new))
+                windows.append((context, new))
                 owners.append(owner)
-        scores = self._loglikelihood_tokens(windows, disable_tqdm, kind="rolling")
-        totals = [0.0] * len(requests)
-        for owner, (log_p, _) in zip(owners, scores, strict=True):
-            totals[owner] += log_p
-        for request, total in zip(requests, totals, strict=True):
-            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+                waiting[owner] += 1
+
+        def said(i: int, answer: Answer) -> None:
+            owner = owners[i]
+            totals[owner] += answer.log_p
+            waiting[owner] -= 1
+            if waiting[owner] == 0:
+                kept = ("loglikelihood_rolling", requests[owner].args, totals[owner])
+                self.cache_hook.add_partial(*kept)
+
+        self._score(windows, said, "loglikelihood_rolling", disable_tqdm)
         return totals
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
@@ -137,13 +154,16 @@ class HarnessModel(TemplateLM):
                 how.get("top_k", 0),
                 how.get("top_p", 1.0),
             )
-        return write(self._generator, self._tokenizer, contexts, n_new, choice, stops=stops)
+        room = self._window - n_new
+        ids = encode_prompts(self._tokenizer, contexts)
+        kept = [one[-room:] if room > 0 else one for one in ids]
+        return write(self._generator, self._tokenizer, kept, n_new, choice, stops=stops)
 
 
 def evaluate_tasks(
     workdir: str,
     names: Sequence[str],
-    step: int | None = None,
+    step: int | str | None = None,
     task_data: str | None = None,
     limit: int | None = None,
 ) -> dict[str, Any]:
@@ -164,20 +184,19 @@ def evaluate_tasks(
     tasks = _tasks(manager, names, task_data)
     run = open_run(workdir, step, devices=1)
     model = HarnessModel(run, load_tokenizer(run.config.data.tokenizer))
-    folder = Path(workdir) / "evals"
-    folder.mkdir(exist_ok=True)
     with _only_our_bars():
         found = simple_evaluate(
             model=model,
             tasks=tasks,
             task_manager=manager,
             limit=limit,
-            use_cache=str(folder / f"answers-{run.step}-{_digest(workdir, run.step)}"),
+            use_cache=str(_answers(workdir, run.step)),
             log_samples=False,
             bootstrap_iters=1000,
         )
     results = {
         "step": run.step,
+        "asked": list(names),
         "limit": limit,
         "results": found["results"],
         "groups": found.get("groups", {}),
@@ -185,14 +204,21 @@ def evaluate_tasks(
         "n_documents": {name: n["effective"] for name, n in found["n-samples"].items()},
     }
     label = "-".join(names)[:80].replace("/", "_")
-    write_json(folder / f"{label}-{run.step}{f'-first{limit}' if limit else ''}.json", results)
+    folder = Path(workdir) / "evals"
+    with disk_errors("evals/"):
+        folder.mkdir(exist_ok=True)
+        write_json(folder / f"{label}-{run.step}{f'-first{limit}' if limit else ''}.json", results)
     _summarize(run.config, RunDirectory(workdir), results)
     return results
 
 
-def _digest(workdir: str, step: int) -> str:
-    """Returns a short hash of a checkpoint, so that answers are never those of another."""
-    return sha256(RunDirectory(workdir).folder_of(step) / SUMS)[:8]
+def _answers(workdir: str, step: int) -> Path:
+    """Returns where the harness keeps a checkpoint's answers.
+
+    Not in the run directory: it unpickles them, and that directory may be somebody else's.
+    """
+    digest = sha256(RunDirectory(workdir).folder_of(step) / SUMS)
+    return cache_dir() / "answers" / digest[:32]
 
 
 @contextmanager
@@ -222,15 +248,20 @@ def _summarize(config: ConfigDict, directory: RunDirectory, results: dict[str, A
 
 
 def rows(results: dict[str, Any]) -> Iterator[tuple[str, str, float, float | None]]:
-    """Yields task, metric, value and standard error; of a group's parts nothing."""
+    """Yields task, metric (with its filter), value and standard error.
+
+    Of a group's parts only those that were asked for by name.
+    """
     for name, values in results["results"].items():
-        if any(name.startswith(f"{group}_") for group in results["groups"]):
+        part = any(name.startswith(f"{group}_") for group in results["groups"])
+        if part and name not in results["asked"]:
             continue
         for key, value in values.items():
             metric, _, kind = key.partition(",")
-            if kind == "none" and not metric.endswith("_stderr") and isinstance(value, float):
-                error = values.get(f"{metric}_stderr,none")
-                yield name, metric, value, error if isinstance(error, float) else None
+            if kind and not metric.endswith("_stderr") and isinstance(value, (int, float)):
+                error = values.get(f"{metric}_stderr,{kind}")
+                shown = metric if kind == "none" else f"{metric}/{kind}"
+                yield name, shown, float(value), error if isinstance(error, float) else None
 
 
 def _tasks(manager: TaskManager, names: Sequence[str], task_data: str | None) -> list[Any]:
@@ -240,9 +271,26 @@ def _tasks(manager: TaskManager, names: Sequence[str], task_data: str | None) ->
             near = suggestion(name, known)
             hint = near if "did you mean" in near else "; see `lm_eval ls tasks`"
             raise UserError(f"--tasks: {name} is no task of the harness{hint}")
-    if task_data is None:
-        return list(names)
-    return [_local_task(manager, name, Path(task_data)) for name in names]
+    return [task for name in names for task in _load(manager, name, task_data)]
+
+
+def _load(manager: TaskManager, name: str, task_data: str | None) -> list[Any]:
+    """Returns a task, a group, or what a tag stands for, with their data."""
+    try:
+        if task_data is not None:
+            return [_local_task(manager, name, Path(task_data))]
+        loaded = manager.load([name])
+    except UserError:
+        raise
+    except Exception as error:  # each source of data, and each task's code, has its own
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"--tasks: {name} cannot be had ({type(error).__name__}: {reason}); is there a "
+            "network, and what the task itself needs?"
+        ) from None
+    if name in loaded["groups"]:
+        return [loaded["groups"][name]]
+    return [loaded["tasks"][name]] if name in loaded["tasks"] else list(loaded["tasks"].values())
 
 
 def _local_task(manager: TaskManager, name: str, task_data: Path) -> Any:
@@ -252,13 +300,13 @@ def _local_task(manager: TaskManager, name: str, task_data: Path) -> Any:
     """
     local = LocalTask.of(name)
     folder = local_folder(local, task_data)
-    is_group = name in manager.all_groups
-    parts = [f"{name}_{path.stem}" for path in sorted(folder.glob("*.jsonl"))]
-    wanted = [part for part in parts if part in manager.all_subtasks] if is_group else [name]
+    wanted = parts_of_blimp(folder) if name == "blimp" else [name]
+    if name.startswith("blimp_") and name not in parts_of_blimp(folder):
+        raise UserError(f"--task_data={task_data} has no data for {name}")
     changes = {"dataset_path": str(folder), **dict.fromkeys(local.absent)}
     members = [{"task": task, **changes} for task in wanted]
     tasks = manager.load({"group": "given", "task": members})["tasks"]
-    if not is_group:
+    if name != "blimp":
         return tasks[name]
     mean = {"metric": "acc", "weight_by_size": False}
     group = Group.from_config(GroupConfig(group=name, task=wanted, aggregate_metric_list=[mean]))

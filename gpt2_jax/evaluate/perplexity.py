@@ -11,12 +11,14 @@ from gpt2_jax.data.corpus import open_corpus
 from gpt2_jax.data.shards import Corpus
 from gpt2_jax.errors import UserError
 from gpt2_jax.train.evaluation import Evaluator
-from gpt2_jax.train.restore import open_run
+from gpt2_jax.train.restore import OpenedRun, open_run
 from gpt2_jax.train.rundir import RunDirectory
+
+LOGITS_BYTES = 1 << 30  # of one batch; an imported model brings no batch size of its own
 
 
 def evaluate_run(
-    workdir: str, step: int | None, data: str | None, stride: int | None
+    workdir: str, step: int | str | None, data: str | None, stride: int | None
 ) -> dict[str, Any]:
     """Returns what `eval.py` prints: counts, loss in nats, accuracy, perplexities, bits per byte.
 
@@ -38,9 +40,8 @@ def evaluate_run(
         raise UserError(f"--stride={stride} must be from 1 to the run's seq_len={fields.seq_len}")
     corpus = _corpus(run.config, workdir, data)
     train = run.config.train
-    evaluator = Evaluator(
-        run.structure, run.mesh, fields.seq_len, train.batch_size // train.accumulation
-    )
+    rows = _rows(run, train.batch_size // train.accumulation)
+    evaluator = Evaluator(run.structure, run.mesh, fields.seq_len, rows)
     limit = train.eval_tokens if data is None and stride is None else None
     score = evaluator.score(run.params, corpus.val, limit, stride)
     bytes_per_token, words_per_token = corpus.bytes_per_token("val"), corpus.words_per_token("val")
@@ -57,6 +58,13 @@ def evaluate_run(
         "accuracy": metrics["val/accuracy"],
         "bits_per_byte": metrics.get("val/bits_per_byte"),
     }
+
+
+def _rows(run: OpenedRun, usual: int) -> int:
+    """Returns how many windows to score at a time: as in training, or what the logits allow."""
+    n_devices = run.mesh.devices.size
+    logits_bytes = 4 * run.config.data.seq_len * run.config.model.vocab_size
+    return max(n_devices, min(usual, LOGITS_BYTES // logits_bytes) // n_devices * n_devices)
 
 
 def _perplexity(loss: float, units_per_token: float | None) -> float | None:

@@ -16,6 +16,7 @@ from gpt2_jax.errors import UserError
 from gpt2_jax.evaluate.choice import Choice
 from gpt2_jax.evaluate.writing import (
     USUAL,
+    encode_prompts,
     open_generator,
     read_prompts,
     show_top,
@@ -24,7 +25,7 @@ from gpt2_jax.evaluate.writing import (
 )
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "the run")
-_STEP = flags.DEFINE_integer("step", None, "its checkpoint; unset: the latest")
+_STEP = flags.DEFINE_string("step", None, "its checkpoint: an update, or best; unset: the latest")
 _PROMPT = flags.DEFINE_string("prompt", "", "text to go on from; empty: a new document")
 _BATCH = flags.DEFINE_string(
     "batch_file", None, "prompts, one a line (.jsonl: strings, or objects with a prompt)"
@@ -62,7 +63,7 @@ def main(argv: list[str]) -> None:
         stream_to(sys.stdout, generator, tokenizer, prompts[0], *how)
     else:
         asked = [prompt for prompt in prompts for _ in range(_SAMPLES.value)]
-        texts = write(generator, tokenizer, asked, *how)
+        texts = write(generator, tokenizer, encode_prompts(tokenizer, asked), *how)
         for number, (prompt, text) in enumerate(zip(asked, texts, strict=True), start=1):
             if _BATCH.value is not None:
                 print(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False))

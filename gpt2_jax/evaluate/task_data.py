@@ -45,7 +45,7 @@ class LocalTask:
           UserError: if there is no local form of its data.
         """
         for task in LOCAL_TASKS:
-            if name.startswith(task.kind):
+            if name == task.kind or (task.kind == "blimp" and name.startswith("blimp_")):
                 return task
         known = ", ".join(task.kind for task in LOCAL_TASKS)
         raise UserError(f"--task_data has no data for {name}, only for {known}; leave it unset")
@@ -75,6 +75,11 @@ def local_folder(task: LocalTask, source: Path) -> Path:
     (partial / "README.md").write_text("---\nconfigs:\n" + "\n".join(names) + "\n---\n")
     partial.rename(folder)
     return folder
+
+
+def parts_of_blimp(folder: Path) -> list[str]:
+    """Returns the names of the harness's tasks that a folder of BLiMP has."""
+    return [f"blimp_{path.stem}" for path in sorted(folder.glob("*.jsonl"))]
 
 
 def _lambada(path: Path) -> Iterator[Part]:

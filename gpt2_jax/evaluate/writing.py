@@ -21,13 +21,14 @@ from gpt2_jax.train.restore import open_run
 
 PROMPT = "\n"
 USUAL = Choice(temperature=0.8, top_k=40)
+ROWS_AT_ONCE = 32
 
 
 def sample_text(config: ConfigDict, structure: Structure, params: Any, tokenizer: Tokenizer) -> str:
     """Returns `train.sample_tokens` of text after a line break, at temperature 0.8, top 40."""
     params = jax.tree.map(lambda x: x.addressable_data(0), params)
-    prompts = [ids.tolist() for ids in tokenizer.encode([PROMPT])]
     generator = Generator(structure, params, config.data.seq_len)
+    prompts = encode_prompts(tokenizer, [PROMPT])
     (ids,) = generator.generate(prompts, config.train.sample_tokens, USUAL, config.seed)
     return tokenizer.decode_bytes(ids).decode(errors="replace")
 
@@ -67,19 +68,39 @@ def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[in
 def write(
     generator: Generator,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[Sequence[int]],
     n_new: int,
     choice: Choice,
     seed: int = 0,
     stops: Sequence[str] = (),
 ) -> list[str]:
-    """Returns the text that goes on from each prompt, up to its end, a stop or `n_new` tokens."""
-    ids = encode_prompts(tokenizer, prompts)
-    if not stops:  # the whole loop is one program
-        new = generator.generate(ids, n_new, choice, seed)
-        return [tokenizer.decode_bytes(one).decode(errors="replace") for one in new]
+    """Returns the text that goes on from each prompt, up to its end, a stop or `n_new` tokens.
+
+    Args:
+      prompts: of `encode_prompts`; any number, which share the memory of `ROWS_AT_ONCE`.
+      seed: of the first such batch; the next ones count on from it.
+    """
+    texts: list[str] = []
+    for batch in range(0, len(prompts), ROWS_AT_ONCE):
+        some = prompts[batch : batch + ROWS_AT_ONCE]
+        how = (n_new, choice, seed + batch // ROWS_AT_ONCE)
+        if stops:
+            texts += _write_until(generator, tokenizer, some, stops, *how)
+        else:  # the whole loop is one program
+            new = generator.generate(some, *how)
+            texts += [tokenizer.decode_bytes(one).decode(errors="replace") for one in new]
+    return texts
+
+
+def _write_until(
+    generator: Generator,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    stops: Sequence[str],
+    *how: Any,
+) -> list[str]:
     streams = [TextStream(tokenizer, stops) for _ in prompts]
-    for column in generator.stream(ids, n_new, choice, seed):
+    for column in generator.stream(prompts, *how):
         for stream, token_id in zip(streams, column, strict=True):
             if token_id is not None:
                 stream.push(token_id)
@@ -124,7 +145,7 @@ def show_top(generator: Generator, tokenizer: Tokenizer, prompt: str, k: int) ->
     return "\n".join(lines)
 
 
-def open_generator(workdir: str, step: int | None = None) -> tuple[Generator, Tokenizer]:
+def open_generator(workdir: str, step: int | str | None = None) -> tuple[Generator, Tokenizer]:
     """Returns what continues texts under a run's checkpoint, and its tokenizer.
 
     Raises:

@@ -19,6 +19,7 @@ from gpt2_jax.data.shards import Tokens
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.evaluate.choice import GREEDY
+from gpt2_jax.evaluate.extra import load_harness
 from gpt2_jax.evaluate.generate import Generator
 from gpt2_jax.train.evaluation import Evaluator
 from gpt2_jax.train.restore import OpenedRun, open_run
@@ -58,6 +59,7 @@ def check_gpt2(workdir: str, task_data: str | None) -> Iterator[Finding]:
     Raises:
       UserError: if the run is not of GPT-2's vocabulary.
     """
+    harness = None if task_data is None else load_harness()
     run = open_run(workdir, devices=1)
     if run.config.model.vocab_size < load_tokenizer("gpt2").size:
         raise UserError(f"{workdir} is not of GPT-2's vocabulary of 50257 tokens")
@@ -69,13 +71,11 @@ def check_gpt2(workdir: str, task_data: str | None) -> Iterator[Finding]:
     (text,) = generator.generate([PROMPT], len(CONTINUATION), GREEDY)
     shown = " ".join(map(str, text[:4])) + " …"
     yield Finding("greedy text after 464 3290", "373 1043 287 257 …", shown, text == CONTINUATION)
-    if task_data is None:
+    if task_data is None or harness is None:
         return
     perplexity = wikitext_perplexity(run, Path(task_data))
     yield _close("WikiText-2 perplexity, stride 512", WIKITEXT_PERPLEXITY, perplexity, 0.01, 2)
-    from gpt2_jax.evaluate.harness import evaluate_tasks
-
-    results = evaluate_tasks(workdir, ["lambada_openai"], task_data=task_data)
+    results = harness.evaluate_tasks(workdir, ["lambada_openai"], task_data=task_data)
     accuracy = results["results"]["lambada_openai"]["acc,none"]
     yield _close("LAMBADA accuracy", LAMBADA_ACCURACY, accuracy, 2e-4, 4)
 

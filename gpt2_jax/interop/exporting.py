@@ -21,7 +21,9 @@ from gpt2_jax.train.rundir import RunDirectory
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def export_model(workdir: str, out: str, dtype: str = "float32", step: int | None = None) -> str:
+def export_model(
+    workdir: str, out: str, dtype: str = "float32", step: int | str | None = None
+) -> str:
     """Writes a run's checkpoint as a folder that `transformers` loads; returns a line about it.
 
     Args:
@@ -31,7 +33,7 @@ def export_model(workdir: str, out: str, dtype: str = "float32", step: int | Non
     Raises:
       UserError: if Hugging Face's GPT-2 cannot express the model, before anything is written.
     """
-    target = Path(out)
+    target = Path(out).absolute()
     if dtype not in DTYPES:
         raise UserError(f"--dtype={dtype} is not one of {', '.join(DTYPES)}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -58,7 +60,7 @@ def export_model(workdir: str, out: str, dtype: str = "float32", step: int | Non
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-    return f"{run.structure.n_params():,} parameters of update {run.step} in {target}, {dtype}"
+    return f"{run.structure.n_params():,} parameters of update {run.step} in {out}, {dtype}"
 
 
 def model_card(run: OpenedRun, workdir: str) -> str:

@@ -111,6 +111,8 @@ def _read_pickle(path: Path) -> Tensors:
         import torch
     except ImportError:
         raise UserError(f"{path}: reading it needs torch; pip install torch") from None
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):  # CVE-2025-32434
+        raise UserError(f"{path}: torch before 2.6 can be made to run code by it; upgrade torch")
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
         return {name: _from_torch(value) for name, value in tensors.items()}

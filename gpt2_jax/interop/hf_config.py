@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
 from gpt2_jax import config as configs
 from gpt2_jax.errors import UserError
+
+T = TypeVar("T", bool, float)
 
 # Their names for nonlinearities that are ours.
 ACTIVATIONS = {
@@ -38,14 +40,15 @@ def from_huggingface(theirs: dict[str, Any]) -> ConfigDict:
     for name in SIZES:
         model[name] = _number(theirs, name)
     model.n_positions = _number(theirs, "n_positions" if "n_positions" in theirs else "n_ctx")
-    model.n_inner = theirs.get("n_inner") or 4 * model.n_embd
+    inner = theirs.get("n_inner") is not None
+    model.n_inner = _number(theirs, "n_inner") if inner else 4 * model.n_embd
     model.activation = _activation(theirs)
-    model.norm_eps = float(theirs.get("layer_norm_epsilon", 1e-5))
-    model.init_std = float(theirs.get("initializer_range", 0.02))
-    model.tie_head = bool(theirs.get("tie_word_embeddings", True))
-    model.scale_attn_weights = bool(theirs.get("scale_attn_weights", True))
-    by_layer = theirs.get("scale_attn_by_inverse_layer_idx", False)
-    model.scale_attn_by_inverse_layer_idx = bool(by_layer)
+    model.norm_eps = _of_type(theirs, "layer_norm_epsilon", 1e-5)
+    model.init_std = _of_type(theirs, "initializer_range", 0.02)
+    model.tie_head = _of_type(theirs, "tie_word_embeddings", True)
+    model.scale_attn_weights = _of_type(theirs, "scale_attn_weights", True)
+    by_layer = _of_type(theirs, "scale_attn_by_inverse_layer_idx", False)
+    model.scale_attn_by_inverse_layer_idx = by_layer
     ours.data.seq_len = model.n_positions
     return ours
 
@@ -108,9 +111,20 @@ def _number(theirs: dict[str, Any], name: str) -> int:
     return value
 
 
+def _of_type(theirs: dict[str, Any], name: str, usual: T) -> T:
+    """Returns a field, or what it usually is; a whole number may stand for a float."""
+    value = theirs.get(name)
+    if value is None:
+        return usual
+    kinds = (float, int) if isinstance(usual, float) else (bool,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and isinstance(usual, float)):
+        raise UserError(f"config.json: {name}={value!r} is no {type(usual).__name__}")
+    return type(usual)(value)
+
+
 def _activation(theirs: dict[str, Any]) -> str:
     name = theirs.get("activation_function", "gelu_new")
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         known = ", ".join(sorted(ACTIVATIONS))
         raise UserError(f"config.json: activation_function={name!r} is not one of {known}")
     return ACTIVATIONS[name]

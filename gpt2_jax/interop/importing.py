@@ -33,7 +33,7 @@ def import_model(
     Raises:
       UserError: naming the field or tensor that does not fit, before anything is written.
     """
-    target = RunDirectory(workdir).path
+    target = RunDirectory(workdir).path.absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"--workdir={workdir} is not empty; an import needs a directory of its own")
     folder = files.locate(model, allow_pickle)
@@ -78,5 +78,5 @@ def _describe(
             f"the tokenizer {name} has {size} ids, and the model's vocabulary {vocab_size}; "
             "give --tokenizer"
         )
-    name = name.replace(str(partial), str(target.absolute()))
+    name = name.replace(str(partial), str(target))
     return name, line.replace(str(partial), str(target))

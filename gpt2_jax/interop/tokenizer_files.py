@@ -5,13 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gpt2_jax.data.tokenizer import gpt2_merges, gpt2_ranks, load_tokenizer, printable_bytes
+from gpt2_jax.data.tokenizer import (
+    JsonTokenizer,
+    gpt2_merges,
+    gpt2_ranks,
+    load_tokenizer,
+    printable_bytes,
+)
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import write_json
 from gpt2_jax.interop.files import read_json
+from gpt2_jax.train.rundir import TOKENIZER as FILE
 
 END_OF_TEXT = "<|endoftext|>"
-FILE = "tokenizer.json"
 
 
 def find_tokenizer(folder: Path, vocab_size: int, workdir: Path) -> tuple[str, str]:
@@ -27,11 +33,12 @@ def find_tokenizer(folder: Path, vocab_size: int, workdir: Path) -> tuple[str, s
         return "gpt2", f"{folder} has no tokenizer; its vocabulary has the size of GPT-2's"
     if found is None:
         return f"ids:{vocab_size}", f"{folder} has no tokenizer: texts are decimal token ids"
-    if _is_gpt2(found):
-        return "gpt2", "its tokenizer is GPT-2's"
     target = workdir / FILE
     write_json(target, found)
-    load_tokenizer(str(target))
+    load_tokenizer(str(target))  # refuses what is no tokenizer
+    if _is_gpt2(found):
+        target.unlink()
+        return "gpt2", "its tokenizer is GPT-2's"
     return str(target), f"its tokenizer is now {target}"
 
 
@@ -43,11 +50,10 @@ def write_tokenizer(name: str, n_positions: int, out: Path) -> int | None:
     if name.startswith("ids:"):
         return None
     tokenizer = load_tokenizer(name)
-    if name in ("bytes", "gpt2"):
-        content, end = byte_level(name), END_OF_TEXT
+    if isinstance(tokenizer, JsonTokenizer):
+        content, end = read_json(Path(name)), tokenizer.end_of_text_name
     else:
-        content = read_json(Path(name))
-        end = _token_of(content, tokenizer.end_of_text)
+        content, end = byte_level(name), END_OF_TEXT
     write_json(out / FILE, content)
     if name == "gpt2":  # for tools that know only these two
         write_json(out / "vocab.json", content["model"]["vocab"])
@@ -108,7 +114,10 @@ def _read(folder: Path) -> dict[str, Any] | None:
     if not (folder / "vocab.json").exists() or not (folder / "merges.txt").exists():
         return None
     vocab = read_json(folder / "vocab.json")
-    lines = (folder / "merges.txt").read_text().splitlines()
+    try:
+        lines = (folder / "merges.txt").read_text().splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{folder / 'merges.txt'} is no text: {error}") from None
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     if END_OF_TEXT not in vocab or any(len(pair) != 2 for pair in merges):
         raise UserError(f"{folder}: vocab.json and merges.txt are not GPT-2's kind of tokenizer")
@@ -135,11 +144,3 @@ def _is_gpt2(content: dict[str, Any]) -> bool:
         and not content.get("normalizer")
         and added <= {END_OF_TEXT}
     )
-
-
-def _token_of(content: dict[str, Any], token_id: int) -> str:
-    vocab = content.get("model", {}).get("vocab", {})
-    known = {token["id"]: token["content"] for token in content.get("added_tokens", [])}
-    if isinstance(vocab, dict):
-        known = {number: token for token, number in vocab.items()} | known
-    return known[token_id]

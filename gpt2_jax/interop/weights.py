@@ -103,11 +103,16 @@ def from_huggingface(structure: Structure, tensors: Tensors) -> Any:
 
 def _plain_names(tensors: Tensors, tied: bool) -> Tensors:
     """Returns the tensors without prefix, buffers, and a head that only repeats the embedding."""
-    names = {name: name.removeprefix(PREFIX) for name in tensors}
-    out = {new: tensors[old] for old, new in names.items() if not BUFFERS.match(new)}
+    out: Tensors = {}
+    for name, value in tensors.items():
+        plain = name.removeprefix(PREFIX)
+        if plain in out:
+            raise UserError(f"the checkpoint has {plain} twice, with {PREFIX} and without")
+        if not BUFFERS.match(plain):
+            out[plain] = value
     if tied and HEAD in out:
         head = out.pop(HEAD)
-        if not np.array_equal(head, out.get("wte.weight", head)):
+        if not np.array_equal(head, out.setdefault("wte.weight", head)):
             raise UserError(
                 f"config.json ties the head to the embedding, but {HEAD} differs from wte.weight; "
                 'set "tie_word_embeddings": false in config.json if the head is its own'

@@ -58,12 +58,11 @@ def train(config: ConfigDict, workdir: str, sample: Sample | None = None) -> int
       UserError: for wrong input, before anything expensive.
       Diverged: if too many updates in a row had to be skipped.
     """
-    configs.check(config)
     directory = RunDirectory(workdir)
     origin = find_origin(config, directory)
     if origin is not None:
-        config = adopt(config, origin)
-        configs.check(config)
+        config = adopt(config, origin, lambda line: print(line))
+    configs.check(config)
     data = config.data
     config = configs.resolve(config, load_tokenizer(data.tokenizer).size)
     keep_freed_memory(config)
@@ -82,7 +81,9 @@ def train(config: ConfigDict, workdir: str, sample: Sample | None = None) -> int
         if len(corpus.val) < 2:
             raise UserError("the validation text has fewer than two tokens; give more of it")
         if _is_finished(config, directory):
-            print(f"{directory.path} is finished: raise train.steps (or patience) to go on")
+            early = not Checkpoints(directory.checkpoints_path).path(config.train.steps).exists()
+            field = "train.patience" if early else "train.steps"
+            print(f"{directory.path} is finished: raise {field} to go on")
             _print_end(directory)
             return EXIT_FINISHED
         with StopSignal() as stop, memory_errors():
@@ -146,8 +147,8 @@ def _open_run(
     if found is None:
         state = program.init()
         if origin is not None:
-            if not origin.folder.exists():
-                raise UserError(f"the first weights, {origin.folder}, are gone; start another run")
+            if fault := damage(origin.folder):
+                raise UserError(f"the first weights, {origin.folder}, are damaged or gone: {fault}")
             params = restore_params(origin.folder, program.shapes.params)
             state = state._replace(params=params)
             print(f"weights from {origin.name}")
@@ -260,6 +261,9 @@ class Run:
                 self._save(None)
         self.progress.advance(self.step)
 
+    def _since_best(self) -> int:
+        return evaluations_since_best(self.evaluations)
+
     def _is_stale(self) -> bool:
         return _is_stale(self.config, self.evaluations)
 
@@ -287,7 +291,9 @@ class Run:
             row |= self._evaluate()
             self.evaluations.append(row)
         self._write(row)
-        if last or self._is_stale() or self.step % train.checkpoint_every == 0:
+        # With patience the weights that are wanted at the end are those of the best evaluation.
+        best = train.patience and row is self.evaluations[-1 - self._since_best()]
+        if last or best or self._is_stale() or self.step % train.checkpoint_every == 0:
             self._save(row.get("val/loss"))
 
     def _save(self, val_loss: float | None) -> None:
@@ -359,8 +365,8 @@ class Run:
         final = {k: v for row in rows for k, v in row.items() if k.startswith("val/")}
         self.wandb.summarize({f"final/{name}": value for name, value in final.items()})
         _print_end(self.directory)
-        if self._is_stale():
-            best = self.evaluations[-1 - evaluations_since_best(self.evaluations)]["step"]
+        if self._is_stale() and self.step < config.train.steps:
+            best = self.evaluations[-1 - self._since_best()]["step"]
             print(f"stopped early after update {self.step}: update {best} was the best")
         if self.stopped_by:
             command = shlex.join([sys.executable, *sys.argv])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,16 +60,20 @@ def find_origin(config: ConfigDict, directory: RunDirectory) -> Origin | None:
     if directory.config_path.exists():  # the run that was begun from there goes on
         begun = directory.read_config()
         before = begun.train.init_from or ""
-        if given == before or (before.startswith(given + "@") and "@" not in given):
-            source, _, step = before.rpartition("@")
+        source, _, step = before.rpartition("@")
+        if source and given in (before, source, f"{source}@best"):
             return Origin(RunDirectory(source).folder_of(int(step)), begun, before)
     return _of_run(given)
 
 
-def adopt(config: ConfigDict, origin: Origin) -> ConfigDict:
+def adopt(config: ConfigDict, origin: Origin, say: Callable[[str], None]) -> ConfigDict:
     """Returns the config with the facts of the origin's weights, and its name with the update.
 
-    The sequence length is the origin's as well, where the config leaves it as it usually is.
+    A field at its usual value is taken to be left open; the sequence length, so left, is the
+    origin's as well.
+
+    Args:
+      say: told in one line which fields were changed.
 
     Raises:
       UserError: if the config asks for another model than the weights are of.
@@ -86,13 +91,18 @@ def adopt(config: ConfigDict, origin: Origin) -> ConfigDict:
         config[section][leaf] = facts[name]
     if asked["data.seq_len"] == usual["data.seq_len"]:
         config.data.seq_len = facts["data.seq_len"]
+    now = configs.flatten(config)
+    changed = [f"{name}={now[name]!r}" for name in now if now[name] != asked[name]]
+    say(f"from {origin.name}: {', '.join(changed) or 'nothing but the weights'}")
     if config.train.init_from is not None:
         config.train.init_from = origin.name
     return config
 
 
 def _of_run(given: str) -> Origin:
-    path, _, step = given.rpartition("@") if "@" in given else (given, "", "")
+    path, _, step = given.rpartition("@")
+    if not path or Path(given).is_dir():  # a path may have the sign in it
+        path, step = given, ""
     directory = RunDirectory(path)
     checkpoints = Checkpoints(directory.checkpoints_path)
     if step == "best":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
@@ -28,11 +29,12 @@ class OpenedRun:
     step: int
 
 
-def open_run(workdir: str, step: int | None = None, devices: int | None = None) -> OpenedRun:
+def open_run(workdir: str, step: int | str | None = None, devices: int | None = None) -> OpenedRun:
     """Opens a run at one of its checkpoints; nothing in the directory is written or executed.
 
     Args:
-      step: None for the latest undamaged checkpoint.
+      step: an update, `best` for the one of lowest validation loss, None for the latest
+        undamaged checkpoint.
       devices: how many to use; None for as many as divide the run's batch.
 
     Raises:
@@ -48,8 +50,9 @@ def open_run(workdir: str, step: int | None = None, devices: int | None = None) 
     return OpenedRun(config, model, mesh, params, step)
 
 
-def _choose(directory: RunDirectory, step: int | None) -> int:
+def _choose(directory: RunDirectory, asked: int | str | None) -> int:
     checkpoints, workdir = Checkpoints(directory.checkpoints_path), directory.path
+    step = _number(checkpoints, workdir, asked)
     imported = directory.weights_path.exists()
     if imported and (step == 0 or (step is None and not checkpoints.steps())):
         if fault := damage(directory.weights_path):
@@ -66,3 +69,15 @@ def _choose(directory: RunDirectory, step: int | None) -> int:
     if fault := damage(checkpoints.path(step)):
         raise UserError(f"checkpoint {checkpoints.path(step)} is damaged: {fault}")
     return step
+
+
+def _number(checkpoints: Checkpoints, workdir: Path, asked: int | str | None) -> int | None:
+    if asked is None or isinstance(asked, int):
+        return asked
+    if asked.isdecimal():
+        return int(asked)
+    if asked != "best":
+        raise UserError(f"--step={asked} is neither a number of updates nor `best`")
+    if (best := checkpoints.best()) is None:
+        raise UserError(f"{workdir} has no checkpoint with a validation loss")
+    return best

@@ -20,6 +20,7 @@ from gpt2_jax.errors import UserError
 from gpt2_jax.files import disk_errors, write_atomic, write_json
 
 STRETCHING = ("cosine", "linear", "wsd")  # schedules that depend on train.steps
+TOKENIZER = "tokenizer.json"
 PACKAGES = (
     "jax",
     "jaxlib",
@@ -65,7 +66,7 @@ class RunDirectory:
                 raise UserError(f"--workdir={self.path} is a file; choose another")
             self.path.mkdir(parents=True, exist_ok=True)
             names = [p.name for p in self.path.iterdir() if not p.name.startswith(".")]
-            strange = set(names) - {self.info_path.name}  # written first
+            strange = set(names) - {self.info_path.name, TOKENIZER}  # written first
             if strange and not self.config_path.exists():
                 raise UserError(
                     f"--workdir={self.path} is not empty and holds no run "
@@ -85,8 +86,15 @@ class RunDirectory:
             self._lock.close()
 
     def read_config(self) -> ConfigDict:
-        """Returns the run's config, from data alone: nothing in the directory is executed."""
-        return configs.from_json(self.config_path)
+        """Returns the run's config, from data alone: nothing in the directory is executed.
+
+        A tokenizer.json that is no longer where it was is the copy in the directory.
+        """
+        config = configs.from_json(self.config_path)
+        copy = self.path / TOKENIZER
+        if copy.exists() and not Path(config.data.tokenizer).exists():
+            config.data.tokenizer = str(copy.absolute())
+        return config
 
     def read_info(self) -> dict[str, Any]:
         """Returns `run.json`, empty where there is none yet."""
@@ -143,6 +151,9 @@ class RunDirectory:
             write_json(
                 self.info_path, {**self.read_info(), "corpus": corpus.manifest.corpus_hash()}
             )
+            tokenizer, copy = Path(config.data.tokenizer), self.path / TOKENIZER
+            if tokenizer.is_file() and not copy.exists():
+                write_atomic(copy, tokenizer.read_bytes())
             write_atomic(self.config_path, configs.to_json(config))
         return said
 

@@ -9,6 +9,7 @@ import pytest
 
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
+from gpt2_jax.evaluate import writing
 from gpt2_jax.evaluate.choice import GREEDY, Choice
 from gpt2_jax.evaluate.generate import Generator, _generate
 from gpt2_jax.evaluate.writing import sample_text
@@ -150,6 +151,19 @@ def test_few_programs_are_compiled_for_many_lengths(model):
 def test_choices_that_mean_nothing_are_refused(choice, line):
     with pytest.raises(UserError, match=line):
         choice.check()
+
+
+def test_any_number_of_prompts_is_written_some_at_a_time(model, monkeypatch):
+    generator, tokenizer = Generator(*model, window=12), load_tokenizer("ids:11")
+    whole = writing.write(generator, tokenizer, PROMPTS, 5, GREEDY)
+    monkeypatch.setattr(writing, "ROWS_AT_ONCE", 2)
+    assert writing.write(generator, tokenizer, PROMPTS, 5, GREEDY) == whole
+    assert writing.write(generator, tokenizer, PROMPTS, 5, GREEDY, stops=["no"]) == whole
+
+
+def test_a_model_of_ids_has_a_sample_as_well(model):
+    made = tiny(**{"train.sample_tokens": 7})
+    assert len(sample_text(made, *model, load_tokenizer("ids:11")).split()) == 7
 
 
 def test_the_runs_own_sample_is_as_long_as_asked():

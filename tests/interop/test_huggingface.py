@@ -80,6 +80,40 @@ def test_import_then_export_gives_the_same_bits(tmp_path, monkeypatch, dtype, pr
     )
 
 
+def test_a_tied_embedding_may_be_kept_under_the_heads_name(imported, tmp_path):
+    given = checkpoints.tensors()
+    given["lm_head.weight"] = given.pop("transformer.wte.weight")
+    folder = checkpoints.write(tmp_path / "theirs", given, tie_word_embeddings=True)
+    import_model(str(folder), str(tmp_path / "run"))
+    want = open_run(str(imported / "run")).params["wte"]
+    np.testing.assert_array_equal(open_run(str(tmp_path / "run")).params["wte"], want)
+
+
+def test_a_tokenizer_of_its_own_moves_with_the_run(tmp_path):
+    import tokenizers
+
+    from gpt2_jax.interop.tokenizer_files import byte_level
+
+    content = byte_level("bytes")
+    content["added_tokens"][0]["content"] = "</s>"
+    del content["model"]["vocab"]["<|endoftext|>"]
+    content["model"]["vocab"]["</s>"] = 256
+    given = checkpoints.tensors()
+    for name in ("transformer.wte.weight", "lm_head.weight"):
+        given[name] = np.resize(given[name], (257, 16))
+    folder = checkpoints.write(tmp_path / "theirs", given, vocab_size=257)
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    lines = import_model(str(folder), str(tmp_path / "run"))
+    assert lines[1] == f"its tokenizer is now {tmp_path / 'run' / 'tokenizer.json'}"
+    (tmp_path / "run").rename(tmp_path / "moved")
+    config = open_run(str(tmp_path / "moved")).config
+    assert config.data.tokenizer == str(tmp_path / "moved" / "tokenizer.json")
+    export_model(str(tmp_path / "moved"), str(tmp_path / "out"))
+    again = tokenizers.Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    assert again.encode("a\u00e4</s>").ids == [97, 0xC3, 0xA4, 256]
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == 256
+
+
 def test_config_json_says_the_same_of_the_model(imported, tmp_path):
     export_model(str(imported / "run"), str(tmp_path / "out"))
     written = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -125,6 +159,10 @@ def test_fields_of_config_json(field, theirs, ours):
         ({"n_layer": 3}, "no tensor h.2.ln_1.weight"),
         ({"n_layer": 1}, "12 tensors that GPT-2 has no place for: h.1.attn.c_attn.bias"),
         ({"tie_word_embeddings": True}, "lm_head.weight differs from wte.weight"),
+        ({"n_inner": "x"}, "n_inner='x', where a positive integer"),
+        ({"layer_norm_epsilon": "tiny"}, "layer_norm_epsilon='tiny' is no float"),
+        ({"tie_word_embeddings": 3}, "tie_word_embeddings=3 is no bool"),
+        ({"activation_function": []}, r"activation_function=\[\] is not one of"),
     ],
 )
 def test_a_config_that_does_not_fit_is_named(tmp_path, change, says):
@@ -139,6 +177,7 @@ def test_a_config_that_does_not_fit_is_named(tmp_path, change, says):
     [
         ({"transformer.wpe.weight": None}, "no tensor wpe.weight"),
         ({"lm_head.weight": None}, "no tensor lm_head.weight"),
+        ({"wpe.weight": np.ones((12, 16), np.float32)}, "has wpe.weight twice"),
         ({"score.weight": np.ones(3, np.float32)}, "no place for: score.weight"),
         ({"transformer.h.0.crossattention.c_attn.weight": np.ones(3)}, "crossattention"),
         ({"transformer.ln_f.bias": np.ones(16, np.float64)}, "ln_f.bias is float64"),

@@ -163,6 +163,17 @@ def test_what_is_no_task_is_named(workdir, task_data):
         harness.evaluate_tasks(run, ["lambada_openai"], task_data=str(workdir))
 
 
+def test_metrics_of_every_filter_are_told():
+    values = {"alias": "gsm8k", "exact_match,strict-match": 0.25, "acc,none": 1}
+    values["exact_match_stderr,strict-match"] = 0.01
+    results = {"results": {"gsm8k": values}, "groups": {}, "asked": ["gsm8k"], "n_documents": {}}
+    assert list(harness.rows(results)) == [
+        ("gsm8k", "exact_match/strict-match", 0.25, 0.01),
+        ("gsm8k", "acc", 1.0, None),
+    ]
+    assert "± 0.01" in harness.table(results)
+
+
 def test_scores_reach_the_runs_summary_on_wandb(workdir, task_data, tmp_path):
     import shutil
 

@@ -122,9 +122,11 @@ def test_gpt2s_tokenizer_files_give_its_ids(tmp_path):
     vectors = (tools.ROOT / "tests" / "fixtures" / "gpt2_vectors" / "vectors.inp").read_text()
     for text in [*vectors.split("\n__ggml_vocab_test__\n"), "  spaces\n\n and don't 12345"]:
         assert tokenizer(text)["input_ids"] == ours.encode([text])[0].tolist()
-    assert find_tokenizer(tmp_path, 50257, tmp_path)[0] == "gpt2"
+    (tmp_path / "run").mkdir()
+    assert find_tokenizer(tmp_path, 50257, tmp_path / "run")[0] == "gpt2"
     (tmp_path / "tokenizer.json").unlink()
-    assert find_tokenizer(tmp_path, 50257, tmp_path)[0] == "gpt2"
+    assert find_tokenizer(tmp_path, 50257, tmp_path / "run")[0] == "gpt2"
+    assert not list((tmp_path / "run").iterdir())
 
 
 def test_a_pickle_is_read_as_weights_alone_when_asked(tmp_path):

@@ -80,6 +80,37 @@ def test_a_run_goes_on_though_its_source_has_moved_on(source, text_file, tmp_pat
         loop.train(given, str(tmp_path / "run"))
 
 
+def test_the_best_and_a_step_are_remembered_as_numbers(source, text_file, tmp_path):
+    import shutil
+
+    moved = shutil.copytree(source, tmp_path / "me@host" / "source")  # the sign is no step
+    for name, suffix in (("best", "@best"), ("plain", "")):
+        given = begin(text_file, f"{moved}{suffix}")
+        assert loop.train(given, str(tmp_path / name)) == 0
+        stored = configs.from_json(tmp_path / name / "config.json")
+        assert stored.train.init_from == f"{moved}@20"
+    moved.rename(tmp_path / "elsewhere")
+    for name, suffix in (("best", "@best"), ("plain", "")):
+        given = begin(text_file, f"{moved}{suffix}")
+        given.train.steps = 12
+        assert loop.train(given, str(tmp_path / name)) == 0
+
+
+def test_damaged_weights_are_not_begun_with(source, text_file, tmp_path):
+    run = open_run(str(source))
+    (tmp_path / "imported").mkdir()
+    (tmp_path / "imported" / "config.json").write_text(configs.to_json(run.config))
+    save_params(tmp_path / "imported" / "weights", run.params)
+    victim = next((tmp_path / "imported" / "weights" / "state" / "d").iterdir())
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    given = begin(text_file, source)
+    given.train.init_from = None
+    with pytest.raises(UserError, match="damaged or gone"):
+        loop.train(given, str(tmp_path / "imported"))
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -185,6 +216,27 @@ def test_a_wrong_pattern_is_said_before_the_data_are_touched(tmp_path):
     made = config("nowhere.txt", optimizer__frozen=("blocks.9",))
     with pytest.raises(UserError, match=r"blocks\.9"):
         loop.train(made, str(tmp_path / "run"))
+
+
+def test_with_patience_the_best_evaluation_has_a_checkpoint(text_file, tmp_path):
+    """Learning, then a rate so large that it unlearns: the best lies between two checkpoints."""
+    given = config(
+        text_file,
+        train__steps=200,
+        train__patience=2,
+        train__sample_tokens=0,
+        train__checkpoint_every=100,
+        optimizer__peak_lr=3.0,
+        optimizer__warmup_steps=190,
+    )
+    assert loop.train(given, str(tmp_path / "run")) == 0
+    got = losses(tmp_path / "run")
+    best = min(got, key=lambda step: got[step])
+    assert 0 < best < max(got) < 200 and best % 100
+    assert open_run(str(tmp_path / "run"), "best").step == best
+    assert open_run(str(tmp_path / "run")).step == max(got) == best + 20
+    with pytest.raises(UserError, match="--step=worst is neither"):
+        open_run(str(tmp_path / "run"), "worst")
 
 
 def test_evaluations_since_the_best():

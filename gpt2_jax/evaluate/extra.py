@@ -1,0 +1,23 @@
+"""What needs the extra `eval`."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from gpt2_jax.errors import UserError
+
+
+def load_harness() -> ModuleType:
+    """Returns `gpt2_jax.evaluate.harness`.
+
+    Raises:
+      UserError: if lm-evaluation-harness is not installed.
+    """
+    try:
+        from gpt2_jax.evaluate import harness
+    except ImportError as error:
+        raise UserError(
+            f"this needs lm-evaluation-harness ({error.name} is not there): "
+            "make install EXTRA=eval, or pip install lm_eval"
+        ) from None
+    return harness
