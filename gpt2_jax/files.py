@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,6 +56,26 @@ def remembered_sha256(path: Path) -> str:
     memo.parent.mkdir(exist_ok=True)
     write_atomic(memo, digest)
     return digest
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Yields a folder to fill, which becomes `target` at the end, and is gone if that fails.
+
+    `target` must be empty or not there.
+    """
+    partial = target.with_name(f".{target.name}.partial")
+    with disk_errors(str(target)):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            if target.exists():
+                target.rmdir()
+            partial.rename(target)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
 
 
 @contextmanager

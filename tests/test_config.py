@@ -6,6 +6,7 @@ import inspect
 import pytest
 
 from gpt2_jax import config as configs
+from gpt2_jax.config_check import check
 from gpt2_jax.errors import UserError
 from gpt2_jax.model.structure import structure
 from tests.tools import ROOT, tiny
@@ -46,7 +47,7 @@ def test_no_shipped_config_is_forgotten():
 @pytest.mark.parametrize(("file", "arg"), SHIPPED)
 def test_every_shipped_config_is_valid_and_locked(file, arg):
     config = load(file, arg)
-    configs.check(config)
+    check(config)
     assert config.is_locked
     size = 50257 if config.data.tokenizer == "gpt2" else 257
     model = structure(configs.resolve(config, size).model)

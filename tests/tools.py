@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from gpt2_jax import config as configs
+from gpt2_jax.config_check import check
 from gpt2_jax.model.structure import structure
 
 ROOT = Path(__file__).parent.parent
@@ -45,7 +46,7 @@ def tiny(**changes):
             at = at[section]
         at[leaf] = value
     config = configs.resolve(config, 1)
-    configs.check(config)
+    check(config)
     return config
 
 

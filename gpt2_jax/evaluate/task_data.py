@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2_jax.errors import UserError
-from gpt2_jax.files import cache_dir, remembered_sha256
+from gpt2_jax.files import cache_dir, remembered_sha256, whole_folder
 
 # (name of the configuration, split, lines)
 Part = tuple[str, str, list[str]]
@@ -64,16 +63,13 @@ def local_folder(task: LocalTask, source: Path) -> Path:
     folder = cache_dir() / "tasks" / f"{task.kind}-{digest[:16]}"
     if folder.exists():
         return folder
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    names = []
-    for name, split, lines in task.parts(found[0]):
-        (partial / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines))
-        files = f"  data_files:\n  - split: {split}\n    path: {name}.jsonl"
-        names.append(f"- config_name: {name}\n{files}")
-    (partial / "README.md").write_text("---\nconfigs:\n" + "\n".join(names) + "\n---\n")
-    partial.rename(folder)
+    with whole_folder(folder) as partial:
+        names = []
+        for name, split, lines in task.parts(found[0]):
+            (partial / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines))
+            files = f"  data_files:\n  - split: {split}\n    path: {name}.jsonl"
+            names.append(f"- config_name: {name}\n{files}")
+        (partial / "README.md").write_text("---\nconfigs:\n" + "\n".join(names) + "\n---\n")
     return folder
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 
 from gpt2_jax.errors import UserError
-from gpt2_jax.files import disk_errors, write_atomic, write_json
+from gpt2_jax.files import whole_folder, write_atomic, write_json
 from gpt2_jax.interop import files, hf_config
 from gpt2_jax.interop.tokenizer_files import write_tokenizer
 from gpt2_jax.interop.weights import to_huggingface
@@ -36,30 +35,19 @@ def export_model(
     target = Path(out).absolute()
     if dtype not in DTYPES:
         raise UserError(f"--dtype={dtype} is not one of {', '.join(DTYPES)}")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"--out={out} is not empty; an export needs a directory of its own")
+    files.refuse_full(target, f"--out={out}")
     config = RunDirectory(workdir).read_config()
     hf_config.to_huggingface(config, None, dtype)  # refuses before the checkpoint is read
     run = open_run(workdir, step)
     tensors = to_huggingface(run.structure, run.params)
     tensors = {name: value.astype(jnp.dtype(dtype)) for name, value in tensors.items()}
-    partial = target.with_name(f".{target.name}.partial")
-    with disk_errors(out):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
-            end = write_tokenizer(config.data.tokenizer, config.model.n_positions, partial)
-            write_json(partial / "config.json", hf_config.to_huggingface(config, end, dtype))
-            ends = {} if end is None else {"bos_token_id": end, "eos_token_id": end}
-            write_json(partial / "generation_config.json", {"_from_model_config": True, **ends})
-            files.write_tensors(partial, tensors)
-            write_atomic(partial / "README.md", model_card(run, workdir))
-            if target.exists():
-                target.rmdir()
-            partial.rename(target)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+    with whole_folder(target) as partial:
+        end = write_tokenizer(config.data.tokenizer, config.model.n_positions, partial)
+        write_json(partial / "config.json", hf_config.to_huggingface(config, end, dtype))
+        ends = {} if end is None else {"bos_token_id": end, "eos_token_id": end}
+        write_json(partial / "generation_config.json", {"_from_model_config": True, **ends})
+        files.write_tensors(partial, tensors)
+        write_atomic(partial / "README.md", model_card(run, workdir))
     return f"{run.structure.n_params():,} parameters of update {run.step} in {out}, {dtype}"
 
 

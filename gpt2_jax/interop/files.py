@@ -38,6 +38,16 @@ def locate(model: str, allow_pickle: bool) -> Path:
         ) from None
 
 
+def refuse_full(folder: Path, flag: str) -> None:
+    """Refuses a place where something is already.
+
+    Raises:
+      UserError: naming the flag.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{flag} is not empty; give a directory that is not there yet")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a file that holds one JSON object.
 

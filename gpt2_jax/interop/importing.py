@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import jax
 
 from gpt2_jax import config as configs
+from gpt2_jax.config_check import check
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
-from gpt2_jax.files import disk_errors, write_atomic, write_json
+from gpt2_jax.files import whole_folder, write_atomic, write_json
 from gpt2_jax.interop import files, hf_config
 from gpt2_jax.interop.tokenizer_files import find_tokenizer
 from gpt2_jax.interop.weights import from_huggingface
@@ -34,32 +34,20 @@ def import_model(
       UserError: naming the field or tensor that does not fit, before anything is written.
     """
     target = RunDirectory(workdir).path.absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"--workdir={workdir} is not empty; an import needs a directory of its own")
+    files.refuse_full(target, f"--workdir={workdir}")
     folder = files.locate(model, allow_pickle)
     theirs = files.read_json(folder / "config.json")
     config = hf_config.from_huggingface(theirs)
-    configs.check(config)
+    check(config)
     built = structure(config.model)
     params = from_huggingface(built, files.read_tensors(folder, allow_pickle))
-    partial = target.with_name(f".{target.name}.partial")
-    with disk_errors(workdir):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
-            said = _describe(folder, config.model.vocab_size, partial, target, tokenizer)
-            config.data.tokenizer, line = said
-            write_atomic(partial / "config.json", configs.to_json(config))
-            write_json(
-                partial / "run.json", {"imported_from": model, "parameters": built.n_params()}
-            )
-            save_params(partial / "weights", jax.tree.map(jax.numpy.asarray, params))
-            if target.exists():
-                target.rmdir()
-            partial.rename(target)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+    with whole_folder(target) as partial:
+        said = _describe(folder, config.model.vocab_size, partial, target, tokenizer)
+        config.data.tokenizer, line = said
+        write_atomic(partial / "config.json", configs.to_json(config))
+        info = {"imported_from": model, "parameters": built.n_params()}
+        write_json(partial / "run.json", info)
+        save_params(partial / "weights", jax.tree.map(jax.numpy.asarray, params))
     lines = [f"{built.n_params():,} parameters from {folder}", line, hf_config.dropout_note(theirs)]
     return [line for line in lines if line]
 

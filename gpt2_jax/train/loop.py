@@ -16,6 +16,7 @@ import jax
 from ml_collections import ConfigDict
 
 from gpt2_jax import config as configs
+from gpt2_jax.config_check import check
 from gpt2_jax.data.corpus import open_corpus
 from gpt2_jax.data.sampler import Sampler
 from gpt2_jax.data.shards import Corpus
@@ -62,7 +63,7 @@ def train(config: ConfigDict, workdir: str, sample: Sample | None = None) -> int
     origin = find_origin(config, directory)
     if origin is not None:
         config = adopt(config, origin, lambda line: print(line))
-    configs.check(config)
+    check(config)
     data = config.data
     config = configs.resolve(config, load_tokenizer(data.tokenizer).size)
     keep_freed_memory(config)
