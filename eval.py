@@ -36,6 +36,8 @@ def main(argv: list[str]) -> None:
         print(json.dumps(result))
     else:
         for name, value in result.items():
+            if value is None:  # the text's words or bytes were not counted
+                continue
             print(f"{name:<22} {value:,.6g}" if isinstance(value, float) else f"{name:<22} {value}")
 
 
