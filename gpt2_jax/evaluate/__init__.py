@@ -1,1 +1,1 @@
-"""What a trained model can be asked: so far, to go on with a text."""
+"""What a trained model can be asked: texts, likelihoods, perplexity, the standard harness."""
