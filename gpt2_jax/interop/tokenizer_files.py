@@ -23,7 +23,8 @@ END_OF_TEXT = "<|endoftext|>"
 def find_tokenizer(folder: Path, vocab_size: int, workdir: Path) -> tuple[str, str]:
     """Returns `data.tokenizer` for a checkpoint's folder, and a line that says why.
 
-    GPT-2's own files become `gpt2`; others are copied into `workdir` as one tokenizer.json.
+    GPT-2's own files become `gpt2`, our exported bytes `bytes`; others are copied into `workdir`
+    as one tokenizer.json.
 
     Raises:
       UserError: if its files are damaged or have no end-of-text token.
@@ -36,9 +37,10 @@ def find_tokenizer(folder: Path, vocab_size: int, workdir: Path) -> tuple[str, s
     target = workdir / FILE
     write_json(target, found)
     load_tokenizer(str(target))  # refuses what is no tokenizer
-    if _is_gpt2(found):
-        target.unlink()
-        return "gpt2", "its tokenizer is GPT-2's"
+    for name in ("gpt2", "bytes"):
+        if _gives_ids_of(found, name):
+            target.unlink()
+            return name, f"its tokenizer is `{name}`"
     return str(target), f"its tokenizer is now {target}"
 
 
@@ -127,9 +129,9 @@ def _read(folder: Path) -> dict[str, Any] | None:
     return content
 
 
-def _is_gpt2(content: dict[str, Any]) -> bool:
-    """Returns whether a tokenizer.json gives GPT-2's ids; one with more added tokens does not."""
-    model, want = content.get("model", {}), byte_level("gpt2")
+def _gives_ids_of(content: dict[str, Any], name: str) -> bool:
+    """Returns whether a tokenizer.json gives our tokenizer's ids, with no added tokens besides."""
+    model, want = content.get("model", {}), byte_level(name)
     merges = [
         pair.split(" ") if isinstance(pair, str) else pair for pair in model.get("merges", [])
     ]
@@ -140,7 +142,7 @@ def _is_gpt2(content: dict[str, Any]) -> bool:
         and merges == want["model"]["merges"]
         and level.get("type") == "ByteLevel"
         and not level.get("add_prefix_space")
-        and level.get("use_regex", True)
+        and (name == "bytes" or level.get("use_regex", True))
         and not content.get("normalizer")
         and added <= {END_OF_TEXT}
     )

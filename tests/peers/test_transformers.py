@@ -107,6 +107,8 @@ def test_a_run_of_ours_is_theirs(tmp_path, caplog, capfd):
     assert tokenizer(text)["input_ids"] == list(text.encode())
     assert tokenizer.decode(list(text.encode())) == text
     assert tokenizer.eos_token_id == 256 and tokenizer("<|endoftext|>")["input_ids"] == [256]
+    import_model(str(tmp_path / "out"), str(tmp_path / "again"))
+    assert open_run(str(tmp_path / "again")).config.data.tokenizer == "bytes"
     tokens = np.frombuffer(text.encode()[:24], np.uint8)[None].astype(np.int32)
     got = np.asarray(model.bind(params)(tokens))[..., :257]
     np.testing.assert_allclose(got, their_logits(loaded, tokens), atol=1e-4, rtol=0)
