@@ -194,22 +194,28 @@ def evaluate_tasks(
             log_samples=False,
             bootstrap_iters=1000,
         )
-    results = {
-        "step": run.step,
-        "asked": list(names),
-        "limit": limit,
+    results = {"step": run.step, "asked": list(names), "limit": limit, **_kept(found)}
+    _store(Path(workdir) / "evals", results)
+    _summarize(run.config, RunDirectory(workdir), results)
+    return results
+
+
+def _kept(found: Any) -> dict[str, Any]:
+    """Returns what of the harness's report is a result, and not how it was come by."""
+    return {
         "results": found["results"],
         "groups": found.get("groups", {}),
         "versions": found["versions"],
         "n_documents": {name: n["effective"] for name, n in found["n-samples"].items()},
     }
-    label = "-".join(names)[:80].replace("/", "_")
-    folder = Path(workdir) / "evals"
+
+
+def _store(folder: Path, results: dict[str, Any]) -> None:
+    label = "-".join(results["asked"])[:80].replace("/", "_")
+    first = f"-first{results['limit']}" if results["limit"] else ""
     with disk_errors("evals/"):
         folder.mkdir(exist_ok=True)
-        write_json(folder / f"{label}-{run.step}{f'-first{limit}' if limit else ''}.json", results)
-    _summarize(run.config, RunDirectory(workdir), results)
-    return results
+        write_json(folder / f"{label}-{results['step']}{first}.json", results)
 
 
 def _answers(workdir: str, step: int) -> Path:

@@ -60,12 +60,8 @@ def train(config: ConfigDict, workdir: str, sample: Sample | None = None) -> int
       Diverged: if too many updates in a row had to be skipped.
     """
     directory = RunDirectory(workdir)
-    origin = find_origin(config, directory)
-    if origin is not None:
-        config = adopt(config, origin, lambda line: print(line))
-    check(config)
+    config, origin = _complete(config, directory)
     data = config.data
-    config = configs.resolve(config, load_tokenizer(data.tokenizer).size)
     keep_freed_memory(config)
     directory.lock()
     try:
@@ -82,10 +78,7 @@ def train(config: ConfigDict, workdir: str, sample: Sample | None = None) -> int
         if len(corpus.val) < 2:
             raise UserError("the validation text has fewer than two tokens; give more of it")
         if _is_finished(config, directory):
-            early = not Checkpoints(directory.checkpoints_path).path(config.train.steps).exists()
-            field = "train.patience" if early else "train.steps"
-            print(f"{directory.path} is finished: raise {field} to go on")
-            _print_end(directory)
+            _say_finished(config, directory)
             return EXIT_FINISHED
         with StopSignal() as stop, memory_errors():
             program = compile_program(config)
@@ -95,6 +88,22 @@ def train(config: ConfigDict, workdir: str, sample: Sample | None = None) -> int
             return run.go(stop, tokenizer, sample)
     finally:
         directory.unlock()
+
+
+def _complete(config: ConfigDict, directory: RunDirectory) -> tuple[ConfigDict, Origin | None]:
+    """Returns the config with everything in it that weights and tokenizer decide, checked."""
+    origin = find_origin(config, directory)
+    if origin is not None:
+        config = adopt(config, origin, lambda line: print(line))
+    check(config)
+    return configs.resolve(config, load_tokenizer(config.data.tokenizer).size), origin
+
+
+def _say_finished(config: ConfigDict, directory: RunDirectory) -> None:
+    early = not Checkpoints(directory.checkpoints_path).path(config.train.steps).exists()
+    field = "train.patience" if early else "train.steps"
+    print(f"{directory.path} is finished: raise {field} to go on")
+    _print_end(directory)
 
 
 def _is_finished(config: ConfigDict, directory: RunDirectory) -> bool:
