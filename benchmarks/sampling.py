@@ -47,7 +47,9 @@ def seconds(f: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def compare(ours: Generator, theirs: transformers.GPT2LMHeadModel, batch: int, args) -> None:  # noqa: ANN001
+def compare(
+    ours: Generator, theirs: transformers.GPT2LMHeadModel, batch: int, args: argparse.Namespace
+) -> None:
     random = np.random.default_rng(0)
     prompts = random.integers(0, theirs.config.vocab_size, (batch, PROMPT_TOKENS))
     ids = torch.tensor(prompts)

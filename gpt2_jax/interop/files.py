@@ -109,7 +109,8 @@ def _read_safetensors(path: Path) -> Tensors:
 
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys()  # the file itself is not iterable
+            return {name: file.get_tensor(name) for name in names}
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
     except SafetensorError as error:

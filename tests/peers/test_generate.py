@@ -6,11 +6,11 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from gpt2_jax.evaluate.choice import GREEDY, Choice  # noqa: E402
-from gpt2_jax.evaluate.generate import Generator  # noqa: E402
-from gpt2_jax.interop.importing import import_model  # noqa: E402
-from gpt2_jax.train.restore import open_run  # noqa: E402
-from tests.peers.test_transformers import SHAPES, theirs  # noqa: E402
+from gpt2_jax.evaluate.choice import GREEDY, Choice
+from gpt2_jax.evaluate.generate import Generator
+from gpt2_jax.interop.importing import import_model
+from gpt2_jax.train.restore import open_run
+from tests.peers.test_transformers import SHAPES, theirs
 
 pytestmark = pytest.mark.peers
 

@@ -10,18 +10,18 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("lm_eval")
 
-from lm_eval.api.instance import Instance  # noqa: E402
-from lm_eval.models.huggingface import HFLM  # noqa: E402
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
 
-from gpt2_jax import config as configs  # noqa: E402
-from gpt2_jax.data.tokenizer import load_tokenizer  # noqa: E402
-from gpt2_jax.evaluate import harness, likelihood  # noqa: E402
-from gpt2_jax.interop.exporting import export_model  # noqa: E402
-from gpt2_jax.model.structure import structure  # noqa: E402
-from gpt2_jax.train.checkpoint import save_params  # noqa: E402
-from gpt2_jax.train.restore import open_run  # noqa: E402
-from tests import tools  # noqa: E402
-from tests.track.wandb_server import WandbServer  # noqa: E402
+from gpt2_jax import config as configs
+from gpt2_jax.data.tokenizer import load_tokenizer
+from gpt2_jax.evaluate import harness, likelihood
+from gpt2_jax.interop.exporting import export_model
+from gpt2_jax.model.structure import structure
+from gpt2_jax.train.checkpoint import save_params
+from gpt2_jax.train.restore import open_run
+from tests import tools
+from tests.track.wandb_server import WandbServer
 
 pytestmark = pytest.mark.peers
 

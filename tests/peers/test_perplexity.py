@@ -7,10 +7,10 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from gpt2_jax.evaluate.perplexity import evaluate_run  # noqa: E402
-from gpt2_jax.interop.importing import import_model  # noqa: E402
-from tests.peers.test_transformers import theirs  # noqa: E402
-from tests.tools import make_text  # noqa: E402
+from gpt2_jax.evaluate.perplexity import evaluate_run
+from gpt2_jax.interop.importing import import_model
+from tests.peers.test_transformers import theirs
+from tests.tools import make_text
 
 pytestmark = pytest.mark.peers
 

@@ -9,12 +9,12 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from gpt2_jax.data.tokenizer import load_tokenizer  # noqa: E402
-from gpt2_jax.interop.exporting import export_model  # noqa: E402
-from gpt2_jax.interop.importing import import_model  # noqa: E402
-from gpt2_jax.train.checkpoint import save_params  # noqa: E402
-from gpt2_jax.train.restore import open_run  # noqa: E402
-from tests import tools  # noqa: E402
+from gpt2_jax.data.tokenizer import load_tokenizer
+from gpt2_jax.interop.exporting import export_model
+from gpt2_jax.interop.importing import import_model
+from gpt2_jax.train.checkpoint import save_params
+from gpt2_jax.train.restore import open_run
+from tests import tools
 
 pytestmark = pytest.mark.peers
 
