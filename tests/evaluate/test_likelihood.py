@@ -6,7 +6,7 @@ import pytest
 
 from gpt2_jax.evaluate import likelihood
 from gpt2_jax.evaluate.likelihood import Request, Scorer
-from tests.tools import tiny_model
+from tests.tools import noisy, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +42,14 @@ def test_answers_are_those_of_each_request_alone(model, monkeypatch):
 
 
 def test_greedy_continuations_are_known_as_such(model):
-    structure, params = model
-    logits = structure.bind(params)(np.array([[1, 2, 3]]))[0, -1]
-    likely, other = int(logits.argmax()), int(logits[:11].argmin())
-    asked = [Request((1, 2, 3), (likely,)), Request((1, 2, 3), (other,))]
-    assert [a.is_greedy for a in Scorer(*model, window=24).score(asked)] == [True, False]
+    """After each token, so that no answer hangs on what a row's padding happens to predict."""
+    structure, params = model[0], noisy(model[1], 1.0)
+    logits = np.asarray(structure.bind(params)(np.arange(11)[:, None]))[:, 0, :11]
+    assert len(set(logits.argmax(-1).tolist())) > 1
+    likely = [Request((i,), (int(row.argmax()),)) for i, row in enumerate(logits)]
+    other = [Request((i,), (int(row.argmin()),)) for i, row in enumerate(logits)]
+    answers = Scorer(structure, params, window=24).score(likely + other)
+    assert [a.is_greedy for a in answers] == [True] * 11 + [False] * 11
 
 
 def test_of_a_request_that_is_too_long_the_beginning_goes(model):
