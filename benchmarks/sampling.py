@@ -92,7 +92,7 @@ def main() -> None:
         run = open_run(workdir, devices=1)
         export_model(workdir, f"{folder}/theirs", step=run.step)
         theirs = transformers.GPT2LMHeadModel.from_pretrained(f"{folder}/theirs").eval()
-    ours = Generator(run.structure, run.params, run.config.data.seq_len)
+    ours = Generator(run.structure, run.params, run.step, run.config.data.seq_len)
     window = run.config.data.seq_len
     if PROMPT_TOKENS + args.new_tokens > window:
         parser.error(f"--new_tokens must leave room for {PROMPT_TOKENS} of {window} positions")

@@ -17,6 +17,8 @@ from ml_collections import ConfigDict, config_dict
 
 from gpt2_jax.errors import UserError
 from gpt2_jax.model import placements
+from gpt2_jax.model.placements.axes import GATED
+from gpt2_jax.model.placements.resolve import resolve as resolve_placement
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Field:
     choices: tuple[str, ...] = ()
 
 
+KINDS = {"str": str, "int": int, "float": float, "bool": bool}
+
 FIELDS: dict[str, Field] = {
     "seed": Field(0, "initial weights, dropout and the order of the data"),
     # -- model
@@ -39,21 +43,17 @@ FIELDS: dict[str, Field] = {
     "model.n_head": Field(12, "attention heads; must divide `n_embd`"),
     "model.n_embd": Field(768, "width of the residual stream"),
     "model.n_positions": Field(1024, "learned positions: the longest sequence"),
-    "model.n_inner": Field(None, "width inside the MLP; unset: 4 x `n_embd`", int),
+    "model.n_inner": Field(
+        None, "width inside the MLP; unset: 4 x `n_embd`, of a gated one 8/3 x `n_embd`", int
+    ),
     "model.vocab_size": Field(None, "token ids; unset: the tokenizer's", int),
     "model.vocab_multiple": Field(128, "the vocabulary is padded inside to a multiple of this"),
-    "model.activation": Field(
-        "gelu_new",
-        "the MLP's nonlinearity; `gelu_new` is GPT-2's tanh approximation",
-        choices=("gelu_new", "gelu", "relu", "silu", "tanh"),
-    ),
     "model.scale_attn_weights": Field(True, "attention scores are divided by sqrt(head width)"),
     "model.scale_attn_by_inverse_layer_idx": Field(
         False, "attention scores of block l (from 1) are divided by l as well"
     ),
     "model.tie_head": Field(True, "the output matrix is the token embedding"),
     "model.dropout": Field(0.0, "dropout on embedding, attention weights and each branch"),
-    "model.norm_eps": Field(1e-5, "epsilon of the norms"),
     "model.init_std": Field(0.02, "std of initial matrices and embeddings"),
     "model.attention": Field(
         "auto",
@@ -69,6 +69,13 @@ FIELDS: dict[str, Field] = {
         "recomputed in the backward pass: `elementwise` all but matmuls, `block` whole blocks",
         choices=("none", "elementwise", "block"),
     ),
+    # -- model: the axes of the placement; unset: its own
+    **{
+        f"model.{name}": Field(
+            None, axis.metadata["meaning"], KINDS[str(axis.type)], axis.metadata["choices"]
+        )
+        for name, axis in placements.AXES.items()
+    },
     # -- data
     "data.source": Field(
         "stdlib", "`stdlib`, a path or glob, a prepared folder, `hf:name[:config]@split`, .bin glob"
@@ -260,7 +267,8 @@ def resolve(config: ConfigDict, tokenizer_size: int) -> ConfigDict:
     config = config.copy_and_resolve_references()
     model = config.model
     if model.n_inner is None:
-        model.n_inner = 4 * model.n_embd
+        gated = resolve_placement(model).activation in GATED
+        model.n_inner = 8 * round(model.n_embd / 3) if gated else 4 * model.n_embd
     if model.vocab_size is None:
         model.vocab_size = tokenizer_size
     if model.vocab_size < tokenizer_size:

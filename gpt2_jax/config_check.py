@@ -8,6 +8,8 @@ from ml_collections import ConfigDict
 
 from gpt2_jax.config import FIELDS, flatten, value_of
 from gpt2_jax.errors import UserError, suggestion
+from gpt2_jax.model.placements.resolve import resolve
+from gpt2_jax.model.placements.validity import find_fault
 
 
 def check(config: ConfigDict) -> None:
@@ -36,6 +38,8 @@ def check(config: ConfigDict) -> None:
 
 def _check_model(config: ConfigDict) -> None:
     model, seq_len = config.model, config.data.seq_len
+    if fault := find_fault(model):
+        raise UserError(f"model.{fault}")
     if model.n_embd % model.n_head:
         raise UserError(
             f"model.n_head={model.n_head} does not divide model.n_embd={model.n_embd}; "
@@ -45,6 +49,11 @@ def _check_model(config: ConfigDict) -> None:
         raise UserError(
             f"data.seq_len={seq_len} is longer than model.n_positions={model.n_positions}; "
             "shorten it, or raise model.n_positions"
+        )
+    if resolve(model).parametrization != "standard" and config.optimizer.name != "adamw":
+        raise UserError(
+            f"optimizer.name={config.optimizer.name} has no rule for learning rates under "
+            "model.parametrization; set optimizer.name=adamw"
         )
     if model.attention == "cudnn" and model.dtype != "bfloat16":
         raise UserError("model.attention=cudnn needs model.dtype=bfloat16")

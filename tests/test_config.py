@@ -1,5 +1,6 @@
 """Configs: every shipped file loads, every mistake is one line that names the field."""
 
+import dataclasses
 import importlib.util
 import inspect
 
@@ -8,6 +9,8 @@ import pytest
 from gpt2_jax import config as configs
 from gpt2_jax.config_check import check
 from gpt2_jax.errors import UserError
+from gpt2_jax.model.placements import AXES
+from gpt2_jax.model.placements.resolve import resolve
 from gpt2_jax.model.structure import structure
 from tests.tools import ROOT, tiny
 
@@ -65,7 +68,8 @@ def test_an_unknown_size_is_named():
 def test_gpt2_is_gpt2():
     """The published architecture, in full."""
     model = load("configs/gpt2.py", "124m").model
-    assert model.to_dict() == {
+    sizes = {name: value for name, value in model.to_dict().items() if name not in AXES}
+    assert sizes == {
         "placement": "pre_ln",
         "n_layer": 12,
         "n_head": 12,
@@ -74,17 +78,52 @@ def test_gpt2_is_gpt2():
         "n_inner": None,
         "vocab_size": None,
         "vocab_multiple": 128,
-        "activation": "gelu_new",
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False,
         "tie_head": True,
         "dropout": 0.0,
-        "norm_eps": 1e-5,
         "init_std": 0.02,
         "attention": "auto",
         "dtype": "bfloat16",
         "unroll": True,
         "remat": "none",
+    }
+    placement = dataclasses.asdict(resolve(model))
+    assert {name: placement[name] for name in AXES} == {
+        "connection": "plain",
+        "norms": "pre",
+        "norm": "layernorm",
+        "norm_eps": 1e-5,
+        "norm_bias": True,
+        "norm_gain": "1",
+        "norm_alpha": "0.5",
+        "embedding_norm": False,
+        "final_norm": "auto",
+        "skip_scale": "1",
+        "branch_scale": "1",
+        "input_scale": "1",
+        "drop_path": "0",
+        "gate_bias": 2.0,
+        "exceptions": "",
+        "init": "normal",
+        "residual_init": "(2*L)**-0.5",
+        "value_init": "1",
+        "query_init": "1",
+        "embedding_std": "std",
+        "embedding_multiplier": "1",
+        "multiplied": "tokens",
+        "fixnorm": False,
+        "positions": "learned",
+        "positions_at": "embedding",
+        "activation": "gelu_new",
+        "head_scale": False,
+        "values": "own",
+        "across": "none",
+        "x0_scales": "1 | 0",
+        "share_blocks": 0,
+        "parametrization": "standard",
+        "base_n_layer": 2,
+        "base_n_embd": 256,
     }
 
 

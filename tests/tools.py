@@ -45,9 +45,8 @@ def tiny(**changes):
         for section in sections:
             at = at[section]
         at[leaf] = value
-    config = configs.resolve(config, 1)
     check(config)
-    return config
+    return configs.resolve(config, 1)
 
 
 def tiny_model(**changes):

@@ -17,8 +17,15 @@ import numpy as np
 from jax import lax
 
 from gpt2_jax.evaluate.choice import Choice, draw
-from gpt2_jax.model.decode import Apart, Caches, bind_apart, decode, empty_caches, take_apart
-from gpt2_jax.model.gpt2 import GPT2
+from gpt2_jax.model.decode import (
+    Apart,
+    Bound,
+    Caches,
+    bind_apart,
+    decode,
+    empty_caches,
+    take_apart,
+)
 from gpt2_jax.model.structure import Structure
 
 SMALLEST_BUCKET = 16  # columns; prompts are padded to a power of two, to compile seldom
@@ -44,15 +51,16 @@ class Generator:
     """Continues prompts under one model.
 
     Args:
+      step: updates that the parameters have behind them.
       window: tokens that the model sees at most, not above `n_positions`.
       end: the id that ends a text and is not part of it; None for texts without end.
     """
 
     def __init__(
-        self, structure: Structure, params: Any, window: int, end: int | None = None
+        self, structure: Structure, params: Any, step: int, window: int, end: int | None = None
     ) -> None:
         self._structure, self._window, self._end = structure, window, end
-        self._apart = take_apart(params, structure.cfg.n_layer)
+        self._apart = take_apart(structure, params, step)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], n_new: int, choice: Choice, seed: int = 0
@@ -150,13 +158,13 @@ def bucket(n: int) -> int:
 
 
 def prefill(
-    model: GPT2, blocks: Any, tokens_BT: jax.Array, padding_B: jax.Array, done_B: Any, length: int
+    bound: Bound, tokens_BT: jax.Array, padding_B: jax.Array, done_B: Any, length: int
 ) -> Decoding:
     """Reads padded prompts (B, T) into caches of `length` columns."""
     n_rows, width = tokens_BT.shape
-    caches = empty_caches(model.cfg, n_rows, length)
-    x_BTD, caches = decode(model, blocks, tokens_BT, caches, 0, padding_B)
-    logits_BV = model.logits(x_BTD[:, -1:])[:, 0]
+    caches = empty_caches(bound.model.cfg, n_rows, length)
+    x_BTD, caches = decode(bound, tokens_BT, caches, 0, padding_B)
+    logits_BV = bound.model.logits(x_BTD[:, -1:])[:, 0]
     real_BT = jnp.arange(width) >= padding_B[:, None]
     rows = jnp.arange(n_rows)[:, None]
     seen_BV = jnp.zeros(logits_BV.shape, bool).at[rows, tokens_BT].max(real_BT)
@@ -164,7 +172,7 @@ def prefill(
 
 
 def advance(
-    model: GPT2, blocks: Any, state: Decoding, key: jax.Array, choice: Choice, end: int | None
+    bound: Bound, state: Decoding, key: jax.Array, choice: Choice, end: int | None
 ) -> tuple[jax.Array, Decoding]:
     """Returns the next id of each row (the end's own where a row is done) and the state after."""
     rows_B = jnp.arange(state.done_B.shape[0])
@@ -174,11 +182,9 @@ def advance(
     if end is not None:
         ids_B = jnp.where(done_B, end, ids_B)
         done_B = ids_B == end
-    x_B1D, caches = decode(
-        model, blocks, ids_B[:, None], state.caches, state.column, state.padding_B
-    )
+    x_B1D, caches = decode(bound, ids_B[:, None], state.caches, state.column, state.padding_B)
     seen_BV = state.seen_BV.at[rows_B, ids_B].set(True)
-    logits_BV = model.logits(x_B1D)[:, 0]
+    logits_BV = bound.model.logits(x_B1D)[:, 0]
     return ids_B, Decoding(caches, state.column + 1, logits_BV, seen_BV, state.padding_B, done_B)
 
 
@@ -202,9 +208,9 @@ def _generate(
     Args:
       made: how many ids the rows got before, so that each id has a key of its own.
     """
-    model, blocks = bind_apart(structure, apart)
+    bound = bind_apart(structure, apart)
     width = tokens_BT.shape[1]
-    state = prefill(model, blocks, tokens_BT, padding_B, done_B, length)
+    state = prefill(bound, tokens_BT, padding_B, done_B, length)
     blank = 0 if end is None else end
     new_NB = jnp.full((length - width, tokens_BT.shape[0]), blank, jnp.int32)
 
@@ -215,7 +221,7 @@ def _generate(
         state, new_NB = carry
         at = state.column - width
         here = jax.random.fold_in(key, made + at)
-        ids_B, state = advance(model, blocks, state, here, choice, end)
+        ids_B, state = advance(bound, state, here, choice, end)
         return state, new_NB.at[at].set(ids_B)
 
     state, new_NB = lax.while_loop(more, body, (state, new_NB))
@@ -226,7 +232,7 @@ def _generate(
 def _prefill(
     structure: Structure, apart: Apart, tokens_BT: Any, padding_B: Any, done_B: Any, *, length: int
 ) -> Decoding:
-    return prefill(*bind_apart(structure, apart), tokens_BT, padding_B, done_B, length)
+    return prefill(bind_apart(structure, apart), tokens_BT, padding_B, done_B, length)
 
 
 @partial(jax.jit, static_argnames=("structure", "choice", "end"), donate_argnames="state")
@@ -239,4 +245,4 @@ def _advance(
     choice: Choice,
     end: int | None,
 ) -> tuple[jax.Array, Decoding]:
-    return advance(*bind_apart(structure, apart), state, key, choice, end)
+    return advance(bind_apart(structure, apart), state, key, choice, end)

@@ -49,8 +49,9 @@ class HarnessModel(TemplateLM):
         super().__init__()
         self._window = run.config.data.seq_len
         self._tokenizer = tokenizer
-        self._scorer = Scorer(run.structure, run.params, self._window)
-        self._generator = Generator(run.structure, run.params, self._window, tokenizer.end_of_text)
+        self._scorer = Scorer(run.structure, run.params, run.step, self._window)
+        end = tokenizer.end_of_text
+        self._generator = Generator(run.structure, run.params, run.step, self._window, end)
 
     @property
     def eot_token_id(self) -> int:

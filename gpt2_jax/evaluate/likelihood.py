@@ -37,11 +37,13 @@ class Scorer:
     """Scores requests under a model.
 
     Args:
+      step: updates that the parameters have behind them.
       window: tokens that the model sees at most; of a longer request the beginning is cut off.
     """
 
-    def __init__(self, structure: Structure, params: Any, window: int) -> None:
+    def __init__(self, structure: Structure, params: Any, step: int, window: int) -> None:
         self._structure, self._params, self._window = structure, params, window
+        self._step = np.int32(step)
 
     def score(
         self, requests: Sequence[Request], said: Callable[[int, Answer], None] = lambda i, a: None
@@ -54,7 +56,7 @@ class Scorer:
         answers: dict[int, Answer] = {}
         for indices, inputs_BT, targets_BC, at_BC, mask_BC in self._batches(requests):
             log_p_B, greedy_B = _score(
-                self._structure, self._params, inputs_BT, targets_BC, at_BC, mask_BC
+                self._structure, self._params, self._step, inputs_BT, targets_BC, at_BC, mask_BC
             )
             pairs = zip(np.asarray(log_p_B).tolist(), np.asarray(greedy_B).tolist(), strict=True)
             for i, (log_p, greedy) in zip(indices, pairs, strict=False):
@@ -104,6 +106,7 @@ def bucket(n: int, smallest: int) -> int:
 def _score(
     structure: Structure,
     params: Any,
+    step: jax.Array,
     inputs_BT: jax.Array,
     targets_BC: jax.Array,
     at_BC: jax.Array,
@@ -111,7 +114,7 @@ def _score(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns sums of log-probabilities (B) and whether each target is the likeliest token (B)."""
     model = structure.bind(params)
-    x_BTD = model.run_blocks(model.embed(inputs_BT, jnp.arange(inputs_BT.shape[1])), None)
+    x_BTD = model.hidden(inputs_BT, step=step)
     # The head is as large as several blocks: only where something is predicted.
     x_BCD = jnp.take_along_axis(x_BTD, at_BC[..., None], axis=1)
     logits_BCV = model.logits(x_BCD)

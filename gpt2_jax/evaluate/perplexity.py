@@ -43,7 +43,7 @@ def evaluate_run(
     rows = _rows(run, train.batch_size // train.accumulation)
     evaluator = Evaluator(run.structure, run.mesh, fields.seq_len, rows)
     limit = train.eval_tokens if data is None and stride is None else None
-    score = evaluator.score(run.params, corpus.val, limit, stride)
+    score = evaluator.score(run.params, run.step, corpus.val, limit, stride)
     bytes_per_token, words_per_token = corpus.bytes_per_token("val"), corpus.words_per_token("val")
     metrics = score.metrics(bytes_per_token)
     return {

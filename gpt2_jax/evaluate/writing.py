@@ -27,7 +27,7 @@ ROWS_AT_ONCE = 32
 def sample_text(config: ConfigDict, structure: Structure, params: Any, tokenizer: Tokenizer) -> str:
     """Returns `train.sample_tokens` of text after a line break, at temperature 0.8, top 40."""
     params = jax.tree.map(lambda x: x.addressable_data(0), params)
-    generator = Generator(structure, params, config.data.seq_len)
+    generator = Generator(structure, params, config.train.steps, config.data.seq_len)
     prompts = encode_prompts(tokenizer, [PROMPT])
     (ids,) = generator.generate(prompts, config.train.sample_tokens, USUAL, config.seed)
     return tokenizer.decode_bytes(ids).decode(errors="replace")
@@ -154,4 +154,4 @@ def open_generator(workdir: str, step: int | str | None = None) -> tuple[Generat
     run = open_run(workdir, step, devices=1)
     tokenizer = load_tokenizer(run.config.data.tokenizer)
     end = None if tokenizer.name.startswith("ids:") else tokenizer.end_of_text
-    return Generator(run.structure, run.params, run.config.data.seq_len, end), tokenizer
+    return Generator(run.structure, run.params, run.step, run.config.data.seq_len, end), tokenizer

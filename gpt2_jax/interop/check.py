@@ -65,9 +65,9 @@ def check_gpt2(workdir: str, task_data: str | None) -> Iterator[Finding]:
         raise UserError(f"{workdir} is not of GPT-2's vocabulary of 50257 tokens")
     count = run.structure.n_params()
     yield Finding("parameters", f"{PARAMETERS:,}", f"{count:,}", count == PARAMETERS)
-    loss = float(mean_loss(run.params, run.structure, jnp.array([LOSS_IDS]), None))
+    loss = float(mean_loss(run.params, run.structure, jnp.array([LOSS_IDS]), None, run.step))
     yield _close("mean loss of 50256 15496 995 0", LOSS, loss, 1e-4, 7)
-    generator = Generator(run.structure, run.params, run.config.data.seq_len)
+    generator = Generator(run.structure, run.params, run.step, run.config.data.seq_len)
     (text,) = generator.generate([PROMPT], len(CONTINUATION), GREEDY)
     shown = " ".join(map(str, text[:4])) + " …"
     yield Finding("greedy text after 464 3290", "373 1043 287 257 …", shown, text == CONTINUATION)
@@ -103,7 +103,7 @@ def wikitext_perplexity(run: OpenedRun, task_data: Path) -> float:
         )
     seq_len = run.config.model.n_positions
     evaluator = Evaluator(run.structure, run.mesh, seq_len, batch_size=2)
-    score = evaluator.score(run.params, Tokens([np.asarray(ids)]), stride=WIKITEXT_STRIDE)
+    score = evaluator.score(run.params, run.step, Tokens([np.asarray(ids)]), stride=WIKITEXT_STRIDE)
     return math.exp(score.loss)
 
 

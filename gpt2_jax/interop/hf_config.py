@@ -8,6 +8,9 @@ from ml_collections import ConfigDict
 
 from gpt2_jax import config as configs
 from gpt2_jax.errors import UserError
+from gpt2_jax.model import placements
+from gpt2_jax.model.placements.axes import INITIAL
+from gpt2_jax.model.placements.resolve import differences, resolve
 
 T = TypeVar("T", bool, float)
 
@@ -25,6 +28,9 @@ SIZES = ("n_layer", "n_head", "n_embd", "vocab_size")
 # All else in a GPT-2 config is no part of the function: defaults of generation, heads for other
 # tasks, how a library is to run it.
 UNSUPPORTED = ("add_cross_attention", "is_encoder_decoder")
+# What a GPT-2 may differ in: the config says it, or it is nothing but an initial value.
+FREE = ("activation", "norm_eps", "drop_path", *INITIAL)
+GPT2 = placements.PRESETS["pre_ln"]
 DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
 
 
@@ -69,20 +75,24 @@ def to_huggingface(ours: ConfigDict, end_of_text: int | None, dtype: str) -> dic
       UserError: if Hugging Face's GPT-2 cannot express the model.
     """
     model = ours.model
-    if model.placement != "pre_ln":
+    placement = resolve(model)
+    if extra := [name for name in differences(placement, GPT2) if name not in FREE]:
+        listed = ", ".join(f"{name}={getattr(placement, name)!r}" for name in extra)
         raise UserError(
             f"model.placement={model.placement} cannot be exported: Hugging Face's GPT-2 has norms "
-            "before each sublayer and after the last block, and nothing else"
+            f"before each sublayer and after the last block, and nothing else (here {listed})"
         )
+    if placement.activation not in ACTIVATIONS:
+        raise UserError(f"model.activation={placement.activation} is none of Hugging Face's GPT-2")
     return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
         **{name: model[name] for name in SIZES},
         "n_positions": model.n_positions,
         "n_inner": None if model.n_inner == 4 * model.n_embd else model.n_inner,
-        "activation_function": model.activation,
+        "activation_function": placement.activation,
         **dict.fromkeys(DROPOUTS, model.dropout),
-        "layer_norm_epsilon": model.norm_eps,
+        "layer_norm_epsilon": placement.norm_eps,
         "initializer_range": model.init_std,
         "scale_attn_weights": model.scale_attn_weights,
         "scale_attn_by_inverse_layer_idx": model.scale_attn_by_inverse_layer_idx,

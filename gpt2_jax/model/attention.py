@@ -10,7 +10,10 @@ from flax import nnx
 from jax import lax
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from gpt2_jax.model.parts import Context, Init, Linear, dropout
+from gpt2_jax.model.heads import Mixed, Shaped
+from gpt2_jax.model.parametrization import score_exponent
+from gpt2_jax.model.parts import Context, Linear, dropout
+from gpt2_jax.model.plan import ATTN, Plan
 
 Cache = tuple[jax.Array, jax.Array]  # keys and values, each (B, H, S, K)
 
@@ -25,6 +28,25 @@ class Span(NamedTuple):
 
     start: jax.Array | int
     mask_BTS: jax.Array
+
+
+class Past(NamedTuple):
+    """A cache of keys and values, and the span of its columns that is being computed."""
+
+    cache: Cache
+    span: Span
+
+
+class Left(NamedTuple):
+    """What attention leaves besides its output.
+
+    Attributes:
+      values: as they were mixed, for blocks that use those of block 1.
+      cache: the new one, where there was one.
+    """
+
+    values: jax.Array
+    cache: Cache | None = None
 
 
 def resolve_kernel(cfg: ConfigDict | FrozenConfigDict, platform: str) -> str:
@@ -43,68 +65,99 @@ class Attention(nnx.Module):
 
     `scale_attn_weights=False` leaves out the 1/sqrt(K); `scale_attn_by_inverse_layer_idx` divides
     the scores of block l (from 1) by l besides (transformers' names; Karamcheti et al. 2021,
-    Mistral).
+    Mistral). What a placement does to q, k, v and to the heads' outputs is in `heads`.
     """
 
-    def __init__(self, cfg: FrozenConfigDict, init: Init, out_std: float):
+    def __init__(self, plan: Plan):
+        cfg, placement = plan.cfg, plan.placement
         width, heads = cfg.n_embd, cfg.n_head
         head_width = width // heads
         self.kernel, self.rate = resolve_kernel(cfg, jax.default_backend()), cfg.dropout
-        self.scale = head_width**-0.5 if cfg.scale_attn_weights else 1.0
+        self.scale = head_width ** score_exponent(placement) if cfg.scale_attn_weights else 1.0
         self.by_layer = cfg.scale_attn_by_inverse_layer_idx
+        self.shaped = Shaped(plan)
+        n = 2 if self.shaped.borrows_values else 3  # a block that borrows values has no W_V
         self.qkv = Linear(
             (width,),
-            (3, heads, head_width),
+            (n, heads, head_width),
             site="attn.qkv",
-            std=cfg.init_std,
-            init=init,
+            std=self._stds(plan)[:n],
+            init=plan.init,
             dtype=cfg.dtype,
             batch_axes=1,
         )
+        self.mixed = Mixed(plan)
         self.out = Linear(
-            (heads, head_width), (width,), site="attn.out", std=out_std, init=init, dtype=cfg.dtype
+            (heads, head_width),
+            (width,),
+            site="attn.out",
+            std=plan.std(placement.residual_init, width, width, ATTN),
+            init=plan.init,
+            dtype=cfg.dtype,
         )
 
-    def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
-        attend = self._fused if self.kernel == "cudnn" else self._plain
-        return self.out(attend(x_BTD, context))
+    @staticmethod
+    def _stds(plan: Plan) -> jax.Array:
+        """Returns the std of the initial W_Q, W_K and W_V, (3, 1, 1)."""
+        width, placement = plan.cfg.n_embd, plan.placement
+        factors = (placement.query_init, placement.query_init, placement.value_init)
+        stds = [jnp.float32(plan.std(factor, width, width, ATTN)) for factor in factors]
+        return jnp.stack(stds)[:, None, None]
 
-    def _fused(self, x_BTD: jax.Array, context: Context) -> jax.Array:
+    def __call__(
+        self, x_BTD: jax.Array, context: Context, past: Past | None = None
+    ) -> tuple[jax.Array, Left]:
+        """Returns the output (B, T, D), and what attention leaves behind.
+
+        Args:
+          past: the columns of a cache that `x_BTD` stands in; None for whole sequences.
+        """
+        if past is not None:
+            o_BTHK, left = self._over_cache(x_BTD, context, past)
+        elif self.kernel == "cudnn":
+            o_BTHK, left = self._fused(x_BTD, context)
+        else:
+            o_BTHK, left = self._plain(x_BTD, context)
+        return self.out(self.mixed(o_BTHK)), left
+
+    def _fused(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, Left]:
         # Takes the heads where the projection leaves them; raises rather than falls back.
-        q_BTHK, k_BTHK, v_BTHK = jnp.moveaxis(self.qkv(x_BTD), 2, 0)
+        q_BTHK, k_BTHK, v_BTHK = self.shaped(jnp.moveaxis(self.qkv(x_BTD), 2, 0), context, 1)
         scale = self.scale
         if self.by_layer:  # the kernel's own scale is a constant
             q_BTHK, scale = q_BTHK * self.score_scale(context).astype(q_BTHK.dtype), 1.0
-        return jax.nn.dot_product_attention(
+        o_BTHK = jax.nn.dot_product_attention(
             q_BTHK, k_BTHK, v_BTHK, scale=scale, is_causal=True, implementation="cudnn"
         )
+        return o_BTHK, Left(values=v_BTHK)
 
-    def _plain(self, x_BTD: jax.Array, context: Context) -> jax.Array:
-        q_BHTK, k_BHTK, v_BHTK = self.project(x_BTD)
+    def _plain(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, Left]:
+        q_BHTK, k_BHTK, v_BHTK = self.project(x_BTD, context)
         n = x_BTD.shape[1]
         mask_TT = jnp.tril(jnp.ones((n, n), bool))
         scores_BHTT = masked_scores(q_BHTK, k_BHTK, self.score_scale(context), mask_TT)
         p_BHTT = jax.nn.softmax(scores_BHTT, axis=-1)
-        return mix(dropout(p_BHTT, context.keys_B, self.rate, "attn.weights"), v_BHTK)
+        p_BHTT = dropout(p_BHTT, context.keys_B, self.rate, "attn.weights")
+        return mix(p_BHTT, v_BHTK), Left(values=v_BHTK)
 
-    def decode(
-        self, x_BTD: jax.Array, context: Context, cache: Cache, span: Span
-    ) -> tuple[jax.Array, Cache]:
+    def _over_cache(self, x_BTD: jax.Array, context: Context, past: Past) -> tuple[jax.Array, Left]:
         """Writes the keys and values of `x_BTD` into the cache and attends to what is there."""
-        q_BHTK, k_BHTK, v_BHTK = self.project(x_BTD)
-        k_BHSK = lax.dynamic_update_slice_in_dim(cache[0], k_BHTK, span.start, axis=2)
-        v_BHSK = lax.dynamic_update_slice_in_dim(cache[1], v_BHTK, span.start, axis=2)
-        scale, mask_B1TS = self.score_scale(context), span.mask_BTS[:, None]
-        scores_BHTS = masked_scores(q_BHTK, k_BHSK, scale, mask_B1TS)
-        return self.out(mix(jax.nn.softmax(scores_BHTS, axis=-1), v_BHSK)), (k_BHSK, v_BHSK)
+        q_BHTK, k_BHTK, v_BHTK = self.project(x_BTD, context)
+        (k_BHSK, v_BHSK), (start, mask_BTS) = past.cache, past.span
+        k_BHSK = lax.dynamic_update_slice_in_dim(k_BHSK, k_BHTK, start, axis=2)
+        v_BHSK = lax.dynamic_update_slice_in_dim(v_BHSK, v_BHTK, start, axis=2)
+        scores_BHTS = masked_scores(q_BHTK, k_BHSK, self.score_scale(context), mask_BTS[:, None])
+        o_BTHK = mix(jax.nn.softmax(scores_BHTS, axis=-1), v_BHSK)
+        return o_BTHK, Left(v_BHTK, (k_BHSK, v_BHSK))
 
-    def project(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def project(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns q, k and v, each (B, H, T, K): one transposition for all three."""
-        qkv_3BHTK = self.qkv(x_BTD).transpose(2, 0, 3, 1, 4)
-        return qkv_3BHTK[0], qkv_3BHTK[1], qkv_3BHTK[2]
+        return self.shaped(self.qkv(x_BTD).transpose(2, 0, 3, 1, 4), context, 2)
 
     def score_scale(self, context: Context) -> jax.Array:
         """Returns the factor of the scores, float32."""
+        if self.shaped.scales_scores:
+            return jnp.float32(1.0)
         layers = context.layer + 1 if self.by_layer else 1
         return jnp.float32(self.scale) / layers
 

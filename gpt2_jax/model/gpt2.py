@@ -2,81 +2,128 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import FrozenConfigDict
 
-from gpt2_jax.model import placements
-from gpt2_jax.model.norm import LayerNorm
-from gpt2_jax.model.parts import Context, Init, Role, dropout
+from gpt2_jax.model.across import Across
+from gpt2_jax.model.attention import Left, Past
+from gpt2_jax.model.embedding import Embedding, padded_vocab
+from gpt2_jax.model.parametrization import logits_factor
+from gpt2_jax.model.parts import Context, Init, Role
+from gpt2_jax.model.placements.resolve import Segment, has_final_norm, resolve, segments
+from gpt2_jax.model.plan import Plan, final_norm
 from gpt2_jax.model.residual import Block
 
 Params = dict[str, Any]  # nested dict of arrays, by the modules' attribute names
 
 
-def padded_vocab(cfg: ConfigDict | FrozenConfigDict) -> int:
-    """Returns the vocabulary's size inside: the next multiple of `vocab_multiple`."""
-    return -(-cfg.vocab_size // cfg.vocab_multiple) * cfg.vocab_multiple
+class Carry(NamedTuple):
+    """What goes from block to block.
+
+    Attributes:
+      x_BTD: the stream. memory: what earlier blocks left for later ones.
+      values: attention's values of block 1, where later blocks use them.
+    """
+
+    x_BTD: jax.Array
+    memory: tuple[Any, ...]
+    values: jax.Array | None = None
 
 
-class GPT2(nnx.Module):
+class GPT2(Embedding):
     """Token ids (B, T) to next-token logits (B, T, V).
 
-    Logits of padded ids (from `vocab_size` to V) are the lowest float: never likely, never drawn.
+    Blocks that are built alike are stacked: one stack a segment of the placement, all of them in
+    `blocks` where there is only one. Logits of padded ids (from `vocab_size` to V) are the lowest
+    float: never likely, never drawn.
     """
 
     def __init__(self, cfg: FrozenConfigDict, key: jax.Array):
-        init, v, d = Init(key), padded_vocab(cfg), cfg.n_embd
-        self.cfg = cfg
-        self.wte = nnx.Param(init.normal("wte", (v, d), cfg.init_std), role=Role.EMBEDDING)
-        self.wpe = nnx.Param(
-            init.normal("wpe", (cfg.n_positions, d), cfg.init_std), role=Role.POSITION
-        )
-        self.blocks = nnx.vmap(lambda layer: Block(cfg, Init(key, layer)))(jnp.arange(cfg.n_layer))
-        if placements.PRESETS[cfg.placement].final_norm:
-            self.ln_f = LayerNorm(d, cfg.norm_eps, cfg.dtype)
+        placement = resolve(cfg)
+        super().__init__(cfg, placement, Init(key))
+        self.segments = segments(placement, cfg.n_layer)
+        for segment in self.segments:
+            build = partial(_build_block, cfg, segment, key)
+            first = jnp.arange(segment.start, segment.stop, segment.repeats)
+            setattr(self, segment.name, nnx.vmap(build)(first))
+        self.across = Across(cfg, placement)
+        if has_final_norm(placement, cfg.n_layer):
+            self.ln_f = final_norm(cfg, placement)
         if not cfg.tie_head:
-            self.head = nnx.Param(init.normal("head", (v, d), cfg.init_std), role=Role.HEAD)
+            shape = (padded_vocab(cfg), cfg.n_embd)
+            self.head = nnx.Param(Init(key).normal("head", shape, cfg.init_std), role=Role.HEAD)
 
-    def __call__(self, tokens_BT: jax.Array, keys_B: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        keys_B: jax.Array | None = None,
+        step: jax.Array | int | None = None,
+    ) -> jax.Array:
         """Returns float32 logits (B, T, V).
 
         Args:
           tokens_BT: integer ids, T at most `n_positions`.
           keys_B: a dropout key for each sequence, or None for no dropout.
+          step: updates done, for placements that change while the model is trained.
         """
-        x_BTD = self.embed(tokens_BT, jnp.arange(tokens_BT.shape[1]))
-        x_BTD = dropout(x_BTD, keys_B, self.cfg.dropout, "embedding")
-        return self.logits(self.run_blocks(x_BTD, keys_B))
+        return self.logits(self.hidden(tokens_BT, keys_B, step))
 
-    def embed(self, tokens_BT: jax.Array, positions: jax.Array) -> jax.Array:
-        """Returns the sum of token and position embeddings, (B, T, D) in the compute dtype.
+    def hidden(
+        self,
+        tokens_BT: jax.Array,
+        keys_B: jax.Array | None = None,
+        step: jax.Array | int | None = None,
+    ) -> jax.Array:
+        """Returns what the head reads, (B, T, D): the stream behind blocks and final norm."""
+        context = self.context(jnp.arange(tokens_BT.shape[1]), keys_B, step)
+        x_BTD = self.embed(tokens_BT, context)
+        return self.readout(self.run_blocks(x_BTD, context))
 
-        Args:
-          positions: (T) or (B, T).
-        """
-        x_BTD = self.wte[...][tokens_BT] + self.wpe[...][positions]
-        return x_BTD.astype(self.cfg.dtype)
+    def run_blocks(self, x_BTD: jax.Array, context: Context) -> Carry:
+        """Applies the stacked blocks in order, each segment by a scan over its layers."""
+        carry = Carry(x_BTD, self.across.start(x_BTD))
+        for segment in self.segments:
+            carry = self._run_segment(segment, carry, context)
+        return carry
 
-    def run_blocks(self, x_BTD: jax.Array, keys_B: jax.Array | None) -> jax.Array:
-        """Applies the stacked blocks in order by a scan over layers."""
-        graphdef, params_L = nnx.split(self.blocks)
+    def pass_block(
+        self, block: Block, carry: Carry, context: Context, past: Past | None = None
+    ) -> tuple[Carry, Left]:
+        """Returns the carry behind a block, and what its attention leaves."""
+        x_BTD = self.across.enter(carry.x_BTD, carry.memory, context)
+        x_BTD, left = block(x_BTD, context, past)
+        memory = self.across.leave(x_BTD, carry.memory, context)
+        return Carry(x_BTD, memory, left.values if block.is_source else carry.values), left
 
-        def body(x_BTD: jax.Array, layer: tuple[jax.Array, nnx.State]) -> tuple[jax.Array, None]:
-            index, params = layer
+    def _run_segment(self, segment: Segment, carry: Carry, context: Context) -> Carry:
+        graphdef, params = nnx.split(getattr(self, segment.name))
+        layers = jnp.arange(segment.start, segment.stop)
+
+        def body(carry: Carry, params: nnx.State, layer: jax.Array) -> Carry:
             block = nnx.merge(graphdef, params)
-            keys = (
-                None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, index)
-            )
-            return block(x_BTD, Context(index, keys)), None
+            return self.pass_block(block, carry, context.at(layer, carry.values))[0]
 
-        unroll = self.cfg.n_layer if self.cfg.unroll else 1
-        layers = (jnp.arange(self.cfg.n_layer), params_L)
-        return lax.scan(self._remat(body), x_BTD, layers, unroll=unroll)[0]
+        if segment.values == "source":  # a segment of one block, whose values join the carry
+            return self._remat(body)(carry, jax.tree.map(lambda x: x[0], params), layers[0])
+        body = self._remat(body)
+
+        def scan(f: Any, carry: Carry, xs: Any) -> Carry:
+            return lax.scan(lambda c, x: (f(c, x), None), carry, xs, unroll=self.cfg.unroll)[0]
+
+        if segment.repeats == 1:
+            return scan(lambda c, x: body(c, *x), carry, (params, layers))
+        layers_GR = layers.reshape(segment.rows, segment.repeats)
+
+        def group(carry: Carry, x: tuple[nnx.State, jax.Array]) -> Carry:
+            return scan(lambda c, layer: body(c, x[0], layer), carry, x[1])
+
+        return scan(group, carry, (params, layers_GR))
 
     def _remat(self, body: Any) -> Any:
         if self.cfg.remat == "none":
@@ -89,17 +136,28 @@ class GPT2(nnx.Module):
         # Without the barrier an unrolled scan would share the recomputation with the forward pass.
         return jax.checkpoint(body, policy=policy, prevent_cse=self.cfg.unroll)
 
+    def readout(self, carry: Carry) -> jax.Array:
+        """Returns what the head reads of the stream behind the last block, (B, T, D)."""
+        x_BTD = self.across.finish(carry.x_BTD, carry.memory)
+        return self.ln_f(x_BTD) if hasattr(self, "ln_f") else x_BTD
+
     def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """Returns float32 logits of the final stream: final norm, head, mask of padded ids."""
-        if hasattr(self, "ln_f"):
-            x_BTD = self.ln_f(x_BTD)
-        head_VD = self.wte if self.cfg.tie_head else self.head
+        """Returns float32 logits of `hidden`: head, and mask of padded ids."""
+        head_VD = self.table() if self.cfg.tie_head else self.head[...]
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
-        logits_NV = project(x_ND, head_VD[...].astype(self.cfg.dtype))
+        logits_NV = project(x_ND, head_VD.astype(self.cfg.dtype))
+        if (factor := logits_factor(self.cfg, self.placement)) != 1.0:
+            logits_NV = logits_NV * factor
         if self.cfg.vocab_size < logits_NV.shape[-1]:
             real_V = jnp.arange(logits_NV.shape[-1]) < self.cfg.vocab_size
             logits_NV = jnp.where(real_V, logits_NV, jnp.finfo(jnp.float32).min)
         return logits_NV.reshape(*x_BTD.shape[:-1], -1)
+
+
+def _build_block(
+    cfg: FrozenConfigDict, segment: Segment, key: jax.Array, layer: jax.Array
+) -> Block:
+    return Block(Plan(cfg, segment, Init(key, layer)))
 
 
 @jax.custom_vjp

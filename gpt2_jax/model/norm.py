@@ -1,7 +1,9 @@
-"""Normalizations of the stream. Statistics are float32 whatever the stream is."""
+"""Normalizations over the last axis. Statistics are float32 whatever the stream is."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -12,22 +14,166 @@ from jax import lax
 from gpt2_jax.model.parts import Role
 
 
-class LayerNorm(nnx.Module):
-    """y = gain (x - mean) / sqrt(var + eps) + bias over the last axis (Ba et al. 2016, eq. 4)."""
+@dataclass(frozen=True)
+class NormSpec:
+    """What kind of norm, and from which values it starts.
 
-    def __init__(self, d: int, eps: float, dtype: str):
-        self.eps, self.dtype = eps, jnp.dtype(dtype)
-        self.gain = nnx.Param(jnp.ones(d), role=Role.GAIN)
-        self.bias = nnx.Param(jnp.zeros(d), role=Role.BIAS)
+    Attributes:
+      kind: a key of `NORMS`, or `none`.
+      gain, alpha: initial gain, and initial slope of dyt and derf (may be traced).
+    """
+
+    kind: str
+    eps: float
+    bias: bool
+    dtype: str
+    gain: jax.Array | float = 1.0
+    alpha: jax.Array | float = 0.5
+
+
+class Norm(nnx.Module):
+    """y = f(x) of the compute dtype, f computed in float32; subclasses give `normalize`."""
+
+    def __init__(self, width: int, spec: NormSpec):
+        self.eps, self.dtype = spec.eps, jnp.dtype(spec.dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = layer_norm(self.eps, x.astype(jnp.float32), self.gain[...], self.bias[...])
-        return y.astype(self.dtype)
+        return self.normalize(x.astype(jnp.float32)).astype(self.dtype)
+
+    def normalize(self, x: jax.Array) -> jax.Array:
+        """Returns f(x), float32."""
+        raise NotImplementedError
+
+
+class Identity(nnx.Module):
+    """Where no norm stands."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x
+
+
+class LayerNorm(Norm):
+    """y = gain (x - mean) / sqrt(var + eps) + bias (Ba et al. 2016, eq. 4)."""
+
+    def __init__(self, width: int, spec: NormSpec):
+        super().__init__(width, spec)
+        self.gain = _gain(width, spec.gain)
+        self.bias = _bias(width, spec.bias)
+
+    def normalize(self, x: jax.Array) -> jax.Array:
+        bias = jnp.zeros_like(self.gain[...]) if self.bias is None else self.bias[...]
+        return layer_norm(self.eps, x, self.gain[...], bias)
+
+
+class FixedRMSNorm(Norm):
+    """y = x / sqrt(mean(x^2) + eps)."""
+
+    def normalize(self, x: jax.Array) -> jax.Array:
+        return x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
+
+
+class RMSNorm(FixedRMSNorm):
+    """y = gain x / sqrt(mean(x^2) + eps) (Zhang & Sennrich 2019, eq. 4)."""
+
+    def __init__(self, width: int, spec: NormSpec):
+        super().__init__(width, spec)
+        self.gain = _gain(width, spec.gain)
+
+    def normalize(self, x: jax.Array) -> jax.Array:
+        return self.gain[...] * super().normalize(x)
+
+
+class PlusOneRMSNorm(FixedRMSNorm):
+    """RMSNorm whose gain is 1 + the parameter (Gemma)."""
+
+    def __init__(self, width: int, spec: NormSpec):
+        super().__init__(width, spec)
+        self.gain = _gain(width, spec.gain - 1.0)
+
+    def normalize(self, x: jax.Array) -> jax.Array:
+        return (1.0 + self.gain[...]) * super().normalize(x)
+
+
+class L2Norm(Norm):
+    """y = x / max(|x|, eps)."""
+
+    def normalize(self, x: jax.Array) -> jax.Array:
+        square = jnp.square(x).sum(-1, keepdims=True)
+        return x * lax.rsqrt(jnp.maximum(square, self.eps**2))
+
+
+class ScaleNorm(L2Norm):
+    """y = g x / max(|x|, eps), one g, initially sqrt(width) (Nguyen & Salazar 2019, eq. 5)."""
+
+    def __init__(self, width: int, spec: NormSpec):
+        super().__init__(width, spec)
+        self.gain = nnx.Param(jnp.float32(width**0.5 * spec.gain), role=Role.GAIN)
+
+    def normalize(self, x: jax.Array) -> jax.Array:
+        return self.gain[...] * super().normalize(x)
+
+
+class DyT(Norm):
+    """y = gain tanh(alpha x) + bias (Zhu et al. 2025, 2503.10622, eq. 2)."""
+
+    squash: Callable[[jax.Array], jax.Array] = staticmethod(jnp.tanh)
+
+    def __init__(self, width: int, spec: NormSpec):
+        super().__init__(width, spec)
+        self.alpha = nnx.Param(jnp.float32(spec.alpha), role=Role.SCALAR)
+        self.gain = _gain(width, spec.gain)
+        self.bias = _bias(width, spec.bias)
+
+    def normalize(self, x: jax.Array) -> jax.Array:
+        y = self.gain[...] * self.squash(self.inside(x))
+        return y if self.bias is None else y + self.bias[...]
+
+    def inside(self, x: jax.Array) -> jax.Array:
+        """Returns what is squashed."""
+        return self.alpha[...] * x
+
+
+class Derf(DyT):
+    """y = gain erf(alpha x + s) + bias, one s, initially 0 (2512.10938)."""
+
+    squash = staticmethod(jax.scipy.special.erf)
+
+    def __init__(self, width: int, spec: NormSpec):
+        super().__init__(width, spec)
+        self.shift = nnx.Param(jnp.float32(0.0), role=Role.BIAS)
+
+    def inside(self, x: jax.Array) -> jax.Array:
+        return super().inside(x) + self.shift[...]
+
+
+NORMS: dict[str, type[Norm]] = {
+    "layernorm": LayerNorm,
+    "rmsnorm": RMSNorm,
+    "rmsnorm_plus_one": PlusOneRMSNorm,
+    "rmsnorm_fixed": FixedRMSNorm,
+    "scalenorm": ScaleNorm,
+    "l2": L2Norm,
+    "dyt": DyT,
+    "derf": Derf,
+}
+
+
+def make_norm(width: int, spec: NormSpec, present: bool = True) -> Norm | Identity:
+    """Returns the norm that `spec` describes; the identity where none stands."""
+    return NORMS[spec.kind](width, spec) if present and spec.kind != "none" else Identity()
+
+
+def _gain(width: int, value: jax.Array | float) -> nnx.Param[jax.Array]:
+    return nnx.Param(jnp.full(width, value, jnp.float32), role=Role.GAIN)
+
+
+def _bias(width: int, present: bool) -> nnx.Param[jax.Array] | None:
+    return nnx.Param(jnp.zeros(width), role=Role.BIAS) if present else None
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def layer_norm(eps: float, x: jax.Array, gain: jax.Array, bias: jax.Array) -> jax.Array:
-    """The equation above in float32, with its gradient in one pass over x.
+    """The equation of `LayerNorm` in float32, with its gradient in one pass over x.
 
     With n = (x - mean)/sigma and g = gain dy: dx = (g - mean(g) - n mean(g n)) / sigma. Autodiff
     goes through mean and variance one after the other, which costs a CPU a twentieth of the step.

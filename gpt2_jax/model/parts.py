@@ -24,18 +24,42 @@ class Role(StrEnum):
     HEAD = "head"
     GAIN = "gain"
     BIAS = "bias"
+    SCALAR = "scalar"  # a learned factor, be it one number or one a channel
+
+
+class Rates(NamedTuple):
+    """Factors on a parameter's learning rate, decay and Adam's epsilon."""
+
+    lr: float = 1.0
+    decay: float = 1.0
+    eps: float = 1.0
 
 
 class Context(NamedTuple):
-    """What a sublayer is told besides its input.
+    """What a block is told besides the stream.
 
     Attributes:
+      positions: of the tokens in their sequences, (T) or (B, T).
+      keys_B: a dropout key for each sequence; None for no dropout.
+      step: updates done, for what changes while the model is trained; None where nobody said.
       layer: 0-based index of the block (may be traced).
-      keys_B: a dropout key for each sequence, of this layer; None for no dropout.
+      values: attention's values of block 1, where later blocks use them.
+      place: vectors of the positions, where blocks add them too, (T, D) or (B, T, D).
     """
 
-    layer: jax.Array | int
+    positions: jax.Array
     keys_B: jax.Array | None = None
+    step: jax.Array | int | None = None
+    layer: jax.Array | int = 0
+    values: jax.Array | None = None
+    place: jax.Array | None = None
+
+    def at(self, layer: jax.Array | int, values: jax.Array | None) -> Context:
+        """Returns what the block of that index is told, with dropout keys of its own."""
+        keys_B = self.keys_B
+        if keys_B is not None:
+            keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, layer)
+        return self._replace(layer=layer, keys_B=keys_B, values=values)
 
 
 @dataclass(frozen=True)
@@ -50,7 +74,7 @@ class Init:
     key: jax.Array
     layer: jax.Array | int = 0
 
-    def normal(self, site: str, shape: tuple[int, ...], std: float) -> jax.Array:
+    def normal(self, site: str, shape: tuple[int, ...], std: jax.Array | float) -> jax.Array:
         """Returns float32 normal values of std `std`, the same for the same site and layer."""
         site_key = jax.random.fold_in(self.key, zlib.crc32(site.encode()))
         return std * jax.random.normal(jax.random.fold_in(site_key, self.layer), shape)
@@ -63,8 +87,10 @@ class Linear(nnx.Module):
     one two-dimensional product with batch and time flattened, which is the fastest on a CPU.
 
     Args:
+      std: of the initial kernel; an array broadcasts against `d_out`.
       batch_axes: how many leading axes of `d_out` hold independent matrices (3 for q, k, v): an
         optimizer that works on whole matrices takes them one by one.
+      bias: whether there is a b.
     """
 
     def __init__(
@@ -73,10 +99,11 @@ class Linear(nnx.Module):
         d_out: tuple[int, ...],
         *,
         site: str,
-        std: float,
+        std: jax.Array | float,
         init: Init,
         dtype: str,
         batch_axes: int = 0,
+        bias: bool = True,
     ):
         ndim = len(d_in) + len(d_out)
         self.d_in, self.d_out, self.dtype = d_in, d_out, jnp.dtype(dtype)
@@ -86,14 +113,15 @@ class Linear(nnx.Module):
             in_axes=tuple(range(-ndim, -len(d_out))),
             out_axes=tuple(range(-len(d_out) + batch_axes, 0)),
         )
-        self.bias = nnx.Param(jnp.zeros(d_out), role=Role.BIAS)
+        self.bias = nnx.Param(jnp.zeros(d_out), role=Role.BIAS) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         lead = x.shape[: x.ndim - len(self.d_in)]
         n_in, n_out = math.prod(self.d_in), math.prod(self.d_out)
         kernel = self.kernel[...].astype(self.dtype).reshape(n_in, n_out)
-        bias = self.bias[...].astype(self.dtype).reshape(n_out)
-        y = x.astype(self.dtype).reshape(-1, n_in) @ kernel + bias
+        y = x.astype(self.dtype).reshape(-1, n_in) @ kernel
+        if self.bias is not None:
+            y = y + self.bias[...].astype(self.dtype).reshape(n_out)
         return y.reshape(*lead, *self.d_out)
 
 
@@ -114,6 +142,17 @@ def dropout(x: jax.Array, keys_B: jax.Array | None, rate: float, site: str) -> j
         return jax.random.bernoulli(jax.random.fold_in(key, tag), 1.0 - rate, x.shape[1:])
 
     return jnp.where(jax.vmap(keep)(keys_B), x / (1.0 - rate), 0).astype(x.dtype)
+
+
+def drop_rows(x: jax.Array, keys_B: jax.Array, rate: jax.Array, site: str) -> jax.Array:
+    """Zeroes whole sequences of x (B, ...) with probability `rate`, scales the rest to match.
+
+    Stochastic depth, for one branch (Huang et al. 2016).
+    """
+    tag = zlib.crc32(site.encode())
+    keep = lambda key: jax.random.bernoulli(jax.random.fold_in(key, tag), 1.0 - rate)
+    keep_B = jax.vmap(keep)(keys_B).reshape(-1, *[1] * (x.ndim - 1))
+    return jnp.where(keep_B, x / (1.0 - rate), 0).astype(x.dtype)
 
 
 _GELU_SCALE = math.sqrt(2.0 / math.pi)
@@ -150,6 +189,9 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_new": gelu_new,
     "gelu": partial(jax.nn.gelu, approximate=False),
     "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
     "silu": jax.nn.silu,
     "tanh": jnp.tanh,
 }
+# The gate's nonlinearity; the names are `placements.axes.GATED`.
+GATED: dict[str, Callable[[jax.Array], jax.Array]] = {"swiglu": jax.nn.silu}

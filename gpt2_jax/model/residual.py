@@ -1,55 +1,81 @@
-"""How a sublayer meets the stream: branches with their norms, and blocks made of two of them."""
+"""Branches (a sublayer with its norms and factors) and the block that a connection makes of two."""
 
 from __future__ import annotations
 
-import math
 from typing import Generic, TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
-from ml_collections import FrozenConfigDict
 
-from gpt2_jax.model.attention import Attention, Cache, Span
+from gpt2_jax.model.attention import Attention, Left, Past
+from gpt2_jax.model.connections import CONNECTIONS
 from gpt2_jax.model.mlp import MLP
-from gpt2_jax.model.norm import LayerNorm
-from gpt2_jax.model.parts import Context, Init, dropout
+from gpt2_jax.model.parametrization import branch_factor
+from gpt2_jax.model.parts import Context, drop_rows, dropout
+from gpt2_jax.model.placements.rules import pair, scale
+from gpt2_jax.model.plan import ATTN, Plan, Scale
+from gpt2_jax.model.plan import MLP as MLP_SIDE
 
 Sublayer = TypeVar("Sublayer", Attention, MLP)
 
 
 class Branch(nnx.Module, Generic[Sublayer]):
-    """F(N(x)): a sublayer behind its norm."""
+    """u -> b N_out(F(c N_pre(u))): what is before the sublayer F, and what is behind it."""
 
-    def __init__(self, cfg: FrozenConfigDict, sublayer: Sublayer, name: str):
-        self.rate, self.name = cfg.dropout, name
-        self.pre = LayerNorm(cfg.n_embd, cfg.norm_eps, cfg.dtype)
+    def __init__(self, plan: Plan, which: int, sublayer: Sublayer, takes: frozenset[str]):
+        self.name = ("attn", "mlp")[which]
+        self.rate, self.depth_factor = plan.cfg.dropout, branch_factor(plan.cfg, plan.placement)
+        self.pre = plan.norm("pre", which, present="pre" not in takes)
         self.sublayer: Sublayer = sublayer
+        self.out = plan.norm("out", which)
+        self.drop_path = Scale(scale(pair(plan.placement.drop_path)[which]), 0.0, plan.cfg, which)
 
-    def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
-        y_BTD = self.sublayer(self.pre(x_BTD), context)
-        return dropout(y_BTD, context.keys_B, self.rate, f"{self.name}.residual")
+    def enter(self, u_BTD: jax.Array, c: Scale, context: Context) -> jax.Array:
+        """Returns c N_pre(u)."""
+        return c(self.pre(u_BTD), context)
+
+    def leave(self, y_BTD: jax.Array, b: Scale, context: Context) -> jax.Array:
+        """Returns b N_out(y), with what dropout leaves of it."""
+        y_BTD = dropout(y_BTD, context.keys_B, self.rate, f"{self.name}.residual")
+        y_BTD = b(self.out(y_BTD), context)
+        if self.depth_factor != 1.0:
+            y_BTD = (y_BTD * jnp.float32(self.depth_factor)).astype(y_BTD.dtype)
+        if context.keys_B is None or self.drop_path.spec.rule.constant == 0.0:
+            return y_BTD
+        rate = self.drop_path.factor(context)
+        return drop_rows(y_BTD, context.keys_B, rate, f"{self.name}.path")
 
 
 class Block(nnx.Module):
-    """x <- x + F(N(x)) for attention, then for the MLP.
+    """Attention and the MLP, and the connection by which they meet the stream."""
 
-    Projections that end on the stream start smaller by 1/sqrt(2 L), since 2 L of them add up
-    (GPT-2, Radford et al. 2019, section 2.3).
-    """
+    def __init__(self, plan: Plan):
+        connection = CONNECTIONS[plan.placement.connection]
+        self.is_source = plan.segment.values == "source"
+        self.attn = Branch(plan, ATTN, Attention(plan), connection.takes)
+        self.mlp = Branch(plan, MLP_SIDE, MLP(plan), connection.takes)
+        self.branch_scale, self.input_scale = (
+            plan.scales("branch_scale"),
+            plan.scales("input_scale"),
+        )
+        self.connection = connection(plan)
 
-    def __init__(self, cfg: FrozenConfigDict, init: Init):
-        out_std = cfg.init_std / math.sqrt(2 * cfg.n_layer)
-        self.attn = Branch(cfg, Attention(cfg, init, out_std), "attn")
-        self.mlp = Branch(cfg, MLP(cfg, init, out_std), "mlp")
+    def __call__(
+        self, stream: jax.Array, context: Context, past: Past | None = None
+    ) -> tuple[jax.Array, Left]:
+        """Returns the stream behind the block, and what its attention leaves."""
+        left: list[Left] = []
 
-    def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
-        x_BTD = x_BTD + self.attn(x_BTD, context)
-        return x_BTD + self.mlp(x_BTD, context)
+        def attn(u_BTD: jax.Array) -> jax.Array:
+            u_BTD = self.attn.enter(u_BTD, self.input_scale.of(ATTN), context)
+            y_BTD, here = self.attn.sublayer(u_BTD, context, past)
+            left.append(here)
+            return self.attn.leave(y_BTD, self.branch_scale.of(ATTN), context)
 
-    def decode(
-        self, x_BTD: jax.Array, context: Context, cache: Cache, span: Span
-    ) -> tuple[jax.Array, Cache]:
-        """The same for the columns `span` of a cache of keys and values."""
-        y_BTD, cache = self.attn.sublayer.decode(self.attn.pre(x_BTD), context, cache, span)
-        x_BTD = x_BTD + y_BTD
-        return x_BTD + self.mlp(x_BTD, context), cache
+        def mlp(u_BTD: jax.Array) -> jax.Array:
+            u_BTD = self.mlp.enter(u_BTD, self.input_scale.of(MLP_SIDE), context)
+            y_BTD = self.mlp.sublayer(u_BTD)
+            return self.mlp.leave(y_BTD, self.branch_scale.of(MLP_SIDE), context)
+
+        return self.connection(stream, attn, mlp, context), left[0]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -11,8 +12,12 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from gpt2_jax.model.gpt2 import GPT2, Params, padded_vocab
-from gpt2_jax.model.parts import Role
+from gpt2_jax.model.embedding import padded_vocab
+from gpt2_jax.model.gpt2 import GPT2, Params
+from gpt2_jax.model.parametrization import rates
+from gpt2_jax.model.parts import Rates, Role
+from gpt2_jax.model.placements.axes import Placement
+from gpt2_jax.model.placements.resolve import Segment, resolve, segments
 
 
 @dataclass(frozen=True)
@@ -23,11 +28,13 @@ class Info:
       role: what it is.
       in_axes, out_axes: for a matrix, the trailing axes that it contracts and that it gives,
         as negative numbers; axes in neither (layers, the 3 of q, k, v) hold separate matrices.
+      rates: factors on its learning rate, decay and epsilon that the placement asks for.
     """
 
     role: Role
     in_axes: tuple[int, ...] = ()
     out_axes: tuple[int, ...] = ()
+    rates: Rates = field(default_factory=Rates)
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity, so that it can be a static argument
@@ -44,6 +51,16 @@ class Structure:
     graphdef: nnx.GraphDef[GPT2]
     shapes: Params
     infos: dict[str, Any]
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The runs of blocks that are built alike, each with a stack among the parameters."""
+        return segments(self.placement, self.cfg.n_layer)
+
+    @property
+    def placement(self) -> Placement:
+        """What the config says of residual connections and norms, overrides included."""
+        return resolve(self.cfg)
 
     def bind(self, params: Params) -> GPT2:
         """Returns the module with these parameters; cheap, and usable under a trace.
@@ -65,25 +82,31 @@ class Structure:
         Args:
           positions: whether position embeddings count; formulas for FLOPs leave them out.
         """
-        pad = padded_vocab(self.cfg) - self.cfg.vocab_size
-        total = 0
-        infos = jax.tree.leaves(self.infos, is_leaf=lambda x: isinstance(x, Info))
-        for info, shape in zip(infos, jax.tree.leaves(self.shapes), strict=True):
-            if info.role == Role.POSITION and not positions:
-                continue
-            total += math.prod(shape.shape)
-            if info.role in (Role.EMBEDDING, Role.HEAD):
-                total -= pad * shape.shape[-1]
-        return total
+        return self._count(lambda name: 1, positions)
 
     def flops_per_token(self, seq_len: int) -> int:
         """Returns training FLOPs a token: 6 N + 12 L D T, N without position embeddings.
 
         The formula of Chowdhery et al. 2022 (PaLM, appendix B), attention not halved for
-        causality.
+        causality. Parameters that several blocks share count once for each of them.
         """
-        cfg = self.cfg
-        return 6 * self.n_params(positions=False) + 12 * cfg.n_layer * cfg.n_embd * seq_len
+        repeats = {segment.name: segment.repeats for segment in self.segments}
+        n_used = self._count(lambda name: repeats.get(name, 1), positions=False)
+        return 6 * n_used + 12 * self.cfg.n_layer * self.cfg.n_embd * seq_len
+
+    def _count(self, uses: Callable[[str], int], positions: bool) -> int:
+        pad = padded_vocab(self.cfg) - self.cfg.vocab_size
+        total = 0
+        for name, part in self.shapes.items():
+            infos = jax.tree.leaves(self.infos[name], is_leaf=lambda x: isinstance(x, Info))
+            for info, shape in zip(infos, jax.tree.leaves(part), strict=True):
+                if info.role == Role.POSITION and not positions:
+                    continue
+                n = math.prod(shape.shape)
+                if info.role in (Role.EMBEDDING, Role.HEAD):
+                    n -= pad * shape.shape[-1]
+                total += n * uses(name)
+        return total
 
 
 def structure(model_config: ConfigDict) -> Structure:
@@ -91,10 +114,15 @@ def structure(model_config: ConfigDict) -> Structure:
     cfg = FrozenConfigDict(model_config)
     abstract = nnx.eval_shape(lambda: GPT2(cfg, jax.random.key(0)))
     graphdef, state = nnx.split(abstract)
-    infos = jax.tree.map(_info, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    placement = resolve(cfg)
+    stacks = {segment.name for segment in segments(placement, cfg.n_layer)}
+
+    def info(path: Any, variable: nnx.Variable) -> Info:
+        meta = variable.get_metadata()
+        role = Role(meta["role"])
+        asked = rates(cfg, placement, role, in_block=path[0].key in stacks)
+        return Info(role, meta.get("in_axes", ()), meta.get("out_axes", ()), asked)
+
+    is_leaf = lambda x: isinstance(x, nnx.Variable)
+    infos = jax.tree_util.tree_map_with_path(info, state, is_leaf=is_leaf)
     return Structure(cfg, graphdef, nnx.to_pure_dict(state), nnx.to_pure_dict(infos))
-
-
-def _info(variable: nnx.Variable) -> Info:
-    meta = variable.get_metadata()
-    return Info(Role(meta["role"]), meta.get("in_axes", ()), meta.get("out_axes", ()))

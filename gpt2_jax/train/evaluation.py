@@ -15,7 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 from gpt2_jax.data.shards import Tokens
 from gpt2_jax.model.structure import Structure
 from gpt2_jax.train.loss import cross_entropy
-from gpt2_jax.train.mesh import DATA, by_rows
+from gpt2_jax.train.mesh import DATA, by_rows, replicated
 
 
 def spread_windows(n_tokens: int, seq_len: int, limit: int) -> Iterator[tuple[int, int, int]]:
@@ -83,8 +83,10 @@ class Evaluator:
         self._mesh, self._seq_len, self._batch_size = mesh, seq_len, batch_size
         everywhere, rows = PartitionSpec(), PartitionSpec(DATA)
 
-        def local(params: Any, tokens_bT1: jax.Array, mask_bT: jax.Array) -> jax.Array:
-            logits_bTV = structure.bind(params)(tokens_bT1[:, :-1])
+        def local(
+            params: Any, step: jax.Array, tokens_bT1: jax.Array, mask_bT: jax.Array
+        ) -> jax.Array:
+            logits_bTV = structure.bind(params)(tokens_bT1[:, :-1], step=step)
             targets_bT = tokens_bT1[:, 1:]
             nats = (cross_entropy(logits_bTV, targets_bT) * mask_bT).sum()
             hits = ((logits_bTV.argmax(-1) == targets_bT) * mask_bT).sum()
@@ -92,25 +94,32 @@ class Evaluator:
 
         # One row of sums for each device, added up by the host: batches do not wait for each
         # other, and programs with collectives in flight together can lock up a CPU's few threads.
-        self._sums = jax.jit(
-            jax.shard_map(local, mesh=mesh, in_specs=(everywhere, rows, rows), out_specs=rows)
-        )
+        specs = (everywhere, everywhere, rows, rows)
+        self._sums = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=rows))
 
     def score(
-        self, params: Any, tokens: Tokens, limit: int | None = None, stride: int | None = None
+        self,
+        params: Any,
+        step: int,
+        tokens: Tokens,
+        limit: int | None = None,
+        stride: int | None = None,
     ) -> Score:
         """Returns the score of `tokens`, or of about `limit` of them, always the same ones.
 
         The sums stay on the devices until the one read at the end.
+
+        Args:
+          step: updates that the parameters have behind them.
         """
         if limit is None or max(limit, self._seq_len) >= len(tokens) - 1:
             chosen = list(windows(len(tokens), self._seq_len, stride or self._seq_len))
         else:
             chosen = list(spread_windows(len(tokens), self._seq_len, limit))
-        sums = []
+        sums, at = [], jax.device_put(np.int32(step), replicated(self._mesh))
         for batch, mask in self._batches(tokens, chosen):
             sharding = by_rows(self._mesh)
-            sums.append(self._sums(params, *jax.device_put((batch, mask), sharding)))
+            sums.append(self._sums(params, at, *jax.device_put((batch, mask), sharding)))
             if len(sums) > AHEAD:
                 sums[-AHEAD].block_until_ready()  # not all batches at once on the devices
         nats, correct = np.concatenate(jax.device_get(sums)).sum(0, dtype=np.float64).tolist()

@@ -337,7 +337,7 @@ class Run:
 
     def _evaluate(self) -> dict[str, float]:
         score = self.evaluator.score(
-            self.state.params, self.corpus.val, self.config.train.eval_tokens
+            self.state.params, self.step, self.corpus.val, self.config.train.eval_tokens
         )
         self.progress.note(f"update {self.step}: validation loss {score.loss:.4f}", score.loss)
         return score.metrics(self.corpus.bytes_per_token("val"))

@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 from optax.contrib import MuonDimensionNumbers, muon
 
-from gpt2_jax.model.parts import Role
+from gpt2_jax.model.parts import Rates, Role
 from gpt2_jax.model.structure import Info
 
 DECAYED: dict[Role, bool] = {
@@ -23,6 +24,7 @@ DECAYED: dict[Role, bool] = {
     Role.HEAD: True,
     Role.GAIN: False,
     Role.BIAS: False,
+    Role.SCALAR: False,
 }
 # Updates as large as AdamW's usual ones, so that one rate and one decay serve both
 # (Liu et al. 2025, "Muon is scalable for LLM training", eq. 4).
@@ -40,10 +42,18 @@ def make_optimizer(config: ConfigDict, infos: dict[str, Any]) -> optax.GradientT
     Raises:
       KeyError: if a parameter has a role that is in no rule.
     """
-    decayed = _map(lambda info: DECAYED[info.role], infos)
+    plain = _by_name(config, infos)
+    is_info = lambda x: isinstance(x, Info)
+    if all(info.rates == Rates() for info in jax.tree.leaves(infos, is_leaf=is_info)):
+        return plain
+    return optax.chain(_divided(infos, "eps"), plain, _multiplied(infos, "lr"))
+
+
+def _by_name(config: ConfigDict, infos: dict[str, Any]) -> optax.GradientTransformation:
+    decays = _map(_decay, infos)
     match config.optimizer.name:
         case "adamw":
-            return _adamw(config, decayed)
+            return _adamw(config, decays)
         case "muon":
             labels = _map(lambda i: "muon" if i.role == Role.MATRIX else "adamw", infos)
             return optax.partition(
@@ -53,9 +63,32 @@ def make_optimizer(config: ConfigDict, infos: dict[str, Any]) -> optax.GradientT
     raise ValueError(config.optimizer.name)
 
 
-def _adamw(config: ConfigDict, decayed: Any) -> optax.GradientTransformation:
+def _decay(info: Info) -> float:
+    """Returns the factor on a parameter's weight decay."""
+    return info.rates.decay if DECAYED[info.role] else 0.0
+
+
+def _divided(infos: dict[str, Any], name: str) -> optax.GradientTransformation:
+    """Divides gradients by a factor: to Adam that is an epsilon larger by it, and nothing else."""
+    factors = _map(lambda info: getattr(info.rates, name), infos)
+    return optax.stateless(lambda grads, _: jax.tree.map(lambda g, f: g / f, grads, factors))
+
+
+def _multiplied(infos: dict[str, Any], name: str) -> optax.GradientTransformation:
+    factors = _map(lambda info: getattr(info.rates, name), infos)
+    return optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factors))
+
+
+def _adamw(config: ConfigDict, decays: Any) -> optax.GradientTransformation:
+    """Adam with decoupled decay (Loshchilov & Hutter 2017), a factor on it for each parameter."""
     opt = config.optimizer
-    return optax.adamw(1.0, opt.b1, opt.b2, opt.eps, weight_decay=opt.weight_decay, mask=decayed)
+
+    def decay(updates: Any, params: Any) -> Any:
+        add = lambda u, p, factor: u + opt.weight_decay * factor * p if factor else u
+        return jax.tree.map(add, updates, params, decays)
+
+    adam = optax.scale_by_adam(opt.b1, opt.b2, opt.eps)
+    return optax.chain(adam, optax.stateless(decay), optax.scale(-1.0))
 
 
 def _muon(config: ConfigDict, infos: dict[str, Any]) -> optax.GradientTransformation:
@@ -77,7 +110,7 @@ def _dimension_numbers(info: Info) -> MuonDimensionNumbers | optax.MaskedNode:
 
 
 def _without_matrices(infos: dict[str, Any]) -> Any:
-    return _map(lambda i: optax.MaskedNode() if i.role == Role.MATRIX else DECAYED[i.role], infos)
+    return _map(lambda i: optax.MaskedNode() if i.role == Role.MATRIX else _decay(i), infos)
 
 
 def _map(f: Any, infos: dict[str, Any]) -> Any:

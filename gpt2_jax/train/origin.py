@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from gpt2_jax import config as configs
 from gpt2_jax.errors import UserError
+from gpt2_jax.model.placements import AXES
 from gpt2_jax.train.checkpoint import Checkpoints, damage
 from gpt2_jax.train.rundir import RunDirectory
 
@@ -23,11 +24,10 @@ FACTS = (
     "model.n_inner",
     "model.vocab_size",
     "model.vocab_multiple",
-    "model.activation",
     "model.scale_attn_weights",
     "model.scale_attn_by_inverse_layer_idx",
     "model.tie_head",
-    "model.norm_eps",
+    *(f"model.{name}" for name in AXES),
     "data.tokenizer",
 )
 

@@ -33,13 +33,16 @@ def rate_factors(config: ConfigDict, structure: Structure) -> Any | None:
     rules += [(text, text, 0.0) for text in words(config.optimizer.frozen)]
     if not rules:
         return None
-    n_layer = structure.cfg.n_layer
+    stacks = {segment.name: segment for segment in structure.segments}
     used: set[str] = set()
 
     def factor(path: Any, shape: jax.ShapeDtypeStruct) -> np.ndarray:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         head, _, rest = name.partition(".")
-        names = [f"blocks.{i}.{rest}" for i in range(n_layer)] if head == "blocks" else [name]
+        names = [name]
+        if head in stacks:
+            first = stacks[head].start
+            names = [f"blocks.{first + i}.{rest}" for i in range(stacks[head].rows)]
         factors = np.ones(len(names), np.float32)
         for text, pattern, value in rules:
             for i, one in enumerate(names):

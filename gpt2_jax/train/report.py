@@ -9,6 +9,8 @@ import jax
 from ml_collections import ConfigDict
 
 from gpt2_jax.data.shards import Corpus
+from gpt2_jax.model.placements import AXES, PRESETS
+from gpt2_jax.model.placements.resolve import differences, resolve
 from gpt2_jax.track.throughput import peak_flops
 from gpt2_jax.train.program import Program
 
@@ -18,6 +20,7 @@ def facts(config: ConfigDict, program: Program) -> dict[str, Any]:
     structure = program.structure
     return {
         "parameters": structure.n_params(),
+        "placement": {name: getattr(structure.placement, name) for name in AXES},
         "flops_per_token": structure.flops_per_token(config.data.seq_len),
         "flops": structure.flops_per_token(config.data.seq_len) * total_tokens(config),
         "devices": [device.device_kind for device in program.mesh.devices.flat],
@@ -56,8 +59,9 @@ def start_report(
     n_train = len(corpus.train or ())
     peak = peak_flops(known["devices"][0])
     lines = {
-        "model": f"{model.placement}, {model.n_layer} layers, {model.n_head} heads, width "
-        f"{model.n_embd}: {known['parameters']:,} parameters, computing in {model.dtype}",
+        "model": f"{model.placement}{_overrides(model)}, {model.n_layer} layers, "
+        f"{model.n_head} heads, width {model.n_embd}: {known['parameters']:,} parameters, "
+        f"computing in {model.dtype}",
         "data": f"{config.data.source} as {config.data.tokenizer}: {n_train:,} tokens to train, "
         f"{len(corpus.val):,} to validate",
         "batch": f"{train.batch_size} sequences x {config.data.seq_len} = {batch:,} tokens an "
@@ -75,6 +79,14 @@ def start_report(
         + f"; compiled in {program.compile_seconds:.1f} s",
     }
     return "\n".join(f"{name:<10} {text}" for name, text in lines.items())
+
+
+def _overrides(model: ConfigDict) -> str:
+    """Returns the axes that differ from those of the placement's name."""
+    now = resolve(model)
+    changed = differences(now, PRESETS[model.placement])
+    listed = ", ".join(f"{name}={getattr(now, name)}" for name in changed)
+    return f" ({listed})" if listed else ""
 
 
 def _expected(updates: int, seconds: float | None) -> str:

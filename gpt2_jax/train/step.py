@@ -88,7 +88,7 @@ def make_gradients(config: ConfigDict, structure: Structure, mesh: Mesh) -> Call
         keys_b = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
 
         def part(tokens: jax.Array, keys: jax.Array) -> tuple[jax.Array, Any]:
-            return jax.value_and_grad(mean_loss)(params, structure, tokens, keys)
+            return jax.value_and_grad(mean_loss)(params, structure, tokens, keys, step)
 
         if parts == 1:
             total = part(tokens_bT1, keys_b)
@@ -139,10 +139,14 @@ def mean_over_devices(tree: Any) -> Any:
 
 
 def mean_loss(
-    params: Any, structure: Structure, tokens_BT1: jax.Array, keys_B: jax.Array | None
+    params: Any,
+    structure: Structure,
+    tokens_BT1: jax.Array,
+    keys_B: jax.Array | None,
+    step: jax.Array | int,
 ) -> jax.Array:
-    """Returns the mean nats a predicted token."""
-    logits_BTV = structure.bind(params)(tokens_BT1[:, :-1], keys_B)
+    """Returns the mean nats a predicted token after `step` updates."""
+    logits_BTV = structure.bind(params)(tokens_BT1[:, :-1], keys_B, step)
     return cross_entropy(logits_BTV, tokens_BT1[:, 1:]).mean()
 
 

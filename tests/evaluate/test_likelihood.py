@@ -32,7 +32,7 @@ def test_answers_are_those_of_each_request_alone(model, monkeypatch):
     monkeypatch.setattr(likelihood, "BATCH_TOKENS", 64)
     asked = requests()
     said = {}
-    answers = Scorer(*model, window=24).score(asked, said.__setitem__)
+    answers = Scorer(*model, step=0, window=24).score(asked, said.__setitem__)
     assert said == dict(enumerate(answers))
     for request, answer in zip(asked, answers, strict=True):
         log_p, greedy = by_hand(model, request, 24)
@@ -48,18 +48,18 @@ def test_greedy_continuations_are_known_as_such(model):
     assert len(set(logits.argmax(-1).tolist())) > 1
     likely = [Request((i,), (int(row.argmax()),)) for i, row in enumerate(logits)]
     other = [Request((i,), (int(row.argmin()),)) for i, row in enumerate(logits)]
-    answers = Scorer(structure, params, window=24).score(likely + other)
+    answers = Scorer(structure, params, step=0, window=24).score(likely + other)
     assert [a.is_greedy for a in answers] == [True] * 11 + [False] * 11
 
 
 def test_of_a_request_that_is_too_long_the_beginning_goes(model):
     long = Request(tuple([5, 7] * 20), (3, 1))
-    (answer,) = Scorer(*model, window=12).score([long])
+    (answer,) = Scorer(*model, step=0, window=12).score([long])
     assert answer.log_p == pytest.approx(by_hand(model, long, 12)[0], abs=1e-4)
     assert answer.log_p != pytest.approx(by_hand(model, long, 24)[0], abs=1e-4)
 
 
 def test_few_programs_are_compiled_for_many_lengths(model):
     before = likelihood._score._cache_size()
-    Scorer(*tiny_model(model__n_positions=24), window=24).score(requests(60, seed=1))
+    Scorer(*tiny_model(model__n_positions=24), step=0, window=24).score(requests(60, seed=1))
     assert likelihood._score._cache_size() - before <= 6

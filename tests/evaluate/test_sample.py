@@ -40,7 +40,7 @@ PROMPTS = [[1, 2, 3], [7, 0, 9, 9, 4], [5]]
 def test_greedy_text_is_the_likeliest_of_the_full_pass(model, made):
     """Prompts of three lengths in one batch, each as it would be alone."""
     structure, params = model
-    generator = Generator(structure, params, window=12)
+    generator = Generator(structure, params, step=0, window=12)
     if made == "generate":
         new = generator.generate(PROMPTS, 7, GREEDY)
     else:
@@ -51,7 +51,7 @@ def test_greedy_text_is_the_likeliest_of_the_full_pass(model, made):
 
 @pytest.mark.parametrize("choice", [Choice(1.3, 0.9, 6, 0.9), Choice()])
 def test_streamed_text_is_the_same_text(model, choice):
-    generator = Generator(*model, window=12, end=0)
+    generator = Generator(*model, step=0, window=12, end=0)
     texts = generator.generate(PROMPTS, 30, choice, seed=3)
     columns = list(generator.stream(PROMPTS, 30, choice, seed=3))
     streamed = [[i for i in row if i is not None] for row in zip(*columns, strict=True)]
@@ -61,7 +61,7 @@ def test_streamed_text_is_the_same_text(model, choice):
 
 def test_a_row_does_not_depend_on_its_neighbours(model):
     """Not by its draws, and not by another row's text outgrowing the window before its own."""
-    generator = Generator(*model, window=12)
+    generator = Generator(*model, step=0, window=12)
     together = generator.generate(PROMPTS, 20, Choice(), seed=1)
     assert generator.generate(PROMPTS[:1], 20, Choice(), seed=1) == together[:1]
     greedy = generator.generate(PROMPTS, 20, GREEDY)
@@ -73,7 +73,7 @@ def test_a_row_does_not_depend_on_its_neighbours(model):
 def drawn(model, choice, prompt=(1, 2, 3), n=4000):
     """Returns how often each id is drawn after a prompt, and the logits it is drawn by."""
     structure, params = model
-    new = Generator(structure, params, window=12).generate([prompt] * n, 1, choice, seed=1)
+    new = Generator(structure, params, step=0, window=12).generate([prompt] * n, 1, choice, seed=1)
     logits = np.asarray(structure.bind(params)(jnp.array([prompt]))[0, -1], np.float64)
     return np.bincount(np.array(new)[:, 0], minlength=16) / n, logits
 
@@ -111,7 +111,7 @@ def test_what_was_said_becomes_less_likely(model):
 def test_text_goes_on_past_the_positions_by_the_stated_policy(model):
     """When 12 tokens are full, the last 6 are read again as a prompt."""
     structure, params = model
-    generator = Generator(structure, params, window=12)
+    generator = Generator(structure, params, step=0, window=12)
     prompt = [1, 2, 3, 4]
     first = greedy_by_hand(structure, params, prompt, 8)
     second = greedy_by_hand(structure, params, (prompt + first)[-6:], 6)
@@ -127,13 +127,13 @@ def test_text_goes_on_past_the_positions_by_the_stated_policy(model):
 
 def test_the_next_tokens_distribution(model):
     structure, params = model
-    log_p = Generator(structure, params, window=12).next_distribution([1, 2, 3])
+    log_p = Generator(structure, params, step=0, window=12).next_distribution([1, 2, 3])
     want = jax.nn.log_softmax(structure.bind(params)(jnp.array([[1, 2, 3]]))[0, -1, :11])
     np.testing.assert_allclose(log_p, want, atol=1e-5)
 
 
 def test_few_programs_are_compiled_for_many_lengths(model):
-    generator = Generator(*model, window=12)
+    generator = Generator(*model, step=0, window=12)
     before = _generate._cache_size()
     for n in range(1, 9):
         generator.generate([[1] * n, [2]], n, Choice(temperature=0.123))
@@ -154,7 +154,7 @@ def test_choices_that_mean_nothing_are_refused(choice, line):
 
 
 def test_any_number_of_prompts_is_written_some_at_a_time(model, monkeypatch):
-    generator, tokenizer = Generator(*model, window=12), load_tokenizer("ids:11")
+    generator, tokenizer = Generator(*model, step=0, window=12), load_tokenizer("ids:11")
     whole = writing.write(generator, tokenizer, PROMPTS, 5, GREEDY)
     monkeypatch.setattr(writing, "ROWS_AT_ONCE", 2)
     assert writing.write(generator, tokenizer, PROMPTS, 5, GREEDY) == whole

@@ -11,7 +11,7 @@ from flax import nnx
 from gpt2_jax.model.attention import resolve_kernel
 from gpt2_jax.model.decode import bind_apart, decode, empty_caches, take_apart
 from gpt2_jax.model.gpt2 import GPT2, project
-from gpt2_jax.model.parts import ACTIVATIONS, Context, Init, Role, dropout, gelu_new
+from gpt2_jax.model.parts import ACTIVATIONS, GATED, Init, Role, dropout, gelu_new
 from gpt2_jax.model.structure import Info, structure
 from tests.tools import noisy, tiny, tiny_model
 
@@ -31,10 +31,11 @@ def logits(model):
 def test_no_position_depends_on_a_later_one(model):
     """Gradients of each position's logits with respect to every position's embedding."""
     bound = model[0].bind(model[1])
-    x_BTD = bound.embed(TOKENS[:1], jnp.arange(12))
+    context = bound.context(jnp.arange(12), None, None)
+    x_BTD = bound.embed(TOKENS[:1], context)
 
     def out(x_BTD):
-        return bound.logits(bound.run_blocks(x_BTD, None))[0].sum(-1)
+        return bound.logits(bound.readout(bound.run_blocks(x_BTD, context)))[0].sum(-1)
 
     jacobian = jnp.abs(jax.jit(jax.jacrev(out))(x_BTD))[:, 0].sum(-1)  # (to, from)
     reaches = np.asarray(jacobian > 0)
@@ -83,10 +84,12 @@ def test_blocks_are_applied_in_order(model):
     bound = model[0].bind(model[1])
     graphdef, state = nnx.split(bound.blocks)
     blocks = [nnx.merge(graphdef, jax.tree.map(lambda x, i=i: x[i], state)) for i in range(2)]
-    x = bound.embed(TOKENS, jnp.arange(12))
-    forward = blocks[1](blocks[0](x, Context(0)), Context(1))
-    np.testing.assert_allclose(bound.run_blocks(x, None), forward, atol=1e-5)
-    assert np.abs(forward - blocks[0](blocks[1](x, Context(0)), Context(1))).max() > 0.1
+    context = bound.context(jnp.arange(12), None, None)
+    x = bound.embed(TOKENS, context)
+    apply = lambda i, layer, x: blocks[i](x, context.at(layer, None))[0]
+    forward = apply(1, 1, apply(0, 0, x))
+    np.testing.assert_allclose(bound.run_blocks(x, context).x_BTD, forward, atol=1e-5)
+    assert np.abs(forward - apply(0, 1, apply(1, 0, x))).max() > 0.1
 
 
 def test_stacked_layers_start_as_separate_ones_would():
@@ -148,13 +151,13 @@ def test_padding_does_not_change_the_model(model, logits):
 
 def decoded(structure, params, tokens, starts, padding):
     """Returns the logits of tokens that pass over a cache in spans that begin at `starts`."""
-    apart = take_apart(params, structure.cfg.n_layer)
+    apart = take_apart(structure, params, 0)
 
     @jax.jit
     def step(tokens, caches, at):
-        model, blocks = bind_apart(structure, apart)
-        x_BTD, caches = decode(model, blocks, tokens, caches, at, jnp.array(padding))
-        return model.logits(x_BTD), caches
+        bound = bind_apart(structure, apart)
+        x_BTD, caches = decode(bound, tokens, caches, at, jnp.array(padding))
+        return bound.model.logits(x_BTD), caches
 
     caches = empty_caches(structure.cfg, *tokens.shape)
     outs = []
@@ -264,6 +267,7 @@ ORACLES = {
     "gelu_new": lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
     "gelu": lambda x: 0.5 * x * (1 + np.vectorize(__import__("math").erf)(x / np.sqrt(2))),
     "relu": lambda x: np.maximum(x, 0),
+    "relu2": lambda x: np.maximum(x, 0) ** 2,
     "silu": lambda x: x / (1 + np.exp(-x)),
     "tanh": np.tanh,
 }
@@ -278,7 +282,8 @@ def test_activations_are_what_their_names_say(name):
 def test_every_activation_of_the_config_is_there():
     from gpt2_jax.config import FIELDS
 
-    assert set(FIELDS["model.activation"].choices) == set(ACTIVATIONS) == set(ORACLES)
+    assert set(FIELDS["model.activation"].choices) == {*ACTIVATIONS, *GATED}
+    assert set(ACTIVATIONS) == set(ORACLES)
 
 
 def test_the_saved_derivative_of_gelu_is_its_derivative():
@@ -317,7 +322,7 @@ def test_dropout_acts_at_each_of_its_sites(monkeypatch, zeroed):
     def only(x, keys_B, rate, site):
         return dropout(x, keys_B if site == zeroed else None, rate, site)
 
-    for module in ("gpt2", "attention", "residual"):
+    for module in ("embedding", "attention", "residual"):
         monkeypatch.setattr(f"gpt2_jax.model.{module}.dropout", only)
     changed = model.bind(params)(TOKENS, keys)
     assert np.abs(changed - model.bind(params)(TOKENS))[..., :11].max() > 0.01
@@ -331,14 +336,14 @@ def test_layers_draw_dropout_masks_of_their_own():
     bound = model.bind(params)
     original = type(bound.blocks).__call__
 
-    def spy(self, x_BTD, context):
+    def spy(self, x_BTD, context, past=None):
         seen.append(context.keys_B)
-        return original(self, x_BTD, context)
+        return original(self, x_BTD, context, past)
 
     type(bound.blocks).__call__ = spy
     try:
         with jax.disable_jit():
-            bound.run_blocks(bound.embed(TOKENS, jnp.arange(12)), keys)
+            bound(TOKENS, keys)
     finally:
         type(bound.blocks).__call__ = original
     drawn = [np.asarray(jax.random.key_data(k)) for k in seen]

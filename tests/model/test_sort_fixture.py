@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from gpt2_jax.model.attention import masked_scores, mix
-from gpt2_jax.model.parts import ACTIVATIONS, Context
+from gpt2_jax.model.parts import ACTIVATIONS
 from tests.tools import ROOT, tiny
 
 FIXTURE = ROOT / "tests" / "fixtures" / "gpt_nano_sort"
@@ -98,14 +98,15 @@ def test_every_stored_intermediate_within_1e_5(sorter):
     got = {}
     got["tok_emb"] = bound.wte[...][tokens]
     got["pos_emb"] = bound.wpe[...][None]
-    x = got["x"] = bound.embed(tokens, jnp.arange(11))
+    context = bound.context(jnp.arange(11), None, None)
+    x = got["x"] = bound.embed(tokens, context)
     for layer in range(3):
         block = block_at(model, params, layer)
         if layer == 0:
-            got |= first_block(block, x)
-        x = got[f"block{layer}"] = block(x, Context(layer))
+            got |= first_block(block, x, context)
+        x = got[f"block{layer}"] = block(x, context.at(layer, None))[0]
     got["ln_f"] = bound.ln_f(x)
-    got["lm_head"] = bound.logits(x)
+    got["lm_head"] = bound.logits(got["ln_f"])
     got["probs"] = jax.nn.softmax(got["lm_head"], -1)
     assert set(got) == set(want) - {"idx"}
     for name, value in got.items():
@@ -113,26 +114,26 @@ def test_every_stored_intermediate_within_1e_5(sorter):
     np.testing.assert_allclose(model.bind(params)(tokens), want["lm_head"], atol=1e-5, rtol=0)
 
 
-def first_block(block, x):
+def first_block(block, x, context):
     """The first block step by step, with the parts that it calls itself."""
     attn, mlp = block.attn.sublayer, block.mlp.sublayer
     got = {"ln1": block.attn.pre(x)}
-    q, k, v = attn.project(got["ln1"])
+    q, k, v = attn.project(got["ln1"], context)
     got |= {"q": q, "k": k, "v": v}
     got["qkv"] = attn.qkv(got["ln1"]).reshape(*x.shape[:2], -1)
-    scale = attn.score_scale(Context(0))
+    scale = attn.score_scale(context)
     mask = jnp.tril(jnp.ones((11, 11), bool))
     got["att"] = jnp.where(mask, masked_scores(q, k, scale, mask), -jnp.inf)
     got["attSm"] = jax.nn.softmax(masked_scores(q, k, scale, mask), -1)
     mixed = mix(got["attSm"], v)
     got["y"] = mixed.reshape(*x.shape[:2], -1)
     got["yProj"] = attn.out(mixed)
-    got["attnResid"] = x + block.attn(x, Context(0))
+    got["attnResid"] = x + attn(got["ln1"], context)[0]
     got["ln2"] = block.mlp.pre(got["attnResid"])
     got["fc"] = mlp.up(got["ln2"])
     got["gelu"] = ACTIVATIONS["gelu_new"](got["fc"])
     got["mlp"] = mlp.down(got["gelu"])
-    got["mlpResid"] = got["attnResid"] + block.mlp(got["attnResid"], Context(0))
+    got["mlpResid"] = got["attnResid"] + mlp(got["ln2"])
     return got
 
 

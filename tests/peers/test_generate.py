@@ -24,7 +24,7 @@ def test_greedy_text_is_theirs(tmp_path, changes, penalty):
     run = open_run(str(tmp_path / "run"), devices=1)
     random = np.random.default_rng(0)
     prompts = [random.integers(1, model.config.vocab_size, n).tolist() for n in (1, 9, 5, 9)]
-    generator = Generator(run.structure, run.params, window=24)
+    generator = Generator(run.structure, run.params, step=0, window=24)
     choice = GREEDY if penalty == 1.0 else Choice(repetition_penalty=penalty, temperature=0.0)
     got = generator.generate(prompts, 15, choice)
     for prompt, ids in zip(prompts, got, strict=True):

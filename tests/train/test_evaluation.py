@@ -55,7 +55,7 @@ def by_hand(model, params, stride):
 @pytest.mark.parametrize("stride", [12, 5, 1])
 def test_the_score_is_that_of_each_window_by_itself(setup, stride):
     model, params, evaluator = setup
-    score = evaluator.score(params, Tokens([IDS[:40], IDS[40:]]), stride=stride)
+    score = evaluator.score(params, 0, Tokens([IDS[:40], IDS[40:]]), stride=stride)
     nats, hits = by_hand(model, params, stride)
     assert score.tokens == 130
     assert score.nats == pytest.approx(nats, rel=1e-5)
@@ -65,7 +65,9 @@ def test_the_score_is_that_of_each_window_by_itself(setup, stride):
 def test_a_stride_changes_the_score(setup):
     _, params, evaluator = setup
     tokens = Tokens([IDS])
-    assert evaluator.score(params, tokens).nats != evaluator.score(params, tokens, stride=5).nats
+    assert (
+        evaluator.score(params, 0, tokens).nats != evaluator.score(params, 0, tokens, stride=5).nats
+    )
 
 
 def test_a_limit_takes_windows_from_all_over():
@@ -75,11 +77,11 @@ def test_a_limit_takes_windows_from_all_over():
 
 def test_a_limited_score_is_that_of_its_windows(setup):
     _, params, evaluator = setup
-    limited = evaluator.score(params, Tokens([IDS]), limit=40)
-    parts = [evaluator.score(params, Tokens([IDS[s : s + 13]])) for s in (0, 59, 118)]
+    limited = evaluator.score(params, 0, Tokens([IDS]), limit=40)
+    parts = [evaluator.score(params, 0, Tokens([IDS[s : s + 13]])) for s in (0, 59, 118)]
     assert limited.tokens == 36
     assert limited.nats == pytest.approx(sum(part.nats for part in parts), rel=1e-6)
-    assert evaluator.score(params, Tokens([IDS]), limit=130).tokens == 130
+    assert evaluator.score(params, 0, Tokens([IDS]), limit=130).tokens == 130
 
 
 def test_metrics_in_bits_per_byte():

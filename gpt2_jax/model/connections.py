@@ -1,0 +1,208 @@
+"""How a block's branches meet one stream: each class is its paper's equation.
+
+A connection is told the stream x and two callables, the branches A (attention) and F (MLP), each
+`u -> b N_out(sublayer(c N_pre(u)))`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from gpt2_jax.model.parts import Context, Linear, Role
+from gpt2_jax.model.plan import ATTN, MLP, Plan, Scale
+
+Branch = Callable[[jax.Array], jax.Array]
+
+
+class Connection(nnx.Module):
+    """What every connection does. `takes`: sites of a branch that it takes over from it."""
+
+    takes: frozenset[str] = frozenset()
+
+    def __init__(self, plan: Plan):
+        raise NotImplementedError
+
+    def __call__(self, x: jax.Array, attn: Branch, mlp: Branch, context: Context) -> jax.Array:
+        """Returns the stream behind a block, (B, T, D)."""
+        raise NotImplementedError
+
+
+class Meeting(nnx.Module):
+    """x' = N_post(a N_skip(x̂) + F(x̂)), x̂ = N_stream(x): one sublayer."""
+
+    def __init__(self, plan: Plan, which: int):
+        self.stream = plan.norm("stream", which)
+        self.skip = plan.norm("skip", which)
+        self.post = plan.norm("post", which)
+
+    def __call__(self, x: jax.Array, a: Scale, branch: Branch, context: Context) -> jax.Array:
+        x = self.stream(x)
+        return self.post(a(self.skip(x), context) + branch(x))
+
+
+class Plain(Connection):
+    """Attention meets the stream, then the MLP does."""
+
+    def __init__(self, plan: Plan):
+        self.skip_scale = plan.scales("skip_scale")
+        self.attn, self.mlp = Meeting(plan, ATTN), Meeting(plan, MLP)
+        self.again = plan.placement.positions_at == "mlp"
+
+    def __call__(self, x: jax.Array, attn: Branch, mlp: Branch, context: Context) -> jax.Array:
+        x = self.attn(x, self.skip_scale.of(ATTN), attn, context)
+        if self.again:
+            assert context.place is not None
+            x = x + context.place
+        return self.mlp(x, self.skip_scale.of(MLP), mlp, context)
+
+
+class Parallel(Connection):
+    """x' = N_post(a N_skip(x̂) + A(x̂) + F(x̂)): both branches read the same stream."""
+
+    def __init__(self, plan: Plan):
+        self.skip_scale, self.both = plan.scales("skip_scale"), Meeting(plan, ATTN)
+
+    def __call__(self, x: jax.Array, attn: Branch, mlp: Branch, context: Context) -> jax.Array:
+        both = lambda u: attn(u) + mlp(u)
+        return self.both(x, self.skip_scale.of(ATTN), both, context)
+
+
+class ParallelShared(Parallel):
+    """x' = x + A(N(x)) + F(N(x)) with one N (GPT-J, PaLM)."""
+
+    takes = frozenset({"pre"})
+
+    def __init__(self, plan: Plan):
+        super().__init__(plan)
+        self.pre = plan.norm("pre", ATTN)
+
+    def __call__(self, x: jax.Array, attn: Branch, mlp: Branch, context: Context) -> jax.Array:
+        def both(u: jax.Array) -> jax.Array:
+            n = self.pre(u)
+            return attn(n) + mlp(n)
+
+        return self.both(x, self.skip_scale.of(ATTN), both, context)
+
+
+class B2T(Connection):
+    """h = N(x + A(x)), x' = N(x + h + F(h)) (Takase et al. 2022, eq. 6): a skip past the norms."""
+
+    def __init__(self, plan: Plan):
+        self.attn_post, self.mlp_post = plan.norm("post", ATTN), plan.norm("post", MLP)
+
+    def __call__(self, x: jax.Array, attn: Branch, mlp: Branch, context: Context) -> jax.Array:
+        h = self.attn_post(x + attn(x))
+        return self.mlp_post(x + h + mlp(h))
+
+
+class GPAS(Plain):
+    """x <- x - silu(g) sg(x) after each sum, one g a block, initially 0 (Chen et al. 2025, eq. 4).
+
+    sg stops gradients: what is scaled down going forward comes back whole. Where a norm follows
+    the sum, the shortcut before it is scaled.
+    """
+
+    def __init__(self, plan: Plan):
+        super().__init__(plan)
+        self.gate = nnx.Param(jnp.float32(0.0), role=Role.SCALAR)
+        self.on_shortcut = tuple(plan.has("post", which) for which in (ATTN, MLP))
+
+    def __call__(self, x: jax.Array, attn: Branch, mlp: Branch, context: Context) -> jax.Array:
+        for which, meeting, branch in ((ATTN, self.attn, attn), (MLP, self.mlp, mlp)):
+            a = self.skip_scale.of(which)
+            if self.on_shortcut[which]:
+                x = meeting.post(a(meeting.skip(self.shrink(x)), context) + branch(x))
+            else:
+                x = self.shrink(meeting(x, a, branch, context))
+        return x
+
+    def shrink(self, x: jax.Array) -> jax.Array:
+        """Returns x - silu(g) sg(x)."""
+        return x - (jax.nn.silu(self.gate[...]) * lax.stop_gradient(x)).astype(x.dtype)
+
+
+class GRU(Connection):
+    """x' = g(x, relu(F(x))) for each sublayer, g a GRU's gate (Parisotto et al. 2019, GTrXL)."""
+
+    def __init__(self, plan: Plan):
+        self.attn, self.mlp = GRUGate(plan, "attn"), GRUGate(plan, "mlp")
+
+    def __call__(self, x: jax.Array, attn: Branch, mlp: Branch, context: Context) -> jax.Array:
+        x = self.attn(x, jax.nn.relu(attn(x)))
+        return self.mlp(x, jax.nn.relu(mlp(x)))
+
+
+class GRUGate(nnx.Module):
+    """r = σ(W_r y + U_r x), z = σ(W_z y + U_z x - b), h = tanh(W_h y + U_h (r x)).
+
+    g(x, y) = (1 - z) x + z h (Parisotto et al. 2019, section 3.2).
+    """
+
+    def __init__(self, plan: Plan, side: str):
+        d, gate = plan.cfg.n_embd, f"{side}.gate"
+        self.from_branch = _square(plan, f"{gate}.w", d, 3)
+        self.from_stream = _square(plan, f"{gate}.u", d, 2)
+        self.from_reset = _square(plan, f"{gate}.h", d, 1)
+        self.bias = nnx.Param(jnp.full(d, plan.placement.gate_bias), role=Role.BIAS)
+
+    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        wy_BT3D, ux_BT2D = self.from_branch(y), self.from_stream(x)
+        r = jax.nn.sigmoid(wy_BT3D[..., 0, :] + ux_BT2D[..., 0, :])
+        bias = self.bias[...].astype(x.dtype)
+        z = jax.nn.sigmoid(wy_BT3D[..., 1, :] + ux_BT2D[..., 1, :] - bias)
+        h = jnp.tanh(wy_BT3D[..., 2, :] + self.from_reset(r * x)[..., 0, :])
+        return (1 - z) * x + z * h
+
+
+class Highway(Connection):
+    """x' = (1 - T) x + T F(x), T = σ(W x - b) (Srivastava et al. 2015, eq. 3): each sublayer."""
+
+    def __init__(self, plan: Plan):
+        self.attn, self.mlp = Transform(plan, "attn"), Transform(plan, "mlp")
+
+    def __call__(self, x: jax.Array, attn: Branch, mlp: Branch, context: Context) -> jax.Array:
+        for transform, branch in ((self.attn, attn), (self.mlp, mlp)):
+            t = transform(x)
+            x = (1 - t) * x + t * branch(x)
+        return x
+
+
+class Transform(nnx.Module):
+    """T = σ(W x - b)."""
+
+    def __init__(self, plan: Plan, side: str):
+        self.weight = _square(plan, f"{side}.transform", plan.cfg.n_embd, 1)
+        self.bias = nnx.Param(jnp.full(plan.cfg.n_embd, plan.placement.gate_bias), role=Role.BIAS)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jax.nn.sigmoid(self.weight(x)[..., 0, :] - self.bias[...].astype(x.dtype))
+
+
+def _square(plan: Plan, site: str, d: int, n: int) -> Linear:
+    """Returns n matrices (D, D) side by side, without bias."""
+    return Linear(
+        (d,),
+        (n, d),
+        site=site,
+        std=plan.std("1", d, d, ATTN),
+        init=plan.init,
+        dtype=plan.cfg.dtype,
+        batch_axes=1,
+        bias=False,
+    )
+
+
+CONNECTIONS: dict[str, type[Connection]] = {
+    "plain": Plain,
+    "parallel": Parallel,
+    "parallel_shared": ParallelShared,
+    "b2t": B2T,
+    "gpas": GPAS,
+    "gru": GRU,
+    "highway": Highway,
+}

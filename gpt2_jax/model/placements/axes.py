@@ -1,0 +1,187 @@
+"""What a placement is made of: the axes of the design space, as data that needs no jax.
+
+One sublayer is `x' = N_post(a·N_skip(x̂) + b·N_out(F(c·N_pre(x̂))))` with `x̂ = N_stream(x)`. Each
+field of `Placement` below is one axis of it, or of what stands around it, and at once the config
+field `model.<axis>`. A value with a bar, `pre+qk | pre`, gives attention's before it and the MLP's
+after it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+BLOCK_SITES = ("stream", "skip", "pre", "out", "post")
+ATTENTION_SITES = (*BLOCK_SITES, "qk", "qk_full", "qkv", "cosine", "inner")
+MLP_SITES = (*BLOCK_SITES, "inner")
+NORMS = (
+    "layernorm",
+    "rmsnorm",
+    "rmsnorm_plus_one",
+    "rmsnorm_fixed",
+    "scalenorm",
+    "l2",
+    "dyt",
+    "derf",
+    "none",
+)
+
+# Activations whose MLP has a third matrix, the gate's (Shazeer 2020).
+GATED = ("swiglu",)
+
+
+def axis(default: Any, meaning: str, choices: tuple[str, ...] = ()) -> Any:
+    """Returns a dataclass field that says what it means; the config is made from it."""
+    return field(default=default, metadata={"meaning": meaning, "choices": choices})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """A residual connection with its norms, scales and initial values.
+
+    Attributes:
+      equation: one block, in the notation of its source. citation: the paper (and code) behind it.
+      note: what was adapted or left out.
+      The others: the axes; what each means is written beside it.
+    """
+
+    equation: str
+    citation: str
+    note: str = ""
+
+    connection: str = axis("plain", "how branches meet the stream")
+    norms: str = axis(
+        "pre",
+        "where norms stand, parted by +: `stream` (skip and branch both read it), `skip`, `pre`, "
+        "`out` (on the branch), `post` (after the add), `inner` (before the last matrix); in "
+        "attention also `qk`, `qkv` (each head), `qk_full` (all heads at once), `cosine`",
+    )
+    norm: str = axis("layernorm", "kind of norm", NORMS)
+    norm_eps: float = axis(1e-5, "epsilon of the norms")
+    norm_bias: bool = axis(True, "whether layernorm, dyt and derf have a bias")
+    norm_gain: str = axis("1", "initial gain of the blocks' norms (not of q, k, v): a rule")
+    norm_alpha: str = axis("0.5", "initial slope of dyt and derf: a rule")
+    embedding_norm: bool = axis(False, "whether a norm follows the embedding")
+    final_norm: str = axis(
+        "auto",
+        "norm after the last block; `auto`: unless it ends in one",
+        ("auto", "yes", "no"),
+    )
+    skip_scale: str = axis(
+        "1", "a: a rule in l, L, s, S, d, t, or `learned_scalar(RULE)`, `_block`, `_vector`"
+    )
+    branch_scale: str = axis("1", "b: as skip_scale")
+    input_scale: str = axis("1", "c: as skip_scale")
+    drop_path: str = axis("0", "probability that a sequence skips the branch: a rule")
+    gate_bias: float = axis(2.0, "how far a gru or highway gate starts towards the skip")
+    exceptions: str = axis(
+        "",
+        "blocks that differ: `l == 1: norms=qkv+pre | pre, skip_scale=1; l > 6: ...`",
+    )
+    init: str = axis(
+        "normal",
+        "initial matrices: `normal` of init_std, `xavier`, or `small` of std sqrt(2/(5 d))",
+        ("normal", "xavier", "small"),
+    )
+    residual_init: str = axis(
+        "(2*L)**-0.5", "factor on the initial matrices that end on the stream: a rule"
+    )
+    value_init: str = axis("1", "factor on the initial W_V and the MLP's first matrix: a rule")
+    query_init: str = axis("1", "factor on the initial W_Q and W_K: a rule")
+    embedding_std: str = axis("std", "std of initial embeddings: a rule")
+    embedding_multiplier: str = axis("1", "factor on embeddings: as skip_scale, without l and t")
+    multiplied: str = axis(
+        "tokens",
+        "what it multiplies: the token's vector, or its sum with the position's",
+        ("tokens", "sum"),
+    )
+    fixnorm: bool = axis(False, "whether token vectors have length 1, also in a tied head")
+    positions: str = axis(
+        "learned",
+        "how positions enter",
+        ("learned", "sinusoidal", "rotary", "none"),
+    )
+    positions_at: str = axis(
+        "embedding",
+        "where they are added: `mlp` is again before each MLP, `block` is before each block "
+        "instead, with the block's number (Universal Transformer)",
+        ("embedding", "mlp", "block"),
+    )
+    activation: str = axis(
+        "gelu_new",
+        "the MLP's nonlinearity; `gelu_new` is GPT-2's tanh approximation, `swiglu` is gated",
+        ("gelu_new", "gelu", "relu", "relu2", "silu", "tanh", "swiglu"),
+    )
+    head_scale: bool = axis(False, "whether each head's output has a learned factor")
+    values: str = axis(
+        "own",
+        "attention's values after block 1: its own, mixed with those of block 1 half and half or "
+        "by learned factors, or those of block 1 alone",
+        ("own", "half", "learned", "first"),
+    )
+    across: str = axis(
+        "none",
+        "what earlier layers leave for later ones, parted by +: `x0` (the embedding joins each "
+        "block's input), `unet`, `backout`",
+    )
+    x0_scales: str = axis("1 | 0", "initial factors of stream and embedding for `x0`: rules")
+    share_blocks: int = axis(0, "different blocks, each used several times in a row; 0: all")
+    parametrization: str = axis(
+        "standard",
+        "`completep` scales branches by base_n_layer/L, `depth_mup` by its root, with initial "
+        "values, learning rates, decay and epsilon to match",
+        ("standard", "depth_mup", "completep"),
+    )
+    base_n_layer: int = axis(2, "depth at which the parametrization changes nothing")
+    base_n_embd: int = axis(256, "width at which the parametrization changes nothing")
+
+
+AXES: dict[str, dataclasses.Field[Any]] = {
+    f.name: f for f in dataclasses.fields(Placement) if "meaning" in f.metadata
+}
+# Those that say nothing but where training starts.
+INITIAL = (
+    "norm_gain",
+    "norm_alpha",
+    "init",
+    "residual_init",
+    "value_init",
+    "query_init",
+    "embedding_std",
+)
+# Those that may differ from block to block.
+PER_BLOCK = ("norms", "skip_scale", "branch_scale", "input_scale")
+
+
+@dataclass(frozen=True)
+class Honours:
+    """What a connection makes use of; anything else is refused.
+
+    Attributes:
+      sites: norm sites of the block. scales: which of `skip_scale`, `branch_scale`, `input_scale`.
+      needs: sites without which it would not be itself.
+      whole_block: whether it takes both branches at once, so that the sites that are not inside a
+        branch, and the skip's scale, must be the same for both.
+      places: whether positions can be added between the branches (`positions_at=mlp`).
+    """
+
+    sites: tuple[str, ...] = BLOCK_SITES
+    scales: tuple[str, ...] = ("skip_scale", "branch_scale", "input_scale")
+    needs: tuple[str, ...] = ()
+    whole_block: bool = False
+    places: bool = False
+
+
+IN_BRANCH = ("pre", "out")
+CONNECTIONS: dict[str, Honours] = {
+    "plain": Honours(places=True),
+    "parallel": Honours(whole_block=True),
+    "parallel_shared": Honours(whole_block=True, needs=("pre",)),
+    "b2t": Honours(
+        sites=(*IN_BRANCH, "post"), scales=("branch_scale", "input_scale"), needs=("post",)
+    ),
+    "gpas": Honours(),
+    "gru": Honours(sites=IN_BRANCH, scales=("branch_scale", "input_scale")),
+    "highway": Honours(sites=IN_BRANCH, scales=("branch_scale", "input_scale")),
+}

@@ -1,0 +1,138 @@
+"""Presets that differ in how skip and branch are weighed: constants, learned factors, gates, inits.
+
+Each keeps GPT-2's positions, activation, biases and sizes; what its source has besides is in its
+note.
+"""
+
+from __future__ import annotations
+
+from gpt2_jax.model.placements.axes import Placement
+from gpt2_jax.model.placements.norm_placement import UNIT_EMBEDDING
+
+RESIDUAL_SCALING: dict[str, Placement] = {
+    "deepnorm": Placement(
+        equation="x' = N(a x + F(x)), a = (2 L)^1/4, W_V, W_O, W_1, W_2 scaled by (8 L)^-1/4",
+        citation="Wang et al. 2022, 2203.00555; microsoft/torchscale architecture/decoder.py",
+        norms="post",
+        skip_scale="(2*L)**0.25",
+        init="xavier",
+        residual_init="(8*L)**-0.25",
+        value_init="(8*L)**-0.25",
+        **UNIT_EMBEDDING,
+    ),
+    "rezero": Placement(
+        equation="x' = x + a_l F(x), a_l initially 0, one a block",
+        citation="Bachlechner et al. 2020, 2003.04887; majumderb/rezero rztx.py",
+        norm="none",
+        norms="none",
+        branch_scale="learned_block(0)",
+        residual_init="1",
+        embedding_multiplier="d**0.5",
+    ),
+    "skipinit": Placement(
+        equation="x' = x + a_s F(x), a_s initially 0, one a sublayer",
+        citation="De & Smith 2020, 2002.10444",
+        note="published for ResNets; embedding as in rezero",
+        norm="none",
+        norms="none",
+        branch_scale="learned_scalar(0)",
+        residual_init="1",
+        embedding_multiplier="d**0.5",
+    ),
+    "layerscale": Placement(
+        equation="x' = x + g F(N(x)), g of the width, initially 0.1 (L <= 18), 1e-5 or 1e-6",
+        citation="CaiT (Touvron et al. 2021), 2103.17239; facebookresearch/deit cait_models.py",
+        branch_scale="learned_vector(where(L <= 18, 0.1, where(L <= 24, 1e-5, 1e-6)))",
+        residual_init="1",
+    ),
+    "keel": Placement(
+        equation="x' = N2(S x + F(N1(x))); the first attention x + F(N1(x)), the first MLP "
+        "N2(x + F(N1(x)))",
+        citation="Keel, 2601.19895",
+        note="GPT-2's embedding: the paper does not state its own",
+        norm="rmsnorm",
+        norms="pre+post",
+        skip_scale="where(s <= 2, 1, S)",
+        exceptions="l == 1: norms=pre | pre+post",
+        residual_init="1",
+    ),
+    "lns": Placement(
+        equation="x' = x + F(N(x)/sqrt(l))",
+        citation="Sun et al. 2025, 2502.05795; lmsdss/LayerNorm-Scaling",
+        input_scale="l**-0.5",
+        residual_init="1",
+    ),
+    "gpas": Placement(
+        equation="h = x + F(N(x)); x' = h - silu(g_l) sg(h), g_l initially 0, one a block",
+        citation="Chen et al. 2025, 2506.22049; dandingsky/GPAS",
+        note="with norms=post the shortcut is scaled instead, as the paper does it",
+        connection="gpas",
+        residual_init="1",
+    ),
+    "prores": Placement(
+        equation="x' = x + min(t/(1000 l), 1) F(N(x)), t the updates done",
+        citation="ProRes, 2603.05369; dandingsky/ProRes",
+        branch_scale="minimum(t/(1000*l), 1)",
+        residual_init="1",
+    ),
+    "t_fixup": Placement(
+        equation="x' = x + F(x), W_V, W_O, W_1, W_2 and embeddings scaled by (9 L)^-1/4",
+        citation="Huang et al. 2020; layer6ai-labs/T-Fixup fairseq/modules/transformer_layer.py",
+        note="the rule of the published decoder, which has a third sublayer",
+        norm="none",
+        norms="none",
+        init="xavier",
+        residual_init="(9*L)**-0.25",
+        value_init="(9*L)**-0.25",
+        embedding_std="d**-0.5*(9*L)**-0.25",
+        embedding_multiplier="d**0.5",
+    ),
+    "ds_init": Placement(
+        equation="x' = N(x + F(x)), the matrices of block l scaled by 1/sqrt(l)",
+        citation="Zhang et al. 2019, 1908.11365, eq. 9; bzhangGo/zero models/transformer_fuse.py",
+        note="pre_ln with residual_init=(2*l)**-0.5 is what later papers call by this name",
+        norms="post",
+        init="xavier",
+        residual_init="l**-0.5",
+        value_init="l**-0.5",
+        query_init="l**-0.5",
+        **UNIT_EMBEDDING,
+    ),
+    "scaled_init": Placement(
+        equation="x' = x + F(N(x)), W_O and W_2 scaled by 1/sqrt(2 L)",
+        citation="Megatron-LM (Shoeybi et al. 2019), 1909.08053; GPT-2, section 2.3",
+        note="what pre_ln is here; plain Pre-LN is pre_ln with residual_init=1",
+        residual_init="(2*L)**-0.5",
+    ),
+    "completep": Placement(
+        equation="x' = x + F(N(x)) L_base/L, with rates, decay and epsilon to match",
+        citation="Dey et al. 2025, 2505.01618, table 1; EleutherAI/nanoGPT-mup (completep)",
+        parametrization="completep",
+        residual_init="1",
+    ),
+    "gtrxl": Placement(
+        equation="x' = g(x, relu(F(N(x)))), g a GRU's gate with bias 2",
+        citation="Parisotto et al. 2019, 1910.06764, section 3.2",
+        note="with a final norm, which agents' heads there do without",
+        connection="gru",
+        residual_init="1",
+    ),
+    "highway": Placement(
+        equation="x' = (1 - T) x + T F(x), T = σ(W x - 2)",
+        citation="Srivastava et al. 2015, 1505.00387, eq. 3",
+        note="published for plain nets; here with a final norm",
+        connection="highway",
+        norms="none",
+        residual_init="1",
+    ),
+    "x0_lambda": Placement(
+        equation="x0 = N(embedding); x̂ = a_l x + b_l x0; x' = x̂ + F(N(x̂)), a_l = 1 and b_l = 0 "
+        "initially",
+        citation="KellerJordan/modded-nanogpt records/track_1_short/2024-11-06_ShortcutsTweaks",
+        note="the placement alone: no rotary positions, QK-norm, ReLU² or Muon",
+        norm="rmsnorm_fixed",
+        embedding_norm=True,
+        across="x0",
+        residual_init="1",
+    ),
+}

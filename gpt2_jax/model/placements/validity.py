@@ -1,0 +1,231 @@
+"""What makes no sense in a placement, said in one line that names the field and the fix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from gpt2_jax.model.placements.axes import (
+    ATTENTION_SITES,
+    BLOCK_SITES,
+    CONNECTIONS,
+    MLP_SITES,
+    PER_BLOCK,
+    Honours,
+    Placement,
+)
+from gpt2_jax.model.placements.resolve import (
+    ModelConfig,
+    across_words,
+    block_values,
+    parse_exceptions,
+    resolve,
+    segments,
+    sites,
+)
+from gpt2_jax.model.placements.rules import pair, rule, scale
+
+ACROSS = ("x0", "unet", "backout")
+IN_BRANCH_SITES = ("pre", "out", "inner", "qk", "qk_full", "qkv", "cosine")
+QK_SITES = ("qk", "qk_full", "qkv", "cosine")
+BIASED = ("layernorm", "dyt", "derf")
+
+
+def find_fault(cfg: ModelConfig) -> str | None:
+    """Returns what makes no sense in the placement of a resolved `config.model`, or None."""
+    return next(_faults(cfg), None)
+
+
+def _faults(cfg: ModelConfig) -> Iterator[str]:
+    placement = resolve(cfg)
+    checks: list[Callable[[ModelConfig, Placement], Iterator[str]]] = [
+        _text_faults,
+        _site_faults,
+        _honours_faults,
+        _norm_faults,
+        _position_faults,
+        _depth_faults,
+    ]
+    for check in checks:
+        yield from check(cfg, placement)
+
+
+def _text_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
+    """Rules that are none, or have no value at this size."""
+    if placement.connection not in CONNECTIONS:
+        yield f"connection={placement.connection!r} is unknown; there are {', '.join(CONNECTIONS)}"
+    try:
+        exceptions = parse_exceptions(placement.exceptions)
+    except ValueError as error:
+        yield f"exceptions: {error}"
+        return
+    texts = [(name, getattr(placement, name)) for name in RULES]
+    texts += [(name, text) for e in exceptions for name, text in e.changes.items()]
+    for name, text in texts:
+        if name != "norms" and (fault := _rule_fault(cfg, name, text)):
+            yield f"{name}={text!r}: {fault}"
+
+
+# Which names a rule may use, and what it may be: a learned scale, two rules with a bar.
+RULES: dict[str, tuple[str, bool, bool]] = {
+    "skip_scale": ("lLsSdt", True, True),
+    "branch_scale": ("lLsSdt", True, True),
+    "input_scale": ("lLsSdt", True, True),
+    "drop_path": ("lLsSt", False, True),
+    "norm_gain": ("lLsSd", False, False),
+    "norm_alpha": ("lLsSd", False, True),
+    "residual_init": ("lLsSd", False, False),
+    "value_init": ("lLsSd", False, False),
+    "query_init": ("lLsSd", False, False),
+    "embedding_std": ("LSd", False, False),
+    "embedding_multiplier": ("LSd", True, False),
+    "x0_scales": ("lL", False, True),
+}
+
+
+def _rule_fault(cfg: ModelConfig, name: str, text: str) -> str | None:
+    allowed, learnable, barred = RULES[name]
+    try:
+        parts = pair(text)
+        if "|" in text and not barred:
+            return "it has no two sides"
+        for which, part in enumerate(parts):
+            if not learnable:
+                rule(part)  # says that a learned factor is no arithmetic
+            spec = scale(part)
+            if spec.kind == "learned_block" and name == "embedding_multiplier":
+                return "it stands in no block; take learned_scalar"
+            if spec.kind == "learned_block" and parts[0] != parts[1]:
+                return "learned_block is one factor for both sublayers; leave out the bar"
+            if wrong := sorted(spec.rule.names - {*allowed, "std"}):
+                return f"{', '.join(wrong)} has no meaning here; there are {', '.join(allowed)}"
+            _evaluate(cfg, name, spec.rule, which)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _evaluate(cfg: ModelConfig, name: str, made: Any, which: int) -> None:
+    for l in range(1, cfg.n_layer + 1):
+        try:
+            with np.errstate(all="ignore"):
+                value = float(made(block_values(cfg, l, which)))
+        except (ArithmeticError, TypeError, ValueError):
+            value = float("nan")
+        if not np.isfinite(value):
+            raise ValueError(f"it has no finite value in block {l} of {cfg.n_layer}")
+        if name == "drop_path" and not 0 <= value < 1:
+            raise ValueError(f"it is {value:g} in block {l}, and must be at least 0 and below 1")
+        if name.endswith(("_init", "_std")) and value < 0:
+            raise ValueError(f"it is {value:g} in block {l}, and must not be negative")
+
+
+def _blocks(cfg: ModelConfig, placement: Placement) -> list[Placement]:
+    return [s.placement for s in segments(placement, cfg.n_layer)]
+
+
+def _site_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
+    """Unknown sites, and sites that exclude each other."""
+    for block in _blocks(cfg, placement):
+        if block.norms.count("|") > 1:
+            yield f"norms={block.norms!r} has more than one bar"
+        for which, known in enumerate((ATTENTION_SITES, MLP_SITES)):
+            here, side = sites(block, which), ("attention", "the MLP")[which]
+            if unknown := sorted(here - {*known}):
+                places = ", ".join(known)
+                yield f"norms={block.norms!r}: {unknown[0]!r} is no site of {side}: {places}"
+            if len(here & {*QK_SITES}) > 1:
+                yield f"norms={block.norms!r}: choose one of {', '.join(QK_SITES)}"
+
+
+def _honours_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
+    """What the connection would not make use of."""
+    name = placement.connection
+    honours = CONNECTIONS[name]
+    for block in _blocks(cfg, placement):
+        yield from _block_faults(name, honours, block)
+        for axis in PER_BLOCK[1:]:
+            if axis not in honours.scales and getattr(block, axis) != "1":
+                yield f"{axis}={getattr(block, axis)!r} has no place in connection={name}"
+    if placement.gate_bias != 2.0 and name not in ("gru", "highway"):
+        yield f"gate_bias={placement.gate_bias} has no place in connection={name}"
+    if placement.x0_scales != "1 | 0" and "x0" not in across_words(placement):
+        yield f"x0_scales={placement.x0_scales!r} needs across=x0"
+
+
+def _block_faults(name: str, honours: Honours, block: Placement) -> Iterator[str]:
+    both = [sites(block, which) & {*BLOCK_SITES} for which in (0, 1)]
+    for here in both:
+        if refused := sorted(here - {*honours.sites}):
+            yield (
+                f"norms={block.norms!r}: connection={name} has no place for {refused[0]!r}; "
+                f"there are {', '.join(honours.sites)}"
+            )
+        if missing := sorted({*honours.needs} - here):
+            yield f"norms={block.norms!r}: connection={name} needs {missing[0]!r} in both sublayers"
+    if honours.whole_block:
+        if (both[0] ^ both[1]) - {*IN_BRANCH_SITES}:
+            yield f"norms={block.norms!r}: connection={name} meets the stream once; drop the bar"
+        if "|" in block.skip_scale:
+            yield f"skip_scale={block.skip_scale!r}: connection={name} has one skip; drop the bar"
+
+
+def _norm_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
+    """Norm fields that nothing reads."""
+    kind = placement.norm
+    present = [sites(b, w) - {"cosine"} for b in _blocks(cfg, placement) for w in (0, 1)]
+    if kind == "none" and any(present):
+        yield f"norms={placement.norms!r}, but norm=none: choose a kind of norm, or norms=none"
+    if kind == "none" and (placement.embedding_norm or placement.final_norm == "yes"):
+        yield "norm=none leaves no norm for embedding_norm or final_norm"
+    if cfg.norm_bias is True and kind not in BIASED:
+        yield f"norm_bias=True has no place in norm={kind}; {', '.join(BIASED)} have a bias"
+    if cfg.norm_alpha is not None and kind not in ("dyt", "derf"):
+        yield f"norm_alpha={cfg.norm_alpha!r} has no place in norm={kind}"
+    gained = [s - {*QK_SITES} for s in present]
+    if cfg.norm_gain is not None and (kind in ("rmsnorm_fixed", "l2", "none") or not any(gained)):
+        yield f"norm_gain={cfg.norm_gain!r} has nothing to act on: no norm with a gain in a block"
+
+
+def _position_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
+    kind, where = placement.positions, placement.positions_at
+    if where != "embedding" and kind not in ("learned", "sinusoidal"):
+        yield f"positions_at={where} has nothing to add with positions={kind}"
+    if where == "mlp" and not CONNECTIONS[placement.connection].places:
+        yield f"positions_at=mlp has no place in connection={placement.connection}"
+    if kind == "sinusoidal" and cfg.n_embd % 2:
+        yield f"positions=sinusoidal needs an even n_embd, not {cfg.n_embd}"
+    if kind == "rotary" and cfg.n_embd // cfg.n_head % 2:
+        yield f"positions=rotary needs an even head width, not {cfg.n_embd // cfg.n_head}"
+    if placement.multiplied == "sum" and scale(placement.embedding_multiplier).is_one:
+        yield "multiplied=sum has nothing to multiply by: set embedding_multiplier"
+    if placement.fixnorm and cfg.embedding_std is not None:
+        yield "embedding_std has no effect with fixnorm=True, which gives token vectors length 1"
+
+
+def _depth_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
+    """What depth makes impossible."""
+    for word in across_words(placement):
+        if word not in ACROSS:
+            yield f"across={placement.across!r}: {word!r} is unknown; there are {', '.join(ACROSS)}"
+    if "unet" in across_words(placement) and cfg.n_layer % 2:
+        yield f"across=unet pairs blocks: n_layer={cfg.n_layer} must be even"
+    groups = placement.share_blocks
+    if groups < 0 or (groups and cfg.n_layer % groups):
+        yield f"share_blocks={groups} must divide n_layer={cfg.n_layer}"
+    if groups and len(segments(placement, cfg.n_layer)) > 1:
+        yield f"share_blocks={groups} needs blocks that are alike: no exceptions, values=own"
+    if placement.values != "own" and cfg.n_layer < 2:
+        yield f"values={placement.values} needs a second block: n_layer is 1"
+    if placement.base_n_layer < 1 or placement.base_n_embd < 1:
+        yield "base_n_layer and base_n_embd must be at least 1"
+    if placement.parametrization == "standard":
+        for name in ("base_n_layer", "base_n_embd"):
+            if cfg[name] is not None:
+                yield f"{name}={cfg[name]} has no effect with parametrization=standard"
+    for one in parse_exceptions(placement.exceptions):
+        blocks = range(1, cfg.n_layer + 1)
+        if not any(one.where({"l": float(l), "L": float(cfg.n_layer)}) for l in blocks):
+            yield f"exceptions: none of {cfg.n_layer} blocks has {one.where.text}; raise n_layer"
