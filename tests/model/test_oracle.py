@@ -1,0 +1,62 @@
+"""Every preset against its equation, written a second time in `oracle.py`."""
+
+import jax
+import numpy as np
+import pytest
+
+from gpt2_jax.model.placements import PRESETS
+from tests.model.oracle import ORACLES, Model
+from tests.tools import tiny_model
+
+L = 4  # Mix-LN is Pre-LN below four layers
+STEP = 700  # in the middle of ProRes's ramp
+TOKENS = np.random.default_rng(7).integers(0, 11, (3, 12))
+
+
+def parts(structure, params):
+    """Returns the parameters outside the blocks, and those of each block, in order."""
+    stacks = {segment.name: segment for segment in structure.segments}
+    blocks = []
+    for name, segment in stacks.items():
+        for layer in range(segment.start, segment.stop):
+            row = (layer - segment.start) // segment.repeats
+            blocks.append(jax.tree.map(lambda x, row=row: x[row], params[name]))
+    return {name: value for name, value in params.items() if name not in stacks}, blocks
+
+
+def ours_and_theirs(name, **changes):
+    structure, params = tiny_model(model__placement=name, model__n_layer=L, **changes)
+    ours = jax.jit(lambda p: structure.bind(p)(TOKENS, step=STEP))(params)[..., :11]
+    return np.asarray(ours), ORACLES[name](Model(*parts(structure, params), TOKENS, 11, STEP))
+
+
+def test_every_preset_has_an_oracle():
+    assert set(ORACLES) == set(PRESETS)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_logits_are_those_of_the_equation(name):
+    """At the initial values plus noise of 0.1 on every parameter, so that zeros hide nothing."""
+    ours, theirs = ours_and_theirs(name)
+    rms = np.sqrt((theirs**2).mean())
+    assert rms > 0.1
+    assert np.abs(ours - theirs).max() < 1e-5 * rms
+
+
+# Presets that are one function and differ in where training starts.
+SAME = {frozenset(("pre_ln", "scaled_init")), frozenset(("post_ln", "ds_init"))}
+
+
+def test_presets_of_the_same_parameters_are_different_functions():
+    """Weights that fit two presets give different logits in each, or the name would mean nothing."""
+    models = {name: tiny_model(model__placement=name, model__n_layer=L) for name in PRESETS}
+    logits = jax.jit(lambda structure, p: structure.bind(p)(TOKENS, step=STEP), static_argnums=0)
+    compared = 0
+    for i, (one, (a, params)) in enumerate(models.items()):
+        for other, (b, _) in list(models.items())[:i]:
+            if jax.tree.map(np.shape, a.shapes) != jax.tree.map(np.shape, b.shapes):
+                continue
+            gap = np.abs(logits(a, params) - logits(b, params))[..., :11].max()
+            assert (gap < 1e-5) == (frozenset((one, other)) in SAME), (one, other)
+            compared += 1
+    assert compared > 10
