@@ -295,7 +295,8 @@ def page() -> str:
             rows += ["|---|---|---|"]
         shown = "unset" if field.kind else f"`{field.default!r}`"
         choices = f" ({', '.join(field.choices)})" if field.choices else ""
-        rows.append(f"| `{name}` | {shown} | {field.meaning}{choices} |")
+        meaning = field.meaning.replace("|", "\\|")
+        rows.append(f"| `{name}` | {shown} | {meaning}{choices} |")
     return "\n".join(rows) + "\n"
 
 

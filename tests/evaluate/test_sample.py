@@ -101,11 +101,11 @@ def test_draws_follow_the_distribution_of_the_nucleus(model):
 
 
 def test_what_was_said_becomes_less_likely(model):
-    got, logits = drawn(model, Choice(repetition_penalty=3.0), prompt=(0, 2, 0))
+    got, logits = drawn(model, Choice(repetition_penalty=10.0), prompt=(0, 2, 0))
     seen = np.isin(np.arange(16), [0, 2])
-    changed = np.where(seen, np.where(logits > 0, logits / 3, logits * 3), logits)
+    changed = np.where(seen, np.where(logits > 0, logits / 10, logits * 10), logits)
     np.testing.assert_allclose(got, expected(changed, True), atol=0.03)
-    assert np.abs(expected(changed, True) - expected(logits, True)).max() > 0.05
+    assert np.abs(expected(changed, True) - expected(logits, True)).max() > 0.04
 
 
 def test_text_goes_on_past_the_positions_by_the_stated_policy(model):

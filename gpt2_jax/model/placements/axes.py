@@ -174,6 +174,8 @@ class Honours:
 
 
 IN_BRANCH = ("pre", "out")
+# Those that are the branch's own business, whatever the connection.
+IN_BRANCH_SITES = (*IN_BRANCH, "inner", "qk", "qk_full", "qkv", "cosine")
 CONNECTIONS: dict[str, Honours] = {
     "plain": Honours(places=True),
     "parallel": Honours(whole_block=True),

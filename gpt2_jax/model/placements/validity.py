@@ -11,6 +11,7 @@ from gpt2_jax.model.placements.axes import (
     ATTENTION_SITES,
     BLOCK_SITES,
     CONNECTIONS,
+    IN_BRANCH_SITES,
     MLP_SITES,
     PER_BLOCK,
     Honours,
@@ -28,7 +29,6 @@ from gpt2_jax.model.placements.resolve import (
 from gpt2_jax.model.placements.rules import pair, rule, scale
 
 ACROSS = ("x0", "unet", "backout")
-IN_BRANCH_SITES = ("pre", "out", "inner", "qk", "qk_full", "qkv", "cosine")
 QK_SITES = ("qk", "qk_full", "qkv", "cosine")
 BIASED = ("layernorm", "dyt", "derf")
 

@@ -1,0 +1,24 @@
+"""One preset of each family for `make test`; all of them where there is time."""
+
+import pytest
+
+from gpt2_jax.model.placements import PRESETS
+
+FAMILIES = (
+    "hybridnorm_star",  # segments, norms on q, k, v and on the stream
+    "b2t",  # a connection of the whole block, ending in a norm
+    "parallel_gptj",
+    "universal",  # shared blocks, positions added in each
+    "rezero",  # learned scalars at zero, no norm
+    "prores",  # the step
+    "gtrxl",  # gates
+    "x0_lambda",  # a memory across layers
+)
+EVERY = [
+    name if name in FAMILIES else pytest.param(name, marks=pytest.mark.slow) for name in PRESETS
+]
+
+
+def depth(name):
+    """Returns blocks enough for what is special about a preset."""
+    return 4 if PRESETS[name].exceptions else 2  # Mix-LN has no Post-LN below four
