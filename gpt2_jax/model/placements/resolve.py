@@ -60,10 +60,9 @@ def parse_exceptions(text: str) -> list[Exceptional]:
     out = []
     for part in filter(None, (part.strip() for part in text.split(";"))):
         condition, colon, rest = part.partition(":")
-        changes = dict(_change(one) for one in re.split(r",\s*(?=[a-z_]+\s*=[^=])", rest))
-        where = rule(condition)
-        if not colon or where.names - {"l", "L"}:
+        if not colon or (where := rule(condition)).names - {"l", "L"}:
             raise ValueError(f"{part!r} is no `condition on l and L: axis=value, ...`")
+        changes = dict(_change(one) for one in re.split(r",\s*(?=[a-z_]+\s*=[^=])", rest))
         out.append(Exceptional(where, changes))
     return out
 

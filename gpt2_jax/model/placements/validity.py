@@ -182,6 +182,8 @@ def _norm_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
         yield "norm=none leaves no norm for embedding_norm or final_norm"
     if cfg.norm_bias is True and kind not in BIASED:
         yield f"norm_bias=True has no place in norm={kind}; {', '.join(BIASED)} have a bias"
+    if cfg.norm_eps is not None and kind in ("dyt", "derf", "none"):
+        yield f"norm_eps={cfg.norm_eps} has no place in norm={kind}"
     if cfg.norm_alpha is not None and kind not in ("dyt", "derf"):
         yield f"norm_alpha={cfg.norm_alpha!r} has no place in norm={kind}"
     gained = [s - {*QK_SITES} for s in present]

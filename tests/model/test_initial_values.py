@@ -1,0 +1,231 @@
+"""Where each preset starts, and how large it is, as its source says."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from gpt2_jax.model.placements import PRESETS
+from gpt2_jax.model.placements.rules import scale, values_at
+from gpt2_jax.model.structure import structure
+from tests.tools import tiny
+
+L, D, V, T, H = 8, 64, 257, 96, 4
+STD = 0.02
+XAVIER = math.sqrt(2 / (D + D))
+XAVIER_MLP = math.sqrt(2 / (D + 4 * D))
+UNIT = D**-0.5
+GPT2 = STD / math.sqrt(2 * L)
+
+
+def plain(out=STD, wte=STD):
+    """Stds of (W_Q and W_K, W_V, W_O, W_1, W_2, token embedding), each but W_O and W_2 GPT-2's."""
+    return STD, STD, out, STD, out, wte
+
+
+def xavier(qk=1.0, rest=1.0, wte=UNIT):
+    return XAVIER * qk, XAVIER * rest, XAVIER * rest, XAVIER_MLP * rest, XAVIER_MLP * rest, wte
+
+
+BETA = (8 * L) ** -0.25
+FIXUP = (9 * L) ** -0.25
+MAGNETO = math.sqrt(math.log(2 * L))
+SMALL = math.sqrt(2 / (5 * D))
+STDS = {
+    "pre_ln": plain(GPT2),
+    "post_ln": xavier(),
+    "sandwich_ln": plain(GPT2),
+    "peri_ln": plain(GPT2),
+    "gemma2": plain(GPT2),
+    "olmo2": plain(),
+    "swin_v2": plain(),
+    "sub_ln": xavier(rest=MAGNETO),
+    "normformer": xavier(),
+    "stream_norm": plain(GPT2),
+    "pre_post_ln": plain(GPT2),
+    "b2t": xavier(L**-0.5, L**-0.5),
+    "mix_ln": plain(),
+    "hybridnorm": plain(GPT2),
+    "hybridnorm_star": plain(GPT2),
+    "parallel_gptj": plain(2 / (L * math.sqrt(D))),
+    "parallel_neox": (
+        SMALL,
+        SMALL,
+        2 / (L * math.sqrt(D)),
+        XAVIER_MLP,
+        2 / (L * math.sqrt(D)),
+        SMALL,
+    ),
+    "dyt": plain(GPT2),
+    "derf": plain(GPT2),
+    "scalenorm_fixnorm": (SMALL, SMALL, SMALL, XAVIER_MLP, XAVIER_MLP, UNIT),
+    "albert": plain(),
+    "universal": xavier(),
+    "summed_residual": plain(GPT2),
+    "normed_skip": plain(GPT2),
+    "normed_stream_mlp": plain(GPT2),
+    "deepnorm": xavier(rest=BETA),
+    "rezero": plain(),
+    "skipinit": plain(),
+    "layerscale": plain(),
+    "keel": plain(),
+    "lns": plain(),
+    "gpas": plain(),
+    "prores": plain(),
+    "t_fixup": xavier(rest=FIXUP, wte=UNIT * FIXUP),
+    "ds_init": xavier(),  # of block 1; the others follow below
+    "scaled_init": plain(GPT2),
+    # CompleteP: the variance of hidden matrices falls with the width over 256.
+    "completep": (*[STD / math.sqrt(D / 256)] * 5, STD),
+    "gtrxl": plain(),
+    "highway": plain(),
+    "x0_lambda": plain(),
+}
+
+BASE = V * D + T * D + L * (12 * D * D + 9 * D)  # no norm anywhere
+NORM, FINAL = 2 * D, 2 * D  # LayerNorm's gain and bias
+SIZES = {
+    "pre_ln": BASE + L * 2 * NORM + FINAL,
+    "post_ln": BASE + L * 2 * NORM,
+    "sandwich_ln": BASE + L * 4 * NORM + FINAL,
+    "peri_ln": BASE + L * 4 * D + 2 * D,
+    "gemma2": BASE + L * 4 * D + D,
+    "olmo2": BASE + L * 4 * D + D,
+    "swin_v2": BASE + L * (2 * NORM + H) + FINAL,
+    "sub_ln": BASE + L * (3 * NORM + 2 * 4 * D) + FINAL,
+    "normformer": BASE + L * (3 * NORM + 2 * 4 * D + H + D) + FINAL,
+    "stream_norm": BASE + L * 2 * NORM + FINAL,
+    "pre_post_ln": BASE + L * 4 * NORM,
+    "b2t": BASE + L * 2 * NORM,
+    "mix_ln": BASE + L * 2 * NORM + FINAL,
+    "hybridnorm": BASE + L * (3 * D // H + D) + D,
+    "hybridnorm_star": BASE + L * (3 * D // H + D) + D + D,
+    "parallel_gptj": BASE + L * NORM + FINAL,
+    "parallel_neox": BASE + L * 2 * NORM + FINAL,
+    "dyt": BASE + L * 2 * (D + 1) + D + 1 + 1,
+    "derf": BASE + L * 2 * (2 * D + 2) + 2 * D + 2 + 1,
+    "scalenorm_fixnorm": BASE + L * 2 + 1,
+    "albert": V * D + T * D + 12 * D * D + 9 * D + 2 * NORM,
+    "universal": V * D + 12 * D * D + 9 * D + 2 * NORM,
+    "summed_residual": BASE + FINAL,
+    "normed_skip": BASE + L * NORM + FINAL,
+    "normed_stream_mlp": BASE + L * 2 * NORM + FINAL,
+    "deepnorm": BASE + L * 2 * NORM,
+    "rezero": BASE + L,
+    "skipinit": BASE + L * 2,
+    "layerscale": BASE + L * (2 * NORM + 2 * D) + FINAL,
+    "keel": BASE + L * 4 * D - D,
+    "lns": BASE + L * 2 * NORM + FINAL,
+    "gpas": BASE + L * (2 * NORM + 1) + FINAL,
+    "prores": BASE + L * 2 * NORM + FINAL,
+    "t_fixup": BASE,
+    "ds_init": BASE + L * 2 * NORM,
+    "scaled_init": BASE + L * 2 * NORM + FINAL,
+    "completep": BASE + L * 2 * NORM + FINAL,
+    "gtrxl": BASE + L * (2 * NORM + 2 * (6 * D * D + D)) + FINAL,
+    "highway": BASE + L * 2 * (D * D + D) + FINAL,
+    "x0_lambda": BASE + 2 * L,
+}
+
+
+def initial(name, **changes):
+    sizes = {"n_layer": L, "n_embd": D, "n_positions": T, "vocab_size": V, "n_head": H}
+    model = tiny(model__placement=name, **{f"model__{k}": v for k, v in sizes.items()}, **changes)
+    built = structure(model.model)
+    return built, jax.device_get(built.init(jax.random.key(0)))
+
+
+def stacks(built, params):
+    return [params[segment.name] for segment in built.segments]
+
+
+def test_every_preset_is_here():
+    assert set(STDS) == set(SIZES) == set(PRESETS)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_matrices_start_as_large_as_the_source_says(name):
+    built, params = initial(name)
+    block = 0 if name == "ds_init" else slice(None)
+    cut = lambda *path: np.concatenate([_at(s, path)[block].ravel() for s in stacks(built, params)])
+    qkv = lambda i: np.concatenate(
+        [
+            np.moveaxis(_at(s, ("attn", "sublayer", "qkv", "kernel")), 2, 1)[block][
+                ..., i, :, :, :
+            ].ravel()
+            for s in stacks(built, params)
+        ]
+    )
+    got = (
+        np.concatenate([qkv(0), qkv(1)]),
+        qkv(2),
+        cut("attn", "sublayer", "out", "kernel"),
+        cut("mlp", "sublayer", "up", "kernel"),
+        cut("mlp", "sublayer", "down", "kernel"),
+        params["wte"],
+    )
+    for values, std in zip(got, STDS[name], strict=True):
+        assert np.std(values) == pytest.approx(std, rel=0.05)
+        assert abs(np.mean(values)) < 0.05 * std
+
+
+def _at(tree, path):
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def test_ds_init_shrinks_with_the_blocks_number():
+    _, params = initial("ds_init")
+    up = params["blocks"]["mlp"]["sublayer"]["up"]["kernel"]
+    want = [XAVIER_MLP / math.sqrt(l) for l in range(1, L + 1)]
+    np.testing.assert_allclose(up.std((1, 2)), want, rtol=0.05)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_as_many_parameters_as_the_formula_says(name):
+    assert initial(name)[0].n_params() == SIZES[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value"),
+    [
+        ("swin_v2", "blocks.attn.out.gain", 0.0),
+        ("swin_v2", "blocks.attn.out.bias", 0.0),
+        ("swin_v2", "blocks.attn.sublayer.shaped.cosine.logit_scale", math.log(10)),
+        ("swin_v2", "ln_f.gain", 1.0),
+        ("gemma2", "blocks.attn.pre.gain", 0.0),
+        ("normformer", "blocks.attn.sublayer.mixed.head_scale", 1.0),
+        ("normformer", "blocks.connection.skip_scale.mlp.value", 1.0),
+        ("rezero", "blocks.branch_scale.both.value", 0.0),
+        ("skipinit", "blocks.branch_scale.attn.value", 0.0),
+        ("layerscale", "blocks.branch_scale.mlp.value", 0.1),
+        ("gpas", "blocks.connection.gate", 0.0),
+        ("gtrxl", "blocks.connection.attn.bias", 2.0),
+        ("highway", "blocks.connection.mlp.bias", 2.0),
+        ("x0_lambda", "across.x0.stream_L", 1.0),
+        ("x0_lambda", "across.x0.x0_L", 0.0),
+        ("dyt", "blocks.attn.pre.alpha", 1.0),
+        ("dyt", "embedding_multiplier.value", math.sqrt(D)),
+        ("derf", "blocks.mlp.pre.shift", 0.0),
+        ("scalenorm_fixnorm", "blocks.mlp.pre.gain", math.sqrt(D)),
+    ],
+)
+def test_constants_start_where_the_source_says(name, path, value):
+    np.testing.assert_allclose(_at(initial(name)[1], path.split(".")), value, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("n_layer", "value"), [(18, 0.1), (24, 1e-5), (36, 1e-6)])
+def test_layerscale_starts_by_depth(n_layer, value):
+    spec = scale(PRESETS["layerscale"].branch_scale)
+    assert spec.kind == "learned_vector"
+    assert spec.rule(values_at(1, n_layer, D, STD)) == value
+
+
+def test_presets_share_the_values_of_what_they_share():
+    """Two placements with one seed start from the same draws, up to their scale."""
+    one, other = (initial(name)[1]["blocks"] for name in ("pre_ln", "deepnorm"))
+    for path in (("attn", "sublayer", "out", "kernel"), ("mlp", "sublayer", "down", "kernel")):
+        a, b = _at(one, path), _at(other, path)
+        np.testing.assert_allclose(a / a.std(), b / b.std(), rtol=1e-4)

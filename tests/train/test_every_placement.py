@@ -1,0 +1,71 @@
+"""What holds of training for every preset: it learns, resumes to the bit, and any mesh gives it."""
+
+import argparse
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from gpt2_jax.data.sampler import Sampler
+from gpt2_jax.data.shards import Tokens
+from gpt2_jax.train.checkpoint import Checkpoints
+from gpt2_jax.train.program import compile_program
+from tests.placements import EVERY, depth
+from tests.tools import tiny
+
+# Real text that every Python has.
+IDS = np.frombuffer(Path(argparse.__file__).read_bytes(), np.uint8).astype(np.uint16) % 128
+STEPS, BATCH, SEQ_LEN = 100, 16, 32
+
+
+def unigram_entropy():
+    """Nats a token of a model that knows nothing but how often each occurs."""
+    p = np.bincount(IDS) / len(IDS)
+    return -(p[p > 0] * np.log(p[p > 0])).sum()
+
+
+def config(name, **changes):
+    sizes = {
+        "model__n_layer": depth(name),
+        "model__n_embd": 32,
+        "model__n_positions": SEQ_LEN,
+        "model__vocab_size": 128,
+        "model__unroll": False,
+        "data__seq_len": SEQ_LEN,
+        "train__batch_size": BATCH,
+        "train__steps": STEPS,
+        "optimizer__schedule": "constant",
+        "optimizer__warmup_steps": 10,
+        "optimizer__peak_lr": 1e-2,
+    }
+    return tiny(model__placement=name, **sizes, **changes)
+
+
+def run(program, state, first, last):
+    """Returns the state after updates `first` to `last`, and their losses."""
+    sampler, losses = Sampler(Tokens([IDS]), SEQ_LEN, BATCH, 0), []
+    for step in range(first, last):
+        state, metrics = program.step(state, program.put(sampler.batch(step)))
+        losses.append(metrics["loss"].item())
+    return state, losses
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_it_learns_real_text_on_any_mesh_and_resumes_to_the_bit(name, tmp_path):
+    program = compile_program(config(name, mesh__data=1))
+    half, losses = run(program, program.init(), 0, STEPS // 2)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(STEPS // 2, half, None)
+    checkpoints.wait()
+    whole, more = run(program, half, STEPS // 2, STEPS)
+    assert np.mean(more[-10:]) < unigram_entropy() < losses[0]
+    resumed, again = run(
+        program, checkpoints.restore(STEPS // 2, program.shapes), STEPS // 2, STEPS
+    )
+    checkpoints.close()
+    assert again == more
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), whole.params, resumed.params)
+    eight = compile_program(config(name, mesh__data=8))
+    assert eight.mesh.devices.size == 8 and program.mesh.devices.size == 1
+    np.testing.assert_allclose(run(eight, eight.init(), 0, 4)[1], losses[:4], rtol=2e-4)
