@@ -13,6 +13,9 @@ FAMILIES = (
     "prores",  # the step
     "gtrxl",  # gates
     "x0_lambda",  # a memory across layers
+    "residual_dual",  # two streams
+    "hyper_connections",  # several, mixed by token
+    "svformer",  # the values of block 1
 )
 EVERY = [
     name if name in FAMILIES else pytest.param(name, marks=pytest.mark.slow) for name in PRESETS

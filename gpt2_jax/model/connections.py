@@ -1,35 +1,15 @@
-"""How a block's branches meet one stream: each class is its paper's equation.
-
-A connection is told the stream x and two callables, the branches A (attention) and F (MLP), each
-`u -> b N_out(sublayer(c N_pre(u)))`.
-"""
+"""How a block's branches meet one stream: each class is its paper's equation."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from gpt2_jax.model.parts import Context, Linear, Role
+from gpt2_jax.model.connection import Branch, Connection, matrix, square
+from gpt2_jax.model.parts import Context, Role
 from gpt2_jax.model.plan import ATTN, MLP, Plan, Scale
-
-Branch = Callable[[jax.Array], jax.Array]
-
-
-class Connection(nnx.Module):
-    """What every connection does. `takes`: sites of a branch that it takes over from it."""
-
-    takes: frozenset[str] = frozenset()
-
-    def __init__(self, plan: Plan):
-        raise NotImplementedError
-
-    def __call__(self, x: jax.Array, attn: Branch, mlp: Branch, context: Context) -> jax.Array:
-        """Returns the stream behind a block, (B, T, D)."""
-        raise NotImplementedError
 
 
 class Meeting(nnx.Module):
@@ -145,9 +125,9 @@ class GRUGate(nnx.Module):
 
     def __init__(self, plan: Plan, side: str):
         d, gate = plan.cfg.n_embd, f"{side}.gate"
-        self.from_branch = _square(plan, f"{gate}.w", d, 3)
-        self.from_stream = _square(plan, f"{gate}.u", d, 2)
-        self.from_reset = _square(plan, f"{gate}.h", d, 1)
+        self.from_branch = square(plan, f"{gate}.w", d, 3)
+        self.from_stream = square(plan, f"{gate}.u", d, 2)
+        self.from_reset = square(plan, f"{gate}.h", d, 1)
         self.bias = nnx.Param(jnp.full(d, plan.placement.gate_bias), role=Role.BIAS)
 
     def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -176,28 +156,104 @@ class Transform(nnx.Module):
     """T = σ(W x - b)."""
 
     def __init__(self, plan: Plan, side: str):
-        self.weight = _square(plan, f"{side}.transform", plan.cfg.n_embd, 1)
+        self.weight = square(plan, f"{side}.transform", plan.cfg.n_embd, 1)
         self.bias = nnx.Param(jnp.full(plan.cfg.n_embd, plan.placement.gate_bias), role=Role.BIAS)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return jax.nn.sigmoid(self.weight(x)[..., 0, :] - self.bias[...].astype(x.dtype))
 
 
-def _square(plan: Plan, site: str, d: int, n: int) -> Linear:
-    """Returns n matrices (D, D) side by side, without bias."""
-    return Linear(
-        (d,),
-        (n, d),
-        site=site,
-        std=plan.std("1", d, d, ATTN),
-        init=plan.init,
-        dtype=plan.cfg.dtype,
-        batch_axes=1,
-        bias=False,
-    )
+class LaurelRW(Connection):
+    """x' = a F(x) + b x, (a, b) = softmax(w), w initially 0 (Menghani et al. 2024, LAuReL-RW)."""
+
+    def __init__(self, plan: Plan):
+        self.shares = nnx.Param(jnp.zeros((2, 2)), role=Role.SCALAR)
+
+    def __call__(self, x: jax.Array, attn: Branch, mlp: Branch, context: Context) -> jax.Array:
+        for which, branch in ((ATTN, attn), (MLP, mlp)):
+            a, b = jax.nn.softmax(self.shares[which])
+            x = (a * branch(x) + b * x).astype(x.dtype)
+        return x
 
 
-CONNECTIONS: dict[str, type[Connection]] = {
+class LaurelLR(Connection):
+    """x' = F(x) + B A x + x, A of rank r, B_0 = 0 (Menghani et al. 2024, LAuReL-LR, eq. 3)."""
+
+    def __init__(self, plan: Plan):
+        self.attn, self.mlp = LowRank(plan), LowRank(plan)
+
+    def __call__(self, x: jax.Array, attn: Branch, mlp: Branch, context: Context) -> jax.Array:
+        x = attn(x) + self.attn(x) + x
+        return mlp(x) + self.mlp(x) + x
+
+
+class LowRank(nnx.Module):
+    """B A x; A's columns are orthogonal: 1/sqrt(r D) where the row modulo r is the column."""
+
+    def __init__(self, plan: Plan):
+        d, r = plan.cfg.n_embd, plan.placement.rank
+        orthogonal = (jnp.arange(d)[:, None] % r == jnp.arange(r)) / jnp.sqrt(float(r * d))
+        self.down = matrix(orthogonal)
+        self.up = matrix(jnp.zeros((r, d)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x @ self.down[...].astype(x.dtype) @ self.up[...].astype(x.dtype)
+
+
+class DeltaLearning(Connection):
+    """x' = x + b (v - k^T x) k, k = F(c)/|F(c)|, b = 2 σ(w_b c), v = w_v c, c = N(x).
+
+    Deep Delta Learning, 2601.00417, with one value a token (d_v = 1).
+    """
+
+    takes = frozenset({"pre"})
+
+    def __init__(self, plan: Plan):
+        self.attn, self.mlp = Delta(plan, ATTN, "attn"), Delta(plan, MLP, "mlp")
+
+    def __call__(self, x: jax.Array, attn: Branch, mlp: Branch, context: Context) -> jax.Array:
+        return self.mlp(self.attn(x, attn), mlp)
+
+
+class Delta(nnx.Module):
+    """One sublayer of `DeltaLearning`."""
+
+    EPS = 1e-5
+
+    def __init__(self, plan: Plan, which: int, side: str):
+        self.pre = plan.norm("pre", which)
+        std = plan.std("1", plan.cfg.n_embd, 1, which)
+        draw = lambda name: plan.init.normal(f"{side}.{name}", (plan.cfg.n_embd, 1), std)
+        self.step, self.value = matrix(draw("step")), matrix(draw("value"))
+        self.bias = nnx.Param(jnp.float32(0.0), role=Role.BIAS)
+
+    def __call__(self, x: jax.Array, branch: Branch) -> jax.Array:
+        c = self.pre(x)
+        x_32, c_32, h = (u.astype(jnp.float32) for u in (x, c, branch(c)))
+        k = h * lax.rsqrt(jnp.square(h).sum(-1, keepdims=True) + self.EPS**2)
+        b = 2.0 * jax.nn.sigmoid(c_32 @ self.step[...] + self.bias[...])
+        v = c_32 @ self.value[...]
+        return (x_32 + b * (v - (k * x_32).sum(-1, keepdims=True)) * k).astype(x.dtype)
+
+
+class Orthogonal(Connection):
+    """x' = x + f - (<x, f>/(|x|^2 + eps)) x, f = F(x), for each token (2505.11881)."""
+
+    EPS = 1e-6
+
+    def __init__(self, plan: Plan):
+        del plan
+
+    def __call__(self, x: jax.Array, attn: Branch, mlp: Branch, context: Context) -> jax.Array:
+        for branch in (attn, mlp):
+            x_32, f = x.astype(jnp.float32), branch(x).astype(jnp.float32)
+            along = (x_32 * f).sum(-1, keepdims=True)
+            share = along / (jnp.square(x_32).sum(-1, keepdims=True) + self.EPS)
+            x = (x_32 + f - share * x_32).astype(x.dtype)
+        return x
+
+
+ONE_STREAM: dict[str, type[Connection]] = {
     "plain": Plain,
     "parallel": Parallel,
     "parallel_shared": ParallelShared,
@@ -205,4 +261,8 @@ CONNECTIONS: dict[str, type[Connection]] = {
     "gpas": GPAS,
     "gru": GRU,
     "highway": Highway,
+    "laurel_rw": LaurelRW,
+    "laurel_lr": LaurelLR,
+    "ddl": DeltaLearning,
+    "orthogonal": Orthogonal,
 }

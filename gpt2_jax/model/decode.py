@@ -10,7 +10,7 @@ from flax import nnx
 from ml_collections import FrozenConfigDict
 
 from gpt2_jax.model.attention import Cache, Past, Span
-from gpt2_jax.model.gpt2 import GPT2, Carry, Params
+from gpt2_jax.model.gpt2 import GPT2, Params
 from gpt2_jax.model.residual import Block
 from gpt2_jax.model.structure import Structure
 
@@ -89,7 +89,7 @@ def decode(
     model = bound.model
     context = model.context(positions_BT, None, bound.step)
     x_BTD = model.embed(tokens_BT, context)
-    carry, new = Carry(x_BTD, model.across.start(x_BTD)), []
+    carry, new = model.begin(x_BTD), []
     for layer, (block, cache) in enumerate(zip(bound.blocks, caches, strict=True)):
         past = Past(cache, Span(start, mask_BTS))
         carry, left = model.pass_block(block, carry, context.at(layer, carry.values), past)

@@ -13,12 +13,14 @@ from ml_collections import FrozenConfigDict
 
 from gpt2_jax.model.across import Across
 from gpt2_jax.model.attention import Left, Past
+from gpt2_jax.model.connection import Connection
 from gpt2_jax.model.embedding import Embedding, padded_vocab
+from gpt2_jax.model.norm import Identity
 from gpt2_jax.model.parametrization import logits_factor
 from gpt2_jax.model.parts import Context, Init, Role
 from gpt2_jax.model.placements.resolve import Segment, has_final_norm, resolve, segments
 from gpt2_jax.model.plan import Plan, final_norm
-from gpt2_jax.model.residual import Block
+from gpt2_jax.model.residual import CONNECTIONS, Block
 
 Params = dict[str, Any]  # nested dict of arrays, by the modules' attribute names
 
@@ -27,11 +29,12 @@ class Carry(NamedTuple):
     """What goes from block to block.
 
     Attributes:
-      x_BTD: the stream. memory: what earlier blocks left for later ones.
+      stream: as the connection keeps it, (B, T, D) or several of them.
+      memory: what earlier blocks left for later ones.
       values: attention's values of block 1, where later blocks use them.
     """
 
-    x_BTD: jax.Array
+    stream: Any
     memory: tuple[Any, ...]
     values: jax.Array | None = None
 
@@ -87,19 +90,28 @@ class GPT2(Embedding):
 
     def run_blocks(self, x_BTD: jax.Array, context: Context) -> Carry:
         """Applies the stacked blocks in order, each segment by a scan over its layers."""
-        carry = Carry(x_BTD, self.across.start(x_BTD))
+        carry = self.begin(x_BTD)
         for segment in self.segments:
             carry = self._run_segment(segment, carry, context)
         return carry
+
+    def begin(self, x_BTD: jax.Array) -> Carry:
+        """Returns the carry before the first block."""
+        return Carry(self.connection.expand(x_BTD, self.placement), self.across.start(x_BTD))
+
+    @property
+    def connection(self) -> type[Connection]:
+        """How branches meet the stream."""
+        return CONNECTIONS[self.placement.connection]
 
     def pass_block(
         self, block: Block, carry: Carry, context: Context, past: Past | None = None
     ) -> tuple[Carry, Left]:
         """Returns the carry behind a block, and what its attention leaves."""
-        x_BTD = self.across.enter(carry.x_BTD, carry.memory, context)
-        x_BTD, left = block(x_BTD, context, past)
-        memory = self.across.leave(x_BTD, carry.memory, context)
-        return Carry(x_BTD, memory, left.values if block.is_source else carry.values), left
+        stream = self.across.enter(carry.stream, carry.memory, context)
+        stream, left = block(stream, context, past)
+        memory = self.across.leave(stream, carry.memory, context)
+        return Carry(stream, memory, left.values if block.is_source else carry.values), left
 
     def _run_segment(self, segment: Segment, carry: Carry, context: Context) -> Carry:
         graphdef, params = nnx.split(getattr(self, segment.name))
@@ -138,8 +150,8 @@ class GPT2(Embedding):
 
     def readout(self, carry: Carry) -> jax.Array:
         """Returns what the head reads of the stream behind the last block, (B, T, D)."""
-        x_BTD = self.across.finish(carry.x_BTD, carry.memory)
-        return self.ln_f(x_BTD) if hasattr(self, "ln_f") else x_BTD
+        stream = self.across.finish(carry.stream, carry.memory)
+        return self.connection.readout(stream, getattr(self, "ln_f", Identity()))
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Returns float32 logits of `hidden`: head, and mask of padded ids."""

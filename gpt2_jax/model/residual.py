@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from gpt2_jax.model.attention import Attention, Left, Past
-from gpt2_jax.model.connections import CONNECTIONS
+from gpt2_jax.model.connection import Connection
+from gpt2_jax.model.connections import ONE_STREAM
 from gpt2_jax.model.mlp import MLP
 from gpt2_jax.model.parametrization import branch_factor
 from gpt2_jax.model.parts import Context, drop_rows, dropout
 from gpt2_jax.model.placements.rules import pair, scale
 from gpt2_jax.model.plan import ATTN, Plan, Scale
 from gpt2_jax.model.plan import MLP as MLP_SIDE
+from gpt2_jax.model.streams import SEVERAL_STREAMS
 
+CONNECTIONS: dict[str, type[Connection]] = {**ONE_STREAM, **SEVERAL_STREAMS}
 Sublayer = TypeVar("Sublayer", Attention, MLP)
 
 
@@ -61,9 +64,7 @@ class Block(nnx.Module):
         )
         self.connection = connection(plan)
 
-    def __call__(
-        self, stream: jax.Array, context: Context, past: Past | None = None
-    ) -> tuple[jax.Array, Left]:
+    def __call__(self, stream: Any, context: Context, past: Past | None = None) -> tuple[Any, Left]:
         """Returns the stream behind the block, and what its attention leaves."""
         left: list[Left] = []
 

@@ -88,7 +88,7 @@ def test_blocks_are_applied_in_order(model):
     x = bound.embed(TOKENS, context)
     apply = lambda i, layer, x: blocks[i](x, context.at(layer, None))[0]
     forward = apply(1, 1, apply(0, 0, x))
-    np.testing.assert_allclose(bound.run_blocks(x, context).x_BTD, forward, atol=1e-5)
+    np.testing.assert_allclose(bound.run_blocks(x, context).stream, forward, atol=1e-5)
     assert np.abs(forward - apply(0, 1, apply(1, 0, x))).max() > 0.1
 
 

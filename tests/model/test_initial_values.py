@@ -81,12 +81,27 @@ STDS = {
     "gtrxl": plain(),
     "highway": plain(),
     "x0_lambda": plain(),
+    "laurel_rw": plain(GPT2),
+    "laurel_lr": plain(GPT2),
+    "ddl": plain(GPT2),
+    "orthogonal_residual": plain(GPT2),
+    "residual_dual": xavier(),
+    "siamesenorm": plain(GPT2),
+    "hyper_connections": plain(GPT2),
+    "hyper_connections_static": plain(GPT2),
+    "frac_connections": plain(GPT2),
+    "mhc": plain(GPT2),
+    "mhc_lite": plain(GPT2),
+    "unet_skips": plain(GPT2),
+    "value_residual": plain(GPT2),
+    "svformer": plain(GPT2),
 }
 
 BASE = V * D + T * D + L * (12 * D * D + 9 * D)  # no norm anywhere
 NORM, FINAL = 2 * D, 2 * D  # LayerNorm's gain and bias
+PRE = BASE + L * 2 * NORM + FINAL
 SIZES = {
-    "pre_ln": BASE + L * 2 * NORM + FINAL,
+    "pre_ln": PRE,
     "post_ln": BASE + L * 2 * NORM,
     "sandwich_ln": BASE + L * 4 * NORM + FINAL,
     "peri_ln": BASE + L * 4 * D + 2 * D,
@@ -126,6 +141,20 @@ SIZES = {
     "gtrxl": BASE + L * (2 * NORM + 2 * (6 * D * D + D)) + FINAL,
     "highway": BASE + L * 2 * (D * D + D) + FINAL,
     "x0_lambda": BASE + 2 * L,
+    "laurel_rw": PRE + L * 4,
+    "laurel_lr": PRE + L * 2 * 2 * 32 * D,
+    "ddl": BASE + L * 2 * (3 * D + 1) + D,
+    "orthogonal_residual": PRE,
+    "residual_dual": PRE,
+    "siamesenorm": PRE + L * 4 * NORM,
+    "hyper_connections": PRE + L * 2 * (4 * 6 + NORM + D * 5 + D + 2),
+    "hyper_connections_static": PRE + L * 2 * 4 * 6,
+    "frac_connections": PRE + L * 2 * (4 * 9 + D // 4 * (2 + 9) + 2),
+    "mhc": PRE + L * 2 * (4 * D * (1 + 4 + 4 + 16) + 3 + 24),
+    "mhc_lite": PRE + L * 2 * (4 * D * (1 + 4 + 4 + 24) + 3 + 32),
+    "unet_skips": PRE + L // 2,
+    "value_residual": PRE,
+    "svformer": PRE - (L - 1) * (D * D + D),
 }
 
 
@@ -149,14 +178,11 @@ def test_matrices_start_as_large_as_the_source_says(name):
     built, params = initial(name)
     block = 0 if name == "ds_init" else slice(None)
     cut = lambda *path: np.concatenate([_at(s, path)[block].ravel() for s in stacks(built, params)])
-    qkv = lambda i: np.concatenate(
-        [
-            np.moveaxis(_at(s, ("attn", "sublayer", "qkv", "kernel")), 2, 1)[block][
-                ..., i, :, :, :
-            ].ravel()
-            for s in stacks(built, params)
-        ]
-    )
+    kernels = [_at(s, ("attn", "sublayer", "qkv", "kernel"))[block] for s in stacks(built, params)]
+
+    def qkv(i):  # (..., D, 3, H, K), or 2 where block 1's values serve
+        return np.concatenate([k[..., i, :, :].ravel() for k in kernels if i < k.shape[-3]])
+
     got = (
         np.concatenate([qkv(0), qkv(1)]),
         qkv(2),

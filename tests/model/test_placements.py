@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from gpt2_jax import config as configs
 from gpt2_jax.config_check import check
 from gpt2_jax.errors import UserError
-from gpt2_jax.model import connections
+from gpt2_jax.model import residual
 from gpt2_jax.model.placements import AXES, PRESETS
 from gpt2_jax.model.placements.axes import CONNECTIONS, GATED, NORMS
 from gpt2_jax.model.placements.resolve import has_final_norm, resolve, segments
@@ -92,7 +92,7 @@ def model(**changes):
 
 
 def test_every_connection_is_there_and_declared():
-    assert set(CONNECTIONS) == set(connections.CONNECTIONS)
+    assert set(CONNECTIONS) == set(residual.CONNECTIONS)
 
 
 def test_the_norms_are_those_of_the_config():
@@ -161,6 +161,8 @@ OTHER = {
     "x0_scales": ["1.1 | 0.2/l"],
     "share_blocks": [1],
     "parametrization": ["completep", "depth_mup", "standard"],
+    "n_streams": [2],
+    "rank": [3],
     "base_n_layer": [1],
     "base_n_embd": [8],
 }
@@ -214,6 +216,8 @@ ACTS_ON = {
     "gate_bias": "gtrxl",
     "x0_scales": "x0_lambda",
     "multiplied": "dyt",
+    "n_streams": "hyper_connections",
+    "rank": "laurel_lr",
     "base_n_layer": "completep",
     "base_n_embd": "completep",
     "norm_bias": "pre_ln",

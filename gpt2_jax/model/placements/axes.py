@@ -127,6 +127,8 @@ class Placement:
     )
     x0_scales: str = axis("1 | 0", "initial factors of stream and embedding for `x0`: rules")
     share_blocks: int = axis(0, "different blocks, each used several times in a row; 0: all")
+    n_streams: int = axis(4, "streams of the connections that keep n of them, or parts of one")
+    rank: int = axis(32, "rank of laurel_lr's skip matrix")
     parametrization: str = axis(
         "standard",
         "`completep` scales branches by base_n_layer/L, `depth_mup` by its root, with initial "
@@ -164,6 +166,10 @@ class Honours:
       whole_block: whether it takes both branches at once, so that the sites that are not inside a
         branch, and the skip's scale, must be the same for both.
       places: whether positions can be added between the branches (`positions_at=mlp`).
+      several: whether it keeps more than one stream. streams: whether `n_streams` says how many
+        of them, or, where it splits one, into how many parts (splits).
+      low_rank: whether `rank` says something.
+      final: whether a final norm belongs to it whatever the last sublayer ends in.
     """
 
     sites: tuple[str, ...] = BLOCK_SITES
@@ -171,19 +177,38 @@ class Honours:
     needs: tuple[str, ...] = ()
     whole_block: bool = False
     places: bool = False
+    several: bool = False
+    streams: bool = False
+    splits: bool = False
+    low_rank: bool = False
+    final: bool = False
 
 
 IN_BRANCH = ("pre", "out")
+BRANCH_SCALES = ("branch_scale", "input_scale")
 # Those that are the branch's own business, whatever the connection.
 IN_BRANCH_SITES = (*IN_BRANCH, "inner", "qk", "qk_full", "qkv", "cosine")
 CONNECTIONS: dict[str, Honours] = {
     "plain": Honours(places=True),
     "parallel": Honours(whole_block=True),
     "parallel_shared": Honours(whole_block=True, needs=("pre",)),
-    "b2t": Honours(
-        sites=(*IN_BRANCH, "post"), scales=("branch_scale", "input_scale"), needs=("post",)
-    ),
+    "b2t": Honours(sites=(*IN_BRANCH, "post"), scales=BRANCH_SCALES, needs=("post",)),
     "gpas": Honours(),
-    "gru": Honours(sites=IN_BRANCH, scales=("branch_scale", "input_scale")),
-    "highway": Honours(sites=IN_BRANCH, scales=("branch_scale", "input_scale")),
+    "gru": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES),
+    "highway": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES),
+    "laurel_rw": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES),
+    "laurel_lr": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES, low_rank=True),
+    "ddl": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES),
+    "orthogonal": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES),
+    "residual_dual": Honours(
+        sites=(*IN_BRANCH, "post"), scales=BRANCH_SCALES, needs=("post",), several=True, final=True
+    ),
+    "siamesenorm": Honours(
+        sites=(*IN_BRANCH, "post"), scales=BRANCH_SCALES, needs=("post",), several=True, final=True
+    ),
+    "hyper_static": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES, several=True, streams=True),
+    "hyper": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES, several=True, streams=True),
+    "frac": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES, streams=True, splits=True),
+    "mhc": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES, several=True, streams=True),
+    "mhc_lite": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES, several=True, streams=True),
 }

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from gpt2_jax.model.placements.axes import AXES, PER_BLOCK, Placement
+from gpt2_jax.model.placements.axes import AXES, CONNECTIONS, PER_BLOCK, Placement
 from gpt2_jax.model.placements.presets import PRESETS
 from gpt2_jax.model.placements.rules import Rule, pair, rule, scale, values_at
 
@@ -137,6 +137,8 @@ def has_final_norm(placement: Placement, n_layer: int) -> bool:
     """Returns whether a norm follows the last block: by rule, unless the stream ends in one."""
     if placement.final_norm != "auto":
         return placement.final_norm == "yes"
+    if CONNECTIONS[placement.connection].final:
+        return True
     return "post" not in sites(at_block(placement, n_layer, n_layer), 1)
 
 

@@ -151,6 +151,18 @@ def _honours_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
                 yield f"{axis}={getattr(block, axis)!r} has no place in connection={name}"
     if placement.gate_bias != 2.0 and name not in ("gru", "highway"):
         yield f"gate_bias={placement.gate_bias} has no place in connection={name}"
+    if cfg.n_streams is not None and not honours.streams:
+        yield f"n_streams={placement.n_streams} has no place in connection={name}"
+    if placement.n_streams < 1 or (honours.splits and cfg.n_embd % placement.n_streams):
+        yield f"n_streams={placement.n_streams} must divide n_embd={cfg.n_embd}"
+    if cfg.rank is not None and not honours.low_rank:
+        yield f"rank={placement.rank} has no place in connection={name}"
+    if placement.rank < 1:
+        yield f"rank={placement.rank} must be at least 1"
+    if honours.several and across_words(placement):
+        yield f"across={placement.across!r} needs a single stream; connection={name} has several"
+    if honours.several and placement.positions_at == "block":
+        yield f"positions_at=block needs a single stream; connection={name} has several"
     if placement.x0_scales != "1 | 0" and "x0" not in across_words(placement):
         yield f"x0_scales={placement.x0_scales!r} needs across=x0"
 
@@ -180,8 +192,8 @@ def _norm_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
         yield f"norms={placement.norms!r}, but norm=none: choose a kind of norm, or norms=none"
     if kind == "none" and (placement.embedding_norm or placement.final_norm == "yes"):
         yield "norm=none leaves no norm for embedding_norm or final_norm"
-    if cfg.norm_bias is True and kind not in BIASED:
-        yield f"norm_bias=True has no place in norm={kind}; {', '.join(BIASED)} have a bias"
+    if cfg.norm_bias is not None and kind not in BIASED:
+        yield f"norm_bias={cfg.norm_bias} has no place in norm={kind}, which never has a bias"
     if cfg.norm_eps is not None and kind in ("dyt", "derf", "none"):
         yield f"norm_eps={cfg.norm_eps} has no place in norm={kind}"
     if cfg.norm_alpha is not None and kind not in ("dyt", "derf"):
@@ -203,6 +215,8 @@ def _position_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
         yield f"positions=rotary needs an even head width, not {cfg.n_embd // cfg.n_head}"
     if placement.multiplied == "sum" and scale(placement.embedding_multiplier).is_one:
         yield "multiplied=sum has nothing to multiply by: set embedding_multiplier"
+    if placement.multiplied == "sum" and (where == "block" or kind in ("rotary", "none")):
+        yield "multiplied=sum needs positions that are added to the embedding"
     if placement.fixnorm and cfg.embedding_std is not None:
         yield "embedding_std has no effect with fixnorm=True, which gives token vectors length 1"
 

@@ -1,0 +1,65 @@
+"""What a connection is: the way in which a block's branches meet the stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from gpt2_jax.model.parts import Context, Linear, Role
+from gpt2_jax.model.placements.axes import Placement
+from gpt2_jax.model.plan import ATTN, Plan
+
+Branch = Callable[[jax.Array], jax.Array]
+
+
+class Connection(nnx.Module):
+    """A block's stream from the one before it and two branches, A (attention) and F (the MLP).
+
+    Each branch is `u -> b N_out(sublayer(c N_pre(u)))`. A connection also says how the stream
+    begins and how it is read at the end.
+
+    Attributes:
+      takes: sites of a branch that the connection takes over from it.
+    """
+
+    takes: frozenset[str] = frozenset()
+
+    def __init__(self, plan: Plan):
+        raise NotImplementedError
+
+    def __call__(self, stream: Any, attn: Branch, mlp: Branch, context: Context) -> Any:
+        """Returns the stream behind the block."""
+        raise NotImplementedError
+
+    @staticmethod
+    def expand(x_BTD: jax.Array, placement: Placement) -> Any:
+        """Returns the stream before the first block, given the embedding."""
+        del placement
+        return x_BTD
+
+    @staticmethod
+    def readout(stream: Any, norm: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        """Returns what the head reads, (B, T, D), given the final norm or the identity."""
+        return norm(stream)
+
+
+def matrix(value: jax.Array) -> nnx.Param[jax.Array]:
+    """Returns a parameter that maps the last axis but one to the last."""
+    return nnx.Param(value, role=Role.MATRIX, in_axes=(-2,), out_axes=(-1,))
+
+
+def square(plan: Plan, site: str, d: int, n: int) -> Linear:
+    """Returns n matrices (D, D) side by side, without bias."""
+    return Linear(
+        (d,),
+        (n, d),
+        site=site,
+        std=plan.std("1", d, d, ATTN),
+        init=plan.init,
+        dtype=plan.cfg.dtype,
+        batch_axes=1,
+        bias=False,
+    )

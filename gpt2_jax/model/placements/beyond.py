@@ -1,0 +1,100 @@
+"""Presets with another skip than the identity, with several streams, or across layers.
+
+Each keeps GPT-2's positions, activation, biases and sizes; what its source has besides is in its
+note.
+"""
+
+from __future__ import annotations
+
+from gpt2_jax.model.placements.axes import Placement
+from gpt2_jax.model.placements.norm_placement import UNIT_EMBEDDING, XAVIER
+
+BEYOND: dict[str, Placement] = {
+    "laurel_rw": Placement(
+        equation="x' = a F(N(x)) + b x, (a, b) = softmax(w) of each sublayer, equal at first",
+        citation="LAuReL (Menghani et al. 2024), 2411.07501, RW",
+        note="the paper leaves the normalization (softmax or sigmoid) and the start open",
+        connection="laurel_rw",
+    ),
+    "laurel_lr": Placement(
+        equation="x' = F(N(x)) + B A x + x, A of rank r, B initially 0",
+        citation="LAuReL (Menghani et al. 2024), 2411.07501, eq. 3, LR",
+        connection="laurel_lr",
+    ),
+    "ddl": Placement(
+        equation="x' = x + b (v - k^T x) k, c = N(x), k = F(c)/|F(c)|, b = 2 σ(w_b c), v = w_v c",
+        citation="Deep Delta Learning, 2601.00417; yifanzhang-pro/deep-delta-learning",
+        note="d_v = 1, v as in the paper; the code's default is 4 σ(w_v x)",
+        norm="rmsnorm",
+        connection="ddl",
+    ),
+    "orthogonal_residual": Placement(
+        equation="x' = x + f - (<x, f>/|x|^2) x, f = F(N(x))",
+        citation="2505.11881; BootsofLagrangian/ortho-residual",
+        connection="orthogonal",
+    ),
+    "residual_dual": Placement(
+        equation="o = F(x); x' = N(x + o); y' = y + o; at the end x + N(y)",
+        citation="ResiDual (Xie et al. 2023), 2304.14802; microsoft/ResiDual "
+        "resi_dual/resi_dual_layers.py",
+        connection="residual_dual",
+        norms="post",
+        **XAVIER,
+        **UNIT_EMBEDDING,
+    ),
+    "siamesenorm": Placement(
+        equation="o = F(N(x + N_y(y))); x' = N_x(x + o/sqrt(2 l)); y' = y + o; at the end x + N(y)",
+        citation="SiameseNorm, 2602.08064, algorithm 1 with normed input and depth scaling",
+        note="the released code norms x on entry and once more at the end",
+        connection="siamesenorm",
+        norms="pre+post",
+    ),
+    "hyper_connections": Placement(
+        equation="u = sum_i a_i h_i; h_j' = sum_i r_ij h_i + b_j F(N(u)), n streams; "
+        "a, r, b with a part that depends on the token; at the end sum_i h_i",
+        citation="Zhu et al. 2024, 2409.19606, eqs. 10 to 14; lucidrains/hyper-connections",
+        note="without the factor sqrt(n) on initial output matrices, whose direction is not stated",
+        connection="hyper",
+    ),
+    "hyper_connections_static": Placement(
+        equation="u = sum_i a_i h_i; h_j' = sum_i r_ij h_i + b_j F(N(u)), n streams; "
+        "at the end sum_i h_i",
+        citation="Zhu et al. 2024, 2409.19606, eq. 2",
+        note="without the factor sqrt(n) on initial output matrices, whose direction is not stated",
+        connection="hyper_static",
+    ),
+    "frac_connections": Placement(
+        equation="hyper-connections between n parts of one stream, each of width d/n",
+        citation="2503.14125, algorithm 2 (dynamic)",
+        connection="frac",
+    ),
+    "mhc": Placement(
+        equation="hyper-connections with a = σ(.), b = 2 σ(.), r = Sinkhorn_20(exp(.))",
+        citation="mHC (DeepSeek 2025), 2512.24880, eqs. 7 to 9",
+        note="the start is that of FFTYYY/mhc-lite hyper_conn/mhc.py; the paper states only 0.01",
+        connection="mhc",
+    ),
+    "mhc_lite": Placement(
+        equation="hyper-connections with a = σ(.), b = 2 σ(.), r = sum_p softmax(.)_p P_p over the "
+        "n! permutations; at the end sum_i N(h_i)",
+        citation="mHC-lite, 2601.05732; FFTYYY/mhc-lite hyper_conn/mhc_lite.py",
+        connection="mhc_lite",
+    ),
+    "unet_skips": Placement(
+        equation="x' = x + F(N(x)); block L/2 + j is given x + w_j x_i, i = L/2 + 1 - j",
+        citation="KellerJordan/modded-nanogpt records/track_1_short/2024-11-10_UNetDoubleLr",
+        note="the skips alone, on GPT-2",
+        across="unet",
+    ),
+    "value_residual": Placement(
+        equation="x' = x + F(N(x)), attention with V_l <- (V_1 + V_l)/2",
+        citation="ResFormer (Zhou et al. 2024), 2410.17897; Zcchill/Value-Residual-Learning",
+        note="values=learned for its learned factors",
+        values="half",
+    ),
+    "svformer": Placement(
+        equation="x' = x + F(N(x)), attention with V_l = V_1",
+        citation="SVFormer (Zhou et al. 2024), 2410.17897; Zcchill/Value-Residual-Learning",
+        values="first",
+    ),
+}
