@@ -15,6 +15,7 @@ FAMILIES = (
     "x0_lambda",  # a memory across layers
     "residual_dual",  # two streams
     "hyper_connections",  # several, mixed by token
+    "attention_residuals_block",  # a mixture over depth
     "svformer",  # the values of block 1
 )
 EVERY = [
@@ -24,4 +25,6 @@ EVERY = [
 
 def depth(name):
     """Returns blocks enough for what is special about a preset."""
+    if PRESETS[name].depth_groups:
+        return 5  # ten sublayers, so that a group has two
     return 4 if PRESETS[name].exceptions else 2  # Mix-LN has no Post-LN below four

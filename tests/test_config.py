@@ -122,6 +122,7 @@ def test_gpt2_is_gpt2():
         "x0_scales": "1 | 0",
         "share_blocks": 0,
         "parametrization": "standard",
+        "depth_groups": 0,
         "n_streams": 4,
         "rank": 32,
         "base_n_layer": 2,

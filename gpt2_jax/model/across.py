@@ -37,10 +37,10 @@ class Part(nnx.Module):
         del memory, context
         return x_BTD
 
-    def leave(self, x_BTD: jax.Array, memory: Memory, context: Context) -> Memory:
-        """Returns the memory behind a block."""
-        del x_BTD, context
-        return memory
+    def leave(self, x_BTD: jax.Array, memory: Memory, context: Context) -> tuple[jax.Array, Memory]:
+        """Returns the stream and the memory behind a block."""
+        del context
+        return x_BTD, memory
 
     def finish(self, x_BTD: jax.Array, memory: Memory) -> jax.Array:
         """Returns the stream that the final norm is given."""
@@ -88,10 +88,10 @@ class UNet(Part):
         pushed_BTD = memory[jnp.clip(self.half - 1 - j, 0, self.half - 1)]
         return (x_BTD + weight * pushed_BTD).astype(x_BTD.dtype)
 
-    def leave(self, x_BTD: jax.Array, memory: Memory, context: Context) -> Memory:
+    def leave(self, x_BTD: jax.Array, memory: Memory, context: Context) -> tuple[jax.Array, Memory]:
         i = jnp.minimum(context.layer, self.half - 1)
         pushed_BTD = jnp.where(context.layer < self.half, x_BTD, memory[i])
-        return memory.at[i].set(pushed_BTD)
+        return x_BTD, memory.at[i].set(pushed_BTD)
 
 
 class Backout(Part):
@@ -107,8 +107,8 @@ class Backout(Part):
     def start(self, x_BTD: jax.Array) -> Memory:
         return jnp.zeros_like(x_BTD)
 
-    def leave(self, x_BTD: jax.Array, memory: Memory, context: Context) -> Memory:
-        return jnp.where(context.layer == self.middle, x_BTD, memory)
+    def leave(self, x_BTD: jax.Array, memory: Memory, context: Context) -> tuple[jax.Array, Memory]:
+        return x_BTD, jnp.where(context.layer == self.middle, x_BTD, memory)
 
     def finish(self, x_BTD: jax.Array, memory: Memory) -> jax.Array:
         return (x_BTD - self.weight[...] * memory).astype(x_BTD.dtype)
@@ -124,11 +124,38 @@ class Coordinates(Part):
         return x_BTD + context.place + sinusoids(l, x_BTD.shape[-1]).astype(x_BTD.dtype)
 
 
+class Dense(Part):
+    """x <- sum_j a_lj X_j behind block l, X_0 the embedding and X_j what block j itself gave.
+
+    Pagliardini et al. 2024 (DenseFormer), 2402.02622, eq. 2, without dilation. a_ll = 1, the others
+    0 at the start; the rows of a lie one behind the other.
+    """
+
+    def __init__(self, cfg: FrozenConfigDict, placement: Placement):
+        del placement
+        self.n_layer = cfg.n_layer
+        rows = [jnp.arange(l + 1) == l for l in range(1, cfg.n_layer + 1)]
+        self.weights = nnx.Param(jnp.concatenate(rows).astype(jnp.float32), role=Role.SCALAR)
+
+    def start(self, x_BTD: jax.Array) -> Memory:
+        return jnp.zeros((self.n_layer + 1, *x_BTD.shape), x_BTD.dtype).at[0].set(x_BTD)
+
+    def leave(self, x_BTD: jax.Array, memory: Memory, context: Context) -> tuple[jax.Array, Memory]:
+        l = context.layer + 1
+        memory = memory.at[l].set(x_BTD)
+        n = self.n_layer + 1
+        padded = jnp.pad(self.weights[...], (0, n))
+        row = jax.lax.dynamic_slice_in_dim(padded, (l - 1) * (l + 2) // 2, n)
+        row = jnp.where(jnp.arange(n) <= l, row, 0.0)
+        return jnp.einsum("j,j...->...", row, memory).astype(x_BTD.dtype), memory
+
+
 # In the order in which they meet the stream: skips come before the embedding's share.
 PARTS: dict[str, type[Part]] = {
     "unet": UNet,
     "x0": X0,
     "coordinates": Coordinates,
+    "dense": Dense,
     "backout": Backout,
 }
 
@@ -156,10 +183,13 @@ class Across(nnx.Module):
 
     def leave(
         self, x_BTD: jax.Array, memory: tuple[Memory, ...], context: Context
-    ) -> tuple[Memory, ...]:
-        """Returns the memories behind a block."""
-        pairs = zip(self._parts(), memory, strict=True)
-        return tuple(part.leave(x_BTD, own, context) for part, own in pairs)
+    ) -> tuple[jax.Array, tuple[Memory, ...]]:
+        """Returns the stream and the memories behind a block."""
+        kept = []
+        for part, own in zip(self._parts(), memory, strict=True):
+            x_BTD, own = part.leave(x_BTD, own, context)
+            kept.append(own)
+        return x_BTD, tuple(kept)
 
     def finish(self, x_BTD: jax.Array, memory: tuple[Memory, ...]) -> jax.Array:
         """Returns the stream that the final norm is given."""

@@ -7,25 +7,43 @@ from typing import Any
 
 import jax
 from flax import nnx
+from ml_collections import FrozenConfigDict
 
 from gpt2_jax.model.parts import Context, Linear, Role
 from gpt2_jax.model.placements.axes import Placement
 from gpt2_jax.model.plan import ATTN, Plan
 
 Branch = Callable[[jax.Array], jax.Array]
+NormCall = Callable[[jax.Array], jax.Array]
+
+
+class Ends(nnx.Module):
+    """How the stream begins and how it is read at the end: here, a single one."""
+
+    def __init__(self, cfg: FrozenConfigDict, placement: Placement):
+        self.placement = placement
+
+    def expand(self, x_BTD: jax.Array) -> Any:
+        """Returns the stream before the first block, given the embedding."""
+        return x_BTD
+
+    def readout(self, stream: Any, norm: NormCall) -> jax.Array:
+        """Returns what the head reads, (B, T, D), given the final norm or the identity."""
+        return norm(stream)
 
 
 class Connection(nnx.Module):
     """A block's stream from the one before it and two branches, A (attention) and F (the MLP).
 
-    Each branch is `u -> b N_out(sublayer(c N_pre(u)))`. A connection also says how the stream
-    begins and how it is read at the end.
+    Each branch is `u -> b N_out(sublayer(c N_pre(u)))`.
 
     Attributes:
       takes: sites of a branch that the connection takes over from it.
+      ends: how its stream begins and ends.
     """
 
     takes: frozenset[str] = frozenset()
+    ends: type[Ends] = Ends
 
     def __init__(self, plan: Plan):
         raise NotImplementedError
@@ -33,17 +51,6 @@ class Connection(nnx.Module):
     def __call__(self, stream: Any, attn: Branch, mlp: Branch, context: Context) -> Any:
         """Returns the stream behind the block."""
         raise NotImplementedError
-
-    @staticmethod
-    def expand(x_BTD: jax.Array, placement: Placement) -> Any:
-        """Returns the stream before the first block, given the embedding."""
-        del placement
-        return x_BTD
-
-    @staticmethod
-    def readout(stream: Any, norm: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        """Returns what the head reads, (B, T, D), given the final norm or the identity."""
-        return norm(stream)
 
 
 def matrix(value: jax.Array) -> nnx.Param[jax.Array]:

@@ -13,7 +13,6 @@ from ml_collections import FrozenConfigDict
 
 from gpt2_jax.model.across import Across
 from gpt2_jax.model.attention import Left, Past
-from gpt2_jax.model.connection import Connection
 from gpt2_jax.model.embedding import Embedding, padded_vocab
 from gpt2_jax.model.norm import Identity
 from gpt2_jax.model.parametrization import logits_factor
@@ -56,6 +55,7 @@ class GPT2(Embedding):
             first = jnp.arange(segment.start, segment.stop, segment.repeats)
             setattr(self, segment.name, nnx.vmap(build)(first))
         self.across = Across(cfg, placement)
+        self.ends = CONNECTIONS[placement.connection].ends(cfg, placement)
         if has_final_norm(placement, cfg.n_layer):
             self.ln_f = final_norm(cfg, placement)
         if not cfg.tie_head:
@@ -97,12 +97,7 @@ class GPT2(Embedding):
 
     def begin(self, x_BTD: jax.Array) -> Carry:
         """Returns the carry before the first block."""
-        return Carry(self.connection.expand(x_BTD, self.placement), self.across.start(x_BTD))
-
-    @property
-    def connection(self) -> type[Connection]:
-        """How branches meet the stream."""
-        return CONNECTIONS[self.placement.connection]
+        return Carry(self.ends.expand(x_BTD), self.across.start(x_BTD))
 
     def pass_block(
         self, block: Block, carry: Carry, context: Context, past: Past | None = None
@@ -110,7 +105,7 @@ class GPT2(Embedding):
         """Returns the carry behind a block, and what its attention leaves."""
         stream = self.across.enter(carry.stream, carry.memory, context)
         stream, left = block(stream, context, past)
-        memory = self.across.leave(stream, carry.memory, context)
+        stream, memory = self.across.leave(stream, carry.memory, context)
         return Carry(stream, memory, left.values if block.is_source else carry.values), left
 
     def _run_segment(self, segment: Segment, carry: Carry, context: Context) -> Carry:
@@ -151,7 +146,7 @@ class GPT2(Embedding):
     def readout(self, carry: Carry) -> jax.Array:
         """Returns what the head reads of the stream behind the last block, (B, T, D)."""
         stream = self.across.finish(carry.stream, carry.memory)
-        return self.connection.readout(stream, getattr(self, "ln_f", Identity()))
+        return self.ends.readout(stream, getattr(self, "ln_f", Identity()))
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Returns float32 logits of `hidden`: head, and mask of padded ids."""

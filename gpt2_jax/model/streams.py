@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from itertools import permutations
 from typing import NamedTuple
 
@@ -11,13 +10,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gpt2_jax.model.connection import Branch, Connection, matrix
+from gpt2_jax.model.connection import Branch, Connection, Ends, NormCall, matrix
+from gpt2_jax.model.depth import AttentionResiduals
 from gpt2_jax.model.norm import LayerNorm, NormSpec, RMSNorm
 from gpt2_jax.model.parts import Context, Role
-from gpt2_jax.model.placements.axes import Placement
 from gpt2_jax.model.plan import ATTN, MLP, Plan
 
-NormCall = Callable[[jax.Array], jax.Array]
 Maps = tuple[jax.Array, jax.Array, jax.Array]
 
 
@@ -28,8 +26,20 @@ class Two(NamedTuple):
     y_BTD: jax.Array
 
 
+class TwoEnds(Ends):
+    """Both begin as the embedding; at the end x + N(y)."""
+
+    def expand(self, x_BTD: jax.Array) -> Two:
+        return Two(x_BTD, x_BTD)
+
+    def readout(self, stream: Two, norm: NormCall) -> jax.Array:
+        return stream.x_BTD + norm(stream.y_BTD)
+
+
 class ResiDual(Connection):
     """o = F(x); x <- N(x + o); y <- y + o; at the end x + N(y) (Xie et al. 2023, 2304.14802)."""
+
+    ends = TwoEnds
 
     def __init__(self, plan: Plan):
         self.attn_post, self.mlp_post = plan.norm("post", ATTN), plan.norm("post", MLP)
@@ -40,15 +50,6 @@ class ResiDual(Connection):
             o = branch(x)
             x, y = post(x + o), y + o
         return Two(x, y)
-
-    @staticmethod
-    def expand(x_BTD: jax.Array, placement: Placement) -> Two:
-        del placement
-        return Two(x_BTD, x_BTD)
-
-    @staticmethod
-    def readout(stream: Two, norm: NormCall) -> jax.Array:
-        return stream.x_BTD + norm(stream.y_BTD)
 
 
 class SiameseNorm(ResiDual):
@@ -72,12 +73,31 @@ class SiameseNorm(ResiDual):
         return Two(x, y)
 
 
+class Summed(Ends):
+    """n copies of the embedding; at the end N(sum_i h_i)."""
+
+    def expand(self, x_BTD: jax.Array) -> jax.Array:
+        return jnp.stack([x_BTD] * self.placement.n_streams)
+
+    def readout(self, stream: jax.Array, norm: NormCall) -> jax.Array:
+        return norm(stream.astype(jnp.float32).sum(0).astype(stream.dtype))
+
+
+class NormedAndSummed(Summed):
+    """n copies of the embedding; at the end sum_i N(h_i)."""
+
+    def readout(self, stream: jax.Array, norm: NormCall) -> jax.Array:
+        return norm(stream).astype(jnp.float32).sum(0).astype(stream.dtype)
+
+
 class HyperConnections(Connection):
     """n streams h_1..h_n: u = sum_i a_i h_i, h_j <- sum_i r_ij h_i + b_j F(u) (2409.19606, eq. 2).
 
     The static maps a, r, b are the parameters themselves; at the start all streams are Pre-LN's.
     At the end the streams are summed.
     """
+
+    ends = Summed
 
     def __init__(self, plan: Plan):
         self.attn, self.mlp = self.maps(plan, ATTN), self.maps(plan, MLP)
@@ -95,14 +115,6 @@ class HyperConnections(Connection):
             added = jnp.moveaxis(b, -1, 0)[..., None] * y_BTD
             h_nBTD = (mixed + added).astype(h_nBTD.dtype)
         return h_nBTD
-
-    @staticmethod
-    def expand(x_BTD: jax.Array, placement: Placement) -> jax.Array:
-        return jnp.stack([x_BTD] * placement.n_streams)
-
-    @staticmethod
-    def readout(stream: jax.Array, norm: NormCall) -> jax.Array:
-        return norm(stream.astype(jnp.float32).sum(0).astype(stream.dtype))
 
 
 class StaticMaps(nnx.Module):
@@ -274,13 +286,11 @@ class LiteMaps(ManifoldMaps):
 class LiteHyperConnections(HyperConnections):
     """mHC-lite; at the end each stream is normed before they are summed, as its code does it."""
 
+    ends = NormedAndSummed
+
     @staticmethod
     def maps(plan: Plan, which: int) -> nnx.Module:
         return LiteMaps(plan, which)
-
-    @staticmethod
-    def readout(stream: jax.Array, norm: NormCall) -> jax.Array:
-        return norm(stream).astype(jnp.float32).sum(0).astype(stream.dtype)
 
 
 SEVERAL_STREAMS: dict[str, type[Connection]] = {
@@ -289,6 +299,7 @@ SEVERAL_STREAMS: dict[str, type[Connection]] = {
     "hyper_static": HyperConnections,
     "hyper": DynamicHyperConnections,
     "frac": FracConnections,
+    "attention_residuals": AttentionResiduals,
     "mhc": ManifoldHyperConnections,
     "mhc_lite": LiteHyperConnections,
 }

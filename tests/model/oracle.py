@@ -749,3 +749,51 @@ def mhc_lite(m):
         return read, r, write
 
     return hyper(m, maps, lambda m, h: sum(ln(x, m.ln_f) for x in h))
+
+
+# -- over all depth
+
+
+@oracle
+def denseformer(m):
+    x = m.tokens + m.positions
+    made, at = [x], 0
+    for l, b in m.numbered():
+        x = x + A(ln(x, b.attn.pre), b)
+        x = x + F(ln(x, b.mlp.pre), b)
+        made.append(x)
+        row = m.across.dense.weights[at : at + l + 1]
+        x = sum(a * one for a, one in zip(row, made, strict=True))
+        at += l + 1
+    return m.head(ln(x, m.ln_f))
+
+
+def attended(p, sources):
+    share = softmax(np.stack([rms(v, p.norm) @ p.query for v in sources], -1))
+    return sum(share[..., i, None] * v for i, v in enumerate(sources))
+
+
+@oracle
+def attention_residuals(m):
+    v = [m.tokens + m.positions]
+    for b in m.blocks:
+        v.append(A(rms(attended(b.connection.attn, v), b.attn.pre), b))
+        v.append(F(rms(attended(b.connection.mlp, v), b.mlp.pre), b))
+    return m.head(rms(attended(m.ends.attention, v), m.ln_f))
+
+
+@oracle
+def attention_residuals_block(m):
+    done, partial, s = [m.tokens + m.positions], 0, 0
+    size = math.ceil(2 * m.L / 8)
+    for b in m.blocks:
+        for branch, pre, p in (
+            (A, b.attn.pre, b.connection.attn),
+            (F, b.mlp.pre, b.connection.mlp),
+        ):
+            sources = done if s % size == 0 else [*done, partial]
+            partial = partial + branch(rms(attended(p, sources), pre), b)
+            s += 1
+            if s % size == 0 or s == 2 * m.L:
+                done, partial = [*done, partial], 0
+    return m.head(rms(attended(m.ends.attention, done), m.ln_f))

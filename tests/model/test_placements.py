@@ -157,10 +157,11 @@ OTHER = {
     "activation": ["gelu_new", "gelu", "relu", "relu2", "silu", "tanh", "swiglu"],
     "head_scale": [True, False],
     "values": ["half", "learned", "first"],
-    "across": ["x0", "unet", "backout", "unet+x0+backout"],
+    "across": ["x0", "unet", "backout", "unet+x0+backout", "dense"],
     "x0_scales": ["1.1 | 0.2/l"],
     "share_blocks": [1],
     "parametrization": ["completep", "depth_mup", "standard"],
+    "depth_groups": [2],
     "n_streams": [2],
     "rank": [3],
     "base_n_layer": [1],
@@ -216,6 +217,7 @@ ACTS_ON = {
     "gate_bias": "gtrxl",
     "x0_scales": "x0_lambda",
     "multiplied": "dyt",
+    "depth_groups": "attention_residuals",
     "n_streams": "hyper_connections",
     "rank": "laurel_lr",
     "base_n_layer": "completep",
@@ -313,7 +315,7 @@ def test_the_same_config_has_the_same_outcome():
         ),
         ({"multiplied": "sum"}, "model.multiplied=sum has nothing to multiply by"),
         ({"fixnorm": True, "embedding_std": "1"}, "model.embedding_std has no effect with fixnorm"),
-        ({"across": "x1"}, "model.across='x1': 'x1' is unknown; there are x0, unet, backout"),
+        ({"across": "x1"}, "model.across='x1': 'x1' is unknown; there are x0, unet, dense"),
         ({"x0_scales": "2 | 1"}, "model.x0_scales='2 | 1' needs across=x0"),
         ({"across": "unet", "n_layer": 3}, "across=unet pairs blocks: n_layer=3 must be even"),
         ({"share_blocks": 3, "n_layer": 4}, "model.share_blocks=3 must divide n_layer=4"),
@@ -429,7 +431,8 @@ def test_the_page_is_current():
 def test_the_list_has_every_preset_in_one_line():
     lines = catalogue().stdout.splitlines()
     assert [line.split()[0] for line in lines] == list(PRESETS)
-    assert "deepnorm           x' = N(a x + F(x)), a = (2 L)^1/4" in "\n".join(lines)
+    (deepnorm,) = (line.split(maxsplit=1)[1] for line in lines if line.startswith("deepnorm "))
+    assert deepnorm.startswith("x' = N(a x + F(x)), a = (2 L)^1/4")
 
 
 def test_one_preset_in_full():

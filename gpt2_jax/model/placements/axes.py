@@ -123,10 +123,13 @@ class Placement:
     across: str = axis(
         "none",
         "what earlier layers leave for later ones, parted by +: `x0` (the embedding joins each "
-        "block's input), `unet`, `backout`",
+        "block's input), `unet`, `dense` (DenseFormer), `backout`",
     )
     x0_scales: str = axis("1 | 0", "initial factors of stream and embedding for `x0`: rules")
     share_blocks: int = axis(0, "different blocks, each used several times in a row; 0: all")
+    depth_groups: int = axis(
+        0, "groups of sublayers that attention_residuals sums before attending to them; 0: none"
+    )
     n_streams: int = axis(4, "streams of the connections that keep n of them, or parts of one")
     rank: int = axis(32, "rank of laurel_lr's skip matrix")
     parametrization: str = axis(
@@ -168,7 +171,7 @@ class Honours:
       places: whether positions can be added between the branches (`positions_at=mlp`).
       several: whether it keeps more than one stream. streams: whether `n_streams` says how many
         of them, or, where it splits one, into how many parts (splits).
-      low_rank: whether `rank` says something.
+      low_rank: whether `rank` says something. groups: whether `depth_groups` does.
       final: whether a final norm belongs to it whatever the last sublayer ends in.
     """
 
@@ -181,6 +184,7 @@ class Honours:
     streams: bool = False
     splits: bool = False
     low_rank: bool = False
+    groups: bool = False
     final: bool = False
 
 
@@ -210,5 +214,8 @@ CONNECTIONS: dict[str, Honours] = {
     "hyper": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES, several=True, streams=True),
     "frac": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES, streams=True, splits=True),
     "mhc": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES, several=True, streams=True),
+    "attention_residuals": Honours(
+        sites=IN_BRANCH, scales=BRANCH_SCALES, several=True, groups=True
+    ),
     "mhc_lite": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES, several=True, streams=True),
 }

@@ -80,6 +80,27 @@ BEYOND: dict[str, Placement] = {
         citation="mHC-lite, 2601.05732; FFTYYY/mhc-lite hyper_conn/mhc_lite.py",
         connection="mhc_lite",
     ),
+    "denseformer": Placement(
+        equation="X_l = block l of x with F(N(x)) added twice; x' = sum_j a_lj X_j, j = 0 .. l",
+        citation="Pagliardini et al. 2024, 2402.02622, eq. 2; epfml/DenseFormer "
+        "denseformer/denseformer.py",
+        note="dilation 1, period 1; a is not decayed, as it is by the code's default",
+        across="dense",
+    ),
+    "attention_residuals": Placement(
+        equation="x_s = sum_i softmax_i(w_s N_s(v_i)) v_i, v_0 the embedding, v_s = F(N(x_s)); "
+        "the head reads such a sum too",
+        citation="2603.15031, eqs. 1 to 4 (full)",
+        norm="rmsnorm",
+        connection="attention_residuals",
+    ),
+    "attention_residuals_block": Placement(
+        equation="as attention_residuals, over the embedding and the sums of 8 groups of sublayers",
+        citation="2603.15031, eqs. 5 and 6 (block)",
+        norm="rmsnorm",
+        connection="attention_residuals",
+        depth_groups=8,
+    ),
     "unet_skips": Placement(
         equation="x' = x + F(N(x)); block L/2 + j is given x + w_j x_i, i = L/2 + 1 - j",
         citation="KellerJordan/modded-nanogpt records/track_1_short/2024-11-10_UNetDoubleLr",

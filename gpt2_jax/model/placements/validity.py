@@ -28,7 +28,7 @@ from gpt2_jax.model.placements.resolve import (
 )
 from gpt2_jax.model.placements.rules import pair, rule, scale
 
-ACROSS = ("x0", "unet", "backout")
+ACROSS = ("x0", "unet", "dense", "backout")
 QK_SITES = ("qk", "qk_full", "qkv", "cosine")
 BIASED = ("layernorm", "dyt", "derf")
 
@@ -159,6 +159,10 @@ def _honours_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
         yield f"rank={placement.rank} has no place in connection={name}"
     if placement.rank < 1:
         yield f"rank={placement.rank} must be at least 1"
+    if cfg.depth_groups is not None and not honours.groups:
+        yield f"depth_groups={placement.depth_groups} has no place in connection={name}"
+    if placement.depth_groups < 0:
+        yield f"depth_groups={placement.depth_groups} must be 0 or more"
     if honours.several and across_words(placement):
         yield f"across={placement.across!r} needs a single stream; connection={name} has several"
     if honours.several and placement.positions_at == "block":
