@@ -27,4 +27,5 @@ def depth(name):
     """Returns blocks enough for what is special about a preset."""
     if PRESETS[name].depth_groups:
         return 5  # ten sublayers, so that a group has two
-    return 4 if PRESETS[name].exceptions else 2  # Mix-LN has no Post-LN below four
+    alike = not PRESETS[name].exceptions and PRESETS[name].values == "own"
+    return 2 if alike else 4  # Mix-LN has no Post-LN below four

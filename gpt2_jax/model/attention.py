@@ -43,10 +43,12 @@ class Left(NamedTuple):
     Attributes:
       values: as they were mixed, for blocks that use those of block 1.
       cache: the new one, where there was one.
+      branches: what attention's branch and the MLP's were given and gave, where asked for.
     """
 
     values: jax.Array
     cache: Cache | None = None
+    branches: tuple[tuple[jax.Array, jax.Array], ...] = ()
 
 
 def resolve_kernel(cfg: ConfigDict | FrozenConfigDict, platform: str) -> str:
@@ -85,6 +87,7 @@ class Attention(nnx.Module):
             init=plan.init,
             dtype=cfg.dtype,
             batch_axes=1,
+            width="in",
         )
         self.mixed = Mixed(plan)
         self.out = Linear(
@@ -94,6 +97,7 @@ class Attention(nnx.Module):
             std=plan.std(placement.residual_init, width, width, ATTN),
             init=plan.init,
             dtype=cfg.dtype,
+            width="out",
         )
 
     @staticmethod

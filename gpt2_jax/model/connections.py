@@ -7,9 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from gpt2_jax.model.connection import Branch, Connection, matrix, square
+from gpt2_jax.model.connection import Branch, Connection, Ends, NormCall, matrix, square
+from gpt2_jax.model.norm import UNIT_EPS, L2Norm, NormSpec
 from gpt2_jax.model.parts import Context, Role
 from gpt2_jax.model.plan import ATTN, MLP, Plan, Scale
+
+PREVIOUS = 3  # streams that LAuReL-PA looks at, its own included
 
 
 class Meeting(nnx.Module):
@@ -200,6 +203,56 @@ class LowRank(nnx.Module):
         return x @ self.down[...].astype(x.dtype) @ self.up[...].astype(x.dtype)
 
 
+class Slerp(Connection):
+    """x' = |x + a (|F(x)| - x)|, |.| of length 1, a = |a_0| 0.05 sqrt(d), a_0 initially 1/sqrt(d).
+
+    Loshchilov et al. 2024 (nGPT), 2410.01131, eqs. 10 and 11.
+    """
+
+    FIRST = 0.05
+
+    def __init__(self, plan: Plan):
+        d = plan.cfg.n_embd
+        self.to_first = self.FIRST * d**0.5
+        self.attn_rate, self.mlp_rate = (
+            nnx.Param(jnp.full(d, d**-0.5), role=Role.SCALAR) for _ in range(2)
+        )
+        self.unit = L2Norm(d, NormSpec("l2", UNIT_EPS, False, plan.cfg.dtype))
+
+    def __call__(self, x: jax.Array, attn: Branch, mlp: Branch, context: Context) -> jax.Array:
+        for rate, branch in ((self.attn_rate, attn), (self.mlp_rate, mlp)):
+            x = self.unit(x)
+            a = (jnp.abs(rate[...]) * self.to_first).astype(x.dtype)
+            x = self.unit(x + a * (self.unit(branch(x)) - x))
+        return x
+
+
+class Recent(Ends):
+    """The stream, and the two before it: zeros before the first sublayer."""
+
+    def expand(self, x_BTD: jax.Array) -> jax.Array:
+        return jnp.zeros((PREVIOUS, *x_BTD.shape), x_BTD.dtype).at[0].set(x_BTD)
+
+    def readout(self, stream: jax.Array, norm: NormCall) -> jax.Array:
+        return norm(stream[0])
+
+
+class LaurelPA(Connection):
+    """x_{i+1} = F(x_i) + x_i + sum_j g_ij x_{i-j}, j = 0 .. 2, g initially 0 (LAuReL-PA, eq. 4)."""
+
+    ends = Recent
+
+    def __init__(self, plan: Plan):
+        self.weights = nnx.Param(jnp.zeros((2, PREVIOUS)), role=Role.SCALAR)
+
+    def __call__(self, x: jax.Array, attn: Branch, mlp: Branch, context: Context) -> jax.Array:
+        for which, branch in ((ATTN, attn), (MLP, mlp)):
+            earlier = jnp.einsum("j,j...->...", self.weights[which], x)
+            new = (branch(x[0]) + x[0] + earlier).astype(x.dtype)
+            x = jnp.concatenate([new[None], x[:-1]])
+        return x
+
+
 class DeltaLearning(Connection):
     """x' = x + b (v - k^T x) k, k = F(c)/|F(c)|, b = 2 σ(w_b c), v = w_v c, c = N(x).
 
@@ -263,6 +316,8 @@ ONE_STREAM: dict[str, type[Connection]] = {
     "highway": Highway,
     "laurel_rw": LaurelRW,
     "laurel_lr": LaurelLR,
+    "slerp": Slerp,
+    "laurel_pa": LaurelPA,
     "ddl": DeltaLearning,
     "orthogonal": Orthogonal,
 }

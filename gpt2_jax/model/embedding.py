@@ -6,15 +6,13 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from gpt2_jax.model.norm import L2Norm, NormSpec
+from gpt2_jax.model.norm import UNIT_EPS, L2Norm, NormSpec
 from gpt2_jax.model.parts import Context, Init, Role, dropout
 from gpt2_jax.model.placements.axes import Placement
 from gpt2_jax.model.placements.resolve import block_values
 from gpt2_jax.model.placements.rules import rule, scale
 from gpt2_jax.model.plan import Scale, final_norm
 from gpt2_jax.model.positions import sinusoids
-
-FIXNORM_EPS = 1e-12
 
 
 def padded_vocab(cfg: ConfigDict | FrozenConfigDict) -> int:
@@ -32,14 +30,16 @@ class Embedding(nnx.Module):
         self.cfg, self.placement = cfg, placement
         v, d, values = padded_vocab(cfg), cfg.n_embd, block_values(cfg, 1)
         self.embedding_std = float(rule(placement.embedding_std)(values))
-        self.wte = nnx.Param(init.normal("wte", (v, d), self.embedding_std), role=Role.EMBEDDING)
+        self.wte = nnx.Param(
+            init.normal("wte", (v, d), self.embedding_std), role=Role.EMBEDDING, width_axes=(-1,)
+        )
         if placement.positions == "learned":
             shape = (cfg.n_positions, d)
             self.wpe = nnx.Param(init.normal("wpe", shape, self.embedding_std), role=Role.POSITION)
         spec = scale(placement.embedding_multiplier)
         self.embedding_multiplier = Scale(spec, spec.rule(values), cfg)
         if placement.fixnorm:  # Nguyen & Chiang 2018: only directions tell tokens apart
-            self.unit = L2Norm(d, NormSpec("l2", FIXNORM_EPS, False, "float32"))
+            self.unit = L2Norm(d, NormSpec("l2", UNIT_EPS, False, "float32"))
         if placement.embedding_norm:
             self.embedding_norm = final_norm(cfg, placement)
 

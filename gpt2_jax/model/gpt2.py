@@ -16,7 +16,7 @@ from gpt2_jax.model.attention import Left, Past
 from gpt2_jax.model.embedding import Embedding, padded_vocab
 from gpt2_jax.model.norm import Identity
 from gpt2_jax.model.parametrization import logits_factor
-from gpt2_jax.model.parts import Context, Init, Role
+from gpt2_jax.model.parts import Context, Init, Role, Shift
 from gpt2_jax.model.placements.resolve import Segment, has_final_norm, resolve, segments
 from gpt2_jax.model.plan import Plan, final_norm
 from gpt2_jax.model.residual import CONNECTIONS, Block
@@ -56,11 +56,17 @@ class GPT2(Embedding):
             setattr(self, segment.name, nnx.vmap(build)(first))
         self.across = Across(cfg, placement)
         self.ends = CONNECTIONS[placement.connection].ends(cfg, placement)
+        self.shift = Shift(placement.scalar_bias)
         if has_final_norm(placement, cfg.n_layer):
             self.ln_f = final_norm(cfg, placement)
+        if placement.logit_scale:
+            first = jnp.full(cfg.vocab_size, cfg.n_embd**-0.5)
+            self.logit_scale = nnx.Param(first, role=Role.SCALAR)
         if not cfg.tie_head:
             shape = (padded_vocab(cfg), cfg.n_embd)
-            self.head = nnx.Param(Init(key).normal("head", shape, cfg.init_std), role=Role.HEAD)
+            self.head = nnx.Param(
+                Init(key).normal("head", shape, cfg.init_std), role=Role.HEAD, width_axes=(-1,)
+            )
 
     def __call__(
         self,
@@ -145,8 +151,9 @@ class GPT2(Embedding):
 
     def readout(self, carry: Carry) -> jax.Array:
         """Returns what the head reads of the stream behind the last block, (B, T, D)."""
+        norm = getattr(self, "ln_f", Identity())
         stream = self.across.finish(carry.stream, carry.memory)
-        return self.ends.readout(stream, getattr(self, "ln_f", Identity()))
+        return self.ends.readout(stream, lambda x: norm(self.shift(x)))
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Returns float32 logits of `hidden`: head, and mask of padded ids."""
@@ -155,7 +162,11 @@ class GPT2(Embedding):
         logits_NV = project(x_ND, head_VD.astype(self.cfg.dtype))
         if (factor := logits_factor(self.cfg, self.placement)) != 1.0:
             logits_NV = logits_NV * factor
-        if self.cfg.vocab_size < logits_NV.shape[-1]:
+        n_padded = logits_NV.shape[-1] - self.cfg.vocab_size
+        if hasattr(self, "logit_scale"):  # nGPT, eq. 3
+            factor_V = self.logit_scale[...] * self.cfg.n_embd**0.5
+            logits_NV = logits_NV * jnp.pad(factor_V, (0, n_padded))
+        if n_padded:
             real_V = jnp.arange(logits_NV.shape[-1]) < self.cfg.vocab_size
             logits_NV = jnp.where(real_V, logits_NV, jnp.finfo(jnp.float32).min)
         return logits_NV.reshape(*x_BTD.shape[:-1], -1)

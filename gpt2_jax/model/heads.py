@@ -7,8 +7,9 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from ml_collections import FrozenConfigDict
 
-from gpt2_jax.model.norm import L2Norm, NormSpec
+from gpt2_jax.model.norm import UNIT_EPS, L2Norm, NormSpec
 from gpt2_jax.model.parts import Context, Role
 from gpt2_jax.model.plan import ATTN, Plan
 from gpt2_jax.model.positions import rotate
@@ -25,15 +26,17 @@ class Shaped(nnx.Module):
         width = cfg.n_embd // heads
         self.rotary = plan.placement.positions == "rotary"
         self.borrows_values = plan.segment.values == "first"
-        self.scales_scores = plan.has("cosine", ATTN)
+        self.scales_scores = plan.has("cosine", ATTN) or plan.has("unit_qk", ATTN)
         for site, over in (("qk", width), ("qk_full", cfg.n_embd), ("qkv", width)):
             if plan.has(site, ATTN):
                 self.q_norm, self.k_norm = (plan.norm(site, ATTN, over) for _ in "qk")
         if plan.has("qkv", ATTN):
             self.v_norm = plan.norm("qkv", ATTN, width)
         self.over_heads = plan.has("qk_full", ATTN)
-        if self.scales_scores:
+        if plan.has("cosine", ATTN):
             self.cosine = Cosine(heads, cfg.dtype)
+        if plan.has("unit_qk", ATTN):
+            self.unit_qk = UnitQK(heads, width, cfg)
         if plan.segment.values in ("half", "learned"):
             self.value_mix = ValueMix(learned=plan.segment.values == "learned")
 
@@ -51,10 +54,12 @@ class Shaped(nnx.Module):
             q, k = self._normed(self.q_norm, q, time_axis), self._normed(self.k_norm, k, time_axis)
         if hasattr(self, "v_norm"):
             v = self.v_norm(v)
-        if self.scales_scores:
+        if hasattr(self, "cosine"):
             q, k = self.cosine(q, k, time_axis)
         if self.rotary:
             q, k = (rotate(x, context.positions, time_axis) for x in (q, k))
+        if hasattr(self, "unit_qk"):
+            q, k = self.unit_qk(q, k, time_axis)
         if hasattr(self, "value_mix"):
             v = self.value_mix(v, context.values)
         return q, k, v
@@ -74,13 +79,32 @@ class Cosine(nnx.Module):
     """
 
     def __init__(self, heads: int, dtype: str):
-        self.unit = L2Norm(0, NormSpec("l2", 1e-12, False, dtype))
+        self.unit = L2Norm(0, NormSpec("l2", UNIT_EPS, False, dtype))
         self.logit_scale = nnx.Param(jnp.full(heads, math.log(10.0)), role=Role.SCALAR)
 
     def __call__(self, q: jax.Array, k: jax.Array, time_axis: int) -> tuple[jax.Array, jax.Array]:
         s_H = jnp.exp(jnp.minimum(self.logit_scale[...], math.log(MAX_LOGIT_SCALE)))
         s = s_H[:, None] if time_axis == 1 else s_H[:, None, None]
         return (self.unit(q) * s).astype(q.dtype), self.unit(k)
+
+
+class UnitQK(nnx.Module):
+    """q and k of length 1 times s sqrt(d), s initially 1/sqrt(d); scores times sqrt(K).
+
+    Loshchilov et al. 2024 (nGPT), eqs. 15 and 16.
+    """
+
+    def __init__(self, heads: int, width: int, cfg: FrozenConfigDict):
+        self.to_one, self.score_scale = cfg.n_embd**0.5, width**0.5
+        self.unit = L2Norm(width, NormSpec("l2", UNIT_EPS, False, "float32"))
+        first = jnp.full((heads, width), cfg.n_embd**-0.5)
+        self.factor = nnx.Param(first, role=Role.SCALAR)
+
+    def __call__(self, q: jax.Array, k: jax.Array, time_axis: int) -> tuple[jax.Array, jax.Array]:
+        s = self.factor[...] * self.to_one
+        s = s if time_axis == 1 else s[:, None, :]
+        scaled = self.unit(q) * s * self.score_scale, self.unit(k) * s
+        return scaled[0].astype(q.dtype), scaled[1].astype(k.dtype)
 
 
 class ValueMix(nnx.Module):

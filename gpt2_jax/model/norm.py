@@ -13,6 +13,8 @@ from jax import lax
 
 from gpt2_jax.model.parts import Role
 
+UNIT_EPS = 1e-12  # of norms to length 1 that are no choice of the config
+
 
 @dataclass(frozen=True)
 class NormSpec:

@@ -49,7 +49,8 @@ def rates(cfg: FrozenConfigDict, placement: Placement, role: Role, in_block: boo
     """Returns the factors on a parameter's learning rate, decay and epsilon."""
     ratios = _ratios(cfg, placement)
     if ratios is None:
-        return Rates()
+        # What is normed after each update has no size to decay.
+        return Rates(decay=0.0) if placement.unit_weights else Rates()
     m_l, m_n, alpha = ratios
     eps = m_l**-alpha / m_n
     if not in_block:

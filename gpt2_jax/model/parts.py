@@ -44,6 +44,7 @@ class Context(NamedTuple):
       step: updates done, for what changes while the model is trained; None where nobody said.
       layer: 0-based index of the block (may be traced).
       values: attention's values of block 1, where later blocks use them.
+      probe: whether blocks hand out what their branches were given and gave.
       place: vectors of the positions, where blocks add them too, (T, D) or (B, T, D).
     """
 
@@ -53,6 +54,7 @@ class Context(NamedTuple):
     layer: jax.Array | int = 0
     values: jax.Array | None = None
     place: jax.Array | None = None
+    probe: bool = False
 
     def at(self, layer: jax.Array | int, values: jax.Array | None) -> Context:
         """Returns what the block of that index is told, with dropout keys of its own."""
@@ -91,6 +93,7 @@ class Linear(nnx.Module):
       batch_axes: how many leading axes of `d_out` hold independent matrices (3 for q, k, v): an
         optimizer that works on whole matrices takes them one by one.
       bias: whether there is a b.
+      width: which side is the stream's width, `in` or `out`, for placements that norm along it.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class Linear(nnx.Module):
         dtype: str,
         batch_axes: int = 0,
         bias: bool = True,
+        width: str | None = None,
     ):
         ndim = len(d_in) + len(d_out)
         self.d_in, self.d_out, self.dtype = d_in, d_out, jnp.dtype(dtype)
@@ -112,6 +116,7 @@ class Linear(nnx.Module):
             role=Role.MATRIX,
             in_axes=tuple(range(-ndim, -len(d_out))),
             out_axes=tuple(range(-len(d_out) + batch_axes, 0)),
+            width_axes=(-ndim,) if width == "in" else (-1,) if width == "out" else (),
         )
         self.bias = nnx.Param(jnp.zeros(d_out), role=Role.BIAS) if bias else None
 
@@ -123,6 +128,16 @@ class Linear(nnx.Module):
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype).reshape(n_out)
         return y.reshape(*lead, *self.d_out)
+
+
+class Shift(nnx.Module):
+    """x - b, one b, initially 0 (Zhang et al. 2019, Fixup); x where there is none."""
+
+    def __init__(self, present: bool):
+        self.bias = nnx.Param(jnp.float32(0.0), role=Role.BIAS) if present else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x if self.bias is None else x - self.bias[...].astype(x.dtype)
 
 
 def dropout(x: jax.Array, keys_B: jax.Array | None, rate: float, site: str) -> jax.Array:

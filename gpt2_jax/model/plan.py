@@ -64,7 +64,7 @@ class Plan:
         return make_norm(width or self.cfg.n_embd, spec, present and self.has(site, which))
 
     def std(self, factor: str, fan_in: int, fan_out: int, which: int) -> Any:
-        """Returns the std of an initial matrix; `factor` is a rule."""
+        """Returns the std of an initial matrix; `factor` is a rule, or one for each sublayer."""
         xavier = (2.0 / (fan_in + fan_out)) ** 0.5  # Glorot & Bengio 2010, eq. 16
         small = (2.0 / (5 * self.cfg.n_embd)) ** 0.5  # Nguyen & Salazar 2019, section 2.2
         base = {
@@ -72,7 +72,7 @@ class Plan:
             "xavier": xavier,
             "small": small if which == ATTN else xavier,
         }[self.placement.init]
-        return base * self.value(factor, which)
+        return base * self.value(pair(factor)[which], which)
 
     def scales(self, name: str) -> Scales:
         """Returns the factors of both sublayers that an axis such as `skip_scale` describes."""

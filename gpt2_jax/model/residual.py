@@ -13,7 +13,7 @@ from gpt2_jax.model.connection import Connection
 from gpt2_jax.model.connections import ONE_STREAM
 from gpt2_jax.model.mlp import MLP
 from gpt2_jax.model.parametrization import branch_factor
-from gpt2_jax.model.parts import Context, drop_rows, dropout
+from gpt2_jax.model.parts import Context, Shift, drop_rows, dropout
 from gpt2_jax.model.placements.rules import pair, scale
 from gpt2_jax.model.plan import ATTN, Plan, Scale
 from gpt2_jax.model.plan import MLP as MLP_SIDE
@@ -32,11 +32,12 @@ class Branch(nnx.Module, Generic[Sublayer]):
         self.pre = plan.norm("pre", which, present="pre" not in takes)
         self.sublayer: Sublayer = sublayer
         self.out = plan.norm("out", which)
+        self.shift = Shift(plan.placement.scalar_bias)
         self.drop_path = Scale(scale(pair(plan.placement.drop_path)[which]), 0.0, plan.cfg, which)
 
     def enter(self, u_BTD: jax.Array, c: Scale, context: Context) -> jax.Array:
         """Returns c N_pre(u)."""
-        return c(self.pre(u_BTD), context)
+        return c(self.shift(self.pre(u_BTD)), context)
 
     def leave(self, y_BTD: jax.Array, b: Scale, context: Context) -> jax.Array:
         """Returns b N_out(y), with what dropout leaves of it."""
@@ -67,16 +68,22 @@ class Block(nnx.Module):
     def __call__(self, stream: Any, context: Context, past: Past | None = None) -> tuple[Any, Left]:
         """Returns the stream behind the block, and what its attention leaves."""
         left: list[Left] = []
+        branches: list[tuple[jax.Array, jax.Array]] = []
 
         def attn(u_BTD: jax.Array) -> jax.Array:
-            u_BTD = self.attn.enter(u_BTD, self.input_scale.of(ATTN), context)
-            y_BTD, here = self.attn.sublayer(u_BTD, context, past)
+            n_BTD = self.attn.enter(u_BTD, self.input_scale.of(ATTN), context)
+            y_BTD, here = self.attn.sublayer(n_BTD, context, past)
             left.append(here)
-            return self.attn.leave(y_BTD, self.branch_scale.of(ATTN), context)
+            y_BTD = self.attn.leave(y_BTD, self.branch_scale.of(ATTN), context)
+            branches.append((u_BTD, y_BTD))
+            return y_BTD
 
         def mlp(u_BTD: jax.Array) -> jax.Array:
-            u_BTD = self.mlp.enter(u_BTD, self.input_scale.of(MLP_SIDE), context)
-            y_BTD = self.mlp.sublayer(u_BTD)
-            return self.mlp.leave(y_BTD, self.branch_scale.of(MLP_SIDE), context)
+            n_BTD = self.mlp.enter(u_BTD, self.input_scale.of(MLP_SIDE), context)
+            y_BTD = self.mlp.sublayer(n_BTD)
+            y_BTD = self.mlp.leave(y_BTD, self.branch_scale.of(MLP_SIDE), context)
+            branches.append((u_BTD, y_BTD))
+            return y_BTD
 
-        return self.connection(stream, attn, mlp, context), left[0]
+        stream = self.connection(stream, attn, mlp, context)
+        return stream, left[0]._replace(branches=tuple(branches) if context.probe else ())

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from gpt2_jax.model.embedding import padded_vocab
 from gpt2_jax.model.gpt2 import GPT2, Params
+from gpt2_jax.model.norm import UNIT_EPS
 from gpt2_jax.model.parametrization import rates
 from gpt2_jax.model.parts import Rates, Role
 from gpt2_jax.model.placements.axes import Placement
@@ -28,12 +29,14 @@ class Info:
       role: what it is.
       in_axes, out_axes: for a matrix, the trailing axes that it contracts and that it gives,
         as negative numbers; axes in neither (layers, the 3 of q, k, v) hold separate matrices.
+      width_axes: those that span the stream's width, where it makes sense to norm over them.
       rates: factors on its learning rate, decay and epsilon that the placement asks for.
     """
 
     role: Role
     in_axes: tuple[int, ...] = ()
     out_axes: tuple[int, ...] = ()
+    width_axes: tuple[int, ...] = ()
     rates: Rates = field(default_factory=Rates)
 
 
@@ -74,7 +77,24 @@ class Structure:
 
     def init(self, key: jax.Array) -> Params:
         """Returns initial parameters, float32; pure, so that it can be jitted onto a mesh."""
-        return nnx.to_pure_dict(nnx.state(GPT2(self.cfg, key)))
+        return self.project(nnx.to_pure_dict(nnx.state(GPT2(self.cfg, key))))
+
+    def project(self, params: Params) -> Params:
+        """Returns parameters brought back to where the placement keeps them after an update.
+
+        With `unit_weights`, vectors along the width have length 1 in every matrix and embedding
+        (Loshchilov et al. 2024, nGPT, section 2.6).
+        """
+        if not self.placement.unit_weights:
+            return params
+
+        def unit(info: Info, x: jax.Array) -> jax.Array:
+            if not info.width_axes:
+                return x
+            length = jnp.sqrt(jnp.square(x).sum(info.width_axes, keepdims=True))
+            return x / jnp.maximum(length, UNIT_EPS)
+
+        return jax.tree.map(unit, self.infos, params, is_leaf=lambda x: isinstance(x, Info))
 
     def n_params(self, *, positions: bool = True) -> int:
         """Returns the number of parameters, vocabulary padding not counted.
@@ -121,7 +141,8 @@ def structure(model_config: ConfigDict) -> Structure:
         meta = variable.get_metadata()
         role = Role(meta["role"])
         asked = rates(cfg, placement, role, in_block=path[0].key in stacks)
-        return Info(role, meta.get("in_axes", ()), meta.get("out_axes", ()), asked)
+        axes = {name: meta.get(name, ()) for name in ("in_axes", "out_axes", "width_axes")}
+        return Info(role, **axes, rates=asked)
 
     is_leaf = lambda x: isinstance(x, nnx.Variable)
     infos = jax.tree_util.tree_map_with_path(info, state, is_leaf=is_leaf)

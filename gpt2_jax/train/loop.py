@@ -155,7 +155,7 @@ def _open_run(
     remaining = config.train.steps - first
     seconds = program.trial_seconds(sampler.batch(first)) if remaining >= 10 else None
     if found is None:
-        state = program.init()
+        state = program.start(sampler.batch(0))
         if origin is not None:
             if fault := damage(origin.folder):
                 raise UserError(f"the first weights, {origin.folder}, are damaged or gone: {fault}")

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from gpt2_jax.errors import UserError
 from gpt2_jax.model.attention import resolve_kernel
+from gpt2_jax.model.profile import profile
 from gpt2_jax.model.structure import Structure, structure
 from gpt2_jax.train.mesh import by_rows, make_mesh, replicated
 from gpt2_jax.train.optimizer import make_optimizer
@@ -49,6 +50,16 @@ class Program:
     def put(self, batch: np.ndarray) -> jax.Array:
         """Puts a batch (B, T+1) onto the devices, rows spread over them."""
         return jax.device_put(batch, by_rows(self.mesh))
+
+    def start(self, batch: np.ndarray) -> State:
+        """Returns the state before the first update, which is to be of this batch (B, T+1)."""
+        state = self.init()
+        if not self.structure.placement.profiled:
+            return state
+        whole = replicated(self.mesh)
+        measure = lambda params, tokens: profile(self.structure, params, tokens)
+        tokens = jax.device_put(batch[:, :-1], whole)
+        return state._replace(params=jax.jit(measure, out_shardings=whole)(state.params, tokens))
 
     def trial_seconds(self, batch: np.ndarray) -> float:
         """Returns how long an update takes here, measured on a state that is thrown away."""

@@ -55,7 +55,8 @@ def make_step(
             updates, opt_state = optimizer.update(clipped, opt_state, params)
             if factors is not None:
                 updates = jax.tree.map(jnp.multiply, updates, factors)
-            return jax.tree.map(lambda p, u: p + rate * u, params, updates), opt_state
+            params = jax.tree.map(lambda p, u: p + rate * u, params, updates)
+            return structure.project(params), opt_state
 
         ok = jnp.isfinite(norm) & jnp.isfinite(loss) & ~is_outlier(config, state.guard, norm)
         params, opt_state = take_if(ok, take, (state.params, state.opt_state))

@@ -797,3 +797,69 @@ def attention_residuals_block(m):
             if s % size == 0 or s == 2 * m.L:
                 done, partial = [*done, partial], 0
     return m.head(rms(attended(m.ends.attention, done), m.ln_f))
+
+
+@oracle
+def laurel_pa(m):
+    x = [m.tokens + m.positions]
+    for b in m.blocks:
+        for i, (branch, n) in enumerate(((A, b.attn.pre), (F, b.mlp.pre))):
+            new = branch(ln(x[-1], n), b) + x[-1]
+            for g, earlier in zip(b.connection.weights[i], reversed(x), strict=False):
+                new = new + g * earlier
+            x.append(new)
+    return m.head(ln(x[-1], m.ln_f))
+
+
+@oracle
+def fixup(m):
+    x = m.tokens * math.sqrt(m.D) + m.positions
+    for b in m.blocks:
+        p, a = b.mlp.sublayer, b.branch_scale
+        x = x + a.attn.value * A(x - b.attn.shift.bias, b)
+        h = gelu(affine(x - b.mlp.shift.bias, p.up) - p.before.bias)
+        x = x + a.mlp.value * affine(h - p.behind.bias, p.down)
+    return m.head(x - m.shift.bias)
+
+
+@oracle
+def ngpt(m):
+    def turned(q):  # rotary: channel i with i + K/2
+        half = q.shape[-1] // 2
+        angle = np.arange(m.n_time)[:, None] / 10000 ** (np.arange(half) / half)
+        cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
+        a, b = q[..., :half], q[..., half:]
+        return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+    x, root = m.tokens, math.sqrt(m.D)
+    for b in m.blocks:
+        p, q, c = b.attn.sublayer, b.mlp.sublayer, b.connection
+        s = p.shaped.unit_qk.factor * root
+        shape = lambda q, k, v, s=s: (unit(turned(q)) * s, unit(turned(k)) * s, v)
+        y = attention(unit(x), p, shape, scale=math.sqrt(p.qkv.kernel.shape[-1]))
+        x = unit(unit(x) + abs(c.attn_rate) * 0.05 * root * (unit(y) - unit(x)))
+        u, v = affine(x, q.up) * q.up_scale * root, affine(x, q.gate) * q.gate_scale * root
+        y = affine(u * silu(v), q.down)
+        x = unit(x + abs(c.mlp_rate) * 0.05 * root * (unit(y) - x))
+    return m.head(x) * m.logit_scale * root
+
+
+@oracle
+def admin(m):
+    x = m.tokens * math.sqrt(m.D) + m.positions
+    for b in m.blocks:
+        w, c = b.connection.skip_scale, b.connection
+        x = ln(w.attn.value * x + A(x, b), c.attn.post)
+        x = ln(w.mlp.value * x + F(x, b), c.mlp.post)
+    return m.head(x)
+
+
+def admin_profile(m):
+    """The factors that Admin measures, one a sublayer, whatever those of the model are."""
+    x, w, found = m.tokens * math.sqrt(m.D) + m.positions, 1.0, []
+    for b in m.blocks:
+        for branch, n in ((A, b.connection.attn.post), (F, b.connection.mlp.post)):
+            found.append(w)
+            y = branch(x, b)
+            x, w = ln(w * x + y, n), math.sqrt((w * x).var() + y.var())
+    return found

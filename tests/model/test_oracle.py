@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from gpt2_jax.model.placements import PRESETS
-from tests.model.oracle import ORACLES, Model
+from gpt2_jax.model.profile import profile
+from tests.model.oracle import ORACLES, Model, admin_profile
 from tests.placements import EVERY, depth
 from tests.tools import tiny_model
 
@@ -49,6 +50,18 @@ def test_logits_are_those_of_the_equation(name):
     rms = np.sqrt((theirs**2).mean())
     assert rms > 0.1
     assert np.abs(ours - theirs).max() < 1e-5 * rms
+
+
+def test_admin_starts_from_what_it_measures():
+    structure, params = built("admin")
+    measured = jax.jit(lambda p: profile(structure, p, TOKENS))(params)
+    want = admin_profile(Model(*parts(structure, params), TOKENS, 11, 0))
+    assert want[0] == 1.0 and np.abs(np.diff(want)).min() > 0.05
+    scales = measured["blocks"]["connection"]["skip_scale"]
+    for i, name in enumerate(("attn", "mlp")):
+        got = np.asarray(scales[name]["value"])
+        np.testing.assert_allclose(got, np.array(want[i::2])[:, None] * np.ones(16), rtol=1e-5)
+    assert profile(*built("post_ln"), TOKENS) is built("post_ln")[1]
 
 
 # Presets that are one function and differ in where training starts.

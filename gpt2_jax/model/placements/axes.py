@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 BLOCK_SITES = ("stream", "skip", "pre", "out", "post")
-ATTENTION_SITES = (*BLOCK_SITES, "qk", "qk_full", "qkv", "cosine", "inner")
+QK_SITES = ("qk", "qk_full", "qkv", "cosine", "unit_qk")
+ATTENTION_SITES = (*BLOCK_SITES, *QK_SITES, "inner")
 MLP_SITES = (*BLOCK_SITES, "inner")
 NORMS = (
     "layernorm",
@@ -55,7 +56,8 @@ class Placement:
         "pre",
         "where norms stand, parted by +: `stream` (skip and branch both read it), `skip`, `pre`, "
         "`out` (on the branch), `post` (after the add), `inner` (before the last matrix); in "
-        "attention also `qk`, `qkv` (each head), `qk_full` (all heads at once), `cosine`",
+        "attention also `qk`, `qkv` (each head), `qk_full` (all heads at once), `cosine` (Swin "
+        "v2's), `unit_qk` (nGPT's)",
     )
     norm: str = axis("layernorm", "kind of norm", NORMS)
     norm_eps: float = axis(1e-5, "epsilon of the norms")
@@ -70,6 +72,9 @@ class Placement:
     )
     skip_scale: str = axis(
         "1", "a: a rule in l, L, s, S, d, t, or `learned_scalar(RULE)`, `_block`, `_vector`"
+    )
+    profiled: bool = axis(
+        False, "whether learned skip factors start from variances measured on the first batch"
     )
     branch_scale: str = axis("1", "b: as skip_scale")
     input_scale: str = axis("1", "c: as skip_scale")
@@ -87,7 +92,7 @@ class Placement:
     residual_init: str = axis(
         "(2*L)**-0.5", "factor on the initial matrices that end on the stream: a rule"
     )
-    value_init: str = axis("1", "factor on the initial W_V and the MLP's first matrix: a rule")
+    value_init: str = axis("1", "factor on the initial W_V | the MLP's first matrix: rules")
     query_init: str = axis("1", "factor on the initial W_Q and W_K: a rule")
     embedding_std: str = axis("std", "std of initial embeddings: a rule")
     embedding_multiplier: str = axis("1", "factor on embeddings: as skip_scale, without l and t")
@@ -113,7 +118,17 @@ class Placement:
         "the MLP's nonlinearity; `gelu_new` is GPT-2's tanh approximation, `swiglu` is gated",
         ("gelu_new", "gelu", "relu", "relu2", "silu", "tanh", "swiglu"),
     )
+    scalar_bias: bool = axis(
+        False, "whether one learned number is taken off each branch's input, and inside the MLP"
+    )
     head_scale: bool = axis(False, "whether each head's output has a learned factor")
+    unit_weights: bool = axis(
+        False, "whether matrices are brought back to length 1 along the width after each update"
+    )
+    hidden_scale: bool = axis(
+        False, "whether each channel inside the MLP has a learned factor, initially sqrt(d)"
+    )
+    logit_scale: bool = axis(False, "whether each token's logit has a learned factor")
     values: str = axis(
         "own",
         "attention's values after block 1: its own, mixed with those of block 1 half and half or "
@@ -191,7 +206,7 @@ class Honours:
 IN_BRANCH = ("pre", "out")
 BRANCH_SCALES = ("branch_scale", "input_scale")
 # Those that are the branch's own business, whatever the connection.
-IN_BRANCH_SITES = (*IN_BRANCH, "inner", "qk", "qk_full", "qkv", "cosine")
+IN_BRANCH_SITES = (*IN_BRANCH, "inner", *QK_SITES)
 CONNECTIONS: dict[str, Honours] = {
     "plain": Honours(places=True),
     "parallel": Honours(whole_block=True),
@@ -202,6 +217,8 @@ CONNECTIONS: dict[str, Honours] = {
     "highway": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES),
     "laurel_rw": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES),
     "laurel_lr": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES, low_rank=True),
+    "laurel_pa": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES, several=True),
+    "slerp": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES),
     "ddl": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES),
     "orthogonal": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES),
     "residual_dual": Honours(

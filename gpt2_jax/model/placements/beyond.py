@@ -21,6 +21,28 @@ BEYOND: dict[str, Placement] = {
         citation="LAuReL (Menghani et al. 2024), 2411.07501, eq. 3, LR",
         connection="laurel_lr",
     ),
+    "laurel_pa": Placement(
+        equation="x_{s+1} = F(N(x_s)) + x_s + sum_j g_sj x_{s-j}, j = 0, 1, 2, g initially 0",
+        citation="LAuReL (Menghani et al. 2024), 2411.07501, PA",
+        note="with h the identity and k = 3, for each sublayer; the paper leaves the start open",
+        connection="laurel_pa",
+    ),
+    "ngpt": Placement(
+        equation="x' = |x + a (|F(x)| - x)|, |.| of length 1, a of the width, initially 0.05; "
+        "q, k, the MLP's hidden channels and logits with learned factors; matrices of length 1",
+        citation="nGPT (Loshchilov et al. 2024), 2410.01131; NVIDIA/ngpt model.py, train.py",
+        note="vector biases stay; train it without warm-up, and untied (model.tie_head=False)",
+        connection="slerp",
+        norms="unit_qk | none",
+        norm="l2",
+        final_norm="no",
+        positions="rotary",
+        activation="swiglu",
+        embedding_std="d**-0.5",
+        unit_weights=True,
+        hidden_scale=True,
+        logit_scale=True,
+    ),
     "ddl": Placement(
         equation="x' = x + b (v - k^T x) k, c = N(x), k = F(c)/|F(c)|, b = 2 σ(w_b c), v = w_v c",
         citation="Deep Delta Learning, 2601.00417; yifanzhang-pro/deep-delta-learning",

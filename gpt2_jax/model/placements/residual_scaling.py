@@ -7,7 +7,7 @@ note.
 from __future__ import annotations
 
 from gpt2_jax.model.placements.axes import Placement
-from gpt2_jax.model.placements.norm_placement import UNIT_EMBEDDING
+from gpt2_jax.model.placements.norm_placement import UNIT_EMBEDDING, XAVIER
 
 RESIDUAL_SCALING: dict[str, Placement] = {
     "deepnorm": Placement(
@@ -18,6 +18,18 @@ RESIDUAL_SCALING: dict[str, Placement] = {
         init="xavier",
         residual_init="(8*L)**-0.25",
         value_init="(8*L)**-0.25",
+        **UNIT_EMBEDDING,
+    ),
+    "admin": Placement(
+        equation="x' = N(w_s x + F(x)), w_s of the width, w_1 = 1 and w_{s+1}^2 = w_s^2 Var(x_s) + "
+        "Var(F(x_s)) initially, measured on the first batch",
+        citation="Liu et al. 2020, 2004.08249; LiyuanLucasLiu/Transformer-Clinic "
+        "fairseq/fairseq/modules/transformer_layer.py",
+        note="as the code measures it; the paper's formula leaves out the embedding's variance",
+        norms="post",
+        skip_scale="learned_vector(1)",
+        profiled=True,
+        **XAVIER,
         **UNIT_EMBEDDING,
     ),
     "rezero": Placement(
@@ -86,6 +98,22 @@ RESIDUAL_SCALING: dict[str, Placement] = {
         value_init="(9*L)**-0.25",
         embedding_std="d**-0.5*(9*L)**-0.25",
         embedding_multiplier="d**0.5",
+    ),
+    "fixup": Placement(
+        equation="x' = x + a A(x - b)\nx' = x + a (W_2 (f(W_1 (x - b1) - b2) - b3)), "
+        "W_O = W_2 = 0, W_Q, W_K, W_V scaled by S^-1/6, W_1 by S^-1/2",
+        citation="Zhang et al. 2019, 1901.09321, and their Transformer; hongyi-zhang/Fixup "
+        "fairseq/fairseq/models/transformer_zero.py",
+        note="S counts this model's branches; the tied head is not zero, and vector biases stay",
+        norm="none",
+        norms="none",
+        branch_scale="learned_scalar(1)",
+        scalar_bias=True,
+        init="xavier",
+        residual_init="0",
+        value_init="S**(-1/6) | S**-0.5",
+        query_init="S**(-1/6)",
+        **UNIT_EMBEDDING,
     ),
     "ds_init": Placement(
         equation="x' = N(x + F(x)), the matrices of block l scaled by 1/sqrt(l)",

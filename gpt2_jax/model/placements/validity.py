@@ -14,6 +14,7 @@ from gpt2_jax.model.placements.axes import (
     IN_BRANCH_SITES,
     MLP_SITES,
     PER_BLOCK,
+    QK_SITES,
     Honours,
     Placement,
 )
@@ -29,7 +30,6 @@ from gpt2_jax.model.placements.resolve import (
 from gpt2_jax.model.placements.rules import pair, rule, scale
 
 ACROSS = ("x0", "unet", "dense", "backout")
-QK_SITES = ("qk", "qk_full", "qkv", "cosine")
 BIASED = ("layernorm", "dyt", "derf")
 
 
@@ -77,7 +77,7 @@ RULES: dict[str, tuple[str, bool, bool]] = {
     "norm_gain": ("lLsSd", False, False),
     "norm_alpha": ("lLsSd", False, True),
     "residual_init": ("lLsSd", False, False),
-    "value_init": ("lLsSd", False, False),
+    "value_init": ("lLsSd", False, True),
     "query_init": ("lLsSd", False, False),
     "embedding_std": ("LSd", False, False),
     "embedding_multiplier": ("LSd", True, False),
@@ -149,6 +149,13 @@ def _honours_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
         for axis in PER_BLOCK[1:]:
             if axis not in honours.scales and getattr(block, axis) != "1":
                 yield f"{axis}={getattr(block, axis)!r} has no place in connection={name}"
+    learned = [scale(text).kind for text in pair(placement.skip_scale)]
+    if placement.profiled and (
+        name != "plain" or {*learned} - {"learned_vector", "learned_scalar"}
+    ):
+        yield "profiled=True needs connection=plain and a learned skip_scale for each sublayer"
+    if placement.profiled and placement.share_blocks:
+        yield "profiled=True measures each block: it needs share_blocks=0"
     if placement.gate_bias != 2.0 and name not in ("gru", "highway"):
         yield f"gate_bias={placement.gate_bias} has no place in connection={name}"
     if cfg.n_streams is not None and not honours.streams:
@@ -191,7 +198,7 @@ def _block_faults(name: str, honours: Honours, block: Placement) -> Iterator[str
 def _norm_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
     """Norm fields that nothing reads."""
     kind = placement.norm
-    present = [sites(b, w) - {"cosine"} for b in _blocks(cfg, placement) for w in (0, 1)]
+    present = [sites(b, w) - {"cosine", "unit_qk"} for b in _blocks(cfg, placement) for w in (0, 1)]
     if kind == "none" and any(present):
         yield f"norms={placement.norms!r}, but norm=none: choose a kind of norm, or norms=none"
     if kind == "none" and (placement.embedding_norm or placement.final_norm == "yes"):
