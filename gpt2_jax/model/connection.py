@@ -13,7 +13,7 @@ from gpt2_jax.model.parts import Context, Linear, Role
 from gpt2_jax.model.placements.axes import Placement
 from gpt2_jax.model.plan import ATTN, Plan
 
-Branch = Callable[[jax.Array], jax.Array]
+Branch = Callable[[Any], jax.Array]  # attention may be given one input for each of q, k, v
 NormCall = Callable[[jax.Array], jax.Array]
 
 

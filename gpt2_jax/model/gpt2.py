@@ -122,7 +122,7 @@ class GPT2(Embedding):
             block = nnx.merge(graphdef, params)
             return self.pass_block(block, carry, context.at(layer, carry.values))[0]
 
-        if segment.values == "source":  # a segment of one block, whose values join the carry
+        if len(layers) == 1:  # what it carries on may have another structure
             return self._remat(body)(carry, jax.tree.map(lambda x: x[0], params), layers[0])
         body = self._remat(body)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ class Shaped(nnx.Module):
         width = cfg.n_embd // heads
         self.rotary = plan.placement.positions == "rotary"
         self.borrows_values = plan.segment.values == "first"
+        self.has_values = not (self.borrows_values or plan.placement.identity_values)
         self.scales_scores = plan.has("cosine", ATTN) or plan.has("unit_qk", ATTN)
         for site, over in (("qk", width), ("qk_full", cfg.n_embd), ("qkv", width)):
             if plan.has(site, ATTN):
@@ -40,15 +42,18 @@ class Shaped(nnx.Module):
         if plan.segment.values in ("half", "learned"):
             self.value_mix = ValueMix(learned=plan.segment.values == "learned")
 
-    def __call__(self, qkv: jax.Array, context: Context, time_axis: int) -> QKV:
+    def __call__(
+        self, qkv: jax.Array, x: Callable[[], jax.Array], context: Context, time_axis: int
+    ) -> QKV:
         """Returns q, k and v in the layout in which they came.
 
         Args:
-          qkv: (3, B, H, T, K) with `time_axis` 2 or (3, B, T, H, K) with 1; (2, ...) without
-            values of its own.
+          qkv: (3, B, H, T, K) with `time_axis` 2 or (3, B, T, H, K) with 1; (2, ...) where there
+            is no W_V.
+          x: what attention reads, in heads and in that layout.
         """
         q, k = qkv[0], qkv[1]
-        v = context.values if self.borrows_values else qkv[2]
+        v = context.values if self.borrows_values else qkv[2] if self.has_values else x()
         assert v is not None
         if hasattr(self, "q_norm"):
             q, k = self._normed(self.q_norm, q, time_axis), self._normed(self.k_norm, k, time_axis)
@@ -137,3 +142,23 @@ class Mixed(nnx.Module):
             return o_BTHK
         b, t, h, k = o_BTHK.shape
         return self.inner(o_BTHK.reshape(b, t, h * k)).reshape(b, t, h, k)
+
+
+class ShapedMap(nnx.Module):
+    """M -> a I + b M - c C for each head, a = b = c = 1 at the start (He & Hofmann 2023, eq. 12).
+
+    C is uniform over what a token may attend to, which is M itself where all scores are equal.
+    """
+
+    def __init__(self, heads: int):
+        self.factors = nnx.Param(jnp.ones((3, heads, 1, 1)), role=Role.SCALAR)
+
+    def __call__(self, p_BHTS: jax.Array, mask: jax.Array, own_TS: jax.Array) -> jax.Array:
+        """Returns the weights (B, H, T, S).
+
+        Args:
+          mask: what is attended to. own_TS: which column each token itself is.
+        """
+        a, b, c = self.factors[...]
+        uniform = mask / jnp.maximum(mask.sum(-1, keepdims=True), 1)
+        return a * own_TS + b * p_BHTS - c * uniform

@@ -129,6 +129,14 @@ class Linear(nnx.Module):
             y = y + self.bias[...].astype(self.dtype).reshape(n_out)
         return y.reshape(*lead, *self.d_out)
 
+    def each(self, xs: tuple[jax.Array, ...]) -> jax.Array:
+        """Returns y where each of the matrices side by side in `d_out` has an input of its own."""
+        n_in, n_out = math.prod(self.d_in), math.prod(self.d_out[1:])
+        kernel = self.kernel[...].astype(self.dtype).reshape(n_in, self.d_out[0], n_out)
+        ys = [x.astype(self.dtype) @ kernel[:, i] for i, x in enumerate(xs[: self.d_out[0]])]
+        y = jnp.stack(ys, -2).reshape(*xs[0].shape[:-1], *self.d_out)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
 
 class Shift(nnx.Module):
     """x - b, one b, initially 0 (Zhang et al. 2019, Fixup); x where there is none."""

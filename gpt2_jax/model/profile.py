@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from gpt2_jax.model.connections import Plain
 from gpt2_jax.model.decode import bind_apart, take_apart
 from gpt2_jax.model.gpt2 import Params
 from gpt2_jax.model.plan import ATTN, MLP
@@ -26,6 +27,7 @@ def profile(structure: Structure, params: Params, tokens_BT: jax.Array) -> Param
     for layer, block in enumerate(bound.blocks):
         here = context.at(layer, carry.values)
         for which in (ATTN, MLP):
+            assert isinstance(block.connection, Plain)
             value = block.connection.skip_scale.of(which).value
             value[...] = jnp.broadcast_to(factor, value.shape)
             factors.append(factor)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gpt2_jax.model.connection import Branch, Connection, Ends, NormCall, matrix
-from gpt2_jax.model.depth import AttentionResiduals
+from gpt2_jax.model.depth import AttentionResiduals, Muddformer
 from gpt2_jax.model.norm import LayerNorm, NormSpec, RMSNorm
 from gpt2_jax.model.parts import Context, Role
 from gpt2_jax.model.plan import ATTN, MLP, Plan
@@ -299,6 +299,7 @@ SEVERAL_STREAMS: dict[str, type[Connection]] = {
     "hyper_static": HyperConnections,
     "hyper": DynamicHyperConnections,
     "frac": FracConnections,
+    "muddformer": Muddformer,
     "attention_residuals": AttentionResiduals,
     "mhc": ManifoldHyperConnections,
     "mhc_lite": LiteHyperConnections,

@@ -863,3 +863,43 @@ def admin_profile(m):
             y = branch(x, b)
             x, w = ln(w * x + y, n), math.sqrt((w * x).var() + y.var())
     return found
+
+
+@oracle
+def simplified_skipless(m):
+    x = m.tokens + m.positions
+    seen = np.tril(np.ones((m.n_time, m.n_time)))
+    uniform = seen / seen.sum(-1, keepdims=True)
+    for b in m.blocks:
+        p, c = b.attn.sublayer, b.connection.skip_scale
+        n = rms(x, b.attn.pre)
+        qk = affine(n, p.qkv)
+        own = weights(qk[:, :, 0], qk[:, :, 1])
+        f = p.map.factors
+        mixed = f[0] * np.eye(m.n_time) + f[1] * own - f[2] * uniform
+        heads = n.reshape(*qk[:, :, 0].shape)
+        y = np.einsum("bhts,bshk->bthk", mixed, heads).reshape(n.shape)
+        x = b.branch_scale.attn.value * y
+        x = c.mlp.value * x + b.branch_scale.mlp.value * F(rms(x, b.mlp.pre), b)
+    return m.head(rms(x, m.ln_f))
+
+
+@oracle
+def muddformer(m):
+    erf = np.vectorize(math.erf)
+    q = k = v = r = m.tokens + m.positions
+    given = [r]
+    for b in m.blocks:
+        p, c = b.attn.sublayer, b.connection
+        part = lambda x, i, p=p: np.tensordot(x, p.qkv.kernel[:, i], 1) + p.qkv.bias[i]
+        inputs = part(ln(q, c.q_pre), 0), part(ln(k, c.k_pre), 1), part(ln(v, c.v_pre), 2)
+        o = np.einsum("bhts,bshk->bthk", weights(*inputs[:2]), inputs[2])
+        h = np.tensordot(o, p.out.kernel, 2) + p.out.bias + r
+        given.append(F(ln(h, c.mlp_pre), b) + h)
+        hidden = rms(given[-1], eps=1e-6) @ c.inside
+        w = 0.5 * hidden * (1 + erf(hidden / math.sqrt(2))) @ c.outside + c.start
+        n = len(given)
+        mix = lambda i, w=w, n=n: sum(w[..., i * n + j, None] * given[j] for j in range(n))
+        made = [mix(i) for i in range(w.shape[-1] // n)]
+        q, k, v, r = made if len(made) == 4 else made * 4
+    return m.head(ln(r, m.ln_f))

@@ -6,6 +6,8 @@ import jax
 import numpy as np
 import pytest
 
+from gpt2_jax.model.decode import bind_apart, take_apart
+from gpt2_jax.model.parts import Context
 from gpt2_jax.model.placements import PRESETS
 from gpt2_jax.model.placements.rules import scale, values_at
 from gpt2_jax.model.structure import structure
@@ -107,6 +109,7 @@ STDS = {
     "denseformer": plain(GPT2),
     "attention_residuals": plain(GPT2),
     "attention_residuals_block": plain(GPT2),
+    "muddformer": plain(GPT2),
     "unet_skips": plain(GPT2),
     "value_residual": plain(GPT2),
     "svformer": plain(GPT2),
@@ -115,6 +118,8 @@ STDS = {
 HIDDEN = 8 * round(D / 3)  # of a gated MLP
 BASE = V * D + T * D + L * (12 * D * D + 9 * D)  # no norm anywhere
 NORM, FINAL = 2 * D, 2 * D  # LayerNorm's gain and bias
+# Behind block l each of four ways (one behind the last) has l + 1 weights, from a two-layer map.
+MUDD = [D * n + n * n + n for n in [*[4 * (l + 1) for l in range(1, L)], L + 1]]
 PRE = BASE + L * 2 * NORM + FINAL
 SIZES = {
     "pre_ln": PRE,
@@ -177,6 +182,8 @@ SIZES = {
     "denseformer": PRE + L * (L + 3) // 2,
     "attention_residuals": BASE + L * 2 * D + D + (2 * L + 1) * 2 * D,
     "attention_residuals_block": BASE + L * 2 * D + D + (2 * L + 1) * 2 * D,
+    "muddformer": PRE + L * 2 * NORM + sum(MUDD),
+    "simplified_skipless": BASE - L * (2 * D * D + 2 * D) + L * (2 * D + 3 * H + 3) + D,
     "unet_skips": PRE + L // 2,
     "value_residual": PRE,
     "svformer": PRE - (L - 1) * (D * D + D),
@@ -195,10 +202,10 @@ def stacks(built, params):
 
 
 def test_every_preset_is_here():
-    assert set(STDS) == set(SIZES) == set(PRESETS)
+    assert {*STDS, "simplified_skipless"} == set(SIZES) == set(PRESETS)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", STDS)
 def test_matrices_start_as_large_as_the_source_says(name):
     built, params = initial(name)
     block = 0 if name == "ds_init" else slice(None)
@@ -225,6 +232,18 @@ def _at(tree, path):
     for key in path:
         tree = tree[key]
     return tree
+
+
+def test_skipless_attention_starts_as_the_identity():
+    built, params = initial("simplified_skipless")
+    attn = params["blocks"]["attn"]["sublayer"]
+    assert "out" not in attn and attn["qkv"]["kernel"].shape == (L, D, 2, H, D // H)
+    assert (attn["qkv"]["kernel"][:, :, 0] == 0).all()
+    assert attn["qkv"]["kernel"][:, :, 1].std() == pytest.approx(STD, rel=0.05)
+    block = bind_apart(built, take_apart(built, params, 0)).blocks[0]
+    x = np.random.default_rng(0).standard_normal((2, 12, D)).astype(np.float32)
+    got, _ = block.attn.sublayer(x, Context(np.arange(12)))
+    np.testing.assert_allclose(got, x, atol=1e-5)
 
 
 def test_ds_init_shrinks_with_the_blocks_number():

@@ -54,7 +54,8 @@ def run(program, state, first, last):
 @pytest.mark.parametrize("name", EVERY)
 def test_it_learns_real_text_on_any_mesh_and_resumes_to_the_bit(name, tmp_path):
     program = compile_program(config(name, mesh__data=1))
-    half, losses = run(program, program.init(), 0, STEPS // 2)
+    start = program.start(np.stack([IDS[: SEQ_LEN + 1]] * BATCH).astype(np.int32))
+    half, losses = run(program, start, 0, STEPS // 2)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(STEPS // 2, half, None)
     checkpoints.wait()
@@ -68,4 +69,36 @@ def test_it_learns_real_text_on_any_mesh_and_resumes_to_the_bit(name, tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), whole.params, resumed.params)
     eight = compile_program(config(name, mesh__data=8))
     assert eight.mesh.devices.size == 8 and program.mesh.devices.size == 1
-    np.testing.assert_allclose(run(eight, eight.init(), 0, 4)[1], losses[:4], rtol=2e-4)
+    start = eight.start(np.stack([IDS[: SEQ_LEN + 1]] * BATCH).astype(np.int32))
+    np.testing.assert_allclose(run(eight, start, 0, 4)[1], losses[:4], rtol=2e-4)
+
+
+def lengths(params):
+    """Lengths along the width, of what nGPT keeps at 1: matrices (in, out) and embeddings."""
+    attn, mlp = (params["blocks"][name]["sublayer"] for name in ("attn", "mlp"))
+    spans = [
+        (attn["qkv"], 1),
+        (attn["out"], -1),
+        (mlp["up"], 1),
+        (mlp["gate"], 1),
+        (mlp["down"], -1),
+    ]
+    found = [np.linalg.norm(part["kernel"], axis=axis).ravel() for part, axis in spans]
+    return np.concatenate([*found, np.linalg.norm(params["wte"], axis=-1)])
+
+
+def test_what_has_length_1_keeps_it_through_updates():
+    """Against the same model whose matrices are left alone."""
+    for kept in (True, False):
+        program = compile_program(config("ngpt", mesh__data=1, model__unit_weights=kept))
+        state, _ = run(program, program.init(), 0, 3)
+        assert (np.abs(lengths(state.params) - 1).max() < 1e-5) == kept
+
+
+def test_admin_starts_training_from_its_profile():
+    program = compile_program(config("admin", mesh__data=1))
+    batch = np.stack([IDS[: SEQ_LEN + 1]] * BATCH).astype(np.int32)
+    factors = lambda state: state.params["blocks"]["connection"]["skip_scale"]["mlp"]["value"]
+    assert (factors(program.init()) == 1).all()
+    measured = np.asarray(factors(program.start(batch)))
+    assert (measured > 1.1).all() and (measured == measured[:, :1]).all()

@@ -93,7 +93,8 @@ class Placement:
         "(2*L)**-0.5", "factor on the initial matrices that end on the stream: a rule"
     )
     value_init: str = axis("1", "factor on the initial W_V | the MLP's first matrix: rules")
-    query_init: str = axis("1", "factor on the initial W_Q and W_K: a rule")
+    query_init: str = axis("1", "factor on the initial W_Q: a rule")
+    key_init: str = axis("1", "factor on the initial W_K: a rule")
     embedding_std: str = axis("std", "std of initial embeddings: a rule")
     embedding_multiplier: str = axis("1", "factor on embeddings: as skip_scale, without l and t")
     multiplied: str = axis(
@@ -120,6 +121,14 @@ class Placement:
     )
     scalar_bias: bool = axis(
         False, "whether one learned number is taken off each branch's input, and inside the MLP"
+    )
+    shaped_attention: bool = axis(
+        False,
+        "whether attention's matrix M is a I + b M - c C, C uniform over what a token sees, a, b "
+        "and c learned for each head",
+    )
+    identity_values: bool = axis(
+        False, "whether attention has neither W_V nor W_O: heads mix parts of its input"
     )
     head_scale: bool = axis(False, "whether each head's output has a learned factor")
     unit_weights: bool = axis(
@@ -168,6 +177,7 @@ INITIAL = (
     "residual_init",
     "value_init",
     "query_init",
+    "key_init",
     "embedding_std",
 )
 # Those that may differ from block to block.
@@ -187,6 +197,7 @@ class Honours:
       several: whether it keeps more than one stream. streams: whether `n_streams` says how many
         of them, or, where it splits one, into how many parts (splits).
       low_rank: whether `rank` says something. groups: whether `depth_groups` does.
+      by_depth: whether a block's parameters depend on its number in their shapes.
       final: whether a final norm belongs to it whatever the last sublayer ends in.
     """
 
@@ -200,6 +211,7 @@ class Honours:
     splits: bool = False
     low_rank: bool = False
     groups: bool = False
+    by_depth: bool = False
     final: bool = False
 
 
@@ -231,6 +243,9 @@ CONNECTIONS: dict[str, Honours] = {
     "hyper": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES, several=True, streams=True),
     "frac": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES, streams=True, splits=True),
     "mhc": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES, several=True, streams=True),
+    "muddformer": Honours(
+        sites=IN_BRANCH, scales=("branch_scale",), needs=("pre",), several=True, by_depth=True
+    ),
     "attention_residuals": Honours(
         sites=IN_BRANCH, scales=BRANCH_SCALES, several=True, groups=True
     ),

@@ -123,6 +123,26 @@ BEYOND: dict[str, Placement] = {
         connection="attention_residuals",
         depth_groups=8,
     ),
+    "muddformer": Placement(
+        equation="X_l = h + F(N(h)), h = r + A(N(q), N(k), N(v)); behind block l each of q, k, v, "
+        "r is sum_j w_j X_j, w = W_2 gelu(W_1 N(X_l)) + e_l for each token",
+        citation="MUDDFormer (Xiao et al. 2025), 2502.12170, eqs. 5 to 10; Caiyun-AI/MUDDFormer",
+        note="without the optional norms around the sums and the growing hidden width",
+        connection="muddformer",
+    ),
+    "simplified_skipless": Placement(
+        equation="x' = g_A A(N(x)), A = (a I + b M - c C) heads(N(x)), W_Q = 0\n"
+        "x' = s x + g_F F(N(x)), g_F initially 0.1",
+        citation="He & Hofmann 2023, 2311.01906 (SAS); bobby-he/simplified_transformers",
+        note="without the W_V that the code keeps in the first block",
+        norm="rmsnorm",
+        skip_scale="0 | learned_scalar(1)",
+        branch_scale="learned_scalar(1) | learned_scalar(0.1)",
+        query_init="0",
+        residual_init="1",
+        shaped_attention=True,
+        identity_values=True,
+    ),
     "unet_skips": Placement(
         equation="x' = x + F(N(x)); block L/2 + j is given x + w_j x_i, i = L/2 + 1 - j",
         citation="KellerJordan/modded-nanogpt records/track_1_short/2024-11-10_UNetDoubleLr",

@@ -112,6 +112,7 @@ NORM_PLACEMENT: dict[str, Placement] = {
         residual_init="L**-0.5",
         value_init="L**-0.5",
         query_init="L**-0.5",
+        key_init="L**-0.5",
         **UNIT_EMBEDDING,
     ),
     "mix_ln": Placement(

@@ -113,6 +113,7 @@ RESIDUAL_SCALING: dict[str, Placement] = {
         residual_init="0",
         value_init="S**(-1/6) | S**-0.5",
         query_init="S**(-1/6)",
+        key_init="S**(-1/6)",
         **UNIT_EMBEDDING,
     ),
     "ds_init": Placement(
@@ -124,6 +125,7 @@ RESIDUAL_SCALING: dict[str, Placement] = {
         residual_init="l**-0.5",
         value_init="l**-0.5",
         query_init="l**-0.5",
+        key_init="l**-0.5",
         **UNIT_EMBEDDING,
     ),
     "scaled_init": Placement(

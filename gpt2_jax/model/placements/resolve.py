@@ -116,16 +116,17 @@ class Segment:
 
 def segments(placement: Placement, n_layer: int) -> tuple[Segment, ...]:
     """Returns the segments of a model's blocks, in order."""
+    by_depth = CONNECTIONS[placement.connection].by_depth
 
-    def kind(layer: int) -> tuple[Placement, str]:
+    def kind(layer: int) -> tuple[Placement, str, int]:
         values = placement.values
         if values != "own" and layer == 0:
             values = "source"
-        return at_block(placement, layer + 1, n_layer), values
+        return at_block(placement, layer + 1, n_layer), values, layer if by_depth else 0
 
     runs = [(key, list(layers)) for key, layers in groupby(range(n_layer), kind)]
     out = []
-    for (block, values), layers in runs:
+    for (block, values, _), layers in runs:
         start, stop = layers[0], layers[-1] + 1
         name = "blocks" if len(runs) == 1 else f"blocks_{start + 1}_{stop}"
         rows = placement.share_blocks or stop - start

@@ -79,6 +79,7 @@ RULES: dict[str, tuple[str, bool, bool]] = {
     "residual_init": ("lLsSd", False, False),
     "value_init": ("lLsSd", False, True),
     "query_init": ("lLsSd", False, False),
+    "key_init": ("lLsSd", False, False),
     "embedding_std": ("LSd", False, False),
     "embedding_multiplier": ("LSd", True, False),
     "x0_scales": ("lL", False, True),
@@ -149,6 +150,10 @@ def _honours_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
         for axis in PER_BLOCK[1:]:
             if axis not in honours.scales and getattr(block, axis) != "1":
                 yield f"{axis}={getattr(block, axis)!r} has no place in connection={name}"
+    if placement.scalar_bias and honours.by_depth:
+        yield f"scalar_bias=True has no place in connection={name}"
+    if placement.identity_values and placement.values != "own":
+        yield f"values={placement.values} needs values: set identity_values=False"
     learned = [scale(text).kind for text in pair(placement.skip_scale)]
     if placement.profiled and (
         name != "plain" or {*learned} - {"learned_vector", "learned_scalar"}
@@ -242,6 +247,8 @@ def _depth_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
     groups = placement.share_blocks
     if groups < 0 or (groups and cfg.n_layer % groups):
         yield f"share_blocks={groups} must divide n_layer={cfg.n_layer}"
+    if cfg.attention == "cudnn" and placement.shaped_attention:
+        yield "shaped_attention=True is not in cudnn's kernel; set attention=xla"
     if groups and len(segments(placement, cfg.n_layer)) > 1:
         yield f"share_blocks={groups} needs blocks that are alike: no exceptions, values=own"
     if placement.values != "own" and cfg.n_layer < 2:
