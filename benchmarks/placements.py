@@ -1,0 +1,104 @@
+"""Times the train step of every placement beside pre_ln's, and writes the table of it.
+
+    python benchmarks/placements.py > docs/placements_speed.md
+
+At the quickstart's size (4 layers, width 128, 8 x 128 bytes an update) with AdamW. Both steps are
+compiled in one process and run in turn, so that the ratio is that of one machine in one minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import runpy
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from gpt2_jax import config as configs
+from gpt2_jax.config_check import check
+from gpt2_jax.model.placements import PRESETS
+from gpt2_jax.train.memory import keep_freed_memory
+from gpt2_jax.train.mesh import configure_devices
+from gpt2_jax.train.program import Program, compile_program
+
+ROOT = Path(__file__).parent.parent
+BASE = "pre_ln"
+HEADER = """# The train step of every placement beside pre_ln's
+
+Written by `python benchmarks/placements.py > docs/placements_speed.md`. The quickstart's size:
+4 layers, width 128, 8 x 128 bytes an update; AdamW, float32. Medians of rounds in turn with
+pre_ln's step, in one process; the ratio is what lasts, milliseconds are this machine's.
+
+"""
+
+
+def quickstart(placement: str) -> ConfigDict:
+    config = runpy.run_path(str(ROOT / "configs/quickstart.py"))["get_config"]()
+    config.model.placement = placement
+    config.optimizer.name = "adamw"  # the placements' cost, not that of Muon on their matrices
+    check(config)
+    return configs.resolve(config, 257)
+
+
+def batch(config: ConfigDict) -> np.ndarray:
+    shape = (config.train.batch_size, config.data.seq_len + 1)
+    return np.random.default_rng(0).integers(0, 257, shape, np.int32)
+
+
+def timed(program: Program, state: Any, tokens: Any, n: int) -> tuple[Any, float]:
+    """Returns the state after n updates, and the milliseconds of one."""
+    started = time.perf_counter()
+    for _ in range(n):
+        state, metrics = program.step(state, tokens)
+        metrics["loss"].block_until_ready()  # more than one in flight can lock a CPU's client up
+    return state, (time.perf_counter() - started) / n * 1e3
+
+
+def compare(name: str, base: Program, rounds: int, n: int) -> tuple[Program, float, float]:
+    """Returns the program, its milliseconds an update, and their ratio to the base's."""
+    config = quickstart(name)
+    program = compile_program(config)
+    tokens, runs = program.put(batch(config)), {}
+    for key, one in (("own", program), ("base", base)):
+        runs[key] = timed(one, one.start(batch(config)), tokens, 3)[0]
+    own, ratios = [], []
+    for _ in range(rounds):
+        runs["own"], mine = timed(program, runs["own"], tokens, n)
+        runs["base"], theirs = timed(base, runs["base"], tokens, n)
+        own.append(mine)
+        ratios.append(mine / theirs)
+    return program, statistics.median(own), statistics.median(ratios)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--updates", type=int, default=12, help="of each program in a round")
+    parser.add_argument("--placements", default=",".join(PRESETS))
+    args = parser.parse_args()
+    config = quickstart(BASE)
+    keep_freed_memory(config)
+    configure_devices(config)
+    base = compile_program(config)
+    devices = base.mesh.devices
+    where = f"{devices.size} x {devices.flat[0].device_kind} devices, jax {jax.__version__}"
+    print(f"{HEADER}{where}, Python {platform.python_version()}.\n")
+    print("| placement | ms an update | beside pre_ln | parameters | compile, s |")
+    print("|---|---|---|---|---|")
+    for name in args.placements.split(","):
+        program, ms, ratio = compare(name, base, args.rounds, args.updates)
+        size = program.structure.n_params()
+        row = f"| `{name}` | {ms:.1f} | {ratio:.2f} | {size:,} | {program.compile_seconds:.1f} |"
+        print(row, flush=True)
+        print(row, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
