@@ -7,7 +7,6 @@ anything: `blocks.0`, `blocks.*.mlp`, `*.bias`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -35,6 +34,7 @@ def rate_factors(config: ConfigDict, structure: Structure) -> Any | None:
         return None
     stacks = {segment.name: segment for segment in structure.segments}
     used: set[str] = set()
+    seen: list[str] = []
 
     def factor(path: Any, shape: jax.ShapeDtypeStruct) -> np.ndarray:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
@@ -43,6 +43,7 @@ def rate_factors(config: ConfigDict, structure: Structure) -> Any | None:
         if head in stacks:
             first = stacks[head].start
             names = [f"blocks.{first + i}.{rest}" for i in range(stacks[head].rows)]
+        seen.extend((names[0], names[-1]))
         factors = np.ones(len(names), np.float32)
         for text, pattern, value in rules:
             for i, one in enumerate(names):
@@ -55,7 +56,7 @@ def rate_factors(config: ConfigDict, structure: Structure) -> Any | None:
     if unused := [text for text, *_ in rules if text not in used]:
         raise UserError(
             f"the pattern {unused[0]!r} matches no parameter; paths look like "
-            f"{', '.join(_examples(structure))}"
+            f"{', '.join(dict.fromkeys([seen[-1], seen[0], seen[len(seen) // 2], seen[-3]]))}"
         )
     if not any((leaf != 0).any() for leaf in jax.tree.leaves(tree)):
         raise UserError("optimizer.frozen leaves nothing to train")
@@ -73,8 +74,3 @@ def _rule(text: str) -> tuple[str, float]:
             f"optimizer.lr_multipliers has {text!r}, which is no pattern=factor, as in wte=0.1"
         )
     return pattern, value
-
-
-def _examples(structure: Structure) -> Sequence[str]:
-    last = structure.cfg.n_layer - 1
-    return "wte", "ln_f.gain", "blocks.0.attn.sublayer.qkv.kernel", f"blocks.{last}.mlp.pre.gain"
