@@ -46,11 +46,15 @@ class Left(NamedTuple):
       values: as they were mixed, for blocks that use those of block 1.
       cache: the new one, where there was one.
       branches: what attention's branch and the MLP's were given and gave, where asked for.
+      entropy: of the attention weights, nats, mean over heads and tokens, where asked for.
+      largest_score: before the softmax, where asked for.
     """
 
     values: jax.Array
     cache: Cache | None = None
     branches: tuple[tuple[jax.Array, jax.Array], ...] = ()
+    entropy: jax.Array | None = None
+    largest_score: jax.Array | None = None
 
 
 def resolve_kernel(cfg: ConfigDict | FrozenConfigDict, platform: str) -> str:
@@ -126,7 +130,7 @@ class Attention(nnx.Module):
         """
         if past is not None:
             o_BTHK, left = self._over_cache(x_BTD, context, past)
-        elif self.kernel == "cudnn":
+        elif self.kernel == "cudnn" and context.probe is None:
             o_BTHK, left = self._fused(x_BTD, context)
         else:
             o_BTHK, left = self._plain(x_BTD, context)
@@ -154,8 +158,12 @@ class Attention(nnx.Module):
         mask_TT = jnp.tril(jnp.ones((n, n), bool))
         scores_BHTT = masked_scores(q_BHTK, k_BHTK, self.score_scale(context), mask_TT)
         p_BHTT = self.weigh(scores_BHTT, mask_TT, jnp.eye(n))
+        left = Left(values=v_BHTK)
+        if context.probe is not None:
+            nats_BHT = jax.scipy.special.entr(jax.nn.softmax(scores_BHTT)).sum(-1)
+            left = left._replace(entropy=nats_BHT.mean(), largest_score=scores_BHTT.max())
         p_BHTT = dropout(p_BHTT, context.keys_B, self.rate, "attn.weights")
-        return mix(p_BHTT, v_BHTK), Left(values=v_BHTK)
+        return mix(p_BHTT, v_BHTK), left
 
     def _over_cache(self, x_BTD: Input, context: Context, past: Past) -> tuple[jax.Array, Left]:
         """Writes the keys and values of `x_BTD` into the cache and attends to what is there."""

@@ -27,9 +27,13 @@ class Ends(nnx.Module):
         """Returns the stream before the first block, given the embedding."""
         return x_BTD
 
+    def whole(self, stream: Any) -> jax.Array:
+        """Returns the one stream (B, T, D) that all of them amount to."""
+        return stream
+
     def readout(self, stream: Any, norm: NormCall) -> jax.Array:
         """Returns what the head reads, (B, T, D), given the final norm or the identity."""
-        return norm(stream)
+        return norm(self.whole(stream))
 
 
 class Connection(nnx.Module):

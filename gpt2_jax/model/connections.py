@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from gpt2_jax.model.connection import Branch, Connection, Ends, NormCall, matrix, square
+from gpt2_jax.model.connection import Branch, Connection, Ends, matrix, square
 from gpt2_jax.model.norm import UNIT_EPS, L2Norm, NormSpec
 from gpt2_jax.model.parts import Context, Role
 from gpt2_jax.model.plan import ATTN, MLP, Plan, Scale
@@ -233,8 +233,8 @@ class Recent(Ends):
     def expand(self, x_BTD: jax.Array) -> jax.Array:
         return jnp.zeros((PREVIOUS, *x_BTD.shape), x_BTD.dtype).at[0].set(x_BTD)
 
-    def readout(self, stream: jax.Array, norm: NormCall) -> jax.Array:
-        return norm(stream[0])
+    def whole(self, stream: jax.Array) -> jax.Array:
+        return stream[0]
 
 
 class LaurelPA(Connection):

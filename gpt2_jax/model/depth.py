@@ -49,6 +49,9 @@ class DepthEnds(Ends):
     def expand(self, x_BTD: jax.Array) -> jax.Array:
         return jnp.zeros((self.n_groups + 1, *x_BTD.shape), x_BTD.dtype).at[0].set(x_BTD)
 
+    def whole(self, stream: jax.Array) -> jax.Array:
+        return stream.astype(jnp.float32).sum(0).astype(stream.dtype)
+
     def readout(self, stream: jax.Array, norm: NormCall) -> jax.Array:
         return norm(self.attention(stream, jnp.ones(self.n_groups + 1, bool)))
 
@@ -92,8 +95,8 @@ class WayEnds(Ends):
     def expand(self, x_BTD: jax.Array) -> Ways:
         return Ways((x_BTD,), *[x_BTD] * 4)
 
-    def readout(self, stream: Ways, norm: NormCall) -> jax.Array:
-        return norm(stream.r)
+    def whole(self, stream: Ways) -> jax.Array:
+        return stream.r
 
 
 class Muddformer(Connection):

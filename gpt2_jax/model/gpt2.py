@@ -92,14 +92,19 @@ class GPT2(Embedding):
         """Returns what the head reads, (B, T, D): the stream behind blocks and final norm."""
         context = self.context(jnp.arange(tokens_BT.shape[1]), keys_B, step)
         x_BTD = self.embed(tokens_BT, context)
-        return self.readout(self.run_blocks(x_BTD, context))
+        return self.readout(self.run_blocks(x_BTD, context)[0])
 
-    def run_blocks(self, x_BTD: jax.Array, context: Context) -> Carry:
-        """Applies the stacked blocks in order, each segment by a scan over its layers."""
-        carry = self.begin(x_BTD)
+    def run_blocks(self, x_BTD: jax.Array, context: Context) -> tuple[Carry, Any]:
+        """Applies the stacked blocks in order, each segment by a scan over its layers.
+
+        Returns the carry behind the last one, and what `context.probe` kept of each block, stacked
+        by layers (None without a probe).
+        """
+        carry, kept = self.begin(x_BTD), []
         for segment in self.segments:
-            carry = self._run_segment(segment, carry, context)
-        return carry
+            carry, here = self._run_segment(segment, carry, context)
+            kept.append(here)
+        return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *kept)
 
     def begin(self, x_BTD: jax.Array) -> Carry:
         """Returns the carry before the first block."""
@@ -114,29 +119,30 @@ class GPT2(Embedding):
         stream, memory = self.across.leave(stream, carry.memory, context)
         return Carry(stream, memory, left.values if block.is_source else carry.values), left
 
-    def _run_segment(self, segment: Segment, carry: Carry, context: Context) -> Carry:
+    def _run_segment(self, segment: Segment, carry: Carry, context: Context) -> tuple[Carry, Any]:
         graphdef, params = nnx.split(getattr(self, segment.name))
         layers = jnp.arange(segment.start, segment.stop)
 
-        def body(carry: Carry, params: nnx.State, layer: jax.Array) -> Carry:
+        def apply(carry: Carry, params: nnx.State, layer: jax.Array) -> tuple[Carry, Any]:
             block = nnx.merge(graphdef, params)
-            return self.pass_block(block, carry, context.at(layer, carry.values))[0]
+            behind, left = self.pass_block(block, carry, context.at(layer, carry.values))
+            probe = context.probe
+            return behind, probe and probe(carry.stream, behind.stream, left)
 
+        body = self._remat(apply)
+        scan = partial(lax.scan, unroll=self.cfg.unroll)
         if len(layers) == 1:  # what it carries on may have another structure
-            return self._remat(body)(carry, jax.tree.map(lambda x: x[0], params), layers[0])
-        body = self._remat(body)
-
-        def scan(f: Any, carry: Carry, xs: Any) -> Carry:
-            return lax.scan(lambda c, x: (f(c, x), None), carry, xs, unroll=self.cfg.unroll)[0]
-
+            carry, kept = body(carry, jax.tree.map(lambda x: x[0], params), layers[0])
+            return carry, jax.tree.map(lambda x: x[None], kept)
         if segment.repeats == 1:
             return scan(lambda c, x: body(c, *x), carry, (params, layers))
         layers_GR = layers.reshape(segment.rows, segment.repeats)
 
-        def group(carry: Carry, x: tuple[nnx.State, jax.Array]) -> Carry:
+        def group(carry: Carry, x: tuple[nnx.State, jax.Array]) -> tuple[Carry, Any]:
             return scan(lambda c, layer: body(c, x[0], layer), carry, x[1])
 
-        return scan(group, carry, (params, layers_GR))
+        carry, kept = scan(group, carry, (params, layers_GR))
+        return carry, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), kept)
 
     def _remat(self, body: Any) -> Any:
         if self.cfg.remat == "none":

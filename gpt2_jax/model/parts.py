@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,8 @@ class Context(NamedTuple):
       step: updates done, for what changes while the model is trained; None where nobody said.
       layer: 0-based index of the block (may be traced).
       values: attention's values of block 1, where later blocks use them.
-      probe: whether blocks hand out what their branches were given and gave.
+      probe: told of each block the stream before it and behind it and what its attention left;
+        what it returns is kept. Blocks then hand out what their branches were given and gave.
       place: vectors of the positions, where blocks add them too, (T, D) or (B, T, D).
     """
 
@@ -54,7 +55,7 @@ class Context(NamedTuple):
     layer: jax.Array | int = 0
     values: jax.Array | None = None
     place: jax.Array | None = None
-    probe: bool = False
+    probe: Callable[[Any, Any, Any], Any] | None = None
 
     def at(self, layer: jax.Array | int, values: jax.Array | None) -> Context:
         """Returns what the block of that index is told, with dropout keys of its own."""

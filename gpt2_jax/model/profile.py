@@ -21,7 +21,8 @@ def profile(structure: Structure, params: Params, tokens_BT: jax.Array) -> Param
     if not structure.placement.profiled:
         return params
     bound = bind_apart(structure, take_apart(structure, params, 0))
-    context = bound.model.context(jnp.arange(tokens_BT.shape[1]), None, 0)._replace(probe=True)
+    context = bound.model.context(jnp.arange(tokens_BT.shape[1]), None, 0)
+    context = context._replace(probe=lambda *_: None)  # so that branches are handed out
     carry = bound.model.begin(bound.model.embed(tokens_BT, context))
     factor, factors = jnp.float32(1.0), []
     for layer, block in enumerate(bound.blocks):

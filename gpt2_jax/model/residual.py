@@ -86,4 +86,4 @@ class Block(nnx.Module):
             return y_BTD
 
         stream = self.connection(stream, attn, mlp, context)
-        return stream, left[0]._replace(branches=tuple(branches) if context.probe else ())
+        return stream, left[0]._replace(branches=tuple(branches)) if context.probe else left[0]

@@ -32,6 +32,9 @@ class TwoEnds(Ends):
     def expand(self, x_BTD: jax.Array) -> Two:
         return Two(x_BTD, x_BTD)
 
+    def whole(self, stream: Two) -> jax.Array:
+        return stream.x_BTD + stream.y_BTD
+
     def readout(self, stream: Two, norm: NormCall) -> jax.Array:
         return stream.x_BTD + norm(stream.y_BTD)
 
@@ -79,8 +82,8 @@ class Summed(Ends):
     def expand(self, x_BTD: jax.Array) -> jax.Array:
         return jnp.stack([x_BTD] * self.placement.n_streams)
 
-    def readout(self, stream: jax.Array, norm: NormCall) -> jax.Array:
-        return norm(stream.astype(jnp.float32).sum(0).astype(stream.dtype))
+    def whole(self, stream: jax.Array) -> jax.Array:
+        return stream.astype(jnp.float32).sum(0).astype(stream.dtype)
 
 
 class NormedAndSummed(Summed):

@@ -49,7 +49,7 @@ def test_no_position_depends_on_a_later_one(name):
     context = bound.context(jnp.arange(12), None, STEP)
 
     def out(x_BTD):
-        hidden = bound.readout(bound.run_blocks(x_BTD, context))
+        hidden = bound.readout(bound.run_blocks(x_BTD, context)[0])
         return (bound.logits(hidden)[..., :11] * WEIGHTS[:1])[0].sum(-1)
 
     x_BTD = bound.embed(TOKENS[:1], context)
