@@ -48,11 +48,11 @@ class Parallel(Connection):
     """x' = N_post(a N_skip(x̂) + A(x̂) + F(x̂)): both branches read the same stream."""
 
     def __init__(self, plan: Plan):
-        self.skip_scale, self.both = plan.scales("skip_scale"), Meeting(plan, ATTN)
+        self.skip_scale, self.both = plan.scale("skip_scale", ATTN), Meeting(plan, ATTN)
 
     def __call__(self, x: jax.Array, attn: Branch, mlp: Branch, context: Context) -> jax.Array:
         both = lambda u: attn(u) + mlp(u)
-        return self.both(x, self.skip_scale.of(ATTN), both, context)
+        return self.both(x, self.skip_scale, both, context)
 
 
 class ParallelShared(Parallel):
@@ -69,7 +69,7 @@ class ParallelShared(Parallel):
             n = self.pre(u)
             return attn(n) + mlp(n)
 
-        return self.both(x, self.skip_scale.of(ATTN), both, context)
+        return self.both(x, self.skip_scale, both, context)
 
 
 class B2T(Connection):
@@ -99,6 +99,7 @@ class GPAS(Plain):
         for which, meeting, branch in ((ATTN, self.attn, attn), (MLP, self.mlp, mlp)):
             a = self.skip_scale.of(which)
             if self.on_shortcut[which]:
+                x = meeting.stream(x)
                 x = meeting.post(a(meeting.skip(self.shrink(x)), context) + branch(x))
             else:
                 x = self.shrink(meeting(x, a, branch, context))

@@ -48,9 +48,10 @@ def score_exponent(placement: Placement) -> float:
 def rates(cfg: FrozenConfigDict, placement: Placement, role: Role, in_block: bool) -> Rates:
     """Returns the factors on a parameter's learning rate, decay and epsilon."""
     ratios = _ratios(cfg, placement)
+    if placement.unit_weights:
+        return Rates(decay=0.0)  # what is normed after each update has no size to decay
     if ratios is None:
-        # What is normed after each update has no size to decay.
-        return Rates(decay=0.0) if placement.unit_weights else Rates()
+        return Rates()
     m_l, m_n, alpha = ratios
     eps = m_l**-alpha / m_n
     if not in_block:

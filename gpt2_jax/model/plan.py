@@ -13,7 +13,7 @@ from ml_collections import FrozenConfigDict
 from gpt2_jax.model.norm import Identity, Norm, NormSpec, make_norm
 from gpt2_jax.model.parametrization import init_factor
 from gpt2_jax.model.parts import Context, Init, Role
-from gpt2_jax.model.placements.axes import Placement
+from gpt2_jax.model.placements.axes import QK_SITES, Placement
 from gpt2_jax.model.placements.resolve import Segment, sites
 from gpt2_jax.model.placements.rules import ScaleSpec, pair, rule, scale, values_at
 
@@ -58,7 +58,7 @@ class Plan:
         spec = norm_spec(
             self.cfg,
             self.placement,
-            gain=self.value(self.placement.norm_gain, which),
+            gain=1.0 if site in QK_SITES else self.value(self.placement.norm_gain, which),
             alpha=self.value(pair(self.placement.norm_alpha)[which], which),
         )
         return make_norm(width or self.cfg.n_embd, spec, present and self.has(site, which))
@@ -73,6 +73,11 @@ class Plan:
             "small": small if which == ATTN else xavier,
         }[self.placement.init]
         return base * self.value(pair(factor)[which], which)
+
+    def scale(self, name: str, which: int) -> Scale:
+        """Returns the factor of one sublayer, where the other has none."""
+        spec = scale(pair(getattr(self.placement, name))[which])
+        return Scale(spec, self.value(spec.rule.text, which), self.cfg, which)
 
     def scales(self, name: str) -> Scales:
         """Returns the factors of both sublayers that an axis such as `skip_scale` describes."""

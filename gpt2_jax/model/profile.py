@@ -34,7 +34,8 @@ def profile(structure: Structure, params: Params, tokens_BT: jax.Array) -> Param
             factors.append(factor)
             passed, left = bound.model.pass_block(block, carry, here)
             x_BTD, y_BTD = left.branches[which]
-            factor = jnp.sqrt(jnp.var(factor * x_BTD) + jnp.var(y_BTD))
+            spread = lambda x: jnp.var(x.astype(jnp.float32))
+            factor = jnp.sqrt(factor**2 * spread(x_BTD) + spread(y_BTD))
         carry = passed
     return _with_factors(structure, params, factors)
 

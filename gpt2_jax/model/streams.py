@@ -168,7 +168,7 @@ class DynamicMaps(StaticMaps):
         mixes = jnp.moveaxis(mixes, 0, -2)  # (B, T, from, to)
         writes = self.write_scale[...] * jnp.tanh(normed @ self.to_write[...])[..., 0]
         split = mixes.shape[-1] - self.n
-        read = read + (mixes[..., 0] if split == 1 else mixes[..., :split])
+        read = read + mixes[..., :split].reshape(*mixes.shape[:-1], *read.shape[mixes.ndim - 1 :])
         return read, mix + mixes[..., split:], write + jnp.moveaxis(writes, 0, -1)
 
 

@@ -93,10 +93,13 @@ def _adamw(config: ConfigDict, decays: Any) -> optax.GradientTransformation:
 
 def _muon(config: ConfigDict, infos: dict[str, Any]) -> optax.GradientTransformation:
     opt = config.optimizer
+    is_info = lambda x: isinstance(x, Info)
+    leaves = jax.tree.leaves(infos, is_leaf=is_info)
+    (factor,) = {info.rates.decay for info in leaves if info.role == Role.MATRIX}
     return muon(
         1.0,
         beta=opt.momentum,
-        weight_decay=opt.weight_decay,
+        weight_decay=opt.weight_decay * factor,
         consistent_rms=MUON_RMS,
         muon_weight_dimension_numbers=_map(_dimension_numbers, infos),
     )

@@ -39,18 +39,19 @@ def rate_factors(config: ConfigDict, structure: Structure) -> Any | None:
     def factor(path: Any, shape: jax.ShapeDtypeStruct) -> np.ndarray:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         head, _, rest = name.partition(".")
-        names = [name]
-        if head in stacks:
-            first = stacks[head].start
-            names = [f"blocks.{first + i}.{rest}" for i in range(stacks[head].rows)]
-        seen.extend((names[0], names[-1]))
-        factors = np.ones(len(names), np.float32)
+        names = [(0, name)]
+        if head in stacks:  # a row that several blocks share has the names of all of them
+            one = stacks[head]
+            blocks = range(one.start, one.stop)
+            names = [((i - one.start) // one.repeats, f"blocks.{i}.{rest}") for i in blocks]
+        seen.extend((names[0][1], names[-1][1]))
+        factors = np.ones(names[-1][0] + 1, np.float32)
         for text, pattern, value in rules:
-            for i, one in enumerate(names):
-                if fnmatchcase(one, pattern) or fnmatchcase(one, f"{pattern}.*"):
-                    factors[i] = value
+            for row, path_of_one in names:
+                if fnmatchcase(path_of_one, pattern) or fnmatchcase(path_of_one, f"{pattern}.*"):
+                    factors[row] = value
                     used.add(text)
-        return factors.reshape(-1, *[1] * (len(shape.shape) - 1))
+        return factors.reshape(-1, *[1] * (len(shape.shape) - 1)) if shape.shape else factors[0]
 
     tree = jax.tree_util.tree_map_with_path(factor, structure.shapes)
     if unused := [text for text, *_ in rules if text not in used]:

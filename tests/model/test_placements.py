@@ -310,6 +310,7 @@ def test_the_same_config_has_the_same_outcome():
         ({"drop_path": "1"}, "model.drop_path='1': it is 1 in block 1, and must be at least 0"),
         ({"exceptions": "norms=post"}, "is no `condition on l and L: axis=value"),
         ({"exceptions": "l == 1: norm=l2"}, "'norm=l2' changes none of norms, skip_scale"),
+        ({"exceptions": "L/(l-1) > 1: norms=post"}, "model.exceptions: float division by zero"),
         ({"exceptions": "l == 9: norms=post"}, "none of 2 blocks has l == 9; raise n_layer"),
         ({"placement": "mix_ln"}, "none of 2 blocks has l <= floor(L/4); raise n_layer"),
         ({"exceptions": "l == 1: norms=here"}, "'here' is no site of attention"),
@@ -320,6 +321,14 @@ def test_the_same_config_has_the_same_outcome():
         (
             {"placement": "b2t", "positions_at": "mlp"},
             "positions_at=mlp has no place in connection",
+        ),
+        (
+            {"placement": "ngpt", "branch_scale": "2"},
+            "model.branch_scale='2' has no place in connection=slerp",
+        ),
+        (
+            {"placement": "admin", "exceptions": "l == 1: skip_scale=1"},
+            "model.profiled=True needs connection=plain and a learned skip_scale",
         ),
         ({"multiplied": "sum"}, "model.multiplied=sum has nothing to multiply by"),
         ({"fixnorm": True, "embedding_std": "1"}, "model.embedding_std has no effect with fixnorm"),

@@ -9,7 +9,9 @@ import pytest
 
 from gpt2_jax.data.sampler import Sampler
 from gpt2_jax.data.shards import Tokens
+from gpt2_jax.model.structure import structure
 from gpt2_jax.train.checkpoint import Checkpoints
+from gpt2_jax.train.patterns import rate_factors
 from gpt2_jax.train.program import compile_program
 from tests.placements import EVERY, depth
 from tests.tools import tiny
@@ -102,3 +104,23 @@ def test_admin_starts_training_from_its_profile():
     assert (factors(program.init()) == 1).all()
     measured = np.asarray(factors(program.start(batch)))
     assert (measured > 1.1).all() and (measured == measured[:, :1]).all()
+
+
+@pytest.mark.parametrize("name", ["derf", "scalenorm_fixnorm", "fixup"])
+def test_parameters_of_one_number_can_be_frozen_beside(name):
+    """A pattern's factors have the shape of what they act on, be it a single number."""
+    frozen = config(name, mesh__data=1, optimizer__frozen=("wpe",))
+    program = compile_program(frozen)
+    state = program.init()
+    before = jax.tree.map(np.asarray, state.params)
+    after = run(program, state, 0, 3)[0].params
+    np.testing.assert_array_equal(after["wpe"], before["wpe"])
+    changed = jax.tree.map(lambda a, b: bool((np.asarray(a) != b).any()), after, before)
+    assert changed["wte"] and all(jax.tree.leaves(changed["blocks"]["mlp"]["sublayer"]["up"]))
+
+
+def test_a_shared_block_is_named_by_each_of_its_numbers():
+    shared = config("pre_ln", model__share_blocks=1, optimizer__frozen=("blocks.1.attn",))
+    factors = rate_factors(shared, structure(shared.model))
+    assert (factors["blocks"]["attn"]["pre"]["gain"] == 0).all()
+    assert (factors["blocks"]["mlp"]["pre"]["gain"] == 1).all()

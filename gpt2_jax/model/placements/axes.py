@@ -230,8 +230,8 @@ CONNECTIONS: dict[str, Honours] = {
     "laurel_rw": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES),
     "laurel_lr": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES, low_rank=True),
     "laurel_pa": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES, several=True),
-    "slerp": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES),
-    "ddl": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES),
+    "slerp": Honours(sites=IN_BRANCH, scales=("input_scale",)),
+    "ddl": Honours(sites=IN_BRANCH, scales=("input_scale",), needs=("pre",)),
     "orthogonal": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES),
     "residual_dual": Honours(
         sites=(*IN_BRANCH, "post"), scales=BRANCH_SCALES, needs=("post",), several=True, final=True

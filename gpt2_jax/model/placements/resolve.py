@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from gpt2_jax.model.placements.axes import AXES, CONNECTIONS, PER_BLOCK, Placement
 from gpt2_jax.model.placements.presets import PRESETS
-from gpt2_jax.model.placements.rules import Rule, pair, rule, scale, values_at
+from gpt2_jax.model.placements.rules import Rule, pair, rule, values_at
 
 ModelConfig: TypeAlias = ConfigDict | FrozenConfigDict
 
@@ -136,8 +136,12 @@ def segments(placement: Placement, n_layer: int) -> tuple[Segment, ...]:
 
 def has_final_norm(placement: Placement, n_layer: int) -> bool:
     """Returns whether a norm follows the last block: by rule, unless the stream ends in one."""
+    if placement.norm == "none":
+        return False
     if placement.final_norm != "auto":
         return placement.final_norm == "yes"
+    if {"dense", "backout"} & {*across_words(placement)}:
+        return True  # they add to the stream behind its last norm
     if CONNECTIONS[placement.connection].final:
         return True
     return "post" not in sites(at_block(placement, n_layer, n_layer), 1)
@@ -147,21 +151,6 @@ def across_words(placement: Placement) -> tuple[str, ...]:
     """Returns what earlier layers leave for later ones."""
     words = (word.strip() for word in placement.across.split("+"))
     return tuple(word for word in words if word not in ("none", ""))
-
-
-def needs_step(placement: Placement) -> bool:
-    """Returns whether the model's function depends on the training step."""
-    texts = [
-        placement.drop_path,
-        *(t for name in PER_BLOCK[1:] for t in pair(_text(placement, name))),
-    ]
-    for one in parse_exceptions(placement.exceptions):
-        texts += [t for name, text in one.changes.items() if name != "norms" for t in pair(text)]
-    return any("t" in scale(text).rule.names for text in texts)
-
-
-def _text(placement: Placement, name: str) -> str:
-    return str(getattr(placement, name))
 
 
 def block_values(cfg: ModelConfig, l: int, which: int = 0) -> dict[str, Any]:

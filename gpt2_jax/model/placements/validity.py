@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,9 @@ def _text_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
         yield f"connection={placement.connection!r} is unknown; there are {', '.join(CONNECTIONS)}"
     try:
         exceptions = parse_exceptions(placement.exceptions)
-    except ValueError as error:
+        for one, l in product(exceptions, range(1, cfg.n_layer + 1)):
+            one.where({"l": float(l), "L": float(cfg.n_layer)})
+    except (ValueError, ArithmeticError) as error:
         yield f"exceptions: {error}"
         return
     texts = [(name, getattr(placement, name)) for name in RULES]
@@ -154,11 +157,12 @@ def _honours_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
         yield f"scalar_bias=True has no place in connection={name}"
     if placement.identity_values and placement.values != "own":
         yield f"values={placement.values} needs values: set identity_values=False"
-    learned = [scale(text).kind for text in pair(placement.skip_scale)]
-    if placement.profiled and (
-        name != "plain" or {*learned} - {"learned_vector", "learned_scalar"}
-    ):
+    blocks = _blocks(cfg, placement)
+    learned = {scale(text).kind for block in blocks for text in pair(block.skip_scale)}
+    if placement.profiled and (name != "plain" or learned - {"learned_vector", "learned_scalar"}):
         yield "profiled=True needs connection=plain and a learned skip_scale for each sublayer"
+    if placement.profiled and any("skip" in sites(b, w) for b in blocks for w in (0, 1)):
+        yield "profiled=True measures a stream without norms at the site skip"
     if placement.profiled and placement.share_blocks:
         yield "profiled=True measures each block: it needs share_blocks=0"
     if placement.gate_bias != 2.0 and name not in ("gru", "highway"):
@@ -225,8 +229,8 @@ def _position_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
         yield f"positions_at={where} has nothing to add with positions={kind}"
     if where == "mlp" and not CONNECTIONS[placement.connection].places:
         yield f"positions_at=mlp has no place in connection={placement.connection}"
-    if kind == "sinusoidal" and cfg.n_embd % 2:
-        yield f"positions=sinusoidal needs an even n_embd, not {cfg.n_embd}"
+    if (kind == "sinusoidal" or where == "block") and cfg.n_embd % 2:
+        yield f"positions_at={where} with sinusoids needs an even n_embd, not {cfg.n_embd}"
     if kind == "rotary" and cfg.n_embd // cfg.n_head % 2:
         yield f"positions=rotary needs an even head width, not {cfg.n_embd // cfg.n_head}"
     if placement.multiplied == "sum" and scale(placement.embedding_multiplier).is_one:
