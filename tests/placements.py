@@ -18,9 +18,17 @@ FAMILIES = (
     "attention_residuals_block",  # a mixture over depth
     "svformer",  # the values of block 1
 )
-EVERY = [
-    name if name in FAMILIES else pytest.param(name, marks=pytest.mark.slow) for name in PRESETS
-]
+# Where a test is long: those that differ most to a compiler and to a checkpoint.
+FEW = ("hybridnorm_star", "universal", "hyper_connections")
+
+
+def _slow_but(names):
+    slow = pytest.mark.slow
+    return [name if name in names else pytest.param(name, marks=slow) for name in PRESETS]
+
+
+EVERY = _slow_but(FAMILIES)
+EVERY_AT_LENGTH = _slow_but(FEW)
 
 
 def depth(name):

@@ -7,7 +7,7 @@ import pytest
 
 from gpt2_jax.model.decode import bind_apart, take_apart
 from gpt2_jax.model.diagnostics import gradient_norms, observe
-from tests.placements import EVERY, depth
+from tests.placements import EVERY_AT_LENGTH, depth
 from tests.tools import tiny_model
 
 TOKENS = jax.random.randint(jax.random.key(5), (3, 12), 0, 11)
@@ -44,7 +44,7 @@ def test_figures_are_those_of_blocks_taken_one_by_one():
         x = y
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", EVERY_AT_LENGTH)
 def test_every_placement_has_figures_for_each_block(name):
     n_layer = depth(name)
     built, params = tiny_model(model__placement=name, model__n_layer=n_layer, model__unroll=False)

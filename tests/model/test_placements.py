@@ -21,6 +21,7 @@ from gpt2_jax.model.placements.axes import CONNECTIONS, GATED, NORMS
 from gpt2_jax.model.placements.resolve import has_final_norm, resolve, segments
 from gpt2_jax.model.placements.rules import Rule, pair, rule, scale
 from gpt2_jax.model.placements.validity import find_fault
+from gpt2_jax.model.profile import profile
 from gpt2_jax.model.structure import structure
 from tests.placements import FAMILIES
 from tests.tools import ROOT, noisy, tiny
@@ -181,7 +182,7 @@ OTHER = {
 def outcome(changes):
     """Initial parameters, and a training forward pass with noise on them."""
     built = structure(model(**dict(changes), dropout=0.2, n_inner=24))
-    params = jax.device_get(built.init(jax.random.key(0)))
+    params = jax.device_get(profile(built, built.init(jax.random.key(0)), TOKENS))
     with jax.disable_jit():  # operation by operation: nothing to compile for each variation
         return params, np.asarray(built.bind(noisy(params))(TOKENS, KEYS, 700))[..., :11]
 
@@ -230,7 +231,7 @@ ACTS_ON = {
     "rank": "laurel_lr",
     "base_n_layer": "completep",
     "base_n_embd": "completep",
-    "norm_bias": "pre_ln",
+    "profiled": "admin",
 }
 
 

@@ -13,7 +13,7 @@ from gpt2_jax.model.structure import structure
 from gpt2_jax.train.checkpoint import Checkpoints
 from gpt2_jax.train.patterns import rate_factors
 from gpt2_jax.train.program import compile_program
-from tests.placements import EVERY, depth
+from tests.placements import EVERY_AT_LENGTH, depth
 from tests.tools import tiny
 
 # Real text that every Python has.
@@ -53,7 +53,7 @@ def run(program, state, first, last):
     return state, losses
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", EVERY_AT_LENGTH)
 def test_it_learns_real_text_on_any_mesh_and_resumes_to_the_bit(name, tmp_path):
     program = compile_program(config(name, mesh__data=1))
     start = program.start(np.stack([IDS[: SEQ_LEN + 1]] * BATCH).astype(np.int32))
@@ -106,7 +106,7 @@ def test_admin_starts_training_from_its_profile():
     assert (measured > 1.1).all() and (measured == measured[:, :1]).all()
 
 
-@pytest.mark.parametrize("name", ["derf", "scalenorm_fixnorm", "fixup"])
+@pytest.mark.parametrize("name", ["derf", pytest.param("fixup", marks=pytest.mark.slow)])
 def test_parameters_of_one_number_can_be_frozen_beside(name):
     """A pattern's factors have the shape of what they act on, be it a single number."""
     frozen = config(name, mesh__data=1, optimizer__frozen=("wpe",))
