@@ -68,11 +68,11 @@ class SiameseNorm(ResiDual):
 
     def __call__(self, stream: Two, attn: Branch, mlp: Branch, context: Context) -> Two:
         x, y = stream
-        c = jnp.sqrt(2.0 * jnp.asarray(context.layer + 1, jnp.float32)).astype(x.dtype)
+        c = jnp.sqrt(2.0 * jnp.asarray(context.layer + 1, jnp.float32))
         sides = ((self.attn_post, self.attn_y, attn), (self.mlp_post, self.mlp_y, mlp))
         for post, norm_y, branch in sides:
             o = branch(x + norm_y(y))
-            x, y = post(x + o / c), y + o
+            x, y = post(x + (o / c).astype(x.dtype)), y + o
         return Two(x, y)
 
 

@@ -372,7 +372,7 @@ def scalenorm_fixnorm(m):
 
 @oracle
 def albert(m):
-    x = m.tokens + m.positions
+    x = ln(m.tokens + m.positions, m.embedding_norm)
     for _ in range(m.L):
         b = m.blocks[0]
         x = ln(x + A(x, b), b.connection.attn.post)

@@ -33,7 +33,9 @@ def xavier(qk=1.0, rest=1.0, wte=UNIT):
 BETA = (8 * L) ** -0.25
 FIXUP = (9 * L) ** -0.25
 MAGNETO = math.sqrt(math.log(2 * L))
+DEEP = (2 * L) ** -0.5
 SMALL = math.sqrt(2 / (5 * D))
+MEGATRON = (SMALL, SMALL, SMALL * DEEP, XAVIER_MLP, XAVIER_MLP * DEEP, SMALL)
 STDS = {
     "pre_ln": plain(GPT2),
     "post_ln": xavier(),
@@ -48,8 +50,8 @@ STDS = {
     "pre_post_ln": plain(GPT2),
     "b2t": xavier(L**-0.5, L**-0.5),
     "mix_ln": plain(),
-    "hybridnorm": plain(GPT2),
-    "hybridnorm_star": plain(GPT2),
+    "hybridnorm": MEGATRON,
+    "hybridnorm_star": MEGATRON,
     "parallel_gptj": plain(2 / (L * math.sqrt(D))),
     "parallel_neox": (
         SMALL,
@@ -142,7 +144,7 @@ SIZES = {
     "dyt": BASE + L * 2 * (D + 1) + D + 1 + 1,
     "derf": BASE + L * 2 * (2 * D + 2) + 2 * D + 2 + 1,
     "scalenorm_fixnorm": BASE + L * 2 + 1,
-    "albert": V * D + T * D + 12 * D * D + 9 * D + 2 * NORM,
+    "albert": V * D + T * D + 12 * D * D + 9 * D + 3 * NORM,
     "universal": V * D + 12 * D * D + 9 * D + 2 * NORM,
     "summed_residual": BASE + FINAL,
     "normed_skip": BASE + L * NORM + FINAL,

@@ -140,7 +140,8 @@ An override on the command line reaches a preset's exceptions too; exceptions gi
 as they are.
 
 Where a preset differs from its paper, or takes less than the whole model of that name, its note
-says so.
+says so. Throughout, `xavier` draws from a normal distribution (several sources from a uniform one
+of the same std), nothing is truncated, and the head is tied unless `model.tie_head=False`.
 Parameters and FLOPs are those of GPT-2 124M (12 layers, width 768) at sequence 1024, by
 6 N + 12 L D T.""".splitlines()
 

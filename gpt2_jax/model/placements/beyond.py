@@ -19,6 +19,7 @@ BEYOND: dict[str, Placement] = {
     "laurel_lr": Placement(
         equation="x' = F(N(x)) + B A x + x, A of rank r, B initially 0",
         citation="LAuReL (Menghani et al. 2024), 2411.07501, eq. 3, LR",
+        note="A maps to rank r and B back; the paper's text names them in the other order too",
         connection="laurel_lr",
     ),
     "laurel_pa": Placement(
@@ -127,7 +128,8 @@ BEYOND: dict[str, Placement] = {
         equation="X_l = h + F(N(h)), h = r + A(N(q), N(k), N(v)); behind block l each of q, k, v, "
         "r is sum_j w_j X_j, w = W_2 gelu(W_1 N(X_l)) + e_l for each token",
         citation="MUDDFormer (Xiao et al. 2025), 2502.12170, eqs. 5 to 10; Caiyun-AI/MUDDFormer",
-        note="without the optional norms around the sums and the growing hidden width",
+        note="without the optional norms around the sums and the growing hidden width; of the "
+        "paper's size, where the code widens the last map and shares block 1's three norms",
         connection="muddformer",
     ),
     "simplified_skipless": Placement(

@@ -13,6 +13,8 @@ from gpt2_jax.model.placements.axes import Placement
 
 # fairseq's and tensor2tensor's: unit variance on the stream, rows of length 1 in a tied head.
 UNIT_EMBEDDING: dict[str, Any] = {"embedding_std": "d**-0.5", "embedding_multiplier": "d**0.5"}
+# OLMo's full_megatron: one std for all, 1/sqrt(2 L) of it on what ends on the stream.
+MEGATRON: dict[str, Any] = {"init": "small", "embedding_std": "(2/(5*d))**0.5"}
 XAVIER: dict[str, Any] = {"init": "xavier", "residual_init": "1"}
 
 NORM_PLACEMENT: dict[str, Placement] = {
@@ -118,7 +120,8 @@ NORM_PLACEMENT: dict[str, Placement] = {
     "mix_ln": Placement(
         equation="l <= L/4: x' = N(x + F(x)), then x' = x + F(N(x))",
         citation="Li et al. 2024, 2412.13795; pixeli99/MixLN peft_pretraining/modeling_llama.py",
-        note="GPT-2's embedding; the code's has std sqrt(2/5), with a head of its own",
+        note="LayerNorm in place of the code's RMSNorm; GPT-2's embedding where the code has std "
+        "sqrt(2/5) and a head of its own",
         exceptions="l <= floor(L/4): norms=post",
         residual_init="1",
     ),
@@ -127,6 +130,7 @@ NORM_PLACEMENT: dict[str, Placement] = {
         citation="Zhuo et al. 2025, 2503.04598; BryceZhuo/HybridNorm dense_model/olmo/model.py",
         norm="rmsnorm",
         norms="qkv | stream",
+        **MEGATRON,
     ),
     "hybridnorm_star": Placement(
         equation="as hybridnorm; block 1 x' = x + A(N(x)) with N(q), N(k), N(v), then x + F(N(x))",
@@ -134,12 +138,13 @@ NORM_PLACEMENT: dict[str, Placement] = {
         norm="rmsnorm",
         norms="qkv | stream",
         exceptions="l == 1: norms=qkv+pre | pre",
+        **MEGATRON,
     ),
     "parallel_gptj": Placement(
         equation="x' = x + A(N(x)) + F(N(x)), one N",
         citation="GPT-J (Wang & Komatsuzaki 2021); kingoflolz/mesh-transformer-jax "
         "mesh_transformer/layers.py",
-        note="learned positions in place of rotary ones",
+        note="learned positions in place of rotary ones; other matrices start as GPT-2's",
         connection="parallel_shared",
         residual_init="2/(L*d**0.5*std)",
     ),
@@ -156,6 +161,7 @@ NORM_PLACEMENT: dict[str, Placement] = {
     "dyt": Placement(
         equation="x' = x + F(N(x)), N(x) = g tanh(a x); x0 = m embedding, m initially sqrt(d)",
         citation="Zhu et al. 2025, 2503.10622; jiachenzhu/DyT other_tasks/LLaMA",
+        note="the initial slopes are the paper's table by width; m multiplies the position too",
         norm="dyt",
         norm_bias=False,
         norm_alpha="where(d <= 2048, 1, where(d <= 4096, 0.8, 0.2)) | "
@@ -166,6 +172,7 @@ NORM_PLACEMENT: dict[str, Placement] = {
     "derf": Placement(
         equation="x' = x + F(N(x)), N(x) = g erf(a x + s) + b; x0 = m embedding, m_0 = sqrt(d)",
         citation="2512.10938; zlab-princeton/Derf, language model",
+        note="a is initially 1, the code's default; the paper's runs do not state theirs",
         norm="derf",
         norm_alpha="1",
         embedding_multiplier="learned_scalar(d**0.5)",
@@ -181,10 +188,11 @@ NORM_PLACEMENT: dict[str, Placement] = {
         **UNIT_EMBEDDING,
     ),
     "albert": Placement(
-        equation="x' = N(x + F(x)), the same block L times",
+        equation="x0 = N(embedding); x' = N(x + F(x)), the same block L times",
         citation="Lan et al. 2019, 1909.11942; google-research/albert modeling.py",
         note="the embedding is not factorized",
         norms="post",
+        embedding_norm=True,
         residual_init="1",
         share_blocks=1,
     ),

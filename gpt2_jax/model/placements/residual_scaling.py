@@ -25,7 +25,8 @@ RESIDUAL_SCALING: dict[str, Placement] = {
         "Var(F(x_s)) initially, measured on the first batch",
         citation="Liu et al. 2020, 2004.08249; LiyuanLucasLiu/Transformer-Clinic "
         "fairseq/fairseq/modules/transformer_layer.py",
-        note="as the code measures it; the paper's formula leaves out the embedding's variance",
+        note="as the code measures it, but without dropout; the paper's formula leaves out the "
+        "embedding's variance",
         norms="post",
         skip_scale="learned_vector(1)",
         profiled=True,
@@ -54,6 +55,7 @@ RESIDUAL_SCALING: dict[str, Placement] = {
     "layerscale": Placement(
         equation="x' = x + g F(N(x)), g of the width, initially 0.1 (L <= 18), 1e-5 or 1e-6",
         citation="CaiT (Touvron et al. 2021), 2103.17239; facebookresearch/deit cait_models.py",
+        note="first values by depth as the paper has them; the code's default is 1e-4",
         branch_scale="learned_vector(where(L <= 18, 0.1, where(L <= 24, 1e-5, 1e-6)))",
         residual_init="1",
     ),
@@ -71,19 +73,22 @@ RESIDUAL_SCALING: dict[str, Placement] = {
     "lns": Placement(
         equation="x' = x + F(N(x)/sqrt(l))",
         citation="Sun et al. 2025, 2502.05795; lmsdss/LayerNorm-Scaling",
+        note="LayerNorm in place of the code's RMSNorm",
         input_scale="l**-0.5",
         residual_init="1",
     ),
     "gpas": Placement(
         equation="h = x + F(N(x)); x' = h - silu(g_l) sg(h), g_l initially 0, one a block",
         citation="Chen et al. 2025, 2506.22049; dandingsky/GPAS",
-        note="with norms=post the shortcut is scaled instead, as the paper does it",
+        note="with norms=post the shortcut is scaled instead, as the paper does it; LayerNorm and "
+        "GPT-2's embedding in place of the code's RMSNorm and std sqrt(2/5)",
         connection="gpas",
         residual_init="1",
     ),
     "prores": Placement(
         equation="x' = x + min(t/(1000 l), 1) F(N(x)), t the updates done",
         citation="ProRes, 2603.05369; dandingsky/ProRes",
+        note="LayerNorm and GPT-2's embedding in place of the code's RMSNorm and std 0.02 sqrt(d)",
         branch_scale="minimum(t/(1000*l), 1)",
         residual_init="1",
     ),
@@ -118,8 +123,9 @@ RESIDUAL_SCALING: dict[str, Placement] = {
     ),
     "ds_init": Placement(
         equation="x' = N(x + F(x)), the matrices of block l scaled by 1/sqrt(l)",
-        citation="Zhang et al. 2019, 1908.11365, eq. 9; bzhangGo/zero models/transformer_fuse.py",
-        note="pre_ln with residual_init=(2*l)**-0.5 is what later papers call by this name",
+        citation="Zhang et al. 2019, 1908.11365; bzhangGo/zero models/transformer_fuse.py",
+        note="as the paper says; its code shrinks by l^-1/4. What later papers call by the name is "
+        "pre_ln with residual_init=(2*l)**-0.5",
         norms="post",
         init="xavier",
         residual_init="l**-0.5",
