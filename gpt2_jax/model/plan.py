@@ -41,11 +41,10 @@ class Plan:
     def value(self, text: str, which: int) -> Any:
         """Returns a rule's value in this block before the first update; a float where it can be."""
         made = rule(text)
-        values = values_at(1, self.cfg.n_layer, self.cfg.n_embd, self.cfg.init_std, which)
+        sizes = self.cfg.n_layer, self.cfg.n_embd, self.cfg.init_std, which
         if made.names & {"l", "s"}:
-            l = jnp.asarray(self.init.layer + 1, jnp.float32)
-            return made(values | {"l": l, "s": 2 * l - 1 + which}, jnp)
-        return made(values)
+            return made(values_at(jnp.asarray(self.init.layer + 1, jnp.float32), *sizes), jnp)
+        return made(values_at(1, *sizes))
 
     def has(self, site: str, which: int) -> bool:
         """Returns whether a norm stands at a site of attention or of the MLP."""
@@ -121,9 +120,8 @@ class Scale(nnx.Module):
         """
         if self.spec.kind != "constant":
             return self.value[...]
-        values = values_at(1, *self.sizes, self.which)
         l = jnp.asarray(context.layer + 1, jnp.float32)
-        values |= {"l": l, "s": 2 * l - 1 + self.which}
+        values = values_at(l, *self.sizes, self.which)
         if "t" in self.spec.rule.names:
             if context.step is None:
                 raise ValueError(f"the scale {self.spec.rule.text} needs the step")

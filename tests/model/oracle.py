@@ -340,7 +340,7 @@ def normed_stream_mlp(m):
 # -- kinds of norm
 
 
-def pre_normed(m, x, norm, final=None):
+def pre_normed(m, x, norm):
     for b in m.blocks:
         x = x + A(norm(x, b.attn.pre), b)
         x = x + F(norm(x, b.mlp.pre), b)

@@ -91,16 +91,16 @@ def rule(text: str) -> Rule:
     return made
 
 
-def values_at(l: int, n_layer: int, n_embd: int, init_std: float, which: int = 0) -> dict[str, Any]:
-    """Returns the values of a rule's names, as floats, before the first update.
+def values_at(l: Any, n_layer: int, n_embd: int, init_std: float, which: int = 0) -> dict[str, Any]:
+    """Returns the values of a rule's names before the first update, floats where l is a number.
 
     Args:
       l: the block's number, from 1. which: 0 for its attention, 1 for its MLP.
     """
     return {
-        "l": float(l),
+        "l": 1.0 * l,
         "L": float(n_layer),
-        "s": float(2 * l - 1 + which),
+        "s": 2.0 * l - 1.0 + which,
         "S": float(2 * n_layer),
         "d": float(n_embd),
         "t": 0.0,

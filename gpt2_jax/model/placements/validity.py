@@ -45,6 +45,8 @@ def _faults(cfg: ModelConfig) -> Iterator[str]:
         _text_faults,
         _site_faults,
         _honours_faults,
+        _profile_faults,
+        _size_faults,
         _norm_faults,
         _position_faults,
         _depth_faults,
@@ -157,7 +159,19 @@ def _honours_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
         yield f"scalar_bias=True has no place in connection={name}"
     if placement.identity_values and placement.values != "own":
         yield f"values={placement.values} needs values: set identity_values=False"
-    blocks = _blocks(cfg, placement)
+    if placement.gate_bias != 2.0 and name not in ("gru", "highway"):
+        yield f"gate_bias={placement.gate_bias} has no place in connection={name}"
+    if honours.several and across_words(placement):
+        yield f"across={placement.across!r} needs a single stream; connection={name} has several"
+    if honours.several and placement.positions_at == "block":
+        yield f"positions_at=block needs a single stream; connection={name} has several"
+    if placement.x0_scales != "1 | 0" and "x0" not in across_words(placement):
+        yield f"x0_scales={placement.x0_scales!r} needs across=x0"
+
+
+def _profile_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
+    """What cannot be measured on the first batch."""
+    name, blocks = placement.connection, _blocks(cfg, placement)
     learned = {scale(text).kind for block in blocks for text in pair(block.skip_scale)}
     if placement.profiled and (name != "plain" or learned - {"learned_vector", "learned_scalar"}):
         yield "profiled=True needs connection=plain and a learned skip_scale for each sublayer"
@@ -165,8 +179,12 @@ def _honours_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
         yield "profiled=True measures a stream without norms at the site skip"
     if placement.profiled and placement.share_blocks:
         yield "profiled=True measures each block: it needs share_blocks=0"
-    if placement.gate_bias != 2.0 and name not in ("gru", "highway"):
-        yield f"gate_bias={placement.gate_bias} has no place in connection={name}"
+
+
+def _size_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
+    """Sizes that the connection does not have, or cannot have."""
+    name = placement.connection
+    honours = CONNECTIONS[name]
     if cfg.n_streams is not None and not honours.streams:
         yield f"n_streams={placement.n_streams} has no place in connection={name}"
     if placement.n_streams < 1 or (honours.splits and cfg.n_embd % placement.n_streams):
@@ -179,12 +197,6 @@ def _honours_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
         yield f"depth_groups={placement.depth_groups} has no place in connection={name}"
     if placement.depth_groups < 0:
         yield f"depth_groups={placement.depth_groups} must be 0 or more"
-    if honours.several and across_words(placement):
-        yield f"across={placement.across!r} needs a single stream; connection={name} has several"
-    if honours.several and placement.positions_at == "block":
-        yield f"positions_at=block needs a single stream; connection={name} has several"
-    if placement.x0_scales != "1 | 0" and "x0" not in across_words(placement):
-        yield f"x0_scales={placement.x0_scales!r} needs across=x0"
 
 
 def _block_faults(name: str, honours: Honours, block: Placement) -> Iterator[str]:
