@@ -18,11 +18,14 @@ STAMP := $(VENV)/.installed-$(MINOR)-$(subst $(comma),-,$(EXTRA))
 quickstart: install
 	$(RUN) train.py --config=configs/quickstart.py --workdir=$(WORKDIR)
 
+# A file of tests stays with one process, so that what its tests share is made once.
+PARALLEL = -n auto --dist loadfile
+
 test: check
-	$(RUN) -m pytest -m "not slow and not peers"
+	$(RUN) -m pytest $(PARALLEL) -m "not slow and not peers"
 
 test-slow: install
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest $(PARALLEL) -m slow
 
 # Torch and transformers live in an environment of their own: `make test` must not need them.
 test-peers:

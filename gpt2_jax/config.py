@@ -137,6 +137,12 @@ FIELDS: dict[str, Field] = {
     # -- mesh
     "mesh.data": Field(None, "devices that share the batch; unset: as many as divide it", int),
     # -- track
+    "track.diagnostics_every": Field(
+        None,
+        "updates between figures by depth (stream, branches, gradients, attention, what each "
+        "block is worth), also at 0 and at the end; unset: none",
+        int,
+    ),
     "track.wandb.mode": Field(
         None,
         "unset: WANDB_MODE, else online if logged in, else offline",

@@ -99,6 +99,7 @@ _AT_LEAST_ONE = [
     "train.keep_checkpoints",
     "train.patience",
     "mesh.data",
+    "track.diagnostics_every",
 ]
 _POSITIVE = [
     "model.norm_eps",

@@ -3,7 +3,11 @@
 import os
 import tempfile
 
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="gpt2_jax_tests_")
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers, and what they start, share what is compiled
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="gpt2_jax_tests_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["XDG_CACHE_HOME"] + "/compiled"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["JAX_PLATFORMS"] = "cpu"
 for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "XLA_FLAGS"):

@@ -72,7 +72,11 @@ def noisy(params, scale: float = 0.1, seed: int = 7):
 
 def environment(tmp: Path, **extra: str) -> dict[str, str]:
     """Returns the environment of a child process: a cache of its own, no wandb."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "XLA", "JAX"))}
+    shared = ("JAX_COMPILATION", "JAX_PERSISTENT")
+    dropped = ("WANDB", "XLA", "JAX")
+    kept = {
+        k: v for k, v in os.environ.items() if k.startswith(shared) or not k.startswith(dropped)
+    }
     base = {
         "XDG_CACHE_HOME": str(tmp / "cache"),
         "HOME": str(tmp),

@@ -34,7 +34,7 @@ from gpt2_jax.files import cache_dir, disk_errors, sha256, write_json
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.track.wandb_log import WandbLog
 from gpt2_jax.train.checkpoint import SUMS
-from gpt2_jax.train.loop import wandb_options
+from gpt2_jax.train.report import wandb_options
 from gpt2_jax.train.restore import OpenedRun, open_run
 from gpt2_jax.train.rundir import RunDirectory
 

@@ -1,6 +1,7 @@
 """What goes on in a model by depth: sizes of stream, branches and gradients, attention's focus.
 
-Each figure is one number a block, (L), float32, means over all tokens of a batch.
+Each figure is one number a block, (L), float32, over all tokens of a batch. A figure has the same
+name here, in metrics.jsonl, on wandb, in the CSV files and in the titles of the plots.
 """
 
 from __future__ import annotations
@@ -55,6 +56,27 @@ def observe(
     context = model.context(jnp.arange(tokens_BT.shape[1]), None, step)._replace(probe=figures)
     _, kept = model.run_blocks(model.embed(tokens_BT, context), context)
     return kept
+
+
+def streams(
+    structure: Structure, params: Params, tokens_BT: jax.Array, step: jax.Array | int
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the stream behind each block (L, B, T, D), and what the head reads (B, T, D)."""
+    model = structure.bind(params)
+    context = model.context(jnp.arange(tokens_BT.shape[1]), None, step)
+    context = context._replace(probe=lambda before, behind, left: model.ends.whole(behind))
+    carry, kept = model.run_blocks(model.embed(tokens_BT, context), context)
+    return kept, model.readout(carry)
+
+
+def logits_without(
+    structure: Structure, params: Params, tokens_BT: jax.Array, step: jax.Array | int, muted: Any
+) -> jax.Array:
+    """Returns the logits (B, T, V) where both branches of block `muted` (0-based) give 0."""
+    model = structure.bind(params)
+    context = model.context(jnp.arange(tokens_BT.shape[1]), None, step)._replace(muted=muted)
+    carry, _ = model.run_blocks(model.embed(tokens_BT, context), context)
+    return model.logits(model.readout(carry))
 
 
 def rms(x: Any) -> jax.Array:

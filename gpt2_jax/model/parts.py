@@ -46,6 +46,7 @@ class Context(NamedTuple):
       values: attention's values of block 1, where later blocks use them.
       probe: told of each block the stream before it and behind it and what its attention left;
         what it returns is kept. Blocks then hand out what their branches were given and gave.
+      muted: 0-based index of a block whose branches give 0, to see what they are worth.
       place: vectors of the positions, where blocks add them too, (T, D) or (B, T, D).
     """
 
@@ -56,6 +57,7 @@ class Context(NamedTuple):
     values: jax.Array | None = None
     place: jax.Array | None = None
     probe: Callable[[Any, Any, Any], Any] | None = None
+    muted: jax.Array | int | None = None
 
     def at(self, layer: jax.Array | int, values: jax.Array | None) -> Context:
         """Returns what the block of that index is told, with dropout keys of its own."""

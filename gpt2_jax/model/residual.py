@@ -45,6 +45,8 @@ class Branch(nnx.Module, Generic[Sublayer]):
         y_BTD = b(self.out(y_BTD), context)
         if self.depth_factor != 1.0:
             y_BTD = (y_BTD * jnp.float32(self.depth_factor)).astype(y_BTD.dtype)
+        if context.muted is not None:
+            y_BTD = jnp.where(context.layer == context.muted, jnp.zeros_like(y_BTD), y_BTD)
         if context.keys_B is None or self.drop_path.spec.rule.constant == 0.0:
             return y_BTD
         rate = self.drop_path.factor(context)

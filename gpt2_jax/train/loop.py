@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import statistics
 import sys
@@ -28,7 +27,7 @@ from gpt2_jax.track.bar import Progress
 from gpt2_jax.track.metrics import MetricsFile, Row, evaluations_since_best, read_rows
 from gpt2_jax.track.plot import plot_loss
 from gpt2_jax.track.throughput import utilisation
-from gpt2_jax.track.wandb_log import WandbLog, WandbOptions
+from gpt2_jax.track.wandb_log import WandbLog
 from gpt2_jax.train import report
 from gpt2_jax.train.checkpoint import Checkpoints, damage, restore_params
 from gpt2_jax.train.evaluation import Evaluator
@@ -37,9 +36,11 @@ from gpt2_jax.train.memory import keep_freed_memory
 from gpt2_jax.train.mesh import configure_devices
 from gpt2_jax.train.origin import Origin, adopt, find_origin
 from gpt2_jax.train.patterns import rate_factors
+from gpt2_jax.train.probe import by_block, make_probe, training_rows
 from gpt2_jax.train.program import Program, compile_program, memory_errors
 from gpt2_jax.train.rundir import RunDirectory
 from gpt2_jax.train.state import State
+from gpt2_jax.train.step import BLOCK_GRAD_NORMS, Metrics
 
 # (config, model structure, parameters, tokenizer) -> text
 Sample = Callable[[ConfigDict, Structure, Any, Tokenizer], str]
@@ -103,7 +104,7 @@ def _say_finished(config: ConfigDict, directory: RunDirectory) -> None:
     early = not Checkpoints(directory.checkpoints_path).path(config.train.steps).exists()
     field = "train.patience" if early else "train.steps"
     print(f"{directory.path} is finished: raise {field} to go on")
-    _print_end(directory)
+    report.print_end(directory)
 
 
 def _is_finished(config: ConfigDict, directory: RunDirectory) -> bool:
@@ -124,18 +125,6 @@ def _is_stale(config: ConfigDict, rows: list[Row]) -> bool:
     """Returns whether the validation loss has not fallen for `train.patience` evaluations."""
     patience = config.train.patience
     return patience is not None and evaluations_since_best(rows) >= patience
-
-
-def _print_end(directory: RunDirectory) -> None:
-    """Prints the sample, the last score and what lies in the directory."""
-    rows = read_rows(directory.metrics_path)
-    score = next((row for row in reversed(rows) if row.get("val/loss") is not None), None)
-    if directory.sample_path.exists():
-        print(f"\n--- a sample ---\n{directory.sample_path.read_text().rstrip()}\n---")
-    if score:
-        print(_result(score))
-    names = sorted(p.name + "/" * p.is_dir() for p in directory.path.iterdir())
-    print(f"left in {directory.path}: {' '.join(n for n in names if n[0] != '.')}")
 
 
 def _open_run(
@@ -198,7 +187,7 @@ class Run:
         self.progress = Progress(train.steps, self.step, report.tokens_per_step(self.config))
         rows = read_rows(self.directory.metrics_path)
         self.wandb = WandbLog(
-            wandb_options(self.config, self.directory),
+            report.wandb_options(self.config, self.directory),
             self.config.to_dict(),
             rows,
             self.progress.note,
@@ -210,10 +199,14 @@ class Run:
             seq_len,
             train.batch_size // train.accumulation,
         )
+        mesh = self.program.mesh
+        observed, skipped = training_rows(self.config, mesh)
+        self.probe = make_probe(self.program.structure, mesh, observed, skipped)
         self.tokens_per_step = report.tokens_per_step(self.config)
         self.flops_per_token = self.program.structure.flops_per_token(seq_len)
         self.device_kind = self.program.mesh.devices.flat[0].device_kind
-        self.pending: tuple[int, dict[str, jax.Array]] | None = None
+        # Metrics of an update, and figures by depth, on the devices and not read yet.
+        self.pending: tuple[int, Metrics, Metrics] | None = None
         self.clock = time.monotonic()  # when the last row was read, less pauses
         self.clock_step = self.step
         self.longest_skipped = 0
@@ -241,6 +234,8 @@ class Run:
         if self.saved_step is None:
             with self._paused():
                 self.evaluations = [{"step": 0, "tokens": 0, **self._evaluate()}]
+                figures = self._figures(self.program.put(self.sampler.batch(0)))
+                self.evaluations[0] |= by_block(jax.device_get(figures))
                 self._write(self.evaluations[0])
         until = self.step if self._is_stale() else steps
         with Prefetch(self.sampler.batch, self.program.put, self.step, until) as batches:
@@ -258,7 +253,7 @@ class Run:
                 before = metrics["loss"]
                 self._write_pending()
                 if self._due(self.step):
-                    self.pending = (self.step, metrics)
+                    self.pending = (self.step, metrics, self._figures(batch))
                 if self._is_stop(self.step):
                     with self._paused():
                         self._evaluate_and_save()
@@ -278,7 +273,18 @@ class Run:
         return _is_stale(self.config, self.evaluations)
 
     def _due(self, step: int) -> bool:
-        return step % self.config.train.log_every == 0 or self._is_stop(step)
+        every = self.config.train.log_every
+        return step % every == 0 or self._is_stop(step) or self._is_probed(step)
+
+    def _is_probed(self, step: int) -> bool:
+        every = self.config.track.diagnostics_every
+        return every is not None and (step % every == 0 or step == self.config.train.steps)
+
+    def _figures(self, batch: jax.Array) -> Metrics:
+        """Returns the figures by depth that are due, on the devices; none where none are."""
+        if not self._is_probed(self.step):
+            return {}
+        return self.probe(self.state.params, self.state.step, batch)
 
     def _is_stop(self, step: int) -> bool:
         train = self.config.train
@@ -317,8 +323,11 @@ class Run:
     def _row(self) -> Row:
         """Reads the pending update's metrics from the devices: the only read in the loop."""
         assert self.pending is not None
-        (step, metrics), self.pending = self.pending, None
-        values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        (step, *unread), self.pending = self.pending, None
+        metrics, figures = jax.device_get(unread)
+        values = {name: x.item() for name, x in metrics.items() if name != BLOCK_GRAD_NORMS}
+        if figures:
+            figures["grad_norm"] = metrics[BLOCK_GRAD_NORMS]
         now = time.monotonic()
         speed = (step - self.clock_step) * self.tokens_per_step / (now - self.clock)
         self.clock, self.clock_step = now, step
@@ -330,6 +339,7 @@ class Run:
             **{f"train/{name}": values[name] for name in ("loss", "grad_norm", "lr", "skipped")},
             "perf/tokens_per_sec": speed,
             "perf/step_ms": self.tokens_per_step / speed * 1e3,
+            **by_block(figures),
         }
         n_devices = self.program.mesh.devices.size
         mfu = utilisation(speed, self.flops_per_token, self.device_kind, n_devices)
@@ -374,33 +384,10 @@ class Run:
         self.wandb.show(self.step, self.directory.plot_path, text)
         final = {k: v for row in rows for k, v in row.items() if k.startswith("val/")}
         self.wandb.summarize({f"final/{name}": value for name, value in final.items()})
-        _print_end(self.directory)
+        report.print_end(self.directory)
         if self._is_stale() and self.step < config.train.steps:
             best = self.evaluations[-1 - self._since_best()]["step"]
             print(f"stopped early after update {self.step}: update {best} was the best")
         if self.stopped_by:
             command = shlex.join([sys.executable, *sys.argv])
             print(f"stopped by {self.stopped_by} after update {self.step}, saved; go on: {command}")
-
-
-def _result(row: Row) -> str:
-    line = f"validation loss {row['val/loss']:.4f} nats per token"
-    if "val/bits_per_byte" in row:
-        bits = row["val/bits_per_byte"]
-        line += f"; {bits * math.log(2):.4f} nats, {bits:.4f} bits per byte of text"
-    return f"{line} (update {row['step']})"
-
-
-def wandb_options(config: ConfigDict, directory: RunDirectory) -> WandbOptions:
-    """Returns what the tracker needs of the config and the run directory."""
-    given = config.track.wandb
-    return WandbOptions(
-        run_id=directory.wandb_id(),
-        workdir=directory.path,
-        mode=given.mode,
-        project=given.project,
-        entity=given.entity,
-        name=given.name,
-        group=given.group,
-        tags=configs.words(given.tags),
-    )

@@ -55,12 +55,7 @@ class Program:
     def start(self, batch: np.ndarray) -> State:
         """Returns the state before the first update, which is to be of this batch (B, T+1)."""
         state = self.init()
-        if not self.structure.placement.profiled:
-            return state
-        whole = replicated(self.mesh)
-        measure = lambda params, tokens: profile(self.structure, params, tokens)
-        tokens = jax.device_put(batch[:PROFILED_ROWS, :-1], whole)
-        return state._replace(params=jax.jit(measure, out_shardings=whole)(state.params, tokens))
+        return state._replace(params=profiled(self.structure, self.mesh, state.params, batch))
 
     def trial_seconds(self, batch: np.ndarray) -> float:
         """Returns how long an update takes here, measured on a state that is thrown away."""
@@ -73,6 +68,16 @@ class Program:
             if taken[0] > 5.0:
                 break
         return min(taken)
+
+
+def profiled(structure: Structure, mesh: Mesh, params: Any, batch: np.ndarray) -> Any:
+    """Returns initial parameters with what the placement measures on the first batch (B, T+1)."""
+    if not structure.placement.profiled:
+        return params
+    whole = replicated(mesh)
+    measure = lambda params, tokens: profile(structure, params, tokens)
+    tokens = jax.device_put(batch[:PROFILED_ROWS, :-1], whole)
+    return jax.jit(measure, out_shardings=whole)(params, tokens)
 
 
 def compile_program(config: ConfigDict) -> Program:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from datetime import timedelta
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
+from gpt2_jax import config as configs
 from gpt2_jax.data.shards import Corpus
 from gpt2_jax.model.placements import AXES, PRESETS
 from gpt2_jax.model.placements.resolve import differences, resolve
+from gpt2_jax.track.metrics import Row, read_rows
 from gpt2_jax.track.throughput import peak_flops
+from gpt2_jax.track.wandb_log import WandbOptions
 from gpt2_jax.train.program import Program
+from gpt2_jax.train.rundir import RunDirectory
 
 
 def facts(config: ConfigDict, program: Program) -> dict[str, Any]:
@@ -102,3 +107,38 @@ def _si(value: float) -> str:
             return f"{value:.3g} {unit}"
         value /= 1000
     return f"{value:.3g} Z"
+
+
+def print_end(directory: RunDirectory) -> None:
+    """Prints the sample, the last score and what lies in the directory."""
+    rows = read_rows(directory.metrics_path)
+    score = next((row for row in reversed(rows) if row.get("val/loss") is not None), None)
+    if directory.sample_path.exists():
+        print(f"\n--- a sample ---\n{directory.sample_path.read_text().rstrip()}\n---")
+    if score:
+        print(_result(score))
+    names = sorted(p.name + "/" * p.is_dir() for p in directory.path.iterdir())
+    print(f"left in {directory.path}: {' '.join(n for n in names if n[0] != '.')}")
+
+
+def _result(row: Row) -> str:
+    line = f"validation loss {row['val/loss']:.4f} nats per token"
+    if "val/bits_per_byte" in row:
+        bits = row["val/bits_per_byte"]
+        line += f"; {bits * math.log(2):.4f} nats, {bits:.4f} bits per byte of text"
+    return f"{line} (update {row['step']})"
+
+
+def wandb_options(config: ConfigDict, directory: RunDirectory) -> WandbOptions:
+    """Returns what the tracker needs of the config and the run directory."""
+    given = config.track.wandb
+    return WandbOptions(
+        run_id=directory.wandb_id(),
+        workdir=directory.path,
+        mode=given.mode,
+        project=given.project,
+        entity=given.entity,
+        name=given.name,
+        group=given.group,
+        tags=configs.words(given.tags),
+    )

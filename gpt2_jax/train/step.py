@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
+from gpt2_jax.model.diagnostics import gradient_norms
 from gpt2_jax.model.structure import Structure
 from gpt2_jax.train.loss import cross_entropy
 from gpt2_jax.train.mesh import DATA
@@ -23,6 +24,7 @@ from gpt2_jax.train.state import Guard, State, purpose_key
 Metrics = dict[str, jax.Array]
 Step = Callable[[State, jax.Array], tuple[State, Metrics]]
 
+BLOCK_GRAD_NORMS = "block_grad_norms"
 NORM_DECAY = 0.98  # of the running moments that outliers are held against
 NORM_WARMUP = 50  # updates before any is called an outlier
 
@@ -35,7 +37,8 @@ def make_step(
     Parameters whose rate is 0 have no gradient: they count neither in its norm nor in moments.
 
     Metrics are scalars: `loss` (mean nats a token), `grad_norm` (before clipping), `lr`,
-    `skipped` and `longest_skipped` (in a row).
+    `skipped` and `longest_skipped` (in a row); with `track.diagnostics_every` also
+    `block_grad_norms` (L).
     """
     schedule = make_schedule(config)
     gradients = make_gradients(config, structure, mesh)
@@ -68,6 +71,8 @@ def make_step(
             "skipped": guard.skipped,
             "longest_skipped": guard.longest,
         }
+        if config.track.diagnostics_every is not None:
+            metrics[BLOCK_GRAD_NORMS] = gradient_norms(structure, grads)
         return State(state.step + 1, state.seed, params, opt_state, guard), metrics
 
     return step

@@ -1,0 +1,1 @@
+"""Comparing placements: diagnosed by depth, and trained against each other."""

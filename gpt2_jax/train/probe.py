@@ -1,0 +1,64 @@
+"""Figures by depth of a model in training, seldom enough and on few enough rows to cost nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from gpt2_jax.model.diagnostics import logits_without, observe
+from gpt2_jax.model.structure import Structure
+from gpt2_jax.train.loss import cross_entropy
+from gpt2_jax.train.mesh import replicated
+
+OBSERVED_ROWS = 8  # sequences at most; a device looks at fewer than it trains on
+
+Probe = Callable[[Any, jax.Array, jax.Array], dict[str, jax.Array]]
+
+
+def training_rows(config: ConfigDict, mesh: Mesh) -> tuple[int, int]:
+    """Returns on how many sequences a run observes, and skips blocks: a third of a step or so."""
+    rows = config.train.batch_size // mesh.devices.size
+    return min(OBSERVED_ROWS, rows), min(OBSERVED_ROWS, max(1, rows // config.model.n_layer))
+
+
+def make_probe(structure: Structure, mesh: Mesh, observed: int, skipped: int) -> Probe:
+    """Returns the jitted `(params, step, batch (B, T+1)) -> {figure: (L)}` of a run.
+
+    The figures are those of `observe` on the batch's first `observed` sequences, and the
+    `skip_cost` of each block on the first `skipped`. Every device computes all of them: they are
+    few, and means of means would be others.
+    """
+
+    def probe(params: Any, step: jax.Array, tokens_BT1: jax.Array) -> dict[str, jax.Array]:
+        figures = observe(structure, params, tokens_BT1[:observed, :-1], step)._asdict()
+        return figures | {"skip_cost": skip_costs(structure, params, tokens_BT1[:skipped], step)}
+
+    return jax.jit(probe, out_shardings=replicated(mesh))
+
+
+def skip_costs(
+    structure: Structure, params: Any, tokens_BT1: jax.Array, step: jax.Array | int
+) -> jax.Array:
+    """Returns by how many nats a token the loss rises when a block's branches give 0, (L)."""
+
+    def loss(muted: jax.Array) -> jax.Array:
+        logits_BTV = logits_without(structure, params, tokens_BT1[:, :-1], step, muted)
+        return cross_entropy(logits_BTV, tokens_BT1[:, 1:]).mean()
+
+    losses = lax.map(loss, jnp.arange(-1, structure.cfg.n_layer))  # -1 mutes none
+    return losses[1:] - losses[0]
+
+
+def by_block(figures: dict[str, Any]) -> dict[str, float]:
+    """Returns `{"stream_rms/block_01": …}` of `{"stream_rms": (L)}`: blocks count from 1."""
+    out: dict[str, float] = {}
+    for name, values in figures.items():
+        width = max(2, len(str(len(values))))
+        out |= {f"{name}/block_{l:0{width}}": float(v) for l, v in enumerate(values, 1)}
+    return out
