@@ -234,8 +234,8 @@ class Run:
         if self.saved_step is None:
             with self._paused():
                 self.evaluations = [{"step": 0, "tokens": 0, **self._evaluate()}]
-                figures = self._figures(self.program.put(self.sampler.batch(0)))
-                self.evaluations[0] |= by_block(jax.device_get(figures))
+                if figures := self._figures(self.program.put(self.sampler.batch(0))):
+                    self.evaluations[0] |= by_block(jax.device_get(figures))
                 self._write(self.evaluations[0])
         until = self.step if self._is_stale() else steps
         with Prefetch(self.sampler.batch, self.program.put, self.step, until) as batches:
@@ -323,11 +323,12 @@ class Run:
     def _row(self) -> Row:
         """Reads the pending update's metrics from the devices: the only read in the loop."""
         assert self.pending is not None
-        (step, *unread), self.pending = self.pending, None
-        metrics, figures = jax.device_get(unread)
-        values = {name: x.item() for name, x in metrics.items() if name != BLOCK_GRAD_NORMS}
-        if figures:
-            figures["grad_norm"] = metrics[BLOCK_GRAD_NORMS]
+        (step, metrics, figures), self.pending = self.pending, None
+        read = jax.device_get(metrics | figures)
+        values = {name: read[name].item() for name in metrics if name != BLOCK_GRAD_NORMS}
+        by_depth = {name: read[name] for name in figures}
+        if by_depth:
+            by_depth["grad_norm"] = read[BLOCK_GRAD_NORMS]
         now = time.monotonic()
         speed = (step - self.clock_step) * self.tokens_per_step / (now - self.clock)
         self.clock, self.clock_step = now, step
@@ -339,7 +340,7 @@ class Run:
             **{f"train/{name}": values[name] for name in ("loss", "grad_norm", "lr", "skipped")},
             "perf/tokens_per_sec": speed,
             "perf/step_ms": self.tokens_per_step / speed * 1e3,
-            **by_block(figures),
+            **by_block(by_depth),
         }
         n_devices = self.program.mesh.devices.size
         mfu = utilisation(speed, self.flops_per_token, self.device_kind, n_devices)

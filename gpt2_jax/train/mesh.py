@@ -27,7 +27,7 @@ def configure_devices(config: ConfigDict) -> None:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     # Somebody else's choice, or an earlier call's, stands.
     if settings.jax_num_cpu_devices <= 0 and "host_platform_device_count" not in flags:
-        wanted = config.mesh.data or _largest_divisor(_micro_batch(config), _cores())
+        wanted = config.mesh.data or _largest_divisor(_micro_batch(config), cores())
         settings.update("jax_num_cpu_devices", wanted)
     if settings.jax_compilation_cache_dir is None:
         settings.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
@@ -58,7 +58,7 @@ def by_rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(DATA))
 
 
-def _cores() -> int:
+def cores() -> int:
     """Returns the cores that this process may use; not every system tells them from all."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

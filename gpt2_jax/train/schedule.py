@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import optax
 from ml_collections import ConfigDict
 
 Schedule = Callable[[jax.Array | int], jax.Array]
@@ -20,22 +19,26 @@ def make_schedule(config: ConfigDict) -> Schedule:
     steps, `wsd` (Hu et al. 2024, MiniCPM) holds the peak and falls linearly over the last
     `decay_fraction` of all steps, `inverse_sqrt` is peak sqrt(w / n) with w the warm-up's length
     (Vaswani et al. 2017, section 5.3).
+
+    Every number may be traced (optax's schedules want Python's), so that runs that differ in them
+    share a compiled program.
     """
     opt, steps = config.optimizer, config.train.steps
-    warmup, last = opt.warmup_steps, opt.final_lr_ratio
-    rest = max(steps - warmup, 1)
-    cooldown = max(1, min(rest, round(opt.decay_fraction * steps)))
-    after: dict[str, optax.Schedule] = {
-        "cosine": optax.cosine_decay_schedule(1.0, rest, last),
-        "linear": optax.linear_schedule(1.0, last, rest),
-        "wsd": optax.linear_schedule(1.0, last, cooldown, rest - cooldown),
-        "inverse_sqrt": lambda n: jnp.sqrt(max(warmup, 1) / (n + max(warmup, 1))),
-        "constant": optax.constant_schedule(1.0),
+    last, warmup = opt.final_lr_ratio, jnp.maximum(opt.warmup_steps, 1)
+    rest = jnp.maximum(steps - opt.warmup_steps, 1)
+    cooldown = jnp.clip(jnp.round(opt.decay_fraction * steps), 1, rest)
+    share = lambda n, length: jnp.clip(n / length, 0.0, 1.0)
+    after: dict[str, Schedule] = {
+        "cosine": lambda n: last + (1 - last) * (1 + jnp.cos(jnp.pi * share(n, rest))) / 2,
+        "linear": lambda n: 1 - (1 - last) * share(n, rest),
+        "wsd": lambda n: 1 - (1 - last) * share(n - (rest - cooldown), cooldown),
+        "inverse_sqrt": lambda n: jnp.sqrt(warmup / (n + warmup)),
+        "constant": lambda n: jnp.float32(1.0),
     }
     shape = after[opt.schedule]
 
     def rate(n: jax.Array | int) -> jax.Array:
-        warm = jnp.minimum(1.0, (n + 1) / max(warmup, 1))
-        return opt.peak_lr * warm * shape(jnp.maximum(n - warmup, 0))
+        warm = jnp.minimum(1.0, (n + 1) / warmup)
+        return opt.peak_lr * warm * shape(jnp.maximum(n - opt.warmup_steps, 0))
 
     return rate

@@ -53,17 +53,21 @@ def purpose_key(seed: jax.Array | int, purpose: str) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), index)
 
 
+def new_state(
+    structure: Structure, optimizer: optax.GradientTransformation, seed: jax.Array
+) -> State:
+    """Returns the state before the first update."""
+    params = structure.init(purpose_key(seed, "init"))
+    zero = jnp.int32(0)
+    guard = Guard(zero, zero, zero, zero, jnp.float32(0), jnp.float32(0))
+    return State(zero, seed, params, optimizer.init(params), guard)
+
+
 def make_init(
     config: ConfigDict, structure: Structure, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> Callable[[], State]:
     """Returns the jitted maker of the state before the first update, laid out on the mesh."""
-
-    def init() -> State:
-        params = structure.init(purpose_key(config.seed, "init"))
-        zero = jnp.int32(0)
-        guard = Guard(zero, zero, zero, zero, jnp.float32(0), jnp.float32(0))
-        return State(zero, jnp.uint32(config.seed), params, optimizer.init(params), guard)
-
+    init = lambda: new_state(structure, optimizer, jnp.uint32(config.seed))
     # It runs once, so compiling it well costs more than it brings.
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(init, out_shardings=replicated(mesh), compiler_options=quick)

@@ -30,9 +30,12 @@ NORM_WARMUP = 50  # updates before any is called an outlier
 
 
 def make_step(
-    config: ConfigDict, structure: Structure, optimizer: optax.GradientTransformation, mesh: Mesh
+    config: ConfigDict,
+    structure: Structure,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh | None,
 ) -> Step:
-    """Returns the step for batches (B, T+1) of token ids.
+    """Returns the step for batches (B, T+1) of token ids, spread over a mesh or (None) on a device.
 
     Parameters whose rate is 0 have no gradient: they count neither in its norm nor in moments.
 
@@ -78,7 +81,9 @@ def make_step(
     return step
 
 
-def make_gradients(config: ConfigDict, structure: Structure, mesh: Mesh) -> Callable[..., Any]:
+def make_gradients(
+    config: ConfigDict, structure: Structure, mesh: Mesh | None
+) -> Callable[..., Any]:
     """Returns `(params, tokens, step, seed) -> (loss, gradients)`, means over the whole batch.
 
     Each device works through its rows in `train.accumulation` parts; the gradients meet once.
@@ -90,7 +95,8 @@ def make_gradients(config: ConfigDict, structure: Structure, mesh: Mesh) -> Call
     ) -> tuple[jax.Array, Any]:
         n_rows = tokens_bT1.shape[0]
         key = jax.random.fold_in(purpose_key(seed, "dropout"), step)
-        rows = lax.axis_index(DATA) * n_rows + jnp.arange(n_rows)
+        first_row = 0 if mesh is None else lax.axis_index(DATA) * n_rows
+        rows = first_row + jnp.arange(n_rows)
         keys_b = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
 
         def part(tokens: jax.Array, keys: jax.Array) -> tuple[jax.Array, Any]:
@@ -107,8 +113,10 @@ def make_gradients(config: ConfigDict, structure: Structure, mesh: Mesh) -> Call
                 (split(tokens_bT1), split(keys_b)),
             )
             total = jax.tree.map(lambda x: x / parts, total)
-        return mean_over_devices(total)
+        return total if mesh is None else mean_over_devices(total)
 
+    if mesh is None:
+        return local
     # Not checked for varying axes: the check would add a sum over devices for each use of a
     # parameter, where one sum of the finished gradients is enough.
     everywhere, rows = PartitionSpec(), PartitionSpec(DATA)

@@ -1,0 +1,248 @@
+"""Claims about models in training: small ones, on the bytes of Python's standard library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from gpt2_jax import config as configs
+from gpt2_jax.ablate.papers.claim import Claim, linearity
+from gpt2_jax.ablate.population import Population
+from gpt2_jax.config_check import check
+from gpt2_jax.data.corpus import open_corpus
+from gpt2_jax.data.sampler import Sampler
+from gpt2_jax.data.shards import Tokens
+from gpt2_jax.model.decode import bind_apart, take_apart
+from gpt2_jax.model.diagnostics import observe
+from gpt2_jax.model.structure import Structure
+
+WIDTH, SEQ_LEN, ROWS = 64, 64, 8
+STEPS, WARMUP, AT_ONCE = 300, 30, 10
+LAST = 30  # updates whose mean loss is a run's result
+SEEDS = 2
+RATES = tuple(2.0**p for p in range(-12, -3))
+
+SETUP = (
+    f"Width {WIDTH}, 2 heads, {STEPS} updates of {ROWS} x {SEQ_LEN} bytes of Python's standard "
+    "library, AdamW, a constant rate after the warm-up, gradients clipped to norm 1"
+)
+
+
+@cache
+def text() -> Tokens:
+    """Returns the bytes to train on."""
+    corpus, _ = open_corpus("stdlib", None, "bytes", 0.1)
+    assert corpus.train is not None
+    return corpus.train
+
+
+@cache
+def guessing() -> float:
+    """Returns the nats a byte of one who knows how frequent each byte is and nothing else."""
+    counts = np.bincount(text().window(0, min(len(text()), 1_000_000)), minlength=256)
+    p = counts[counts > 0] / counts.sum()
+    return float(-(p * np.log(p)).sum())
+
+
+def small_config(placement: str, n_layer: int, rate: float, warmup: int, seed: int) -> ConfigDict:
+    """Returns the config of one run."""
+    config = configs.default()
+    sizes = {"n_head": 2, "n_embd": WIDTH, "n_positions": SEQ_LEN, "n_layer": n_layer}
+    config.model.update({"placement": placement, "unroll": False, **sizes})
+    config.optimizer.update({"peak_lr": rate, "warmup_steps": warmup, "schedule": "constant"})
+    config.data.tokenizer, config.data.seq_len = "bytes", SEQ_LEN
+    config.train.batch_size, config.train.steps, config.seed = ROWS, STEPS, seed
+    check(config)
+    return configs.resolve(config, 257)
+
+
+def train(members: Sequence[ConfigDict]) -> tuple[np.ndarray, Structure, list[Any]]:
+    """Trains runs that differ in rate, warm-up and seed, together.
+
+    Returns:
+      The result of each, mean nats a byte over the last updates (not a number if one was not);
+      the model; and each one's parameters.
+    """
+    population = Population(members)
+    states, losses = population.init(), []
+    samplers = [Sampler(text(), SEQ_LEN, ROWS, config.seed) for config in members]
+    for first in range(0, STEPS, AT_ONCE):
+        steps = range(first, first + AT_ONCE)
+        batches = np.stack([np.stack([s.batch(step) for step in steps]) for s in samplers])
+        states, metrics = population.advance(states, batches)
+        losses.append(np.where(metrics["skipped"] > 0, np.nan, metrics["loss"]))
+    params = jax.device_get(states.params)
+    of = lambda i: jax.tree.map(lambda x: x[i], params)
+    results = np.concatenate(losses, axis=1)[:, -LAST:].mean(1)
+    return results, population.structure, [of(i) for i in range(len(members))]
+
+
+def by_rate(
+    placement: str, n_layer: int, warmups: Sequence[int] = (WARMUP,), rates: Sequence[float] = RATES
+) -> dict[int, np.ndarray]:
+    """Returns for each warm-up the result at each rate, the worst of the seeds."""
+    keys = [(w, rate, seed) for w in warmups for rate in rates for seed in range(SEEDS)]
+    results, *_ = train([small_config(placement, n_layer, rate, w, s) for w, rate, s in keys])
+    shaped = results.reshape(len(warmups), len(rates), SEEDS).max(-1)  # nan if any is
+    return dict(zip(warmups, shaped, strict=True))
+
+
+def largest(results: np.ndarray, rates: Sequence[float] = RATES) -> float:
+    """Returns the largest rate up to which every run learns more than frequencies; 0 if none."""
+    learns = results < guessing()
+    return max((rate for rate, ok in zip(rates, learns, strict=True) if ok), default=0.0)
+
+
+def largest_rates(n_layer: int = 24) -> Claim:
+    """Keel, 2601.19895: rates that Post-LN, Pre-LN and Keel bear."""
+    names = ("post_ln", "deepnorm", "pre_ln", "keel")
+    results = {name: by_rate(name, n_layer)[WARMUP] for name in names}
+    bears = {name: largest(results[name]) for name in names}
+    rows = [(f"{rate:.2g}", *(results[n][i] for n in names)) for i, rate in enumerate(RATES)]
+    rows.append(("largest that trains", *(f"{bears[name]:.2g}" for name in names)))
+    return Claim(
+        "The largest rate that trains a deep model",
+        "Keel, 2601.19895 (64 and 512 layers)",
+        "a deep Post-LN bears a rate many times smaller than Pre-LN's (3e-4 beside 7.7e-3 at 64 "
+        "layers), and Keel, though it is Post-LN with a wide skip, one as large as Pre-LN's or "
+        "larger (1e-2).",
+        f"{SETUP}; {n_layer} blocks, warm-up of {WARMUP}. Mean nats a byte over the last {LAST} "
+        f"updates, the worse of {SEEDS} seeds; a rate trains if that is below the "
+        f"{guessing():.2f} of guessing by frequency.",
+        ("rate", *names),
+        rows,
+        bears["post_ln"] <= bears["pre_ln"] / 4 and bears["keel"] >= bears["pre_ln"],
+        "the largest rates that train: "
+        + ", ".join(f"{name} {bears[name]:.2g}" for name in names)
+        + ".",
+    )
+
+
+def without_warmup(n_layer: int = 12) -> Claim:
+    """Xiong et al. 2020: Post-LN needs the warm-up, Pre-LN does not."""
+    warmups = (0, 100)
+    results = {name: by_rate(name, n_layer, warmups) for name in ("post_ln", "pre_ln")}
+    bears = {(n, w): largest(of[w]) for n, of in results.items() for w in warmups}
+    columns = [(n, w) for n in results for w in warmups]
+    rows = [
+        (f"{rate:.2g}", *(results[n][w][i] for n, w in columns)) for i, rate in enumerate(RATES)
+    ]
+    rows.append(("largest that trains", *(f"{bears[column]:.2g}" for column in columns)))
+    post, pre = ([bears[n, w] for w in warmups] for n in ("post_ln", "pre_ln"))
+    return Claim(
+        "Post-LN without warm-up",
+        "Xiong et al. 2020, 2002.04745, section 4",
+        "without a warm-up Post-LN fails at rates at which it trains with one (BLEU 8.45 in place "
+        "of 34 on IWSLT14 at 1e-3), and Pre-LN does as well without.",
+        f"{SETUP}; {n_layer} blocks. Mean nats a byte over the last {LAST} updates, the worse of "
+        f"{SEEDS} seeds; guessing by frequency takes {guessing():.2f}.",
+        ("rate", *(f"{n}, warm-up {w}" for n, w in columns)),
+        rows,
+        post[0] < post[1] and pre[0] >= pre[1],
+        f"the largest rate that trains without and with warm-up: Post-LN {post[0]:.2g} and "
+        f"{post[1]:.2g}, Pre-LN {pre[0]:.2g} and {pre[1]:.2g}.",
+    )
+
+
+def trained_variance(n_layer: int = 24, rate: float = 2.0**-10) -> Claim:
+    """Sun et al. 2025 and Kim et al. 2025: the stream's variance in trained models."""
+    names, variances = ("pre_ln", "lns", "peri_ln"), {}
+    tokens = jnp.asarray(Sampler(text(), SEQ_LEN, ROWS, SEEDS).batch(STEPS)[:, :-1])
+    for name in names:
+        members = [small_config(name, n_layer, rate, WARMUP, seed) for seed in range(SEEDS)]
+        _, model, trained = train(members)
+        of = jax.jit(lambda params, model=model: observe(model, params, tokens, STEPS).stream_rms)
+        variances[name] = np.mean([np.square(of(params)) for params in trained], 0)
+    grown = {name: values[-1] / values[0] for name, values in variances.items()}
+    straight = {name: linearity(values) for name, values in variances.items()}
+    bent = {name: linearity(np.log(values)) for name, values in variances.items()}
+    return Claim(
+        "Variance of the trained stream",
+        "Sun et al. 2025, 2502.05795 (LNS), figure 4; Kim et al. 2025, 2502.02732 (Peri-LN)",
+        "in training Pre-LN's stream comes to grow exponentially along the depth, LNS's grows far "
+        "less, and Peri-LN's linearly.",
+        f"{SETUP}; {n_layer} blocks, rate {rate:.2g}, warm-up of {WARMUP}; mean square of the "
+        f"stream behind the block after training, mean of {SEEDS} seeds.",
+        ("block", *names),
+        [(str(l), *(variances[n][l - 1] for n in names)) for l in (1, *range(4, n_layer + 1, 4))],
+        grown["pre_ln"] > 2 * grown["lns"] and bent["pre_ln"] > 0.99 and straight["peri_ln"] > 0.99,
+        "from the first block to the last it grows "
+        + ", ".join(f"{grown[name]:.1f} times in {name}" for name in names)
+        + "; a straight line explains "
+        + ", ".join(f"{straight[name]:.0%} of {name}" for name in names)
+        + ", an exponential "
+        + ", ".join(f"{bent[name]:.0%}" for name in names)
+        + ".",
+    )
+
+
+class _Recorded:
+    """Stands for a sublayer's maps and keeps the matrices r (from, to) that mix the streams."""
+
+    def __init__(self, maps: Any, kept: list[jax.Array]) -> None:
+        self.maps, self.kept = maps, kept
+
+    def __call__(self, h_nBTD: jax.Array) -> Any:
+        out = self.maps(h_nBTD)
+        self.kept.append(out[1])
+        return out
+
+
+def gains(model: Structure, params: Any, tokens_BT: jax.Array) -> np.ndarray:
+    """Returns max |row sum| of the product of all r up to each sublayer, mean over tokens, (S)."""
+    bound = bind_apart(model, take_apart(model, params, STEPS))
+    mixing: list[jax.Array] = []
+    context = bound.model.context(jnp.arange(tokens_BT.shape[1]), None, STEPS)
+    carry = bound.model.begin(bound.model.embed(tokens_BT, context))
+    for layer, block in enumerate(bound.blocks):
+        for which in ("attn", "mlp"):
+            maps = getattr(block.connection, which)
+            setattr(block.connection, which, _Recorded(maps, mixing))
+        carry, _ = bound.model.pass_block(block, carry, context.at(layer, carry.values))
+    product, out = jnp.eye(mixing[0].shape[-1]), []
+    for r in mixing:
+        product = product @ r  # (from, to)
+        mean = jnp.broadcast_to(product, (*tokens_BT.shape, *product.shape[-2:])).mean((0, 1))
+        out.append(float(jnp.abs(mean.sum(0)).max()))
+    return np.array(out)
+
+
+def mixing_gain(n_layer: int = 12, rate: float = 2.0**-8) -> Claim:
+    """DeepSeek 2025 (mHC): what the mixing of streams does to a signal over the depth."""
+    names = ("hyper_connections", "mhc", "mhc_lite")
+    tokens = jnp.asarray(Sampler(text(), SEQ_LEN, ROWS, SEEDS).batch(STEPS)[:, :-1])
+    found = {}
+    for name in names:
+        _, model, trained = train([small_config(name, n_layer, rate, WARMUP, 0)])
+        found[name] = gains(model, trained[0], tokens)
+    ends = {name: values[-1] for name, values in found.items()}
+    sublayers = (1, *range(4, 2 * n_layer + 1, 4))
+    return Claim(
+        "Gain of the mixing over depth",
+        "DeepSeek 2025, 2512.24880 (mHC), figures 3 and 7",
+        "the product of hyper-connections' mixing matrices amplifies (about 3000 times at 27B), "
+        "that of mHC, kept doubly stochastic, does not (at most 1.6).",
+        f"{SETUP}; {n_layer} blocks, rate {rate:.2g}; largest absolute row sum of the product of "
+        "the matrices up to the sublayer, of the mean over tokens. A model this small and this "
+        "briefly trained shows the direction alone.",
+        ("sublayer", *names),
+        [(str(s), *(found[name][s - 1] for name in names)) for s in sublayers],
+        ends["hyper_connections"] > 1.1 and all(abs(ends[name] - 1) < 0.05 for name in names[1:]),
+        "behind the last sublayer: "
+        + ", ".join(f"{name} {ends[name]:.3g}" for name in names)
+        + ".",
+    )
+
+
+CLAIMS: dict[str, Callable[[], Claim]] = {
+    "largest_rates": largest_rates,
+    "without_warmup": without_warmup,
+    "trained_variance": trained_variance,
+    "mixing_gain": mixing_gain,
+}

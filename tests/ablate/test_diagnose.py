@@ -1,0 +1,135 @@
+"""Diagnoses: numbers against gradients and updates made by hand, and the command."""
+
+import csv
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpt2_jax.ablate.diagnosis import BY_BLOCK, UPDATE_LR, WHOLE, diagnose
+from gpt2_jax.model.structure import structure
+from gpt2_jax.train.mesh import make_mesh
+from gpt2_jax.train.step import mean_loss
+from tests.tools import make_text, noisy, one_line_error, run, tiny
+
+BATCHES = [np.random.default_rng(i).integers(0, 11, (8, 13), np.int32) for i in range(3)]
+
+
+@pytest.fixture(scope="module")
+def measured():
+    config = tiny(model__placement="post_ln", mesh__data=2, optimizer__weight_decay=0.3)
+    model = structure(config.model)
+    params = noisy(model.init(jax.random.key(0)))
+    return model, params, diagnose("p", config, model, make_mesh(config), params, 0, BATCHES)
+
+
+def gradient(model, params, batch):
+    return jax.grad(mean_loss)(params, model, jnp.asarray(batch), None, 0)
+
+
+def norms(grads):
+    """The norm of each block's gradient, and of all of it."""
+    rows = [np.concatenate([np.asarray(x[l]).ravel() for x in jax.tree.leaves(grads["blocks"])])
+            for l in range(2)]  # fmt: skip
+    every = np.concatenate([np.asarray(x).ravel() for x in jax.tree.leaves(grads)])
+    return [np.linalg.norm(row) for row in rows], np.linalg.norm(every)
+
+
+def test_gradients_of_one_batch_and_of_the_mean(measured):
+    model, params, got = measured
+    each = [gradient(model, params, batch) for batch in BATCHES]
+    blocks, wholes = zip(*map(norms, each), strict=True)
+    np.testing.assert_allclose(got.by_block["grad_norm"], np.mean(blocks, 0), rtol=1e-4)
+    assert got.whole["model_grad_norm"] == pytest.approx(np.mean(wholes), rel=1e-4)
+    mean_blocks, mean_whole = norms(jax.tree.map(lambda *g: sum(g) / 3, *each))
+    np.testing.assert_allclose(got.by_block["mean_grad_norm"], mean_blocks, rtol=1e-4)
+    assert got.whole["model_mean_grad_norm"] == pytest.approx(mean_whole, rel=1e-4)
+    assert mean_whole < 0.95 * np.mean(wholes)
+
+
+def test_the_first_update_moves_the_output(measured):
+    """SGD's is the gradient, Adam's from zero moments g / (|g| + eps); neither decays."""
+    model, params, got = measured
+    grads = gradient(model, params, BATCHES[0])
+    hidden = lambda p: model.bind(p).hidden(jnp.asarray(BATCHES[0][:, :-1]), None, 0)
+    step = lambda move: jax.tree.map(lambda p, g: p - UPDATE_LR * move(g), params, grads)
+    for name, move in (("sgd", lambda g: g), ("adam", lambda g: g / (jnp.abs(g) + 1e-8))):
+        change = np.asarray(hidden(step(move)) - hidden(params), np.float64)
+        want = np.sqrt((change**2).mean())
+        assert got.whole[f"{name}_model_change"] == pytest.approx(want, rel=2e-2)
+        # The last block's stream is what the head reads here: a norm of it ends the block.
+        last = got.by_block[f"{name}_change"][-1] * got.by_block["stream_rms"][-1]
+        assert last == pytest.approx(want, rel=2e-2)
+    assert got.by_block["adam_change"][0] < got.by_block["adam_change"][1]
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory):
+    text = tmp_path_factory.mktemp("diagnose") / "text.txt"
+    text.write_text(make_text(20_000))
+    sizes = {
+        "model.n_embd": 16, "model.n_head": 2, "model.n_positions": 16, "data.seq_len": 16,
+        "optimizer.warmup_steps": 1, "train.steps": 6, "train.sample_tokens": 0,
+    }  # fmt: skip
+    given = [f"--config.{name}={value}" for name, value in sizes.items()]
+    return text.parent, ["--config=configs/quickstart.py", *given, f"--config.data.source={text}"]
+
+
+def command(flags, *more):
+    place, given = flags
+    return run("-m", "gpt2_jax.ablate.diagnose", *given, "--batches=2", *more, tmp=place)
+
+
+def read(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_command_leaves_tables_and_figures(flags):
+    out = flags[0] / "starts"
+    done = command(flags, "--placements=pre_ln,admin", "--depths=2,4", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    figures = {f"{name}.{kind}" for name in ("blocks_2", "blocks_4", "depth")
+               for kind in ("pdf", "png")}  # fmt: skip
+    assert {p.name for p in out.iterdir()} == {"models.csv", "blocks.csv", *figures}
+    models, blocks = read(out / "models.csv"), read(out / "blocks.csv")
+    assert [(row["model"], row["n_layer"]) for row in models] == [
+        ("pre_ln", "2"), ("pre_ln", "4"), ("admin", "2"), ("admin", "4"),
+    ]  # fmt: skip
+    assert list(models[0]) == ["model", "n_layer", "step", *WHOLE]
+    assert list(blocks[0]) == ["model", "n_layer", "step", "block", *BY_BLOCK]
+    assert [row["block"] for row in blocks if row["model"] == "admin"] == list("121234")
+    numbers = np.array([[float(row[name]) for name in BY_BLOCK] for row in blocks])
+    assert np.isfinite(numbers).all() and (numbers != 0).all()
+    assert all(f"{row['model']:<28} {row['n_layer']:>6}" in done.stdout for row in models)
+    again = command(flags, f"--out={out}")
+    assert one_line_error(again) == (
+        f"error: --out={out} is there already; choose another, or remove it"
+    )
+
+
+def test_a_checkpoint_is_diagnosed(flags):
+    place, given = flags
+    workdir = place / "trained"
+    assert run("train.py", *given, f"--workdir={workdir}", tmp=place).returncode == 0
+    out = place / "checkpoint"
+    done = run("-m", "gpt2_jax.ablate.diagnose", f"--workdirs={workdir}", "--batches=2",
+               f"--out={out}", tmp=place)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (row,) = read(out / "models.csv")
+    assert (row["model"], row["n_layer"], row["step"]) == ("pre_ln (trained)", "4", "6")
+    assert len(read(out / "blocks.csv")) == 4
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ([], "give --out, the folder to make"),
+        (["--out=x", "--placements=pre_nl"], "--placements has 'pre_nl'; did you mean 'pre_ln'?"),
+        (["--out=x", "--depths=2,many"], "--depths has 'many', which is no number of blocks"),
+        (["--out=x", "--workdirs=a"], "give --config for models before training, or --workdirs"),
+    ],
+)
+def test_what_is_wrong_is_one_line(flags, more, line):
+    assert line in one_line_error(command(flags, *more))
