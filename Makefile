@@ -25,7 +25,7 @@ test: check
 	$(RUN) -m pytest $(PARALLEL) -m "not slow and not peers"
 
 test-slow: install
-	$(RUN) -m pytest $(PARALLEL) -m slow
+	$(RUN) -m pytest -n auto --dist worksteal -m slow
 
 # Torch and transformers live in an environment of their own: `make test` must not need them.
 test-peers:

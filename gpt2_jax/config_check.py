@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from gpt2_jax.config import FIELDS, flatten, value_of
 from gpt2_jax.errors import UserError, suggestion
 from gpt2_jax.model.placements.resolve import resolve
-from gpt2_jax.model.placements.validity import find_fault
+from gpt2_jax.model.placements.validity import depends_on_updates, find_fault
 
 
 def check(config: ConfigDict) -> None:
@@ -54,6 +54,11 @@ def _check_model(config: ConfigDict) -> None:
         raise UserError(
             f"optimizer.name={config.optimizer.name} has no rule for learning rates under "
             "model.parametrization; set optimizer.name=adamw"
+        )
+    if config.train.init_from is not None and (axis := depends_on_updates(model)):
+        raise UserError(
+            f"model.{axis} changes with the updates t, which train.init_from begins again at 0; "
+            f"set it to what it had come to, such as model.{axis}=1"
         )
     if model.attention == "cudnn" and model.dtype != "bfloat16":
         raise UserError("model.attention=cudnn needs model.dtype=bfloat16")

@@ -58,8 +58,8 @@ class Connection(nnx.Module):
 
 
 def matrix(value: jax.Array) -> nnx.Param[jax.Array]:
-    """Returns a parameter that maps the last axis but one to the last."""
-    return nnx.Param(value, role=Role.MATRIX, in_axes=(-2,), out_axes=(-1,))
+    """Returns a small parameter that maps the last axis but one to the last."""
+    return nnx.Param(value, role=Role.MAP)
 
 
 def square(plan: Plan, site: str, d: int, n: int) -> Linear:

@@ -13,14 +13,8 @@ from gpt2_jax.model.connection import Branch, Connection, Ends, NormCall, matrix
 from gpt2_jax.model.norm import FixedRMSNorm, NormSpec, RMSNorm
 from gpt2_jax.model.parts import Context, Role
 from gpt2_jax.model.placements.axes import Placement
+from gpt2_jax.model.placements.resolve import depth_groups
 from gpt2_jax.model.plan import ATTN, MLP, Plan
-
-
-def n_sources(cfg: FrozenConfigDict, placement: Placement) -> tuple[int, int]:
-    """Returns how many groups of sublayers there are, and how many sublayers each sums."""
-    n_sublayers = 2 * cfg.n_layer
-    size = -(-n_sublayers // (placement.depth_groups or n_sublayers))
-    return -(-n_sublayers // size), size
 
 
 class DepthAttention(nnx.Module):
@@ -43,7 +37,7 @@ class DepthEnds(Ends):
 
     def __init__(self, cfg: FrozenConfigDict, placement: Placement):
         super().__init__(cfg, placement)
-        self.n_groups, _ = n_sources(cfg, placement)
+        self.n_groups, _ = depth_groups(placement, cfg.n_layer)
         self.attention = DepthAttention(cfg.n_embd, placement.norm_eps)
 
     def expand(self, x_BTD: jax.Array) -> jax.Array:
@@ -66,7 +60,7 @@ class AttentionResiduals(Connection):
 
     def __init__(self, plan: Plan):
         width, eps = plan.cfg.n_embd, plan.placement.norm_eps
-        self.n_groups, self.size = n_sources(plan.cfg, plan.placement)
+        self.n_groups, self.size = depth_groups(plan.placement, plan.cfg.n_layer)
         self.attn, self.mlp = DepthAttention(width, eps), DepthAttention(width, eps)
 
     def __call__(self, v_nBTD: jax.Array, attn: Branch, mlp: Branch, context: Context) -> jax.Array:

@@ -11,7 +11,7 @@ from gpt2_jax.model.parts import Context, Init, Role, dropout
 from gpt2_jax.model.placements.axes import Placement
 from gpt2_jax.model.placements.resolve import block_values
 from gpt2_jax.model.placements.rules import rule, scale
-from gpt2_jax.model.plan import Scale, final_norm
+from gpt2_jax.model.plan import Scale, stream_norm
 from gpt2_jax.model.positions import sinusoids
 
 
@@ -41,7 +41,7 @@ class Embedding(nnx.Module):
         if placement.fixnorm:  # Nguyen & Chiang 2018: only directions tell tokens apart
             self.unit = L2Norm(d, NormSpec("l2", UNIT_EPS, False, "float32"))
         if placement.embedding_norm:
-            self.embedding_norm = final_norm(cfg, placement)
+            self.embedding_norm = stream_norm(cfg, placement)
 
     def context(
         self, positions: jax.Array, keys_B: jax.Array | None, step: jax.Array | int | None

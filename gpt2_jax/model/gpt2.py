@@ -18,7 +18,7 @@ from gpt2_jax.model.norm import Identity
 from gpt2_jax.model.parametrization import logits_factor
 from gpt2_jax.model.parts import Context, Init, Role, Shift
 from gpt2_jax.model.placements.resolve import Segment, has_final_norm, resolve, segments
-from gpt2_jax.model.plan import Plan, final_norm
+from gpt2_jax.model.plan import Plan, stream_norm
 from gpt2_jax.model.residual import CONNECTIONS, Block
 
 Params = dict[str, Any]  # nested dict of arrays, by the modules' attribute names
@@ -58,7 +58,7 @@ class GPT2(Embedding):
         self.ends = CONNECTIONS[placement.connection].ends(cfg, placement)
         self.shift = Shift(placement.scalar_bias)
         if has_final_norm(placement, cfg.n_layer):
-            self.ln_f = final_norm(cfg, placement)
+            self.ln_f = stream_norm(cfg, placement)
         if placement.logit_scale:
             first = jnp.full(cfg.vocab_size, cfg.n_embd**-0.5)
             self.logit_scale = nnx.Param(first, role=Role.SCALAR)

@@ -32,7 +32,7 @@ class Shaped(nnx.Module):
         for site, over in (("qk", width), ("qk_full", cfg.n_embd), ("qkv", width)):
             if plan.has(site, ATTN):
                 self.q_norm, self.k_norm = (plan.norm(site, ATTN, over) for _ in "qk")
-        if plan.has("qkv", ATTN):
+        if plan.has("qkv", ATTN) and not self.borrows_values:  # block 1 has normed its own
             self.v_norm = plan.norm("qkv", ATTN, width)
         self.over_heads = plan.has("qk_full", ATTN)
         if plan.has("cosine", ATTN):

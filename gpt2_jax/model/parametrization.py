@@ -57,4 +57,5 @@ def rates(cfg: FrozenConfigDict, placement: Placement, role: Role, in_block: boo
     if not in_block:
         return Rates(eps=eps)
     depth = m_l ** (alpha - 1.0)
-    return Rates(depth / m_n, m_n, eps) if role == Role.MATRIX else Rates(depth, 1.0, eps)
+    mapping = role in (Role.MATRIX, Role.MAP)
+    return Rates(depth / m_n, m_n, eps) if mapping else Rates(depth, 1.0, eps)

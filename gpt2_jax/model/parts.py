@@ -19,6 +19,7 @@ class Role(StrEnum):
     """What a parameter is. Written on it as metadata: its ndim says nothing once stacked."""
 
     MATRIX = "matrix"
+    MAP = "map"  # a connection's own small matrix, from the width to a few numbers
     EMBEDDING = "embedding"
     POSITION = "position"
     HEAD = "head"
@@ -178,7 +179,8 @@ def drop_rows(x: jax.Array, keys_B: jax.Array, rate: jax.Array, site: str) -> ja
     tag = zlib.crc32(site.encode())
     keep = lambda key: jax.random.bernoulli(jax.random.fold_in(key, tag), 1.0 - rate)
     keep_B = jax.vmap(keep)(keys_B).reshape(-1, *[1] * (x.ndim - 1))
-    return jnp.where(keep_B, x / (1.0 - rate), 0).astype(x.dtype)
+    kept = jnp.maximum(1.0 - rate, 1e-6)  # a rule in t may come to 1: none is kept then
+    return jnp.where(keep_B, x / kept, 0).astype(x.dtype)
 
 
 _GELU_SCALE = math.sqrt(2.0 / math.pi)

@@ -90,7 +90,7 @@ def norm_spec(
     return NormSpec(placement.norm, placement.norm_eps, placement.norm_bias, cfg.dtype, gain, alpha)
 
 
-def final_norm(cfg: FrozenConfigDict, placement: Placement) -> Norm | Identity:
+def stream_norm(cfg: FrozenConfigDict, placement: Placement) -> Norm | Identity:
     """Returns the norm of the final or the embedded stream; its gain starts at 1."""
     alpha = rule(pair(placement.norm_alpha)[MLP])
     values = values_at(cfg.n_layer, cfg.n_layer, cfg.n_embd, cfg.init_std, MLP)

@@ -19,6 +19,7 @@ from gpt2_jax.model.structure import Info
 
 DECAYED: dict[Role, bool] = {
     Role.MATRIX: True,
+    Role.MAP: True,
     Role.EMBEDDING: True,
     Role.POSITION: True,
     Role.HEAD: True,

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from gpt2_jax import config as configs
 from gpt2_jax.errors import UserError
 from gpt2_jax.model.placements import AXES
+from gpt2_jax.model.placements.axes import SCALES
 from gpt2_jax.train.checkpoint import Checkpoints, damage
 from gpt2_jax.train.rundir import RunDirectory
 
@@ -30,6 +31,8 @@ FACTS = (
     *(f"model.{name}" for name in AXES),
     "data.tokenizer",
 )
+# Of them, what another run of the same parameters may have otherwise: factors that are not learned.
+OPEN = tuple(f"model.{name}" for name in (*SCALES, "drop_path"))
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ def adopt(config: ConfigDict, origin: Origin, say: Callable[[str], None]) -> Con
     asked, usual = configs.flatten(config), configs.flatten(configs.default())
     facts = configs.flatten(origin.config)
     for name in FACTS:
+        if name in OPEN and asked[name] != usual[name]:
+            continue
         if asked[name] not in (usual[name], facts[name]):
             raise UserError(
                 f"{name}={asked[name]!r}, but the weights of {origin.name} have "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,21 +25,23 @@ def make_schedule(config: ConfigDict) -> Schedule:
     share a compiled program.
     """
     opt, steps = config.optimizer, config.train.steps
-    last, warmup = opt.final_lr_ratio, jnp.maximum(opt.warmup_steps, 1)
-    rest = jnp.maximum(steps - opt.warmup_steps, 1)
-    cooldown = jnp.clip(jnp.round(opt.decay_fraction * steps), 1, rest)
-    share = lambda n, length: jnp.clip(n / length, 0.0, 1.0)
-    after: dict[str, Schedule] = {
-        "cosine": lambda n: last + (1 - last) * (1 + jnp.cos(jnp.pi * share(n, rest))) / 2,
-        "linear": lambda n: 1 - (1 - last) * share(n, rest),
-        "wsd": lambda n: 1 - (1 - last) * share(n - (rest - cooldown), cooldown),
-        "inverse_sqrt": lambda n: jnp.sqrt(warmup / (n + warmup)),
-        "constant": lambda n: jnp.float32(1.0),
-    }
-    shape = after[opt.schedule]
 
     def rate(n: jax.Array | int) -> jax.Array:
+        warmup = jnp.maximum(opt.warmup_steps, 1)
         warm = jnp.minimum(1.0, (n + 1) / warmup)
-        return opt.peak_lr * warm * shape(jnp.maximum(n - opt.warmup_steps, 0))
+        behind = jnp.maximum(n - opt.warmup_steps, 0)
+        rest = jnp.maximum(steps - opt.warmup_steps, 1)
+        cooldown = jnp.clip(jnp.round(opt.decay_fraction * steps), 1, rest)
+        last = opt.final_lr_ratio
+        done = jnp.minimum(behind / rest, 1.0)
+        cooled = jnp.clip((behind - (rest - cooldown)) / cooldown, 0.0, 1.0)
+        after: dict[str, Any] = {
+            "cosine": last + (1 - last) * (1 + jnp.cos(jnp.pi * done)) / 2,
+            "linear": 1 - (1 - last) * done,
+            "wsd": 1 - (1 - last) * cooled,
+            "inverse_sqrt": jnp.sqrt(warmup / (behind + warmup)),
+            "constant": 1.0,
+        }
+        return opt.peak_lr * warm * after[opt.schedule]
 
     return rate

@@ -1,4 +1,4 @@
-"""Every preset against its equation, written a second time in `oracle.py`."""
+"""Every preset against its equation, written a second time in `oracles/`."""
 
 from functools import cache
 from itertools import combinations
@@ -9,7 +9,7 @@ import pytest
 
 from gpt2_jax.model.placements import PRESETS
 from gpt2_jax.model.profile import profile
-from tests.model.oracle import ORACLES, Model, admin_profile
+from tests.model.oracles import ORACLES, Model, admin_profile
 from tests.placements import EVERY, depth
 from tests.tools import tiny_model
 

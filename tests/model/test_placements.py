@@ -181,7 +181,7 @@ OTHER = {
 @cache
 def outcome(changes):
     """Initial parameters, and a training forward pass with noise on them."""
-    built = structure(model(**dict(changes), dropout=0.2, n_inner=24))
+    built = structure(model(**dict(changes), n_inner=24))
     params = jax.device_get(profile(built, built.init(jax.random.key(0)), TOKENS))
     with jax.disable_jit():  # operation by operation: nothing to compile for each variation
         return params, np.asarray(built.bind(noisy(params))(TOKENS, KEYS, 700))[..., :11]

@@ -181,7 +181,8 @@ INITIAL = (
     "embedding_std",
 )
 # Those that may differ from block to block.
-PER_BLOCK = ("norms", "skip_scale", "branch_scale", "input_scale")
+SCALES = ("skip_scale", "branch_scale", "input_scale")
+PER_BLOCK = ("norms", *SCALES)
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,13 @@ def has_final_norm(placement: Placement, n_layer: int) -> bool:
     return "post" not in sites(at_block(placement, n_layer, n_layer), 1)
 
 
+def depth_groups(placement: Placement, n_layer: int) -> tuple[int, int]:
+    """Returns into how many groups sublayers are summed, and how many there are in each."""
+    n_sublayers = 2 * n_layer
+    size = -(-n_sublayers // (placement.depth_groups or n_sublayers))
+    return -(-n_sublayers // size), size
+
+
 def across_words(placement: Placement) -> tuple[str, ...]:
     """Returns what earlier layers leave for later ones."""
     words = (word.strip() for word in placement.across.split("+"))

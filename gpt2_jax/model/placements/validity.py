@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
@@ -14,8 +15,8 @@ from gpt2_jax.model.placements.axes import (
     CONNECTIONS,
     IN_BRANCH_SITES,
     MLP_SITES,
-    PER_BLOCK,
     QK_SITES,
+    SCALES,
     Honours,
     Placement,
 )
@@ -23,6 +24,8 @@ from gpt2_jax.model.placements.resolve import (
     ModelConfig,
     across_words,
     block_values,
+    depth_groups,
+    has_final_norm,
     parse_exceptions,
     resolve,
     segments,
@@ -31,6 +34,8 @@ from gpt2_jax.model.placements.resolve import (
 from gpt2_jax.model.placements.rules import pair, rule, scale
 
 ACROSS = ("x0", "unet", "dense", "backout")
+MOST_PERMUTED = 6  # streams of mhc_lite: 720 matrices
+USUAL_STD = 0.02  # GPT-2's, the default of model.init_std
 BIASED = ("layernorm", "dyt", "derf")
 
 
@@ -39,10 +44,20 @@ def find_fault(cfg: ModelConfig) -> str | None:
     return next(_faults(cfg), None)
 
 
+def depends_on_updates(cfg: ModelConfig) -> str | None:
+    """Returns an axis whose rule has the updates t in it, None if there is none."""
+    for block in _blocks(cfg, resolve(cfg)):
+        for axis in (*SCALES, "drop_path"):
+            if any("t" in scale(text).rule.names for text in pair(getattr(block, axis))):
+                return axis
+    return None
+
+
 def _faults(cfg: ModelConfig) -> Iterator[str]:
     placement = resolve(cfg)
     checks: list[Callable[[ModelConfig, Placement], Iterator[str]]] = [
         _text_faults,
+        _initial_faults,
         _site_faults,
         _honours_faults,
         _profile_faults,
@@ -132,6 +147,17 @@ def _blocks(cfg: ModelConfig, placement: Placement) -> list[Placement]:
     return [s.placement for s in segments(placement, cfg.n_layer)]
 
 
+def _initial_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
+    """An initial std that nothing is drawn with."""
+    rules = [getattr(placement, name) for name in RULES] + [placement.exceptions]
+    told = any(re.search(r"\bstd\b", text) for text in rules)
+    if cfg.init_std != USUAL_STD and placement.init != "normal" and cfg.tie_head and not told:
+        yield (
+            f"init_std={cfg.init_std} has no effect: init={placement.init}, and "
+            f"embedding_std={placement.embedding_std!r} names no std"
+        )
+
+
 def _site_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
     """Unknown sites, and sites that exclude each other."""
     for block in _blocks(cfg, placement):
@@ -144,6 +170,16 @@ def _site_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
                 yield f"norms={block.norms!r}: {unknown[0]!r} is no site of {side}: {places}"
             if len(here & {*QK_SITES}) > 1:
                 yield f"norms={block.norms!r}: choose one of {', '.join(QK_SITES)}"
+            if here & {"cosine", "unit_qk"}:
+                yield from _score_faults(cfg, block)
+
+
+def _score_faults(cfg: ModelConfig, block: Placement) -> Iterator[str]:
+    """Scales of attention's scores that norms with a scale of their own replace."""
+    if not cfg.scale_attn_weights:
+        yield f"scale_attn_weights=False has no effect with norms={block.norms!r}"
+    if cfg.scale_attn_by_inverse_layer_idx:
+        yield f"scale_attn_by_inverse_layer_idx=True has no effect with norms={block.norms!r}"
 
 
 def _honours_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
@@ -152,13 +188,17 @@ def _honours_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
     honours = CONNECTIONS[name]
     for block in _blocks(cfg, placement):
         yield from _block_faults(name, honours, block)
-        for axis in PER_BLOCK[1:]:
+        for axis in SCALES:
             if axis not in honours.scales and getattr(block, axis) != "1":
                 yield f"{axis}={getattr(block, axis)!r} has no place in connection={name}"
     if placement.scalar_bias and honours.by_depth:
         yield f"scalar_bias=True has no place in connection={name}"
     if placement.identity_values and placement.values != "own":
         yield f"values={placement.values} needs values: set identity_values=False"
+    if placement.identity_values and pair(placement.value_init)[0] != "1":
+        yield f"value_init={placement.value_init!r}: identity_values=True leaves attention no W_V"
+    if placement.parametrization != "standard" and "branch_scale" not in honours.scales:
+        yield f"parametrization={placement.parametrization}: connection={name} scales no branches"
     if placement.gate_bias != 2.0 and name not in ("gru", "highway"):
         yield f"gate_bias={placement.gate_bias} has no place in connection={name}"
     if honours.several and across_words(placement):
@@ -197,6 +237,18 @@ def _size_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
         yield f"depth_groups={placement.depth_groups} has no place in connection={name}"
     if placement.depth_groups < 0:
         yield f"depth_groups={placement.depth_groups} must be 0 or more"
+    elif cfg.depth_groups:
+        there, _ = depth_groups(placement, cfg.n_layer)
+        if there != cfg.depth_groups:
+            yield (
+                f"depth_groups={cfg.depth_groups}: {2 * cfg.n_layer} sublayers in equal groups "
+                f"make {there}; set that"
+            )
+    if name == "mhc_lite" and placement.n_streams > MOST_PERMUTED:
+        yield (
+            f"n_streams={placement.n_streams} has too many permutations for connection={name}; "
+            f"take at most {MOST_PERMUTED}"
+        )
 
 
 def _block_faults(name: str, honours: Honours, block: Placement) -> Iterator[str]:
@@ -220,6 +272,10 @@ def _norm_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
     """Norm fields that nothing reads."""
     kind = placement.norm
     present = [sites(b, w) - {"cosine", "unit_qk"} for b in _blocks(cfg, placement) for w in (0, 1)]
+    ends = placement.embedding_norm or has_final_norm(placement, cfg.n_layer)
+    for name in ("norm", "norm_eps", "norm_bias"):
+        if cfg[name] not in (None, "none") and not any(present) and not ends:
+            yield f"{name}={cfg[name]} has nothing to act on: there is no norm"
     if kind == "none" and any(present):
         yield f"norms={placement.norms!r}, but norm=none: choose a kind of norm, or norms=none"
     if kind == "none" and (placement.embedding_norm or placement.final_norm == "yes"):

@@ -1,0 +1,7 @@
+"""Every preset as a whole model in numpy float64, written from its equation and nothing else."""
+
+from tests.model.oracles import beyond, norms, scales
+from tests.model.oracles.base import ORACLES, Model
+from tests.model.oracles.beyond import admin_profile
+
+__all__ = ["ORACLES", "Model", "admin_profile", "beyond", "norms", "scales"]

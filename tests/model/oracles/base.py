@@ -1,0 +1,118 @@
+"""Every placement once more: plain numpy, float64, from the equation alone.
+
+Each function below is a whole model. It is given weights by name and numbers, and knows nothing
+of the model's code: no scan, no stacking, no shared helper for where a norm stands.
+"""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+
+ORACLES = {}
+
+
+def oracle(f):
+    ORACLES[f.__name__] = f
+    return f
+
+
+def namespace(tree):
+    """Returns nested dicts of arrays as attributes, float64."""
+    if isinstance(tree, dict):
+        return SimpleNamespace(**{name: namespace(value) for name, value in tree.items()})
+    return np.asarray(tree, np.float64)
+
+
+class Model:
+    """Weights and sizes of a tiny model, and what every variant does alike.
+
+    Args:
+      outside: parameters that are in no block. blocks: those of each block, in order.
+      t: updates done.
+    """
+
+    def __init__(self, outside, blocks, tokens, vocab_size, t):
+        self.__dict__.update(namespace(outside).__dict__)
+        self.blocks = [namespace(block) for block in blocks]
+        self.ids, self.vocab_size, self.t = np.asarray(tokens), vocab_size, t
+        self.n_batch, self.n_time = self.ids.shape
+        self.L, self.D = len(blocks), self.wte.shape[1]
+        self.tokens = self.wte[self.ids]
+
+    @property
+    def positions(self):
+        return self.wpe[: self.n_time]
+
+    def numbered(self):
+        """Blocks with their number, from 1."""
+        return enumerate(self.blocks, 1)
+
+    def head(self, x, table=None):
+        table = self.wte if table is None else table
+        return (x @ table.T)[..., : self.vocab_size]
+
+
+def ln(x, n, eps=1e-5):
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * n.gain + n.bias
+
+
+def rms(x, n=None, eps=1e-5):
+    y = x / np.sqrt((x**2).mean(-1, keepdims=True) + eps)
+    return y if n is None else y * n.gain
+
+
+def unit(x):
+    return x / np.sqrt((x**2).sum(-1, keepdims=True))
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def affine(x, p):
+    return np.tensordot(x, p.kernel, 1) + p.bias
+
+
+def softmax(s):
+    e = np.exp(s - s.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def weights(q, k, scale=None):
+    """Causal attention weights, (B, H, T, T), of q and k (B, T, H, K)."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = np.einsum("bthk,bshk->bhts", q, k) * scale
+    future = np.triu(np.ones(scores.shape[-2:], bool), 1)
+    return softmax(np.where(future, -np.inf, scores))
+
+
+def attention(x, p, shape=lambda q, k, v: (q, k, v), scale=None, between=lambda o: o):
+    """W_O of the heads; `shape` changes q, k, v, and `between` the heads' outputs."""
+    qkv = affine(x, p.qkv)
+    q, k, v = shape(*(qkv[:, :, i] for i in range(3)))
+    o = between(np.einsum("bhts,bshk->bthk", weights(q, k, scale), v))
+    return np.tensordot(o, p.out.kernel, 2) + p.out.bias
+
+
+def mlp(x, p, between=lambda h: h, f=gelu):
+    return affine(between(f(affine(x, p.up))), p.down)
+
+
+def A(x, b):
+    return attention(x, b.attn.sublayer)
+
+
+def F(x, b):
+    return mlp(x, b.mlp.sublayer)
