@@ -19,7 +19,7 @@ from gpt2_jax.train.mesh import by_rows, make_mesh, replicated
 from gpt2_jax.train.optimizer import make_optimizer
 from gpt2_jax.train.probe import OBSERVED_ROWS, make_probe
 from gpt2_jax.train.program import profiled
-from gpt2_jax.train.state import purpose_key
+from gpt2_jax.train.state import jit_once, purpose_key
 from gpt2_jax.train.step import make_gradients
 
 UPDATE_LR = 1e-4
@@ -71,9 +71,8 @@ def diagnose_start(name: str, config: ConfigDict, batches: Sequence[np.ndarray])
       batches: each (B, T+1), as the run would see them.
     """
     mesh, model = make_mesh(config), structure(config.model)
-    init = jax.jit(lambda: model.init(purpose_key(config.seed, "init")))
-    params = jax.device_put(init(), replicated(mesh))
-    params = profiled(model, mesh, params, batches[0])
+    init = jit_once(lambda: model.init(purpose_key(config.seed, "init")), mesh)
+    params = profiled(model, mesh, init(), batches[0])
     return diagnose(name, config, model, mesh, params, 0, batches)
 
 
@@ -95,39 +94,19 @@ def diagnose(
     at = jax.device_put(np.int32(step), replicated(mesh))
     on_mesh = [jax.device_put(batch, by_rows(mesh)) for batch in batches]
     rows = min(OBSERVED_ROWS, len(batches[0]))
-    figures = dict(make_probe(model, mesh, rows, rows)(params, at, on_mesh[0]))
-    gradients = _gradients(config, model, mesh, params, at, on_mesh)
-    changes = _changes(config, model, params, gradients.first, on_mesh[0][:rows, :-1], step)
-    figures |= {
-        "grad_norm": gradients.block_norms,
-        "mean_grad_norm": gradient_norms(model, gradients.mean),
-        **{f"{kind}_change": by_block for kind, (by_block, _) in changes.items()},
-    }
-    whole = {
-        "loss": gradients.loss,
-        "model_grad_norm": gradients.norm,
-        "model_mean_grad_norm": optax.tree.norm(gradients.mean),
-        **{f"{kind}_model_change": change for kind, (_, change) in changes.items()},
-        "n_params": model.n_params(),
-    }
+    figures: dict[str, Any] = dict(make_probe(model, mesh, rows, rows)(params, at, on_mesh[0]))
+    first, of_gradients = _gradients(config, model, mesh, params, at, on_mesh)
+    figures |= of_gradients | {"n_params": model.n_params()}
+    changes = _changes(config, model, params, first, on_mesh[0][:rows, :-1], step)
+    for kind, (by_block, of_model) in changes.items():
+        figures |= {f"{kind}_change": by_block, f"{kind}_model_change": of_model}
     return Diagnosis(
         name,
         config.model.n_layer,
         step,
         {key: np.asarray(figures[key], np.float64) for key in BY_BLOCK},
-        {key: float(whole[key]) for key in WHOLE},
+        {key: float(figures[key]) for key in WHOLE},
     )
-
-
-@dataclass(frozen=True)
-class _Gradients:
-    """Of the first batch, and means over batches: of the gradient, its norms and the loss."""
-
-    first: Any
-    mean: Any
-    block_norms: jax.Array
-    norm: jax.Array
-    loss: jax.Array
 
 
 def _gradients(
@@ -137,22 +116,32 @@ def _gradients(
     params: Any,
     step: jax.Array,
     batches: Sequence[jax.Array],
-) -> _Gradients:
-    of_batch, seed = make_gradients(config, model, mesh), jnp.uint32(config.seed)
+) -> tuple[Any, dict[str, Any]]:
+    """Returns the gradient of the first batch, and the figures of gradients over all of them."""
+    of_batch, seed = make_gradients(config, model, mesh), np.uint32(config.seed)
+    norms = lambda grads: (gradient_norms(model, grads), optax.tree.norm(grads))
 
     @jax.jit
     def measure(mean: Any, params: Any, batch: jax.Array) -> tuple[Any, Any, Any]:
-        loss, grads = of_batch(params, batch, step, seed)
+        loss, grads = of_batch(params, batch, step, jnp.asarray(seed))
         mean = jax.tree.map(lambda m, g: m + g / len(batches), mean, grads)
-        return grads, mean, (gradient_norms(model, grads), optax.tree.norm(grads), loss)
+        return grads, mean, (*norms(grads), loss)
 
-    mean, first, seen = jax.tree.map(jnp.zeros_like, params), None, []
+    mean, first, seen = jax.jit(lambda p: jax.tree.map(jnp.zeros_like, p))(params), None, []
     for batch in batches:
         # One at a time: a CPU's collectives lock up with several programs in flight.
         grads, mean, numbers = jax.block_until_ready(measure(mean, params, batch))
         first = grads if first is None else first
-        seen.append(numbers)
-    return _Gradients(first, mean, *jax.tree.map(lambda *xs: jnp.stack(xs).mean(0), *seen))
+        seen.append(jax.device_get(numbers))
+    blocks, wholes, losses = (np.stack(values).mean(0) for values in zip(*seen, strict=True))
+    mean_blocks, mean_whole = jax.jit(norms)(mean)
+    return first, {
+        "grad_norm": blocks,
+        "mean_grad_norm": mean_blocks,
+        "loss": losses,
+        "model_grad_norm": wholes,
+        "model_mean_grad_norm": mean_whole,
+    }
 
 
 def _changes(

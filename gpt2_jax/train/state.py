@@ -68,7 +68,11 @@ def make_init(
 ) -> Callable[[], State]:
     """Returns the jitted maker of the state before the first update, laid out on the mesh."""
     init = lambda: new_state(structure, optimizer, jnp.uint32(config.seed))
-    # It runs once, so compiling it well costs more than it brings.
+    return jit_once(init, mesh)
+
+
+def jit_once(init: Callable[[], Any], mesh: Mesh) -> Callable[[], Any]:
+    """Returns a function jitted onto the mesh that runs once: compiling it well would not pay."""
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(init, out_shardings=replicated(mesh), compiler_options=quick)
 

@@ -344,6 +344,35 @@ def test_the_same_config_has_the_same_outcome():
         ({"values": "half", "n_layer": 1}, "model.values=half needs a second block"),
         ({"base_n_embd": 8}, "model.base_n_embd=8 has no effect with parametrization=standard"),
         ({"norm": "batchnorm"}, "model.norm='batchnorm' is unknown; there are"),
+        (
+            {"placement": "attention_residuals", "depth_groups": 3},
+            "model.depth_groups=3: 4 sublayers in equal groups make 2; set that",
+        ),
+        (
+            {"placement": "mhc_lite", "n_streams": 7},
+            "model.n_streams=7 has too many permutations for connection=mhc_lite; take at most 6",
+        ),
+        (
+            {"identity_values": True, "value_init": "2 | 1"},
+            "model.value_init='2 | 1': identity_values=True leaves attention no W_V",
+        ),
+        (
+            {"placement": "ngpt", "parametrization": "completep"},
+            "model.parametrization=completep: connection=slerp scales no branches",
+        ),
+        (
+            {"norms": "pre+cosine | pre", "scale_attn_weights": False},
+            "model.scale_attn_weights=False has no effect with norms='pre+cosine | pre'",
+        ),
+        (
+            {"placement": "ngpt", "scale_attn_by_inverse_layer_idx": True},
+            "model.scale_attn_by_inverse_layer_idx=True has no effect with norms=",
+        ),
+        ({"placement": "ngpt", "norm": "layernorm"}, "model.norm=layernorm has nothing to act on"),
+        (
+            {"placement": "post_ln", "init_std": 0.05},
+            "model.init_std=0.05 has no effect: init=xavier, and embedding_std=",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_one_line(changes, line):
@@ -351,6 +380,37 @@ def test_what_makes_no_sense_is_one_line(changes, line):
         model(**changes)
     assert line in str(error.value)
     assert str(error.value).startswith("model.") and "\n" not in str(error.value)
+
+
+def test_values_of_block_1_are_normed_once():
+    """With norms on q, k and v, blocks that use those of block 1 have no gain for them."""
+    built = structure(model(norms="pre+qkv | pre", norm="rmsnorm", values="first", n_layer=3))
+    shaped = [built.shapes[name]["attn"]["sublayer"]["shaped"] for name in built_names(built)]
+    assert [sorted(part) for part in shaped] == [
+        ["k_norm", "q_norm", "v_norm"],
+        ["k_norm", "q_norm"],
+    ]
+
+
+def built_names(built):
+    return [segment.name for segment in built.segments]
+
+
+def test_what_depends_on_updates_does_not_begin_again_from_other_weights():
+    fields = {"model__placement": "prores", "train__init_from": "runs/a"}
+    with pytest.raises(UserError, match=r"^model\.branch_scale changes with the updates t, which"):
+        tiny(**fields)
+    assert tiny(**fields, model__branch_scale="1").model.branch_scale == "1"
+
+
+def test_a_path_that_is_always_dropped_has_gradients():
+    """A rule in t may come to 1."""
+    built = structure(model(drop_path="minimum(t/100, 1)"))
+    params = noisy(built.init(jax.random.key(0)))
+    loss = lambda p: jnp.square(built.bind(p)(TOKENS, KEYS, 100)[..., :11]).mean()
+    value, grads = jax.jit(jax.value_and_grad(loss))(params)
+    assert jnp.isfinite(value)
+    assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
 def test_muon_has_no_rule_for_completep():

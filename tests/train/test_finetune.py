@@ -92,6 +92,22 @@ def test_the_best_and_a_step_are_remembered_as_numbers(source, text_file, tmp_pa
         assert loop.train(given, str(tmp_path / name)) == 0
 
 
+def test_factors_that_are_not_learned_may_be_others_than_the_sources(text_file):
+    """As where a ramp over updates has come to its end; what has parameters stays."""
+    from pathlib import Path
+
+    from gpt2_jax.train.origin import Origin, adopt
+
+    origin = Origin(Path("w"), tools.tiny(model__placement="prores"), "a@20")
+    fresh = configs.default()
+    fresh.model.branch_scale, fresh.train.init_from = "1", "a"
+    made = adopt(fresh, origin, lambda line: None)
+    assert (made.model.placement, made.model.branch_scale) == ("prores", "1")
+    fresh.model.norm = "rmsnorm"
+    with pytest.raises(UserError, match=r"model.norm='rmsnorm', but the weights of a@20 have None"):
+        adopt(fresh, origin, lambda line: None)
+
+
 def test_damaged_weights_are_not_begun_with(source, text_file, tmp_path):
     run = open_run(str(source))
     (tmp_path / "imported").mkdir()
