@@ -106,9 +106,22 @@ def _finish(panel: Any, title: str, label: str, logarithmic: bool) -> None:
     panel.set_xlabel(label)
     panel.grid(alpha=0.25, linewidth=0.5)
     panel.spines[["top", "right"]].set_visible(False)
+    panel.xaxis.get_major_locator().set_params(integer=True)
     values = np.concatenate([line.get_ydata() for line in panel.get_lines()])
-    if logarithmic and (values[np.isfinite(values)] > 0).any():
-        panel.set_yscale("log")
+    positive = values[np.isfinite(values) & (values > 0)]
+    if logarithmic and len(positive):
+        _logarithmic(panel, float(np.log10(positive.max() / positive.min())))
+
+
+def _logarithmic(panel: Any, decades: float) -> None:
+    """Sets a logarithmic axis with plain numbers at it, closer together where it is short."""
+    from matplotlib.ticker import LogLocator
+
+    panel.set_yscale("log")
+    subs = (1, 2, 5) if decades < 2 else (1,)
+    panel.yaxis.set_major_locator(LogLocator(subs=subs, numticks=8))
+    panel.yaxis.set_major_formatter("{x:g}")
+    panel.yaxis.set_minor_formatter("")
 
 
 def _legend(free: list[Any], of: Any) -> None:
