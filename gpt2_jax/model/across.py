@@ -6,6 +6,7 @@ and keeps a memory of its own between them.
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import jax
@@ -23,7 +24,14 @@ Memory = Any
 
 
 class Part(nnx.Module):
-    """What a part does where it says nothing else: nothing."""
+    """What a part does where it says nothing else: nothing.
+
+    Attributes:
+      grows: whether its memory has more in it the more blocks there were; blocks are then told
+        their number as a plain integer.
+    """
+
+    grows = False
 
     def __init__(self, cfg: FrozenConfigDict, placement: Placement):
         del cfg, placement
@@ -73,25 +81,24 @@ class UNet(Part):
     KellerJordan/modded-nanogpt records/track_1_short/2024-11-10_UNetDoubleLr; w_j is initially 1.
     """
 
+    grows = True
+
     def __init__(self, cfg: FrozenConfigDict, placement: Placement):
         del placement
         self.n_layer, self.half = cfg.n_layer, cfg.n_layer // 2
         self.weights = nnx.Param(jnp.ones(self.half), role=Role.SCALAR)
 
     def start(self, x_BTD: jax.Array) -> Memory:
-        return jnp.stack([jnp.zeros_like(x_BTD)] * self.half)
+        return ()
 
     def enter(self, x_BTD: jax.Array, memory: Memory, context: Context) -> jax.Array:
-        j = context.layer - (self.n_layer - self.half)
-        pops = j >= 0
-        weight = jnp.where(pops, self.weights[...][jnp.maximum(j, 0)], 0.0)
-        pushed_BTD = memory[jnp.clip(self.half - 1 - j, 0, self.half - 1)]
-        return (x_BTD + weight * pushed_BTD).astype(x_BTD.dtype)
+        j = int(context.layer) - (self.n_layer - self.half)
+        if j < 0:
+            return x_BTD
+        return (x_BTD + self.weights[j] * memory[self.half - 1 - j]).astype(x_BTD.dtype)
 
     def leave(self, x_BTD: jax.Array, memory: Memory, context: Context) -> tuple[jax.Array, Memory]:
-        i = jnp.minimum(context.layer, self.half - 1)
-        pushed_BTD = jnp.where(context.layer < self.half, x_BTD, memory[i])
-        return x_BTD, memory.at[i].set(pushed_BTD)
+        return x_BTD, (*memory, x_BTD) if int(context.layer) < self.half else memory
 
 
 class Backout(Part):
@@ -131,23 +138,23 @@ class Dense(Part):
     0 at the start; the rows of a lie one behind the other.
     """
 
+    grows = True
+
     def __init__(self, cfg: FrozenConfigDict, placement: Placement):
         del placement
-        self.n_layer = cfg.n_layer
         rows = [jnp.arange(l + 1) == l for l in range(1, cfg.n_layer + 1)]
         self.weights = nnx.Param(jnp.concatenate(rows).astype(jnp.float32), role=Role.SCALAR)
 
     def start(self, x_BTD: jax.Array) -> Memory:
-        return jnp.zeros((self.n_layer + 1, *x_BTD.shape), x_BTD.dtype).at[0].set(x_BTD)
+        return (x_BTD,)
 
     def leave(self, x_BTD: jax.Array, memory: Memory, context: Context) -> tuple[jax.Array, Memory]:
-        l = context.layer + 1
-        memory = memory.at[l].set(x_BTD)
-        n = self.n_layer + 1
-        padded = jnp.pad(self.weights[...], (0, n))
-        row = jax.lax.dynamic_slice_in_dim(padded, (l - 1) * (l + 2) // 2, n)
-        row = jnp.where(jnp.arange(n) <= l, row, 0.0)
-        return jnp.einsum("j,j...->...", row, memory).astype(x_BTD.dtype), memory
+        memory, l = (*memory, x_BTD), int(context.layer) + 1
+        first = (l - 1) * (l + 2) // 2
+        row = self.weights[first : first + l + 1]
+        # Term by term: what each block gave is kept once for all the sums that it is in.
+        mixed_BTD = reduce(jnp.add, (row[j] * given_BTD for j, given_BTD in enumerate(memory)))
+        return mixed_BTD.astype(x_BTD.dtype), memory
 
 
 # In the order in which they meet the stream: skips come before the embedding's share.
@@ -170,6 +177,11 @@ class Across(nnx.Module):
         self.words = tuple(word for word in PARTS if word in words)
         for word in self.words:
             setattr(self, word, PARTS[word](cfg, placement))
+
+    @property
+    def grows(self) -> bool:
+        """Whether the memory of any part does."""
+        return any(part.grows for part in self._parts())
 
     def start(self, x_BTD: jax.Array) -> tuple[Memory, ...]:
         """Returns the memories before the first block."""

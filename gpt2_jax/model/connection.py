@@ -18,7 +18,13 @@ NormCall = Callable[[jax.Array], jax.Array]
 
 
 class Ends(nnx.Module):
-    """How the stream begins and how it is read at the end: here, a single one."""
+    """How the stream begins and how it is read at the end: here, a single one.
+
+    Attributes:
+      grows: whether the stream has more parts behind a block than before it.
+    """
+
+    grows = False
 
     def __init__(self, cfg: FrozenConfigDict, placement: Placement):
         self.placement = placement

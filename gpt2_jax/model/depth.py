@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,8 @@ from gpt2_jax.model.placements.axes import Placement
 from gpt2_jax.model.placements.resolve import depth_groups
 from gpt2_jax.model.plan import ATTN, MLP, Plan
 
+Sources = tuple[jax.Array, ...]  # each (B, T, D): the embedding, then what sublayers gave
+
 
 class DepthAttention(nnx.Module):
     """sum_i softmax_i(w N(v_i)) v_i for each token, w initially 0 (2603.15031, eq. 2)."""
@@ -24,30 +27,32 @@ class DepthAttention(nnx.Module):
         self.norm = RMSNorm(width, NormSpec("rmsnorm", eps, False, "float32"))
         self.query = nnx.Param(jnp.zeros(width), role=Role.SCALAR)
 
-    def __call__(self, v_nBTD: jax.Array, present_n: jax.Array) -> jax.Array:
-        """Returns the mixture of those of the n sources that are there already, (B, T, D)."""
-        scores_nBT = self.norm(v_nBTD) @ self.query[...]
-        there = present_n[:, None, None]
-        share_nBT = jax.nn.softmax(jnp.where(there, scores_nBT, -jnp.inf), 0)
-        return jnp.einsum("n...,n...d->...d", share_nBT, v_nBTD).astype(v_nBTD.dtype)
+    def __call__(self, sources: Sources) -> jax.Array:
+        """Returns the mixture of the sources, (B, T, D)."""
+        scores_nBT = jnp.stack([self.norm(v_BTD) @ self.query[...] for v_BTD in sources])
+        share_nBT = jax.nn.softmax(scores_nBT, 0)
+        # Term by term: each source is kept once for all the mixtures that it is in.
+        terms = (share_nBT[i, ..., None] * v_BTD for i, v_BTD in enumerate(sources))
+        return reduce(jnp.add, terms).astype(sources[0].dtype)
 
 
 class DepthEnds(Ends):
-    """Sources: the embedding, then room for each group; at the end N of a mixture of them all."""
+    """Sources, at first the embedding alone; at the end N of a mixture of them all."""
+
+    grows = True
 
     def __init__(self, cfg: FrozenConfigDict, placement: Placement):
         super().__init__(cfg, placement)
-        self.n_groups, _ = depth_groups(placement, cfg.n_layer)
         self.attention = DepthAttention(cfg.n_embd, placement.norm_eps)
 
-    def expand(self, x_BTD: jax.Array) -> jax.Array:
-        return jnp.zeros((self.n_groups + 1, *x_BTD.shape), x_BTD.dtype).at[0].set(x_BTD)
+    def expand(self, x_BTD: jax.Array) -> Sources:
+        return (x_BTD,)
 
-    def whole(self, stream: jax.Array) -> jax.Array:
-        return stream.astype(jnp.float32).sum(0).astype(stream.dtype)
+    def whole(self, stream: Sources) -> jax.Array:
+        return reduce(jnp.add, (v.astype(jnp.float32) for v in stream)).astype(stream[0].dtype)
 
-    def readout(self, stream: jax.Array, norm: NormCall) -> jax.Array:
-        return norm(self.attention(stream, jnp.ones(self.n_groups + 1, bool)))
+    def readout(self, stream: Sources, norm: NormCall) -> jax.Array:
+        return norm(self.attention(stream))
 
 
 class AttentionResiduals(Connection):
@@ -60,17 +65,15 @@ class AttentionResiduals(Connection):
 
     def __init__(self, plan: Plan):
         width, eps = plan.cfg.n_embd, plan.placement.norm_eps
-        self.n_groups, self.size = depth_groups(plan.placement, plan.cfg.n_layer)
+        _, self.size = depth_groups(plan.placement, plan.cfg.n_layer)
         self.attn, self.mlp = DepthAttention(width, eps), DepthAttention(width, eps)
 
-    def __call__(self, v_nBTD: jax.Array, attn: Branch, mlp: Branch, context: Context) -> jax.Array:
+    def __call__(self, v: Sources, attn: Branch, mlp: Branch, context: Context) -> Sources:
         for which, attention, branch in ((ATTN, self.attn, attn), (MLP, self.mlp, mlp)):
-            s = 2 * jnp.asarray(context.layer) + which
-            group, within = s // self.size, s % self.size
-            n = jnp.arange(self.n_groups + 1)
-            present = (n <= group) | ((n == group + 1) & (within > 0))
-            v_nBTD = v_nBTD.at[group + 1].add(branch(attention(v_nBTD, present)))
-        return v_nBTD
+            y_BTD = branch(attention(v))
+            begins = (2 * int(context.layer) + which) % self.size == 0
+            v = (*v, y_BTD) if begins else (*v[:-1], v[-1] + y_BTD)
+        return v
 
 
 class Ways(NamedTuple):

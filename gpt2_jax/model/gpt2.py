@@ -56,6 +56,7 @@ class GPT2(Embedding):
             setattr(self, segment.name, nnx.vmap(build)(first))
         self.across = Across(cfg, placement)
         self.ends = CONNECTIONS[placement.connection].ends(cfg, placement)
+        self.grows = self.across.grows or self.ends.grows
         self.shift = Shift(placement.scalar_bias)
         if has_final_norm(placement, cfg.n_layer):
             self.ln_f = stream_norm(cfg, placement)
@@ -97,6 +98,9 @@ class GPT2(Embedding):
     def run_blocks(self, x_BTD: jax.Array, context: Context) -> tuple[Carry, Any]:
         """Applies the stacked blocks in order, each segment by a scan over its layers.
 
+        Where what is carried on grows from block to block, they stand one behind the other: a scan
+        would keep a copy of all of it for each block's gradient.
+
         Returns the carry behind the last one, and what `context.probe` kept of each block, stacked
         by layers (None without a probe).
         """
@@ -123,12 +127,18 @@ class GPT2(Embedding):
         graphdef, params = nnx.split(getattr(self, segment.name))
         layers = jnp.arange(segment.start, segment.stop)
 
-        def apply(carry: Carry, params: nnx.State, layer: jax.Array) -> tuple[Carry, Any]:
+        def apply(carry: Carry, params: nnx.State, layer: jax.Array | int) -> tuple[Carry, Any]:
             block = nnx.merge(graphdef, params)
             behind, left = self.pass_block(block, carry, context.at(layer, carry.values))
             probe = context.probe
             return behind, probe and probe(carry.stream, behind.stream, left)
 
+        if self.grows:
+            kept = []
+            for layer, own in enumerate(rows(params, segment), segment.start):
+                carry, here = self._remat(partial(apply, layer=layer))(carry, own)
+                kept.append(here)
+            return carry, jax.tree.map(lambda *xs: jnp.stack(xs), *kept)
         body = self._remat(apply)
         scan = partial(lax.scan, unroll=self.cfg.unroll)
         if len(layers) == 1:  # what it carries on may have another structure
@@ -152,8 +162,8 @@ class GPT2(Embedding):
             "elementwise": keep.dots_with_no_batch_dims_saveable,
             "block": keep.nothing_saveable,
         }[self.cfg.remat]
-        # Without the barrier an unrolled scan would share the recomputation with the forward pass.
-        return jax.checkpoint(body, policy=policy, prevent_cse=self.cfg.unroll)
+        # Without the barrier what is unrolled would share the recomputation with the forward pass.
+        return jax.checkpoint(body, policy=policy, prevent_cse=self.cfg.unroll or self.grows)
 
     def readout(self, carry: Carry) -> jax.Array:
         """Returns what the head reads of the stream behind the last block, (B, T, D)."""
@@ -176,6 +186,19 @@ class GPT2(Embedding):
             real_V = jnp.arange(logits_NV.shape[-1]) < self.cfg.vocab_size
             logits_NV = jnp.where(real_V, logits_NV, jnp.finfo(jnp.float32).min)
         return logits_NV.reshape(*x_BTD.shape[:-1], -1)
+
+
+def rows(stack: Any, segment: Segment) -> list[Any]:
+    """Returns the parameters of each block of a segment.
+
+    By splitting, whose gradient is one concatenation, where that of indexing would add up as many
+    copies of the whole stack as there are blocks.
+    """
+    cut = jax.tree.map(lambda x: lax.split(x, [1] * segment.rows), stack)
+    row = lambda i: jax.tree.map(
+        lambda parts: parts[i][0], cut, is_leaf=lambda x: isinstance(x, (tuple, list))
+    )
+    return [own for i in range(segment.rows) for own in [row(i)] * segment.repeats]
 
 
 def _build_block(

@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 from functools import cache
+from itertools import islice
 
 import jax
 import jax.numpy as jnp
@@ -237,19 +238,19 @@ ACTS_ON = {
 
 @pytest.mark.parametrize("axis", AXES)
 def test_changing_an_axis_changes_the_output_or_the_start(axis):
-    _assert_each_acts(ACTS_ON.get(axis, "pre_ln"), axis)
+    pairs = list(variations(ACTS_ON.get(axis, "pre_ln"), axis))
+    assert pairs
+    _assert_each_acts(pairs)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in PRESETS if n != "pre_ln"])
 def test_changing_any_axis_of_any_preset_changes_something(name):
     for axis in AXES:
-        _assert_each_acts(name, axis, needed=False)
+        _assert_each_acts(list(islice(variations(name, axis), 1)))
 
 
-def _assert_each_acts(name, axis, needed=True):
-    pairs = list(variations(name, axis))
-    assert pairs or not needed
+def _assert_each_acts(pairs):
     for base, changed in pairs:
         assert not same(outcome(base), outcome(changed)), changed
 
