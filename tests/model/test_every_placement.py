@@ -57,7 +57,7 @@ def test_no_position_depends_on_a_later_one(name):
     np.testing.assert_array_equal(np.asarray(jacobian > 0), np.tril(np.ones((12, 12), bool)))
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", EVERY_AT_LENGTH)
 def test_scanned_and_recomputed_equals_unrolled_and_kept(name):
     unrolled, want = gradients(name, model__unroll=True)
     scanned, got = gradients(name, model__unroll=False, model__remat="block")
