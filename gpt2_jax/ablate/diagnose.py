@@ -23,10 +23,11 @@ from gpt2_jax.config_check import check
 from gpt2_jax.data.corpus import open_corpus
 from gpt2_jax.data.sampler import Sampler
 from gpt2_jax.errors import UserError, suggestion
-from gpt2_jax.files import whole_folder
+from gpt2_jax.files import disk_errors, whole_folder
 from gpt2_jax.model.placements import PRESETS
 from gpt2_jax.train.mesh import configure_devices
-from gpt2_jax.train.restore import open_run
+from gpt2_jax.train.program import memory_errors
+from gpt2_jax.train.restore import find_checkpoint, open_run
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file of the models to start")
 _PLACEMENTS = flags.DEFINE_list("placements", None, "presets; unset: the config's")
@@ -45,16 +46,35 @@ def main(argv: list[str]) -> None:
     out = Path(_OUT.value)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out={out} is there already; choose another, or remove it")
-    if (_CONFIG.value is None) == (_WORKDIRS.value is None):
-        raise UserError("give --config for models before training, or --workdirs for trained ones")
+    _check_flags()
+    with disk_errors(f"--out={out}"):
+        out.parent.mkdir(parents=True, exist_ok=True)
     found = []
     print(f"{'model':<28} {'blocks':>6} {'update':>7}  " + "  ".join(WHOLE))
-    for one in _starts() if _WORKDIRS.value is None else _runs():
-        found.append(one)
-        numbers = "  ".join(f"{one.whole[key]:>{len(key)}.4g}" for key in WHOLE)
-        print(f"{one.name:<28} {one.n_layer:>6} {one.step:>7}  {numbers}", flush=True)
+    with memory_errors():
+        for one in _runs() if _WORKDIRS.value else _starts():
+            found.append(one)
+            numbers = "  ".join(f"{one.whole[key]:>{len(key)}.4g}" for key in WHOLE)
+            print(f"{one.name:<28} {one.n_layer:>6} {one.step:>7}  {numbers}", flush=True)
     write(found, out)
     print(f"left in {out}: {' '.join(sorted(p.name for p in out.iterdir()))}")
+
+
+def _check_flags() -> None:
+    """Refuses flags that exclude each other or would do nothing."""
+    if (_CONFIG.value is None) == (not _WORKDIRS.value):
+        raise UserError("give --config for models before training, or --workdirs for trained ones")
+    if _CONFIG.value is not None:
+        if _STEP.value is not None:
+            raise UserError("--step is of a checkpoint: give --workdirs in place of --config")
+        if _CONFIG.value.train.init_from is not None:
+            raise UserError("train.init_from is not used before training: give it as --workdirs")
+    elif _PLACEMENTS.value or _DEPTHS.value:
+        raise UserError("--placements and --depths are of models before training: give --config")
+    for flag in (_PLACEMENTS, _DEPTHS, _WORKDIRS):
+        values = flag.value or []
+        if twice := [value for i, value in enumerate(values) if value in values[:i]]:
+            raise UserError(f"--{flag.name} has {twice[0]} twice")
 
 
 def _starts() -> Iterator[Diagnosis]:
@@ -83,10 +103,13 @@ def _depths(config: ConfigDict) -> list[int]:
 
 def _runs() -> Iterator[Diagnosis]:
     """Yields every run at its checkpoint, on the batches that would come next."""
-    for workdir in _WORKDIRS.value or ():
+    workdirs = _WORKDIRS.value or []
+    for workdir in workdirs:  # what is wrong with any is said before the first is measured
+        find_checkpoint(workdir, _STEP.value)
+    for workdir in workdirs:
         run = open_run(workdir, _STEP.value)
         batches, _ = read_batches(run.config, run.step)
-        name = f"{run.config.model.placement} ({Path(workdir).name})"
+        name = f"{run.config.model.placement} ({workdir})"
         yield diagnose(name, run.config, run.structure, run.mesh, run.params, run.step, batches)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,10 +24,11 @@ from gpt2_jax.train.state import jit_once, purpose_key
 from gpt2_jax.train.step import make_gradients
 
 UPDATE_LR = 1e-4
+MOVED = 0.01  # share of the output's size
 # What each column of the CSV files is: the names of `observe` and these.
 BY_BLOCK = {
     "stream_rms": "RMS of the stream behind the block",
-    "attn_ratio": "RMS of what attention adds over the RMS of what it was given",
+    "attn_ratio": "RMS of what attention's branch gives over the RMS of what it was given",
     "mlp_ratio": "the same of the MLP",
     "cosine": "cosine between the stream before the block and behind it, mean over tokens",
     "entropy": "of the attention weights, nats, mean over heads and tokens",
@@ -87,18 +89,21 @@ def diagnose(
 ) -> Diagnosis:
     """Returns the figures of a model with these parameters, laid out on the mesh.
 
-    Gradients are those of training: the whole batch, with dropout where the config has it. First
-    updates are at `UPDATE_LR`, without clipping or decay, Adam's from zero moments: small enough
-    to be proportional to the rate, so that models of unlike best rates compare.
+    Gradients are those of training before clipping: the whole batch, with dropout where the config
+    has it, of all parameters, those that the run would freeze as well.
     """
     at = jax.device_put(np.int32(step), replicated(mesh))
     on_mesh = [jax.device_put(batch, by_rows(mesh)) for batch in batches]
     rows = min(OBSERVED_ROWS, len(batches[0]))
-    figures: dict[str, Any] = dict(make_probe(model, mesh, rows, rows)(params, at, on_mesh[0]))
+    probe = make_probe(model, mesh, rows, rows)
+    figures: dict[str, Any] = dict(jax.block_until_ready(probe(params, at, on_mesh[0])))
     first, of_gradients = _gradients(config, model, mesh, params, at, on_mesh)
     figures |= of_gradients | {"n_params": model.n_params()}
-    changes = _changes(config, model, params, first, on_mesh[0][:rows, :-1], step)
-    for kind, (by_block, of_model) in changes.items():
+    exact, tokens_BT = in_float32(config), on_mesh[0][:rows, :-1]
+    updates = jax.jit(partial(first_updates, config, model))(params, first)
+    measure = jax.jit(partial(change, exact))
+    for kind, update in updates.items():
+        by_block, of_model = jax.block_until_ready(measure(params, update, tokens_BT, at))
         figures |= {f"{kind}_change": by_block, f"{kind}_model_change": of_model}
     return Diagnosis(
         name,
@@ -118,19 +123,20 @@ def _gradients(
     batches: Sequence[jax.Array],
 ) -> tuple[Any, dict[str, Any]]:
     """Returns the gradient of the first batch, and the figures of gradients over all of them."""
-    of_batch, seed = make_gradients(config, model, mesh), np.uint32(config.seed)
+    of_batch = make_gradients(config, model, mesh)
     norms = lambda grads: (gradient_norms(model, grads), optax.tree.norm(grads))
 
     @jax.jit
-    def measure(mean: Any, params: Any, batch: jax.Array) -> tuple[Any, Any, Any]:
-        loss, grads = of_batch(params, batch, step, jnp.asarray(seed))
+    def measure(mean: Any, params: Any, batch: jax.Array, seed: Any) -> tuple[Any, Any, Any]:
+        loss, grads = of_batch(params, batch, step, seed)
         mean = jax.tree.map(lambda m, g: m + g / len(batches), mean, grads)
         return grads, mean, (*norms(grads), loss)
 
     mean, first, seen = jax.jit(lambda p: jax.tree.map(jnp.zeros_like, p))(params), None, []
-    for batch in batches:
+    for i, batch in enumerate(batches):
+        seed = np.uint32((config.seed + i) % 2**32)  # dropout masks of its own
         # One at a time: a CPU's collectives lock up with several programs in flight.
-        grads, mean, numbers = jax.block_until_ready(measure(mean, params, batch))
+        grads, mean, numbers = jax.block_until_ready(measure(mean, params, batch, seed))
         first = grads if first is None else first
         seen.append(jax.device_get(numbers))
     blocks, wholes, losses = (np.stack(values).mean(0) for values in zip(*seen, strict=True))
@@ -144,31 +150,47 @@ def _gradients(
     }
 
 
-def _changes(
-    config: ConfigDict, model: Structure, params: Any, grads: Any, tokens_BT: jax.Array, step: int
-) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """Returns what a first update of each optimizer changes: streams (L), and the model's output.
+def first_updates(config: ConfigDict, model: Structure, params: Any, grads: Any) -> dict[str, Any]:
+    """Returns what a step of SGD, and one of Adam from zero moments, adds to parameters at rate 1.
 
-    The second is the update of a model in the sense of Wang et al. 2022 (DeepNet, section 4): how
-    far its output on fixed inputs moves.
+    Without clipping or decay; Adam's with the rates that the placement asks for.
     """
     plain = config.copy_and_resolve_references()
     plain.optimizer.name, plain.optimizer.weight_decay = "adamw", 0.0
     adam = make_optimizer(plain, model.infos)
+    return {
+        "sgd": jax.tree.map(jnp.negative, grads),
+        "adam": adam.update(grads, adam.init(params), params)[0],
+    }
 
-    @jax.jit
-    def changes(params: Any, grads: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
-        updates = {
-            "sgd": jax.tree.map(jnp.negative, grads),
-            "adam": adam.update(grads, adam.init(params), params)[0],
-        }
-        before_LBTD, output_BTD = streams(model, params, tokens_BT, step)
-        out = {}
-        for kind, update in updates.items():
-            moved = model.project(jax.tree.map(lambda p, u: p + UPDATE_LR * u, params, update))
-            behind_LBTD, new_output_BTD = streams(model, moved, tokens_BT, step)
-            change_L = jax.vmap(rms)(behind_LBTD - before_LBTD) / jax.vmap(rms)(before_LBTD)
-            out[kind] = change_L, rms(new_output_BTD - output_BTD)
-        return out
 
-    return changes(params, grads)
+def change(
+    model: Structure, params: Any, update: Any, tokens_BT: jax.Array, step: jax.Array | int
+) -> tuple[jax.Array, jax.Array]:
+    """Returns how far `UPDATE_LR` of an update moves the stream behind each block, and the output.
+
+    The first (L) is relative to the stream, the second the RMS of the change of what the head
+    reads: a model's update in the sense of Wang et al. 2022 (DeepNet, section 4). Both are
+    measured in float32 where the output moves by `MOVED` of its size and brought to the rate in
+    proportion: a smaller change would drown in rounding, a larger one would not be proportional.
+    """
+    before_LBTD, output_BTD = streams(model, params, tokens_BT, step)
+
+    def at(rate: jax.Array | float) -> tuple[jax.Array, jax.Array]:
+        moved = model.project(jax.tree.map(lambda p, u: p + rate * u, params, update))
+        behind_LBTD, new_BTD = streams(model, moved, tokens_BT, step)
+        sizes_L = jax.vmap(rms)(before_LBTD)
+        return jax.vmap(rms)(behind_LBTD - before_LBTD) / sizes_L, rms(new_BTD - output_BTD)
+
+    rate: jax.Array | float = UPDATE_LR
+    for _ in range(2):  # the first may be far from proportional
+        moved = at(rate)[1] / rms(output_BTD)
+        rate = jnp.clip(rate * MOVED / moved, 1e-9, 1.0)
+    return jax.tree.map(lambda x: x * UPDATE_LR / rate, at(rate))
+
+
+def in_float32(config: ConfigDict) -> Structure:
+    """Returns the same model computing in float32."""
+    config = config.copy_and_resolve_references()
+    config.model.dtype, config.model.attention = "float32", "xla"
+    return structure(config.model)

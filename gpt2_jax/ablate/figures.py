@@ -20,7 +20,7 @@ BLOCK_PANELS = (
     ("first update, Adam (SGD dashed)", "adam_change", "sgd_change", True),
     ("loss when skipped (nats)", "skip_cost", None, False),
     ("attention entropy (nats)", "entropy", None, False),
-    ("largest attention logit", "largest_score", None, True),
+    ("largest attention logit", "largest_score", None, False),
 )
 DEPTH_PANELS = (
     ("gradient norm, last block", "grad_norm", None),

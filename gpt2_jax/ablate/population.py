@@ -17,7 +17,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from gpt2_jax.config import value_of
+from gpt2_jax.config import difference, value_of
 from gpt2_jax.model.structure import structure
 from gpt2_jax.train.optimizer import make_optimizer
 from gpt2_jax.train.state import State, new_state
@@ -65,13 +65,21 @@ class Population:
     Args:
       configs: resolved, one for each member; alike but for `DIALS` and `seed`.
       devices: to spread them over; unset: all.
+
+    Raises:
+      ValueError: if they differ in anything else, or each would start from a profile of its own.
     """
 
     def __init__(
         self, configs: Sequence[ConfigDict], devices: Sequence[jax.Device] | None = None
     ) -> None:
+        for config in configs[1:]:
+            if others := [n for n in difference(configs[0], config) if n not in (*DIALS, "seed")]:
+                raise ValueError(f"members of a population cannot differ in {', '.join(others)}")
         self.configs = configs
         self.structure = structure(configs[0].model)
+        if self.structure.placement.profiled:
+            raise ValueError("members of a population cannot start from a profile of their own")
         devices = (devices or jax.devices())[: len(configs)]
         self._mesh = Mesh(devices, (MEMBERS,), axis_types=(AxisType.Auto,))
         self._dials = {

@@ -1,7 +1,7 @@
 """What goes on in a model by depth: sizes of stream, branches and gradients, attention's focus.
 
-Each figure is one number a block, (L), float32, over all tokens of a batch. A figure has the same
-name here, in metrics.jsonl, on wandb, in the CSV files and in the titles of the plots.
+Each figure is one number a block, (L), float32, over all tokens that are given. A figure has the
+same name here, in metrics.jsonl, on wandb and in the CSV files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class ByDepth(NamedTuple):
 
     Attributes:
       stream_rms: of the stream behind the block, or of what several streams amount to.
-      attn_ratio, mlp_ratio: RMS of what a branch adds over the RMS of what it was given.
+      attn_ratio, mlp_ratio: RMS of what a branch gives over the RMS of what it was given.
       cosine: between the stream before the block and behind it.
       entropy: of attention's weights, nats. largest_score: before the softmax.
     """

@@ -36,7 +36,7 @@ from gpt2_jax.train.memory import keep_freed_memory
 from gpt2_jax.train.mesh import configure_devices
 from gpt2_jax.train.origin import Origin, adopt, find_origin
 from gpt2_jax.train.patterns import rate_factors
-from gpt2_jax.train.probe import by_block, make_probe, training_rows
+from gpt2_jax.train.probe import by_block, compile_probe
 from gpt2_jax.train.program import Program, compile_program, memory_errors
 from gpt2_jax.train.rundir import RunDirectory
 from gpt2_jax.train.state import State
@@ -199,9 +199,7 @@ class Run:
             seq_len,
             train.batch_size // train.accumulation,
         )
-        mesh = self.program.mesh
-        observed, skipped = training_rows(self.config, mesh)
-        self.probe = make_probe(self.program.structure, mesh, observed, skipped)
+        self.probe = compile_probe(self.config, self.program)
         self.tokens_per_step = report.tokens_per_step(self.config)
         self.flops_per_token = self.program.structure.flops_per_token(seq_len)
         self.device_kind = self.program.mesh.devices.flat[0].device_kind
@@ -282,7 +280,7 @@ class Run:
 
     def _figures(self, batch: jax.Array) -> Metrics:
         """Returns the figures by depth that are due, on the devices; none where none are."""
-        if not self._is_probed(self.step):
+        if self.probe is None or not self._is_probed(self.step):
             return {}
         return self.probe(self.state.params, self.state.step, batch)
 

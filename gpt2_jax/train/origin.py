@@ -12,6 +12,7 @@ from gpt2_jax import config as configs
 from gpt2_jax.errors import UserError
 from gpt2_jax.model.placements import AXES
 from gpt2_jax.model.placements.axes import SCALES
+from gpt2_jax.model.placements.resolve import resolve
 from gpt2_jax.train.checkpoint import Checkpoints, damage
 from gpt2_jax.train.rundir import RunDirectory
 
@@ -85,7 +86,7 @@ def adopt(config: ConfigDict, origin: Origin, say: Callable[[str], None]) -> Con
     asked, usual = configs.flatten(config), configs.flatten(configs.default())
     facts = configs.flatten(origin.config)
     for name in FACTS:
-        if name in OPEN and asked[name] != usual[name]:
+        if name in OPEN and asked[name] != usual[name] and not _is_learned(config, origin, name):
             continue
         if asked[name] not in (usual[name], facts[name]):
             raise UserError(
@@ -102,6 +103,13 @@ def adopt(config: ConfigDict, origin: Origin, say: Callable[[str], None]) -> Con
     if config.train.init_from is not None:
         config.train.init_from = origin.name
     return config
+
+
+def _is_learned(config: ConfigDict, origin: Origin, name: str) -> bool:
+    """Returns whether a factor has parameters in the config or in the origin."""
+    leaf = name.rpartition(".")[2]
+    texts = [getattr(resolve(model), leaf) for model in (config.model, origin.config.model)]
+    return any("learned" in text for text in texts)
 
 
 def _of_run(given: str) -> Origin:

@@ -1,4 +1,4 @@
-"""Figures by depth of a model in training, seldom enough and on few enough rows to cost nothing."""
+"""Figures by depth of a model in training, on so few sequences that they cost next to nothing."""
 
 from __future__ import annotations
 
@@ -15,19 +15,33 @@ from gpt2_jax.model.diagnostics import logits_without, observe
 from gpt2_jax.model.structure import Structure
 from gpt2_jax.train.loss import cross_entropy
 from gpt2_jax.train.mesh import replicated
+from gpt2_jax.train.program import Program
 
-OBSERVED_ROWS = 8  # sequences at most; a device looks at fewer than it trains on
+OBSERVED_ROWS = 8  # sequences at most
 
 Probe = Callable[[Any, jax.Array, jax.Array], dict[str, jax.Array]]
 
 
 def training_rows(config: ConfigDict, mesh: Mesh) -> tuple[int, int]:
-    """Returns on how many sequences a run observes, and skips blocks: a third of a step or so."""
+    """Returns on how many sequences a run observes, and skips blocks.
+
+    At most as many as a device takes at once; all of it costs what one to three updates cost.
+    """
     rows = config.train.batch_size // mesh.devices.size
-    return min(OBSERVED_ROWS, rows), min(OBSERVED_ROWS, max(1, rows // config.model.n_layer))
+    at_once = min(OBSERVED_ROWS, rows // config.train.accumulation)
+    return at_once, min(at_once, max(1, rows // config.model.n_layer))
 
 
-def make_probe(structure: Structure, mesh: Mesh, observed: int, skipped: int) -> Probe:
+def compile_probe(config: ConfigDict, program: Program) -> Probe | None:
+    """Returns a run's probe, compiled before updates are timed; None where it has none."""
+    if config.track.diagnostics_every is None:
+        return None
+    rows, shapes = training_rows(config, program.mesh), program.shapes
+    probe = make_probe(program.structure, program.mesh, *rows)
+    return probe.lower(shapes.params, shapes.step, program.batch_shape).compile()
+
+
+def make_probe(structure: Structure, mesh: Mesh, observed: int, skipped: int) -> jax.stages.Wrapped:
     """Returns the jitted `(params, step, batch (B, T+1)) -> {figure: (L)}` of a run.
 
     The figures are those of `observe` on the batch's first `observed` sequences, and the

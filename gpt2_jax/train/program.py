@@ -32,6 +32,7 @@ class Program:
     """A step compiled for a mesh, ready to run.
 
     Attributes:
+      batch_shape: of the token ids (B, T+1), with their sharding.
       step: `(state, batch) -> (state, metrics)`; donates the state.
       init: makes the state before the first update. shapes: of the state, with shardings.
       attention: the kernel that is in the compiled step.
@@ -41,6 +42,7 @@ class Program:
 
     structure: Structure
     mesh: Mesh
+    batch_shape: jax.ShapeDtypeStruct
     step: Step
     init: Callable[[], State]
     shapes: State
@@ -103,6 +105,7 @@ def compile_program(config: ConfigDict) -> Program:
     return Program(
         structure=model,
         mesh=mesh,
+        batch_shape=tokens,
         step=compiled,
         init=init,
         shapes=shapes,

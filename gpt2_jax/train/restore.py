@@ -42,7 +42,7 @@ def open_run(workdir: str, step: int | str | None = None, devices: int | None = 
     """
     directory = RunDirectory(workdir)
     config = directory.read_config()
-    step = _choose(directory, step)
+    step = find_checkpoint(workdir, step)
     config.mesh.data = devices  # this machine may have others than the run had
     configure_devices(config)
     mesh, model = make_mesh(config), structure(config.model)
@@ -50,9 +50,16 @@ def open_run(workdir: str, step: int | str | None = None, devices: int | None = 
     return OpenedRun(config, model, mesh, params, step)
 
 
-def _choose(directory: RunDirectory, asked: int | str | None) -> int:
-    checkpoints, workdir = Checkpoints(directory.checkpoints_path), directory.path
-    step = _number(checkpoints, workdir, asked)
+def find_checkpoint(workdir: str, asked: int | str | None) -> int:
+    """Returns the step of the checkpoint that is asked for, as `open_run` takes it.
+
+    Raises:
+      UserError: if there is no run, no such checkpoint, or it is damaged.
+    """
+    directory = RunDirectory(workdir)
+    directory.read_config()
+    checkpoints, path = Checkpoints(directory.checkpoints_path), directory.path
+    step = _number(checkpoints, path, asked)
     imported = directory.weights_path.exists()
     if imported and (step == 0 or (step is None and not checkpoints.steps())):
         if fault := damage(directory.weights_path):
@@ -61,11 +68,11 @@ def _choose(directory: RunDirectory, asked: int | str | None) -> int:
     if step is None:
         found = checkpoints.latest(lambda line: print(f"warning: {line}", file=sys.stderr))
         if found is None:
-            raise UserError(f"{workdir} has no checkpoint yet: train it first")
+            raise UserError(f"{path} has no checkpoint yet: train it first")
         return found
     if step not in checkpoints.steps():
         there = ", ".join(map(str, checkpoints.steps())) or "none"
-        raise UserError(f"{workdir} has no checkpoint of step {step}; there are: {there}")
+        raise UserError(f"{path} has no checkpoint of step {step}; there are: {there}")
     if fault := damage(checkpoints.path(step)):
         raise UserError(f"checkpoint {checkpoints.path(step)} is damaged: {fault}")
     return step

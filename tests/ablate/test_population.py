@@ -31,7 +31,7 @@ def alone(config, tokens_NBT1):
     return np.float32(losses), state.params
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_a_member_is_the_run_of_its_config(optimizer):
     configs = [tiny(**USUAL | numbers, optimizer__name=optimizer) for numbers in NUMBERS]
     population = Population(configs, jax.devices()[:2])  # one place on the second is left over
@@ -71,3 +71,10 @@ def test_every_dial_acts(optimizer):
     assert len(set(losses[:, 0].tolist())) == 1
     same = [dial for dial, row in zip(turned, losses[1:], strict=True) if row[-1] == losses[0, -1]]
     assert same == []
+
+
+def test_members_that_differ_in_more_than_numbers_are_refused():
+    with pytest.raises(ValueError, match=r"cannot differ in model\.placement"):
+        Population([tiny(**USUAL), tiny(**USUAL, model__placement="post_ln")])
+    with pytest.raises(ValueError, match="a profile of their own"):
+        Population([tiny(**USUAL, model__placement="admin")])

@@ -11,7 +11,6 @@ from gpt2_jax.model.diagnostics import observe
 from gpt2_jax.model.structure import structure
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.train import loop
-from gpt2_jax.train.loss import cross_entropy
 from gpt2_jax.train.probe import by_block, skip_costs, training_rows
 from gpt2_jax.train.restore import open_run
 from gpt2_jax.train.step import mean_loss
@@ -87,12 +86,10 @@ def test_a_skipped_block_is_as_good_as_none(muted):
 
 
 @pytest.mark.parametrize("name", FEW)
-def test_a_skipped_block_costs_something_in_any_placement(name):
+def test_a_skipped_block_costs_something(name):
     built, params = tiny_model(model__placement=name, model__n_layer=4, model__unroll=False)
     costs = jax.jit(lambda p: skip_costs(built, p, TOKENS, 700))(params)
-    logits = jax.jit(lambda p: built.bind(p)(TOKENS[:, :-1], step=700))(params)
     assert np.isfinite(costs).all() and (np.abs(costs) > 1e-4).all()
-    assert jnp.isfinite(cross_entropy(logits, TOKENS[:, 1:])).all()
 
 
 def test_fewer_sequences_where_there_are_many_blocks():
@@ -102,6 +99,8 @@ def test_fewer_sequences_where_there_are_many_blocks():
     assert rows(train__batch_size=64, mesh__data=2, model__n_layer=4) == (8, 8)
     assert rows(train__batch_size=64, mesh__data=8, model__n_layer=4) == (8, 2)
     assert rows(train__batch_size=4, mesh__data=1, model__n_layer=12) == (4, 1)
+    # No more than a device takes at once.
+    assert rows(train__batch_size=64, mesh__data=2, train__accumulation=16) == (2, 2)
 
 
 def test_blocks_are_named_so_that_they_sort():

@@ -17,9 +17,10 @@ _ONLY = flags.DEFINE_list("only", None, "claims, with commas; unset: all of them
 
 INTRODUCTION = """# Papers' claims, measured
 
-Written by `python -m gpt2_jax.ablate.papers > docs/papers.md`; every number and every verdict is
-computed there. The models are small, so that anybody can do it again: where a claim is about large
-ones, this says whether its direction shows, and no more.
+Written by `python -m gpt2_jax.ablate.papers > docs/papers.md`; every number, and every "seen" and
+"not seen", is computed there, by the criterion that stands beside it. The models are small, so that
+anybody can do it again: where a claim is about large ones, this says whether its direction shows at
+this size, and no more. (The text is that of Python {python}; another version's is another.)
 """
 
 
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> None:
     for name in _ONLY.value or ():
         if name not in claims:
             raise UserError(f"--only has {name!r}{suggestion(name, claims)}")
-    print(INTRODUCTION)
+    print(INTRODUCTION.format(python=f"{sys.version_info.major}.{sys.version_info.minor}"))
     for name in _ONLY.value or claims:
         print(f"measuring {name}", file=sys.stderr)
         print(claims[name]().render(), end="\n\n", flush=True)

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+
+Numbers = Sequence[float] | np.ndarray
+
+
+class Part(NamedTuple):
+    """One thing that a claim says, with the test it is put to here and the outcome."""
+
+    says: str
+    found: str
+    holds: bool
 
 
 @dataclass(frozen=True)
@@ -16,7 +26,7 @@ class Claim:
     Attributes:
       title: a few words. source: paper and place. says: what it claims.
       setup: the models that were measured, and what was adapted.
-      columns, rows: of the table. holds: whether the figures agree. verdict: how one sees it.
+      columns, rows: of the table. parts: what it says, one by one.
     """
 
     title: str
@@ -25,15 +35,22 @@ class Claim:
     setup: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
-    holds: bool
-    verdict: str
+    parts: Sequence[Part]
+
+    @property
+    def holds(self) -> bool:
+        """Whether all of it does."""
+        return all(part.holds for part in self.parts)
 
     def render(self) -> str:
         """Returns the claim as a section of Markdown."""
         lines = [f"## {self.title}", "", f"{self.source}: {self.says}", "", self.setup, ""]
         lines += [f"| {' | '.join(self.columns)} |", "|---" * len(self.columns) + "|"]
         lines += [f"| {' | '.join(map(_cell, row))} |" for row in self.rows]
-        lines += ["", f"**{'Holds' if self.holds else 'Does not hold as stated'}**: {self.verdict}"]
+        lines.append("")
+        for part in self.parts:
+            outcome = "seen" if part.holds else "not seen"
+            lines.append(f"- {part.says}: **{outcome}**; {part.found}.")
         return "\n".join(lines)
 
 
@@ -41,11 +58,17 @@ def _cell(value: Any) -> str:
     return value if isinstance(value, str) else f"{value:.3g}"
 
 
-def slope(depths: Sequence[int], values: Sequence[float]) -> float:
+def spread(values: Numbers) -> str:
+    """Returns the mean of several seeds with the least and the greatest."""
+    return f"{np.mean(values):.3g} ({min(values):.3g} to {max(values):.3g})"
+
+
+def slope(depths: Sequence[int], values: Numbers) -> float:
     """Returns the exponent p of the power law values ~ depths^p, least squares in logarithms."""
     return float(np.polyfit(np.log(depths), np.log(values), 1)[0])
 
 
-def linearity(values: np.ndarray) -> float:
-    """Returns R^2 of a straight line through the values, one a block."""
-    return float(np.corrcoef(np.arange(len(values)), values)[0, 1] ** 2)
+def bend(values: Numbers) -> float:
+    """Returns the increase over the last half by that over the first half: 1 where straight."""
+    middle = (len(values) - 1) // 2
+    return (values[2 * middle] - values[middle]) / (values[middle] - values[0])

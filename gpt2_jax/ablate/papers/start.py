@@ -11,10 +11,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gpt2_jax import config as configs
-from gpt2_jax.ablate.diagnosis import UPDATE_LR
-from gpt2_jax.ablate.papers.claim import Claim, linearity, slope
+from gpt2_jax.ablate.diagnosis import UPDATE_LR, change, first_updates
+from gpt2_jax.ablate.papers.claim import Claim, Part, bend, slope, spread
 from gpt2_jax.config_check import check
-from gpt2_jax.model.diagnostics import observe, rms
+from gpt2_jax.model.diagnostics import observe
 from gpt2_jax.model.parts import Role
 from gpt2_jax.model.structure import Info, Structure, structure
 from gpt2_jax.train.step import mean_loss
@@ -22,13 +22,14 @@ from gpt2_jax.train.step import mean_loss
 WIDTH = 64
 SEQ_LEN = 64
 ROWS = 8
-TOKENS = 512  # of the vocabulary: more than a batch holds, so that inputs are nearly independent
+TOKENS = 512  # of the vocabulary
 SEEDS = 5
 
 THEOREM = (
     f"Their setting: one head, W_Q = W_K = 0, W_O = I, an MLP of width d with ReLU, Xavier's "
-    f"matrices without a factor for depth, embeddings of variance 1, no positions; d = {WIDTH}, "
-    f"{ROWS} sequences of {SEQ_LEN} random tokens, {SEEDS} seeds."
+    f"matrices without a factor for depth, embeddings of variance 1, no positions; but attention "
+    f"is causal, a mean over the tokens so far. d = {WIDTH}, {ROWS} sequences of {SEQ_LEN} random "
+    f"tokens, {SEEDS} seeds."
 )
 
 
@@ -74,10 +75,10 @@ def theorem_params(model: Structure, key: jax.Array) -> Any:
     return params
 
 
-def last_gradient_and_streams(placement: str, n_layer: int) -> tuple[float, np.ndarray]:
+def last_gradient_and_streams(placement: str, n_layer: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns |dL/dW_2| (Frobenius) in the last block, and the mean square of each block's stream.
 
-    Means over seeds; the loss is the mean over positions.
+    The first for each seed, the second a mean over seeds; the loss is the mean over positions.
     """
     model = theorem_model(placement, n_layer)
 
@@ -92,27 +93,35 @@ def last_gradient_and_streams(placement: str, n_layer: int) -> tuple[float, np.n
         return jnp.linalg.norm(last), streams_L**2
 
     norms, squares = zip(*(measure(jax.random.key(seed)) for seed in range(SEEDS)), strict=True)
-    return float(np.mean(norms)), np.mean(squares, 0)
+    return np.array(norms, float), np.mean(squares, 0)
 
 
 def last_layer_gradient(depths: Sequence[int] = (4, 8, 16, 32, 64)) -> Claim:
     """Xiong et al. 2020, Theorem 1."""
-    norms = {
-        name: [last_gradient_and_streams(name, n)[0] for n in depths]
-        for name in ("post_ln", "pre_ln")
-    }
-    post, pre = (slope(depths, norms[name]) for name in ("post_ln", "pre_ln"))
+    names, within = ("post_ln", "pre_ln"), 0.15
+    norms = {name: [last_gradient_and_streams(name, n)[0] for n in depths] for name in names}
+    post, pre = (slope(depths, [x.mean() for x in norms[name]]) for name in names)
     return Claim(
         "The last layer's gradient",
         "Xiong et al. 2020, 2002.04745, Theorem 1",
-        "before training, the gradient of the last block's second MLP matrix does not depend on "
-        "the number L of blocks in Post-LN, and falls as 1/sqrt(L) in Pre-LN.",
-        THEOREM,
+        "before training, the gradient of the last block's second MLP matrix is bounded by "
+        "O(d sqrt(ln d)) in Post-LN, whatever the number L of blocks, and by O(d sqrt(ln d / L)) "
+        "in Pre-LN.",
+        f"{THEOREM} Frobenius norm, mean (least to greatest).",
         ("blocks", "Post-LN", "Pre-LN"),
-        list(zip(map(str, depths), norms["post_ln"], norms["pre_ln"], strict=True)),
-        abs(post) < 0.15 and abs(pre + 0.5) < 0.15,
-        f"the exponents of L are {post:.2f} in Post-LN (claimed 0) and {pre:.2f} in Pre-LN "
-        "(claimed -0.5).",
+        [(str(n), *(spread(norms[name][i]) for name in names)) for i, n in enumerate(depths)],
+        [
+            Part(
+                f"in Post-LN it does not depend on L (exponent of L within {within} of 0)",
+                f"exponent {post:.2f}",
+                abs(post) < within,
+            ),
+            Part(
+                f"in Pre-LN it falls as 1/sqrt(L) (exponent within {within} of -0.5)",
+                f"exponent {pre:.2f}",
+                abs(pre + 0.5) < within,
+            ),
+        ],
     )
 
 
@@ -121,7 +130,6 @@ def stream_growth(n_layer: int = 32) -> Claim:
     squares = last_gradient_and_streams("pre_ln", n_layer)[1]
     blocks = [1, *range(4, n_layer + 1, 4)]
     rows = [(str(l), 1 + l / 2, squares[l - 1], 1 + 3 * l / 2) for l in blocks]
-    inside = all(low <= value <= high for _, low, value, high in rows)
     growth = np.polyfit(np.arange(1, n_layer + 1), squares, 1)[0]
     return Claim(
         "Growth of the Pre-LN stream",
@@ -130,8 +138,13 @@ def stream_growth(n_layer: int = 32) -> Claim:
         THEOREM,
         ("block l", "1 + l/2", "measured", "1 + 3l/2"),
         rows,
-        inside,
-        f"it grows by {growth:.2f} a block (claimed between 0.5 and 1.5).",
+        [
+            Part(
+                "it lies there behind every block of the table",
+                f"it grows by {growth:.2f} a block",
+                all(low <= value <= high for _, low, value, high in rows),
+            )
+        ],
     )
 
 
@@ -157,21 +170,19 @@ def model_changes(placement: str, n_layer: int) -> tuple[float, float]:
 
     When all parameters move, and when the blocks' matrices alone do.
     """
-    model = structure(small_config(placement, n_layer).model)
-    tokens = jnp.asarray(random_batch())
+    config = small_config(placement, n_layer)
+    model, tokens = structure(config.model), jnp.asarray(random_batch())
 
     @jax.jit
     def measure(key: jax.Array) -> list[jax.Array]:
-        params = model.init(key)
+        params, changes = model.init(key), []
         grads = jax.grad(mean_loss)(params, model, tokens, None, 0)
-        hidden = lambda p: model.bind(p).hidden(tokens[:, :-1], None, 0)
-        before, changes = hidden(params), []
+        every = first_updates(config, model, params, grads)["sgd"]
         for roles in (set(Role), {Role.MATRIX}):
-            moves = lambda info, p, g, roles=roles: p - UPDATE_LR * g * (info.role in roles)
-            moved = jax.tree.map(
-                moves, model.infos, params, grads, is_leaf=lambda x: isinstance(x, Info)
-            )
-            changes.append(rms(hidden(moved) - before))
+            chosen = lambda info, u, roles=roles: u * (info.role in roles)
+            is_info = lambda x: isinstance(x, Info)
+            update = jax.tree.map(chosen, model.infos, every, is_leaf=is_info)
+            changes.append(change(model, params, update, tokens[:, :-1], 0)[1])
         return changes
 
     found = [measure(jax.random.key(seed)) for seed in range(SEEDS)]
@@ -181,31 +192,35 @@ def model_changes(placement: str, n_layer: int) -> tuple[float, float]:
 
 def first_update(depths: Sequence[int] = (6, 12, 24, 48, 96)) -> Claim:
     """Wang et al. 2022, the update of DeepNet's model."""
-    names = ("post_ln", "pre_ln", "deepnorm")
-    change = {name: np.array([model_changes(name, n) for n in depths]) for name in names}
-    exponents = {name: [slope(depths, x) for x in change[name].T] for name in names}
-    kinds = ("all parameters", "matrices")
+    names, kinds, within = ("post_ln", "pre_ln", "deepnorm"), ("all", "matrices"), 0.15
+    found = {name: np.array([model_changes(name, n) for n in depths]) for name in names}
+    exponents = {(n, k): slope(depths, found[n][:, i]) for n in names for i, k in enumerate(kinds)}
     rows = [
-        (str(n), *(change[name][i, kind] for kind in (0, 1) for name in names))
+        (str(n), *(found[name][i, kind] for kind in (0, 1) for name in names))
         for i, n in enumerate(depths)
     ]
-    described = [
-        f"with {kind} " + ", ".join(f"{name} {exponents[name][which]:.2f}" for name in names)
-        for which, kind in enumerate(kinds)
-    ]
+    listed = {k: ", ".join(f"{n} {exponents[n, k]:.2f}" for n in names) for k in kinds}
+    flat = lambda kind: abs(exponents["deepnorm", kind]) < within < exponents["post_ln", kind]
     return Claim(
         "The first update of the model",
         "Wang et al. 2022, 2203.00555 (DeepNet), section 4",
-        "a step of SGD changes the output of DeepNorm by as much at any depth, and that of "
-        "Post-LN by more the deeper it is.",
+        "a step of SGD moves the output of DeepNorm as far at any depth, and that of Post-LN "
+        "farther the deeper it is. The argument counts the blocks' matrices; norms' gains and "
+        "biases are not made smaller with depth.",
         f"Width {WIDTH}, 2 heads, MLP of {2 * WIDTH}, each preset with its own initial values, "
-        f"{SEEDS} seeds; RMS by which a first update at rate {UPDATE_LR} moves what the head "
-        "reads, on random tokens. The paper's argument counts the matrices of the blocks; norms' "
-        "gains and biases are not made smaller with depth.",
+        f"{SEEDS} seeds, random tokens; RMS by which a first update at rate {UPDATE_LR} moves what "
+        "the head reads, when all parameters move and when the blocks' matrices alone do.",
         ("blocks", *(f"{name}, {kind}" for kind in kinds for name in names)),
         rows,
-        abs(exponents["deepnorm"][1]) < 0.15 and exponents["post_ln"][1] > 0.15,
-        f"exponents of depth: {'; '.join(described)}.",
+        [
+            Part(
+                f"when the matrices move, DeepNorm's exponent of depth is within {within} of 0 and "
+                "Post-LN's is above that",
+                f"exponents {listed['matrices']}",
+                flat("matrices"),
+            ),
+            Part("the same when all parameters move", f"exponents {listed['all']}", flat("all")),
+        ],
     )
 
 
@@ -215,26 +230,38 @@ def stream_variance(n_layer: int = 32) -> Claim:
     same = {"residual_init": "1", "norm": "layernorm", "init": "xavier"}
     names = ("pre_ln", "lns", "peri_ln")
     variances = {name: _mean_squares(name, n_layer, **same) for name in names}
-    blocks = [1, *range(4, n_layer + 1, 4)]
-    grown = {name: values[-1] / values[0] for name, values in variances.items()}
-    straight = {name: linearity(variances[name]) for name in names}
     return Claim(
         "Variance of the stream by depth",
-        "Sun et al. 2025, 2502.05795 (LNS), Lemmas 3.2 and 4.1; Kim et al. 2025, 2502.02732 "
-        "(Peri-LN), section 3",
-        "LNS's stream grows more slowly than Pre-LN's; Peri-LN's grows linearly in the number of "
-        "blocks. (That Pre-LN's grows exponentially is said of trained models.)",
-        f"Width {WIDTH}, {n_layer} blocks, the same Xavier matrices and LayerNorm in all three; "
-        "mean square of the stream behind the block.",
+        "Sun et al. 2025, 2502.05795 (LNS), section 4; Kim et al. 2025, 2502.02732 (Peri-LN), "
+        "section 3",
+        "LNS keeps the stream's variance from growing as Pre-LN's does; Peri-LN's grows linearly "
+        "with depth.",
+        f"Width {WIDTH}, {n_layer} blocks, the same Xavier matrices and LayerNorm in all three, "
+        f"{SEEDS} seeds; mean square of the stream behind the block.",
         ("block", *names),
-        [(str(l), *(variances[name][l - 1] for name in names)) for l in blocks],
-        grown["lns"] < 0.7 * grown["pre_ln"] and straight["peri_ln"] > 0.99,
-        "from the first block to the last it grows "
-        + ", ".join(f"{grown[name]:.1f} times in {name}" for name in names)
-        + "; a straight line explains "
-        + ", ".join(f"{straight[name]:.2%} of {name}" for name in names)
-        + ".",
+        [(str(l), *(variances[n][l - 1] for n in names)) for l in (1, *range(4, n_layer + 1, 4))],
+        growth_parts(variances),
     )
+
+
+def growth_parts(variances: dict[str, np.ndarray]) -> list[Part]:
+    """Returns what is claimed of LNS's and Peri-LN's stream, put to the test."""
+    bends = {name: bend(values) for name, values in variances.items()}
+    by = {name: values[-1] - values[0] for name, values in variances.items()}
+    return [
+        Part(
+            "LNS's stream grows by less than half of what Pre-LN's does",
+            f"by {by['lns']:.3g} and {by['pre_ln']:.3g} from the first block to the last",
+            by["lns"] < by["pre_ln"] / 2,
+        ),
+        Part(
+            "Peri-LN's grows linearly (by 0.8 to 1.25 times as much in the last half of the blocks "
+            "as in the first)",
+            f"{bends['peri_ln']:.2f} times; Pre-LN's {bends['pre_ln']:.2f}, LNS's "
+            f"{bends['lns']:.2f}",
+            0.8 < bends["peri_ln"] < 1.25,
+        ),
+    ]
 
 
 def _mean_squares(placement: str, n_layer: int, **model: Any) -> np.ndarray:

@@ -12,7 +12,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gpt2_jax import config as configs
-from gpt2_jax.ablate.papers.claim import Claim, linearity
+from gpt2_jax.ablate.papers.claim import Claim, Part, bend
+from gpt2_jax.ablate.papers.start import growth_parts
 from gpt2_jax.ablate.population import Population
 from gpt2_jax.config_check import check
 from gpt2_jax.data.corpus import open_corpus
@@ -45,7 +46,7 @@ def text() -> Tokens:
 @cache
 def guessing() -> float:
     """Returns the nats a byte of one who knows how frequent each byte is and nothing else."""
-    counts = np.bincount(text().window(0, min(len(text()), 1_000_000)), minlength=256)
+    counts = np.bincount(text().window(0, len(text())), minlength=256)
     p = counts[counts > 0] / counts.sum()
     return float(-(p * np.log(p)).sum())
 
@@ -66,8 +67,8 @@ def train(members: Sequence[ConfigDict]) -> tuple[np.ndarray, Structure, list[An
     """Trains runs that differ in rate, warm-up and seed, together.
 
     Returns:
-      The result of each, mean nats a byte over the last updates (not a number if one was not);
-      the model; and each one's parameters.
+      The result of each, mean nats a byte over the last updates (not a number if any update had
+      to be skipped); the model; and each one's parameters.
     """
     population = Population(members)
     states, losses = population.init(), []
@@ -98,9 +99,13 @@ def largest(results: np.ndarray, share: float, rates: Sequence[float] = RATES) -
 
     That is, takes at least `share` of what the best rate takes off the nats of guessing.
     """
-    taken = guessing() - np.nan_to_num(results, nan=np.inf)
+    taken = np.nan_to_num(guessing() - results, nan=-1.0)
     learns = (taken > 0) & (taken >= share * taken.max())
     return max((rate for rate, ok in zip(rates, learns, strict=True) if ok), default=0.0)
+
+
+def _shown(rate: float) -> str:
+    return f"{rate:.2g}" if rate else f"below {RATES[0]:.2g}"
 
 
 def largest_rates(n_layer: int = 24) -> Claim:
@@ -110,7 +115,8 @@ def largest_rates(n_layer: int = 24) -> Claim:
     learns, trains = ({n: largest(results[n], share) for n in names} for share in (0.0, 0.5))
     rows = [(f"{rate:.2g}", *(results[n][i] for n in names)) for i, rate in enumerate(RATES)]
     for title, of in (("largest that learns", learns), ("largest that trains", trains)):
-        rows.append((title, *(f"{of[name]:.2g}" for name in names)))
+        rows.append((title, *(_shown(of[name]) for name in names)))
+    both = lambda of, n: f"{_shown(of[n])} and {_shown(of['pre_ln'])}"
     return Claim(
         "The largest rate that trains a deep model",
         "Keel, 2601.19895 (64 and 512 layers)",
@@ -120,15 +126,26 @@ def largest_rates(n_layer: int = 24) -> Claim:
         f"{SETUP}; {n_layer} blocks, warm-up of {WARMUP}. Mean nats a byte over the last {LAST} "
         f"updates, the worse of {SEEDS} seeds. At a rate it learns if that is below the "
         f"{guessing():.2f} of guessing by frequency, and it trains if it takes at least half as "
-        "much off them as at its best rate.",
+        "much off them as at its best rate; a run may learn a little and still be broken.",
         ("rate", *names),
         rows,
-        trains["post_ln"] <= trains["pre_ln"] / 4 and trains["keel"] >= trains["pre_ln"],
-        "the largest rates that train: "
-        + ", ".join(f"{name} {trains[name]:.2g}" for name in names)
-        + "; at which it learns anything: "
-        + ", ".join(f"{name} {learns[name]:.2g}" for name in names)
-        + ". No warm-up, depth or rate was looked for at which Post-LN does better.",
+        [
+            Part(
+                "Post-LN's largest rate that trains is below a quarter of Pre-LN's",
+                both(trains, "post_ln"),
+                max(trains["post_ln"], RATES[0]) < trains["pre_ln"] / 4,
+            ),
+            Part(
+                "Keel's largest rate that trains is at least Pre-LN's",
+                both(trains, "keel"),
+                trains["keel"] >= trains["pre_ln"] > 0,
+            ),
+            Part(
+                "Keel's largest rate that learns anything is at least Pre-LN's",
+                both(learns, "keel"),
+                learns["keel"] >= learns["pre_ln"] > 0,
+            ),
+        ],
     )
 
 
@@ -136,13 +153,14 @@ def without_warmup(n_layer: int = 12) -> Claim:
     """Xiong et al. 2020: Post-LN needs the warm-up, Pre-LN does not."""
     warmups = (0, 100)
     results = {name: by_rate(name, n_layer, warmups) for name in ("post_ln", "pre_ln")}
-    bears = {(n, w): largest(of[w], 0.0) for n, of in results.items() for w in warmups}
     columns = [(n, w) for n in results for w in warmups]
     rows = [
         (f"{rate:.2g}", *(results[n][w][i] for n, w in columns)) for i, rate in enumerate(RATES)
     ]
-    rows.append(("largest that learns", *(f"{bears[column]:.2g}" for column in columns)))
-    post, pre = ([bears[n, w] for w in warmups] for n in ("post_ln", "pre_ln"))
+    learn = {(n, w): int((results[n][w] < guessing()).sum()) for n, w in columns}
+    best = {(n, w): float(np.nanmin(results[n][w])) for n, w in columns}
+    counts = lambda n: f"at {learn[n, 0]} and {learn[n, 100]} of {len(RATES)} rates"
+    lows = f"{best['pre_ln', 0]:.2f} and {best['pre_ln', 100]:.2f}"
     return Claim(
         "Post-LN without warm-up",
         "Xiong et al. 2020, 2002.04745, section 4",
@@ -152,9 +170,23 @@ def without_warmup(n_layer: int = 12) -> Claim:
         f"{SEEDS} seeds; guessing by frequency takes {guessing():.2f}.",
         ("rate", *(f"{n}, warm-up {w}" for n, w in columns)),
         rows,
-        post[0] < post[1] and pre[0] >= pre[1],
-        f"the largest rate at which it learns without and with warm-up: Post-LN {post[0]:.2g} and "
-        f"{post[1]:.2g}, Pre-LN {pre[0]:.2g} and {pre[1]:.2g}.",
+        [
+            Part(
+                "Post-LN learns at fewer rates without warm-up than with one",
+                counts("post_ln"),
+                learn["post_ln", 0] < learn["post_ln", 100],
+            ),
+            Part(
+                "Pre-LN learns at as many",
+                counts("pre_ln"),
+                learn["pre_ln", 0] >= learn["pre_ln", 100] > 0,
+            ),
+            Part(
+                "Pre-LN comes as far at its best rate, within 0.02 nats",
+                lows,
+                best["pre_ln", 0] - best["pre_ln", 100] < 0.02,
+            ),
+        ],
     )
 
 
@@ -167,26 +199,26 @@ def trained_variance(n_layer: int = 24, rate: float = 2.0**-10) -> Claim:
         _, model, trained = train(members)
         of = jax.jit(lambda params, model=model: observe(model, params, tokens, STEPS).stream_rms)
         variances[name] = np.mean([np.square(of(params)) for params in trained], 0)
-    grown = {name: values[-1] / values[0] for name, values in variances.items()}
-    straight = {name: linearity(values) for name, values in variances.items()}
-    bent = {name: linearity(np.log(values)) for name, values in variances.items()}
+    bent = bend(variances["pre_ln"])
     return Claim(
         "Variance of the trained stream",
-        "Sun et al. 2025, 2502.05795 (LNS), figure 4; Kim et al. 2025, 2502.02732 (Peri-LN)",
-        "in training Pre-LN's stream comes to grow exponentially along the depth, LNS's grows far "
-        "less, and Peri-LN's linearly.",
-        f"{SETUP}; {n_layer} blocks, rate {rate:.2g}, warm-up of {WARMUP}; mean square of the "
-        f"stream behind the block after training, mean of {SEEDS} seeds.",
+        "Sun et al. 2025, 2502.05795 (LNS), section 3 and figure 4; Kim et al. 2025, 2502.02732 "
+        "(Peri-LN)",
+        "in training Pre-LN's stream may come to grow exponentially along the depth, while LNS's "
+        "is held back and Peri-LN's grows linearly.",
+        f"{SETUP}; {n_layer} blocks, rate {rate:.2g}, warm-up of {WARMUP}, each preset with its "
+        f"own norm and initial values, {SEEDS} seeds; mean square of the stream behind the block.",
         ("block", *names),
         [(str(l), *(variances[n][l - 1] for n in names)) for l in (1, *range(4, n_layer + 1, 4))],
-        grown["pre_ln"] > 2 * grown["lns"] and bent["pre_ln"] > 0.99 and straight["peri_ln"] > 0.99,
-        "from the first block to the last it grows "
-        + ", ".join(f"{grown[name]:.1f} times in {name}" for name in names)
-        + "; a straight line explains "
-        + ", ".join(f"{straight[name]:.0%} of {name}" for name in names)
-        + ", an exponential "
-        + ", ".join(f"{bent[name]:.0%}" for name in names)
-        + ".",
+        [
+            *growth_parts(variances),
+            Part(
+                "Pre-LN's grows faster than linearly (more than 1.25 times as much in the last "
+                "half of the blocks as in the first)",
+                f"{bent:.2f} times",
+                bent > 1.25,
+            ),
+        ],
     )
 
 
@@ -202,8 +234,12 @@ class _Recorded:
         return out
 
 
-def gains(model: Structure, params: Any, tokens_BT: jax.Array) -> np.ndarray:
-    """Returns max |row sum| of the product of all r up to each sublayer, mean over tokens, (S)."""
+def gains(model: Structure, params: Any, tokens_BT: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the forward and the backward gain of the mixing up to each sublayer, (S) each.
+
+    The largest absolute row sum (over what a stream is made of) and column sum (over what is made
+    of it) of the product of all matrices so far, of its mean over tokens.
+    """
     bound = bind_apart(model, take_apart(model, params, STEPS))
     mixing: list[jax.Array] = []
     context = bound.model.context(jnp.arange(tokens_BT.shape[1]), None, STEPS)
@@ -213,38 +249,49 @@ def gains(model: Structure, params: Any, tokens_BT: jax.Array) -> np.ndarray:
             maps = getattr(block.connection, which)
             setattr(block.connection, which, _Recorded(maps, mixing))
         carry, _ = bound.model.pass_block(block, carry, context.at(layer, carry.values))
-    product, out = jnp.eye(mixing[0].shape[-1]), []
+    product, sums = jnp.eye(mixing[0].shape[-1]), []
     for r in mixing:
         product = product @ r  # (from, to)
         mean = jnp.broadcast_to(product, (*tokens_BT.shape, *product.shape[-2:])).mean((0, 1))
-        out.append(float(jnp.abs(mean.sum(0)).max()))
-    return np.array(out)
+        sums.append([float(jnp.abs(mean.sum(axis)).max()) for axis in (0, 1)])
+    forward, backward = np.array(sums).T
+    return forward, backward
 
 
 def mixing_gain(n_layer: int = 12, rate: float = 2.0**-8) -> Claim:
     """DeepSeek 2025 (mHC): what the mixing of streams does to a signal over the depth."""
-    names = ("hyper_connections", "mhc", "mhc_lite")
+    names, most = ("hyper_connections", "mhc", "mhc_lite"), 1.6
     tokens = jnp.asarray(Sampler(text(), SEQ_LEN, ROWS, SEEDS).batch(STEPS)[:, :-1])
     found = {}
     for name in names:
-        _, model, trained = train([small_config(name, n_layer, rate, WARMUP, 0)])
-        found[name] = gains(model, trained[0], tokens)
-    ends = {name: values[-1] for name, values in found.items()}
+        _, model, trained = train([small_config(name, n_layer, rate, WARMUP, s) for s in (0, 1)])
+        found[name] = np.mean([gains(model, params, tokens) for params in trained], 0)
+    ends = {name: found[name][:, -1] for name in names}
     sublayers = (1, *range(4, 2 * n_layer + 1, 4))
+    listed = lambda name: f"{name} {ends[name][0]:.3g} and {ends[name][1]:.3g}"
     return Claim(
         "Gain of the mixing over depth",
         "DeepSeek 2025, 2512.24880 (mHC), figures 3 and 7",
-        "the product of hyper-connections' mixing matrices amplifies (about 3000 times at 27B), "
-        "that of mHC, kept doubly stochastic, does not (at most 1.6).",
-        f"{SETUP}; {n_layer} blocks, rate {rate:.2g}; largest absolute row sum of the product of "
-        "the matrices up to the sublayer, of the mean over tokens. A model this small and this "
-        "briefly trained shows the direction alone.",
-        ("sublayer", *names),
-        [(str(s), *(found[name][s - 1] for name in names)) for s in sublayers],
-        ends["hyper_connections"] > 1.1 and all(abs(ends[name] - 1) < 0.05 for name in names[1:]),
-        "behind the last sublayer: "
-        + ", ".join(f"{name} {ends[name]:.3g}" for name in names)
-        + ".",
+        "the product of hyper-connections' mixing matrices amplifies what passes (about 3000 times "
+        f"at 27B), that of mHC, kept doubly stochastic, does not (at most {most}).",
+        f"{SETUP}; {n_layer} blocks, rate {rate:.2g}, 2 seeds; largest absolute row sum (forward) "
+        "and column sum (backward) of the product of the matrices up to the sublayer, of its mean "
+        "over tokens. mHC's last step makes the rows exact, and mhc_lite's matrices are doubly "
+        "stochastic however it is trained.",
+        ("sublayer", *(f"{name}, {way}" for name in names for way in ("forward", "backward"))),
+        [(str(s), *(found[n][way, s - 1] for n in names for way in (0, 1))) for s in sublayers],
+        [
+            Part(
+                f"hyper-connections' gain is above {most} in both directions",
+                listed(names[0]),
+                bool((ends[names[0]] > most).all()),
+            ),
+            Part(
+                f"that of mHC and mHC-lite is not above {most}",
+                f"{listed(names[1])}, {listed(names[2])}",
+                all(bool((ends[name] <= most).all()) for name in names[1:]),
+            ),
+        ],
     )
 
 

@@ -78,7 +78,7 @@ def _text_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
         exceptions = parse_exceptions(placement.exceptions)
         for one, l in product(exceptions, range(1, cfg.n_layer + 1)):
             one.where({"l": float(l), "L": float(cfg.n_layer)})
-    except (ValueError, ArithmeticError) as error:
+    except (ValueError, ArithmeticError, TypeError) as error:
         yield f"exceptions: {error}"
         return
     texts = [(name, getattr(placement, name)) for name in RULES]
