@@ -185,7 +185,8 @@ def outcome(changes):
     built = structure(model(**dict(changes), n_inner=24))
     params = jax.device_get(profile(built, built.init(jax.random.key(0)), TOKENS))
     with jax.disable_jit():  # operation by operation: nothing to compile for each variation
-        return params, np.asarray(built.bind(noisy(params))(TOKENS, KEYS, 700))[..., :11]
+        # Much noise, so that activations leave the straight part of what they go through.
+        return params, np.asarray(built.bind(noisy(params, 0.3))(TOKENS, KEYS, 700))[..., :11]
 
 
 def same(one, other):
@@ -368,6 +369,26 @@ def test_the_same_config_has_the_same_outcome():
         (
             {"placement": "ngpt", "scale_attn_by_inverse_layer_idx": True},
             "model.scale_attn_by_inverse_layer_idx=True has no effect with norms=",
+        ),
+        (
+            {"placement": "ngpt", "residual_init": "1"},
+            "model.residual_init='1' has no effect: unit_weights=True makes lengths 1",
+        ),
+        (
+            {"placement": "ngpt", "final_norm": "yes"},
+            "model.final_norm=yes has no effect: connection=slerp ends in a stream of length 1",
+        ),
+        (
+            {"placement": "ngpt", "embedding_norm": True},
+            "model.embedding_norm=True has no effect: connection=slerp norms the stream itself",
+        ),
+        (
+            {"placement": "ngpt", "embedding_multiplier": "3"},
+            "model.embedding_multiplier='3' has no effect: connection=slerp norms the stream",
+        ),
+        (
+            {"placement": "admin", "skip_scale": "learned_vector(0.5)"},
+            "model.profiled=True measures where skip_scale='learned_vector(0.5)' starts",
         ),
         ({"placement": "ngpt", "norm": "layernorm"}, "model.norm=layernorm has nothing to act on"),
         (

@@ -199,6 +199,7 @@ class Honours:
         of them, or, where it splits one, into how many parts (splits).
       low_rank: whether `rank` says something. groups: whether `depth_groups` does.
       by_depth: whether a block's parameters depend on its number in their shapes.
+      unit: whether it brings the stream to length 1, so that its size says nothing.
       final: whether a final norm belongs to it whatever the last sublayer ends in.
     """
 
@@ -213,6 +214,7 @@ class Honours:
     low_rank: bool = False
     groups: bool = False
     by_depth: bool = False
+    unit: bool = False
     final: bool = False
 
 
@@ -231,7 +233,7 @@ CONNECTIONS: dict[str, Honours] = {
     "laurel_rw": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES),
     "laurel_lr": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES, low_rank=True),
     "laurel_pa": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES, several=True),
-    "slerp": Honours(sites=IN_BRANCH, scales=("input_scale",)),
+    "slerp": Honours(sites=IN_BRANCH, scales=("input_scale",), unit=True),
     "ddl": Honours(sites=IN_BRANCH, scales=("input_scale",), needs=("pre",)),
     "orthogonal": Honours(sites=IN_BRANCH, scales=BRANCH_SCALES),
     "residual_dual": Honours(

@@ -64,6 +64,7 @@ def _faults(cfg: ModelConfig) -> Iterator[str]:
         _size_faults,
         _norm_faults,
         _position_faults,
+        _unit_faults,
         _depth_faults,
     ]
     for check in checks:
@@ -148,7 +149,12 @@ def _blocks(cfg: ModelConfig, placement: Placement) -> list[Placement]:
 
 
 def _initial_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
-    """An initial std that nothing is drawn with."""
+    """Initial sizes that nothing has."""
+    if placement.unit_weights:  # only directions are drawn
+        names = ["init", "residual_init", "value_init", "query_init", "key_init"]
+        for name in names + ["embedding_std"] * (placement.positions != "learned"):
+            if cfg[name] is not None:
+                yield f"{name}={cfg[name]!r} has no effect: unit_weights=True makes lengths 1"
     rules = [getattr(placement, name) for name in RULES] + [placement.exceptions]
     told = any(re.search(r"\bstd\b", text) for text in rules)
     if cfg.init_std != USUAL_STD and placement.init != "normal" and cfg.tie_head and not told:
@@ -215,6 +221,9 @@ def _profile_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
     learned = {scale(text).kind for block in blocks for text in pair(block.skip_scale)}
     if placement.profiled and (name != "plain" or learned - {"learned_vector", "learned_scalar"}):
         yield "profiled=True needs connection=plain and a learned skip_scale for each sublayer"
+    first = {scale(text).rule.text for block in blocks for text in pair(block.skip_scale)}
+    if placement.profiled and first != {"1"}:
+        yield f"profiled=True measures where skip_scale={placement.skip_scale!r} starts: take 1"
     if placement.profiled and any("skip" in sites(b, w) for b in blocks for w in (0, 1)):
         yield "profiled=True measures a stream without norms at the site skip"
     if placement.profiled and placement.share_blocks:
@@ -307,6 +316,23 @@ def _position_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
         yield "multiplied=sum needs positions that are added to the embedding"
     if placement.fixnorm and cfg.embedding_std is not None:
         yield "embedding_std has no effect with fixnorm=True, which gives token vectors length 1"
+
+
+def _unit_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
+    """What only changes the size of a stream that is brought to length 1."""
+    name = placement.connection
+    if not CONNECTIONS[name].unit:
+        return
+    if placement.embedding_norm and placement.norm in ("l2", "rmsnorm_fixed"):
+        yield f"embedding_norm=True has no effect: connection={name} norms the stream itself"
+    if placement.final_norm == "yes" and placement.norm == "l2":
+        yield f"final_norm=yes has no effect: connection={name} ends in a stream of length 1"
+    added = placement.positions in ("learned", "sinusoidal")
+    factor = scale(placement.embedding_multiplier)
+    sized = factor.kind != "learned_vector" and not factor.is_one
+    if sized and (placement.multiplied == "sum" or not added):
+        text = placement.embedding_multiplier
+        yield f"embedding_multiplier={text!r} has no effect: connection={name} norms the stream"
 
 
 def _depth_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
