@@ -18,14 +18,15 @@ STAMP := $(VENV)/.installed-$(MINOR)-$(subst $(comma),-,$(EXTRA))
 quickstart: install
 	$(RUN) train.py --config=configs/quickstart.py --workdir=$(WORKDIR)
 
-# A file of tests stays with one process, so that what its tests share is made once.
-PARALLEL = -n auto --dist loadfile
+# One process more than cores, since some tests wait for servers and processes.
+WORKERS := $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)' 2>/dev/null)
 
+# A file of tests stays with one process, so that what its tests share is made once.
 test: check
-	$(RUN) -m pytest $(PARALLEL) -m "not slow and not peers"
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not peers"
 
 test-slow: install
-	$(RUN) -m pytest -n auto --dist worksteal -m slow
+	$(RUN) -m pytest -n $(WORKERS) --dist worksteal -m slow
 
 # Torch and transformers live in an environment of their own: `make test` must not need them.
 test-peers:

@@ -74,6 +74,7 @@ def test_the_first_update_moves_the_output(measured):
     assert got.by_block["adam_change"][0] < got.by_block["adam_change"][1]
 
 
+@pytest.mark.slow
 def test_a_model_in_bfloat16_is_moved_as_far(measured):
     """The change is small beside what bfloat16 rounds away."""
     _, params, exact = measured
@@ -85,6 +86,7 @@ def test_a_model_in_bfloat16_is_moved_as_far(measured):
     assert got.whole["loss"] != exact.whole["loss"]
 
 
+@pytest.mark.slow
 def test_batches_have_dropout_of_their_own():
     config = tiny(model__dropout=0.5, mesh__data=1)
     model = structure(config.model)

@@ -11,6 +11,7 @@ from gpt2_jax.model.structure import structure
 from tests.tools import one_line_error, run
 
 
+@pytest.mark.slow
 def test_the_last_layers_gradient_falls_with_depth_in_pre_ln_alone():
     claim = start.last_layer_gradient(depths=(3, 48))
     assert claim.holds, claim.parts

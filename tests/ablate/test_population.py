@@ -9,6 +9,7 @@ from gpt2_jax.train.program import compile_program
 from tests.tools import tiny
 
 N = 6
+OPTIMIZERS = ["adamw", pytest.param("muon", marks=pytest.mark.slow)]
 USUAL = {"mesh__data": 1, "optimizer__warmup_steps": 2, "optimizer__schedule": "cosine"}
 NUMBERS = [
     {"optimizer__peak_lr": 1e-2},
@@ -31,7 +32,7 @@ def alone(config, tokens_NBT1):
     return np.float32(losses), state.params
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_member_is_the_run_of_its_config(optimizer):
     configs = [tiny(**USUAL | numbers, optimizer__name=optimizer) for numbers in NUMBERS]
     population = Population(configs, jax.devices()[:2])  # one place on the second is left over
@@ -58,7 +59,7 @@ def test_a_member_that_diverges_leaves_the_others_bits_alone():
         np.testing.assert_array_equal(found[0][i], found[1][i])
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_dial_acts(optimizer):
     """One member for each dial, turned in it alone, beside one that is not."""
     other = {"optimizer.warmup_steps": 5, "optimizer.eps": 1e-2, "optimizer.final_lr_ratio": 0.9}

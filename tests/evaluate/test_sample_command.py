@@ -39,6 +39,7 @@ def sample(workdir, tmp_path, *flags):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_text_goes_on_from_its_prompt_past_the_positions(workdir, tmp_path):
     how = ("--prompt=a", "--max_new_tokens=50", "--temperature=0")
     assert sample(workdir, tmp_path, *how) == "ab" * 25 + "a\n"

@@ -177,7 +177,7 @@ def moved(before, after):
     return jax.tree.map(lambda a, b: np.asarray(b, np.float64) - np.asarray(a), before, after)
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("name", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_frozen_parameters_stay_to_the_bit_and_out_of_the_norm(name):
     common = {"optimizer__name": name, "optimizer__weight_decay": 0.5}
     frozen = ("wte,wpe", "blocks.0", "*.bias")

@@ -48,6 +48,7 @@ def all_pages(size: int) -> float:
     return 2 * size / 4096
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="tells glibc's allocator what to do")
 def test_scratch_memory_is_not_faulted_in_anew():
     large, small = 100 << 20, 12 << 20

@@ -69,6 +69,7 @@ def test_accumulation_over_devices_too(one_device):
     np.testing.assert_allclose(losses(mesh__data=2, train__accumulation=2), one_device, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_dropout_does_not_depend_on_devices_or_accumulation():
     one = losses(4, mesh__data=1, model__dropout=0.3)
     four = losses(4, mesh__data=4, model__dropout=0.3)
