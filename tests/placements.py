@@ -35,5 +35,6 @@ def depth(name):
     """Returns blocks enough for what is special about a preset."""
     if PRESETS[name].depth_groups:
         return 5  # ten sublayers, so that a group has two
-    alike = not PRESETS[name].exceptions and PRESETS[name].values == "own"
-    return 2 if alike else 4  # Mix-LN has no Post-LN below four
+    one = PRESETS[name]
+    alike = not one.exceptions and one.values == "own" and one.across == "none"
+    return 2 if alike else 4  # Mix-LN has no Post-LN below four, and a U-net no order to pop in
