@@ -6,7 +6,6 @@ and keeps a memory of its own between them.
 
 from __future__ import annotations
 
-from functools import reduce
 from typing import Any
 
 import jax
@@ -152,9 +151,9 @@ class Dense(Part):
         memory, l = (*memory, x_BTD), int(context.layer) + 1
         first = (l - 1) * (l + 2) // 2
         row = self.weights[first : first + l + 1]
-        # Term by term: what each block gave is kept once for all the sums that it is in.
-        mixed_BTD = reduce(jnp.add, (row[j] * given_BTD for j, given_BTD in enumerate(memory)))
-        return mixed_BTD.astype(x_BTD.dtype), memory
+        # Computed again for its gradient: what a block gave is kept once for all its sums.
+        mix = lambda row, given: jnp.einsum("j,j...->...", row, jnp.stack(given))
+        return jax.checkpoint(mix)(row, memory).astype(x_BTD.dtype), memory
 
 
 # In the order in which they meet the stream: skips come before the embedding's share.

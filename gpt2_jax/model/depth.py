@@ -29,11 +29,14 @@ class DepthAttention(nnx.Module):
 
     def __call__(self, sources: Sources) -> jax.Array:
         """Returns the mixture of the sources, (B, T, D)."""
-        scores_nBT = jnp.stack([self.norm(v_BTD) @ self.query[...] for v_BTD in sources])
-        share_nBT = jax.nn.softmax(scores_nBT, 0)
-        # Term by term: each source is kept once for all the mixtures that it is in.
-        terms = (share_nBT[i, ..., None] * v_BTD for i, v_BTD in enumerate(sources))
-        return reduce(jnp.add, terms).astype(sources[0].dtype)
+
+        def mixture(sources: Sources) -> jax.Array:
+            v_nBTD = jnp.stack(sources)
+            share_nBT = jax.nn.softmax(self.norm(v_nBTD) @ self.query[...], 0)
+            return jnp.einsum("n...,n...d->...d", share_nBT, v_nBTD).astype(v_nBTD.dtype)
+
+        # Computed again for its gradient: each source is kept once for all mixtures that it is in.
+        return jax.checkpoint(mixture)(sources)
 
 
 class DepthEnds(Ends):

@@ -66,7 +66,7 @@ def test_scanned_and_recomputed_equals_unrolled_and_kept(name):
     # A run of one block is no loop, and blocks whose carry grows are none either.
     if max(runs) > 1 and not built.bind(params).grows:
         assert scanned.count("unroll=1\n") > unrolled.count("unroll=1\n")
-    assert "remat" in scanned and "remat" not in unrolled
+    assert scanned.count("remat") > unrolled.count("remat")  # mixtures over depth have their own
     assert_near(want, got)
 
 
