@@ -33,7 +33,7 @@ class DepthAttention(nnx.Module):
         def mixture(sources: Sources) -> jax.Array:
             v_nBTD = jnp.stack(sources)
             share_nBT = jax.nn.softmax(self.norm(v_nBTD) @ self.query[...], 0)
-            return jnp.einsum("n...,n...d->...d", share_nBT, v_nBTD).astype(v_nBTD.dtype)
+            return (share_nBT[..., None] * v_nBTD).sum(0).astype(v_nBTD.dtype)
 
         # Computed again for its gradient: each source is kept once for all mixtures that it is in.
         return jax.checkpoint(mixture)(sources)
