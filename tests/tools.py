@@ -87,7 +87,7 @@ def environment(tmp: Path, **extra: str) -> dict[str, str]:
     return kept | base | extra
 
 
-def run(*command: str, tmp: Path, timeout: float = 120, **extra: str):
+def run(*command: str, tmp: Path, timeout: float = 300, **extra: str):
     """Runs a Python program of the project to its end."""
     return subprocess.run(
         [sys.executable, *command],

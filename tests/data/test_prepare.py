@@ -240,7 +240,7 @@ def test_two_processes_prepare_one_text_once(tmp_path):
         )
         for _ in range(2)
     ]  # fmt: skip
-    outs = [process.communicate(timeout=60) for process in both]
+    outs = [process.communicate(timeout=180) for process in both]
     assert outs[0][0] == outs[1][0] and int(outs[0][0]) > 100_000
     assert sum("waiting for it" in err for _, err in outs) == 1
 
