@@ -22,7 +22,9 @@ Written by `python -m gpt2_jax.ablate.papers > docs/papers.md`; every number, an
 anybody can do it again: where a claim is about large ones, this says whether its direction shows at
 this size, and no more. The criteria were settled with first figures in view, not before: Xiong's
 tolerance of 0.15 (0.05 at first, which Post-LN's 0.10 missed), "trains" beside "learns", and what
-counts as linear. Where that decides, the figure beside it says more than the word. (The text is that of Python {python}; another version's is another.)
+counts as linear. Where that decides, the figure beside it says more than the word.
+
+(The text is that of Python {python}; another version's is another.)
 """
 
 
