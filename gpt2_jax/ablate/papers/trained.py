@@ -90,7 +90,7 @@ def by_rate(
     """Returns for each warm-up the result at each rate, the worst of the seeds."""
     keys = [(w, rate, seed) for w in warmups for rate in rates for seed in range(SEEDS)]
     results, *_ = train([small_config(placement, n_layer, rate, w, s) for w, rate, s in keys])
-    shaped = results.reshape(len(warmups), len(rates), SEEDS).max(-1)  # nan if any is
+    shaped = np.max(results.reshape(len(warmups), len(rates), SEEDS), axis=-1)  # nan if any is
     return dict(zip(warmups, shaped, strict=True))
 
 
