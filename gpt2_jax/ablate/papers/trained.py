@@ -100,7 +100,7 @@ def largest(results: np.ndarray, share: float, rates: Sequence[float] = RATES) -
     That is, takes at least `share` of what the best rate takes off the nats of guessing.
     """
     taken = np.nan_to_num(guessing() - results, nan=-1.0)
-    learns = (taken > 0) & (taken >= share * taken.max())
+    learns = (taken > 0) & (taken >= share * float(np.max(taken)))
     return max((rate for rate, ok in zip(rates, learns, strict=True) if ok), default=0.0)
 
 
