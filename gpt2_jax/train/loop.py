@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shlex
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,14 +19,11 @@ from gpt2_jax.data.corpus import open_corpus
 from gpt2_jax.data.sampler import Sampler
 from gpt2_jax.data.shards import Corpus
 from gpt2_jax.data.tokenizer import Tokenizer, load_tokenizer
-from gpt2_jax.errors import EXIT_DIVERGED, EXIT_FINISHED, EXIT_STOPPED, Diverged, UserError
+from gpt2_jax.errors import EXIT_DIVERGED, EXIT_FINISHED, EXIT_STOPPED, UserError
 from gpt2_jax.files import disk_errors, write_atomic
 from gpt2_jax.model.structure import Structure, structure
 from gpt2_jax.track.bar import Progress
-from gpt2_jax.track.metrics import MetricsFile, Row, evaluations_since_best, read_rows
-from gpt2_jax.track.plot import plot_loss
-from gpt2_jax.track.throughput import utilisation
-from gpt2_jax.track.wandb_log import WandbLog
+from gpt2_jax.track.metrics import Row, read_rows
 from gpt2_jax.train import report
 from gpt2_jax.train.checkpoint import Checkpoints, damage, restore_params
 from gpt2_jax.train.evaluation import Evaluator
@@ -36,11 +32,12 @@ from gpt2_jax.train.memory import keep_freed_memory
 from gpt2_jax.train.mesh import configure_devices
 from gpt2_jax.train.origin import Origin, adopt, find_origin
 from gpt2_jax.train.patterns import rate_factors
-from gpt2_jax.train.probe import by_block, compile_probe
+from gpt2_jax.train.probe import compile_probe
 from gpt2_jax.train.program import Program, compile_program, memory_errors
+from gpt2_jax.train.record import Record, is_stale
 from gpt2_jax.train.rundir import RunDirectory
 from gpt2_jax.train.state import State
-from gpt2_jax.train.step import BLOCK_GRAD_NORMS, Metrics
+from gpt2_jax.train.step import Metrics
 
 # (config, model structure, parameters, tokenizer) -> text
 Sample = Callable[[ConfigDict, Structure, Any, Tokenizer], str]
@@ -115,16 +112,10 @@ def _is_finished(config: ConfigDict, directory: RunDirectory) -> bool:
     if not all(path.exists() for path in wanted):
         return False
     rows = read_rows(directory.metrics_path)
-    early = rows and _is_stale(config, rows)
+    early = rows and is_stale(config, rows)
     step = rows[-1]["step"] if early else config.train.steps
     last = Checkpoints(directory.checkpoints_path).path(step)
     return last.exists() and damage(last) is None
-
-
-def _is_stale(config: ConfigDict, rows: list[Row]) -> bool:
-    """Returns whether the validation loss has not fallen for `train.patience` evaluations."""
-    patience = config.train.patience
-    return patience is not None and evaluations_since_best(rows) >= patience
 
 
 def _open_run(
@@ -156,11 +147,7 @@ def _open_run(
         print(f"continuing {directory.path} after update {found}")
     print(report.start_report(config, program, corpus, first, seconds), flush=True)
     directory.describe(config, report.facts(config, program), first)
-    metrics = MetricsFile(directory.metrics_path, -1 if found is None else found)
-    checkpoints.before_commit = metrics.sync
-    return Run(
-        config, directory, corpus, program, sampler, checkpoints, metrics, state, first, found
-    )
+    return Run(config, directory, corpus, program, sampler, checkpoints, state, first, found)
 
 
 @dataclass
@@ -173,41 +160,35 @@ class Run:
     program: Program
     sampler: Sampler
     checkpoints: Checkpoints
-    metrics: MetricsFile
     state: State
     step: int
-    saved_step: int | None
+    found: int | None
     stopped_by: str | None = None
-    wandb: WandbLog = field(init=False)
+    record: Record = field(init=False)
     progress: Progress = field(init=False)
     evaluator: Evaluator = field(init=False)
 
     def __post_init__(self) -> None:
         train, seq_len = self.config.train, self.config.data.seq_len
-        self.progress = Progress(train.steps, self.step, report.tokens_per_step(self.config))
-        rows = read_rows(self.directory.metrics_path)
-        self.wandb = WandbLog(
-            report.wandb_options(self.config, self.directory),
-            self.config.to_dict(),
-            rows,
+        self.tokens_per_step = report.tokens_per_step(self.config)
+        self.progress = Progress(train.steps, self.step, self.tokens_per_step)
+        program = self.program
+        self.record = Record(
+            self.config,
+            self.directory,
+            program.structure,
+            [device.device_kind for device in program.mesh.devices.flat],
+            self.checkpoints,
+            self.found,
             self.progress.note,
         )
-        self.evaluations = [row for row in rows if "val/loss" in row]
-        self.evaluator = Evaluator(
-            self.program.structure,
-            self.program.mesh,
-            seq_len,
-            train.batch_size // train.accumulation,
-        )
-        self.probe = compile_probe(self.config, self.program)
-        self.tokens_per_step = report.tokens_per_step(self.config)
-        self.flops_per_token = self.program.structure.flops_per_token(seq_len)
-        self.device_kind = self.program.mesh.devices.flat[0].device_kind
+        rows = train.batch_size // train.accumulation
+        self.evaluator = Evaluator(program.structure, program.mesh, seq_len, rows)
+        self.probe = compile_probe(self.config, program)
         # Metrics of an update, and figures by depth, on the devices and not read yet.
         self.pending: tuple[int, Metrics, Metrics] | None = None
         self.clock = time.monotonic()  # when the last row was read, less pauses
         self.clock_step = self.step
-        self.longest_skipped = 0
 
     def go(self, stop: StopSignal, tokenizer: Tokenizer, sample: Sample | None) -> int:
         """Trains to the end or to a signal, and leaves the directory complete."""
@@ -221,21 +202,17 @@ class Run:
             self._finish(text)
             code = EXIT_STOPPED if self.stopped_by else EXIT_FINISHED
         finally:
-            with ExitStack() as last:  # each of these, whatever the others meet
-                last.callback(self.wandb.close, code)
-                last.callback(self.metrics.close)
-                last.callback(self.checkpoints.close)
+            self.record.close(code)
         return code
 
     def _train(self, stop: StopSignal) -> None:
-        steps = self.config.train.steps
-        if self.saved_step is None:
+        steps, record = self.config.train.steps, self.record
+        if record.saved_step is None:
             with self._paused():
-                self.evaluations = [{"step": 0, "tokens": 0, **self._evaluate()}]
-                if figures := self._figures(self.program.put(self.sampler.batch(0))):
-                    self.evaluations[0] |= by_block(jax.device_get(figures))
-                self._write(self.evaluations[0])
-        until = self.step if self._is_stale() else steps
+                scored = self._evaluate()
+                figures = self._figures(self.program.put(self.sampler.batch(0)))
+                record.begin(scored, jax.device_get(figures) if figures else {})
+        until = self.step if record.is_stale() else steps
         with Prefetch(self.sampler.batch, self.program.put, self.step, until) as batches:
             before: jax.Array | None = None
             for batch in batches:
@@ -250,44 +227,25 @@ class Run:
                     self.progress.advance(self.step - 1)
                 before = metrics["loss"]
                 self._write_pending()
-                if self._due(self.step):
+                if record.is_due(self.step):
                     self.pending = (self.step, metrics, self._figures(batch))
-                if self._is_stop(self.step):
+                if record.is_stop(self.step):
                     with self._paused():
                         self._evaluate_and_save()
-                    if self._is_stale():
+                    if record.is_stale():
                         break
         self._write_pending()
-        if stop.requested and self.step < steps and not self._is_stale():
+        if stop.requested and self.step < steps and not record.is_stale():
             self.stopped_by = stop.requested
-            if self.saved_step != self.step:
-                self._save(None)
+            if record.saved_step != self.step:
+                record.save(self.step, self.state, None)
         self.progress.advance(self.step)
-
-    def _since_best(self) -> int:
-        return evaluations_since_best(self.evaluations)
-
-    def _is_stale(self) -> bool:
-        return _is_stale(self.config, self.evaluations)
-
-    def _due(self, step: int) -> bool:
-        every = self.config.train.log_every
-        return step % every == 0 or self._is_stop(step) or self._is_probed(step)
-
-    def _is_probed(self, step: int) -> bool:
-        every = self.config.track.diagnostics_every
-        return every is not None and (step % every == 0 or step == self.config.train.steps)
 
     def _figures(self, batch: jax.Array) -> Metrics:
         """Returns the figures by depth that are due, on the devices; none where none are."""
-        if self.probe is None or not self._is_probed(self.step):
+        if self.probe is None or not self.record.is_probed(self.step):
             return {}
         return self.probe(self.state.params, self.state.step, batch)
-
-    def _is_stop(self, step: int) -> bool:
-        train = self.config.train
-        every = (train.eval_every, train.checkpoint_every)
-        return step == train.steps or any(step % n == 0 for n in every)
 
     @contextmanager
     def _paused(self) -> Iterator[None]:
@@ -300,49 +258,27 @@ class Run:
 
     def _evaluate_and_save(self) -> None:
         row = self._row()
-        train, last = self.config.train, self.step == self.config.train.steps
-        if last or self.step % train.eval_every == 0:
+        if self.record.is_evaluated(self.step):
             row |= self._evaluate()
-            self.evaluations.append(row)
-        self._write(row)
-        # With patience the weights that are wanted at the end are those of the best evaluation.
-        best = train.patience and row is self.evaluations[-1 - self._since_best()]
-        if last or best or self._is_stale() or self.step % train.checkpoint_every == 0:
-            self._save(row.get("val/loss"))
-
-    def _save(self, val_loss: float | None) -> None:
-        self.checkpoints.save(self.step, self.state, val_loss)
-        self.saved_step = self.step
+        self.record.write(row)
+        if self.record.is_kept(row):
+            self.record.save(self.step, self.state, row.get("val/loss"))
 
     def _write_pending(self) -> None:
         if self.pending is not None:
-            self._write(self._row())
+            self.record.write(self._row())
 
     def _row(self) -> Row:
         """Reads the pending update's metrics from the devices: the only read in the loop."""
         assert self.pending is not None
         (step, metrics, figures), self.pending = self.pending, None
         read = jax.device_get(metrics | figures)
-        values = {name: read[name].item() for name in metrics if name != BLOCK_GRAD_NORMS}
-        by_depth = {name: read[name] for name in figures}
-        if by_depth:
-            by_depth["grad_norm"] = read[BLOCK_GRAD_NORMS]
         now = time.monotonic()
         speed = (step - self.clock_step) * self.tokens_per_step / (now - self.clock)
         self.clock, self.clock_step = now, step
-        self.progress.show(values["loss"])
-        self.longest_skipped = values["longest_skipped"]
-        row = {
-            "step": step,
-            "tokens": step * self.tokens_per_step,
-            **{f"train/{name}": values[name] for name in ("loss", "grad_norm", "lr", "skipped")},
-            "perf/tokens_per_sec": speed,
-            "perf/step_ms": self.tokens_per_step / speed * 1e3,
-            **by_block(by_depth),
-        }
-        n_devices = self.program.mesh.devices.size
-        mfu = utilisation(speed, self.flops_per_token, self.device_kind, n_devices)
-        return row if mfu is None else row | {"perf/mfu": mfu}
+        row = self.record.row(step, read, figures.keys(), speed)
+        self.progress.show(row["train/loss"])
+        return row
 
     def _evaluate(self) -> dict[str, float]:
         score = self.evaluator.score(
@@ -350,17 +286,6 @@ class Run:
         )
         self.progress.note(f"update {self.step}: validation loss {score.loss:.4f}", score.loss)
         return score.metrics(self.corpus.bytes_per_token("val"))
-
-    def _write(self, row: Row) -> None:
-        self.metrics.write(row)
-        self.wandb.log(row)
-        if self.longest_skipped >= self.config.optimizer.max_skipped:
-            raise Diverged(
-                f"by update {row['step']}, {self.longest_skipped} updates in a row had a gradient "
-                "that was not finite or an outlier, and were skipped; lower optimizer.peak_lr, "
-                "lengthen the warm-up or raise optimizer.skip_outliers, in another --workdir "
-                f"({self.directory.path} keeps the record of this one)"
-            )
 
     def _sample(self, tokenizer: Tokenizer, sample: Sample | None) -> str | None:
         if sample is None or self.config.train.sample_tokens == 0:
@@ -371,21 +296,11 @@ class Run:
         return text
 
     def _finish(self, text: str | None) -> None:
-        config = self.config
-        rows = read_rows(self.directory.metrics_path)
-        title = f"{config.model.placement} on {config.data.source}"
-        subtitle = (
-            f"{self.program.structure.n_params():,} parameters, {rows[-1]['tokens']:,} tokens"
-        )
-        if speeds := [row["perf/tokens_per_sec"] for row in rows if "perf/tokens_per_sec" in row]:
-            subtitle += f", {statistics.median(speeds):,.0f} tokens/s on {self.device_kind}"
-        plot_loss(rows, self.directory.plot_path, title, subtitle)
-        self.wandb.show(self.step, self.directory.plot_path, text)
-        final = {k: v for row in rows for k, v in row.items() if k.startswith("val/")}
-        self.wandb.summarize({f"final/{name}": value for name, value in final.items()})
+        record = self.record
+        record.finish(self.step, text)
         report.print_end(self.directory)
-        if self._is_stale() and self.step < config.train.steps:
-            best = self.evaluations[-1 - self._since_best()]["step"]
+        if record.is_stale() and self.step < self.config.train.steps:
+            best = record.evaluations[-1 - record.since_best()]["step"]
             print(f"stopped early after update {self.step}: update {best} was the best")
         if self.stopped_by:
             command = shlex.join([sys.executable, *sys.argv])
