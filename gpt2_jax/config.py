@@ -219,6 +219,15 @@ def from_json(path: Path) -> ConfigDict:
             raise ValueError("it holds no fields")
     except (ValueError, OSError) as error:
         raise UserError(f"{path} is not a config: {error}") from None
+    return from_dict(stored, path)
+
+
+def from_dict(stored: dict[str, Any], path: Path) -> ConfigDict:
+    """Returns the config of nested fields that were read from a file.
+
+    Raises:
+      UserError: if there are fields that no config has.
+    """
     config = default()
     _update(config, stored, path, prefix="")
     return config

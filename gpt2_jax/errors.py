@@ -23,6 +23,10 @@ class Diverged(UserError):
     exit_code = EXIT_DIVERGED
 
 
+class DiskError(UserError):
+    """A full, missing or read-only disk, which everything else would meet as well."""
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """Returns `; did you mean 'x'?` for the nearest known word, else the words there are."""
     known = sorted(known)

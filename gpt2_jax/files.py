@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gpt2_jax.errors import UserError
+from gpt2_jax.errors import DiskError
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
@@ -85,13 +85,13 @@ def disk_errors(doing: str) -> Iterator[None]:
         yield
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        raise UserError(_cannot(f"{doing}{where}", error.strerror or str(error))) from None
+        raise DiskError(_cannot(f"{doing}{where}", error.strerror or str(error))) from None
     except ValueError as error:
         # tensorstore, beneath orbax, raises these for the system's errors
         code = re.search(r"os_error_code='(\d+)'", str(error))
         if code is None:
             raise
-        raise UserError(_cannot(doing, os.strerror(int(code[1])))) from None
+        raise DiskError(_cannot(doing, os.strerror(int(code[1])))) from None
 
 
 def _cannot(doing: str, reason: str) -> str:

@@ -1,29 +1,38 @@
 """Runs that differ only in numbers, trained together by one compiled program.
 
-Members are spread over the devices; each device takes its own one after the other, several updates
-at a time, so that a member's state stays in its caches and nobody waits for anybody.
+Members are spread over the devices; each device takes several updates of its own ones at a time, so
+that a member's state stays in its caches and nobody waits for anybody. What a member becomes does
+not depend on the others: on a CPU to the bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from gpt2_jax.config import difference, value_of
+from gpt2_jax.config import difference, flatten, value_of
+from gpt2_jax.model.attention import resolve_kernel
 from gpt2_jax.model.structure import structure
+from gpt2_jax.train.evaluation import batch_sums
 from gpt2_jax.train.optimizer import make_optimizer
-from gpt2_jax.train.state import State, new_state
+from gpt2_jax.train.probe import make_figures, training_rows
+from gpt2_jax.train.state import State, jit_once, new_state
 from gpt2_jax.train.step import Metrics, make_step
 
 MEMBERS = "members"
+AT_ONCE = 25  # updates a dispatch
+SMALL = 10_000_000  # parameters up to which a device is better filled by several models
 # Fields whose values the train step takes as data; nothing is compiled anew for another value.
 DIALS = (
     "optimizer.peak_lr",
@@ -35,8 +44,22 @@ DIALS = (
     "optimizer.eps",
     "optimizer.momentum",
 )
+# Fields that decide initial values and nothing that comes after.
+INITIAL = (
+    "seed",
+    "model.init_std",
+    "model.init",
+    "model.residual_init",
+    "model.value_init",
+    "model.query_init",
+    "model.key_init",
+    "model.embedding_std",
+    "model.gate_bias",
+)
+OWN = ("track.wandb.name", "track.wandb.tags", "track.wandb.group")  # of no program
 
 Dials = dict[str, Any]  # a value for each name in DIALS
+Tree = Any
 
 
 class Turned:
@@ -59,75 +82,205 @@ class Turned:
         return Turned(value, self._dials, f"{full}.") if inside else value
 
 
-class Population:
-    """A group of runs and the program that trains them.
+def program_key(config: ConfigDict) -> str:
+    """Returns what two resolved configs share if and only if one program can train both."""
+    free = {*DIALS, *INITIAL, *OWN}
+    return json.dumps({n: v for n, v in flatten(config).items() if n not in free}, default=str)
+
+
+class Lanes:
+    """The programs that train, score and observe a number of members at a time.
+
+    Each is compiled once, for any number of updates and for all members whose configs have the
+    same `program_key`.
 
     Args:
-      configs: resolved, one for each member; alike but for `DIALS` and `seed`.
+      config: resolved; of any member.
+      width: members at a time; a multiple of the devices.
       devices: to spread them over; unset: all.
+      abreast: whether a device's members advance side by side (`vmap`), as suits a GPU that one of
+        them does not fill; otherwise one after the other (`lax.map`).
 
     Raises:
-      ValueError: if they differ in anything else, or each would start from a profile of its own.
+      ValueError: if each member would start from a profile of its own.
     """
 
     def __init__(
-        self, configs: Sequence[ConfigDict], devices: Sequence[jax.Device] | None = None
+        self,
+        config: ConfigDict,
+        width: int,
+        devices: Sequence[jax.Device] | None = None,
+        abreast: bool = False,
     ) -> None:
-        for config in configs[1:]:
-            if others := [n for n in difference(configs[0], config) if n not in (*DIALS, "seed")]:
-                raise ValueError(f"members of a population cannot differ in {', '.join(others)}")
-        self.configs = configs
-        self.structure = structure(configs[0].model)
+        self.config, self.width, self.key = config, width, program_key(config)
+        self.structure = structure(config.model)
         if self.structure.placement.profiled:
             raise ValueError("members of a population cannot start from a profile of their own")
-        devices = (devices or jax.devices())[: len(configs)]
-        self._mesh = Mesh(devices, (MEMBERS,), axis_types=(AxisType.Auto,))
-        self._dials = {
-            name: self._spread([_number(value_of(config, name)) for config in configs])
-            for name in DIALS
-        }
-        by_member = PartitionSpec(MEMBERS)
-        over_members = partial(
-            jax.shard_map, mesh=self._mesh, in_specs=by_member, out_specs=by_member, check_vma=False
-        )
-        self._init = jax.jit(over_members(lambda *xs: lax.map(self._start, xs)))
-        self._train = jax.jit(over_members(lambda *xs: lax.map(self._go_on, xs)), donate_argnums=0)
+        devices = (devices or jax.devices())[:width]
+        mesh = Mesh(devices, (MEMBERS,), axis_types=(AxisType.Auto,))
+        self.device_kind: str = devices[0].device_kind
+        self.attention = resolve_kernel(config.model, jax.default_backend())
+        self.by_member = NamedSharding(mesh, PartitionSpec(MEMBERS))
+        self.everywhere = NamedSharding(mesh, PartitionSpec())
+        self._over = jax.vmap if abreast else _in_turn
+        members, shared = self.by_member.spec, self.everywhere.spec
+        spread = partial(jax.shard_map, mesh=mesh, out_specs=members, check_vma=False)
+        own = (members, members, members)
+        self.train = jax.jit(spread(self._train, in_specs=(*own, shared)), donate_argnums=0)
+        self.sums = jax.jit(spread(self._sums, in_specs=(members, shared, shared, shared)))
+        self.figures = jax.jit(spread(self._figures, in_specs=(members, shared, members)))
+        self._starts: dict[tuple, Callable[[np.uint32], State]] = {}
 
-    def init(self) -> State:
-        """Returns the states before the first update, stacked along a leading axis of members."""
-        seeds = self._spread([np.uint32(config.seed) for config in self.configs])
-        return self._init(seeds, self._dials)
+    @classmethod
+    def fastest(cls, config: ConfigDict, width: int) -> Lanes:
+        """Returns lanes on all devices, on an accelerator of the kind that a short trial prefers.
 
-    def advance(self, states: State, tokens_MNBT1: np.ndarray) -> tuple[State, Metrics]:
-        """Returns the states N updates later, and what they measured, (M, N) and on the host.
-
-        Args:
-          tokens_MNBT1: batches (B, T+1) of each member for each of the N updates.
+        A CPU's are one after the other: side by side they are slower there, and their bits change
+        with their number.
         """
-        states, metrics = self._train(states, self._dials, self._spread(list(tokens_MNBT1)))
-        return states, jax.tree.map(lambda x: x[: len(self.configs)], jax.device_get(metrics))
+        if jax.default_backend() == "cpu":
+            return cls(config, width)
+        kinds = [cls(config, width, abreast=abreast) for abreast in (False, True)]
+        return min(kinds, key=lambda lanes: lanes.trial_seconds())
 
-    def _start(self, member: tuple[jax.Array, Dials]) -> State:
-        seed, dials = member
-        return new_state(self.structure, self._optimizer(dials), seed)
+    def trial_seconds(self, n: int = 5) -> float:
+        """Returns the seconds that an update of all lanes takes, once compiled."""
+        population = Population([self.config] * self.width, self)
+        shape = (self.config.train.batch_size, self.config.data.seq_len + 1)
+        tokens = np.zeros((self.width, AT_ONCE, *shape), np.int32)
+        jax.block_until_ready(population.advance(tokens, 1))
+        started = time.monotonic()
+        jax.block_until_ready(population.advance(tokens, n))
+        return (time.monotonic() - started) / n
 
-    def _go_on(self, member: tuple[State, Dials, jax.Array]) -> tuple[State, Metrics]:
-        state, dials, tokens_NBT1 = member
-        config: Any = Turned(self.configs[0], dials)
+    def start(self, config: ConfigDict) -> State:
+        """Returns a member's state before the first update, on the host."""
+        # One program for the seeds of all that are alike in everything else.
+        alike = tuple(value_of(config, name) for name in INITIAL if name != "seed")
+        if alike not in self._starts:
+            model, optimizer = structure(config.model), self._optimizer(dials_of(config))
+            init = lambda seed: new_state(model, optimizer, seed)
+            self._starts[alike] = jit_once(init, None)
+        return jax.device_get(self._starts[alike](np.uint32(config.seed)))
+
+    def _train(self, states: State, dials: Dials, tokens_MNBT1: jax.Array, n: jax.Array) -> Any:
+        one = lambda x: self._advance(x[0], x[1], x[2], n)
+        return self._over(one)((states, dials, tokens_MNBT1))
+
+    def _advance(
+        self, state: State, dials: Dials, tokens_NBT1: jax.Array, n: jax.Array
+    ) -> tuple[State, Metrics]:
+        config: Any = Turned(self.config, dials)
         step = make_step(config, self.structure, self._optimizer(dials), None)
-        return lax.scan(step, state, tokens_NBT1)
+        rows = tokens_NBT1.shape[0]
+        like = jax.eval_shape(step, state, tokens_NBT1[0])[1]
+        empty = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), like)
+
+        def one(i: jax.Array, carry: tuple[State, Metrics]) -> tuple[State, Metrics]:
+            state, metrics = step(carry[0], tokens_NBT1[i])
+            return state, jax.tree.map(lambda all, x: all.at[i].set(x), carry[1], metrics)
+
+        return lax.fori_loop(0, n, one, (state, empty))
+
+    def _sums(
+        self, params: Tree, step: jax.Array, tokens_BT1: jax.Array, mask_BT: jax.Array
+    ) -> jax.Array:
+        one = lambda params: batch_sums(self.structure, params, step, tokens_BT1, mask_BT)
+        return self._over(one)(params)
+
+    def _figures(self, params: Tree, step: jax.Array, tokens_MBT1: jax.Array) -> Tree:
+        figures = make_figures(self.structure, *training_rows(self.config, 1))
+        return self._over(lambda x: figures(x[0], step, x[1]))((params, tokens_MBT1))
 
     def _optimizer(self, dials: Dials) -> optax.GradientTransformation:
-        config: Any = Turned(self.configs[0], dials)
+        config: Any = Turned(self.config, dials)
         return make_optimizer(config, self.structure.infos)
 
-    def _spread(self, values: Sequence[Any]) -> jax.Array:
-        """Puts one value for each member on its device; the first again where places are left."""
-        n = self._mesh.devices.size
-        missing = -len(values) % n
-        rows = np.stack([*values, *[values[0]] * missing])
-        return jax.device_put(rows, NamedSharding(self._mesh, PartitionSpec(MEMBERS)))
+
+class Population:
+    """Runs on their way through `Lanes`.
+
+    Args:
+      configs: resolved, one for each member; alike but for `DIALS` and `INITIAL`.
+      lanes: unset: as many as there are members, on all devices.
+      states: to go on from, on the host; unset: those before the first update.
+
+    Attributes:
+      states: stacked along a leading axis of members (those beyond the last are idle copies).
+
+    Raises:
+      ValueError: if they differ in anything else, or are more than there are lanes.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[ConfigDict],
+        lanes: Lanes | None = None,
+        states: Sequence[State] | None = None,
+    ) -> None:
+        free = (*DIALS, *INITIAL, *OWN)
+        for config in configs[1:]:
+            if others := [n for n in difference(configs[0], config) if n not in free]:
+                raise ValueError(f"members of a population cannot differ in {', '.join(others)}")
+        if lanes is None:
+            n = len(jax.devices())
+            width = -(-len(configs) // n) * n if len(configs) > n else len(configs)
+            lanes = Lanes(configs[0], width)
+        if len(configs) > lanes.width:
+            raise ValueError(f"{len(configs)} members for {lanes.width} lanes")
+        self.configs, self.lanes, self.structure = configs, lanes, lanes.structure
+        self.states = self._spread(states or [lanes.start(config) for config in configs])
+        self._dials = self._spread([dials_of(config) for config in configs])
+
+    def advance(self, tokens_MNBT1: np.ndarray, n: int | None = None) -> Metrics:
+        """Trains, and returns what the updates measured, (M, N, …) and still on the devices.
+
+        Args:
+          tokens_MNBT1: batches (B, T+1) of each member for each of N updates.
+          n: how many of them to make; unset: all. (Another N would be compiled anew.)
+        """
+        updates = np.int32(tokens_MNBT1.shape[1] if n is None else n)
+        tokens = self._spread(list(tokens_MNBT1))
+        self.states, metrics = self.lanes.train(self.states, self._dials, tokens, updates)
+        return metrics
+
+    def read(self, metrics: Metrics) -> list[Metrics]:
+        """Returns on the host what each member measured."""
+        return self._members(jax.device_get(metrics))
+
+    def member(self, i: int) -> State:
+        """Returns a member's state, on the host."""
+        return jax.tree.map(lambda x: np.asarray(x[i]), self.states)
+
+    def sums(self, step: int, tokens_BT1: np.ndarray, mask_BT: np.ndarray) -> jax.Array:
+        """Returns nats and hits of each member on the same batch, (M, 2) and on the devices."""
+        return self.lanes.sums(self.states.params, np.int32(step), tokens_BT1, mask_BT)
+
+    def figures(self, step: int, tokens_MBT1: np.ndarray) -> list[Metrics]:
+        """Returns each member's figures by depth on a batch (B, T+1) of its own, on the host."""
+        tokens = self._spread(list(tokens_MBT1))
+        return self._members(
+            jax.device_get(self.lanes.figures(self.states.params, np.int32(step), tokens))
+        )
+
+    def _members(self, stacked: Tree) -> list[Tree]:
+        return [jax.tree.map(lambda x: x[i], stacked) for i in range(len(self.configs))]  # noqa: B023
+
+    def _spread(self, values: Sequence[Tree]) -> Tree:
+        """Puts each member's value on its device; the first again where lanes are left."""
+        values = [*values, *[values[0]] * (self.lanes.width - len(values))]
+        stacked = jax.tree.map(lambda *xs: np.stack(xs), *values)
+        return jax.device_put(stacked, self.lanes.by_member)
+
+
+def dials_of(config: ConfigDict) -> Dials:
+    """Returns the values of a config's dials."""
+    return {name: _number(value_of(config, name)) for name in DIALS}
 
 
 def _number(value: float | int) -> np.generic:
     return np.int32(value) if isinstance(value, int) else np.float32(value)
+
+
+def _in_turn(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return partial(lax.map, function)

@@ -72,6 +72,39 @@ def windows(n_tokens: int, seq_len: int, stride: int) -> Iterator[tuple[int, int
             return
 
 
+def choose_windows(
+    n_tokens: int, seq_len: int, limit: int | None, stride: int | None = None
+) -> list[tuple[int, int, int]]:
+    """Returns the windows over all tokens, or over about `limit` of them, always the same ones."""
+    if limit is None or max(limit, seq_len) >= n_tokens - 1:
+        return list(windows(n_tokens, seq_len, stride or seq_len))
+    return list(spread_windows(n_tokens, seq_len, limit))
+
+
+def masked_batches(
+    tokens: Tokens, chosen: list[tuple[int, int, int]], batch_size: int, seq_len: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields token ids (B, T+1), and 1 for each prediction (B, T) that is scored."""
+    for first in range(0, len(chosen), batch_size):
+        batch = np.zeros((batch_size, seq_len + 1), np.int32)
+        mask = np.zeros((batch_size, seq_len), np.float32)
+        for row, (start, length, scored) in enumerate(chosen[first : first + batch_size]):
+            batch[row, : length + 1] = tokens.window(start, length + 1)
+            mask[row, length - scored : length] = 1.0
+        yield batch, mask
+
+
+def batch_sums(
+    structure: Structure, params: Any, step: jax.Array, tokens_BT1: jax.Array, mask_BT: jax.Array
+) -> jax.Array:
+    """Returns the nats of a batch's predictions and how many of them are right, (2)."""
+    logits_BTV = structure.bind(params)(tokens_BT1[:, :-1], step=step)
+    targets_BT = tokens_BT1[:, 1:]
+    nats = (cross_entropy(logits_BTV, targets_BT) * mask_BT).sum()
+    hits = ((logits_BTV.argmax(-1) == targets_BT) * mask_BT).sum()
+    return jnp.stack([nats, hits.astype(jnp.float32)])
+
+
 class Evaluator:
     """Scores tokens under a model; compiled once.
 
@@ -83,15 +116,7 @@ class Evaluator:
         self._mesh, self._seq_len, self._batch_size = mesh, seq_len, batch_size
         everywhere, rows = PartitionSpec(), PartitionSpec(DATA)
 
-        def local(
-            params: Any, step: jax.Array, tokens_bT1: jax.Array, mask_bT: jax.Array
-        ) -> jax.Array:
-            logits_bTV = structure.bind(params)(tokens_bT1[:, :-1], step=step)
-            targets_bT = tokens_bT1[:, 1:]
-            nats = (cross_entropy(logits_bTV, targets_bT) * mask_bT).sum()
-            hits = ((logits_bTV.argmax(-1) == targets_bT) * mask_bT).sum()
-            return jnp.stack([nats, hits.astype(jnp.float32)])[None]
-
+        local = lambda *inputs: batch_sums(structure, *inputs)[None]
         # One row of sums for each device, added up by the host: batches do not wait for each
         # other, and programs with collectives in flight together can lock up a CPU's few threads.
         specs = (everywhere, everywhere, rows, rows)
@@ -112,32 +137,12 @@ class Evaluator:
         Args:
           step: updates that the parameters have behind them.
         """
-        if limit is None or max(limit, self._seq_len) >= len(tokens) - 1:
-            chosen = list(windows(len(tokens), self._seq_len, stride or self._seq_len))
-        else:
-            chosen = list(spread_windows(len(tokens), self._seq_len, limit))
+        chosen = choose_windows(len(tokens), self._seq_len, limit, stride)
         sums, at = [], jax.device_put(np.int32(step), replicated(self._mesh))
-        for batch, mask in self._batches(tokens, chosen):
+        for batch, mask in masked_batches(tokens, chosen, self._batch_size, self._seq_len):
             sharding = by_rows(self._mesh)
             sums.append(self._sums(params, at, *jax.device_put((batch, mask), sharding)))
             if len(sums) > AHEAD:
                 sums[-AHEAD].block_until_ready()  # not all batches at once on the devices
         nats, correct = np.concatenate(jax.device_get(sums)).sum(0, dtype=np.float64).tolist()
         return Score(nats, round(correct), sum(scored for _, _, scored in chosen))
-
-    def _batches(
-        self, tokens: Tokens, chosen: list[tuple[int, int, int]]
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        rows, shape = 0, (self._batch_size, self._seq_len)
-        for start, length, scored in chosen:
-            if rows == 0:
-                batch = np.zeros((shape[0], shape[1] + 1), np.int32)
-                mask = np.zeros(shape, np.float32)
-            batch[rows, : length + 1] = tokens.window(start, length + 1)
-            mask[rows, length - scored : length] = 1.0
-            rows += 1
-            if rows == self._batch_size:
-                yield batch, mask
-                rows = 0
-        if rows:
-            yield batch, mask

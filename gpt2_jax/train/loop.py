@@ -177,7 +177,7 @@ class Run:
             self.config,
             self.directory,
             program.structure,
-            [device.device_kind for device in program.mesh.devices.flat],
+            program.devices,
             self.checkpoints,
             self.found,
             self.progress.note,

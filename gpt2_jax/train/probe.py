@@ -22,12 +22,12 @@ OBSERVED_ROWS = 8  # sequences at most
 Probe = Callable[[Any, jax.Array, jax.Array], dict[str, jax.Array]]
 
 
-def training_rows(config: ConfigDict, mesh: Mesh) -> tuple[int, int]:
+def training_rows(config: ConfigDict, n_devices: int) -> tuple[int, int]:
     """Returns on how many sequences a run observes, and skips blocks.
 
     At most as many as a device takes at once; all of it costs what one to three updates cost.
     """
-    rows = config.train.batch_size // mesh.devices.size
+    rows = config.train.batch_size // n_devices
     at_once = min(OBSERVED_ROWS, rows // config.train.accumulation)
     return at_once, min(at_once, max(1, rows // config.model.n_layer))
 
@@ -36,24 +36,31 @@ def compile_probe(config: ConfigDict, program: Program) -> Probe | None:
     """Returns a run's probe, compiled before updates are timed; None where it has none."""
     if config.track.diagnostics_every is None:
         return None
-    rows, shapes = training_rows(config, program.mesh), program.shapes
+    rows, shapes = training_rows(config, program.mesh.devices.size), program.shapes
     probe = make_probe(program.structure, program.mesh, *rows)
     return probe.lower(shapes.params, shapes.step, program.batch_shape).compile()
 
 
 def make_probe(structure: Structure, mesh: Mesh, observed: int, skipped: int) -> jax.stages.Wrapped:
-    """Returns the jitted `(params, step, batch (B, T+1)) -> {figure: (L)}` of a run.
+    """Returns `make_figures` jitted for a mesh.
+
+    Every device computes all of them: they are few, and means of means would be others.
+    """
+    return jax.jit(make_figures(structure, observed, skipped), out_shardings=replicated(mesh))
+
+
+def make_figures(structure: Structure, observed: int, skipped: int) -> Probe:
+    """Returns the `(params, step, batch (B, T+1)) -> {figure: (L)}` of a run.
 
     The figures are those of `observe` on the batch's first `observed` sequences, and the
-    `skip_cost` of each block on the first `skipped`. Every device computes all of them: they are
-    few, and means of means would be others.
+    `skip_cost` of each block on the first `skipped`.
     """
 
     def probe(params: Any, step: jax.Array, tokens_BT1: jax.Array) -> dict[str, jax.Array]:
         figures = observe(structure, params, tokens_BT1[:observed, :-1], step)._asdict()
         return figures | {"skip_cost": skip_costs(structure, params, tokens_BT1[:skipped], step)}
 
-    return jax.jit(probe, out_shardings=replicated(mesh))
+    return probe
 
 
 def skip_costs(

@@ -50,6 +50,11 @@ class Program:
     peak_bytes: int | None
     compile_seconds: float
 
+    @property
+    def devices(self) -> list[str]:
+        """The kinds of the mesh's devices."""
+        return [device.device_kind for device in self.mesh.devices.flat]
+
     def put(self, batch: np.ndarray) -> jax.Array:
         """Puts a batch (B, T+1) onto the devices, rows spread over them."""
         return jax.device_put(batch, by_rows(self.mesh))

@@ -13,6 +13,7 @@ from gpt2_jax import config as configs
 from gpt2_jax.data.shards import Corpus
 from gpt2_jax.model.placements import AXES, PRESETS
 from gpt2_jax.model.placements.resolve import differences, resolve
+from gpt2_jax.model.structure import Structure
 from gpt2_jax.track.metrics import Row, read_rows
 from gpt2_jax.track.throughput import peak_flops
 from gpt2_jax.track.wandb_log import WandbOptions
@@ -22,16 +23,26 @@ from gpt2_jax.train.rundir import RunDirectory
 
 def facts(config: ConfigDict, program: Program) -> dict[str, Any]:
     """Returns the counts and the machine, as `run.json` keeps them."""
-    structure = program.structure
+    return counts(config, program.structure, program.devices, program.attention, program.peak_bytes)
+
+
+def counts(
+    config: ConfigDict,
+    structure: Structure,
+    devices: list[str],
+    attention: str,
+    peak_bytes: int | None,
+) -> dict[str, Any]:
+    """Returns `facts` of a run whose program is another."""
     return {
         "parameters": structure.n_params(),
         "placement": {name: getattr(structure.placement, name) for name in AXES},
         "flops_per_token": structure.flops_per_token(config.data.seq_len),
         "flops": structure.flops_per_token(config.data.seq_len) * total_tokens(config),
-        "devices": [device.device_kind for device in program.mesh.devices.flat],
+        "devices": devices,
         "platform": jax.default_backend(),
-        "attention": program.attention,
-        "peak_bytes_per_device": program.peak_bytes,
+        "attention": attention,
+        "peak_bytes_per_device": peak_bytes,
     }
 
 
@@ -58,8 +69,7 @@ def start_report(
       step_seconds: time of an update as tried out here; None where that would not pay.
     """
     model, train = config.model, config.train
-    known, mesh = facts(config, program), program.mesh
-    devices = mesh.devices.size
+    known, devices = facts(config, program), program.mesh.devices.size
     batch, tokens = tokens_per_step(config), total_tokens(config)
     n_train = len(corpus.train or ())
     peak = peak_flops(known["devices"][0])

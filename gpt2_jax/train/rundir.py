@@ -34,6 +34,10 @@ PACKAGES = (
 )
 
 
+class Busy(UserError):
+    """Another process has the directory."""
+
+
 class RunDirectory:
     """`--workdir`: config.json, run.json, metrics.jsonl, checkpoints/, loss.png, wandb/.
 
@@ -76,7 +80,8 @@ class RunDirectory:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
+            self._lock.close()
+            raise Busy(
                 f"another process is training in --workdir={self.path}; wait for it or stop it"
             ) from None
 

@@ -71,10 +71,11 @@ def make_init(
     return jit_once(init, mesh)
 
 
-def jit_once(init: Callable[[], Any], mesh: Mesh) -> Callable[[], Any]:
+def jit_once(init: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
     """Returns a function jitted onto the mesh that runs once: compiling it well would not pay."""
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(init, out_shardings=replicated(mesh), compiler_options=quick)
+    sharding = None if mesh is None else replicated(mesh)
+    return jax.jit(init, out_shardings=sharding, compiler_options=quick)
 
 
 def abstract_params(structure: Structure, mesh: Mesh) -> dict[str, Any]:

@@ -71,17 +71,16 @@ def train(members: Sequence[ConfigDict]) -> tuple[np.ndarray, Structure, list[An
       to be skipped); the model; and each one's parameters.
     """
     population = Population(members)
-    states, losses = population.init(), []
+    losses = []
     samplers = [Sampler(text(), SEQ_LEN, ROWS, config.seed) for config in members]
     for first in range(0, STEPS, AT_ONCE):
         steps = range(first, first + AT_ONCE)
         batches = np.stack([np.stack([s.batch(step) for step in steps]) for s in samplers])
-        states, metrics = population.advance(states, batches)
-        losses.append(np.where(metrics["skipped"] > 0, np.nan, metrics["loss"]))
-    params = jax.device_get(states.params)
-    of = lambda i: jax.tree.map(lambda x: x[i], params)
-    results = np.concatenate(losses, axis=1)[:, -LAST:].mean(1)
-    return results, population.structure, [of(i) for i in range(len(members))]
+        measured = jax.device_get(population.advance(batches))
+        losses.append(np.where(measured["skipped"] > 0, np.nan, measured["loss"]))
+    results = np.concatenate(losses, axis=1)[: len(members), -LAST:].mean(1)
+    trained = [population.member(i).params for i in range(len(members))]
+    return results, population.structure, trained
 
 
 def by_rate(

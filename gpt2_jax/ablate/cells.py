@@ -1,0 +1,318 @@
+"""A campaign's cells: their names, configs and directories, and what became of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from ml_collections import ConfigDict
+
+from gpt2_jax import config as configs
+from gpt2_jax.ablate.design import RATE, SEED, Campaign, Search, Values, describe
+from gpt2_jax.config_check import check
+from gpt2_jax.errors import UserError
+from gpt2_jax.files import write_json
+from gpt2_jax.model.structure import structure
+from gpt2_jax.track.metrics import read_rows
+
+ATTEMPTS = 2  # at a cell that fails for another reason than divergence
+DEFINITION = "campaign.json"  # in a campaign's directory
+# What a cell has of its own without being another run for it.
+SILENT = ("track.", "train.sample_tokens", "mesh.data")
+
+Purpose = Literal["search", "verdict"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run of a campaign.
+
+    Attributes:
+      variant: its place among the campaign's variants.
+      values: all fields in which it differs from the base, but for the budget.
+      k: number of its rate in the search, where there is one.
+    """
+
+    name: str
+    variant: int
+    values: Mapping[str, Any]
+    purpose: Purpose
+    k: int | None
+
+    @property
+    def seed(self) -> int:
+        """The seed of its weights and of its data's order."""
+        return self.values[SEED]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a cell.
+
+    Attributes:
+      step: updates done. loss, start_loss: validation losses at the end and before the first
+        update, None where there is none.
+      reason: why it is not finished.
+    """
+
+    status: Literal["finished", "diverged", "failed"]
+    step: int
+    loss: float | None
+    start_loss: float | None
+    reason: str | None = None
+    attempts: int = 1
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing more is to be done."""
+        return self.status != "failed" or self.attempts >= ATTEMPTS
+
+    @property
+    def trains(self) -> bool:
+        """Whether it ended with a lower loss than it began with."""
+        known = self.loss is not None and self.start_loss is not None
+        return self.status == "finished" and known and self.loss < self.start_loss  # type: ignore[operator]
+
+    @property
+    def score(self) -> float:
+        """The final loss; infinite for a run that does not train."""
+        return self.loss if self.trains and self.loss is not None else math.inf
+
+
+Outcomes = Mapping[str, Outcome]
+
+
+def cell_name(values: Values) -> str:
+    """Returns a name that is a folder's as well; long or strange ones end in a hash."""
+    described = describe(values)
+    name = re.sub(r"[^\w=.,+-]", "_", described)[:120]
+    if name == described:
+        return name
+    return f"{name}-{hashlib.sha256(repr(sorted(values.items())).encode()).hexdigest()[:8]}"
+
+
+class Searched(NamedTuple):
+    """A search of one variant's rate.
+
+    Attributes:
+      cells: asked for so far. scores: of the rates whose cells are all in; lower is better.
+      settled: whether it is at its end, with `best` the number of the rate.
+    """
+
+    cells: list[Cell]
+    scores: dict[int, float]
+    settled: bool
+    best: int | None
+
+
+class Plan:
+    """Which cells a campaign has, as far as the outcomes so far decide."""
+
+    def __init__(self, campaign: Campaign) -> None:
+        self.campaign = campaign
+
+    def cells(self, outcomes: Outcomes) -> list[Cell]:
+        """Returns all cells known so far, variant by variant, searches before verdicts."""
+        out = []
+        for i in range(len(self.campaign.variants)):
+            searched = self.searched(i, outcomes)
+            out += searched.cells
+            if searched.settled:
+                out += self.verdict_cells(i, searched.best)
+        names = [cell.name for cell in out]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise UserError(f"two cells of the campaign have the name {sorted(twice)[0]}")
+        return out
+
+    def searched(self, variant: int, outcomes: Outcomes) -> Searched:
+        """Returns how far the search of a variant's rate is; it goes on once all it asked is in."""
+        search, scores, cells = self.campaign.search, dict[int, float](), list[Cell]()
+        if search is None:
+            return Searched([], {}, True, None)
+        while chosen := search.next(scores):
+            new = [c for k in sorted(chosen) for c in self._at_rate(variant, search, k)]
+            cells += new
+            if any(c.name not in outcomes or not outcomes[c.name].is_final for c in new):
+                return Searched(cells, scores, False, None)
+            scores |= self._scores(new, outcomes)
+        return Searched(cells, scores, True, search.best(scores))
+
+    def verdict_cells(self, variant: int, best: int | None) -> list[Cell]:
+        """Returns the cells of fresh seeds at a variant's chosen rate."""
+        search = self.campaign.search
+        rate = None if search is None or best is None else search.rate(best)
+        return [self._cell(variant, "verdict", rate, best, s) for s in self.campaign.seeds]
+
+    def _at_rate(self, variant: int, search: Search, k: int) -> Iterator[Cell]:
+        for seed in search.seeds:
+            yield self._cell(variant, "search", search.rate(k), k, seed)
+
+    def _cell(
+        self, variant: int, purpose: Purpose, rate: float | None, k: int | None, seed: int
+    ) -> Cell:
+        values = dict(self.campaign.variants[variant])
+        if rate is not None:
+            values[RATE] = rate
+        values[SEED] = seed
+        return Cell(cell_name(values), variant, values, purpose, k)
+
+    def _scores(self, cells: list[Cell], outcomes: Outcomes) -> dict[int, float]:
+        by_rate: dict[int, list[float]] = {}
+        for cell in cells:
+            assert cell.k is not None
+            by_rate.setdefault(cell.k, []).append(outcomes[cell.name].score)
+        return {k: sum(losses) / len(losses) for k, losses in by_rate.items()}
+
+
+def cell_config(
+    base: ConfigDict, campaign: Campaign, values: Mapping[str, Any], vocabulary: int
+) -> ConfigDict:
+    """Returns the resolved config of a cell: the base with the values and the budget.
+
+    Raises:
+      UserError: if it makes no sense.
+    """
+    config = base.copy_and_resolve_references()
+    for name, value in values.items():
+        set_value(config, name, value)
+    config.train.sample_tokens = 0
+    set_budget(config, campaign, vocabulary)
+    try:
+        check(config)
+    except UserError as error:
+        raise UserError(f"{describe(dict(values))}: {error}") from None
+    return configs.resolve(config, vocabulary)
+
+
+def set_value(config: ConfigDict, name: str, value: Any) -> None:
+    """Sets a field by its dotted name.
+
+    Raises:
+      UserError: if it cannot have such a value.
+    """
+    *sections, leaf = name.split(".")
+    for section in sections:
+        config = config[section]
+    try:
+        config[leaf] = value
+    except (TypeError, ValueError):
+        raise UserError(f"the campaign gives {name} the value {value!r}, of a wrong type") from None
+
+
+def set_budget(config: ConfigDict, campaign: Campaign, vocabulary: int) -> None:
+    """Sets `train.steps` to the least number of updates that take the budget of tokens or FLOPs."""
+    tokens, per_step = campaign.tokens, config.train.batch_size * config.data.seq_len
+    if campaign.flops is not None:
+        model = structure(configs.resolve(config, vocabulary).model)
+        tokens = math.ceil(campaign.flops / model.flops_per_token(config.data.seq_len))
+    if tokens is not None:
+        config.train.steps = max(1, math.ceil(tokens / per_step))
+
+
+def command(file: str, given: ConfigDict, config: ConfigDict, workdir: str) -> str:
+    """Returns the command line that trains a cell alone.
+
+    Args:
+      given: what the file's `get_config()` returns, before anything was changed.
+      config: of the cell.
+    """
+    resolved = ("model.n_inner", "model.vocab_size")
+    changed = {
+        name: new
+        for name, (old, new) in configs.difference(given, config).items()
+        if not name.startswith("track.") and not (name in resolved and old is None)
+    }
+    flags = [f"--config.{name}={_flag(value)}" for name, value in changed.items()]
+    words = ["python", "train.py", f"--config={file}", f"--workdir={workdir}", *flags]
+    return " ".join(shlex.quote(word) for word in words)
+
+
+def _flag(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+class Cells:
+    """The cells' directories in a campaign's."""
+
+    def __init__(self, workdir: Path) -> None:
+        self._folder, self._ends = workdir / "cells", workdir / "outcomes"
+        self._definition = workdir / DEFINITION
+        self._final: dict[str, Outcome] = {}
+
+    def exist(self) -> bool:
+        """Returns whether the directory is a campaign's, be it one without cells yet."""
+        return self._definition.exists()
+
+    def path(self, name: str) -> Path:
+        """Returns the run directory of a cell."""
+        return self._folder / name
+
+    def outcomes(self, cells: list[Cell]) -> dict[str, Outcome]:
+        """Returns what became of those of the cells that came to an end."""
+        found = {cell.name: self.outcome(cell.name) for cell in cells}
+        return {name: outcome for name, outcome in found.items() if outcome is not None}
+
+    def outcome(self, name: str) -> Outcome | None:
+        """Returns what became of a cell, None if it did not come to an end yet."""
+        if name not in self._final:
+            path = self._outcome_path(name)
+            if not path.exists():
+                return None
+            try:
+                outcome = Outcome(**json.loads(path.read_text()))
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{path} is damaged ({error}); remove it") from None
+            if not outcome.is_final:
+                return outcome
+            self._final[name] = outcome
+        return self._final[name]
+
+    def close(self, name: str, outcome: Outcome) -> None:
+        """Writes what became of a cell."""
+        self._ends.mkdir(parents=True, exist_ok=True)
+        write_json(self._outcome_path(name), asdict(outcome))
+
+    def forget_failures(self, cells: list[Cell]) -> int:
+        """Makes cells that failed count as not tried, and returns how many they were."""
+        failed = [n for n, o in self.outcomes(cells).items() if o.status == "failed"]
+        for name in failed:
+            self._final.pop(name, None)
+            self._outcome_path(name).unlink()
+        return len(failed)
+
+    def judge(self, name: str, diverged: str | None) -> Outcome:
+        """Returns the outcome that a run's own metrics tell.
+
+        Args:
+          diverged: what was said when it diverged.
+        """
+        rows = read_rows(self.path(name) / "metrics.jsonl")
+        scored = [row for row in rows if "val/loss" in row]
+        start = scored[0]["val/loss"] if scored and scored[0]["step"] == 0 else None
+        loss = scored[-1]["val/loss"] if scored else None
+        if diverged is not None:
+            return Outcome("diverged", rows[-1]["step"], None, start, diverged)
+        if loss is None:
+            return Outcome("diverged", rows[-1]["step"], None, start, "the loss is not finite")
+        return Outcome("finished", rows[-1]["step"], loss, start)
+
+    def _outcome_path(self, name: str) -> Path:
+        return self._ends / f"{name}.json"  # a cell's own directory is a run's and nothing else
+
+
+def all_cells(plan: Plan, cells: Cells) -> tuple[list[Cell], dict[str, Outcome]]:
+    """Returns the cells known so far, and what became of those that came to an end."""
+    outcomes: dict[str, Outcome] = {}
+    while True:
+        known = plan.cells(outcomes)
+        found = cells.outcomes(known)
+        if found == outcomes:
+            return known, outcomes
+        outcomes = found

@@ -1,0 +1,137 @@
+"""Which worker trains which cell, agreed on through files in a directory that all of them see.
+
+`claims/CELL.0` is the first claim on a cell, `CELL.1` the next, and the one with the highest number
+holds. A claim is made by creating its file, which only one process can do, and is never deleted, so
+that two workers who find the same dead owner cannot both take its place. Owners touch their files;
+one that has not for a while, or whose process is gone from this machine, is dead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import threading
+from pathlib import Path
+from typing import Any, Self
+
+from gpt2_jax.files import disk_errors, write_json
+
+BEAT_SECONDS = 10.0
+DEAD_SECONDS = 60.0
+
+
+class Claims:
+    """This worker's claims. Enter it, so that they are kept alive.
+
+    Args:
+      folder: made if it is not there.
+    """
+
+    def __init__(
+        self, folder: Path, beat_seconds: float = BEAT_SECONDS, dead_seconds: float = DEAD_SECONDS
+    ) -> None:
+        self._folder, self._beat, self._dead = folder, beat_seconds, dead_seconds
+        self._me = {
+            "owner": secrets.token_hex(8),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "born": _born(os.getpid()),
+        }
+        self._clock = folder / f".clock-{self._me['owner']}"
+        self._held: dict[str, int] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="claims", daemon=True)
+        with disk_errors(str(folder)):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        for cell in list(self._held):
+            self.release(cell)
+        self._clock.unlink(missing_ok=True)
+
+    def take(self, cell: str) -> bool:
+        """Returns whether the cell is this worker's now."""
+        number = self._highest(cell)
+        if number is not None and not self._is_free(self._path(cell, number)):
+            return False
+        number = 0 if number is None else number + 1
+        try:
+            with disk_errors("a claim"), open(self._path(cell, number), "x") as file:
+                json.dump(self._me, file)
+        except FileExistsError:
+            return False
+        self._held[cell] = number
+        return True
+
+    def is_held(self, cell: str) -> bool:
+        """Returns whether a claim of this worker still holds: nobody took it for dead."""
+        return cell in self._held and self._highest(cell) == self._held[cell]
+
+    def release(self, cell: str) -> None:
+        """Lets others have the cell."""
+        number = self._held.pop(cell)
+        with disk_errors("a claim"):
+            write_json(self._path(cell, number), {"owner": None})
+
+    def _path(self, cell: str, number: int) -> Path:
+        return self._folder / f"{cell}.{number}"
+
+    def _highest(self, cell: str) -> int | None:
+        numbers = [
+            int(name[len(cell) + 1 :])
+            for name in os.listdir(self._folder)
+            if name.startswith(f"{cell}.") and name[len(cell) + 1 :].isdecimal()
+        ]
+        return max(numbers, default=None)
+
+    def _is_free(self, path: Path) -> bool:
+        try:
+            owner = json.loads(path.read_text())
+            age = self._now() - path.stat().st_mtime
+        except (OSError, ValueError):
+            owner, age = {}, self._age_of_torn(path)
+        if owner.get("owner", "unknown") is None:
+            return True
+        if owner.get("host") == self._me["host"]:
+            return _born(owner["pid"]) != owner["born"]
+        return age > self._dead
+
+    def _age_of_torn(self, path: Path) -> float:
+        """Returns the age of a claim whose owner was killed, or is not done, writing it."""
+        return self._now() - path.stat().st_mtime if path.exists() else 0.0
+
+    def _now(self) -> float:
+        """Returns the time as the file system has it, which is everybody's."""
+        self._clock.touch()
+        return self._clock.stat().st_mtime
+
+    def _work(self) -> None:
+        while not self._ended.wait(self._beat):
+            for cell, number in list(self._held.items()):
+                path = self._path(cell, number)
+                if path.exists():
+                    os.utime(path)
+
+
+def _born(pid: int) -> Any:
+    """Returns what tells a process from a later one of the same number, None if it is gone."""
+    try:
+        # Field 22 of proc(5)'s stat, counted behind the name, which may hold anything.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        pass
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return "alive"

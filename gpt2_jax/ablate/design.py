@@ -1,0 +1,230 @@
+"""What a campaign compares: variants, the search for the learning rate of each, and fresh seeds.
+
+A campaign's file has two functions: `get_config()`, the base that every cell starts from and that
+train.py trains as it is, and `get_campaign()`, which returns a `Campaign`. Nothing here imports
+jax.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from gpt2_jax.config import FIELDS
+from gpt2_jax.errors import UserError, suggestion
+
+Values = dict[str, Any]  # {"section.field": value}
+
+RATE, SEED = "optimizer.peak_lr", "seed"
+EXTENSION = 2  # rates that a search adds at a time
+
+
+def grid(axes: Mapping[str, Sequence[Any]]) -> list[Values]:
+    """Returns every combination of the axes' values, the last axis changing fastest."""
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def zipped(axes: Mapping[str, Sequence[Any]]) -> list[Values]:
+    """Returns the first values of all axes together, then the second ones, and so on.
+
+    Raises:
+      UserError: if an axis is longer than another.
+    """
+    if len(lengths := {len(values) for values in axes.values()}) > 1:
+        raise UserError(f"zipped axes differ in length: {sorted(lengths)}")
+    return [dict(zip(axes, values, strict=True)) for values in zip(*axes.values(), strict=True)]
+
+
+def crossed(*lists: Sequence[Values]) -> list[Values]:
+    """Returns every combination of an entry of each list."""
+    return [
+        {name: value for entry in chosen for name, value in entry.items()}
+        for chosen in itertools.product(*lists)
+    ]
+
+
+def without(variants: Sequence[Values], *excluded: Values) -> list[Values]:
+    """Returns the variants that have all values of none of the excluded entries."""
+    return [v for v in variants if not any(_matches(v, pattern) for pattern in excluded)]
+
+
+def _matches(variant: Values, pattern: Values) -> bool:
+    return all(name in variant and variant[name] == value for name, value in pattern.items())
+
+
+@dataclass(frozen=True)
+class Search:
+    """Rates `lowest * ratio**k` for k = 0 .. n-1, and beyond while the best of them is an edge.
+
+    Attributes:
+      seeds: that every rate is tried with; none of them is used for the verdict.
+      most: rates at most for a variant.
+    """
+
+    lowest: float
+    n: int = 5
+    ratio: float = 2.0
+    seeds: tuple[int, ...] = (0,)
+    most: int = 15
+
+    def rate(self, k: int) -> float:
+        """Returns the rate number k, which may be negative."""
+        return self.lowest * self.ratio**k
+
+    def next(self, scores: Mapping[int, float]) -> list[int]:
+        """Returns the numbers of the rates to try next, none where the search is at its end.
+
+        Args:
+          scores: of the rates tried, lower is better; infinite for those that diverge.
+        """
+        if missing := [k for k in range(self.n) if k not in scores]:
+            return missing
+        low, high = min(scores), max(scores)
+        best, room = self.best(scores), self.most - len(scores)
+        if best == low:
+            return [low - i for i in range(1, 1 + min(EXTENSION, room))]
+        if best == high:
+            return [high + i for i in range(1, 1 + min(EXTENSION, room))]
+        return []
+
+    def best(self, scores: Mapping[int, float]) -> int:
+        """Returns the number of the best rate; the lowest where all diverge or are equal."""
+        return min(sorted(scores), key=lambda k: scores[k])
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """What is compared with what.
+
+    Attributes:
+      variants: fields that each variant sets.
+      baseline: fields whose values make a variant that which it is compared with.
+      seeds: of the runs that the verdict is about; the same for every variant, so that runs of
+        one seed see the same data in the same order.
+      search: of each variant's learning rate; None: they train at the rate that they have.
+      tokens, flops: budget of every cell; neither: the base's `train.steps`.
+      at_once: cells trained together by one program; unset: one a core on a CPU, 16 a device
+        elsewhere, where a model has at most `population.SMALL` parameters. 1: one after the
+        other, each on all devices.
+    """
+
+    variants: Sequence[Values]
+    baseline: Values
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
+    search: Search | None = None
+    tokens: int | None = None
+    flops: float | None = None
+    at_once: int | None = None
+
+    def baseline_of(self, variant: Values) -> Values:
+        """Returns the variant that this one is compared with; of the baseline, itself."""
+        return variant | self.baseline
+
+    def check(self) -> None:
+        """Refuses what makes no campaign.
+
+        Raises:
+          UserError: saying what.
+        """
+        if not self.variants:
+            raise UserError("the campaign has no variants")
+        for name in {name for variant in self.variants for name in (*variant, *self.baseline)}:
+            self._check_field(name)
+        for i, variant in enumerate(self.variants):
+            if variant in self.variants[:i]:
+                raise UserError(f"the campaign has the variant {describe(variant)} twice")
+            if (wanted := self.baseline_of(variant)) not in self.variants:
+                raise UserError(
+                    f"the campaign has no variant {describe(wanted)}, which {describe(variant)} "
+                    "would be compared with; add it, or choose another baseline"
+                )
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise UserError(f"the campaign's seeds={self.seeds} must be some, each once")
+        if self.tokens is not None and self.flops is not None:
+            raise UserError("the campaign's budget is in tokens or in FLOPs, not in both")
+        if any(budget is not None and not budget > 0 for budget in (self.tokens, self.flops)):
+            raise UserError("the campaign's budget must be above 0")
+        if self.at_once is not None and self.at_once < 1:
+            raise UserError(f"the campaign's at_once={self.at_once} must be at least 1")
+        if self.search is not None:
+            _check_search(self.search, self.seeds)
+
+    def _check_field(self, name: str) -> None:
+        if name not in FIELDS:
+            raise UserError(f"the campaign varies '{name}', no field{suggestion(name, FIELDS)}")
+        if name == SEED:
+            raise UserError("the campaign's seeds are those of `seeds=`, not an axis")
+        if name == RATE and self.search is not None:
+            raise UserError(f"the campaign has {RATE} as an axis and searches for it; do either")
+        if name == "train.steps" and (self.tokens or self.flops):
+            raise UserError("the campaign has train.steps as an axis and a budget; take one")
+
+
+def _check_search(search: Search, seeds: tuple[int, ...]) -> None:
+    if not (search.lowest > 0 and math.isfinite(search.lowest) and search.ratio >= 1.05):
+        raise UserError("the campaign's search needs lowest above 0 and a ratio of at least 1.05")
+    if not 3 <= search.n <= search.most:
+        raise UserError(
+            f"the campaign's search needs 3 to most={search.most} rates, not {search.n}"
+        )
+    if not search.seeds or (both := set(search.seeds) & set(seeds)):
+        both = both if search.seeds else set()
+        raise UserError(
+            f"the campaign's search has no seeds, or some of the verdict's ({sorted(both)}): "
+            "a seed that chose a rate says nothing fair about it"
+        )
+
+
+def describe(values: Values) -> str:
+    """Returns `placement=post_ln,n_layer=8`: the last words of the fields where those are clear."""
+    return ",".join(f"{short(name)}={_shown(value)}" for name, value in values.items())
+
+
+def short(field: str) -> str:
+    """Returns a field's last word, or its whole name where another field ends in the same."""
+    leaf = field.rpartition(".")[2]
+    return leaf if sum(name.rpartition(".")[2] == leaf for name in FIELDS) == 1 else field
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def load(argument: str) -> tuple[ConfigDict, Campaign]:
+    """Returns the base and the campaign of a file, given as `--config` is: `FILE` or `FILE:arg`.
+
+    Raises:
+      UserError: if there is no such file, or it does not hold both.
+    """
+    path, parted, arg = argument.partition(":")
+    if not Path(path).is_file():
+        raise UserError(f"--config={path} is not there; the shipped ones are configs/ablations/*")
+    spec = importlib.util.spec_from_file_location("campaign_file", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_campaign"):
+            raise UserError(
+                f"--config={path} has no get_campaign(): it is a run's, not a campaign's; train.py "
+                "takes it, and configs/ablations/* show the other kind"
+            )
+        given = (arg,) if parted else ()
+        base, campaign = module.get_config(*given), module.get_campaign(*given)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"--config={path}: {type(error).__name__}: {error}") from None
+    if not isinstance(campaign, Campaign):
+        raise UserError(f"--config={path}: get_campaign() must return a Campaign")
+    campaign.check()
+    return base, campaign

@@ -1,0 +1,258 @@
+"""One worker of a campaign: takes cells that nobody has, trains them, until there are none left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from gpt2_jax.ablate.cells import Cell, Cells, Outcome, Plan, all_cells, cell_config
+from gpt2_jax.ablate.claims import Claims
+from gpt2_jax.ablate.design import Campaign
+from gpt2_jax.ablate.members import Member, Wave, check_same, open_member
+from gpt2_jax.ablate.population import SMALL, Lanes, program_key
+from gpt2_jax.ablate.results import write_results
+from gpt2_jax.data.corpus import open_corpus
+from gpt2_jax.data.shards import Corpus
+from gpt2_jax.errors import EXIT_FINISHED, EXIT_STOPPED, DiskError, Diverged, UserError
+from gpt2_jax.files import disk_errors
+from gpt2_jax.model.structure import structure
+from gpt2_jax.track.display import Display
+from gpt2_jax.train.checkpoint import Checkpoints
+from gpt2_jax.train.feed import StopSignal
+from gpt2_jax.train.loop import train
+from gpt2_jax.train.rundir import Busy, RunDirectory
+
+POLL_SECONDS = 2.0
+ON_ACCELERATOR = 16  # small models trained together on a GPU or TPU
+PREPARED = 2  # groups whose compiled programs are kept
+
+
+class Worker:
+    """A campaign in a directory, as one process sees it.
+
+    Args:
+      base: what every cell starts from, not resolved.
+      shard: (i, n): begins with the i-th of n parts of the variants, from 0, and then helps.
+    """
+
+    def __init__(
+        self, base: ConfigDict, campaign: Campaign, workdir: Path, shard: tuple[int, int] = (0, 1)
+    ) -> None:
+        self.base, self.campaign, self.workdir, self.shard = base, campaign, workdir, shard
+        self.plan, self.cells = Plan(campaign), Cells(workdir)
+        self.vocabulary = _corpus(*_data(base))[1]
+        self._configs: dict[str, ConfigDict] = {}
+        self._lanes: dict[str, Lanes] = {}
+
+    def check(self) -> list[Cell]:
+        """Returns the cells known so far, once what is wrong with any of them is said.
+
+        Raises:
+          UserError: if a cell makes no sense, or was begun with another config.
+        """
+        if self.workdir.is_dir() and os.listdir(self.workdir) and not self.cells.exist():
+            raise UserError(
+                f"--workdir={self.workdir} is not empty and holds no campaign; choose another"
+            )
+        known, _ = all_cells(self.plan, self.cells)
+        for cell in known:
+            directory = RunDirectory(str(self.cells.path(cell.name)))
+            check_same(directory, self.config(cell))
+        return known
+
+    def config(self, cell: Cell) -> ConfigDict:
+        """Returns a cell's resolved config."""
+        if cell.name not in self._configs:
+            config = cell_config(self.base, self.campaign, cell.values, self.vocabulary)
+            wandb = config.track.wandb
+            wandb.group = wandb.group or self.workdir.absolute().name
+            wandb.name = cell.name
+            if self.width(config) > 1:
+                config.mesh.data = 1
+            self._configs[cell.name] = config
+        return self._configs[cell.name]
+
+    def width(self, config: ConfigDict) -> int:
+        """Returns how many cells like this one are trained together; 1: each on all devices."""
+        model = structure(config.model)
+        if model.placement.profiled:
+            return 1
+        if self.campaign.at_once is not None:
+            return self.campaign.at_once
+        if model.n_params() > SMALL:
+            return 1
+        n = len(jax.devices())
+        return n if jax.default_backend() == "cpu" else ON_ACCELERATOR * n
+
+    def lanes(self, config: ConfigDict) -> Lanes:
+        """Returns the programs that train this cell's group, compiled at their first use."""
+        key = program_key(config)
+        if key not in self._lanes:
+            while len(self._lanes) >= PREPARED:
+                del self._lanes[next(iter(self._lanes))]
+            self._lanes[key] = Lanes.fastest(config, self.width(config))
+        return self._lanes[key]
+
+    def work(self, display: Display, stop: StopSignal) -> int:
+        """Trains cells until all are done or a signal comes; returns the process's exit code.
+
+        Raises:
+          DiskError: if there is no room, say, which would meet every other cell as well.
+        """
+        waiting = False
+        with Claims(self.workdir / "claims") as claims:
+            while not stop.requested:
+                known, outcomes = all_cells(self.plan, self.cells)
+                updates = {c.name: self.config(c).train.steps for c in known}
+                display.expect(sum(updates.values()), len(known))
+                display.done(sum(updates[name] for name, o in outcomes.items() if o.is_final))
+                todo = [c for c in known if c.name not in outcomes or not outcomes[c.name].is_final]
+                if not todo:
+                    write_results(self.workdir, self.plan, self.cells)
+                    return EXIT_FINISHED
+                if wave := self._take(self._in_turn(todo), outcomes, claims):
+                    waiting = False
+                    self._train(wave, claims, display, stop)
+                    write_results(self.workdir, self.plan, self.cells)
+                else:
+                    if not waiting:
+                        display.note(f"waiting for {len(todo)} cells of other workers")
+                    waiting = True
+                    time.sleep(POLL_SECONDS)
+        return EXIT_STOPPED
+
+    def _in_turn(self, cells: list[Cell]) -> list[Cell]:
+        """Returns the cells from this worker's part of the variants on, then the others'."""
+        n, (i, of) = len(self.campaign.variants), self.shard
+        first = i * n // of
+        return sorted(cells, key=lambda cell: (cell.variant - first) % n)  # stable
+
+    def _take(
+        self, todo: Sequence[Cell], outcomes: dict[str, Outcome], claims: Claims
+    ) -> list[Cell]:
+        """Returns cells that can be trained together, claimed."""
+        wave: list[Cell] = []
+        width, like = 1, ("", 0)
+        for cell in todo:
+            config = self.config(cell)
+            again = cell.name in outcomes  # it failed before: alone, so that it harms no other
+            found = (program_key(config), self._step(cell))
+            if wave and (again or found != like):
+                continue
+            if not claims.take(cell.name):
+                continue
+            if self.cells.outcome(cell.name) != outcomes.get(cell.name):
+                claims.release(cell.name)  # somebody finished it since it was looked up
+                continue
+            wave.append(cell)
+            width, like = (1 if again else self.width(config)), found
+            if len(wave) >= width:
+                break
+        return wave
+
+    def _step(self, cell: Cell) -> int:
+        steps = Checkpoints(self.cells.path(cell.name).absolute() / "checkpoints").steps()
+        return steps[-1] if steps else 0
+
+    def _train(self, wave: list[Cell], claims: Claims, display: Display, stop: StopSignal) -> None:
+        """Trains a wave and writes what became of each cell."""
+        attempts = {c.name: o.attempts for c in wave if (o := self.cells.outcome(c.name))}
+        try:
+            diverged = self._run(wave, claims, display, stop)
+        except DiskError:
+            raise
+        except Busy as error:
+            display.note(str(error))
+            for cell in wave:
+                claims.release(cell.name)
+            return
+        except Exception as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            for cell in wave:
+                outcome = Outcome(
+                    "failed", self._step(cell), None, None, reason, attempts.get(cell.name, 0) + 1
+                )
+                self._close(cell, outcome, claims, display)
+            return
+        if stop.requested:
+            return
+        for cell in wave:
+            if claims.is_held(cell.name):
+                outcome = self.cells.judge(cell.name, diverged.get(cell.name))
+                self._close(cell, outcome, claims, display)
+
+    def _close(self, cell: Cell, outcome: Outcome, claims: Claims, display: Display) -> None:
+        self.cells.close(cell.name, outcome)
+        claims.release(cell.name)
+        display.note(f"{cell.name}: {_said(outcome)}")
+
+    def _run(
+        self, wave: list[Cell], claims: Claims, display: Display, stop: StopSignal
+    ) -> dict[str, str]:
+        """Trains a wave to its end and returns what was said of the cells that diverged."""
+        first = self.config(wave[0])
+        corpus, _ = _corpus(*_data(first))
+        if self.width(first) == 1:
+            return self._run_alone(wave[0], stop)
+        members: list[Member] = []
+        with contextlib.ExitStack() as opened:
+            for cell in wave:
+                config, path = self.config(cell), str(self.cells.path(cell.name))
+                held = lambda name=cell.name: claims.is_held(name)
+                members.append(open_member(cell.name, config, path, corpus, held))
+                opened.callback(members[-1].directory.unlock)
+            running = Wave(members, self.lanes(first), corpus, display.advance, display.note)
+            display.start([member.name for member in members], running.step)
+            running.go(stop)
+        return {member.name: member.diverged for member in members if member.diverged}
+
+    def _run_alone(self, cell: Cell, stop: StopSignal) -> dict[str, str]:
+        """Trains a cell as train.py would; what that prints goes to a file."""
+        logs = self.workdir / "logs"
+        with disk_errors(str(logs)):
+            logs.mkdir(exist_ok=True)
+        with (
+            open(logs / f"{cell.name}.txt", "a", buffering=1) as log,
+            contextlib.redirect_stdout(log),
+            contextlib.redirect_stderr(log),
+        ):
+            try:
+                code = train(self.config(cell), str(self.cells.path(cell.name)))
+            except Diverged as error:
+                return {cell.name: str(error)}
+        if code == EXIT_STOPPED:
+            stop.requested = stop.requested or "SIGTERM"
+        return {}
+
+
+def _said(outcome: Outcome) -> str:
+    match outcome.status:
+        case "finished":
+            return f"validation loss {outcome.loss:.4f}"
+        case "diverged":
+            return f"diverged ({outcome.reason})"
+    again = "" if outcome.is_final else "; to be tried again"
+    return f"failed ({outcome.reason}){again}"
+
+
+def _data(config: ConfigDict) -> tuple[str, str | None, str, float]:
+    data = config.data
+    return data.source, data.val_source, data.tokenizer, data.val_fraction
+
+
+@cache
+def _corpus(
+    source: str, val_source: str | None, tokenizer: str, val_fraction: float
+) -> tuple[Corpus, int]:
+    """Returns the text of a config's cells, opened once, and the size of its vocabulary."""
+    corpus, known = open_corpus(source, val_source, tokenizer, val_fraction)
+    if len(corpus.val) < 2:
+        raise UserError("the validation text has fewer than two tokens; give more of it")
+    return corpus, known.size

@@ -1,0 +1,90 @@
+"""One display for many runs: a bar over all their updates, a line for each that comes to an end."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm import tqdm
+
+from gpt2_jax.track.bar import BAR_SECONDS, LOG_SECONDS
+
+
+class Display:
+    """Updates done of all that are known of, on a terminal as a bar, else as lines."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=1,
+            disable=not self._terminal,
+            dynamic_ncols=True,
+            bar_format="{percentage:3.0f}% {bar} {elapsed}<{remaining}{postfix}",
+            mininterval=0.0,
+        )
+        self._total, self._cells, self._done = 1, 0, 0
+        self._first: int | None = None
+        self._started = self._shown = time.monotonic()
+        self._running, self._losses = "", ""
+
+    def expect(self, updates: int, cells: int) -> None:
+        """Takes how many updates and cells there are to be, as far as is known."""
+        self._total, self._cells = updates, cells
+
+    def done(self, updates: int) -> None:
+        """Takes how many of the updates belong to cells that came to an end."""
+        if self._first is None:
+            self._first = self._bar.initial = updates
+        self._done = updates
+        self._show()
+
+    def start(self, names: list[str], step: int) -> None:
+        """Takes what is being trained now, from which update on."""
+        self._running, self._losses = _common(names), ""
+        self._done += step * len(names)
+        self._show(now=True)
+
+    def advance(self, updates: int, losses: str) -> None:
+        """Takes updates made and the last losses."""
+        self._done += updates
+        self._losses = losses
+        self._show()
+
+    def note(self, line: str) -> None:
+        """Prints a line above the bar."""
+        with tqdm.external_write_mode(file=sys.stderr):
+            print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        if self._terminal:
+            self._show(now=True)
+        self._bar.close()
+
+    def _show(self, now: bool = False) -> None:
+        moment = time.monotonic()
+        every = BAR_SECONDS if self._terminal else LOG_SECONDS
+        if not now and moment - self._shown < every:
+            return
+        self._shown = moment
+        if self._terminal:
+            self._bar.total = self._total
+            self._bar.set_postfix_str(f"{self._running} {self._losses}", refresh=False)
+            self._bar.update(self._done - self._bar.n)
+            self._bar.refresh()
+        elif self._losses:
+            share = 100 * self._done / max(self._total, 1)
+            print(f"{share:.1f} %  {self._running}  loss {self._losses}", file=sys.stderr)
+
+
+def _common(names: list[str]) -> str:
+    """Returns `a=1,b=2|3` of `a=1,b=2` and `a=1,b=3`."""
+    parts = [name.split(",") for name in names]
+    if len({len(part) for part in parts}) > 1:
+        return "|".join(names)
+    out = []
+    for column in zip(*parts, strict=True):
+        different = list(dict.fromkeys(column))
+        values = "|".join(word.partition("=")[2] for word in different[1:])
+        out.append(different[0] + (f"|{values}" if values else ""))
+    return ",".join(out)
