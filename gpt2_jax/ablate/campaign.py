@@ -8,8 +8,6 @@ that share the directory share the work (--shard=1/4 … 4/4 only says where eac
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import re
 import sys
@@ -23,10 +21,9 @@ from ml_collections import ConfigDict, config_flags
 
 from gpt2_jax import cli
 from gpt2_jax import config as configs
-from gpt2_jax.ablate.cells import DEFINITION
-from gpt2_jax.ablate.design import Campaign, Search, describe, load
+from gpt2_jax.ablate.definition import Definition, load, write
+from gpt2_jax.ablate.design import describe
 from gpt2_jax.errors import EXIT_FINISHED, UserError
-from gpt2_jax.files import disk_errors, write_json
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "campaign file; --config.section.field=value changes a field of its base"
@@ -35,21 +32,6 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "where the campaign is, or is to
 _DRY_RUN = flags.DEFINE_boolean("dry_run", False, "stop at the plan")
 _SHARD = flags.DEFINE_string("shard", "1/1", "i/n: begin with the i-th of n parts")
 _RETRY = flags.DEFINE_boolean("retry_failed", False, "try cells that failed again")
-
-
-@dataclasses.dataclass(frozen=True)
-class Definition:
-    """What campaign.json holds, so that a report needs to execute nothing.
-
-    Attributes:
-      file: as given by `--config`. given: what its `get_config()` returns.
-      base: that with the command line's changes.
-    """
-
-    file: str
-    given: ConfigDict
-    base: ConfigDict
-    campaign: Campaign
 
 
 def main(argv: list[str]) -> None:
@@ -61,8 +43,7 @@ def main(argv: list[str]) -> None:
         raise UserError("give --workdir, for example --workdir=runs/placement")
     shard = parse_shard(_SHARD.value)
     file = next(m[1] for arg in sys.argv if (m := re.fullmatch(r"--?config=(.*)", arg)))
-    given, campaign = load(file)
-    definition = Definition(file, given, _CONFIG.value, campaign)
+    definition = load(file, _CONFIG.value)
     sys.exit(run(definition, Path(_WORKDIR.value), shard, _DRY_RUN.value, _RETRY.value))
 
 
@@ -85,6 +66,7 @@ def run(
     # Imported once the flags are known to be right: jax takes a second to load.
     import jax
 
+    from gpt2_jax.ablate.report.page import write_report
     from gpt2_jax.ablate.worker import Worker
     from gpt2_jax.data.tokenizer import load_tokenizer
     from gpt2_jax.track.display import Display
@@ -102,7 +84,7 @@ def run(
     print(plan_text(worker, known), flush=True)
     if dry:
         return EXIT_FINISHED
-    write_definition(workdir, definition)
+    write(workdir, definition)
     if retry and (n := worker.cells.forget_failures(known)):
         print(f"{n} cells that failed are tried again")
     display = Display()
@@ -112,7 +94,8 @@ def run(
     if stop.requested:
         print(f"stopped by {stop.requested}, saved; the same command goes on")
     else:
-        print(f"left in {workdir}: results.json")
+        write_report(workdir)
+        print(f"left in {workdir}: report.html report.md report/ results.json cells/")
     return code
 
 
@@ -176,41 +159,6 @@ def _expected(worker: Any, firsts: dict[int, ConfigDict], cells: int) -> str:
         f"{describe(worker.campaign.variants[0])} by a short trial, the others by their FLOPs; "
         "evaluations not counted)"
     )
-
-
-def write_definition(workdir: Path, definition: Definition) -> None:
-    """Writes campaign.json."""
-    with disk_errors(f"--workdir={workdir}"):
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(
-            workdir / DEFINITION,
-            {
-                "file": definition.file,
-                "given": definition.given.to_dict(),
-                "base": definition.base.to_dict(),
-                "campaign": dataclasses.asdict(definition.campaign),
-            },
-        )
-
-
-def read_definition(workdir: Path) -> Definition:
-    """Returns what `write_definition` wrote.
-
-    Raises:
-      UserError: if there is no campaign.
-    """
-    path = workdir / DEFINITION
-    if not path.exists():
-        raise UserError(f"{path} does not exist: is this a campaign's work directory?")
-    stored = json.loads(path.read_text())
-    fields = stored["campaign"]
-    for name in ("seeds",):
-        fields[name] = tuple(fields[name])
-    if fields["search"] is not None:
-        found = fields["search"]
-        fields["search"] = Search(**found | {"seeds": tuple(found["seeds"])})
-    given, base = (configs.from_dict(stored[name], path) for name in ("given", "base"))
-    return Definition(stored["file"], given, base, Campaign(**fields))
 
 
 if __name__ == "__main__":

@@ -7,15 +7,11 @@ jax.
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from ml_collections import ConfigDict
 
 from gpt2_jax.config import FIELDS
 from gpt2_jax.errors import UserError, suggestion
@@ -197,34 +193,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.5g}"
     return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def load(argument: str) -> tuple[ConfigDict, Campaign]:
-    """Returns the base and the campaign of a file, given as `--config` is: `FILE` or `FILE:arg`.
-
-    Raises:
-      UserError: if there is no such file, or it does not hold both.
-    """
-    path, parted, arg = argument.partition(":")
-    if not Path(path).is_file():
-        raise UserError(f"--config={path} is not there; the shipped ones are configs/ablations/*")
-    spec = importlib.util.spec_from_file_location("campaign_file", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        if not hasattr(module, "get_campaign"):
-            raise UserError(
-                f"--config={path} has no get_campaign(): it is a run's, not a campaign's; train.py "
-                "takes it, and configs/ablations/* show the other kind"
-            )
-        given = (arg,) if parted else ()
-        base, campaign = module.get_config(*given), module.get_campaign(*given)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"--config={path}: {type(error).__name__}: {error}") from None
-    if not isinstance(campaign, Campaign):
-        raise UserError(f"--config={path}: get_campaign() must return a Campaign")
-    campaign.check()
-    return base, campaign

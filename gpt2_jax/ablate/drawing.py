@@ -1,0 +1,98 @@
+"""What the figures of diagnoses and reports share: colours, panels, axes with plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+WIDTH = 7.0  # inches: the text of a page
+# Okabe and Ito's, told apart by the colour-blind; grey and two more where they run out.
+COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B8B8B"),
+    *("#7A4B9D", "#7F6000"),
+)
+MARKERS = "os^Dv<>Pp*X"
+
+
+def style(i: int) -> dict[str, Any]:
+    """Returns colour, marker and width of the i-th line."""
+    return {
+        "color": COLOURS[i % len(COLOURS)],
+        "marker": MARKERS[i % len(MARKERS)],
+        "markersize": 3,
+        "linewidth": 1.1,
+    }
+
+
+def panels(rows: int, columns: int, height: float = 2.1, **options: Any) -> tuple[Any, list[Any]]:
+    """Returns a figure of a page's width, and its axes row by row.
+
+    Args:
+      height: of a row, in inches.
+      options: of `plt.subplots`.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    matplotlib.rcParams.update({"pdf.fonttype": 42, "font.size": 7.5, "axes.titlesize": 8})
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(WIDTH, height * rows),
+        dpi=200,
+        layout="constrained",
+        squeeze=False,
+        **options,
+    )
+    return figure, list(axes.flat)
+
+
+def plain(panel: Any, title: str, label: str) -> None:
+    """Gives a panel its title, its label and a faint grid."""
+    panel.set_title(title, loc="left")
+    panel.set_xlabel(label)
+    panel.grid(alpha=0.25, linewidth=0.5)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def finish(panel: Any, title: str, label: str, logarithmic: bool) -> None:
+    """Finishes a panel whose horizontal axis counts blocks."""
+    plain(panel, title, label)
+    panel.xaxis.get_major_locator().set_params(integer=True)
+    drawn = [np.asarray(line.get_ydata()) for line in panel.get_lines()]
+    values = np.concatenate(drawn) if drawn else np.empty(0)
+    positive = values[np.isfinite(values) & (values > 0)]
+    if logarithmic and len(positive):
+        _logarithmic(panel, float(np.log10(positive.max() / positive.min())))
+
+
+def _logarithmic(panel: Any, decades: float) -> None:
+    """Sets a logarithmic axis with plain numbers at it, closer together where it is short."""
+    from matplotlib.ticker import LogLocator
+
+    panel.set_yscale("log")
+    subs = (1, 2, 5) if decades < 2 else (1,)
+    panel.yaxis.set_major_locator(LogLocator(subs=subs, numticks=8))
+    panel.yaxis.set_major_formatter("{x:g}")
+    panel.yaxis.set_minor_formatter("")
+
+
+def legend(free: list[Any], of: Any) -> None:
+    """Puts the legend where a panel is left empty."""
+    for panel in free:
+        panel.axis("off")
+    free[0].legend(*of.get_legend_handles_labels(), loc="center", frameon=False)
+
+
+def save(figure: Any, path: Path, suffixes: Sequence[str] = (".pdf", ".png")) -> None:
+    """Writes a figure in each of the formats, and forgets it."""
+    import matplotlib.pyplot as plt
+
+    for suffix in suffixes:
+        figure.savefig(path.with_suffix(suffix))
+    plt.close(figure)

@@ -1,0 +1,29 @@
+"""The report of a campaign, finished or not: report.md, report.html, and report/*.png.
+
+python -m gpt2_jax.ablate.report --workdir=runs/placement
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import app, flags
+
+from gpt2_jax import cli
+from gpt2_jax.ablate.report.page import write_report
+from gpt2_jax.errors import UserError
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "a campaign's directory")
+
+
+def main(argv: list[str]) -> None:
+    """Writes the report."""
+    del argv
+    if not _WORKDIR.value:
+        raise UserError("give --workdir, the campaign's directory")
+    for path in write_report(Path(_WORKDIR.value)):
+        print(path)
+
+
+if __name__ == "__main__":
+    app.run(cli.guarded(main), flags_parser=cli.parse_flags)

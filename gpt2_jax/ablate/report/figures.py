@@ -1,0 +1,186 @@
+"""The figures of a campaign's report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt2_jax.ablate.drawing import COLOURS, finish, legend, panels, plain, save, style
+from gpt2_jax.ablate.report.analysis import FIGURES, Analysis, Variant, rate_of
+from gpt2_jax.ablate.statistics import t_interval
+
+GREY = "#8B8B8B"
+SUFFIXES = (".png",)
+TITLES = {
+    "stream_rms": ("stream RMS", True),
+    "attn_ratio": ("attention branch / stream", True),
+    "mlp_ratio": ("MLP branch / stream", True),
+    "cosine": ("cosine before and behind", False),
+    "grad_norm": ("gradient norm", True),
+    "skip_cost": ("loss when skipped (nats)", False),
+    "entropy": ("attention entropy (nats)", False),
+    "largest_score": ("largest attention logit", False),
+}
+
+
+def draw_all(found: Analysis, folder: Path) -> dict[str, str]:
+    """Draws what there is to draw into a folder, and returns `{file: caption}`."""
+    drawn: dict[str, str] = {}
+    if any(variant.mean for variant in found.variants):
+        _losses(found, folder / "losses")
+        drawn["losses.png"] = (
+            "Final validation loss at each variant's rate: every seed (points), mean and 95 % "
+            "interval (bars); the dashed line is the baseline's mean."
+        )
+    if any(variant.search_runs for variant in found.variants):
+        _rates(found, folder / "rates")
+        drawn["rates.png"] = (
+            "Final validation loss against the learning rate: the search's seeds (points; crosses "
+            "at the top did not train) and their mean (line), fresh seeds at the chosen rate "
+            "(open circles); the baseline's line in grey."
+        )
+    if any(variant.runs for variant in found.variants):
+        _curves(found, folder / "curves")
+        drawn["curves.png"] = (
+            "Validation loss over training, mean of the seeds with its 95 % interval, and the "
+            "paired difference from the baseline."
+        )
+    for last, name in ((False, "start"), (True, "end")):
+        names = [n for n in FIGURES if any(_known(v, n, last) is not None for v in found.variants)]
+        if names:
+            _depth(found, names, last, folder / f"depth_{name}")
+            when = "at the end" if last else "before the first update"
+            drawn[f"depth_{name}.png"] = f"By block, {when}: means over the seeds."
+    return drawn
+
+
+def _known(variant: Variant, name: str, last: bool) -> np.ndarray | None:
+    return variant.by_depth(name, last)
+
+
+def _losses(found: Analysis, path: Path) -> None:
+    whole = sorted(
+        (v for v in found.variants if v.mean is not None),
+        key=lambda v: v.mean.mean if v.mean else 0,
+    )
+    figure, (panel,) = panels(1, 1, height=0.5 + 0.26 * len(whole))
+    for place, variant in enumerate(reversed(whole)):
+        assert variant.mean is not None
+        i = found.variants.index(variant)
+        losses, colour = list(variant.losses.values()), COLOURS[i % len(COLOURS)]
+        panel.plot(losses, [place + 0.2] * len(losses), ".", color=colour, markersize=3.5)
+        mean, low, high = variant.mean
+        if np.isfinite(low):
+            panel.plot([low, high], [place] * 2, color=colour, linewidth=1.6)
+        panel.plot(mean, place, style(i)["marker"], color=colour, markersize=5)
+    for base in {variant.baseline for variant in found.variants}:
+        if (interval := found.variant(base).mean) is not None:
+            panel.axvline(interval.mean, color=GREY, linestyle="--", linewidth=0.8, zorder=0)
+    panel.set_yticks(range(len(whole)), [variant.name for variant in reversed(whole)])
+    plain(panel, "validation loss at the tuned rate", "nats a token")
+    save(figure, path, SUFFIXES)
+
+
+def _rates(found: Analysis, path: Path) -> None:
+    columns = min(4, len(found.variants))
+    rows = -(-len(found.variants) // columns)
+    figure, axes = panels(rows, columns, height=1.75, sharex=True, sharey=True)
+    known = [run.outcome.score for v in found.variants for run in v.search_runs]
+    finite = [loss for loss in known if np.isfinite(loss)]
+    if not finite:
+        finite = [0.0, 1.0]
+    low, high = min(finite), float(np.quantile(finite, 0.9))
+    top = high + 0.25 * (high - low + 1e-3)
+    for panel, variant in zip(axes, found.variants, strict=False):
+        base = found.variant(variant.baseline)
+        if base is not variant:
+            panel.plot(*_means(base, top), color=GREY, linewidth=0.8, zorder=0)
+        _of_rates(panel, variant, found.variants.index(variant), top)
+        panel.set_xscale("log", base=2)
+        plain(panel, variant.name, "learning rate")
+        panel.set_ylim(low - 0.08 * (top - low), top + 0.04 * (top - low))
+    for panel in axes[len(found.variants) :]:
+        panel.axis("off")
+    axes[0].set_ylabel("nats a token")
+    save(figure, path, SUFFIXES)
+
+
+def _of_rates(panel: Any, variant: Variant, i: int, top: float) -> None:
+    colour = COLOURS[i % len(COLOURS)]
+    panel.plot(*_means(variant, top), color=colour, linewidth=1.1)
+    for run in variant.search_runs:
+        score = run.outcome.score
+        mark = "." if score <= top else "x"
+        panel.plot(rate_of(run.cell), min(score, top), mark, color=colour, markersize=4)
+    for loss in variant.losses.values():
+        look = {"markerfacecolor": "none", "markersize": 3.5, "markeredgewidth": 0.7}
+        if variant.rate is not None:
+            panel.plot(variant.rate, loss, "o", color=colour, **look)
+
+
+def _means(variant: Variant, top: float) -> tuple[list[float], list[float]]:
+    rates = {run.cell.k: rate_of(run.cell) for run in variant.search_runs}
+    scores = sorted(variant.searched.scores.items())
+    return [rates[k] for k, _ in scores], [min(score, top) for _, score in scores]
+
+
+def _curves(found: Analysis, path: Path) -> None:
+    figure, axes = panels(1, 3, height=2.8)
+    ends = []
+    for i, variant in enumerate(found.variants):
+        curves = {run.cell.seed: run.curve for run in variant.runs if run.outcome.trains}
+        if not curves:
+            continue
+        _band(axes[0], i, variant.name, _by_step(list(curves.values())))
+        ends += [list(curve.values())[len(curve) // 2] for curve in curves.values()]
+        others = {r.cell.seed: r.curve for r in found.variant(variant.baseline).runs}
+        differences = [
+            {
+                step: loss - others[seed][step]
+                for step, loss in curve.items()
+                if step in others[seed]
+            }
+            for seed, curve in curves.items()
+            if seed in others
+        ]
+        if differences and not variant.is_baseline:
+            _band(axes[1], i, variant.name, _by_step(differences))
+    axes[1].axhline(0, color=GREY, linewidth=0.8)
+    plain(axes[0], "validation loss (nats a token)", "update")
+    plain(axes[1], "less the baseline's, seed by seed", "update")
+    if ends:
+        finals = [loss for variant in found.variants for loss in variant.losses.values()]
+        low, high = min([*finals, *ends]), max(ends)
+        axes[0].set_ylim(low - 0.1 * (high - low + 1e-3), high + 0.3 * (high - low + 1e-3))
+    legend([axes[2]], axes[0])
+    save(figure, path, SUFFIXES)
+
+
+def _by_step(curves: Sequence[dict[int, float]]) -> dict[int, list[float]]:
+    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+    return {step: [curve[step] for curve in curves] for step in steps if step > 0}
+
+
+def _band(panel: Any, i: int, name: str, values: dict[int, list[float]]) -> None:
+    intervals = [t_interval(losses) for losses in values.values()]
+    steps, means = list(values), [interval.mean for interval in intervals]
+    panel.plot(steps, means, **style(i), label=name)
+    lows, highs = [x.low for x in intervals], [x.high for x in intervals]
+    panel.fill_between(steps, lows, highs, color=COLOURS[i % len(COLOURS)], alpha=0.15, linewidth=0)
+
+
+def _depth(found: Analysis, names: Sequence[str], last: bool, path: Path) -> None:
+    figure, axes = panels(3, 3)
+    for panel, name in zip(axes, names, strict=False):
+        for i, variant in enumerate(found.variants):
+            values = _known(variant, name, last)
+            if values is not None:
+                look = {**style(i), "markevery": max(1, len(values) // 6)}
+                panel.plot(np.arange(1, len(values) + 1), values, label=variant.name, **look)
+        title, logarithmic = TITLES[name]
+        finish(panel, title, "block", logarithmic)
+    legend(axes[len(names) :], axes[0])
+    save(figure, path, SUFFIXES)

@@ -1,0 +1,291 @@
+"""The words and tables of a campaign's report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from gpt2_jax import config as configs
+from gpt2_jax.ablate.cells import command
+from gpt2_jax.ablate.definition import Definition
+from gpt2_jax.ablate.design import describe
+from gpt2_jax.ablate.report.analysis import Analysis, Variant
+from gpt2_jax.ablate.statistics import LEVEL, POWER, Interval
+from gpt2_jax.model.placements import PRESETS
+from gpt2_jax.train.rundir import RunDirectory
+
+NONE = "–"
+
+
+def markdown(found: Analysis, definition: Definition, figures: dict[str, str]) -> str:
+    """Returns report.md.
+
+    Args:
+      figures: captions by path.
+    """
+    shown = lambda name: [
+        line
+        for path, caption in figures.items()
+        if path.rpartition("/")[2].startswith(name)
+        for line in (f"![{caption}]({path})", "", f"*{caption}*", "")
+    ]
+    parts = [
+        _head(found, definition),
+        ["## Verdict", "", *_verdict(found), *shown("losses")],
+        ["## What is not to be concluded", "", *_warnings(found)],
+        ["## Learning rates", "", *_rates(found), *shown("rates")],
+        ["## Learning curves", "", *shown("curves")],
+        ["## What they cost", "", *_costs(found)],
+        ["## By depth", "", *shown("depth")],
+        ["## The variants", "", *_variants(found, definition)],
+        ["## How it was done", "", *_method(found, definition)],
+    ]
+    return "\n".join(line for part in parts for line in part).rstrip() + "\n"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Returns a Markdown table and the empty line behind it."""
+    line = lambda words: f"| {' | '.join(word.replace('|', '&#124;') for word in words)} |"
+    return [line(columns), "|---" * len(columns) + "|", *map(line, rows), ""]
+
+
+def escaped(text: str) -> str:
+    """Returns text that Markdown shows as it is."""
+    return "".join(f"\\{c}" if c in r"\`*_{}[]<>#|" else c for c in text)
+
+
+def _head(found: Analysis, definition: Definition) -> list[str]:
+    base, campaign = definition.base, found.campaign
+    state = (
+        "finished" if found.complete else f"{found.n_done} of {found.n_cells} cells known so far"
+    )
+    return [
+        f"# {escaped(definition.title)}",
+        "",
+        f"{len(found.variants)} variants beside {escaped(describe(campaign.baseline))}: {state}.",
+        f"{base.model.n_layer} layers of width {base.model.n_embd} on "
+        f"{escaped(base.data.source)} (tokenizer {escaped(base.data.tokenizer)}), "
+        f"{escaped(base.optimizer.name)}; {escaped(_budget(definition))}.",
+        "",
+    ]
+
+
+def _budget(definition: Definition) -> str:
+    campaign, train = definition.campaign, definition.base.train
+    if campaign.flops is not None:
+        return f"{campaign.flops:.3g} FLOPs a run"
+    tokens = campaign.tokens or train.steps * train.batch_size * definition.base.data.seq_len
+    return f"{tokens:,} tokens a run"
+
+
+def _verdict(found: Analysis) -> list[str]:
+    if not any(variant.mean for variant in found.variants):
+        return ["No variant has all its fresh seeds yet.", ""]
+    columns = ("variant", "rate", "loss", "95 % (t)", "95 % (bootstrap)", "less the baseline's")
+    order = sorted(found.variants, key=lambda v: v.mean.mean if v.mean else float("inf"))
+    rows = [
+        (
+            escaped(v.name),
+            _rate(v.rate),
+            _number(v.mean.mean if v.mean else None),
+            _ends(v.mean),
+            _ends(v.bootstrap),
+            _difference(v),
+            f"{v.comparison.corrected:.2g}" if v.comparison else NONE,
+            _word(v),
+            _needed(v),
+        )
+        for v in order
+    ]
+    n = len(found.campaign.seeds)
+    return [
+        f"Final validation loss, nats a token, over {n} fresh seeds. Differences are seed by seed, "
+        "with their interval; p by the paired t test, corrected for "
+        f"{sum(v.comparison is not None for v in found.variants)} comparisons (Holm); seeds needed "
+        f"to see a difference like the one found with probability {POWER:.0%}.",
+        "",
+        *table((*columns, "p", "verdict", "seeds needed"), rows),
+    ]
+
+
+def _difference(variant: Variant) -> str:
+    if variant.comparison is None:
+        return NONE
+    mean, low, high = variant.comparison.difference
+    return f"{mean:+.4f} ({low:+.4f} to {high:+.4f})"
+
+
+def _word(variant: Variant) -> str:
+    if variant.is_baseline:
+        return "baseline"
+    if variant.comparison is not None:
+        verdict = variant.comparison.verdict
+        at = " at this budget" if verdict == "not distinguishable" else ""
+        return f"**{verdict}**{at}"
+    if variant.untrained:
+        return f"{len(variant.untrained)} of {len(variant.runs)} seeds did not train"
+    return f"{variant.missing} runs missing" if variant.missing else "baseline not complete"
+
+
+def _needed(variant: Variant) -> str:
+    if variant.comparison is None:
+        return NONE
+    return str(variant.needed) if variant.needed is not None else "over 1000"
+
+
+def _warnings(found: Analysis) -> list[str]:
+    general = [
+        "One model size, one text and one budget: what holds here may not hold elsewhere, and "
+        "differences between variants can change sign with any of them.",
+        "The rates were chosen by "
+        + (
+            f"{len(found.campaign.search.seeds)} seed(s) on a grid of factor "
+            f"{found.campaign.search.ratio:.3g}: a variant's best rate is known no better than "
+            "that."
+            if found.campaign.search
+            else "nobody: each variant trains at the rate that its config has, which may suit one "
+            "better than another."
+        ),
+        "Intervals are over seeds (initial weights and order of the data) alone.",
+    ]
+    return [*(f"- {escaped(line)}" for line in found.warnings + general), ""]
+
+
+def _rates(found: Analysis) -> list[str]:
+    if found.campaign.search is None:
+        return ["No rate was searched for.", ""]
+    rows = []
+    for variant in found.variants:
+        scores = variant.searched.scores
+        known = found.sensitivities.get(variant.name)
+        rows.append(
+            (
+                escaped(variant.name),
+                _rate(variant.rate),
+                _rate(variant.largest_rate),
+                NONE if known is None else f"{known:.3f}",
+                str(len(scores)),
+            )
+        )
+    over = ", ".join(f"{rate:.3g}" for rate in found.rates)
+    return [
+        "Sensitivity is that of Wortsman et al. 2023 (2309.14322): the mean over rates of the "
+        "loss, at most that before the first update, less the best one's"
+        + (f", here over the rates that all were tried at ({over})." if over else "."),
+        "The largest rate that trains is the largest at which the final loss is finite and below "
+        "that before the first update, for every seed of the search.",
+        "",
+        *table(("variant", "best", "largest that trains", "sensitivity", "rates tried"), rows),
+    ]
+
+
+def _costs(found: Analysis) -> list[str]:
+    rows = []
+    for variant in found.variants:
+        info, speed = variant.info, variant.tokens_per_sec
+        flops, per_token = info.get("flops"), info.get("flops_per_token")
+        seconds = flops / per_token / speed if flops and per_token and speed else None
+        peak = info.get("peak_bytes_per_device")
+        rows.append(
+            (
+                escaped(variant.name),
+                f"{info['parameters']:,}" if info else NONE,
+                f"{per_token:,}" if per_token else NONE,
+                f"{flops:.3g}" if flops else NONE,
+                f"{speed:,.0f}" if speed else NONE,
+                f"{seconds:,.0f} s" if seconds else NONE,
+                f"{peak / 2**20:,.0f} MiB" if peak else "not told",
+                f"{variant.mean.mean:.4f}" if variant.mean else NONE,
+            )
+        )
+    return [
+        "Speeds are those of one run while its neighbours trained beside it: medians, of training "
+        "alone. Peak memory is the compiler's, which a CPU's does not tell.",
+        "",
+        *table(
+            (
+                *("variant", "parameters", "FLOPs a token", "FLOPs", "tokens/s", "time"),
+                *("memory", "loss"),
+            ),
+            rows,
+        ),
+    ]
+
+
+def _variants(found: Analysis, definition: Definition) -> list[str]:
+    lines = []
+    for variant in found.variants:
+        lines += [f"### {escaped(variant.name)}", ""]
+        placement = PRESETS[variant.values.get("model.placement", definition.base.model.placement)]
+        lines += [*(f"    {line}" for line in placement.equation.splitlines()), ""]
+        lines += [escaped(placement.citation), ""]
+        if placement.note:
+            lines += [escaped(placement.note), ""]
+        lines += [*_config_difference(variant, found, definition), ""]
+        if variant.runs:
+            lines += _command(variant, definition)
+    return lines
+
+
+def _config_difference(variant: Variant, found: Analysis, definition: Definition) -> list[str]:
+    other = found.variant(variant.baseline)
+    mine = dict(variant.values) | ({"optimizer.peak_lr": variant.rate} if variant.rate else {})
+    theirs = dict(other.values) | ({"optimizer.peak_lr": other.rate} if other.rate else {})
+    flat = configs.flatten(definition.base)
+    changed = [
+        f"`{name}` = `{mine.get(name, flat[name])}` (baseline: `{theirs.get(name, flat[name])}`)"
+        for name in {**mine, **theirs}
+        if mine.get(name, flat[name]) != theirs.get(name, flat[name])
+    ]
+    return [f"- {line}" for line in changed] or ["The baseline."]
+
+
+def _command(variant: Variant, definition: Definition) -> list[str]:
+    run = variant.runs[0]
+    config = RunDirectory(str(run.path)).read_config()
+    line = command(definition.file, definition.given, config, f"runs/{run.cell.name}")
+    return [f"Seed {run.cell.seed} alone:", "", f"    {line}", ""]
+
+
+def _method(found: Analysis, definition: Definition) -> list[str]:
+    starts = [s for v in found.variants for r in (*v.runs, *v.search_runs) for s in r.starts]
+    commits = sorted({str(start.get("commit")) for start in starts})
+    versions: dict[str, set[str]] = {}
+    for start in starts:
+        for name, number in {"python": start.get("python"), **start.get("versions", {})}.items():
+            versions.setdefault(name, set()).add(str(number))
+    devices = sorted({d for v in found.variants for d in v.info.get("devices", [])})
+    listed = ", ".join(f"{name} {' and '.join(sorted(n))}" for name, n in versions.items())
+    search = found.campaign.search
+    lines = [
+        f"- Campaign file: `{definition.file}`; every cell is a run directory under `cells/`, and "
+        "results.json holds every loss.",
+        f"- Commit: {escaped(', '.join(commits)) or 'none'}.",
+        f"- Versions: {escaped(listed)}.",
+        f"- Devices: {escaped(', '.join(devices))}.",
+        f"- Seeds of the verdict: {', '.join(map(str, found.campaign.seeds))}; a seed fixes the "
+        "initial weights and the order of the data, the same for all variants.",
+    ]
+    if search is not None:
+        lines.append(
+            f"- Search: {search.n} rates from {search.lowest:.5g} on, each "
+            f"{search.ratio:.4g} times the one before, with seeds "
+            f"{', '.join(map(str, search.seeds))}; two more at a time while the best is an edge, "
+            f"at most {search.most}."
+        )
+    lines.append(
+        f"- Intervals are {LEVEL:.0%} by Student's t, and by the bootstrap's percentiles, which "
+        "are too narrow for a few seeds; no verdict hangs on the latter."
+    )
+    return [*lines, ""]
+
+
+def _rate(rate: float | None) -> str:
+    return NONE if rate is None else f"{rate:.4g}"
+
+
+def _number(value: float | None) -> str:
+    return NONE if value is None else f"{value:.4f}"
+
+
+def _ends(interval: Interval | None) -> str:
+    return NONE if interval is None else f"{interval.low:.4f} to {interval.high:.4f}"
