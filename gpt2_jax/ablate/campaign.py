@@ -67,6 +67,7 @@ def run(
     import jax
 
     from gpt2_jax.ablate.report.page import write_report
+    from gpt2_jax.ablate.report.tracked import track
     from gpt2_jax.ablate.worker import Worker
     from gpt2_jax.data.tokenizer import load_tokenizer
     from gpt2_jax.track.display import Display
@@ -94,7 +95,7 @@ def run(
     if stop.requested:
         print(f"stopped by {stop.requested}, saved; the same command goes on")
     else:
-        write_report(workdir)
+        track(workdir, definition, write_report(workdir))
         print(f"left in {workdir}: report.html report.md report/ results.json cells/")
     return code
 

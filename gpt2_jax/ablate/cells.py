@@ -58,7 +58,7 @@ class Outcome:
 
     Attributes:
       step: updates done. loss, start_loss: validation losses at the end and before the first
-        update, None where there is none.
+        update, None where there is none. guess_loss: `guessing` of the validation text.
       reason: why it is not finished.
     """
 
@@ -66,6 +66,7 @@ class Outcome:
     step: int
     loss: float | None
     start_loss: float | None
+    guess_loss: float | None = None
     reason: str | None = None
     attempts: int = 1
 
@@ -75,15 +76,9 @@ class Outcome:
         return self.status != "failed" or self.attempts >= ATTEMPTS
 
     @property
-    def trains(self) -> bool:
-        """Whether it ended with a lower loss than it began with."""
-        known = self.loss is not None and self.start_loss is not None
-        return self.status == "finished" and known and self.loss < self.start_loss  # type: ignore[operator]
-
-    @property
     def score(self) -> float:
-        """The final loss; infinite for a run that does not train."""
-        return self.loss if self.trains and self.loss is not None else math.inf
+        """The final loss; infinite for a run that did not come to its end."""
+        return math.inf if self.loss is None else self.loss
 
 
 Outcomes = Mapping[str, Outcome]
@@ -287,21 +282,23 @@ class Cells:
             self._outcome_path(name).unlink()
         return len(failed)
 
-    def judge(self, name: str, diverged: str | None) -> Outcome:
+    def judge(self, name: str, diverged: str | None, guess_loss: float) -> Outcome:
         """Returns the outcome that a run's own metrics tell.
 
         Args:
           diverged: what was said when it diverged.
+          guess_loss: `guessing` of the validation text.
         """
         rows = read_rows(self.path(name) / "metrics.jsonl")
         scored = [row for row in rows if "val/loss" in row]
         start = scored[0]["val/loss"] if scored and scored[0]["step"] == 0 else None
         loss = scored[-1]["val/loss"] if scored else None
+        if diverged is None and loss is None:
+            diverged = "the validation loss is not finite"
+        step = rows[-1]["step"]
         if diverged is not None:
-            return Outcome("diverged", rows[-1]["step"], None, start, diverged)
-        if loss is None:
-            return Outcome("diverged", rows[-1]["step"], None, start, "the loss is not finite")
-        return Outcome("finished", rows[-1]["step"], loss, start)
+            return Outcome("diverged", step, None, start, guess_loss, diverged)
+        return Outcome("finished", step, loss, start, guess_loss)
 
     def _outcome_path(self, name: str) -> Path:
         return self._ends / f"{name}.json"  # a cell's own directory is a run's and nothing else

@@ -244,6 +244,7 @@ class Wave:
                         kept[member.name] = row.get("val/loss")
             except Diverged as error:
                 member.diverged = str(error).partition(", and were skipped")[0]
+                member.record.wandb.summarize({"diverged_at": step})
         self._save(kept)
         losses = [f"{read[i]['loss'][n - 1]:.3f}" for i, m in enumerate(self.members) if m.is_in]
         self.shown(n * len(self.members), " ".join(losses))

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -15,8 +16,10 @@ from ml_collections import ConfigDict
 from gpt2_jax.ablate.cells import Cell, Cells, Outcome, Plan, all_cells, cell_config
 from gpt2_jax.ablate.claims import Claims
 from gpt2_jax.ablate.design import Campaign
+from gpt2_jax.ablate.guessing import guessing
 from gpt2_jax.ablate.members import Member, Wave, check_same, open_member
 from gpt2_jax.ablate.population import SMALL, Lanes, program_key
+from gpt2_jax.ablate.report.tracked import group
 from gpt2_jax.ablate.results import write_results
 from gpt2_jax.data.corpus import open_corpus
 from gpt2_jax.data.shards import Corpus
@@ -47,7 +50,7 @@ class Worker:
     ) -> None:
         self.base, self.campaign, self.workdir, self.shard = base, campaign, workdir, shard
         self.plan, self.cells = Plan(campaign), Cells(workdir)
-        self.vocabulary = _corpus(*_data(base))[1]
+        self.vocabulary = _corpus(*_data(base)).vocabulary
         self._configs: dict[str, ConfigDict] = {}
         self._lanes: dict[str, Lanes] = {}
 
@@ -71,9 +74,8 @@ class Worker:
         """Returns a cell's resolved config."""
         if cell.name not in self._configs:
             config = cell_config(self.base, self.campaign, cell.values, self.vocabulary)
-            wandb = config.track.wandb
-            wandb.group = wandb.group or self.workdir.absolute().name
-            wandb.name = cell.name
+            config.track.wandb.group = group(self.base, self.workdir)
+            config.track.wandb.name = cell.name
             if self.width(config) > 1:
                 config.mesh.data = 1
             self._configs[cell.name] = config
@@ -176,8 +178,9 @@ class Worker:
         except Exception as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             for cell in wave:
+                tries = attempts.get(cell.name, 0) + 1
                 outcome = Outcome(
-                    "failed", self._step(cell), None, None, reason, attempts.get(cell.name, 0) + 1
+                    "failed", self._step(cell), None, None, reason=reason, attempts=tries
                 )
                 self._close(cell, outcome, claims, display)
             return
@@ -185,7 +188,8 @@ class Worker:
             return
         for cell in wave:
             if claims.is_held(cell.name):
-                outcome = self.cells.judge(cell.name, diverged.get(cell.name))
+                data = _corpus(*_data(self.config(cell)))
+                outcome = self.cells.judge(cell.name, diverged.get(cell.name), data.guess_loss)
                 self._close(cell, outcome, claims, display)
 
     def _close(self, cell: Cell, outcome: Outcome, claims: Claims, display: Display) -> None:
@@ -198,7 +202,7 @@ class Worker:
     ) -> dict[str, str]:
         """Trains a wave to its end and returns what was said of the cells that diverged."""
         first = self.config(wave[0])
-        corpus, _ = _corpus(*_data(first))
+        corpus = _corpus(*_data(first)).corpus
         if self.width(first) == 1:
             return self._run_alone(wave[0], stop)
         members: list[Member] = []
@@ -247,12 +251,18 @@ def _data(config: ConfigDict) -> tuple[str, str | None, str, float]:
     return data.source, data.val_source, data.tokenizer, data.val_fraction
 
 
+class Text(NamedTuple):
+    """What cells train on, the size of its vocabulary, and the loss of guessing."""
+
+    corpus: Corpus
+    vocabulary: int
+    guess_loss: float
+
+
 @cache
-def _corpus(
-    source: str, val_source: str | None, tokenizer: str, val_fraction: float
-) -> tuple[Corpus, int]:
-    """Returns the text of a config's cells, opened once, and the size of its vocabulary."""
+def _corpus(source: str, val_source: str | None, tokenizer: str, val_fraction: float) -> Text:
+    """Returns the text of a config's cells, opened once."""
     corpus, known = open_corpus(source, val_source, tokenizer, val_fraction)
     if len(corpus.val) < 2:
         raise UserError("the validation text has fewer than two tokens; give more of it")
-    return corpus, known.size
+    return Text(corpus, known.size, guessing(corpus.val))

@@ -14,7 +14,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ from gpt2_jax.track.metrics import Row
 INIT_SECONDS = 10
 FINISH_SECONDS = 15
 SEND_SECONDS = 2  # how often rows leave; wandb's own 15 s are lost when the process is killed
+
+
+Table = tuple[Sequence[str], Sequence[Sequence[Any]]]  # columns, rows
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,20 @@ class WandbLog:
             if text is not None:
                 media["sample"] = wandb.Html(f"<pre>{html.escape(text)}</pre>", inject=False)
             run.log(media, step=step)
+
+        self._hand_over(send)
+
+    def report(self, tables: dict[str, Table], images: dict[str, Path]) -> None:
+        """Hands over tables (columns and rows) and pictures, each under its name."""
+
+        def send(run: Any) -> None:
+            import wandb
+
+            media: dict[str, Any] = {
+                name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+                for name, (columns, rows) in tables.items()
+            }
+            run.log(media | {name: wandb.Image(str(path)) for name, path in images.items()})
 
         self._hand_over(send)
 
@@ -167,6 +184,7 @@ class WandbLog:
         return wandb.init(
             id=options.run_id,
             resume="allow",
+            reinit="create_new",  # several runs of one process, side by side
             mode=mode,
             dir=str(options.workdir),
             project=options.project or env.get("WANDB_PROJECT") or "gpt2_jax",

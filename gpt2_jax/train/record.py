@@ -166,7 +166,13 @@ class Record:
         plot_loss(rows, self.directory.plot_path, title, subtitle)
         self.wandb.show(step, self.directory.plot_path, text)
         final = {k: v for row in rows for k, v in row.items() if k.startswith("val/")}
-        self.wandb.summarize({f"final/{name}": value for name, value in final.items()})
+        tokens = report.total_tokens(config)
+        counts = {
+            "parameters": self.structure.n_params(),
+            "flops": self._flops_per_token * tokens,
+            "tokens": tokens,
+        }
+        self.wandb.summarize({f"final/{name}": value for name, value in final.items()} | counts)
 
     def close(self, code: int) -> None:
         """Ends threads and files, each of them whatever the others meet."""

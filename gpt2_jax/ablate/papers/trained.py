@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gpt2_jax import config as configs
+from gpt2_jax.ablate.guessing import guessing
 from gpt2_jax.ablate.papers.claim import Claim, Part, bend
 from gpt2_jax.ablate.papers.start import growth_parts
 from gpt2_jax.ablate.population import Population
@@ -41,14 +42,6 @@ def text() -> Tokens:
     corpus, _ = open_corpus("stdlib", None, "bytes", 0.1)
     assert corpus.train is not None
     return corpus.train
-
-
-@cache
-def guessing() -> float:
-    """Returns the nats a byte of one who knows how frequent each byte is and nothing else."""
-    counts = np.bincount(text().window(0, len(text())), minlength=256)
-    p = counts[counts > 0] / counts.sum()
-    return float(-(p * np.log(p)).sum())
 
 
 def small_config(placement: str, n_layer: int, rate: float, warmup: int, seed: int) -> ConfigDict:
@@ -98,7 +91,7 @@ def largest(results: np.ndarray, share: float, rates: Sequence[float] = RATES) -
 
     That is, takes at least `share` of what the best rate takes off the nats of guessing.
     """
-    taken = np.nan_to_num(guessing() - results, nan=-1.0)
+    taken = np.nan_to_num(guessing(text()) - results, nan=-1.0)
     learns = (taken > 0) & (taken >= share * float(np.max(taken)))
     return max((rate for rate, ok in zip(rates, learns, strict=True) if ok), default=0.0)
 
@@ -124,8 +117,8 @@ def largest_rates(n_layer: int = 24) -> Claim:
         "larger (1e-2).",
         f"{SETUP}; {n_layer} blocks, warm-up of {WARMUP}. Mean nats a byte over the last {LAST} "
         f"updates, the worse of {SEEDS} seeds. At a rate it learns if that is below the "
-        f"{guessing():.2f} of guessing by frequency, and it trains if it takes at least half as "
-        "much off them as at its best rate; a run may learn a little and still be broken.",
+        f"{guessing(text()):.2f} of guessing by frequency, and it trains if it takes at least half "
+        "as much off them as at its best rate; a run may learn a little and still be broken.",
         ("rate", *names),
         rows,
         [
@@ -156,7 +149,7 @@ def without_warmup(n_layer: int = 12) -> Claim:
     rows = [
         (f"{rate:.2g}", *(results[n][w][i] for n, w in columns)) for i, rate in enumerate(RATES)
     ]
-    learn = {(n, w): int((results[n][w] < guessing()).sum()) for n, w in columns}
+    learn = {(n, w): int((results[n][w] < guessing(text())).sum()) for n, w in columns}
     best = {(n, w): float(np.nanmin(results[n][w])) for n, w in columns}
     counts = lambda n: f"at {learn[n, 0]} and {learn[n, 100]} of {len(RATES)} rates"
     lows = f"{best['pre_ln', 0]:.2f} and {best['pre_ln', 100]:.2f}"
@@ -166,7 +159,7 @@ def without_warmup(n_layer: int = 12) -> Claim:
         "without a warm-up Post-LN fails at rates at which it trains with one (BLEU 8.45 in place "
         "of 34 on IWSLT14 at 1e-3), and Pre-LN does as well without.",
         f"{SETUP}; {n_layer} blocks. Mean nats a byte over the last {LAST} updates, the worse of "
-        f"{SEEDS} seeds; guessing by frequency takes {guessing():.2f}.",
+        f"{SEEDS} seeds; guessing by frequency takes {guessing(text()):.2f}.",
         ("rate", *(f"{n}, warm-up {w}" for n, w in columns)),
         rows,
         [

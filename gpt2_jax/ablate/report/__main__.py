@@ -21,8 +21,10 @@ def main(argv: list[str]) -> None:
     del argv
     if not _WORKDIR.value:
         raise UserError("give --workdir, the campaign's directory")
-    for path in write_report(Path(_WORKDIR.value)):
-        print(path)
+    found = write_report(Path(_WORKDIR.value))
+    print(f"left in {_WORKDIR.value}: report.html report.md report/ results.json")
+    if not found.complete:
+        print(f"{found.n_done} of the {found.n_cells} cells known so far are in")
 
 
 if __name__ == "__main__":

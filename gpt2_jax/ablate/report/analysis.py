@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpt2_jax.ablate.cells import Cell, Cells, Outcome, Plan, Searched, all_cells
-from gpt2_jax.ablate.design import Campaign, describe
+from gpt2_jax.ablate.design import Campaign, Values, describe
 from gpt2_jax.ablate.statistics import (
     Comparison,
     Interval,
@@ -25,7 +25,7 @@ from gpt2_jax.track.metrics import Row, read_rows
 from gpt2_jax.train.rundir import RunDirectory
 
 FEW_SEEDS = 5  # below which a report warns
-SAME_PARAMETERS = 1e-3  # share by which models may differ and count as equally large
+SAME_PARAMETERS = 5e-3  # share by which models may differ and count as equally large
 FIGURES = (
     *("stream_rms", "attn_ratio", "mlp_ratio", "cosine", "grad_norm"),
     *("skip_cost", "entropy", "largest_score"),
@@ -41,6 +41,11 @@ class Run:
     path: Path
     rows: list[Row]
     info: dict[str, Any]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it came to its end."""
+        return self.outcome.status == "finished"
 
     @property
     def starts(self) -> list[dict[str, Any]]:
@@ -60,7 +65,7 @@ class Variant:
 
     Attributes:
       runs: of the verdict, in the order of seeds. searched: of its rate, with `search_runs`.
-      mean, bootstrap: of the final losses; None where not every seed trained.
+      mean, bootstrap: of the final losses; None where not every seed came to its end.
       comparison: with its baseline; None for a baseline, or where a run is missing or diverged.
       needed: seeds that would see such a difference; None where that is not to be said.
     """
@@ -85,18 +90,18 @@ class Variant:
 
     @property
     def losses(self) -> dict[int, float]:
-        """Final losses of the verdict's runs that trained, by seed."""
-        return {run.cell.seed: run.outcome.score for run in self.runs if run.outcome.trains}
+        """Final losses of the verdict's runs that came to their end, by seed."""
+        return {run.cell.seed: run.outcome.score for run in self.runs if run.is_finished}
 
     @property
-    def untrained(self) -> list[Run]:
-        """Runs of the verdict that diverged, failed, or ended where they began."""
-        return [run for run in self.runs if not run.outcome.trains]
+    def lost(self) -> list[Run]:
+        """Runs of the verdict that diverged or failed."""
+        return [run for run in self.runs if not run.is_finished]
 
     @property
     def is_whole(self) -> bool:
-        """Whether every seed of the verdict trained."""
-        return bool(self.runs) and not self.missing and not self.untrained
+        """Whether every seed of the verdict came to its end."""
+        return bool(self.runs) and not self.missing and not self.lost
 
     @property
     def is_at_edge(self) -> bool:
@@ -122,15 +127,22 @@ class Variant:
 
     @property
     def largest_rate(self) -> float | None:
-        """The largest rate at which all of the search's runs trained."""
-        by_rate: dict[float, list[bool]] = {}
-        for run in self.search_runs:
-            by_rate.setdefault(rate_of(run.cell), []).append(run.outcome.trains)
-        return max((rate for rate, trained in by_rate.items() if all(trained)), default=None)
+        """The largest rate that trains; None where none does.
+
+        That is, at which each of the search's runs takes at least half of what the best run takes
+        off the nats of guessing.
+        """
+        known = [r for r in self.search_runs if r.outcome.guess_loss is not None]
+        taken = [(rate_of(r.cell), (r.outcome.guess_loss or 0.0) - r.outcome.score) for r in known]
+        most = max((nats for _, nats in taken), default=0.0)
+        if most <= 0:
+            return None
+        bad = {rate for rate, nats in taken if nats < most / 2}
+        return max(rate for rate, _ in taken if rate not in bad)
 
     def by_depth(self, name: str, last: bool) -> np.ndarray | None:
         """Returns a figure by block (L), before the first update or at the end, mean over seeds."""
-        found = [_blocks(run.rows, name, last) for run in self.runs if run.outcome.trains]
+        found = [_blocks(run.rows, name, last) for run in self.runs if run.is_finished]
         known = [values for values in found if values is not None]
         return np.mean(known, 0) if known else None
 
@@ -156,6 +168,14 @@ class Analysis:
     def variant(self, name: str) -> Variant:
         """Returns the variant of that name."""
         return next(variant for variant in self.variants if variant.name == name)
+
+
+def label(campaign: Campaign, variant: Values) -> str:
+    """Returns a variant's name in a report: its value alone where all vary in one field."""
+    fields = {tuple(values) for values in campaign.variants}
+    if len(fields) == 1 and len(variant) == 1:
+        return describe(variant).partition("=")[2]
+    return describe(variant)
 
 
 def rate_of(cell: Cell) -> float:
@@ -207,9 +227,9 @@ def _variant(
     values, search = plan.campaign.variants[i], plan.campaign.search
     verdict = [run for run in done if run.cell.purpose == "verdict"]
     return Variant(
-        name=describe(values),
+        name=label(plan.campaign, values),
         values=values,
-        baseline=describe(plan.campaign.baseline_of(values)),
+        baseline=label(plan.campaign, plan.campaign.baseline_of(values)),
         rate=search.rate(searched.best) if search and searched.best is not None else None,
         searched=searched,
         search_runs=[run for run in done if run.cell.purpose == "search"],
@@ -281,10 +301,11 @@ def _of_variant(variant: Variant, found: Analysis) -> list[str]:
     out = []
     if failed := [r for r in (*variant.search_runs, *variant.runs) if r.outcome.status == "failed"]:
         out.append(f"{variant.name}: {len(failed)} cells failed ({failed[0].outcome.reason}).")
-    if variant.untrained:
+    if variant.lost:
         out.append(
-            f"{variant.name}: {len(variant.untrained)} of {len(variant.runs)} fresh seeds did not "
-            "train at the rate that the search chose, so that it is compared with nothing."
+            f"{variant.name}: {len(variant.lost)} of {len(variant.runs)} fresh seeds did not "
+            "come to their end at the rate that the search chose, so that it is compared with "
+            "nothing."
         )
     if variant.is_at_edge:
         out.append(

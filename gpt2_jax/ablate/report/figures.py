@@ -39,8 +39,8 @@ def draw_all(found: Analysis, folder: Path) -> dict[str, str]:
         _rates(found, folder / "rates")
         drawn["rates.png"] = (
             "Final validation loss against the learning rate: the search's seeds (points; crosses "
-            "at the top did not train) and their mean (line), fresh seeds at the chosen rate "
-            "(open circles); the baseline's line in grey."
+            "at the top diverged, or are above the picture) and their mean (line), fresh seeds at "
+            "the chosen rate (open circles); the baseline's line in grey."
         )
     if any(variant.runs for variant in found.variants):
         _curves(found, folder / "curves")
@@ -104,6 +104,10 @@ def _rates(found: Analysis, path: Path) -> None:
         panel.set_ylim(low - 0.08 * (top - low), top + 0.04 * (top - low))
     for panel in axes[len(found.variants) :]:
         panel.axis("off")
+    for panel in axes[max(0, len(found.variants) - columns) : len(found.variants)]:
+        panel.tick_params(labelbottom=True)  # also of those above an empty place
+    for panel in axes[: max(0, len(found.variants) - columns)]:
+        panel.set_xlabel("")
     axes[0].set_ylabel("nats a token")
     save(figure, path, SUFFIXES)
 
@@ -131,7 +135,7 @@ def _curves(found: Analysis, path: Path) -> None:
     figure, axes = panels(1, 3, height=2.8)
     ends = []
     for i, variant in enumerate(found.variants):
-        curves = {run.cell.seed: run.curve for run in variant.runs if run.outcome.trains}
+        curves = {run.cell.seed: run.curve for run in variant.runs if run.is_finished}
         if not curves:
             continue
         _band(axes[0], i, variant.name, _by_step(list(curves.values())))

@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 
 from gpt2_jax.ablate.cells import Cells, Plan
 from gpt2_jax.ablate.definition import read
-from gpt2_jax.ablate.report.analysis import analyse
+from gpt2_jax.ablate.report.analysis import Analysis, analyse
 from gpt2_jax.ablate.report.figures import draw_all
 from gpt2_jax.ablate.report.text import markdown
 from gpt2_jax.ablate.results import write_results
@@ -30,8 +30,8 @@ img { max-width: 100%; }
 """
 
 
-def write_report(workdir: Path) -> list[Path]:
-    """Writes results.json and the report of what is there, and returns the report's files.
+def write_report(workdir: Path) -> Analysis:
+    """Writes results.json and report.md and report.html of what is there, and returns that.
 
     Raises:
       UserError: if there is no campaign, or no room.
@@ -48,10 +48,9 @@ def write_report(workdir: Path) -> list[Path]:
         text = markdown(found, definition, {f"{FIGURES}/{k}": v for k, v in captions.items()})
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
-        paths = [workdir / "report.md", workdir / "report.html"]
-        write_atomic(paths[0], text)
-        write_atomic(paths[1], page(text, workdir))
-    return paths
+        write_atomic(workdir / "report.md", text)
+        write_atomic(workdir / "report.html", page(text, workdir))
+    return found
 
 
 def page(text: str, folder: Path) -> str:

@@ -61,7 +61,8 @@ def _head(found: Analysis, definition: Definition) -> list[str]:
     return [
         f"# {escaped(definition.title)}",
         "",
-        f"{len(found.variants)} variants beside {escaped(describe(campaign.baseline))}: {state}.",
+        f"{len(found.variants)} variants, {escaped(describe(campaign.baseline))} for a "
+        f"baseline: {state}.",
         f"{base.model.n_layer} layers of width {base.model.n_embd} on "
         f"{escaped(base.data.source)} (tokenizer {escaped(base.data.tokenizer)}), "
         f"{escaped(base.optimizer.name)}; {escaped(_budget(definition))}.",
@@ -121,8 +122,8 @@ def _word(variant: Variant) -> str:
         verdict = variant.comparison.verdict
         at = " at this budget" if verdict == "not distinguishable" else ""
         return f"**{verdict}**{at}"
-    if variant.untrained:
-        return f"{len(variant.untrained)} of {len(variant.runs)} seeds did not train"
+    if variant.lost:
+        return f"{len(variant.lost)} of {len(variant.runs)} seeds diverged or failed"
     return f"{variant.missing} runs missing" if variant.missing else "baseline not complete"
 
 
@@ -171,8 +172,8 @@ def _rates(found: Analysis) -> list[str]:
         "Sensitivity is that of Wortsman et al. 2023 (2309.14322): the mean over rates of the "
         "loss, at most that before the first update, less the best one's"
         + (f", here over the rates that all were tried at ({over})." if over else "."),
-        "The largest rate that trains is the largest at which the final loss is finite and below "
-        "that before the first update, for every seed of the search.",
+        "The largest rate that trains is the largest at which every seed of the search takes at "
+        "least half of what the variant's best one takes off the nats of guessing by frequency.",
         "",
         *table(("variant", "best", "largest that trains", "sensitivity", "rates tried"), rows),
     ]

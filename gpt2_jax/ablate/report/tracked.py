@@ -1,0 +1,71 @@
+"""A report's table and figures on a wandb run of their own, in the campaign's group."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from gpt2_jax import config as configs
+from gpt2_jax.ablate.definition import Definition
+from gpt2_jax.ablate.report.analysis import Analysis, Variant
+from gpt2_jax.files import disk_errors, write_atomic
+from gpt2_jax.track.wandb_log import WandbLog, WandbOptions
+
+COLUMNS = (
+    *("variant", "rate", "loss", "low", "high", "difference", "difference_low"),
+    *("difference_high", "p", "verdict", "parameters", "flops", "tokens_per_sec", "sensitivity"),
+)
+
+
+def group(base: ConfigDict, workdir: Path) -> str:
+    """Returns the wandb group of a campaign's cells and of its report."""
+    return base.track.wandb.group or workdir.absolute().name
+
+
+def track(workdir: Path, definition: Definition, found: Analysis) -> None:
+    """Logs the report to wandb; without wandb, or a network, nothing is lost but that."""
+    given = definition.base.track.wandb
+    options = WandbOptions(
+        run_id=_run_id(workdir),
+        workdir=workdir,
+        mode=given.mode,
+        project=given.project,
+        entity=given.entity,
+        name="report",
+        group=group(definition.base, workdir),
+        tags=configs.words(given.tags),
+    )
+    log = WandbLog(options, {"campaign": definition.file}, [], lambda line: None)
+    table = (COLUMNS, [_row(variant, found) for variant in found.variants])
+    pictures = {path.stem: path for path in sorted((workdir / "report").glob("*.png"))}
+    log.report({"verdict": table}, pictures)
+    log.close(0)
+
+
+def _row(variant: Variant, found: Analysis) -> list[float | str | None]:
+    mean = variant.mean or (None, None, None)
+    compared = variant.comparison
+    difference = compared.difference if compared else (None, None, None)
+    return [
+        variant.name,
+        variant.rate,
+        *mean,
+        *difference,
+        compared.corrected if compared else None,
+        compared.verdict if compared else "baseline" if variant.is_baseline else None,
+        variant.info.get("parameters"),
+        variant.info.get("flops"),
+        variant.tokens_per_sec,
+        found.sensitivities.get(variant.name),
+    ]
+
+
+def _run_id(workdir: Path) -> str:
+    """Returns the report's wandb id, the same for each of its versions."""
+    path = workdir / ".wandb_id"
+    if not path.exists():
+        with disk_errors(str(path)):
+            write_atomic(path, secrets.token_hex(4))
+    return path.read_text()
