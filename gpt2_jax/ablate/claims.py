@@ -63,11 +63,13 @@ class Claims:
         if number is not None and not self._is_free(self._path(cell, number)):
             return False
         number = 0 if number is None else number + 1
-        try:
-            with disk_errors("a claim"), open(self._path(cell, number), "x") as file:
+        with disk_errors("a claim"):
+            try:
+                file = open(self._path(cell, number), "x")
+            except FileExistsError:
+                return False
+            with file:
                 json.dump(self._me, file)
-        except FileExistsError:
-            return False
         self._held[cell] = number
         return True
 

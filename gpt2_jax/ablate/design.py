@@ -101,7 +101,8 @@ class Campaign:
 
     Attributes:
       variants: fields that each variant sets.
-      baseline: fields whose values make a variant that which it is compared with.
+      baseline: fields whose values make a variant that which it is compared with; None: the
+        base's value.
       seeds: of the runs that the verdict is about; the same for every variant, so that runs of
         one seed see the same data in the same order.
       search: of each variant's learning rate; None: they train at the rate that they have.
@@ -121,7 +122,8 @@ class Campaign:
 
     def baseline_of(self, variant: Values) -> Values:
         """Returns the variant that this one is compared with; of the baseline, itself."""
-        return variant | self.baseline
+        whole = variant | self.baseline
+        return {name: value for name, value in whole.items() if value is not None}
 
     def check(self) -> None:
         """Refuses what makes no campaign.
@@ -168,19 +170,20 @@ def _check_search(search: Search, seeds: tuple[int, ...]) -> None:
         raise UserError("the campaign's search needs lowest above 0 and a ratio of at least 1.05")
     if not 3 <= search.n <= search.most:
         raise UserError(
-            f"the campaign's search needs 3 to most={search.most} rates, not {search.n}"
+            f"the campaign's search needs 3 to most={search.most} rates, has {search.n}"
         )
-    if not search.seeds or (both := set(search.seeds) & set(seeds)):
-        both = both if search.seeds else set()
+    if not search.seeds or len(set(search.seeds)) < len(search.seeds):
+        raise UserError(f"the search's seeds={search.seeds} must be some, each once")
+    if both := sorted(set(search.seeds) & set(seeds)):
         raise UserError(
-            f"the campaign's search has no seeds, or some of the verdict's ({sorted(both)}): "
-            "a seed that chose a rate says nothing fair about it"
+            f"the search has seeds of the verdict ({both}): runs that chose a rate cannot judge it"
         )
 
 
 def describe(values: Values) -> str:
     """Returns `placement=post_ln,n_layer=8`: the last words of the fields where those are clear."""
-    return ",".join(f"{short(name)}={_shown(value)}" for name, value in values.items())
+    set_ = {name: value for name, value in values.items() if value is not None}
+    return ",".join(f"{short(name)}={_shown(value)}" for name, value in set_.items())
 
 
 def short(field: str) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from gpt2_jax.files import write_atomic
 
 WIDTH = 7.0  # inches: the text of a page
 # Okabe and Ito's, told apart by the colour-blind; grey and two more where they run out.
@@ -94,5 +97,7 @@ def save(figure: Any, path: Path, suffixes: Sequence[str] = (".pdf", ".png")) ->
     import matplotlib.pyplot as plt
 
     for suffix in suffixes:
-        figure.savefig(path.with_suffix(suffix))
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=suffix[1:])
+        write_atomic(path.with_suffix(suffix), buffer.getvalue())
     plt.close(figure)

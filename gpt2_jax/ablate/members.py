@@ -254,6 +254,8 @@ class Wave:
         for i, member in enumerate(self.members):
             if member.name not in kept or not member.is_in:
                 continue
+            if member.record.saved_step == self.step:
+                continue
             if not member.may_go_on():
                 member.lost = True
                 self.say(f"{member.name}: another worker took it over")

@@ -96,8 +96,8 @@ class Lanes:
 
     Args:
       config: resolved; of any member.
-      width: members at a time; a multiple of the devices.
-      devices: to spread them over; unset: all.
+      width: members at a time.
+      devices: to spread them over, as many as divide them; unset: all.
       abreast: whether a device's members advance side by side (`vmap`), as suits a GPU that one of
         them does not fill; otherwise one after the other (`lax.map`).
 
@@ -116,7 +116,8 @@ class Lanes:
         self.structure = structure(config.model)
         if self.structure.placement.profiled:
             raise ValueError("members of a population cannot start from a profile of their own")
-        devices = (devices or jax.devices())[:width]
+        devices = devices or jax.devices()
+        devices = devices[: max(n for n in range(1, len(devices) + 1) if width % n == 0)]
         mesh = Mesh(devices, (MEMBERS,), axis_types=(AxisType.Auto,))
         self.device_kind: str = devices[0].device_kind
         self.attention = resolve_kernel(config.model, jax.default_backend())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import re
-import shutil
 from pathlib import Path
 
 from markdown_it import MarkdownIt
@@ -41,13 +40,10 @@ def write_report(workdir: Path) -> Analysis:
     found = analyse(plan, cells)
     write_results(workdir, plan, cells)
     with disk_errors(f"--workdir={workdir}"):
-        partial, folder = workdir / f".{FIGURES}.partial", workdir / FIGURES
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        captions = draw_all(found, partial)
+        folder = workdir / FIGURES
+        folder.mkdir(exist_ok=True)
+        captions = draw_all(found, folder)
         text = markdown(found, definition, {f"{FIGURES}/{k}": v for k, v in captions.items()})
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
         write_atomic(workdir / "report.md", text)
         write_atomic(workdir / "report.html", page(text, workdir))
     return found

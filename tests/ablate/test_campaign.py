@@ -1,0 +1,420 @@
+"""Whole campaigns of tiny models: in this process, and in real ones that are killed."""
+
+import dataclasses
+import json
+import math
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from gpt2_jax import config as configs
+from gpt2_jax.ablate import worker as workers
+from gpt2_jax.ablate.cells import all_cells
+from gpt2_jax.ablate.definition import Definition, write
+from gpt2_jax.ablate.design import Campaign, Search, grid
+from gpt2_jax.ablate.report.page import write_report
+from gpt2_jax.ablate.worker import Worker
+from gpt2_jax.errors import EXIT_FINISHED, EXIT_STOPPED, UserError
+from gpt2_jax.track.display import Display
+from gpt2_jax.track.metrics import read_rows
+from gpt2_jax.train.feed import StopSignal
+from gpt2_jax.train.loop import train
+from gpt2_jax.train.restore import open_run
+from tests.tools import ROOT, environment, one_line_error, run
+
+P, LR = "model.placement", "optimizer.peak_lr"
+BASE = {
+    "model": {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 16, "unroll": False},
+    "data": {"seq_len": 16},
+    "optimizer": {"warmup_steps": 4, "schedule": "linear"},
+    "train": {
+        "steps": 24, "batch_size": 4, "log_every": 4, "eval_every": 12, "eval_tokens": 512,
+        "checkpoint_every": 8,
+    },
+    "track": {"diagnostics_every": 12},
+}  # fmt: skip
+CAMPAIGN = Campaign(
+    grid({P: ("pre_ln", "post_ln")}),
+    {P: "pre_ln"},
+    seeds=(1, 2, 3),
+    search=Search(2.0**-7, n=3),
+    at_once=2,
+)
+
+
+def base(text, **changes):
+    config = configs.default()
+    for section, fields in BASE.items():
+        config[section].update(fields)
+    config.data.source = str(text)
+    for name, value in changes.items():
+        section, _, field = name.partition("__")
+        config[section][field] = value
+    return config
+
+
+def conduct(workdir, config, campaign=CAMPAIGN):
+    """Carries a campaign out in this process."""
+    write(workdir, Definition("a.py", config, config, campaign))
+    worker = Worker(config, campaign, workdir)
+    worker.check()
+    with StopSignal() as stop:
+        code = worker.work(Display(), stop)
+    return worker, code
+
+
+def results(workdir):
+    return json.loads((workdir / "results.json").read_text())
+
+
+def starts(path):
+    return json.loads((path / "run.json").read_text())["starts"]
+
+
+@pytest.fixture(scope="module")
+def whole(text_file, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("campaign")
+    worker, code = conduct(workdir, base(text_file))
+    assert code == EXIT_FINISHED
+    return workdir, worker
+
+
+def test_every_cell_is_an_ordinary_run(whole):
+    workdir, _ = whole
+    found = results(workdir)
+    assert found["complete"] and len(found["cells"]) == len(list((workdir / "cells").iterdir()))
+    assert {c["status"] for c in found["cells"]} == {"finished"}
+    for cell in found["cells"]:
+        path = workdir / "cells" / cell["name"]
+        names = {p.name for p in path.iterdir() if not p.name.startswith(".")}
+        assert names == {"config.json", "run.json", "metrics.jsonl", "checkpoints", "loss.png"}
+        rows = read_rows(path / "metrics.jsonl")
+        assert [row["step"] for row in rows] == [0, 4, 8, 12, 16, 20, 24]
+        assert [s for s, _ in cell["curve"]] == [0, 12, 24] and cell["curve"][-1][1] == cell["loss"]
+        assert "stream_rms/block_01" in rows[0] and "grad_norm/block_01" in rows[-1]
+        assert cell["loss"] < cell["start_loss"]
+    opened = open_run(str(path))
+    assert opened.step == 24 and opened.config.seed == cell["values"]["seed"]
+
+
+def test_fresh_seeds_are_at_the_best_rate_and_shared(whole):
+    found = results(whole[0])
+    for i, variant in enumerate(found["variants"]):
+        mine = [c for c in found["cells"] if c["variant"] == i]
+        searched = {c["values"][LR]: c["loss"] for c in mine if c["purpose"] == "search"}
+        verdict = [c["values"] for c in mine if c["purpose"] == "verdict"]
+        assert variant["rate"] == min(searched, key=searched.get)
+        assert min(searched) < variant["rate"] < max(searched)
+        assert [(v[LR], v["seed"]) for v in verdict] == [(variant["rate"], s) for s in (1, 2, 3)]
+    assert len(set(searched.values())) == len(searched)
+
+
+def test_a_cell_is_what_the_same_config_trains_alone(whole, tmp_path):
+    """Losses to 1e-5: where a number is data the compiler groups operations in another way."""
+    workdir, _ = whole
+    name = results(workdir)["cells"][0]["name"]  # its rate is low: rounding stays what it is
+    config = configs.from_json(workdir / "cells" / name / "config.json")
+    assert train(config, str(tmp_path / "alone")) == EXIT_FINISHED
+    alone = read_rows(tmp_path / "alone" / "metrics.jsonl")
+    cell = read_rows(workdir / "cells" / name / "metrics.jsonl")
+    for a, b in zip(alone, cell, strict=True):
+        assert set(a) == set(b)
+        for key in ("train/loss", "val/loss", "train/grad_norm", "stream_rms/block_01"):
+            if key in a:
+                assert a[key] == pytest.approx(b[key], rel=1e-5 if "loss" in key else 1e-4), key
+    assert alone[-1]["train/loss"] != pytest.approx(alone[1]["train/loss"], rel=1e-2)
+
+
+def test_a_cell_can_be_prolonged_by_itself(whole, tmp_path):
+    """Its checkpoints are those of any run."""
+    name = results(whole[0])["cells"][0]["name"]
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(whole[0] / "cells" / name), str(copy)], check=True)
+    config = configs.from_json(copy / "config.json")
+    config.train.steps = 28
+    config.optimizer.schedule = "linear"
+    assert train(config, str(copy)) == EXIT_FINISHED
+    assert read_rows(copy / "metrics.jsonl")[-1]["step"] == 28
+    assert starts(copy)[-1]["from_step"] == 24
+
+
+def test_started_again_it_trains_nothing(whole, monkeypatch):
+    workdir, worker = whole
+    monkeypatch.setattr(Worker, "_train", lambda *_: pytest.fail("trained again"))
+    before = (workdir / "results.json").stat().st_mtime_ns
+    assert conduct(workdir, worker.base)[1] == EXIT_FINISHED
+    assert (workdir / "results.json").stat().st_mtime_ns == before
+
+
+def test_a_changed_file_adds_and_drops_cells_and_touches_no_other(whole, tmp_path, monkeypatch):
+    workdir = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(whole[0]), str(workdir)], check=True)
+    times = lambda: {p: p.stat().st_mtime_ns for p in workdir.glob("cells/*/metrics.jsonl")}
+    before = times()
+    changed = dataclasses.replace(
+        CAMPAIGN, variants=grid({P: ("pre_ln", "rezero")}), seeds=(1, 2, 4)
+    )
+    conduct(workdir, whole[1].base, changed)
+    after = times()
+    assert {p: after[p] for p in before} == before
+    new = [p.parent.name for p in after if p not in before]
+    assert all("rezero" in name or "seed=4" in name for name in new)
+    found = results(workdir)
+    assert [v["name"] for v in found["variants"]] == ["placement=pre_ln", "placement=rezero"]
+    assert not any("post_ln" in c["name"] or c["values"]["seed"] == 3 for c in found["cells"])
+
+
+def test_another_base_is_refused(whole, text_file):
+    with pytest.raises(UserError, match=r"begun with another config: optimizer.b2 \(was 0.95"):
+        conduct(whole[0], base(text_file, optimizer__b2=0.9))
+    with pytest.raises(UserError, match=r"train.steps \(was 24, now 48\)"):
+        conduct(whole[0], base(text_file, train__steps=48))
+
+
+def test_a_directory_of_something_else_is_refused(tmp_path, text_file):
+    (tmp_path / "thesis.tex").write_text("do not touch")
+    with pytest.raises(UserError, match="is not empty and holds no campaign"):
+        Worker(base(text_file), CAMPAIGN, tmp_path).check()
+
+
+def test_a_diverging_cell_is_a_result(text_file, tmp_path):
+    rates = {LR: (1e-2, 1e30)}
+    campaign = Campaign(grid(rates), {LR: 1e-2}, seeds=(1, 2), at_once=4)
+    config = base(text_file, optimizer__max_skipped=3, train__log_every=1)
+    _, code = conduct(tmp_path, config, campaign)
+    assert code == EXIT_FINISHED
+    found = results(tmp_path)
+    assert [c["status"] for c in found["cells"]] == ["finished"] * 2 + ["diverged"] * 2
+    wild = found["cells"][2]
+    assert wild["step"] < 24 and wild["loss"] is None and "3 updates in a row" in wild["reason"]
+    assert str(tmp_path) not in wild["reason"]
+    alone = dataclasses.replace(campaign, variants=grid({LR: (1e-2,)}))
+    conduct(tmp_path / "calm", config, alone)
+    assert [c["loss"] for c in results(tmp_path / "calm")["cells"]] == [
+        c["loss"] for c in found["cells"][:2]
+    ]
+    text = (write_report(tmp_path), (tmp_path / "report.md").read_text())[1]
+    assert "2 of 2 fresh seeds did not come to their end" in text
+
+
+def test_a_failing_cell_is_tried_twice_and_the_rest_goes_on(text_file, tmp_path, monkeypatch):
+    real, tries = workers.open_member, []
+
+    def broken(name, *rest):
+        if "seed=2" in name:
+            tries.append(name)
+            raise RuntimeError("a cosmic ray")
+        return real(name, *rest)
+
+    campaign = Campaign(grid({P: ("pre_ln",)}), {P: "pre_ln"}, seeds=(1, 2, 3), at_once=3)
+    monkeypatch.setattr(workers, "open_member", broken)
+    worker, code = conduct(tmp_path, base(text_file), campaign)
+    assert code == EXIT_FINISHED and len(tries) == 2
+    status = {c["values"]["seed"]: c["status"] for c in results(tmp_path)["cells"]}
+    assert status == {1: "finished", 2: "failed", 3: "finished"}
+    found = write_report(tmp_path)
+    assert any("1 cells failed (RuntimeError: a cosmic ray)" in line for line in found.warnings)
+    monkeypatch.undo()
+    assert worker.cells.forget_failures(all_cells(worker.plan, worker.cells)[0]) == 1
+    conduct(tmp_path, base(text_file), campaign)
+    assert [c["status"] for c in results(tmp_path)["cells"]] == ["finished"] * 3
+
+
+def test_cells_that_start_from_a_profile_train_alone(text_file, tmp_path):
+    campaign = Campaign(grid({P: ("pre_ln", "admin")}), {P: "pre_ln"}, seeds=(1, 2), at_once=2)
+    conduct(tmp_path, base(text_file), campaign)
+    found = results(tmp_path)
+    assert [c["status"] for c in found["cells"]] == ["finished"] * 4
+    assert "validation loss" in (tmp_path / "logs/placement=admin,seed=1.txt").read_text()
+
+
+def test_a_signal_saves_and_the_next_start_goes_on(text_file, tmp_path, whole, monkeypatch):
+    """Results are those of the campaign that was left alone, to the bit."""
+    workdir, worker = tmp_path / "w", Worker(base(text_file), CAMPAIGN, tmp_path / "w")
+    write(workdir, Definition("a.py", worker.base, worker.base, CAMPAIGN))
+    monkeypatch.setattr("gpt2_jax.ablate.members.AT_ONCE", 5)  # pauses of other kinds, too
+    n = 0
+    while True:
+        n += 1
+        with StopSignal() as stop:
+            display, seen = Display(), []
+
+            def advance(updates, losses, stop=stop, seen=seen, n=n):
+                seen.append(updates)
+                if len(seen) == 2 + n % 3:
+                    stop.requested = "SIGTERM"
+
+            display.advance = advance
+            if Worker(worker.base, CAMPAIGN, workdir).work(display, stop) == EXIT_FINISHED:
+                break
+            assert stop.requested and n < 50
+    assert n > 5
+    assert (workdir / "results.json").read_bytes() == (whole[0] / "results.json").read_bytes()
+    steps = [s["from_step"] for p in (workdir / "cells").iterdir() for s in starts(p)]
+    assert any(0 < step < 24 for step in steps)
+    assert not list((workdir / "cells").glob("*/checkpoints/*.partial"))
+
+
+# -- real processes
+
+FILE = """
+from ml_collections import ConfigDict
+from gpt2_jax import config as configs
+from gpt2_jax.ablate.design import Campaign, Search, grid
+
+def get_config():
+    config = configs.default()
+    for section, fields in {base!r}.items():
+        config[section].update(fields)
+    config.train.steps = 120
+    config.train.checkpoint_every = 20
+    config.train.eval_every = 60
+    config.track.diagnostics_every = 60
+    return config
+
+def get_campaign():
+    return Campaign(
+        grid({{"model.placement": ("pre_ln", "post_ln")}}),
+        {{"model.placement": "pre_ln"}},
+        seeds=(1, 2, 3),
+        search=Search(2.0**-7, n=3),
+        at_once=2,
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("file") / "two.py"
+    path.write_text(FILE.format(base=BASE))
+    return path
+
+
+def command(file, text, workdir, *more):
+    return [
+        "-m", "gpt2_jax.ablate.campaign", f"--config={file}", f"--config.data.source={text}",
+        f"--workdir={workdir}", *more,
+    ]  # fmt: skip
+
+
+def start(file, text, workdir, tmp, *more):
+    return subprocess.Popen(
+        [sys.executable, *command(file, text, workdir, *more)],
+        cwd=ROOT,
+        env=environment(tmp),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+@pytest.fixture(scope="module")
+def left_alone(file, text_file, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("alone") / "w"
+    done = run(*command(file, text_file, workdir), tmp=workdir.parent)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return workdir, done
+
+
+def test_the_command_says_its_plan_and_leaves_a_report(left_alone):
+    workdir, done = left_alone
+    assert "2 variants x (3 rates x 1 seed(s) + 3 fresh seeds) = 12" in done.stdout
+    assert "120 updates = 7,680 tokens each" in done.stdout
+    assert "2 cells at a time" in done.stdout and "on this machine alone" in done.stdout
+    assert "placement=post_ln" in done.stderr and "validation loss" in done.stderr
+    names = {p.name for p in workdir.iterdir() if not p.name.startswith(".")}
+    assert names == {
+        "campaign.json", "cells", "claims", "outcomes", "report", "report.html", "report.md",
+        "results.json",
+    }  # fmt: skip
+
+
+def test_a_dry_run_leaves_nothing(file, text_file, tmp_path):
+    done = run(*command(file, text_file, tmp_path / "w", "--dry_run"), tmp=tmp_path)
+    assert done.returncode == 0 and "expected" in done.stdout
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_anywhere_it_comes_to_the_same_results(file, text_file, left_alone, tmp_path, seed):
+    draw, workdir, kills = random.Random(seed), tmp_path / "w", 0
+    while True:
+        process = start(file, text_file, workdir, tmp_path)
+        wait_for = draw.uniform(0.0, 2.5)
+        began = time.monotonic()
+        while process.poll() is None:
+            trained = list(workdir.glob("cells/*/metrics.jsonl"))
+            if trained and kills < 4:
+                time.sleep(wait_for)
+                process.send_signal(draw.choice([signal.SIGKILL, signal.SIGTERM]))
+                kills += 1
+                break
+            assert time.monotonic() - began < 250
+            time.sleep(0.02)
+        out, code = process.communicate()[0], process.returncode
+        assert code in (0, EXIT_STOPPED, -signal.SIGKILL, -signal.SIGTERM), out
+        if code == 0:
+            break
+    assert kills >= 3
+    expected = (left_alone[0] / "results.json").read_bytes()
+    assert (workdir / "results.json").read_bytes() == expected
+    assert len(expected) > 3000
+
+
+@pytest.mark.slow
+def test_workers_share_a_directory(file, text_file, left_alone, tmp_path):
+    """Three of them, one killed on the way; no cell is trained twice but what the dead one had."""
+    workdir = tmp_path / "w"
+    shards = [f"--shard={i}/3" for i in (1, 2, 3)]
+    processes = [start(file, text_file, workdir, tmp_path, shard) for shard in shards]
+    while not list(workdir.glob("outcomes/*")):
+        time.sleep(0.05)
+        assert all(process.poll() is None for process in processes)
+    processes[0].kill()
+    for process in processes:
+        out = process.communicate(timeout=250)[0]
+        assert process.returncode == 0 or process is processes[0], out
+    expected = (left_alone[0] / "results.json").read_bytes()
+    assert (workdir / "results.json").read_bytes() == expected
+    began = {p.name: len(starts(p)) for p in (workdir / "cells").iterdir()}
+    assert len(began) >= 12
+    assert sum(n > 1 for n in began.values()) <= 2 and max(began.values()) <= 2
+    owners = {
+        json.loads(p.read_text())["owner"] for p in (workdir / "claims").iterdir() if p.suffix
+    }
+    assert None in owners or len(owners) > 1
+
+
+def test_the_printed_command_trains_a_cell_alone(left_alone, tmp_path):
+    workdir, _ = left_alone
+    text = (workdir / "report.md").read_text()
+    line = next(x for x in text.splitlines() if "python train.py" in x).strip()
+    words = [w for w in shlex.split(line)[1:] if not w.startswith("--workdir=")]
+    done = run(*words, f"--workdir={tmp_path / 'alone'}", tmp=tmp_path)
+    assert done.returncode == 0, done.stderr
+    name = next(w for w in shlex.split(line) if w.startswith("--workdir=")).rpartition("/")[2]
+    cell = read_rows(workdir / "cells" / name / "metrics.jsonl")[-1]
+    alone = read_rows(tmp_path / "alone" / "metrics.jsonl")[-1]
+    assert alone["val/loss"] == pytest.approx(cell["val/loss"], rel=1e-4)
+    assert math.isfinite(alone["val/loss"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config=configs/quickstart.py", "--workdir=w"], "has no get_campaign()"),
+        (["--config=configs/none.py", "--workdir=w"], "is not there"),
+        (["--config=configs/ablations/placement.py"], "give --workdir"),
+        (["--workdir=w"], "give --config, for example --config=configs/ablations/placement.py"),
+        (["--config=configs/ablations/placement.py", "--workdir=w", "--shard=0/2"], "no part such"),
+    ],
+)
+def test_mistakes_are_one_line(flags, message, tmp_path):
+    done = run("-m", "gpt2_jax.ablate.campaign", *flags, tmp=tmp_path)
+    assert message in one_line_error(done)

@@ -1,0 +1,108 @@
+"""Claims on cells between workers, alive and dead."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from gpt2_jax.ablate.claims import Claims
+
+
+@pytest.fixture
+def two(tmp_path):
+    with Claims(tmp_path) as a, Claims(tmp_path) as b:
+        yield a, b
+
+
+def foreign(path, age):
+    """A claim from another machine whose owner last gave a sign of life so long ago."""
+    path.write_text(json.dumps({"owner": "x", "host": "elsewhere", "pid": 1, "born": "1"}))
+    os.utime(path, (time.time() - age,) * 2)
+
+
+def test_a_cell_has_one_owner(two):
+    a, b = two
+    assert a.take("cell,seed=1") and not b.take("cell,seed=1") and not a.take("cell,seed=1")
+    assert b.take("cell,seed=11")  # one name is the beginning of the other
+    assert a.is_held("cell,seed=1") and not b.is_held("cell,seed=1")
+    a.release("cell,seed=1")
+    assert not a.is_held("cell,seed=1")
+    assert b.take("cell,seed=1") and b.is_held("cell,seed=1")
+
+
+def test_only_one_of_many_gets_it(tmp_path):
+    for attempt in range(5):
+        foreign(tmp_path / f"cell{attempt}.0", age=1000)
+        got, ready = [], threading.Barrier(8)
+
+        def work(attempt=attempt, got=got, ready=ready):
+            claims = Claims(tmp_path)
+            ready.wait()
+            if claims.take(f"cell{attempt}"):
+                got.append(1)
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(got) == 1
+
+
+def test_a_dead_process_of_this_machine_is_known_at_once(tmp_path):
+    code = "import sys, pathlib\nfrom gpt2_jax.ablate.claims import Claims\n"
+    code += "assert Claims(pathlib.Path(sys.argv[1])).take('cell')\nprint('taken', flush=True)\n"
+    code += "sys.stdin.read()\n"
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert owner.stdout.readline() == "taken\n"
+    with Claims(tmp_path) as mine:
+        assert not mine.take("cell")
+        owner.kill()
+        owner.wait()
+        assert mine.take("cell")
+
+
+def test_one_of_another_machine_is_dead_once_it_is_silent(two, tmp_path):
+    a, _ = two
+    foreign(tmp_path / "young.0", age=5)
+    foreign(tmp_path / "old.0", age=100)
+    assert not a.take("young") and a.take("old")
+
+
+def test_owners_give_signs_of_life(tmp_path):
+    with Claims(tmp_path, beat_seconds=0.05) as claims:
+        claims.take("cell")
+        path = tmp_path / "cell.0"
+        os.utime(path, (1, 1))
+        for _ in range(100):
+            if path.stat().st_mtime > 1:
+                return
+            time.sleep(0.05)
+    raise AssertionError("no beat in five seconds")
+
+
+def test_who_was_taken_for_dead_knows(two, tmp_path):
+    a, b = two
+    a.take("cell")
+    path = tmp_path / "cell.0"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"host": "elsewhere"}))
+    os.utime(path, (1, 1))
+    assert b.take("cell")
+    assert b.is_held("cell") and not a.is_held("cell")
+
+
+def test_leaving_frees_what_was_held(tmp_path):
+    with Claims(tmp_path) as first:
+        first.take("cell")
+    with Claims(tmp_path) as second:
+        assert second.take("cell")
+    assert not list(tmp_path.glob(".clock*"))

@@ -1,0 +1,187 @@
+"""Campaign files, the search of a rate, and which cells follow from what is known."""
+
+import dataclasses
+import math
+import random
+
+import pytest
+
+from gpt2_jax import config as configs
+from gpt2_jax.ablate import definition
+from gpt2_jax.ablate.cells import Outcome, Plan, cell_config, cell_name
+from gpt2_jax.ablate.design import (
+    Campaign,
+    Search,
+    crossed,
+    describe,
+    grid,
+    without,
+    zipped,
+)  # fmt: skip
+from gpt2_jax.errors import UserError
+from tests.tools import tiny
+
+P, L, LR = "model.placement", "model.n_layer", "optimizer.peak_lr"
+TWO = grid({P: ("pre_ln", "post_ln")})
+
+
+def test_lists_of_variants():
+    assert grid({P: ("a", "b"), L: (2, 4)}) == [
+        {P: "a", L: 2}, {P: "a", L: 4}, {P: "b", L: 2}, {P: "b", L: 4},
+    ]  # fmt: skip
+    assert zipped({P: ("a", "b"), L: (2, 4)}) == [{P: "a", L: 2}, {P: "b", L: 4}]
+    assert crossed([{L: 2}, {L: 4}], [{P: "a"}]) == [{L: 2, P: "a"}, {L: 4, P: "a"}]
+    assert without(grid({P: ("a", "b"), L: (2, 4)}), {P: "a", L: 4}, {P: "b"}) == [{P: "a", L: 2}]
+    with pytest.raises(UserError, match=r"differ in length: \[1, 2\]"):
+        zipped({P: ("a",), L: (2, 4)})
+
+
+def test_a_search_moves_towards_the_best_until_it_is_inside():
+    search = Search(lowest=1.0, n=3, ratio=2.0)
+    assert search.next({}) == [0, 1, 2]
+    assert search.next({0: 3.0, 1: 2.0, 2: 3.0}) == []
+    assert search.next({0: 1.0, 1: 2.0, 2: 3.0}) == [-1, -2]
+    assert search.next({0: 3.0, 1: 2.0, 2: 1.0}) == [3, 4]
+    assert search.next({0: 3.0, 1: 2.0, 2: 1.0, 3: 0.9, 4: math.inf}) == []
+    assert search.next({0: math.inf, 1: math.inf, 2: math.inf}) == [-1, -2]
+    assert [search.rate(k) for k in (-1, 0, 3)] == [0.5, 1.0, 8.0]
+    most = dataclasses.replace(search, most=4)
+    assert most.next({0: 1.0, 1: 2.0, 2: 3.0}) == [-1]
+    assert most.next({-1: 0.5, 0: 1.0, 1: 2.0, 2: 3.0}) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variants": []}, "no variants"),
+        ({"variants": grid({"model.n_layers": (2,)})}, "'model.n_layers', no field; did you mean"),
+        ({"variants": grid({"seed": (1, 2)})}, "those of `seeds=`"),
+        ({"variants": grid({LR: (0.1,)})}, "as an axis and searches for it"),
+        ({"variants": TWO + TWO}, "placement=pre_ln twice"),
+        ({"baseline": {P: "keel"}}, "no variant placement=keel, which placement=pre_ln"),
+        ({"seeds": (1, 1)}, "each once"),
+        ({"seeds": (0, 1)}, r"seeds of the verdict \(\[0\]\)"),
+        ({"tokens": 10, "flops": 1e9}, "not in both"),
+        ({"tokens": 0}, "above 0"),
+        ({"at_once": 0}, "at least 1"),
+        ({"search": Search(1e-3, n=2)}, "3 to most=15 rates, has 2"),
+        ({"search": Search(0.0)}, "lowest above 0"),
+        ({"search": Search(1e-3, seeds=())}, "must be some"),
+        ({"variants": grid({"train.steps": (5,)}), "tokens": 10, "baseline": {}}, "take one"),
+    ],
+)
+def test_what_makes_no_campaign_is_said(changes, message):
+    usual = Campaign(TWO, {P: "pre_ln"}, search=Search(1e-3))
+    usual.check()
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(usual, **changes).check()
+
+
+def test_a_baseline_may_leave_fields_to_the_base():
+    extra = {P: "completep", "model.base_n_layer": 4}
+    campaign = Campaign([{P: "pre_ln"}, extra], {P: "pre_ln", "model.base_n_layer": None})
+    campaign.check()
+    assert campaign.baseline_of(extra) == {P: "pre_ln"}
+    assert describe(campaign.baseline) == "placement=pre_ln"
+
+
+def follow(campaign, loss, order):
+    """Plays a campaign: outcomes of `loss(cell)` come in as `order` picks them."""
+    plan, outcomes, rounds = Plan(campaign), {}, 0
+    while todo := [c for c in plan.cells(outcomes) if c.name not in outcomes]:
+        for cell in order(todo):
+            value = loss(cell)
+            status = "finished" if math.isfinite(value) else "diverged"
+            outcomes[cell.name] = Outcome(status, 9, value if status == "finished" else None, 5.0)
+        rounds += 1
+        assert rounds < 100
+    return plan, outcomes
+
+
+def bowl(cell):
+    """Best at 2**-9 for pre_ln and 2**-3 for post_ln, which diverges from 2**-1 on."""
+    best = {"pre_ln": -9, "post_ln": -3}[cell.values[P]]
+    rate = math.log2(cell.values[LR])
+    if cell.values[P] == "post_ln" and rate >= -1:
+        return math.inf
+    return 2.0 + 0.1 * (rate - best) ** 2 + 0.01 * cell.seed
+
+
+def test_a_plan_tries_rates_until_the_best_is_inside_and_then_fresh_seeds():
+    campaign = Campaign(TWO, {P: "pre_ln"}, (1, 2), Search(2.0**-8, n=3, seeds=(0, 5)))
+    plan, outcomes = follow(campaign, bowl, lambda todo: todo)
+    rates = {
+        v: sorted({math.log2(c.values[LR]) for c in plan.searched(v, outcomes).cells})
+        for v in (0, 1)
+    }
+    assert rates == {0: [-10, -9, -8, -7, -6], 1: [-8, -7, -6, -5, -4, -3, -2]}
+    verdicts = [c for c in plan.cells(outcomes) if c.purpose == "verdict"]
+    assert [(c.variant, math.log2(c.values[LR]), c.seed) for c in verdicts] == [
+        (0, -9, 1), (0, -9, 2), (1, -3, 1), (1, -3, 2),
+    ]  # fmt: skip
+    assert {c.seed for c in plan.searched(0, outcomes).cells} == {0, 5}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_cells_do_not_depend_on_the_order_of_outcomes(seed):
+    campaign = Campaign(TWO, {P: "pre_ln"}, (1, 2), Search(2.0**-8, n=3, seeds=(0, 5)))
+    expected = follow(campaign, bowl, lambda todo: todo)[1]
+    draw = random.Random(seed)
+    some = lambda todo: draw.sample(todo, draw.randint(1, len(todo)))
+    assert follow(campaign, bowl, some)[1] == expected
+
+
+def test_a_rate_that_diverges_with_any_seed_is_not_the_best():
+    def loss(cell):
+        return math.inf if cell.seed == 5 and cell.values[LR] == 2.0**-7 else bowl(cell)
+
+    campaign = Campaign([{P: "pre_ln"}], {P: "pre_ln"}, (1,), Search(2.0**-8, n=3, seeds=(0, 5)))
+    plan, outcomes = follow(campaign, loss, lambda todo: todo)
+    assert plan.searched(0, outcomes).scores[1] == math.inf
+    assert math.isfinite(plan.searched(0, outcomes).scores[0])
+
+
+def test_names_are_folders_and_differ_where_values_do():
+    values = {P: "post_ln", LR: 2.0**-9, "seed": 3}
+    assert cell_name(values) == "placement=post_ln,peak_lr=0.0019531,seed=3"
+    named = {"data.source": "/a/b c", "optimizer.name": "muon"}
+    assert cell_name(named).startswith("source=_a_b_c,optimizer.name=muon-")
+    other = {"data.source": "/a/b:c", "optimizer.name": "muon"}
+    assert cell_name(named) != cell_name(other)
+    close = Campaign(grid({LR: (0.1, 0.1 + 1e-9)}), {LR: 0.1}, (1,))
+    close = dataclasses.replace(close, baseline={})
+    with pytest.raises(UserError, match=r"have the name peak_lr=0.1,seed=1"):
+        Plan(close).cells({})
+
+
+def test_budgets():
+    base = configs.default()
+    for name, value in (("n_layer", 2), ("n_head", 2), ("n_embd", 16), ("n_positions", 12)):
+        base.model[name] = value
+    base.data.seq_len, base.train.batch_size = 12, 8
+    campaign = Campaign([{}], {}, tokens=1000)
+    assert cell_config(base, campaign, {"seed": 1}, 11).train.steps == 11  # of 96 tokens
+    flops = dataclasses.replace(campaign, tokens=None, flops=1e9)
+    small, large = (cell_config(base, flops, {L: n}, 11).train.steps for n in (2, 8))
+    assert small > 2 * large
+    unset = dataclasses.replace(campaign, tokens=None)
+    assert cell_config(base, unset, {"train.steps": 7}, 11).train.steps == 7
+    with pytest.raises(UserError, match=r"seed=0,n_head=3: model\.n_head=3 does not divide"):
+        cell_config(base, unset, {"seed": 0, "model.n_head": 3}, 11)
+    with pytest.raises(UserError, match="of a wrong type"):
+        cell_config(base, unset, {L: "two"}, 11)
+
+
+def test_a_definition_is_what_it_was(tmp_path):
+    campaign = Campaign(
+        [{P: "pre_ln", "optimizer.frozen": ("wte",)}], {P: "pre_ln"}, (1,), Search(1e-3), tokens=9
+    )
+    given = tiny()
+    stored = definition.Definition("a.py:b", given, tiny(model__n_layer=3), campaign)
+    definition.write(tmp_path, stored)
+    found = definition.read(tmp_path)
+    assert found.campaign == campaign and found.file == "a.py:b"
+    assert configs.difference(found.given, given) == {}
+    assert configs.difference(found.given, found.base) == {L: (2, 3)}
+    with pytest.raises(UserError, match="is this a campaign's work directory"):
+        definition.read(tmp_path / "none")
