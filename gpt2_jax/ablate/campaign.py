@@ -3,7 +3,8 @@ r"""Trains all cells of a campaign, and leaves results.json and a report.
 python -m gpt2_jax.ablate.campaign --config=configs/ablations/placement.py --workdir=runs/placement
 
 Started again on the same directory it goes on where it was stopped; several processes and machines
-that share the directory share the work (--shard=1/4 … 4/4 only says where each begins).
+that share the directory share the work (--shard=1/4 … 4/4 only says where each begins), and
+--submit=slurm makes an array of jobs of them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from gpt2_jax import cli
 from gpt2_jax import config as configs
 from gpt2_jax.ablate.definition import Definition, load, write
 from gpt2_jax.ablate.design import describe
+from gpt2_jax.ablate.submit import CLUSTERS, parse_resources, submit
 from gpt2_jax.errors import EXIT_FINISHED, UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -31,7 +33,15 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string("workdir", None, "where the campaign is, or is to be")
 _DRY_RUN = flags.DEFINE_boolean("dry_run", False, "stop at the plan")
 _SHARD = flags.DEFINE_string("shard", "1/1", "i/n: begin with the i-th of n parts")
+_SUBMIT = flags.DEFINE_enum("submit", None, CLUSTERS, "submit an array of jobs and return")
+_ELEMENTS = flags.DEFINE_integer("elements", None, "of the array; unset: one a variant", 1)
+_RESOURCES = flags.DEFINE_list(
+    "resources", [], "of each: timeout_min=240,slurm_partition=gpu,gpus_per_node=1"
+)
 _RETRY = flags.DEFINE_boolean("retry_failed", False, "try cells that failed again")
+
+
+REPORT = "python -m gpt2_jax.ablate.report --workdir="
 
 
 def main(argv: list[str]) -> None:
@@ -44,7 +54,21 @@ def main(argv: list[str]) -> None:
     shard = parse_shard(_SHARD.value)
     file = next(m[1] for arg in sys.argv if (m := re.fullmatch(r"--?config=(.*)", arg)))
     definition = load(file, _CONFIG.value)
+    if _SUBMIT.value is not None:
+        submit_all(_SUBMIT.value, definition, Path(_WORKDIR.value))
+        return
     sys.exit(run(definition, Path(_WORKDIR.value), shard, _DRY_RUN.value, _RETRY.value))
+
+
+def submit_all(cluster: str, definition: Definition, workdir: Path) -> None:
+    """Submits the campaign and says where its jobs are."""
+    own = ("--submit", "--elements", "--resources", "--shard")
+    arguments = [word for word in sys.argv[1:] if not word.startswith(own)]
+    elements = _ELEMENTS.value or len(definition.campaign.variants)
+    write(workdir, definition)
+    jobs = submit(cluster, arguments, workdir, elements, parse_resources(_RESOURCES.value))
+    print(f"submitted {len(jobs)} jobs: {jobs[0].job_id} to {jobs[-1].job_id}")
+    print(f"their output is in {workdir}/jobs; the report at any time: {REPORT}{workdir}")
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -13,6 +13,7 @@ import time
 import pytest
 
 from gpt2_jax import config as configs
+from gpt2_jax.ablate import submit
 from gpt2_jax.ablate import worker as workers
 from gpt2_jax.ablate.cells import all_cells
 from gpt2_jax.ablate.definition import Definition, write
@@ -389,6 +390,37 @@ def test_workers_share_a_directory(file, text_file, left_alone, tmp_path):
         json.loads(p.read_text())["owner"] for p in (workdir / "claims").iterdir() if p.suffix
     }
     assert None in owners or len(owners) > 1
+
+
+def test_jobs_are_submitted_and_do_the_campaign(file, text_file, left_alone, tmp_path):
+    """By submitit's executor for this machine, which differs from SLURM's in who starts them."""
+    workdir, more = tmp_path / "w", ("--submit=local", "--elements=2", "--resources=timeout_min=4")
+    done = run(*command(file, text_file, workdir, *more), tmp=tmp_path)
+    assert done.returncode == 0 and "submitted 2 jobs" in done.stdout, done.stderr
+    began, ends = time.monotonic(), []
+    while len(ends) < 2 and time.monotonic() - began < 250:
+        time.sleep(0.2)
+        ends = list(workdir.glob("jobs/*/*_result.pkl"))
+    expected = (left_alone[0] / "results.json").read_bytes()
+    assert (workdir / "results.json").read_bytes() == expected
+    said = [p.read_text() for p in workdir.glob("jobs/*/*.out")]
+    assert len(said) == 2
+    assert all("variants   placement=pre_ln; placement=post_ln" in text for text in said)
+
+
+def test_what_cannot_be_submitted_is_said(tmp_path, monkeypatch):
+    assert submit.parse_resources(["timeout_min=4", "slurm_partition=a=b"]) == {
+        "timeout_min": 4, "slurm_partition": "a=b",
+    }  # fmt: skip
+    with pytest.raises(UserError, match="'timeout', which is not name=value"):
+        submit.parse_resources(["timeout"])
+    with pytest.raises(UserError, match=r"--submit=local: .*no_such"):
+        submit.submit("local", [], tmp_path, 1, {"no_such": 1})
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match=r"--submit=slurm: .*srun"):
+        submit.submit("slurm", [], tmp_path, 1, {})
+    with pytest.raises(RuntimeError, match="exit code 3"):
+        submit.work([sys.executable, "-c", "raise SystemExit(3)"])
 
 
 def test_the_printed_command_trains_a_cell_alone(left_alone, tmp_path):
