@@ -1,0 +1,248 @@
+"""Reports of campaigns that were written by hand, so that what they should say is known."""
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from gpt2_jax.ablate.cells import Cells, Outcome, Plan, all_cells
+from gpt2_jax.ablate.definition import Definition, write
+from gpt2_jax.ablate.design import Campaign, Search, grid
+from gpt2_jax.ablate.report.page import write_report
+from gpt2_jax.ablate.report.tracked import COLUMNS, track
+from gpt2_jax.ablate.statistics import compare, seeds_needed, t_interval
+from tests.tools import run, tiny
+
+P, LR = "model.placement", "optimizer.peak_lr"
+NOISE = [0.010, -0.012, 0.004, 0.007, -0.009]
+OFFSETS = {"pre_ln": 0.0, "deepnorm": -0.1, "post_ln": 0.05, "rezero": 0.0}
+CAMPAIGN = Campaign(grid({P: tuple(OFFSETS)}), {P: "pre_ln"}, (1, 2, 3, 4, 5), Search(2.0**-8, n=3))
+
+
+def loss(cell):
+    """A bowl around 2**-7, and for each seed something shared and something of its own."""
+    name, seed = cell.values[P], cell.seed
+    rate = math.log2(cell.values[LR])
+    if name == "post_ln" and rate > -7:
+        return math.inf
+    k = 1 + list(OFFSETS).index(name)
+    own = 0.3 * NOISE[(seed * k + k) % 5]
+    return 2.0 + OFFSETS[name] + 0.2 * (rate + 7) ** 2 + NOISE[seed % 5] + own
+
+
+def play(workdir, campaign=CAMPAIGN, cells=None, of=loss):
+    """Writes a campaign's directory as if its cells had been trained; unset: all of them."""
+    base = tiny()
+    base.data.source = "<script>alert('x')</script> | a_b"
+    write(workdir, Definition("configs/my_|_campaign.py", base, base, campaign))
+    plan, kept = Plan(campaign), Cells(workdir)
+    while True:
+        known, outcomes = all_cells(plan, kept)
+        todo = [c for c in known if c.name not in outcomes]
+        todo = todo if cells is None else todo[: cells - len(outcomes)]
+        if not todo:
+            return plan, kept
+        for cell in todo:
+            end(workdir, kept, cell, of(cell))
+
+
+def end(workdir, kept, cell, value):
+    path = workdir / "cells" / cell.name
+    path.mkdir(parents=True)
+    steps = {0: 5.0, 10: value + 0.5, 20: value}
+    blocks = lambda step: {
+        f"{name}/block_0{l}": 1.0 + l + step / 10
+        for name in ("stream_rms", "attn_ratio", "grad_norm")
+        for l in (1, 2)
+    }
+    rows = [
+        {"step": s, "val/loss": v, "perf/tokens_per_sec": 1000.0, **(blocks(s) if s != 10 else {})}
+        for s, v in steps.items()
+    ]
+    good = math.isfinite(value)
+    lines = rows if good else rows[:1]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    start = {"commit": "abc", "python": "3.11", "versions": {"jax": "1"}}
+    larger = 110 if cell.values[P] == "rezero" else 100
+    info = {
+        "parameters": larger, "flops": 6000 * larger, "flops_per_token": 6 * larger,
+        "devices": ["cpu"], "peak_bytes_per_device": None, "starts": [start],
+    }  # fmt: skip
+    (path / "run.json").write_text(json.dumps(info))
+    config = tiny(seed=cell.seed, model__placement=cell.values[P])
+    config.optimizer.peak_lr = cell.values[LR]
+    (path / "config.json").write_text(json.dumps(config.to_dict()))
+    status = "finished" if good else "diverged"
+    outcome = Outcome(
+        status, 20 if good else 7, value if good else None, 5.0, 3.3, None if good else "wild"
+    )
+    kept.close(cell.name, outcome)
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("report")
+    play(workdir)
+    return workdir, write_report(workdir), (workdir / "report.md").read_text()
+
+
+def row(text, name, of="## Verdict"):
+    section = text.partition(of)[2].partition("\n## ")[0]
+    line = next(x for x in section.splitlines() if x.startswith(f"| {name} "))
+    return [word.strip() for word in line.strip("|").split("|")]
+
+
+def test_the_verdicts_are_those_of_the_losses(told):
+    _, found, text = told
+    of = lambda name: list(found.variant(name).losses.values())
+    expected = compare({n: (of(n), of("pre_ln")) for n in OFFSETS if n != "pre_ln"})
+    for name, comparison in expected.items():
+        line = row(text, name.replace("_", r"\_"))
+        mean, low, high = t_interval(of(name))
+        assert line[2:4] == [f"{mean:.4f}", f"{low:.4f} to {high:.4f}"]
+        assert line[5].startswith(f"{comparison.difference.mean:+.4f} (")
+        assert line[6] == f"{comparison.corrected:.2g}"
+        effect = comparison.difference.mean / comparison.spread
+        assert line[8] == str(seeds_needed(effect, 3) or "over 1000")
+    words = {n: row(text, n.replace("_", r"\_"))[7] for n in OFFSETS}
+    assert words == {
+        "deepnorm": "**better**", "pre_ln": "baseline", "post_ln": "**worse**",
+        "rezero": "**not distinguishable** at this budget",
+    }  # fmt: skip
+    assert row(text, r"pre\_ln")[1] == "0.007812"
+
+
+def test_rates_and_what_diverged(told):
+    _, found, text = told
+    rates = "## Learning rates"
+    assert row(text, r"post\_ln", rates)[1:3] == ["0.007812", "0.007812"]
+    assert row(text, r"pre\_ln", rates)[1:3] == ["0.007812", "0.01562"]
+    scores = found.variant("post_ln").searched.scores
+    assert scores[2] == math.inf
+    clipped = [min(score, 5.0) for score in scores.values()]
+    expected = sum(clipped) / 3 - min(clipped)
+    assert row(text, r"post\_ln", rates)[3] == f"{expected:.3f}"
+
+
+def test_what_is_not_to_be_concluded(told):
+    _, found, text = told
+    section = text.partition("## What is not to be concluded")[2].partition("\n## ")[0]
+    assert r"rezero has +10.0% parameters beside pre\_ln" in section
+    assert r"rezero takes +10.0% FLOPs in all" in section
+    assert "One model size" in section and "not finished" not in section
+    assert found.complete
+
+
+def test_variants_with_equation_citation_difference_and_command(told):
+    _, _, text = told
+    section = text.partition("### deepnorm")[2].partition("\n### ")[0]
+    assert "Wang et al. 2022" in section and "    x' = N(" in section
+    assert "`model.placement` = `deepnorm` (baseline: `pre_ln`)" in section
+    assert "python train.py '--config=configs/my_|_campaign.py'" in section
+    assert "--config.model.placement=deepnorm" in section and "--config.seed=1" in section
+    assert "Commit: abc." in text and "jax 1" in text
+
+
+def test_figures_are_there_and_named(told):
+    workdir, _, text = told
+    names = re.findall(r"\]\((report/\w+\.png)\)", text)
+    assert names == [
+        f"report/{n}.png" for n in ("losses", "rates", "curves", "depth_start", "depth_end")
+    ]
+    for name in names:
+        picture = (workdir / name).read_bytes()
+        assert picture.startswith(b"\x89PNG") and len(picture) > 5000
+
+
+class Reader(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.links, self.tags, self.text = [], [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_html_is_one_file_with_its_text_escaped(told):
+    workdir, _, _ = told
+    reader = Reader()
+    reader.feed((workdir / "report.html").read_text())
+    assert "script" not in reader.tags
+    assert "<script>alert('x')</script> | a_b" in reader.text
+    assert len(reader.links) == 5
+    assert all(link.startswith("data:image/png;base64,") for link in reader.links)
+    assert reader.tags.count("table") == 3
+
+
+@pytest.mark.parametrize("cells", [0, 1, 3, 9, 17])
+def test_an_unfinished_campaign_has_a_report(tmp_path, cells):
+    play(tmp_path, cells=cells)
+    found = write_report(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert not found.complete and f"{cells} of {found.n_cells} cells known so far" in text
+    assert "The campaign is not finished" in text
+    assert "**better**" not in text or cells == 17
+    assert json.loads((tmp_path / "results.json").read_text())["complete"] is False
+    assert (tmp_path / "report.html").exists()
+
+
+def test_a_best_rate_at_the_edge_is_said(tmp_path):
+    def falling(cell):
+        return 3.0 - 0.01 * math.log2(cell.values[LR])
+
+    campaign = Campaign(grid({P: ("pre_ln",)}), {P: "pre_ln"}, (1,), Search(2.0**-8, n=3, most=5))
+    play(tmp_path, campaign, of=falling)
+    warnings = " ".join(write_report(tmp_path).warnings)
+    assert "pre_ln: its best rate is the edge of those tried" in warnings
+    assert "1 seed(s) are too few" in warnings
+
+
+def test_without_a_search(tmp_path):
+    campaign = Campaign(grid({P: ("pre_ln", "rezero"), LR: (2.0**-7,)}), {P: "pre_ln"}, (1, 2))
+    play(tmp_path, campaign)
+    found = write_report(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "No rate was searched for" in text and found.complete
+    assert found.variants[0].name == "placement=pre_ln,peak_lr=0.0078125"
+
+
+def test_a_report_goes_to_wandb_as_a_run(told, monkeypatch):
+    workdir, found, _ = told
+    base = tiny()
+    logged = {}
+
+    class Log:
+        def __init__(self, options, config, rows, say):
+            logged["options"] = options
+
+        def report(self, tables, images):
+            logged.update(tables=tables, images=images)
+
+        def close(self, code):
+            logged["code"] = code
+
+    monkeypatch.setattr("gpt2_jax.ablate.report.tracked.WandbLog", Log)
+    for _ in range(2):
+        track(workdir, Definition("a.py", base, base, CAMPAIGN), found)
+        ids = logged.setdefault("ids", set())
+        ids.add(logged["options"].run_id)
+    assert len(ids) == 1 and logged["options"].group == workdir.name
+    columns, rows = logged["tables"]["verdict"]
+    assert columns == COLUMNS and len(rows) == 4
+    best = dict(zip(columns, rows[1], strict=True))
+    assert best["verdict"] == "better" and best["difference"] == pytest.approx(-0.1, abs=0.02)
+    assert set(logged["images"]) == {"losses", "rates", "curves", "depth_start", "depth_end"}
+
+
+def test_the_command(told, tmp_path):
+    workdir, _, _ = told
+    done = run("-m", "gpt2_jax.ablate.report", f"--workdir={workdir}", tmp=tmp_path)
+    assert done.returncode == 0 and "report.html" in done.stdout, done.stderr
+    done = run("-m", "gpt2_jax.ablate.report", f"--workdir={tmp_path}", tmp=tmp_path)
+    assert done.returncode == 2 and "is this a campaign's work directory" in done.stderr
