@@ -71,7 +71,7 @@ def finish(panel: Any, title: str, label: str, logarithmic: bool) -> None:
     values = np.concatenate(drawn) if drawn else np.empty(0)
     positive = values[np.isfinite(values) & (values > 0)]
     if logarithmic and len(positive):
-        _logarithmic(panel, float(np.log10(positive.max() / positive.min())))
+        _logarithmic(panel, float(np.log10(np.max(positive) / np.min(positive))))
 
 
 def _logarithmic(panel: Any, decades: float) -> None:
