@@ -92,7 +92,8 @@ def _rates(found: Analysis, path: Path) -> None:
     finite = [loss for loss in known if np.isfinite(loss)]
     if not finite:
         finite = [0.0, 1.0]
-    low, high = min(finite), float(np.quantile(finite, 0.9))
+    fresh = [loss for variant in found.variants for loss in variant.losses.values()]
+    low, high = min(finite + fresh), float(np.quantile(finite, 0.9))
     top = high + 0.25 * (high - low + 1e-3)
     for panel, variant in zip(axes, found.variants, strict=False):
         base = found.variant(variant.baseline)
