@@ -33,7 +33,7 @@ from gpt2_jax.train.program import Program, compile_program
 SIZES = ((4, 128), (4, 64), (2, 64), (2, 32))  # layers, width
 CAMPAIGN = """
 import runpy
-from gpt2_jax.ablate.design import Campaign
+from gpt2_jax.ablate.campaign import Campaign
 
 def get_config():
     return runpy.run_path("configs/quickstart.py")["get_config"]()

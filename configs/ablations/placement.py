@@ -12,7 +12,7 @@ six fresh seeds at its best rate.
 from ml_collections import ConfigDict
 
 from gpt2_jax import config as configs
-from gpt2_jax.ablate.design import Campaign, Search, grid
+from gpt2_jax.ablate.campaign import Campaign, Search, grid
 
 PLACEMENTS = (
     *("pre_ln", "post_ln", "peri_ln", "olmo2", "deepnorm", "rezero", "lns"),

@@ -12,7 +12,7 @@ cell.
 from ml_collections import ConfigDict
 
 from gpt2_jax import config as configs
-from gpt2_jax.ablate.design import Campaign, Search, grid
+from gpt2_jax.ablate.campaign import Campaign, Search, grid
 
 
 def get_config() -> ConfigDict:

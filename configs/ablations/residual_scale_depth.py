@@ -12,7 +12,7 @@ rates a factor of 2 apart, and more where the best one is an edge; five fresh se
 from ml_collections import ConfigDict
 
 from gpt2_jax import config as configs
-from gpt2_jax.ablate.design import Campaign, Search, crossed, grid
+from gpt2_jax.ablate.campaign import Campaign, Search, crossed, grid
 
 BASE = {"model.base_n_layer": 4, "model.base_n_embd": 64}  # where CompleteP changes nothing
 COMPLETEP = {"model.placement": "completep"} | BASE

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from gpt2_jax.ablate.cells import Cell, Cells, Outcome, Plan, Searched, all_cells
-from gpt2_jax.ablate.design import Campaign, Values, describe
+from gpt2_jax.ablate.campaign.cells import Cell, Cells, Outcome, Plan, Searched, all_cells
+from gpt2_jax.ablate.campaign.design import Campaign, Values, describe
 from gpt2_jax.ablate.statistics import (
     Comparison,
     Interval,

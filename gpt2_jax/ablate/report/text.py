@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from gpt2_jax import config as configs
-from gpt2_jax.ablate.cells import command
-from gpt2_jax.ablate.definition import Definition
-from gpt2_jax.ablate.design import describe
+from gpt2_jax.ablate.campaign.cells import command
+from gpt2_jax.ablate.campaign.definition import Definition
+from gpt2_jax.ablate.campaign.design import describe
 from gpt2_jax.ablate.report.analysis import Analysis, Variant
 from gpt2_jax.ablate.statistics import LEVEL, POWER, Interval
 from gpt2_jax.model.placements import PRESETS

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from gpt2_jax.ablate.claims import Claims
+from gpt2_jax.ablate.campaign.claims import Claims
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_only_one_of_many_gets_it(tmp_path):
 
 
 def test_a_dead_process_of_this_machine_is_known_at_once(tmp_path):
-    code = "import sys, pathlib\nfrom gpt2_jax.ablate.claims import Claims\n"
+    code = "import sys, pathlib\nfrom gpt2_jax.ablate.campaign.claims import Claims\n"
     code += "assert Claims(pathlib.Path(sys.argv[1])).take('cell')\nprint('taken', flush=True)\n"
     code += "sys.stdin.read()\n"
     owner = subprocess.Popen(

@@ -10,8 +10,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from gpt2_jax import config as configs
-from gpt2_jax.ablate.cells import DEFINITION
-from gpt2_jax.ablate.design import Campaign, Search, Values
+from gpt2_jax.ablate.campaign.cells import DEFINITION
+from gpt2_jax.ablate.campaign.design import Campaign, Search, Values
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import disk_errors, write_json
 

@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from gpt2_jax.ablate.cells import Cells, Outcome, Plan, all_cells
-from gpt2_jax.ablate.definition import Definition, write
-from gpt2_jax.ablate.design import Campaign, Search, grid
+from gpt2_jax.ablate.campaign import Campaign, Search, grid
+from gpt2_jax.ablate.campaign.cells import Cells, Outcome, Plan, all_cells
+from gpt2_jax.ablate.campaign.definition import Definition, write
 from gpt2_jax.ablate.report.page import write_report
 from gpt2_jax.ablate.report.tracked import COLUMNS, track
 from gpt2_jax.ablate.statistics import compare, seeds_needed, t_interval

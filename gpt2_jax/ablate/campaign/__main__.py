@@ -22,9 +22,9 @@ from ml_collections import ConfigDict, config_flags
 
 from gpt2_jax import cli
 from gpt2_jax import config as configs
-from gpt2_jax.ablate.definition import Definition, load, write
-from gpt2_jax.ablate.design import describe
-from gpt2_jax.ablate.submit import CLUSTERS, parse_resources, submit
+from gpt2_jax.ablate.campaign.definition import Definition, load, write
+from gpt2_jax.ablate.campaign.design import describe
+from gpt2_jax.ablate.campaign.submit import CLUSTERS, parse_resources, submit
 from gpt2_jax.errors import EXIT_FINISHED, UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -90,9 +90,9 @@ def run(
     # Imported once the flags are known to be right: jax takes a second to load.
     import jax
 
+    from gpt2_jax.ablate.campaign.worker import Worker
     from gpt2_jax.ablate.report.page import write_report
     from gpt2_jax.ablate.report.tracked import track
-    from gpt2_jax.ablate.worker import Worker
     from gpt2_jax.data.tokenizer import load_tokenizer
     from gpt2_jax.track.display import Display
     from gpt2_jax.train.feed import StopSignal

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gpt2_jax.ablate.cells import Cell, Cells, Outcome, Plan, all_cells
-from gpt2_jax.ablate.design import describe
+from gpt2_jax.ablate.campaign.cells import Cell, Cells, Outcome, Plan, all_cells
+from gpt2_jax.ablate.campaign.design import describe
 from gpt2_jax.files import write_json
 from gpt2_jax.track.metrics import read_rows
 

@@ -7,9 +7,9 @@ import random
 import pytest
 
 from gpt2_jax import config as configs
-from gpt2_jax.ablate import definition
-from gpt2_jax.ablate.cells import Outcome, Plan, cell_config, cell_name
-from gpt2_jax.ablate.design import (
+from gpt2_jax.ablate.campaign import definition
+from gpt2_jax.ablate.campaign.cells import Outcome, Plan, cell_config, cell_name
+from gpt2_jax.ablate.campaign.design import (
     Campaign,
     Search,
     crossed,

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from ml_collections import ConfigDict
 
 from gpt2_jax import config as configs
-from gpt2_jax.ablate.design import RATE, SEED, Campaign, Search, Values, describe
+from gpt2_jax.ablate.campaign.design import RATE, SEED, Campaign, Search, Values, describe
 from gpt2_jax.config_check import check
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import write_json

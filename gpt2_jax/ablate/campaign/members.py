@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gpt2_jax import config as configs
-from gpt2_jax.ablate.cells import SILENT
+from gpt2_jax.ablate.campaign.cells import SILENT
 from gpt2_jax.ablate.population import AT_ONCE, Lanes, Population
 from gpt2_jax.data.sampler import Sampler
 from gpt2_jax.data.shards import Corpus

@@ -13,13 +13,12 @@ import time
 import pytest
 
 from gpt2_jax import config as configs
-from gpt2_jax.ablate import submit
-from gpt2_jax.ablate import worker as workers
-from gpt2_jax.ablate.cells import all_cells
-from gpt2_jax.ablate.definition import Definition, write
-from gpt2_jax.ablate.design import Campaign, Search, grid
+from gpt2_jax.ablate.campaign import Campaign, Search, grid, submit
+from gpt2_jax.ablate.campaign import worker as workers
+from gpt2_jax.ablate.campaign.cells import all_cells
+from gpt2_jax.ablate.campaign.definition import Definition, write
+from gpt2_jax.ablate.campaign.worker import Worker
 from gpt2_jax.ablate.report.page import write_report
-from gpt2_jax.ablate.worker import Worker
 from gpt2_jax.errors import EXIT_FINISHED, EXIT_STOPPED, UserError
 from gpt2_jax.track.display import Display
 from gpt2_jax.track.metrics import read_rows
@@ -238,7 +237,7 @@ def test_a_signal_saves_and_the_next_start_goes_on(text_file, tmp_path, whole, m
     """Results are those of the campaign that was left alone, to the bit."""
     workdir, worker = tmp_path / "w", Worker(base(text_file), CAMPAIGN, tmp_path / "w")
     write(workdir, Definition("a.py", worker.base, worker.base, CAMPAIGN))
-    monkeypatch.setattr("gpt2_jax.ablate.members.AT_ONCE", 5)  # pauses of other kinds, too
+    monkeypatch.setattr("gpt2_jax.ablate.campaign.members.AT_ONCE", 5)  # pauses of other kinds, too
     n = 0
     while True:
         n += 1
@@ -266,7 +265,7 @@ def test_a_signal_saves_and_the_next_start_goes_on(text_file, tmp_path, whole, m
 FILE = """
 from ml_collections import ConfigDict
 from gpt2_jax import config as configs
-from gpt2_jax.ablate.design import Campaign, Search, grid
+from gpt2_jax.ablate.campaign import Campaign, Search, grid
 
 def get_config():
     config = configs.default()

@@ -13,14 +13,14 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from gpt2_jax.ablate.cells import Cell, Cells, Outcome, Plan, all_cells, cell_config
-from gpt2_jax.ablate.claims import Claims
-from gpt2_jax.ablate.design import Campaign
+from gpt2_jax.ablate.campaign.cells import Cell, Cells, Outcome, Plan, all_cells, cell_config
+from gpt2_jax.ablate.campaign.claims import Claims
+from gpt2_jax.ablate.campaign.design import Campaign
+from gpt2_jax.ablate.campaign.members import Member, Wave, check_same, open_member
+from gpt2_jax.ablate.campaign.results import write_results
 from gpt2_jax.ablate.guessing import guessing
-from gpt2_jax.ablate.members import Member, Wave, check_same, open_member
 from gpt2_jax.ablate.population import SMALL, Lanes, program_key
 from gpt2_jax.ablate.report.tracked import group
-from gpt2_jax.ablate.results import write_results
 from gpt2_jax.data.corpus import open_corpus
 from gpt2_jax.data.shards import Corpus
 from gpt2_jax.errors import EXIT_FINISHED, EXIT_STOPPED, DiskError, Diverged, UserError
