@@ -164,7 +164,8 @@ def _expected(worker: Any, firsts: dict[int, ConfigDict], cells: int) -> str:
     from gpt2_jax.model.structure import structure
     from gpt2_jax.train.program import compile_program
 
-    tried = next((c for c in firsts.values() if worker.width(c) > 1), firsts[0])
+    i = next((i for i, c in firsts.items() if worker.width(c) > 1), 0)
+    tried = firsts[i]
     width, started = worker.width(tried), time.monotonic()
     if width > 1:
         lanes: Lanes = worker.lanes(tried)
@@ -181,7 +182,7 @@ def _expected(worker: Any, firsts: dict[int, ConfigDict], cells: int) -> str:
     whole = timedelta(seconds=round(training + compiling * len(firsts)))
     return (
         f"about {whole} on this machine alone ({seconds * 1e3:.1f} ms an update of "
-        f"{describe(worker.campaign.variants[0])} by a short trial, the others by their FLOPs; "
+        f"{describe(worker.campaign.variants[i])} by a short trial, the others by their FLOPs; "
         "evaluations not counted)"
     )
 

@@ -1,43 +1,27 @@
-"""Whole campaigns of tiny models: in this process, and in real ones that are killed."""
+"""Whole campaigns of tiny models, in this process."""
 
 import dataclasses
 import json
-import math
-import random
-import shlex
-import signal
 import subprocess
-import sys
-import time
 
 import pytest
 
 from gpt2_jax import config as configs
-from gpt2_jax.ablate.campaign import Campaign, Search, grid, submit
+from gpt2_jax.ablate.campaign import Campaign, Search, grid
 from gpt2_jax.ablate.campaign import worker as workers
 from gpt2_jax.ablate.campaign.cells import all_cells
 from gpt2_jax.ablate.campaign.definition import Definition, write
 from gpt2_jax.ablate.campaign.worker import Worker
 from gpt2_jax.ablate.report.page import write_report
-from gpt2_jax.errors import EXIT_FINISHED, EXIT_STOPPED, UserError
+from gpt2_jax.errors import EXIT_FINISHED, UserError
 from gpt2_jax.track.display import Display
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.train.feed import StopSignal
 from gpt2_jax.train.loop import train
 from gpt2_jax.train.restore import open_run
-from tests.tools import ROOT, environment, one_line_error, run
+from tests.ablate.campaign.small import BASE, starts
 
 P, LR = "model.placement", "optimizer.peak_lr"
-BASE = {
-    "model": {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 16, "unroll": False},
-    "data": {"seq_len": 16},
-    "optimizer": {"warmup_steps": 4, "schedule": "linear"},
-    "train": {
-        "steps": 24, "batch_size": 4, "log_every": 4, "eval_every": 12, "eval_tokens": 512,
-        "checkpoint_every": 8,
-    },
-    "track": {"diagnostics_every": 12},
-}  # fmt: skip
 CAMPAIGN = Campaign(
     grid({P: ("pre_ln", "post_ln")}),
     {P: "pre_ln"},
@@ -70,10 +54,6 @@ def conduct(workdir, config, campaign=CAMPAIGN):
 
 def results(workdir):
     return json.loads((workdir / "results.json").read_text())
-
-
-def starts(path):
-    return json.loads((path / "run.json").read_text())["starts"]
 
 
 @pytest.fixture(scope="module")
@@ -258,194 +238,3 @@ def test_a_signal_saves_and_the_next_start_goes_on(text_file, tmp_path, whole, m
     steps = [s["from_step"] for p in (workdir / "cells").iterdir() for s in starts(p)]
     assert any(0 < step < 24 for step in steps)
     assert not list((workdir / "cells").glob("*/checkpoints/*.partial"))
-
-
-# -- real processes
-
-FILE = """
-from ml_collections import ConfigDict
-from gpt2_jax import config as configs
-from gpt2_jax.ablate.campaign import Campaign, Search, grid
-
-def get_config():
-    config = configs.default()
-    for section, fields in {base!r}.items():
-        config[section].update(fields)
-    config.train.steps = 120
-    config.train.checkpoint_every = 20
-    config.train.eval_every = 60
-    config.track.diagnostics_every = 60
-    return config
-
-def get_campaign():
-    return Campaign(
-        grid({{"model.placement": ("pre_ln", "post_ln")}}),
-        {{"model.placement": "pre_ln"}},
-        seeds=(1, 2, 3),
-        search=Search(2.0**-7, n=3),
-        at_once=2,
-    )
-"""
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("file") / "two.py"
-    path.write_text(FILE.format(base=BASE))
-    return path
-
-
-def command(file, text, workdir, *more):
-    return [
-        "-m", "gpt2_jax.ablate.campaign", f"--config={file}", f"--config.data.source={text}",
-        f"--workdir={workdir}", *more,
-    ]  # fmt: skip
-
-
-def start(file, text, workdir, tmp, *more):
-    return subprocess.Popen(
-        [sys.executable, *command(file, text, workdir, *more)],
-        cwd=ROOT,
-        env=environment(tmp),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
-
-
-@pytest.fixture(scope="module")
-def left_alone(file, text_file, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("alone") / "w"
-    done = run(*command(file, text_file, workdir), tmp=workdir.parent)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return workdir, done
-
-
-def test_the_command_says_its_plan_and_leaves_a_report(left_alone):
-    workdir, done = left_alone
-    assert "2 variants x (3 rates x 1 seed(s) + 3 fresh seeds) = 12" in done.stdout
-    assert "120 updates = 7,680 tokens each" in done.stdout
-    assert "2 cells at a time" in done.stdout and "on this machine alone" in done.stdout
-    assert "placement=post_ln" in done.stderr and "validation loss" in done.stderr
-    names = {p.name for p in workdir.iterdir() if not p.name.startswith(".")}
-    assert names == {
-        "campaign.json", "cells", "claims", "outcomes", "report", "report.html", "report.md",
-        "results.json",
-    }  # fmt: skip
-
-
-def test_a_dry_run_leaves_nothing(file, text_file, tmp_path):
-    done = run(*command(file, text_file, tmp_path / "w", "--dry_run"), tmp=tmp_path)
-    assert done.returncode == 0 and "expected" in done.stdout
-    assert not (tmp_path / "w").exists()
-
-
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_killed_anywhere_it_comes_to_the_same_results(file, text_file, left_alone, tmp_path, seed):
-    draw, workdir, kills = random.Random(seed), tmp_path / "w", 0
-    while True:
-        process = start(file, text_file, workdir, tmp_path)
-        wait_for = draw.uniform(0.0, 2.5)
-        began = time.monotonic()
-        while process.poll() is None:
-            trained = list(workdir.glob("cells/*/metrics.jsonl"))
-            if trained and kills < 4:
-                time.sleep(wait_for)
-                process.send_signal(draw.choice([signal.SIGKILL, signal.SIGTERM]))
-                kills += 1
-                break
-            assert time.monotonic() - began < 250
-            time.sleep(0.02)
-        out, code = process.communicate()[0], process.returncode
-        assert code in (0, EXIT_STOPPED, -signal.SIGKILL, -signal.SIGTERM), out
-        if code == 0:
-            break
-    assert kills >= 3
-    expected = (left_alone[0] / "results.json").read_bytes()
-    assert (workdir / "results.json").read_bytes() == expected
-    assert len(expected) > 3000
-
-
-@pytest.mark.slow
-def test_workers_share_a_directory(file, text_file, left_alone, tmp_path):
-    """Three of them, one killed on the way; no cell is trained twice but what the dead one had."""
-    workdir = tmp_path / "w"
-    shards = [f"--shard={i}/3" for i in (1, 2, 3)]
-    processes = [start(file, text_file, workdir, tmp_path, shard) for shard in shards]
-    while not list(workdir.glob("outcomes/*")):
-        time.sleep(0.05)
-        assert all(process.poll() is None for process in processes)
-    processes[0].kill()
-    for process in processes:
-        out = process.communicate(timeout=250)[0]
-        assert process.returncode == 0 or process is processes[0], out
-    expected = (left_alone[0] / "results.json").read_bytes()
-    assert (workdir / "results.json").read_bytes() == expected
-    began = {p.name: len(starts(p)) for p in (workdir / "cells").iterdir()}
-    assert len(began) >= 12
-    assert sum(n > 1 for n in began.values()) <= 2 and max(began.values()) <= 2
-    owners = {
-        json.loads(p.read_text())["owner"] for p in (workdir / "claims").iterdir() if p.suffix
-    }
-    assert None in owners or len(owners) > 1
-
-
-def test_jobs_are_submitted_and_do_the_campaign(file, text_file, left_alone, tmp_path):
-    """By submitit's executor for this machine, which differs from SLURM's in who starts them."""
-    workdir, more = tmp_path / "w", ("--submit=local", "--elements=2", "--resources=timeout_min=4")
-    done = run(*command(file, text_file, workdir, *more), tmp=tmp_path)
-    assert done.returncode == 0 and "submitted 2 jobs" in done.stdout, done.stderr
-    began, ends = time.monotonic(), []
-    while len(ends) < 2 and time.monotonic() - began < 250:
-        time.sleep(0.2)
-        ends = list(workdir.glob("jobs/*/*_result.pkl"))
-    expected = (left_alone[0] / "results.json").read_bytes()
-    assert (workdir / "results.json").read_bytes() == expected
-    said = [p.read_text() for p in workdir.glob("jobs/*/*.out")]
-    assert len(said) == 2
-    assert all("variants   placement=pre_ln; placement=post_ln" in text for text in said)
-
-
-def test_what_cannot_be_submitted_is_said(tmp_path, monkeypatch):
-    assert submit.parse_resources(["timeout_min=4", "slurm_partition=a=b"]) == {
-        "timeout_min": 4, "slurm_partition": "a=b",
-    }  # fmt: skip
-    with pytest.raises(UserError, match="'timeout', which is not name=value"):
-        submit.parse_resources(["timeout"])
-    with pytest.raises(UserError, match=r"--submit=local: .*no_such"):
-        submit.submit("local", [], tmp_path, 1, {"no_such": 1})
-    monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(UserError, match=r"--submit=slurm: .*srun"):
-        submit.submit("slurm", [], tmp_path, 1, {})
-    with pytest.raises(RuntimeError, match="exit code 3"):
-        submit.work([sys.executable, "-c", "raise SystemExit(3)"])
-
-
-def test_the_printed_command_trains_a_cell_alone(left_alone, tmp_path):
-    workdir, _ = left_alone
-    text = (workdir / "report.md").read_text()
-    line = next(x for x in text.splitlines() if "python train.py" in x).strip()
-    words = [w for w in shlex.split(line)[1:] if not w.startswith("--workdir=")]
-    done = run(*words, f"--workdir={tmp_path / 'alone'}", tmp=tmp_path)
-    assert done.returncode == 0, done.stderr
-    name = next(w for w in shlex.split(line) if w.startswith("--workdir=")).rpartition("/")[2]
-    cell = read_rows(workdir / "cells" / name / "metrics.jsonl")[-1]
-    alone = read_rows(tmp_path / "alone" / "metrics.jsonl")[-1]
-    assert alone["val/loss"] == pytest.approx(cell["val/loss"], rel=1e-4)
-    assert math.isfinite(alone["val/loss"])
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--config=configs/quickstart.py", "--workdir=w"], "has no get_campaign()"),
-        (["--config=configs/none.py", "--workdir=w"], "is not there"),
-        (["--config=configs/ablations/placement.py"], "give --workdir"),
-        (["--workdir=w"], "give --config, for example --config=configs/ablations/placement.py"),
-        (["--config=configs/ablations/placement.py", "--workdir=w", "--shard=0/2"], "no part such"),
-    ],
-)
-def test_mistakes_are_one_line(flags, message, tmp_path):
-    done = run("-m", "gpt2_jax.ablate.campaign", *flags, tmp=tmp_path)
-    assert message in one_line_error(done)
