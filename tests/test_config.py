@@ -17,6 +17,9 @@ from tests.tools import ROOT, tiny
 SHIPPED = [
     ("configs/quickstart.py", None),
     ("configs/shakespeare.py", None),
+    ("configs/ablations/placement.py", None),
+    ("configs/ablations/qk_norm.py", None),
+    ("configs/ablations/residual_scale_depth.py", None),
     ("configs/finetune.py", None),
     ("configs/gpt2.py", "124m"),
     ("configs/gpt2.py", "350m"),

@@ -72,7 +72,8 @@ def test_gains_are_those_of_the_product_of_all_mixings():
 def measured(monkeypatch):
     """Makes `by_rate` give what is set here: results for each rate, by placement and warm-up."""
     table = {}
-    monkeypatch.setattr(trained, "guessing", lambda: 3.0)
+    monkeypatch.setattr(trained, "text", lambda: None)
+    monkeypatch.setattr(trained, "guessing", lambda _: 3.0)
     monkeypatch.setattr(
         trained, "by_rate", lambda name, n, warmups=(trained.WARMUP,): {
             w: np.array(table[name, w]) for w in warmups
@@ -126,7 +127,8 @@ def test_growth_of_streams_is_told_apart():
 
 
 def test_the_largest_rate_is_one_at_which_every_run_learns(monkeypatch):
-    monkeypatch.setattr(trained, "guessing", lambda: 3.0)
+    monkeypatch.setattr(trained, "text", lambda: None)
+    monkeypatch.setattr(trained, "guessing", lambda _: 3.0)
     results, rates = np.array([2.5, 2.0, 2.4, 2.9, 3.1, np.nan]), (1, 2, 4, 8, 16, 32)
     assert trained.largest(results, 0.0, rates) == 8
     assert trained.largest(results, 0.5, rates) == 4

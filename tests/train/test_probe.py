@@ -93,9 +93,7 @@ def test_a_skipped_block_costs_something(name):
 
 
 def test_fewer_sequences_where_there_are_many_blocks():
-    from gpt2_jax.train.mesh import make_mesh
-
-    rows = lambda **changes: training_rows(made := tiny(**changes), make_mesh(made))
+    rows = lambda **changes: training_rows(made := tiny(**changes), made.mesh.data)
     assert rows(train__batch_size=64, mesh__data=2, model__n_layer=4) == (8, 8)
     assert rows(train__batch_size=64, mesh__data=8, model__n_layer=4) == (8, 2)
     assert rows(train__batch_size=4, mesh__data=1, model__n_layer=12) == (4, 1)

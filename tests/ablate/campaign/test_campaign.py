@@ -110,6 +110,7 @@ def test_a_cell_is_what_the_same_config_trains_alone(whole, tmp_path):
     assert alone[-1]["train/loss"] != pytest.approx(alone[1]["train/loss"], rel=1e-2)
 
 
+@pytest.mark.slow
 def test_a_cell_can_be_prolonged_by_itself(whole, tmp_path):
     """Its checkpoints are those of any run."""
     name = results(whole[0])["cells"][0]["name"]
@@ -205,6 +206,7 @@ def test_a_failing_cell_is_tried_twice_and_the_rest_goes_on(text_file, tmp_path,
     assert [c["status"] for c in results(tmp_path)["cells"]] == ["finished"] * 3
 
 
+@pytest.mark.slow
 def test_cells_that_start_from_a_profile_train_alone(text_file, tmp_path):
     campaign = Campaign(grid({P: ("pre_ln", "admin")}), {P: "pre_ln"}, seeds=(1, 2), at_once=2)
     conduct(tmp_path, base(text_file), campaign)

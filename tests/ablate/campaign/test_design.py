@@ -18,8 +18,9 @@ from gpt2_jax.ablate.campaign.design import (
     without,
     zipped,
 )  # fmt: skip
+from gpt2_jax.ablate.population import program_key
 from gpt2_jax.errors import UserError
-from tests.tools import tiny
+from tests.tools import ROOT, tiny
 
 P, L, LR = "model.placement", "model.n_layer", "optimizer.peak_lr"
 TWO = grid({P: ("pre_ln", "post_ln")})
@@ -170,6 +171,18 @@ def test_budgets():
         cell_config(base, unset, {"seed": 0, "model.n_head": 3}, 11)
     with pytest.raises(UserError, match="of a wrong type"):
         cell_config(base, unset, {L: "two"}, 11)
+
+
+@pytest.mark.parametrize("name", ["placement", "qk_norm", "residual_scale_depth"])
+def test_every_cell_of_a_shipped_campaign_makes_sense(name):
+    file = str(ROOT / f"configs/ablations/{name}.py")
+    base = definition.load(file, configs.default()).given
+    campaign = definition.load(file, base).campaign
+    cells = Plan(campaign).cells({})
+    assert len(cells) == len(campaign.variants) * campaign.search.n * len(campaign.search.seeds)
+    made = [cell_config(base, campaign, cell.values, 257) for cell in cells]
+    assert len({program_key(config) for config in made}) == len(campaign.variants)
+    assert len(campaign.seeds) >= 5 and len(campaign.variants) > 2
 
 
 def test_a_definition_is_what_it_was(tmp_path):

@@ -146,6 +146,7 @@ def test_workers_share_a_directory(file, text_file, left_alone, tmp_path):
     assert None in owners or len(owners) > 1
 
 
+@pytest.mark.slow
 def test_jobs_are_submitted_and_do_the_campaign(file, text_file, left_alone, tmp_path):
     """By submitit's executor for this machine, which differs from SLURM's in who starts them."""
     workdir, more = tmp_path / "w", ("--submit=local", "--elements=2", "--resources=timeout_min=4")
@@ -177,6 +178,7 @@ def test_what_cannot_be_submitted_is_said(tmp_path, monkeypatch):
         submit.work([sys.executable, "-c", "raise SystemExit(3)"])
 
 
+@pytest.mark.slow
 def test_the_printed_command_trains_a_cell_alone(left_alone, tmp_path):
     workdir, _ = left_alone
     text = (workdir / "report.md").read_text()

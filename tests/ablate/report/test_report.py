@@ -180,7 +180,7 @@ def test_html_is_one_file_with_its_text_escaped(told):
     assert reader.tags.count("table") == 3
 
 
-@pytest.mark.parametrize("cells", [0, 1, 3, 9, 17])
+@pytest.mark.parametrize("cells", [0, 9, 17])
 def test_an_unfinished_campaign_has_a_report(tmp_path, cells):
     play(tmp_path, cells=cells)
     found = write_report(tmp_path)
