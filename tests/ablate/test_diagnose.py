@@ -140,6 +140,7 @@ def test_the_command_leaves_tables_and_figures(flags):
     )
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_diagnosed(flags):
     place, given = flags
     workdir = place / "trained"

@@ -131,6 +131,7 @@ def test_every_dial_acts(optimizer):
     assert same == []
 
 
+@pytest.mark.slow
 def test_initial_values_are_in_no_program():
     """The step is traced to the same operations whatever the fields of `INITIAL` are."""
     other = {

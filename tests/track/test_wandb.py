@@ -144,6 +144,7 @@ def test_a_server_that_is_away_stops_nothing(place, answering):
     assert_every_row_arrived_once(history(part), workdir)
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_stops_nothing(place):
     workdir = place / "dies"
     with WandbServer() as server:

@@ -228,14 +228,14 @@ def test_a_signal_saves_and_the_next_start_goes_on(text_file, tmp_path, whole, m
 
             def advance(updates, losses, stop=stop, seen=seen, n=n):
                 seen.append(updates)
-                if len(seen) == 2 + n % 3:
+                if len(seen) == 7 + n % 5:
                     stop.requested = "SIGTERM"
 
             display.advance = advance
             if Worker(worker.base, CAMPAIGN, workdir).work(display, stop) == EXIT_FINISHED:
                 break
             assert stop.requested and n < 50
-    assert n > 5
+    assert n > 3
     assert (workdir / "results.json").read_bytes() == (whole[0] / "results.json").read_bytes()
     steps = [s["from_step"] for p in (workdir / "cells").iterdir() for s in starts(p)]
     assert any(0 < step < 24 for step in steps)

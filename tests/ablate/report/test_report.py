@@ -10,7 +10,7 @@ import pytest
 from gpt2_jax.ablate.campaign import Campaign, Search, grid
 from gpt2_jax.ablate.campaign.cells import Cells, Outcome, Plan, all_cells
 from gpt2_jax.ablate.campaign.definition import Definition, write
-from gpt2_jax.ablate.report.page import write_report
+from gpt2_jax.ablate.report.page import page, write_report
 from gpt2_jax.ablate.report.tracked import COLUMNS, track
 from gpt2_jax.ablate.statistics import compare, seeds_needed, t_interval
 from tests.tools import run, tiny
@@ -178,6 +178,9 @@ def test_html_is_one_file_with_its_text_escaped(told):
     assert len(reader.links) == 5
     assert all(link.startswith("data:image/png;base64,") for link in reader.links)
     assert reader.tags.count("table") == 3
+    raw = Reader()  # what the words did not escape, the page does
+    raw.feed(page("# <b>x</b>\n\n<script>alert('y')</script>\n", workdir))
+    assert not {"script", "b"} & set(raw.tags) and "<script>alert('y')</script>" in raw.text
 
 
 @pytest.mark.parametrize("cells", [0, 9, 17])
