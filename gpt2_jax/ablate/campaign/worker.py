@@ -204,6 +204,7 @@ class Worker:
         first = self.config(wave[0])
         corpus = _corpus(*_data(first)).corpus
         if self.width(first) == 1:
+            display.start([wave[0].name], self._step(wave[0]))
             return self._run_alone(wave[0], stop)
         members: list[Member] = []
         with contextlib.ExitStack() as opened:
