@@ -19,6 +19,7 @@ from gpt2_jax.data.sampler import Sampler
 from gpt2_jax.data.shards import Corpus
 from gpt2_jax.errors import EXIT_DIVERGED, EXIT_FINISHED, EXIT_STOPPED, Diverged, UserError
 from gpt2_jax.files import disk_errors
+from gpt2_jax.track.metrics import Row
 from gpt2_jax.train import report
 from gpt2_jax.train.checkpoint import Checkpoints
 from gpt2_jax.train.evaluation import Score, choose_windows, masked_batches
@@ -221,33 +222,31 @@ class Wave:
     def _write(self, before: int, n: int, read: list[Any], last: np.ndarray, speed: float) -> None:
         """Writes the rows of n updates, and what belongs to the step behind them."""
         record = self.members[0].record
-        figures = self._figures(last) if record.is_probed(self.step) else None
-        scores = self._score() if record.is_evaluated(self.step) else None
+        none: list[Any] = [{} for _ in self.members]
+        figures = self._figures(last) if record.is_probed(self.step) else none
+        scores = self._score() if record.is_evaluated(self.step) else none
         kept: dict[str, float | None] = {}
         for i, member in enumerate(self.members):
-            if not member.is_in:
-                continue
-            try:
-                for j in range(n):
-                    step = before + 1 + j
-                    if not record.is_due(step):
-                        continue
-                    values = {name: x[j] for name, x in read[i].items()}
-                    names: Sequence[str] = ()
-                    if step == self.step and figures is not None:
-                        values, names = values | figures[i], list(figures[i])
-                    row = member.record.row(step, values, names, speed)
-                    if step == self.step and scores is not None:
-                        row |= scores[i]
-                    member.record.write(row)
-                    if step == self.step and record.is_stop(step) and member.record.is_kept(row):
-                        kept[member.name] = row.get("val/loss")
-            except Diverged as error:
-                member.diverged = str(error).partition(", and were skipped")[0]
-                member.record.wandb.summarize({"diverged_at": step})
+            for step in range(before + 1, self.step + 1):
+                if not member.is_in or not record.is_due(step):
+                    continue
+                of_last = (figures[i], scores[i]) if step == self.step else ({}, {})
+                values = {name: x[step - before - 1] for name, x in read[i].items()}
+                row = member.record.row(step, values | of_last[0], of_last[0].keys(), speed)
+                row |= of_last[1]
+                self._write_row(member, row)
+            if member.is_in and record.is_stop(self.step) and member.record.is_kept(row):
+                kept[member.name] = scores[i].get("val/loss")
         self._save(kept)
         losses = [f"{read[i]['loss'][n - 1]:.3f}" for i, m in enumerate(self.members) if m.is_in]
         self.shown(n * len(self.members), " ".join(losses))
+
+    def _write_row(self, member: Member, row: Row) -> None:
+        try:
+            member.record.write(row)
+        except Diverged as error:
+            member.diverged = str(error).partition(", and were skipped")[0]
+            member.record.wandb.summarize({"diverged_at": row["step"]})
 
     def _save(self, kept: dict[str, float | None]) -> None:
         """Starts a checkpoint of each of these, unless somebody else took the cell over."""

@@ -84,7 +84,8 @@ class Worker:
     def width(self, config: ConfigDict) -> int:
         """Returns how many cells like this one are trained together; 1: each on all devices."""
         model = structure(config.model)
-        if model.placement.profiled:
+        own_start = model.placement.profiled or config.train.init_from is not None
+        if own_start or config.train.patience is not None:
             return 1
         if self.campaign.at_once is not None:
             return self.campaign.at_once

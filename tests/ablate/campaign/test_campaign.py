@@ -206,6 +206,17 @@ def test_a_failing_cell_is_tried_twice_and_the_rest_goes_on(text_file, tmp_path,
     assert [c["status"] for c in results(tmp_path)["cells"]] == ["finished"] * 3
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"train__patience": 2}, {"train__init_from": "runs/x"}, {"model__placement": "admin"}],
+)
+def test_what_a_population_cannot_do_is_trained_alone(whole, text_file, changes):
+    _, worker = whole
+    made = lambda **more: configs.resolve(base(text_file, **more), 257)
+    assert worker.width(made()) == 2
+    assert worker.width(made(**changes)) == 1
+
+
 @pytest.mark.slow
 def test_cells_that_start_from_a_profile_train_alone(text_file, tmp_path):
     campaign = Campaign(grid({P: ("pre_ln", "admin")}), {P: "pre_ln"}, seeds=(1, 2), at_once=2)
