@@ -117,6 +117,7 @@ def read(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_the_command_leaves_tables_and_figures(flags):
     out = flags[0] / "starts"
     done = command(flags, "--placements=admin", "--depths=2,4", f"--out={out}")

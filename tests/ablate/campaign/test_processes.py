@@ -77,6 +77,7 @@ def left_alone(file, text_file, tmp_path_factory):
     return workdir, done
 
 
+@pytest.mark.slow
 def test_the_command_says_its_plan_and_leaves_a_report(left_alone):
     workdir, done = left_alone
     assert "2 variants x (3 rates x 1 seed(s) + 3 fresh seeds) = 12" in done.stdout
@@ -96,7 +97,8 @@ def test_a_dry_run_leaves_nothing(file, text_file, tmp_path):
     assert not (tmp_path / "w").exists()
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
 def test_killed_anywhere_it_comes_to_the_same_results(file, text_file, left_alone, tmp_path, seed):
     draw, workdir, kills = random.Random(seed), tmp_path / "w", 0
     while True:
