@@ -265,7 +265,8 @@ class Population:
         )
 
     def _members(self, stacked: Tree) -> list[Tree]:
-        return [jax.tree.map(lambda x: x[i], stacked) for i in range(len(self.configs))]  # noqa: B023
+        of = lambda i: jax.tree.map(lambda x: x[i], stacked)
+        return [of(i) for i in range(len(self.configs))]
 
     def _spread(self, values: Sequence[Tree]) -> Tree:
         """Puts each member's value on its device; the first again where lanes are left."""

@@ -49,16 +49,12 @@ def draw_all(found: Analysis, folder: Path) -> dict[str, str]:
             "paired difference from the baseline."
         )
     for last, name in ((False, "start"), (True, "end")):
-        names = [n for n in FIGURES if any(_known(v, n, last) is not None for v in found.variants)]
+        names = [n for n in FIGURES if any(v.by_depth(n, last) is not None for v in found.variants)]
         if names:
             _depth(found, names, last, folder / f"depth_{name}")
             when = "at the end" if last else "before the first update"
             drawn[f"depth_{name}.png"] = f"By block, {when}: means over the seeds."
     return drawn
-
-
-def _known(variant: Variant, name: str, last: bool) -> np.ndarray | None:
-    return variant.by_depth(name, last)
 
 
 def _losses(found: Analysis, path: Path) -> None:
@@ -181,7 +177,7 @@ def _depth(found: Analysis, names: Sequence[str], last: bool, path: Path) -> Non
     figure, axes = panels(3, 3)
     for panel, name in zip(axes, names, strict=False):
         for i, variant in enumerate(found.variants):
-            values = _known(variant, name, last)
+            values = variant.by_depth(name, last)
             if values is not None:
                 look = {**style(i), "markevery": max(1, len(values) // 6)}
                 panel.plot(np.arange(1, len(values) + 1), values, label=variant.name, **look)
