@@ -27,6 +27,7 @@ from gpt2_jax.model.structure import structure
 from gpt2_jax.train.evaluation import batch_sums
 from gpt2_jax.train.optimizer import make_optimizer
 from gpt2_jax.train.probe import make_figures, training_rows
+from gpt2_jax.train.program import memory_errors, peak_bytes
 from gpt2_jax.train.state import State, jit_once, new_state
 from gpt2_jax.train.step import Metrics, make_step
 
@@ -127,7 +128,8 @@ class Lanes:
         members, shared = self.by_member.spec, self.everywhere.spec
         spread = partial(jax.shard_map, mesh=mesh, out_specs=members, check_vma=False)
         own = (members, members, members)
-        self.train = jax.jit(spread(self._train, in_specs=(*own, shared)), donate_argnums=0)
+        self._update = jax.jit(spread(self._train, in_specs=(*own, shared)), donate_argnums=0)
+        self._programs: dict[int, jax.stages.Compiled] = {}
         self.sums = jax.jit(spread(self._sums, in_specs=(members, shared, shared, shared)))
         self.figures = jax.jit(spread(self._figures, in_specs=(members, shared, members)))
         self._starts: dict[tuple, Callable[[np.uint32], State]] = {}
@@ -153,6 +155,34 @@ class Lanes:
         started = time.monotonic()
         jax.block_until_ready(population.advance(tokens, n))
         return (time.monotonic() - started) / n
+
+    def lower(self, rows: int = AT_ONCE) -> jax.stages.Lowered:
+        """Returns the program of up to `rows` updates, with nothing allocated or compiled."""
+        dials = dials_of(self.config)
+        init = lambda seed: new_state(self.structure, self._optimizer(dials), seed)
+        batch = (self.config.train.batch_size, self.config.data.seq_len + 1)
+        one = (
+            jax.eval_shape(init, np.uint32(0)),
+            dials,
+            jax.ShapeDtypeStruct((rows, *batch), jnp.int32),
+        )
+        members = lambda x: jax.ShapeDtypeStruct(
+            (self.width, *x.shape), x.dtype, sharding=self.by_member
+        )
+        return self._update.lower(*jax.tree.map(members, one), jax.ShapeDtypeStruct((), jnp.int32))
+
+    def train(self, rows: int = AT_ONCE) -> jax.stages.Compiled:
+        """Returns the program that makes up to `rows` updates, compiled at its first use."""
+        if rows not in self._programs:
+            with memory_errors():
+                self._programs[rows] = self.lower(rows).compile()
+        return self._programs[rows]
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """A member's share of its device's memory at the peak of an update."""
+        peak = peak_bytes(self.train())
+        return peak and peak * self.by_member.mesh.size // self.width
 
     def start(self, config: ConfigDict) -> State:
         """Returns a member's state before the first update, on the host."""
@@ -240,9 +270,9 @@ class Population:
           tokens_MNBT1: batches (B, T+1) of each member for each of N updates.
           n: how many of them to make; unset: all. (Another N would be compiled anew.)
         """
-        updates = np.int32(tokens_MNBT1.shape[1] if n is None else n)
-        tokens = self._spread(list(tokens_MNBT1))
-        self.states, metrics = self.lanes.train(self.states, self._dials, tokens, updates)
+        rows = tokens_MNBT1.shape[1]
+        tokens, updates = self._spread(list(tokens_MNBT1)), np.int32(rows if n is None else n)
+        self.states, metrics = self.lanes.train(rows)(self.states, self._dials, tokens, updates)
         return metrics
 
     def read(self, metrics: Metrics) -> list[Metrics]:

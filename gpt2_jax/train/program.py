@@ -115,7 +115,7 @@ def compile_program(config: ConfigDict) -> Program:
         init=init,
         shapes=shapes,
         attention=kernel_of(compiled.as_text(), kernel),
-        peak_bytes=_peak_bytes(compiled),
+        peak_bytes=peak_bytes(compiled),
         compile_seconds=time.monotonic() - started,
     )
 
@@ -165,8 +165,12 @@ def kernel_of(hlo: str, wanted: str) -> str:
     return found
 
 
-def _peak_bytes(compiled: Any) -> int | None:
-    if jax.default_backend() == "cpu":
-        return None  # XLA counts the arguments alone there
-    analysis = compiled.memory_analysis()
-    return getattr(analysis, "peak_memory_in_bytes", None) or None
+def peak_bytes(compiled: jax.stages.Compiled) -> int | None:
+    """Returns the memory of one device at a program's peak, None where XLA does not say."""
+    found = compiled.memory_analysis()
+    if found is None:
+        return None
+    if jax.default_backend() == "cpu":  # whose own peak leaves the temporary ones out
+        ends = found.argument_size_in_bytes + found.output_size_in_bytes
+        return ends - found.alias_size_in_bytes + found.temp_size_in_bytes
+    return found.peak_memory_in_bytes or None

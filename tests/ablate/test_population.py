@@ -104,7 +104,6 @@ def test_neither_company_nor_pauses_change_a_members_bits():
             ):
                 np.testing.assert_array_equal(a, b)
     assert len(set(expected[:, -1].tolist())) == 5
-    assert lanes.train._cache_size() == 1  # compiled once, for members and pauses of all kinds
 
 
 def test_a_member_that_diverges_leaves_the_others_bits_alone():
@@ -154,10 +153,7 @@ def test_initial_values_are_in_no_program():
 
 
 def program_text(config):
-    lanes = Lanes(config, 1)
-    states = jax.tree.map(lambda x: x[None], lanes.start(config))
-    dials = Population([config], lanes)._dials
-    return str(jax.make_jaxpr(lanes.train)(states, dials, batches(1), np.int32(1)))
+    return Lanes(config, 1).lower(N).as_text()
 
 
 def test_members_that_differ_in_more_than_numbers_are_refused():

@@ -12,18 +12,14 @@ from __future__ import annotations
 import os
 import re
 import sys
-import time
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from gpt2_jax import cli
 from gpt2_jax import config as configs
 from gpt2_jax.ablate.campaign.definition import Definition, load, write
-from gpt2_jax.ablate.campaign.design import describe
 from gpt2_jax.ablate.campaign.submit import CLUSTERS, parse_resources, submit
 from gpt2_jax.errors import EXIT_FINISHED, UserError
 
@@ -90,6 +86,7 @@ def run(
     # Imported once the flags are known to be right: jax takes a second to load.
     import jax
 
+    from gpt2_jax.ablate.campaign.plan import plan_text
     from gpt2_jax.ablate.campaign.worker import Worker
     from gpt2_jax.ablate.report.page import write_report
     from gpt2_jax.ablate.report.tracked import track
@@ -122,69 +119,6 @@ def run(
         track(workdir, definition, write_report(workdir))
         print(f"left in {workdir}: report.html report.md report/ results.json cells/")
     return code
-
-
-def plan_text(worker: Any, known: list[Any]) -> str:
-    """Returns the lines that say what is to be trained and how long it takes here."""
-    campaign, search = worker.campaign, worker.campaign.search
-    n_variants, n_seeds = len(campaign.variants), len(campaign.seeds)
-    firsts = {cell.variant: worker.config(cell) for cell in known}
-    rates = f"{search.n} rates x {len(search.seeds)} seed(s)" if search else "no search"
-    n_cells = n_variants * (n_seeds + (search.n * len(search.seeds) if search else 0))
-    more = ", and 2 rates more wherever the best one is an edge" if search else ""
-    lines = {
-        "variants": "; ".join(describe(variant) for variant in campaign.variants),
-        "compared": f"with {describe(campaign.baseline)}",
-        "cells": f"{n_variants} variants x ({rates} + {n_seeds} fresh seeds) = {n_cells}{more}",
-        "budget": _range("updates", [c.train.steps for c in firsts.values()])
-        + " = "
-        + _range("tokens", [_tokens(c) for c in firsts.values()])
-        + " each",
-        "together": _range("cells", [worker.width(c) for c in firsts.values()]) + " at a time",
-        "expected": _expected(worker, firsts, n_cells // n_variants),
-    }
-    done = sum(worker.cells.outcome(cell.name) is not None for cell in known)
-    if done:
-        lines["so far"] = f"{done} of {len(known)} cells known are done"
-    return "\n".join(f"{name:<10} {text}" for name, text in lines.items())
-
-
-def _tokens(config: ConfigDict) -> int:
-    return config.train.steps * config.train.batch_size * config.data.seq_len
-
-
-def _range(unit: str, values: list[int]) -> str:
-    low, high = min(values), max(values)
-    return f"{low:,} {unit}" if low == high else f"{low:,} to {high:,} {unit}"
-
-
-def _expected(worker: Any, firsts: dict[int, ConfigDict], cells: int) -> str:
-    """Returns the time of all cells by a short trial of one variant, others by their FLOPs."""
-    from gpt2_jax.ablate.population import Lanes
-    from gpt2_jax.model.structure import structure
-    from gpt2_jax.train.program import compile_program
-
-    i = next((i for i, c in firsts.items() if worker.width(c) > 1), 0)
-    tried = firsts[i]
-    width, started = worker.width(tried), time.monotonic()
-    if width > 1:
-        lanes: Lanes = worker.lanes(tried)
-        seconds = lanes.trial_seconds() / width
-    else:
-        import numpy as np
-
-        shape = (tried.train.batch_size, tried.data.seq_len + 1)
-        seconds = compile_program(tried).trial_seconds(np.zeros(shape, np.int32))
-    compiling = time.monotonic() - started
-    flops = lambda c: structure(c.model).flops_per_token(c.data.seq_len) * _tokens(c)
-    per_flop = seconds * tried.train.steps / flops(tried)
-    training = sum(cells * flops(c) * per_flop for c in firsts.values())
-    whole = timedelta(seconds=round(training + compiling * len(firsts)))
-    return (
-        f"about {whole} on this machine alone ({seconds * 1e3:.1f} ms an update of "
-        f"{describe(worker.campaign.variants[i])} by a short trial, the others by their FLOPs; "
-        "evaluations not counted)"
-    )
 
 
 if __name__ == "__main__":

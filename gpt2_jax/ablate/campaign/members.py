@@ -133,7 +133,9 @@ class Wave:
         for member in members:
             member.directory.describe(
                 member.config,
-                report.counts(member.config, lanes.structure, [device], lanes.attention, None),
+                report.counts(
+                    member.config, lanes.structure, [device], lanes.attention, lanes.peak_bytes
+                ),
                 self.first or 0,
             )
             member.record = Record(

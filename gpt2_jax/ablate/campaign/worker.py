@@ -94,6 +94,10 @@ class Worker:
         n = len(jax.devices())
         return n if jax.default_backend() == "cpu" else ON_ACCELERATOR * n
 
+    def corpus(self, config: ConfigDict) -> Corpus:
+        """Returns the text of a cell, opened once."""
+        return _corpus(*_data(config)).corpus
+
     def lanes(self, config: ConfigDict) -> Lanes:
         """Returns the programs that train this cell's group, compiled at their first use."""
         key = program_key(config)
@@ -203,7 +207,7 @@ class Worker:
     ) -> dict[str, str]:
         """Trains a wave to its end and returns what was said of the cells that diverged."""
         first = self.config(wave[0])
-        corpus = _corpus(*_data(first)).corpus
+        corpus = self.corpus(first)
         if self.width(first) == 1:
             display.start([wave[0].name], self._step(wave[0]))
             return self._run_alone(wave[0], stop)

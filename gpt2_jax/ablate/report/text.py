@@ -200,7 +200,8 @@ def _costs(found: Analysis) -> list[str]:
         )
     return [
         "Speeds are those of one run while its neighbours trained beside it: medians, of training "
-        "alone. Peak memory is the compiler's, which a CPU's does not tell.",
+        "alone. Memory is one run's share of a device at the peak of an update, as the compiler "
+        "counts it.",
         "",
         *table(
             (
