@@ -19,7 +19,7 @@ FAMILIES = (
     "svformer",  # the values of block 1
 )
 # Where a test is long: those that differ most to a compiler and to a checkpoint.
-FEW = ("hybridnorm_star", "universal", "hyper_connections")
+FEW = ("universal", "hyper_connections")
 
 
 def _slow_but(names):

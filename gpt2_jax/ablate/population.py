@@ -8,6 +8,7 @@ not depend on the others: on a CPU to the bit.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,6 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from gpt2_jax.config import difference, flatten, value_of
+from gpt2_jax.errors import UserError
 from gpt2_jax.model.attention import resolve_kernel
 from gpt2_jax.model.structure import structure
 from gpt2_jax.train.evaluation import batch_sums
@@ -138,13 +140,19 @@ class Lanes:
     def fastest(cls, config: ConfigDict, width: int) -> Lanes:
         """Returns lanes on all devices, on an accelerator of the kind that a short trial prefers.
 
-        A CPU's are one after the other: side by side they are slower there, and their bits change
-        with their number.
+        One for which there is no room loses it. A CPU's are one after the other: side by side they
+        are slower there, and their bits change with their number.
         """
         if jax.default_backend() == "cpu":
             return cls(config, width)
-        kinds = [cls(config, width, abreast=abreast) for abreast in (False, True)]
-        return min(kinds, key=lambda lanes: lanes.trial_seconds())
+
+        def seconds(lanes: Lanes) -> float:
+            try:
+                return lanes.trial_seconds()
+            except (UserError, jax.errors.JaxRuntimeError):
+                return math.inf
+
+        return min((cls(config, width, abreast=abreast) for abreast in (False, True)), key=seconds)
 
     def trial_seconds(self, n: int = 5) -> float:
         """Returns the seconds that an update of all lanes takes, once compiled."""

@@ -6,6 +6,7 @@ import pytest
 
 from gpt2_jax.ablate.population import DIALS, INITIAL, Lanes, Population
 from gpt2_jax.data.shards import Tokens
+from gpt2_jax.errors import UserError
 from gpt2_jax.train.evaluation import Evaluator, choose_windows, masked_batches
 from gpt2_jax.train.probe import compile_probe
 from gpt2_jax.train.program import compile_program
@@ -163,3 +164,19 @@ def test_members_that_differ_in_more_than_numbers_are_refused():
         Population([tiny(**USUAL, model__placement="admin")])
     with pytest.raises(ValueError, match="2 members for 1 lanes"):
         Population([tiny(**USUAL)] * 2, Lanes(tiny(**USUAL), 1))
+
+
+def test_an_accelerators_lanes_are_of_the_kind_that_is_faster_and_fits(monkeypatch):
+    config = tiny(**USUAL)
+    assert Lanes.fastest(config, 2)._over is not jax.vmap
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for taken, abreast in (((2.0, 1.0), True), ((1.0, 2.0), False), ((1.0, None), False)):
+
+        def trial(lanes, taken=taken):
+            seconds = taken[lanes._over is jax.vmap]
+            if seconds is None:
+                raise UserError("the device has too little memory")
+            return seconds
+
+        monkeypatch.setattr(Lanes, "trial_seconds", trial)
+        assert (Lanes.fastest(config, 2)._over is jax.vmap) == abreast

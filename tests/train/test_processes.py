@@ -162,7 +162,9 @@ def test_ten_kills_at_random_moments_change_nothing(place, alone):
     finish(place, alone, workdir)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_says_how_to_go_on(place, alone, number):
     workdir = place / f"stopped_{number.name}"
     process = start(place / "text.txt", workdir, place)

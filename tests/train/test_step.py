@@ -80,7 +80,7 @@ def test_dropout_does_not_depend_on_devices_or_accumulation():
 
 
 def test_seed_and_step_choose_the_dropout_masks():
-    trainer = Trainer(model__dropout=0.5, mesh__data=1)
+    trainer = Trainer(model__dropout=0.5, model__n_layer=1, mesh__data=1)
     state, batch = trainer.state, trainer.batch(0)
     step = jax.jit(trainer.step)  # without donation
     base = step(state, batch)[1]["loss"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,6 +13,7 @@ from typing import Any
 from gpt2_jax.errors import EXIT_STOPPED, UserError
 
 CLUSTERS = ("slurm", "local")
+RESTARTS = 1000  # after time ran out; an element ends by itself once no cell is left
 
 
 def submit(
@@ -19,7 +22,8 @@ def submit(
     """Submits one array whose elements are workers of the same campaign, and returns its jobs.
 
     An element goes on until no cell is left, so that one that waits long in the queue, or dies,
-    leaves its part to the others.
+    leaves its part to the others. One whose time runs out, or that is preempted, saves and is
+    queued again.
 
     Args:
       arguments: of the campaign's command line.
@@ -38,23 +42,52 @@ def submit(
         for i in range(1, elements + 1)
     ]
     try:
-        executor = submitit.AutoExecutor(folder=workdir / "jobs" / "%j", cluster=cluster)
+        executor = submitit.AutoExecutor(
+            folder=workdir / "jobs" / "%j", cluster=cluster, slurm_max_num_timeout=RESTARTS
+        )
         executor.update_parameters(name=workdir.absolute().name, **resources)
-        return executor.map_array(work, commands)
+        return executor.map_array(Element(), commands)
     except (RuntimeError, TypeError, NameError, ValueError, OSError) as error:
         raise UserError(f"--submit={cluster}: {' '.join(str(error).split())[:300]}") from None
 
 
-def work(command: Sequence[str]) -> int:
-    """Runs one element, its output to the job's own.
+class Element:
+    """Runs a command, its output to the job's own, under submitit's signals."""
 
-    Raises:
-      RuntimeError: if it ended in an error.
-    """
-    code = subprocess.run(command, check=False).returncode
-    if code not in (0, EXIT_STOPPED):
-        raise RuntimeError(f"exit code {code}: {' '.join(command)}")
-    return code
+    def __init__(self) -> None:
+        self._pid: int | None = None
+
+    def __call__(self, command: Sequence[str]) -> int:
+        """Runs it to its end and returns its exit code.
+
+        Raises:
+          RuntimeError: if it ended in an error.
+        """
+        process = subprocess.Popen(command, preexec_fn=_ignore_warnings)
+        self._pid = process.pid
+        _await(process.pid)
+        if process.wait() not in (0, EXIT_STOPPED):
+            raise RuntimeError(f"exit code {process.returncode}: {' '.join(command)}")
+        return process.returncode
+
+    def checkpoint(self, command: Sequence[str]) -> Any:
+        """Has the command save, and returns what is to be queued in its place."""
+        from submitit.helpers import DelayedSubmission
+
+        if self._pid is not None:
+            os.kill(self._pid, signal.SIGTERM)
+            _await(self._pid)
+        return DelayedSubmission(Element(), command)
+
+
+def _ignore_warnings() -> None:
+    """Leaves submitit's signal, which SLURM sends to every process of a job, to submitit."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+
+def _await(pid: int) -> None:
+    """Waits for a child's end, unlike `Popen.wait` in a signal handler within another wait too."""
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
 def parse_resources(words: Sequence[str]) -> dict[str, Any]:

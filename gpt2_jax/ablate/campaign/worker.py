@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -53,6 +54,7 @@ class Worker:
         self.vocabulary = _corpus(*_data(base)).vocabulary
         self._configs: dict[str, ConfigDict] = {}
         self._lanes: dict[str, Lanes] = {}
+        self._variants = Counter[str]()  # by their programs
 
     def check(self) -> list[Cell]:
         """Returns the cells known so far, once what is wrong with any of them is said.
@@ -76,13 +78,28 @@ class Worker:
             config = cell_config(self.base, self.campaign, cell.values, self.vocabulary)
             config.track.wandb.group = group(self.base, self.workdir)
             config.track.wandb.name = cell.name
-            if self.width(config) > 1:
+            if self._room(config) > 1:
                 config.mesh.data = 1
             self._configs[cell.name] = config
         return self._configs[cell.name]
 
     def width(self, config: ConfigDict) -> int:
         """Returns how many cells like this one are trained together; 1: each on all devices."""
+        width = self._room(config)
+        return width if width == 1 else min(width, max(2, self._alike(config)))
+
+    def _alike(self, config: ConfigDict) -> int:
+        """Returns how many cells at a time there can be for this one's program: lanes cost."""
+        if not self._variants:
+            plan, n = self.plan, len(self.campaign.variants)
+            firsts = [plan.verdict_cells(i, 0)[0] for i in range(n)]
+            self._variants.update(program_key(self.config(cell)) for cell in firsts)
+        search = self.campaign.search
+        tried = search.n * len(search.seeds) if search else 0
+        return max(tried, len(self.campaign.seeds)) * self._variants[program_key(config)]
+
+    def _room(self, config: ConfigDict) -> int:
+        """Returns how many cells like this one the devices are good for at a time."""
         model = structure(config.model)
         own_start = model.placement.profiled or config.train.init_from is not None
         if own_start or config.train.patience is not None:

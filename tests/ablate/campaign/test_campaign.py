@@ -217,6 +217,20 @@ def test_what_a_population_cannot_do_is_trained_alone(whole, text_file, changes)
     assert worker.width(made(**changes)) == 1
 
 
+def test_there_are_no_more_lanes_than_cells_that_fit_them(text_file, tmp_path):
+    """A rate or a seed is a number to a program, a placement is another program."""
+    apart = {P: ("pre_ln", "post_ln")}
+    for axes, search, expected in (
+        (apart, None, 3),
+        (apart | {LR: (1e-3, 1e-2)}, None, 6),
+        (apart, Search(1e-3, n=4, seeds=(0, 9)), 8),
+        ({P: ("pre_ln",)}, Search(1e-3, n=8, seeds=(0, 9, 10)), 16),
+    ):
+        campaign = Campaign(grid(axes), {}, seeds=(1, 2, 3), search=search, at_once=16)
+        worker = Worker(base(text_file), campaign, tmp_path)
+        assert {worker.width(worker.config(cell)) for cell in worker.check()} == {expected}
+
+
 @pytest.mark.slow
 def test_cells_that_start_from_a_profile_train_alone(text_file, tmp_path):
     campaign = Campaign(grid({P: ("pre_ln", "admin")}), {P: "pre_ln"}, seeds=(1, 2), at_once=2)
@@ -239,7 +253,7 @@ def test_a_signal_saves_and_the_next_start_goes_on(text_file, tmp_path, whole, m
 
             def advance(updates, losses, stop=stop, seen=seen, n=n):
                 seen.append(updates)
-                if len(seen) == 7 + n % 5:
+                if len(seen) == 17 + n % 5:
                     stop.requested = "SIGTERM"
 
             display.advance = advance

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from gpt2_jax.ablate.campaign import submit
 from gpt2_jax.errors import EXIT_STOPPED, UserError
 from gpt2_jax.track.metrics import read_rows
+from tests.ablate.campaign import slurm
 from tests.ablate.campaign.small import BASE, starts
 from tests.tools import ROOT, environment, one_line_error, run
 
@@ -154,15 +156,48 @@ def test_jobs_are_submitted_and_do_the_campaign(file, text_file, left_alone, tmp
     workdir, more = tmp_path / "w", ("--submit=local", "--elements=2", "--resources=timeout_min=4")
     done = run(*command(file, text_file, workdir, *more), tmp=tmp_path)
     assert done.returncode == 0 and "submitted 2 jobs" in done.stdout, done.stderr
-    began, ends = time.monotonic(), []
-    while len(ends) < 2 and time.monotonic() - began < 250:
+    began = time.monotonic()
+    while len(ends(workdir)) < 2 and time.monotonic() - began < 250:
         time.sleep(0.2)
-        ends = list(workdir.glob("jobs/*/*_result.pkl"))
     expected = (left_alone[0] / "results.json").read_bytes()
     assert (workdir / "results.json").read_bytes() == expected
     said = [p.read_text() for p in workdir.glob("jobs/*/*.out")]
     assert len(said) == 2
     assert all("variants   placement=pre_ln; placement=post_ln" in text for text in said)
+
+
+@pytest.mark.slow
+def test_an_array_of_slurms_is_queued_again_when_its_time_is_over(
+    file, text_file, left_alone, tmp_path
+):
+    workdir, place = tmp_path / "w", tmp_path / "slurm"
+    path = slurm.install(place)
+    more = (
+        "--submit=slurm", "--elements=2",
+        "--resources=timeout_min=7,slurm_partition=gpu,cpus_per_task=2",
+    )  # fmt: skip
+    done = run(*command(file, text_file, workdir, *more), tmp=tmp_path, PATH=path)
+    assert done.returncode == 0 and "submitted 2 jobs: 77_0 to 77_1" in done.stdout, done.stderr
+    batch = Path((place / "batch").read_text()).read_text()
+    began, warned = time.monotonic(), False
+    while not (workdir / "results.json").exists() or len(ends(workdir)) < 2:
+        if not warned and len(list(workdir.glob("cells/*/metrics.jsonl"))) > 2:
+            slurm.warn(place, 0)
+            warned = True
+        time.sleep(0.05)
+        assert time.monotonic() - began < 250
+    assert (place / "requeued").read_text() == "77_0\n"
+    expected = (left_alone[0] / "results.json").read_bytes()
+    assert (workdir / "results.json").read_bytes() == expected
+    log = next(workdir.glob("jobs/*/77_0_0_log.out")).read_text()
+    assert "stopped by SIGTERM, saved" in log
+    for flag in ("--partition=gpu", "--time=7", "--cpus-per-task=2", "--array=0-1%2"):
+        assert f"#SBATCH {flag}" in batch
+
+
+def ends(workdir):
+    """What elements of an array leave at their end."""
+    return list(workdir.glob("jobs/*/*_result.pkl"))
 
 
 def test_what_cannot_be_submitted_is_said(tmp_path, monkeypatch):
@@ -177,7 +212,7 @@ def test_what_cannot_be_submitted_is_said(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"--submit=slurm: .*srun"):
         submit.submit("slurm", [], tmp_path, 1, {})
     with pytest.raises(RuntimeError, match="exit code 3"):
-        submit.work([sys.executable, "-c", "raise SystemExit(3)"])
+        submit.Element()([sys.executable, "-c", "raise SystemExit(3)"])
 
 
 @pytest.mark.slow
