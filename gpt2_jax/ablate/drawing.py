@@ -27,6 +27,7 @@ def style(i: int) -> dict[str, Any]:
         "marker": MARKERS[i % len(MARKERS)],
         "markersize": 3,
         "linewidth": 1.1,
+        "linestyle": ("-", "--", ":")[i // len(COLOURS) % 3],
     }
 
 
@@ -85,11 +86,26 @@ def _logarithmic(panel: Any, decades: float) -> None:
     panel.yaxis.set_minor_formatter("")
 
 
-def legend(free: list[Any], of: Any) -> None:
-    """Puts the legend where a panel is left empty."""
-    for panel in free:
-        panel.axis("off")
-    free[0].legend(*of.get_legend_handles_labels(), loc="center", frameon=False)
+def legend(figure: Any, axes: Sequence[Any]) -> None:
+    """Puts a legend of all that is drawn below the panels, in room of its own."""
+    known: dict[str, Any] = {}
+    for panel in axes:
+        handles, names = panel.get_legend_handles_labels()
+        known |= dict(zip(names, handles, strict=True))
+    if not known:
+        return
+    longest = max(map(len, known))
+    columns = max(1, min(len(known), int(WIDTH / (0.45 + 0.058 * longest))))
+    rows = -(-len(known) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.1 + 0.15 * rows)
+    figure.legend(
+        known.values(),
+        known,
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=7.5,
+    )
 
 
 def save(figure: Any, path: Path, suffixes: Sequence[str] = (".pdf", ".png")) -> None:

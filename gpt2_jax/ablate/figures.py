@@ -14,7 +14,7 @@ from gpt2_jax.ablate.drawing import finish, legend, panels, save, style
 BLOCK_PANELS = (
     ("stream RMS", "stream_rms", None, True),
     ("branch / stream (MLP dashed)", "attn_ratio", "mlp_ratio", True),
-    ("cosine before and behind", "cosine", None, False),
+    ("cosine, before and after", "cosine", None, False),
     ("gradient (of many batches dashed)", "grad_norm", "mean_grad_norm", True),
     ("first update, Adam (SGD dashed)", "adam_change", "sgd_change", True),
     ("loss when skipped (nats)", "skip_cost", None, False),
@@ -41,9 +41,11 @@ def plot_by_block(diagnoses: Sequence[Diagnosis], path: Path) -> None:
             look = {**style(i), "markevery": max(1, one.n_layer // 6)}
             panel.plot(blocks, one.by_block[solid], label=one.name, **look)
             if dashed:
-                panel.plot(blocks, one.by_block[dashed], **look, linestyle="--")
+                panel.plot(blocks, one.by_block[dashed], **look | {"linestyle": "--"})
         finish(panel, title, "block", logarithmic)
-    legend(axes[len(BLOCK_PANELS) :], axes[0])
+    for panel in axes[len(BLOCK_PANELS) :]:
+        panel.axis("off")
+    legend(figure, axes)
     save(figure, path)
 
 
@@ -59,13 +61,13 @@ def plot_by_depth(diagnoses: Sequence[Diagnosis], path: Path) -> None:
                 if key is not None:
                     values = [_number(d, key) for d in own]
                     label = name if line == "-" else None
-                    panel.plot(depths, values, **style(i), linestyle=line, label=label)
+                    panel.plot(depths, values, **style(i) | {"linestyle": line}, label=label)
         finish(panel, title, "blocks", logarithmic=True)
         panel.set_xscale("log", base=2)
         panel.set_xticks(sorted({d.n_layer for d in diagnoses}))
         panel.xaxis.set_major_formatter("{x:.0f}")
         panel.minorticks_off()
-    legend(axes[len(DEPTH_PANELS) :], axes[0])
+    legend(figure, axes)
     save(figure, path)
 
 

@@ -65,7 +65,7 @@ class Comparison:
     """A variant beside its baseline, seed by seed.
 
     Attributes:
-      difference: variant less baseline, mean over the seeds that both have; below 0 is better.
+      difference: variant less baseline, mean over the seeds; below 0 is better.
       spread: std of the differences. p: two-sided, of the paired t test; corrected: for the number
         of comparisons. n: seeds.
     """
@@ -170,7 +170,7 @@ def seeds_needed(effect: float, comparisons: int = 1) -> int | None:
 def sensitivity(losses: Sequence[float], start_loss: float) -> float:
     """Returns how much a rate's choice costs: E over rates of min(loss, start) less the best.
 
-    Wortsman et al. 2023 (2309.14322), section 2.3: the rates are evenly spaced in their logarithm,
+    Wortsman et al. 2023 (2309.14322), section 2.2: the rates are evenly spaced in their logarithm,
     and a run that diverges counts as one that learned nothing.
 
     Args:

@@ -78,6 +78,7 @@ class Worker:
             config = cell_config(self.base, self.campaign, cell.values, self.vocabulary)
             config.track.wandb.group = group(self.base, self.workdir)
             config.track.wandb.name = cell.name
+            config.track.wandb.tags = (*config.track.wandb.tags, cell.purpose)
             if self._room(config) > 1:
                 config.mesh.data = 1
             self._configs[cell.name] = config

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpt2_jax.ablate.campaign.cells import Cell, Cells, Outcome, Plan, Searched, all_cells
-from gpt2_jax.ablate.campaign.design import Campaign, Values, describe
+from gpt2_jax.ablate.campaign.design import Campaign, describe
 from gpt2_jax.ablate.statistics import (
     Comparison,
     Interval,
@@ -104,6 +104,17 @@ class Variant:
         return bool(self.runs) and not self.missing and not self.lost
 
     @property
+    def word(self) -> str:
+        """The verdict, or why there is none."""
+        ends = f"{len(self.lost)} of {len(self.runs)} seeds diverged or failed" if self.lost else ""
+        if self.is_baseline:
+            return f"baseline: {ends}" if ends else "baseline"
+        if self.comparison is not None:
+            return self.comparison.verdict
+        missing = f"{self.missing} runs missing" if self.missing else "baseline not complete"
+        return ends or missing
+
+    @property
     def is_at_edge(self) -> bool:
         """Whether the best rate is the lowest or the highest that was tried."""
         scores, best = self.searched.scores, self.searched.best
@@ -112,7 +123,8 @@ class Variant:
     @property
     def info(self) -> dict[str, Any]:
         """What run.json says of any of its runs."""
-        return next((run.info for run in (*self.runs, *self.search_runs) if run.info), {})
+        infos = (run.info for run in (*self.runs, *self.search_runs))
+        return next((info for info in infos if "parameters" in info), {})
 
     @property
     def tokens_per_sec(self) -> float | None:
@@ -129,8 +141,8 @@ class Variant:
     def largest_rate(self) -> float | None:
         """The largest rate that trains; None where none does.
 
-        That is, at which each of the search's runs takes at least half of what the best run takes
-        off the nats of guessing.
+        That is, at which each of the search's runs ends below the nats of guessing by at least half
+        as much as the best run does.
         """
         known = [r for r in self.search_runs if r.outcome.guess_loss is not None]
         taken = [(rate_of(r.cell), (r.outcome.guess_loss or 0.0) - r.outcome.score) for r in known]
@@ -138,7 +150,7 @@ class Variant:
         if most <= 0:
             return None
         bad = {rate for rate, nats in taken if nats < most / 2}
-        return max(rate for rate, _ in taken if rate not in bad)
+        return max((rate for rate, _ in taken if rate not in bad), default=None)
 
     def by_depth(self, name: str, last: bool) -> np.ndarray | None:
         """Returns a figure by block (L), before the first update or at the end, mean over seeds."""
@@ -170,12 +182,25 @@ class Analysis:
         return next(variant for variant in self.variants if variant.name == name)
 
 
-def label(campaign: Campaign, variant: Values) -> str:
-    """Returns a variant's name in a report: its value alone where all vary in one field."""
-    fields = {tuple(values) for values in campaign.variants}
-    if len(fields) == 1 and len(variant) == 1:
-        return describe(variant).partition("=")[2]
-    return describe(variant)
+def labels(campaign: Campaign) -> list[str]:
+    """Returns the variants' names in a report: no more fields than it takes to tell them apart.
+
+    Where all vary in one field, its value alone.
+    """
+    fields = list(dict.fromkeys(name for values in campaign.variants for name in values))
+    set_by = {name: sum(name in values for values in campaign.variants) for name in fields}
+    for name in sorted(reversed(fields), key=set_by.__getitem__):
+        fewer = [other for other in fields if other != name]
+        if fewer and len(set(_described(campaign, fewer))) == len(campaign.variants):
+            fields = fewer
+    named = _described(campaign, fields)
+    short = [name.partition("=")[2] for name in named] if len(fields) == 1 else named
+    return [name or "base" for name in short]
+
+
+def _described(campaign: Campaign, fields: Sequence[str]) -> list[str]:
+    known = lambda values: {name: values[name] for name in fields if name in values}
+    return [describe(known(values)) for values in campaign.variants]
 
 
 def rate_of(cell: Cell) -> float:
@@ -225,11 +250,12 @@ def _variant(
     mine = [cell for cell in known if cell.variant == i]
     done = [runs[cell.name] for cell in mine if cell.name in runs]
     values, search = plan.campaign.variants[i], plan.campaign.search
+    names = labels(plan.campaign)
     verdict = [run for run in done if run.cell.purpose == "verdict"]
     return Variant(
-        name=label(plan.campaign, values),
+        name=names[i],
         values=values,
-        baseline=label(plan.campaign, plan.campaign.baseline_of(values)),
+        baseline=names[plan.campaign.variants.index(plan.campaign.baseline_of(values))],
         rate=search.rate(searched.best) if search and searched.best is not None else None,
         searched=searched,
         search_runs=[run for run in done if run.cell.purpose == "search"],
@@ -291,7 +317,13 @@ def _warnings(found: Analysis) -> list[str]:
             "far are in, and more may follow. Nothing here is final."
         )
     if (n := len(found.campaign.seeds)) < FEW_SEEDS:
-        out.append(f"{n} seed(s) are too few: an interval from so few is wide, and hardly checked.")
+        seeds = "1 seed is" if n == 1 else f"{n} seeds are"
+        out.append(f"{seeds} too few: an interval from so few is wide, and hardly checked.")
+    if any("model.placement" in variant.values for variant in found.variants):
+        out.append(
+            "A placement brings its own norm and initial values along (below, with each variant): "
+            "a difference is that of the whole recipe."
+        )
     for variant in found.variants:
         out += _of_variant(variant, found)
     return out
@@ -304,8 +336,12 @@ def _of_variant(variant: Variant, found: Analysis) -> list[str]:
     if variant.lost:
         out.append(
             f"{variant.name}: {len(variant.lost)} of {len(variant.runs)} fresh seeds did not "
-            "come to their end at the rate that the search chose, so that it is compared with "
-            "nothing."
+            "come to their end at its rate, so that "
+            + (
+                "nothing can be compared with it."
+                if variant.is_baseline
+                else "it is compared with nothing."
+            )
         )
     if variant.is_at_edge:
         out.append(

@@ -18,7 +18,7 @@ TITLES = {
     "stream_rms": ("stream RMS", True),
     "attn_ratio": ("attention branch / stream", True),
     "mlp_ratio": ("MLP branch / stream", True),
-    "cosine": ("cosine before and behind", False),
+    "cosine": ("cosine, before and after", False),
     "grad_norm": ("gradient norm", True),
     "skip_cost": ("loss when skipped (nats)", False),
     "entropy": ("attention entropy (nats)", False),
@@ -33,28 +33,33 @@ def draw_all(found: Analysis, folder: Path) -> dict[str, str]:
         _losses(found, folder / "losses")
         drawn["losses.png"] = (
             "Final validation loss at each variant's rate: every seed (points), mean and 95 % "
-            "interval (bars); the dashed line is the baseline's mean."
+            "interval (bars); the dashed line is the mean of its baseline."
         )
     if any(variant.search_runs for variant in found.variants):
         _rates(found, folder / "rates")
         drawn["rates.png"] = (
-            "Final validation loss against the learning rate: the search's seeds (points; crosses "
-            "at the top diverged, or are above the picture) and their mean (line), fresh seeds at "
-            "the chosen rate (open circles); the baseline's line in grey."
+            "Final validation loss against the learning rate: the search's seeds (points; at the "
+            "top, crosses diverged and triangles are above the picture) and their mean (line), "
+            "fresh seeds at the chosen rate (open circles); the baseline's line in grey."
         )
     if any(variant.runs for variant in found.variants):
         _curves(found, folder / "curves")
         drawn["curves.png"] = (
-            "Validation loss over training, mean of the seeds with its 95 % interval, and the "
-            "paired difference from the baseline."
+            "Validation loss over training, mean of the seeds that finished and its 95 % interval, "
+            "and the difference from the baseline, seed by seed."
         )
     for last, name in ((False, "start"), (True, "end")):
         names = [n for n in FIGURES if any(v.by_depth(n, last) is not None for v in found.variants)]
         if names:
-            _depth(found, names, last, folder / f"depth_{name}")
             when = "at the end" if last else "before the first update"
-            drawn[f"depth_{name}.png"] = f"By block, {when}: means over the seeds."
+            drawn |= _depths(found, names, last, folder / f"depth_{name}", when)
     return drawn
+
+
+def groups(found: Analysis) -> list[list[Variant]]:
+    """Returns the variants that are compared with one baseline, for each of these."""
+    bases = dict.fromkeys(variant.baseline for variant in found.variants)
+    return [[v for v in found.variants if v.baseline == base] for base in bases]
 
 
 def _losses(found: Analysis, path: Path) -> None:
@@ -72,9 +77,9 @@ def _losses(found: Analysis, path: Path) -> None:
         if np.isfinite(low):
             panel.plot([low, high], [place] * 2, color=colour, linewidth=1.6)
         panel.plot(mean, place, style(i)["marker"], color=colour, markersize=5)
-    for base in {variant.baseline for variant in found.variants}:
-        if (interval := found.variant(base).mean) is not None:
-            panel.axvline(interval.mean, color=GREY, linestyle="--", linewidth=0.8, zorder=0)
+        if (base := found.variant(variant.baseline).mean) is not None:
+            ends = [place - 0.5, place + 0.5]
+            panel.plot([base.mean] * 2, ends, "--", color=GREY, linewidth=0.8, zorder=0)
     panel.set_yticks(range(len(whole)), [variant.name for variant in reversed(whole)])
     plain(panel, "validation loss at the tuned rate", "nats a token")
     save(figure, path, SUFFIXES)
@@ -97,7 +102,7 @@ def _rates(found: Analysis, path: Path) -> None:
             panel.plot(*_means(base, top), color=GREY, linewidth=0.8, zorder=0)
         _of_rates(panel, variant, found.variants.index(variant), top)
         panel.set_xscale("log", base=2)
-        plain(panel, variant.name, "learning rate")
+        plain(panel, wrapped(variant.name), "learning rate")
         panel.set_ylim(low - 0.08 * (top - low), top + 0.04 * (top - low))
     for panel in axes[len(found.variants) :]:
         panel.axis("off")
@@ -114,7 +119,7 @@ def _of_rates(panel: Any, variant: Variant, i: int, top: float) -> None:
     panel.plot(*_means(variant, top), color=colour, linewidth=1.1)
     for run in variant.search_runs:
         score = run.outcome.score
-        mark = "." if score <= top else "x"
+        mark = "." if score <= top else "^" if np.isfinite(score) else "x"
         panel.plot(rate_of(run.cell), min(score, top), mark, color=colour, markersize=4)
     for loss in variant.losses.values():
         look = {"markerfacecolor": "none", "markersize": 3.5, "markeredgewidth": 0.7}
@@ -128,36 +133,52 @@ def _means(variant: Variant, top: float) -> tuple[list[float], list[float]]:
     return [rates[k] for k, _ in scores], [min(score, top) for _, score in scores]
 
 
+def wrapped(name: str) -> str:
+    """Returns a variant's name in lines that a small panel has room for."""
+    lines = [""]
+    for word in name.replace(",", ",\n").split("\n"):
+        if lines[-1] and len(lines[-1] + word) > 26:
+            lines.append("")
+        lines[-1] += word
+    return "\n".join(lines)
+
+
 def _curves(found: Analysis, path: Path) -> None:
-    figure, axes = panels(1, 3, height=2.8)
-    ends = []
-    for i, variant in enumerate(found.variants):
+    together = [g for g in groups(found) if any(v.runs for v in g)]
+    figure, axes = panels(len(together), 2, height=2.4)
+    for (left, right), group in zip(zip(axes[::2], axes[1::2], strict=True), together, strict=True):
+        _curves_of(found, group, left, right)
+        base = f" beside {group[0].baseline}" if len(together) > 1 else ""
+        plain(left, "validation loss (nats a token)", "update")
+        plain(right, f"difference{base or ' from the baseline'}, seed by seed", "update")
+    legend(figure, axes)
+    save(figure, path, SUFFIXES)
+
+
+def _curves_of(found: Analysis, group: Sequence[Variant], left: Any, right: Any) -> None:
+    """Draws the curves of variants with one baseline, and their differences from it."""
+    middles = []
+    for variant in group:
+        i = found.variants.index(variant)
         curves = {run.cell.seed: run.curve for run in variant.runs if run.is_finished}
         if not curves:
             continue
-        _band(axes[0], i, variant.name, _by_step(list(curves.values())))
-        ends += [list(curve.values())[len(curve) // 2] for curve in curves.values()]
-        others = {r.cell.seed: r.curve for r in found.variant(variant.baseline).runs}
+        _band(left, i, variant.name, _by_step(list(curves.values())))
+        middles += [list(curve.values())[len(curve) // 2] for curve in curves.values()]
+        base = {r.cell.seed: r.curve for r in found.variant(variant.baseline).runs}
         differences = [
-            {
-                step: loss - others[seed][step]
-                for step, loss in curve.items()
-                if step in others[seed]
-            }
+            {step: loss - base[seed][step] for step, loss in curve.items() if step in base[seed]}
             for seed, curve in curves.items()
-            if seed in others
+            if seed in base
         ]
         if differences and not variant.is_baseline:
-            _band(axes[1], i, variant.name, _by_step(differences))
-    axes[1].axhline(0, color=GREY, linewidth=0.8)
-    plain(axes[0], "validation loss (nats a token)", "update")
-    plain(axes[1], "less the baseline's, seed by seed", "update")
-    if ends:
-        finals = [loss for variant in found.variants for loss in variant.losses.values()]
-        low, high = min([*finals, *ends]), max(ends)
-        axes[0].set_ylim(low - 0.1 * (high - low + 1e-3), high + 0.3 * (high - low + 1e-3))
-    legend([axes[2]], axes[0])
-    save(figure, path, SUFFIXES)
+            _band(right, i, variant.name, _by_step(differences))
+    right.axhline(0, color=GREY, linewidth=0.8)
+    if middles:
+        ends = [loss for variant in group for loss in variant.losses.values()]
+        low, high = min(ends + middles), max(middles)
+        room = high - low + 1e-3
+        left.set_ylim(low - 0.1 * room, high + 0.3 * room)
 
 
 def _by_step(curves: Sequence[dict[int, float]]) -> dict[int, list[float]]:
@@ -173,15 +194,38 @@ def _band(panel: Any, i: int, name: str, values: dict[int, list[float]]) -> None
     panel.fill_between(steps, lows, highs, color=COLOURS[i % len(COLOURS)], alpha=0.15, linewidth=0)
 
 
-def _depth(found: Analysis, names: Sequence[str], last: bool, path: Path) -> None:
-    figure, axes = panels(3, 3)
+def _depths(
+    found: Analysis, names: Sequence[str], last: bool, path: Path, when: str
+) -> dict[str, str]:
+    """Draws one figure for the variants of each baseline, and returns `{file: caption}`."""
+    drawn = {}
+    together = groups(found)
+    for i, group in enumerate(together, 1):
+        if all(v.by_depth(name, last) is None for v in group for name in names):
+            continue
+        one = len(together) == 1
+        of = path if one else path.with_name(f"{path.name}_{i}")
+        _depth(found, group, names, last, of)
+        beside = "" if one else f", {group[0].baseline} and what is compared with it"
+        drawn[f"{of.name}.png"] = f"By block, {when}{beside}: means over the seeds that finished."
+    return drawn
+
+
+def _depth(
+    found: Analysis, group: Sequence[Variant], names: Sequence[str], last: bool, path: Path
+) -> None:
+    columns = min(4, len(names))
+    figure, axes = panels(-(-len(names) // columns), columns, height=1.8)
     for panel, name in zip(axes, names, strict=False):
-        for i, variant in enumerate(found.variants):
+        for variant in group:
             values = variant.by_depth(name, last)
             if values is not None:
-                look = {**style(i), "markevery": max(1, len(values) // 6)}
+                look = style(found.variants.index(variant))
+                look["markevery"] = max(1, len(values) // 6)
                 panel.plot(np.arange(1, len(values) + 1), values, label=variant.name, **look)
         title, logarithmic = TITLES[name]
         finish(panel, title, "block", logarithmic)
-    legend(axes[len(names) :], axes[0])
+    for panel in axes[len(names) :]:
+        panel.axis("off")
+    legend(figure, axes)
     save(figure, path, SUFFIXES)

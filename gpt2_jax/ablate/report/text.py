@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import isfinite, isnan
+
+from ml_collections import ConfigDict
 
 from gpt2_jax import config as configs
-from gpt2_jax.ablate.campaign.cells import command
+from gpt2_jax.ablate.campaign.cells import command, set_value
 from gpt2_jax.ablate.campaign.definition import Definition
-from gpt2_jax.ablate.campaign.design import describe
-from gpt2_jax.ablate.report.analysis import Analysis, Variant
-from gpt2_jax.ablate.statistics import LEVEL, POWER, Interval
+from gpt2_jax.ablate.campaign.design import RATE, describe
+from gpt2_jax.ablate.report.analysis import Analysis, Variant, rate_of
+from gpt2_jax.ablate.statistics import LEVEL, MOST_SEEDS, POWER, Interval
 from gpt2_jax.model.placements import PRESETS
+from gpt2_jax.model.placements.resolve import differences, resolve
 from gpt2_jax.train.rundir import RunDirectory
 
 NONE = "–"
@@ -43,8 +47,8 @@ def markdown(found: Analysis, definition: Definition, figures: dict[str, str]) -
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Returns a Markdown table and the empty line behind it."""
-    line = lambda words: f"| {' | '.join(word.replace('|', '&#124;') for word in words)} |"
+    """Returns a Markdown table of escaped words and the empty line behind it."""
+    line = lambda words: f"| {' | '.join(words)} |"
     return [line(columns), "|---" * len(columns) + "|", *map(line, rows), ""]
 
 
@@ -81,7 +85,7 @@ def _budget(definition: Definition) -> str:
 def _verdict(found: Analysis) -> list[str]:
     if not any(variant.mean for variant in found.variants):
         return ["No variant has all its fresh seeds yet.", ""]
-    columns = ("variant", "rate", "loss", "95 % (t)", "95 % (bootstrap)", "less the baseline's")
+    columns = ("variant", "rate", "loss", "95 % (t)", "95 % (bootstrap)", "difference")
     order = sorted(found.variants, key=lambda v: v.mean.mean if v.mean else float("inf"))
     rows = [
         (
@@ -91,18 +95,23 @@ def _verdict(found: Analysis) -> list[str]:
             _ends(v.mean),
             _ends(v.bootstrap),
             _difference(v),
-            f"{v.comparison.corrected:.2g}" if v.comparison else NONE,
+            _p(v),
             _word(v),
             _needed(v),
         )
         for v in order
     ]
-    n = len(found.campaign.seeds)
+    seeds, n = len(found.campaign.seeds), sum(v.comparison is not None for v in found.variants)
+    intro = f"Final validation loss, nats a token, mean over {_count(seeds, 'fresh seed')}."
+    if n:
+        intro += (
+            " The difference is from the baseline, seed by seed; p is that of the paired t test, "
+            f"corrected for {_count(n, 'comparison')} (Holm), and decides. Intervals are not "
+            f"corrected: each holds {LEVEL:.0%} by itself. Seeds needed: to see a difference like "
+            f"the one found with probability {POWER:.0%}."
+        )
     return [
-        f"Final validation loss, nats a token, over {n} fresh seeds. Differences are seed by seed, "
-        "with their interval; p by the paired t test, corrected for "
-        f"{sum(v.comparison is not None for v in found.variants)} comparisons (Holm); seeds needed "
-        f"to see a difference like the one found with probability {POWER:.0%}.",
+        intro,
         "",
         *table((*columns, "p", "verdict", "seeds needed"), rows),
     ]
@@ -112,25 +121,25 @@ def _difference(variant: Variant) -> str:
     if variant.comparison is None:
         return NONE
     mean, low, high = variant.comparison.difference
-    return f"{mean:+.4f} ({low:+.4f} to {high:+.4f})"
+    return f"{mean:+.4f}" + (f" ({low:+.4f} to {high:+.4f})" if isfinite(low) else "")
+
+
+def _p(variant: Variant) -> str:
+    compared = variant.comparison
+    return NONE if compared is None or isnan(compared.corrected) else f"{compared.corrected:.2g}"
 
 
 def _word(variant: Variant) -> str:
-    if variant.is_baseline:
-        return "baseline"
-    if variant.comparison is not None:
-        verdict = variant.comparison.verdict
-        at = " at this budget" if verdict == "not distinguishable" else ""
-        return f"**{verdict}**{at}"
-    if variant.lost:
-        return f"{len(variant.lost)} of {len(variant.runs)} seeds diverged or failed"
-    return f"{variant.missing} runs missing" if variant.missing else "baseline not complete"
+    if variant.comparison is None:
+        return variant.word
+    at = " at this budget" if variant.word == "not distinguishable" else ""
+    return f"**{variant.word}**{at}"
 
 
 def _needed(variant: Variant) -> str:
-    if variant.comparison is None:
+    if variant.comparison is None or not variant.comparison.spread > 0:
         return NONE
-    return str(variant.needed) if variant.needed is not None else "over 1000"
+    return str(variant.needed) if variant.needed is not None else f"over {MOST_SEEDS}"
 
 
 def _warnings(found: Analysis) -> list[str]:
@@ -139,7 +148,7 @@ def _warnings(found: Analysis) -> list[str]:
         "differences between variants can change sign with any of them.",
         "The rates were chosen by "
         + (
-            f"{len(found.campaign.search.seeds)} seed(s) on a grid of factor "
+            f"{_count(len(found.campaign.search.seeds), 'seed')} on a grid of factor "
             f"{found.campaign.search.ratio:.3g}: a variant's best rate is known no better than "
             "that."
             if found.campaign.search
@@ -162,18 +171,23 @@ def _rates(found: Analysis) -> list[str]:
             (
                 escaped(variant.name),
                 _rate(variant.rate),
-                _rate(variant.largest_rate),
+                _largest(variant),
                 NONE if known is None else f"{known:.3f}",
                 str(len(scores)),
             )
         )
     over = ", ".join(f"{rate:.3g}" for rate in found.rates)
+    outcomes = [run.outcome for variant in found.variants for run in variant.search_runs]
+    guesses = sorted({f"{o.guess_loss:.3f}" for o in outcomes if o.guess_loss is not None})
+    guess = f" ({' or '.join(guesses)} nats)" if guesses else ""
     return [
-        "Sensitivity is that of Wortsman et al. 2023 (2309.14322): the mean over rates of the "
-        "loss, at most that before the first update, less the best one's"
-        + (f", here over the rates that all were tried at ({over})." if over else "."),
-        "The largest rate that trains is the largest at which every seed of the search takes at "
-        "least half of what the variant's best one takes off the nats of guessing by frequency.",
+        "Sensitivity is that of Wortsman et al. 2023 (2309.14322): how far the loss, averaged over "
+        "the rates, lies above that at the best one; a loss counts at most as that before the "
+        "first update"
+        + (f". It is over the rates that all were tried at ({over})." if over else "."),
+        f"A rate trains if every seed of the search ends below guessing by frequency{guess} by at "
+        "least half as much as the variant's best run does; ≥ stands where no higher one was "
+        "tried.",
         "",
         *table(("variant", "best", "largest that trains", "sensitivity", "rates tried"), rows),
     ]
@@ -217,11 +231,7 @@ def _variants(found: Analysis, definition: Definition) -> list[str]:
     lines = []
     for variant in found.variants:
         lines += [f"### {escaped(variant.name)}", ""]
-        placement = PRESETS[variant.values.get("model.placement", definition.base.model.placement)]
-        lines += [*(f"    {line}" for line in placement.equation.splitlines()), ""]
-        lines += [escaped(placement.citation), ""]
-        if placement.note:
-            lines += [escaped(placement.note), ""]
+        lines += [*_equation(_model(variant, definition)), ""]
         lines += [*_config_difference(variant, found, definition), ""]
         if variant.runs:
             lines += _command(variant, definition)
@@ -230,15 +240,44 @@ def _variants(found: Analysis, definition: Definition) -> list[str]:
 
 def _config_difference(variant: Variant, found: Analysis, definition: Definition) -> list[str]:
     other = found.variant(variant.baseline)
-    mine = dict(variant.values) | ({"optimizer.peak_lr": variant.rate} if variant.rate else {})
-    theirs = dict(other.values) | ({"optimizer.peak_lr": other.rate} if other.rate else {})
+    if other is variant:
+        return ["The baseline."]
+    mine, theirs = dict(variant.values), dict(other.values)
+    if variant.rate is not None and other.rate is not None:
+        mine[RATE], theirs[RATE] = variant.rate, other.rate
     flat = configs.flatten(definition.base)
-    changed = [
-        f"`{name}` = `{mine.get(name, flat[name])}` (baseline: `{theirs.get(name, flat[name])}`)"
+    lines = [
+        f"- `{name}` = `{mine.get(name, flat[name])}` (baseline: `{theirs.get(name, flat[name])}`)"
         for name in {**mine, **theirs}
         if mine.get(name, flat[name]) != theirs.get(name, flat[name])
     ]
-    return [f"- {line}" for line in changed] or ["The baseline."]
+    one, two = (resolve(_model(v, definition)) for v in (variant, other))
+    axes = [name for name in differences(one, two) if f"model.{name}" not in mine]
+    shown = [f"`{n}` = `{getattr(one, n)}` (`{getattr(two, n)}`)" for n in axes]
+    return [*lines, *([f"- by its placement: {'; '.join(shown)}"] if shown else [])]
+
+
+def _model(variant: Variant, definition: Definition) -> ConfigDict:
+    config = definition.base.copy_and_resolve_references()
+    for name, value in variant.values.items():
+        set_value(config, name, value)
+    return config.model
+
+
+def _equation(model: ConfigDict) -> list[str]:
+    """Returns a placement's equation and source, and in what it is not that of its name."""
+    preset, now = PRESETS[model.placement], resolve(model)
+    lines = [
+        *(f"    {line}" for line in preset.equation.splitlines()),
+        "",
+        escaped(preset.citation),
+    ]
+    if preset.note:
+        lines += ["", escaped(preset.note)]
+    if changed := differences(now, preset):
+        axes = ", ".join(f"`{name}` = `{getattr(now, name)}`" for name in changed)
+        lines += ["", f"That is `{model.placement}`; here it has {axes}."]
+    return lines
 
 
 def _command(variant: Variant, definition: Definition) -> list[str]:
@@ -281,6 +320,16 @@ def _method(found: Analysis, definition: Definition) -> list[str]:
     return [*lines, ""]
 
 
+def _count(n: int, word: str) -> str:
+    return f"{n} {word}" + "s" * (n != 1)
+
+
+def _largest(variant: Variant) -> str:
+    tried = max((rate_of(run.cell) for run in variant.search_runs), default=None)
+    found = variant.largest_rate
+    return ("≥ " if found is not None and found == tried else "") + _rate(found)
+
+
 def _rate(rate: float | None) -> str:
     return NONE if rate is None else f"{rate:.4g}"
 
@@ -290,4 +339,5 @@ def _number(value: float | None) -> str:
 
 
 def _ends(interval: Interval | None) -> str:
-    return NONE if interval is None else f"{interval.low:.4f} to {interval.high:.4f}"
+    known = interval is not None and isfinite(interval.low)
+    return f"{interval.low:.4f} to {interval.high:.4f}" if interval and known else NONE

@@ -54,7 +54,7 @@ def _row(variant: Variant, found: Analysis) -> list[float | str | None]:
         *mean,
         *difference,
         compared.corrected if compared else None,
-        compared.verdict if compared else "baseline" if variant.is_baseline else None,
+        variant.word,
         variant.info.get("parameters"),
         variant.info.get("flops"),
         variant.tokens_per_sec,

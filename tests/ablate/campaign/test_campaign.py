@@ -78,6 +78,8 @@ def test_every_cell_is_an_ordinary_run(whole):
         assert [s for s, _ in cell["curve"]] == [0, 12, 24] and cell["curve"][-1][1] == cell["loss"]
         assert "stream_rms/block_01" in rows[0] and "grad_norm/block_01" in rows[-1]
         assert cell["loss"] < cell["start_loss"]
+        tags = configs.from_json(path / "config.json").track.wandb.tags
+        assert tags == (cell["purpose"],)
     opened = open_run(str(path))
     assert opened.step == 24 and opened.config.seed == cell["values"]["seed"]
 

@@ -7,9 +7,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from gpt2_jax.ablate.campaign import Campaign, Search, grid
+from gpt2_jax.ablate.campaign import Campaign, Search, crossed, grid
 from gpt2_jax.ablate.campaign.cells import Cells, Outcome, Plan, all_cells
 from gpt2_jax.ablate.campaign.definition import Definition, write
+from gpt2_jax.ablate.report.analysis import labels
 from gpt2_jax.ablate.report.page import page, write_report
 from gpt2_jax.ablate.report.tracked import COLUMNS, track
 from gpt2_jax.ablate.statistics import compare, seeds_needed, t_interval
@@ -23,8 +24,8 @@ CAMPAIGN = Campaign(grid({P: tuple(OFFSETS)}), {P: "pre_ln"}, (1, 2, 3, 4, 5), S
 
 def loss(cell):
     """A bowl around 2**-7, and for each seed something shared and something of its own."""
-    name, seed = cell.values[P], cell.seed
-    rate = math.log2(cell.values[LR])
+    name, seed = cell.values.get(P, "pre_ln"), cell.seed
+    rate = math.log2(cell.values.get(LR, 2.0**-7))
     if name == "post_ln" and rate > -7:
         return math.inf
     k = 1 + list(OFFSETS).index(name)
@@ -65,14 +66,14 @@ def end(workdir, kept, cell, value):
     lines = rows if good else rows[:1]
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
     start = {"commit": "abc", "python": "3.11", "versions": {"jax": "1"}}
-    larger = 110 if cell.values[P] == "rezero" else 100
+    larger = 110 if cell.values.get(P) == "rezero" else 100
     info = {
         "parameters": larger, "flops": 6000 * larger, "flops_per_token": 6 * larger,
         "devices": ["cpu"], "peak_bytes_per_device": None, "starts": [start],
     }  # fmt: skip
     (path / "run.json").write_text(json.dumps(info))
-    config = tiny(seed=cell.seed, model__placement=cell.values[P])
-    config.optimizer.peak_lr = cell.values[LR]
+    config = tiny(seed=cell.seed, model__placement=cell.values.get(P, "pre_ln"))
+    config.optimizer.peak_lr = cell.values.get(LR, 2.0**-7)
     (path / "config.json").write_text(json.dumps(config.to_dict()))
     status = "finished" if good else "diverged"
     outcome = Outcome(
@@ -118,7 +119,8 @@ def test_rates_and_what_diverged(told):
     _, found, text = told
     rates = "## Learning rates"
     assert row(text, r"post\_ln", rates)[1:3] == ["0.007812", "0.007812"]
-    assert row(text, r"pre\_ln", rates)[1:3] == ["0.007812", "0.01562"]
+    assert row(text, r"pre\_ln", rates)[1:3] == ["0.007812", "≥ 0.01562"]
+    assert "below guessing by frequency (3.300 nats)" in text
     scores = found.variant("post_ln").searched.scores
     assert scores[2] == math.inf
     clipped = [min(score, 5.0) for score in scores.values()]
@@ -140,6 +142,8 @@ def test_variants_with_equation_citation_difference_and_command(told):
     section = text.partition("### deepnorm")[2].partition("\n### ")[0]
     assert "Wang et al. 2022" in section and "    x' = N(" in section
     assert "`model.placement` = `deepnorm` (baseline: `pre_ln`)" in section
+    assert "by its placement: `norms` = `post` (`pre`); " in section
+    assert "`init` = `xavier`" in section and "the whole recipe" in text
     assert "python train.py '--config=configs/my_|_campaign.py'" in section
     assert "--config.model.placement=deepnorm" in section and "--config.seed=1" in section
     assert "Commit: abc." in text and "jax 1" in text
@@ -203,7 +207,7 @@ def test_a_best_rate_at_the_edge_is_said(tmp_path):
     play(tmp_path, campaign, of=falling)
     warnings = " ".join(write_report(tmp_path).warnings)
     assert "pre_ln: its best rate is the edge of those tried" in warnings
-    assert "1 seed(s) are too few" in warnings
+    assert "1 seed is too few" in warnings
 
 
 def test_without_a_search(tmp_path):
@@ -212,7 +216,93 @@ def test_without_a_search(tmp_path):
     found = write_report(tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "No rate was searched for" in text and found.complete
-    assert found.variants[0].name == "placement=pre_ln,peak_lr=0.0078125"
+    assert found.variants[0].name == "pre_ln"  # the rate is that of all
+
+
+def test_a_variant_that_is_no_preset_is_told_from_it(tmp_path):
+    norms = ("pre", "pre+qk | pre")
+    play(tmp_path, Campaign(grid({"model.norms": norms}), {"model.norms": "pre"}, (1, 2)))
+    write_report(tmp_path)
+    section = (tmp_path / "report.md").read_text().partition("### pre+qk")[2]
+    assert "That is `pre_ln`; here it has `norms` = `pre+qk | pre`." in section
+    reader = Reader()
+    reader.feed((tmp_path / "report.html").read_text())
+    assert "\npre+qk | pre\n" in reader.text and "&#124;" not in reader.text
+
+
+@pytest.mark.parametrize(
+    ("axes", "names"),
+    [
+        ([{P: "pre_ln", "model.n_layer": 4}, {P: "lns", "model.n_layer": 4}], ["pre_ln", "lns"]),
+        (
+            [{"optimizer.b2": 0.9, "model.n_layer": 4}, {"model.n_layer": 8}],
+            ["4", "8"],
+        ),
+        (
+            crossed(
+                grid({"model.n_layer": (4, 8)}),
+                [{P: "pre_ln"}, {P: "completep", "model.base_n_layer": 4}],
+            ),
+            [f"n_layer={n},placement={p}" for n in (4, 8) for p in ("pre_ln", "completep")],
+        ),
+        ([{}], ["base"]),
+    ],
+)
+def test_names_have_no_more_than_tells_variants_apart(axes, names):
+    assert labels(Campaign(axes, {})) == names
+
+
+def test_seeds_that_diverge_at_the_baseline_leave_nothing_to_compare(tmp_path):
+    def wild(cell):
+        broken = cell.values[P] == "pre_ln" and cell.seed == 2
+        return math.inf if broken else loss(cell)
+
+    campaign = Campaign(grid({P: ("pre_ln", "rezero"), LR: (2.0**-7,)}), {P: "pre_ln"}, (1, 2, 3))
+    play(tmp_path, campaign, of=wild)
+    found = write_report(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert row(text, r"pre\_ln")[7] == "baseline: 1 of 3 seeds diverged or failed"
+    assert row(text, "rezero")[5:] == ["–", "–", "baseline not complete", "–"]
+    assert any("nothing can be compared with it" in line for line in found.warnings)
+
+
+def test_one_seed_says_nothing_of_chance(tmp_path):
+    campaign = Campaign(grid({P: ("pre_ln", "rezero"), LR: (2.0**-7,)}), {P: "pre_ln"}, (1,))
+    play(tmp_path, campaign)
+    write_report(tmp_path)
+    line = row((tmp_path / "report.md").read_text(), "rezero")
+    assert line[3:5] == ["–", "–"] and re.fullmatch(r"[+-]\d\.\d{4}", line[5])
+    assert line[6:] == ["–", "**cannot be said: too few seeds**", "–"]
+
+
+def test_cells_that_failed_before_they_were_described(tmp_path):
+    _, kept = play(tmp_path)
+    for path in (tmp_path / "cells").glob("placement=rezero*"):
+        (path / "run.json").write_text('{"corpus": {}}')
+        kept.close(path.name, Outcome("failed", 0, None, None, reason="OOM", attempts=2))
+    found = write_report(tmp_path)
+    assert any("rezero: 3 cells failed (OOM)" in line for line in found.warnings)
+    assert (
+        row((tmp_path / "report.md").read_text(), "rezero", "## What they cost")[1:4] == ["–"] * 3
+    )
+
+
+def test_no_rate_trains_where_a_seed_diverges_at_each(tmp_path):
+    of = lambda cell: math.inf if cell.seed == 9 else loss(cell)
+    search = Search(2.0**-8, n=3, seeds=(0, 9))
+    play(tmp_path, Campaign(grid({P: ("pre_ln",)}), {P: "pre_ln"}, (1, 2), search), of=of)
+    assert write_report(tmp_path).variants[0].largest_rate is None
+
+
+def test_sixteen_variants_are_drawn_beside_their_own_baselines(tmp_path):
+    variants = crossed(
+        grid({"model.n_layer": (4, 8, 16, 32)}), grid({P: ("pre_ln", "deepnorm", "rezero", "lns")})
+    )
+    of = lambda cell: loss(cell) if cell.values[P] != "lns" else 2.0
+    play(tmp_path, Campaign(variants, {P: "pre_ln"}, (1, 2), Search(2.0**-8, n=3)), of=of)
+    write_report(tmp_path)
+    drawn = {path.stem for path in (tmp_path / "report").iterdir()}
+    assert {f"depth_end_{i}" for i in (1, 2, 3, 4)} <= drawn and "depth_end" not in drawn
 
 
 def test_a_report_goes_to_wandb_as_a_run(told, monkeypatch):
