@@ -189,7 +189,7 @@ def labels(campaign: Campaign) -> list[str]:
     """
     fields = list(dict.fromkeys(name for values in campaign.variants for name in values))
     set_by = {name: sum(name in values for values in campaign.variants) for name in fields}
-    for name in sorted(reversed(fields), key=set_by.__getitem__):
+    for name in sorted(fields, key=set_by.__getitem__):
         fewer = [other for other in fields if other != name]
         if fewer and len(set(_described(campaign, fewer))) == len(campaign.variants):
             fields = fewer

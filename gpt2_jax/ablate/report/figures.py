@@ -137,7 +137,7 @@ def wrapped(name: str) -> str:
     """Returns a variant's name in lines that a small panel has room for."""
     lines = [""]
     for word in name.replace(",", ",\n").split("\n"):
-        if lines[-1] and len(lines[-1] + word) > 26:
+        if lines[-1] and len(lines[-1] + word) > 24:
             lines.append("")
         lines[-1] += word
     return "\n".join(lines)
@@ -148,9 +148,9 @@ def _curves(found: Analysis, path: Path) -> None:
     figure, axes = panels(len(together), 2, height=2.4)
     for (left, right), group in zip(zip(axes[::2], axes[1::2], strict=True), together, strict=True):
         _curves_of(found, group, left, right)
-        base = f" beside {group[0].baseline}" if len(together) > 1 else ""
+        base = group[0].baseline if len(together) > 1 else "the baseline, seed by seed"
         plain(left, "validation loss (nats a token)", "update")
-        plain(right, f"difference{base or ' from the baseline'}, seed by seed", "update")
+        plain(right, f"difference from {base}", "update")
     legend(figure, axes)
     save(figure, path, SUFFIXES)
 
