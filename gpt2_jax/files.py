@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ from gpt2_jax.errors import DiskError
 
 def write_atomic(path: Path, data: str | bytes) -> None:
     """Writes a file that a reader, or a kill at any moment, finds either old or new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not the process's number: on machines that share the folder it may be the same.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with open(temporary, "wb") as file:
         file.write(data.encode() if isinstance(data, str) else data)
         file.flush()

@@ -99,8 +99,8 @@ class Lanes:
 
     Args:
       config: resolved; of any member.
-      width: members at a time.
-      devices: to spread them over, as many as divide them; unset: all.
+      width: members at a time, at least; a multiple of the devices that they are spread over.
+      devices: unset: all, or as many as there are members.
       abreast: whether a device's members advance side by side (`vmap`), as suits a GPU that one of
         them does not fill; otherwise one after the other (`lax.map`).
 
@@ -115,12 +115,12 @@ class Lanes:
         devices: Sequence[jax.Device] | None = None,
         abreast: bool = False,
     ) -> None:
-        self.config, self.width, self.key = config, width, program_key(config)
+        self.config, self.key = config, program_key(config)
         self.structure = structure(config.model)
         if self.structure.placement.profiled:
             raise ValueError("members of a population cannot start from a profile of their own")
-        devices = devices or jax.devices()
-        devices = devices[: max(n for n in range(1, len(devices) + 1) if width % n == 0)]
+        devices = (devices or jax.devices())[:width]
+        self.width = -(-width // len(devices)) * len(devices)
         mesh = Mesh(devices, (MEMBERS,), axis_types=(AxisType.Auto,))
         self.device_kind: str = devices[0].device_kind
         self.attention = resolve_kernel(config.model, jax.default_backend())
@@ -141,9 +141,10 @@ class Lanes:
         """Returns lanes on all devices, on an accelerator of the kind that a short trial prefers.
 
         One for which there is no room loses it. A CPU's are one after the other: side by side they
-        are slower there, and their bits change with their number.
+        are slower there, and their bits change with their number. So are those of a config that
+        is to be deterministic, since trials are not.
         """
-        if jax.default_backend() == "cpu":
+        if jax.default_backend() == "cpu" or config.train.deterministic:
             return cls(config, width)
 
         def seconds(lanes: Lanes) -> float:
@@ -262,9 +263,7 @@ class Population:
             if others := [n for n in difference(configs[0], config) if n not in free]:
                 raise ValueError(f"members of a population cannot differ in {', '.join(others)}")
         if lanes is None:
-            n = len(jax.devices())
-            width = -(-len(configs) // n) * n if len(configs) > n else len(configs)
-            lanes = Lanes(configs[0], width)
+            lanes = Lanes(configs[0], len(configs))
         if len(configs) > lanes.width:
             raise ValueError(f"{len(configs)} members for {lanes.width} lanes")
         self.configs, self.lanes, self.structure = configs, lanes, lanes.structure

@@ -135,13 +135,20 @@ class Checkpoints:
         _sync_folder(self._folder)
         self._delete_old()
 
+    def forget_after(self, step: int) -> None:
+        """Deletes the checkpoints of later updates, which are to be made again."""
+        for later in [other for other in self.steps() if other > step]:
+            self._delete(later)
+
     def _delete_old(self) -> None:
         kept = {*self.steps()[-self._keep :], self.best()}
         for step in self.steps():
             if step not in kept:
-                # Renamed first: a kill while deleting must not leave what looks like damage.
-                doomed = self.path(step).rename(self._folder / f"{step:08d}.partial")
-                shutil.rmtree(doomed)
+                self._delete(step)
+
+    def _delete(self, step: int) -> None:
+        # Renamed first: a kill while deleting must not leave what looks like damage.
+        shutil.rmtree(self.path(step).rename(self._folder / f"{step:08d}.partial"))
 
     def _val_loss(self, step: int) -> float | None:
         try:

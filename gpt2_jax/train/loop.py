@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,7 +43,12 @@ from gpt2_jax.train.step import Metrics
 Sample = Callable[[ConfigDict, Structure, Any, Tokenizer], str]
 
 
-def train(config: ConfigDict, workdir: str, sample: Sample | None = None) -> int:
+def train(
+    config: ConfigDict,
+    workdir: str,
+    sample: Sample | None = None,
+    stop: StopSignal | None = None,
+) -> int:
     """Trains, or continues, the run in `workdir`, and returns the process's exit code.
 
     A run is resumed in this order: 1. the config and the text must be those of the directory;
@@ -52,6 +57,7 @@ def train(config: ConfigDict, workdir: str, sample: Sample | None = None) -> int
 
     Args:
       sample: makes the text that is shown at the end.
+      stop: entered already; unset: the run's own.
 
     Raises:
       UserError: for wrong input, before anything expensive.
@@ -78,7 +84,7 @@ def train(config: ConfigDict, workdir: str, sample: Sample | None = None) -> int
         if _is_finished(config, directory):
             _say_finished(config, directory)
             return EXIT_FINISHED
-        with StopSignal() as stop, memory_errors():
+        with StopSignal() if stop is None else nullcontext(stop) as stop, memory_errors():
             program = compile_program(config)
             for line in directory.claim(config, corpus):
                 print(f"changed: {line}")

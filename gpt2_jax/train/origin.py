@@ -67,7 +67,7 @@ def find_origin(config: ConfigDict, directory: RunDirectory) -> Origin | None:
         source, _, step = before.rpartition("@")
         if source and given in (before, source, f"{source}@best"):
             return Origin(RunDirectory(source).folder_of(int(step)), begun, before)
-    return _of_run(given)
+    return open_origin(given)
 
 
 def adopt(config: ConfigDict, origin: Origin, say: Callable[[str], None]) -> ConfigDict:
@@ -112,7 +112,12 @@ def _is_learned(config: ConfigDict, origin: Origin, name: str) -> bool:
     return any("learned" in text for text in texts)
 
 
-def _of_run(given: str) -> Origin:
+def open_origin(given: str) -> Origin:
+    """Returns the weights of `DIR`, `DIR@best` or `DIR@STEP`, by their update.
+
+    Raises:
+      UserError: if there are none, or they are damaged.
+    """
     path, _, step = given.rpartition("@")
     if not path or Path(given).is_dir():  # a path may have the sign in it
         path, step = given, ""

@@ -170,6 +170,7 @@ def test_an_accelerators_lanes_are_of_the_kind_that_is_faster_and_fits(monkeypat
     config = tiny(**USUAL)
     assert Lanes.fastest(config, 2)._over is not jax.vmap
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    steady = tiny(**USUAL, train__deterministic=True)
     for taken, abreast in (((2.0, 1.0), True), ((1.0, 2.0), False), ((1.0, None), False)):
 
         def trial(lanes, taken=taken):
@@ -180,3 +181,10 @@ def test_an_accelerators_lanes_are_of_the_kind_that_is_faster_and_fits(monkeypat
 
         monkeypatch.setattr(Lanes, "trial_seconds", trial)
         assert (Lanes.fastest(config, 2)._over is jax.vmap) == abreast
+        assert Lanes.fastest(steady, 2)._over is not jax.vmap  # trials may differ
+
+
+def test_lanes_use_all_devices():
+    for n, width, devices in ((1, 1, 1), (3, 3, 3), (4, 4, 4), (5, 8, 4), (11, 12, 4)):
+        lanes = Lanes(tiny(**USUAL), n, jax.devices()[:4])
+        assert (lanes.width, lanes.by_member.mesh.size) == (width, devices)

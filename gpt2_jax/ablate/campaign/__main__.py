@@ -12,16 +12,20 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import app, flags
 from ml_collections import config_flags
 
 from gpt2_jax import cli
-from gpt2_jax import config as configs
 from gpt2_jax.ablate.campaign.definition import Definition, load, write
 from gpt2_jax.ablate.campaign.submit import CLUSTERS, parse_resources, submit
 from gpt2_jax.errors import EXIT_FINISHED, UserError
+
+if TYPE_CHECKING:
+    from gpt2_jax.ablate.campaign.worker import Worker
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "campaign file; --config.section.field=value changes a field of its base"
@@ -48,21 +52,30 @@ def main(argv: list[str]) -> None:
     if not _WORKDIR.value:
         raise UserError("give --workdir, for example --workdir=runs/placement")
     shard = parse_shard(_SHARD.value)
-    file = next(m[1] for arg in sys.argv if (m := re.fullmatch(r"--?config=(.*)", arg)))
-    definition = load(file, _CONFIG.value)
-    if _SUBMIT.value is not None:
-        submit_all(_SUBMIT.value, definition, Path(_WORKDIR.value))
-        return
-    sys.exit(run(definition, Path(_WORKDIR.value), shard, _DRY_RUN.value, _RETRY.value))
+    file = config_flags.get_config_filename(flags.FLAGS["config"])
+    sys.exit(run(load(file, _CONFIG.value), Path(_WORKDIR.value), shard))
+
+
+def for_elements(words: Sequence[str]) -> list[str]:
+    """Returns the command line's words for each worker of an array: less what is done once."""
+    once = ("submit", "elements", "resources", "shard", "retry_failed", "noretry_failed")
+    out, own = [], False  # whether the word before is a flag of these whose value follows
+    for word in words:
+        name, parted, _ = word.lstrip("-").partition("=")
+        if word.startswith("-") and name in once:
+            own = not parted and "retry" not in name
+        elif own:
+            own = False
+        else:
+            out.append(word)
+    return out
 
 
 def submit_all(cluster: str, definition: Definition, workdir: Path) -> None:
     """Submits the campaign and says where its jobs are."""
-    own = ("--submit", "--elements", "--resources", "--shard")
-    arguments = [word for word in sys.argv[1:] if not word.startswith(own)]
     elements = _ELEMENTS.value or len(definition.campaign.variants)
-    write(workdir, definition)
-    jobs = submit(cluster, arguments, workdir, elements, parse_resources(_RESOURCES.value))
+    words, resources = for_elements(sys.argv[1:]), parse_resources(_RESOURCES.value)
+    jobs = submit(cluster, words, workdir, elements, resources)
     print(f"submitted {len(jobs)} jobs: {jobs[0].job_id} to {jobs[-1].job_id}")
     print(f"their output is in {workdir}/jobs; the report at any time: {REPORT}{workdir}")
 
@@ -79,37 +92,42 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(found[1]) - 1, int(found[2])
 
 
-def run(
-    definition: Definition, workdir: Path, shard: tuple[int, int], dry: bool, retry: bool
-) -> int:
-    """Carries a campaign out, and returns the process's exit code."""
+def run(definition: Definition, workdir: Path, shard: tuple[int, int]) -> int:
+    """Carries a campaign out, or submits it, and returns the process's exit code."""
     # Imported once the flags are known to be right: jax takes a second to load.
     import jax
 
     from gpt2_jax.ablate.campaign.plan import plan_text
     from gpt2_jax.ablate.campaign.worker import Worker
-    from gpt2_jax.ablate.report.page import write_report
-    from gpt2_jax.ablate.report.tracked import track
-    from gpt2_jax.data.tokenizer import load_tokenizer
-    from gpt2_jax.track.display import Display
-    from gpt2_jax.train.feed import StopSignal
     from gpt2_jax.train.memory import keep_freed_memory
     from gpt2_jax.train.mesh import configure_devices, cores
 
-    base = definition.base
-    keep_freed_memory(configs.resolve(base, load_tokenizer(base.data.tokenizer).size))
     if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", cores())
-    configure_devices(base)
-    worker = Worker(base, definition.campaign, workdir, shard)
+    configure_devices(definition.base)
+    worker = Worker(definition.base, definition.campaign, workdir, shard)
     known = worker.check()
-    print(plan_text(worker, known), flush=True)
-    if dry:
+    keep_freed_memory(worker.config(known[0]))
+    cluster = _SUBMIT.value
+    print(plan_text(worker, known, timed=cluster is None), flush=True)
+    if _DRY_RUN.value:
         return EXIT_FINISHED
     write(workdir, definition)
-    if retry and (n := worker.cells.forget_failures(known)):
+    if _RETRY.value and (n := worker.cells.forget_failures(known)):
         print(f"{n} cells that failed are tried again")
-    display = Display()
+    if cluster is not None:
+        submit_all(cluster, definition, workdir)
+        return EXIT_FINISHED
+    return _work(worker, definition)
+
+
+def _work(worker: Worker, definition: Definition) -> int:
+    from gpt2_jax.ablate.report.page import write_report
+    from gpt2_jax.ablate.report.tracked import track
+    from gpt2_jax.track.display import Display
+    from gpt2_jax.train.feed import StopSignal
+
+    display, workdir = Display(), worker.workdir
     with StopSignal() as stop:
         code = worker.work(display, stop)
     display.close()

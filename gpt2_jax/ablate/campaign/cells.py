@@ -9,6 +9,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,12 +18,15 @@ from ml_collections import ConfigDict
 from gpt2_jax import config as configs
 from gpt2_jax.ablate.campaign.design import RATE, SEED, Campaign, Search, Values, describe
 from gpt2_jax.config_check import check
+from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
-from gpt2_jax.files import write_json
+from gpt2_jax.files import disk_errors, write_json
 from gpt2_jax.model.structure import structure
 from gpt2_jax.track.metrics import read_rows
+from gpt2_jax.train.origin import adopt, open_origin
 
 ATTEMPTS = 2  # at a cell that fails for another reason than divergence
+ENDLESS = 2**31 - 1  # updates, while their number is not known
 DEFINITION = "campaign.json"  # in a campaign's directory
 # What a cell has of its own without being another run for it.
 SILENT = ("track.", "train.sample_tokens", "mesh.data")
@@ -166,24 +170,43 @@ class Plan:
         return {k: sum(losses) / len(losses) for k, losses in by_rate.items()}
 
 
-def cell_config(
-    base: ConfigDict, campaign: Campaign, values: Mapping[str, Any], vocabulary: int
-) -> ConfigDict:
+def cell_config(base: ConfigDict, campaign: Campaign, values: Mapping[str, Any]) -> ConfigDict:
     """Returns the resolved config of a cell: the base with the values and the budget.
 
     Raises:
       UserError: if it makes no sense.
     """
     config = base.copy_and_resolve_references()
-    for name, value in values.items():
-        set_value(config, name, value)
-    config.train.sample_tokens = 0
-    set_budget(config, campaign, vocabulary)
     try:
+        for name, value in values.items():
+            set_value(config, name, value)
+        config.train.sample_tokens = 0
+        if config.train.init_from is not None:
+            config = _pinned(config)
+        vocabulary = vocabulary_size(config.data.tokenizer)
+        set_budget(config, campaign, vocabulary)
         check(config)
+        return configs.resolve(config, vocabulary)
     except UserError as error:
         raise UserError(f"{describe(dict(values))}: {error}") from None
-    return configs.resolve(config, vocabulary)
+
+
+@cache
+def vocabulary_size(tokenizer: str) -> int:
+    """Returns the number of ids of a tokenizer, by its name."""
+    return load_tokenizer(tokenizer).size
+
+
+def _pinned(config: ConfigDict) -> ConfigDict:
+    """Returns the config with the facts of its first weights, whose update it must name."""
+    given = config.train.init_from
+    origin = open_origin(given)
+    if origin.name != given:
+        raise UserError(
+            f"train.init_from={given} is another update whenever that run goes on; for a campaign "
+            f"name it: {origin.name}"
+        )
+    return adopt(config, origin, lambda line: None)
 
 
 def set_value(config: ConfigDict, name: str, value: Any) -> None:
@@ -202,9 +225,15 @@ def set_value(config: ConfigDict, name: str, value: Any) -> None:
 
 
 def set_budget(config: ConfigDict, campaign: Campaign, vocabulary: int) -> None:
-    """Sets `train.steps` to the least number of updates that take the budget of tokens or FLOPs."""
+    """Sets `train.steps` to the least number of updates that take the budget of tokens or FLOPs.
+
+    Raises:
+      UserError: if the config makes no sense with any number of updates.
+    """
     tokens, per_step = campaign.tokens, config.train.batch_size * config.data.seq_len
     if campaign.flops is not None:
+        config.train.steps = ENDLESS
+        check(config)
         model = structure(configs.resolve(config, vocabulary).model)
         tokens = math.ceil(campaign.flops / model.flops_per_token(config.data.seq_len))
     if tokens is not None:
@@ -271,19 +300,23 @@ class Cells:
 
     def close(self, name: str, outcome: Outcome) -> None:
         """Writes what became of a cell."""
-        self._ends.mkdir(parents=True, exist_ok=True)
-        write_json(self._outcome_path(name), asdict(outcome))
+        with disk_errors("outcomes/"):
+            self._ends.mkdir(parents=True, exist_ok=True)
+            write_json(self._outcome_path(name), asdict(outcome))
 
     def forget_failures(self, cells: list[Cell]) -> int:
         """Makes cells that failed count as not tried, and returns how many they were."""
         failed = [n for n, o in self.outcomes(cells).items() if o.status == "failed"]
         for name in failed:
             self._final.pop(name, None)
-            self._outcome_path(name).unlink()
+            self._outcome_path(name).unlink(missing_ok=True)
         return len(failed)
 
     def judge(self, name: str, diverged: str | None, guess_loss: float) -> Outcome:
         """Returns the outcome that a run's own metrics tell.
+
+        The loss is that of the end; with `train.patience`, which waits for the loss to rise, the
+        best.
 
         Args:
           diverged: what was said when it diverged.
@@ -292,12 +325,15 @@ class Cells:
         rows = read_rows(self.path(name) / "metrics.jsonl")
         scored = [row for row in rows if "val/loss" in row]
         start = scored[0]["val/loss"] if scored and scored[0]["step"] == 0 else None
-        loss = scored[-1]["val/loss"] if scored else None
+        patient = configs.from_json(self.path(name) / "config.json").train.patience is not None
+        known = [row["val/loss"] for row in scored if row["val/loss"] is not None]
+        loss = min(known, default=None) if patient else scored[-1]["val/loss"] if scored else None
         if diverged is None and loss is None:
             diverged = "the validation loss is not finite"
         step = rows[-1]["step"]
         if diverged is not None:
-            return Outcome("diverged", step, None, start, guess_loss, diverged)
+            reason = diverged.partition(", and were skipped")[0]  # what to do is for a terminal
+            return Outcome("diverged", step, None, start, guess_loss, reason)
         return Outcome("finished", step, loss, start, guess_loss)
 
     def _outcome_path(self, name: str) -> Path:

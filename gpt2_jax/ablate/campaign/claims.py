@@ -8,6 +8,7 @@ one that has not for a while, or whose process is gone from this machine, is dea
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -35,7 +36,7 @@ class Claims:
         self._folder, self._beat, self._dead = folder, beat_seconds, dead_seconds
         self._me = {
             "owner": secrets.token_hex(8),
-            "host": socket.gethostname(),
+            "host": f"{socket.gethostname()} {_pid_namespace()}",
             "pid": os.getpid(),
             "born": _born(os.getpid()),
         }
@@ -118,16 +119,24 @@ class Claims:
     def _work(self) -> None:
         while not self._ended.wait(self._beat):
             for cell, number in list(self._held.items()):
-                path = self._path(cell, number)
-                if path.exists():
-                    os.utime(path)
+                with contextlib.suppress(OSError):  # the next beat may reach the disk again
+                    os.utime(self._path(cell, number))
+
+
+def _pid_namespace() -> str:
+    """Returns what tells containers apart that call themselves the same; nothing without /proc."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
 
 
 def _born(pid: int) -> Any:
     """Returns what tells a process from a later one of the same number, None if it is gone."""
     try:
-        # Field 22 of proc(5)'s stat, counted behind the name, which may hold anything.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        # Fields 3 and 22 of proc(5)'s stat, counted behind the name, which may hold anything.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]  # dead, though nobody asked for its code
     except OSError:
         pass
     try:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from gpt2_jax import config as configs
 from gpt2_jax.ablate.campaign.cells import DEFINITION
-from gpt2_jax.ablate.campaign.design import Campaign, Search, Values
+from gpt2_jax.ablate.campaign.design import Campaign, Search
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import disk_errors, write_json
 
@@ -96,16 +96,7 @@ def read(workdir: Path) -> Definition:
         raise UserError(f"{path} does not exist: is this a campaign's work directory?")
     stored = json.loads(path.read_text())
     fields = stored["campaign"]
-    fields["seeds"] = tuple(fields["seeds"])
-    fields["variants"] = [_tuples(variant) for variant in fields["variants"]]
-    fields["baseline"] = _tuples(fields["baseline"])
     if fields["search"] is not None:
-        found = fields["search"]
-        fields["search"] = Search(**found | {"seeds": tuple(found["seeds"])})
+        fields["search"] = Search(**fields["search"])
     given, base = (configs.from_dict(stored[name], path) for name in ("given", "base"))
     return Definition(stored["file"], given, base, Campaign(**fields))
-
-
-def _tuples(values: Values) -> Values:
-    """Returns values with the tuples that JSON made lists of."""
-    return {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}

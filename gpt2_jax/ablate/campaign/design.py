@@ -70,6 +70,9 @@ class Search:
     seeds: tuple[int, ...] = (0,)
     most: int = 15
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seeds", tuple(_plain(seed) for seed in self.seeds))
+
     def rate(self, k: int) -> float:
         """Returns the rate number k, which may be negative."""
         return self.lowest * self.ratio**k
@@ -120,10 +123,20 @@ class Campaign:
     flops: float | None = None
     at_once: int | None = None
 
+    def __post_init__(self) -> None:
+        # As campaign.json gives them back: lists as tuples, numpy's numbers as Python's.
+        set_ = lambda name, value: object.__setattr__(self, name, value)
+        set_("variants", [_plain_values(variant) for variant in self.variants])
+        set_("baseline", _plain_values(self.baseline))
+        set_("seeds", tuple(_plain(seed) for seed in self.seeds))
+
     def baseline_of(self, variant: Values) -> Values:
-        """Returns the variant that this one is compared with; of the baseline, itself."""
-        whole = variant | self.baseline
-        return {name: value for name, value in whole.items() if value is not None}
+        """Returns the variant that this one is compared with; of the baseline, itself.
+
+        Where there is none, the values that it would have.
+        """
+        wanted = _given(variant | self.baseline)
+        return next((other for other in self.variants if _given(other) == wanted), wanted)
 
     def check(self) -> None:
         """Refuses what makes no campaign.
@@ -140,8 +153,9 @@ class Campaign:
                 raise UserError(f"the campaign has the variant {describe(variant)} twice")
             if (wanted := self.baseline_of(variant)) not in self.variants:
                 raise UserError(
-                    f"the campaign has no variant {describe(wanted)}, which {describe(variant)} "
-                    "would be compared with; add it, or choose another baseline"
+                    f"the campaign has no variant {describe(wanted) or 'that is the base'}, which "
+                    f"{describe(variant)} would be compared with; add it, or choose another "
+                    "baseline"
                 )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"the campaign's seeds={self.seeds} must be some, each once")
@@ -163,6 +177,20 @@ class Campaign:
             raise UserError(f"the campaign has {RATE} as an axis and searches for it; do either")
         if name == "train.steps" and (self.tokens or self.flops):
             raise UserError("the campaign has train.steps as an axis and a budget; take one")
+
+
+def _given(values: Values) -> Values:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _plain_values(values: Values) -> Values:
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(_plain(one) for one in value)
+    return value.item() if hasattr(value, "item") else value
 
 
 def _check_search(search: Search, seeds: tuple[int, ...]) -> None:

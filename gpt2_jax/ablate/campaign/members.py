@@ -129,6 +129,9 @@ class Wave:
         self.members, self.corpus, self.shown, self.say = members, corpus, shown, say
         self.config = members[0].config
         self.first = _common_step(members)
+        for member in members:
+            # Before the record is cut there, lest a kill leave them without the rows before them.
+            member.checkpoints.forget_after(self.first or 0)
         device = lanes.device_kind
         for member in members:
             member.directory.describe(
@@ -247,7 +250,7 @@ class Wave:
         try:
             member.record.write(row)
         except Diverged as error:
-            member.diverged = str(error).partition(", and were skipped")[0]
+            member.diverged = str(error)
             member.record.wandb.summarize({"diverged_at": row["step"]})
 
     def _save(self, kept: dict[str, float | None]) -> None:

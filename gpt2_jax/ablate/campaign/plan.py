@@ -14,17 +14,18 @@ from gpt2_jax.ablate.campaign.design import describe
 from gpt2_jax.ablate.campaign.worker import Worker
 from gpt2_jax.model.structure import structure
 from gpt2_jax.train.evaluation import choose_windows
-from gpt2_jax.train.program import compile_program
+from gpt2_jax.train.program import compile_program, memory_errors
 from gpt2_jax.train.report import total_tokens
 
 FORWARD = 1 / 3  # of an update's FLOPs a token
 
 
-def plan_text(worker: Worker, known: Sequence[Cell]) -> str:
+def plan_text(worker: Worker, known: Sequence[Cell], timed: bool = True) -> str:
     """Returns the lines that say what is to be trained and how long it takes here.
 
     Args:
       known: the campaign's cells so far.
+      timed: whether this is the machine that is to train, so that a trial on it tells something.
     """
     campaign, search = worker.campaign, worker.campaign.search
     n_variants, n_seeds = len(campaign.variants), len(campaign.seeds)
@@ -40,9 +41,11 @@ def plan_text(worker: Worker, known: Sequence[Cell]) -> str:
         + " = "
         + _range("tokens", [total_tokens(c) for c in firsts.values()])
         + " each",
-        "together": _range("cells", [worker.width(c) for c in firsts.values()]) + " at a time",
-        "expected": _expected(worker, firsts, n_cells // n_variants),
     }
+    if timed:
+        widths = [worker.width(config) for config in firsts.values()]
+        lines["together"] = _range("cells", widths) + " at a time"
+        lines["expected"] = _expected(worker, firsts, n_cells // n_variants)
     done = sum(worker.cells.outcome(cell.name) is not None for cell in known)
     if done:
         lines["so far"] = f"{done} of {len(known)} cells known are done"
@@ -72,11 +75,11 @@ def _expected(worker: Worker, firsts: dict[int, ConfigDict], cells: int) -> str:
 
 def _trial_seconds(worker: Worker, config: ConfigDict) -> float:
     """Returns the seconds of an update of one cell."""
-    width = worker.width(config)
-    if width > 1:
-        return worker.lanes(config).trial_seconds() / width
-    batch = np.zeros((config.train.batch_size, config.data.seq_len + 1), np.int32)
-    return compile_program(config).trial_seconds(batch)
+    with memory_errors():
+        if (width := worker.width(config)) > 1:
+            return worker.lanes(config).trial_seconds() / width
+        batch = np.zeros((config.train.batch_size, config.data.seq_len + 1), np.int32)
+        return compile_program(config).trial_seconds(batch)
 
 
 def _flops(config: ConfigDict, tokens: float) -> float:

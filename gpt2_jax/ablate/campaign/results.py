@@ -10,7 +10,7 @@ from typing import Any
 
 from gpt2_jax.ablate.campaign.cells import Cell, Cells, Outcome, Plan, all_cells
 from gpt2_jax.ablate.campaign.design import describe
-from gpt2_jax.files import write_json
+from gpt2_jax.files import disk_errors, write_json
 from gpt2_jax.track.metrics import read_rows
 
 
@@ -64,4 +64,5 @@ def write_results(workdir: Path, plan: Plan, cells: Cells) -> None:
     """Writes results.json if it is to change."""
     path, found = workdir / "results.json", collect(plan, cells)
     if not path.exists() or json.loads(path.read_text()) != json.loads(json.dumps(found)):
-        write_json(path, found)
+        with disk_errors("results.json"):
+            write_json(path, found)

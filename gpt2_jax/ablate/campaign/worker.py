@@ -51,9 +51,9 @@ class Worker:
     ) -> None:
         self.base, self.campaign, self.workdir, self.shard = base, campaign, workdir, shard
         self.plan, self.cells = Plan(campaign), Cells(workdir)
-        self.vocabulary = _corpus(*_data(base)).vocabulary
         self._configs: dict[str, ConfigDict] = {}
         self._lanes: dict[str, Lanes] = {}
+        self._later: set[str] = set()  # cells that another process trains in at the moment
         self._variants = Counter[str]()  # by their programs
 
     def check(self) -> list[Cell]:
@@ -69,13 +69,15 @@ class Worker:
         known, _ = all_cells(self.plan, self.cells)
         for cell in known:
             directory = RunDirectory(str(self.cells.path(cell.name)))
-            check_same(directory, self.config(cell))
+            config = self.config(cell)
+            check_same(directory, config)
+            directory.check_corpus(self.corpus(config), f"data.source={config.data.source}")
         return known
 
     def config(self, cell: Cell) -> ConfigDict:
         """Returns a cell's resolved config."""
         if cell.name not in self._configs:
-            config = cell_config(self.base, self.campaign, cell.values, self.vocabulary)
+            config = cell_config(self.base, self.campaign, cell.values)
             config.track.wandb.group = group(self.base, self.workdir)
             config.track.wandb.name = cell.name
             config.track.wandb.tags = (*config.track.wandb.tags, cell.purpose)
@@ -157,7 +159,8 @@ class Worker:
         """Returns the cells from this worker's part of the variants on, then the others'."""
         n, (i, of) = len(self.campaign.variants), self.shard
         first = i * n // of
-        return sorted(cells, key=lambda cell: (cell.variant - first) % n)  # stable
+        place = lambda cell: (cell.name in self._later, (cell.variant - first) % n)
+        return sorted(cells, key=place)  # stable
 
     def _take(
         self, todo: Sequence[Cell], outcomes: dict[str, Outcome], claims: Claims
@@ -197,10 +200,14 @@ class Worker:
             display.note(str(error))
             for cell in wave:
                 claims.release(cell.name)
+            self._later = {cell.name for cell in wave}
+            time.sleep(POLL_SECONDS)
             return
         except Exception as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             for cell in wave:
+                if not claims.is_held(cell.name):
+                    continue
                 tries = attempts.get(cell.name, 0) + 1
                 outcome = Outcome(
                     "failed", self._step(cell), None, None, reason=reason, attempts=tries
@@ -252,11 +259,9 @@ class Worker:
             contextlib.redirect_stderr(log),
         ):
             try:
-                code = train(self.config(cell), str(self.cells.path(cell.name)))
+                train(self.config(cell), str(self.cells.path(cell.name)), stop=stop)
             except Diverged as error:
                 return {cell.name: str(error)}
-        if code == EXIT_STOPPED:
-            stop.requested = stop.requested or "SIGTERM"
         return {}
 
 
@@ -276,17 +281,16 @@ def _data(config: ConfigDict) -> tuple[str, str | None, str, float]:
 
 
 class Text(NamedTuple):
-    """What cells train on, the size of its vocabulary, and the loss of guessing."""
+    """What cells train on, and the loss of guessing."""
 
     corpus: Corpus
-    vocabulary: int
     guess_loss: float
 
 
 @cache
 def _corpus(source: str, val_source: str | None, tokenizer: str, val_fraction: float) -> Text:
     """Returns the text of a config's cells, opened once."""
-    corpus, known = open_corpus(source, val_source, tokenizer, val_fraction)
+    corpus, _ = open_corpus(source, val_source, tokenizer, val_fraction)
     if len(corpus.val) < 2:
         raise UserError("the validation text has fewer than two tokens; give more of it")
-    return Text(corpus, known.size, guessing(corpus.val))
+    return Text(corpus, guessing(corpus.val))

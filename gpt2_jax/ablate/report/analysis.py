@@ -66,6 +66,7 @@ class Variant:
     Attributes:
       runs: of the verdict, in the order of seeds. searched: of its rate, with `search_runs`.
       mean, bootstrap: of the final losses; None where not every seed came to its end.
+      comparable: whether it is scored on the text and by the tokens that its baseline is.
       comparison: with its baseline; None for a baseline, or where a run is missing or diverged.
       needed: seeds that would see such a difference; None where that is not to be said.
     """
@@ -80,6 +81,7 @@ class Variant:
     missing: int
     mean: Interval | None = None
     bootstrap: Interval | None = None
+    comparable: bool = True
     comparison: Comparison | None = None
     needed: int | None = None
 
@@ -111,6 +113,8 @@ class Variant:
             return f"baseline: {ends}" if ends else "baseline"
         if self.comparison is not None:
             return self.comparison.verdict
+        if not self.comparable:
+            return "scored on another text"
         missing = f"{self.missing} runs missing" if self.missing else "baseline not complete"
         return ends or missing
 
@@ -125,6 +129,12 @@ class Variant:
         """What run.json says of any of its runs."""
         infos = (run.info for run in (*self.runs, *self.search_runs))
         return next((info for info in infos if "parameters" in info), {})
+
+    @property
+    def guess_loss(self) -> float | None:
+        """What guessing by frequency loses on the validation text, which tells it from others."""
+        known = (run.outcome.guess_loss for run in (*self.runs, *self.search_runs))
+        return next((loss for loss in known if loss is not None), None)
 
     @property
     def tokens_per_sec(self) -> float | None:
@@ -267,10 +277,15 @@ def _variant(
 def _compared(variants: list[Variant]) -> list[Variant]:
     """Returns the variants with their intervals, and comparisons where both sides are whole."""
     by_name = {variant.name: variant for variant in variants}
+    variants = [
+        replace(v, comparable=v.guess_loss in (None, by_name[v.baseline].guess_loss))
+        for v in variants
+    ]
     pairs = {}
     for variant in variants:
         other = by_name[variant.baseline]
-        if not variant.is_baseline and variant.is_whole and other.is_whole:
+        whole = variant.is_whole and other.is_whole
+        if not variant.is_baseline and variant.comparable and whole:
             seeds = sorted(variant.losses)
             pairs[variant.name] = (
                 [variant.losses[s] for s in seeds],
@@ -342,6 +357,12 @@ def _of_variant(variant: Variant, found: Analysis) -> list[str]:
                 if variant.is_baseline
                 else "it is compared with nothing."
             )
+        )
+    if not variant.comparable:
+        out.append(
+            f"{variant.name} is scored on another validation text than {variant.baseline}, or by "
+            "other tokens: their losses cannot be compared. A data.val_source that all have, and "
+            "one tokenizer, would help."
         )
     if variant.is_at_edge:
         out.append(

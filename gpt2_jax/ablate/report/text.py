@@ -166,19 +166,19 @@ def _rates(found: Analysis) -> list[str]:
     rows = []
     for variant in found.variants:
         scores = variant.searched.scores
-        known = found.sensitivities.get(variant.name)
+        spread = found.sensitivities.get(variant.name)
         rows.append(
             (
                 escaped(variant.name),
                 _rate(variant.rate),
                 _largest(variant),
-                NONE if known is None else f"{known:.3f}",
+                NONE if spread is None else f"{spread:.3f}",
                 str(len(scores)),
             )
         )
     over = ", ".join(f"{rate:.3g}" for rate in found.rates)
-    outcomes = [run.outcome for variant in found.variants for run in variant.search_runs]
-    guesses = sorted({f"{o.guess_loss:.3f}" for o in outcomes if o.guess_loss is not None})
+    known = [variant.guess_loss for variant in found.variants]
+    guesses = sorted({f"{loss:.3f}" for loss in known if loss is not None})
     guess = f" ({' or '.join(guesses)} nats)" if guesses else ""
     return [
         "Sensitivity is that of Wortsman et al. 2023 (2309.14322): how far the loss, averaged over "

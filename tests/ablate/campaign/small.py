@@ -2,6 +2,13 @@
 
 import json
 
+from gpt2_jax import config as configs
+from gpt2_jax.ablate.campaign import Campaign, Search, grid
+from gpt2_jax.ablate.campaign.definition import Definition, write
+from gpt2_jax.ablate.campaign.worker import Worker
+from gpt2_jax.track.display import Display
+from gpt2_jax.train.feed import StopSignal
+
 BASE = {
     "model": {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 16, "unroll": False},
     "data": {"seq_len": 16},
@@ -16,3 +23,38 @@ BASE = {
 
 def starts(path):
     return json.loads((path / "run.json").read_text())["starts"]
+
+
+P, LR = "model.placement", "optimizer.peak_lr"
+CAMPAIGN = Campaign(
+    grid({P: ("pre_ln", "post_ln")}),
+    {P: "pre_ln"},
+    seeds=(1, 2, 3),
+    search=Search(2.0**-7, n=3),
+    at_once=2,
+)
+
+
+def base(text, **changes):
+    config = configs.default()
+    for section, fields in BASE.items():
+        config[section].update(fields)
+    config.data.source = str(text)
+    for name, value in changes.items():
+        section, _, field = name.partition("__")
+        config[section][field] = value
+    return config
+
+
+def conduct(workdir, config, campaign=CAMPAIGN):
+    """Carries a campaign out in this process."""
+    write(workdir, Definition("a.py", config, config, campaign))
+    worker = Worker(config, campaign, workdir)
+    worker.check()
+    with StopSignal() as stop:
+        code = worker.work(Display(), stop)
+    return worker, code
+
+
+def results(workdir):
+    return json.loads((workdir / "results.json").read_text())

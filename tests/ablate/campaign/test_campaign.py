@@ -1,7 +1,6 @@
 """Whole campaigns of tiny models, in this process."""
 
 import dataclasses
-import json
 import subprocess
 
 import pytest
@@ -19,41 +18,7 @@ from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.train.feed import StopSignal
 from gpt2_jax.train.loop import train
 from gpt2_jax.train.restore import open_run
-from tests.ablate.campaign.small import BASE, starts
-
-P, LR = "model.placement", "optimizer.peak_lr"
-CAMPAIGN = Campaign(
-    grid({P: ("pre_ln", "post_ln")}),
-    {P: "pre_ln"},
-    seeds=(1, 2, 3),
-    search=Search(2.0**-7, n=3),
-    at_once=2,
-)
-
-
-def base(text, **changes):
-    config = configs.default()
-    for section, fields in BASE.items():
-        config[section].update(fields)
-    config.data.source = str(text)
-    for name, value in changes.items():
-        section, _, field = name.partition("__")
-        config[section][field] = value
-    return config
-
-
-def conduct(workdir, config, campaign=CAMPAIGN):
-    """Carries a campaign out in this process."""
-    write(workdir, Definition("a.py", config, config, campaign))
-    worker = Worker(config, campaign, workdir)
-    worker.check()
-    with StopSignal() as stop:
-        code = worker.work(Display(), stop)
-    return worker, code
-
-
-def results(workdir):
-    return json.loads((workdir / "results.json").read_text())
+from tests.ablate.campaign.small import CAMPAIGN, LR, P, base, conduct, results, starts
 
 
 @pytest.fixture(scope="module")

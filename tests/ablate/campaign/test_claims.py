@@ -67,8 +67,9 @@ def test_a_dead_process_of_this_machine_is_known_at_once(tmp_path):
     with Claims(tmp_path) as mine:
         assert not mine.take("cell")
         owner.kill()
-        owner.wait()
+        os.waitid(os.P_PID, owner.pid, os.WEXITED | os.WNOWAIT)  # dead, and not reaped
         assert mine.take("cell")
+        owner.communicate()
 
 
 def test_one_of_another_machine_is_dead_once_it_is_silent(two, tmp_path):
@@ -78,13 +79,23 @@ def test_one_of_another_machine_is_dead_once_it_is_silent(two, tmp_path):
     assert not a.take("young") and a.take("old")
 
 
-def test_owners_give_signs_of_life(tmp_path):
+def test_owners_give_signs_of_life(tmp_path, monkeypatch):
+    """Also behind a moment in which the disk could not be reached."""
+    real, failures = os.utime, [OSError(5, "Input/output error")]
+
+    def utime(*arguments):
+        if failures and threading.current_thread().name == "claims":
+            raise failures.pop()
+        return real(*arguments)
+
+    monkeypatch.setattr(os, "utime", utime)
     with Claims(tmp_path, beat_seconds=0.05) as claims:
         claims.take("cell")
         path = tmp_path / "cell.0"
         os.utime(path, (1, 1))
         for _ in range(100):
             if path.stat().st_mtime > 1:
+                assert not failures
                 return
             time.sleep(0.05)
     raise AssertionError("no beat in five seconds")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from gpt2_jax.ablate.campaign import submit
+from gpt2_jax.ablate.campaign.__main__ import for_elements
 from gpt2_jax.errors import EXIT_STOPPED, UserError
 from gpt2_jax.track.metrics import read_rows
 from tests.ablate.campaign import slurm
@@ -198,6 +199,23 @@ def test_an_array_of_slurms_is_queued_again_when_its_time_is_over(
 def ends(workdir):
     """What elements of an array leave at their end."""
     return list(workdir.glob("jobs/*/*_result.pkl"))
+
+
+def test_elements_are_told_what_was_asked_for_but_what_is_done_once():
+    words = ["--config=a.py", "--submit", "slurm", "-elements=3", "--config.seed=1"]
+    more = ["--retry_failed", "--workdir", "w", "--resources", "timeout_min=4", "--shard=1/2"]
+    expected = ["--config=a.py", "--config.seed=1", "--workdir", "w"]
+    assert for_elements(words + more) == expected
+
+
+def test_mistakes_on_the_command_line_are_said(file, text_file, tmp_path):
+    wrong = command(file, text_file, tmp_path / "w", "--config.optimizer.name=adamm")
+    assert "optimizer.name='adamm' is unknown" in one_line_error(run(*wrong, tmp=tmp_path))
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w/thesis.tex").write_text("")
+    words = command(file, text_file, tmp_path / "w", "--submit=local")
+    assert "holds no campaign" in one_line_error(run(*words, tmp=tmp_path))
+    assert [p.name for p in (tmp_path / "w").iterdir()] == ["thesis.tex"]
 
 
 def test_what_cannot_be_submitted_is_said(tmp_path, monkeypatch):

@@ -266,6 +266,16 @@ def test_seeds_that_diverge_at_the_baseline_leave_nothing_to_compare(tmp_path):
     assert any("nothing can be compared with it" in line for line in found.warnings)
 
 
+def test_losses_on_different_texts_are_not_compared(tmp_path):
+    campaign = Campaign(grid({P: ("pre_ln", "rezero"), LR: (2.0**-7,)}), {P: "pre_ln"}, (1, 2, 3))
+    _, kept = play(tmp_path, campaign)
+    for path in (tmp_path / "cells").glob("placement=rezero*"):
+        kept.close(path.name, Outcome("finished", 20, 1.0, 5.0, 9.9))
+    found = write_report(tmp_path)
+    assert row((tmp_path / "report.md").read_text(), "rezero")[7] == "scored on another text"
+    assert any("rezero is scored on another validation text" in line for line in found.warnings)
+
+
 def test_one_seed_says_nothing_of_chance(tmp_path):
     campaign = Campaign(grid({P: ("pre_ln", "rezero"), LR: (2.0**-7,)}), {P: "pre_ln"}, (1,))
     play(tmp_path, campaign)
