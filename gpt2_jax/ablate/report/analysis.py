@@ -131,10 +131,10 @@ class Variant:
         return next((info for info in infos if "parameters" in info), {})
 
     @property
-    def guess_loss(self) -> float | None:
-        """What guessing by frequency loses on the validation text, which tells it from others."""
+    def guess_losses(self) -> set[float]:
+        """What guessing by frequency loses on its runs' validation texts; one, if they are one."""
         known = (run.outcome.guess_loss for run in (*self.runs, *self.search_runs))
-        return next((loss for loss in known if loss is not None), None)
+        return {loss for loss in known if loss is not None}
 
     @property
     def tokens_per_sec(self) -> float | None:
@@ -278,7 +278,7 @@ def _compared(variants: list[Variant]) -> list[Variant]:
     """Returns the variants with their intervals, and comparisons where both sides are whole."""
     by_name = {variant.name: variant for variant in variants}
     variants = [
-        replace(v, comparable=v.guess_loss in (None, by_name[v.baseline].guess_loss))
+        replace(v, comparable=len(v.guess_losses | by_name[v.baseline].guess_losses) < 2)
         for v in variants
     ]
     pairs = {}

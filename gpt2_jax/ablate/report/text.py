@@ -177,8 +177,7 @@ def _rates(found: Analysis) -> list[str]:
             )
         )
     over = ", ".join(f"{rate:.3g}" for rate in found.rates)
-    known = [variant.guess_loss for variant in found.variants]
-    guesses = sorted({f"{loss:.3f}" for loss in known if loss is not None})
+    guesses = sorted({f"{loss:.3f}" for v in found.variants for loss in v.guess_losses})
     guess = f" ({' or '.join(guesses)} nats)" if guesses else ""
     return [
         "Sensitivity is that of Wortsman et al. 2023 (2309.14322): how far the loss, averaged over "
