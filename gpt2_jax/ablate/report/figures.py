@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpt2_jax.ablate.drawing import COLOURS, finish, legend, panels, plain, save, style
-from gpt2_jax.ablate.report.analysis import FIGURES, Analysis, Variant, rate_of
+from gpt2_jax.ablate.report.variant import FIGURES, Analysis, Variant, rate_of
 from gpt2_jax.ablate.statistics import t_interval
 
 GREY = "#8B8B8B"

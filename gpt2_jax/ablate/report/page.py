@@ -11,9 +11,10 @@ from markdown_it import MarkdownIt
 from gpt2_jax.ablate.campaign.cells import Cells, Plan
 from gpt2_jax.ablate.campaign.definition import read
 from gpt2_jax.ablate.campaign.results import write_results
-from gpt2_jax.ablate.report.analysis import Analysis, analyse
+from gpt2_jax.ablate.report.analysis import analyse
 from gpt2_jax.ablate.report.figures import draw_all
 from gpt2_jax.ablate.report.text import markdown
+from gpt2_jax.ablate.report.variant import Analysis
 from gpt2_jax.files import disk_errors, write_atomic
 
 FIGURES = "report"  # folder beside report.md

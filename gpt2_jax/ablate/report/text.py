@@ -11,7 +11,7 @@ from gpt2_jax import config as configs
 from gpt2_jax.ablate.campaign.cells import command, set_value
 from gpt2_jax.ablate.campaign.definition import Definition
 from gpt2_jax.ablate.campaign.design import RATE, describe
-from gpt2_jax.ablate.report.analysis import Analysis, Variant, rate_of
+from gpt2_jax.ablate.report.variant import Analysis, Variant, count, rate_of
 from gpt2_jax.ablate.statistics import LEVEL, MOST_SEEDS, POWER, Interval
 from gpt2_jax.model.placements import PRESETS
 from gpt2_jax.model.placements.resolve import differences, resolve
@@ -32,10 +32,16 @@ def markdown(found: Analysis, definition: Definition, figures: dict[str, str]) -
         if path.rpartition("/")[2].startswith(name)
         for line in (f"![{caption}]({path})", "", f"*{caption}*", "")
     ]
+    caveats = [f"- {escaped(line)}" for line in found.warnings]
     parts = [
         _head(found, definition),
         ["## Verdict", "", *_verdict(found), *shown("losses")],
-        ["## What is not to be concluded", "", *_warnings(found)],
+        [
+            "## What is not to be concluded",
+            "",
+            *(f"- {escaped(line)}" for line in found.warnings),
+            "",
+        ],
         ["## Learning rates", "", *_rates(found), *shown("rates")],
         ["## Learning curves", "", *shown("curves")],
         ["## What they cost", "", *_costs(found)],
@@ -102,11 +108,11 @@ def _verdict(found: Analysis) -> list[str]:
         for v in order
     ]
     seeds, n = len(found.campaign.seeds), sum(v.comparison is not None for v in found.variants)
-    intro = f"Final validation loss, nats a token, mean over {_count(seeds, 'fresh seed')}."
+    intro = f"Final validation loss, nats a token, mean over {count(seeds, 'fresh seed')}."
     if n:
         intro += (
             " The difference is from the baseline, seed by seed; p is that of the paired t test, "
-            f"corrected for {_count(n, 'comparison')} (Holm), and decides. Intervals are not "
+            f"corrected for {count(n, 'comparison')} (Holm), and decides. Intervals are not "
             f"corrected: each holds {LEVEL:.0%} by itself. Seeds needed: to see a difference like "
             f"the one found with probability {POWER:.0%}."
         )
@@ -140,24 +146,6 @@ def _needed(variant: Variant) -> str:
     if variant.comparison is None or not variant.comparison.spread > 0:
         return NONE
     return str(variant.needed) if variant.needed is not None else f"over {MOST_SEEDS}"
-
-
-def _warnings(found: Analysis) -> list[str]:
-    general = [
-        "One model size, one text and one budget: what holds here may not hold elsewhere, and "
-        "differences between variants can change sign with any of them.",
-        "The rates were chosen by "
-        + (
-            f"{_count(len(found.campaign.search.seeds), 'seed')} on a grid of factor "
-            f"{found.campaign.search.ratio:.3g}: a variant's best rate is known no better than "
-            "that."
-            if found.campaign.search
-            else "nobody: each variant trains at the rate that its config has, which may suit one "
-            "better than another."
-        ),
-        "Intervals are over seeds (initial weights and order of the data) alone.",
-    ]
-    return [*(f"- {escaped(line)}" for line in found.warnings + general), ""]
 
 
 def _rates(found: Analysis) -> list[str]:
@@ -317,10 +305,6 @@ def _method(found: Analysis, definition: Definition) -> list[str]:
         "are too narrow for a few seeds; no verdict hangs on the latter."
     )
     return [*lines, ""]
-
-
-def _count(n: int, word: str) -> str:
-    return f"{n} {word}" + "s" * (n != 1)
 
 
 def _largest(variant: Variant) -> str:

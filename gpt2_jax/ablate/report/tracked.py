@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from gpt2_jax import config as configs
 from gpt2_jax.ablate.campaign.definition import Definition
-from gpt2_jax.ablate.report.analysis import Analysis, Variant
+from gpt2_jax.ablate.report.variant import Analysis, Variant
 from gpt2_jax.files import disk_errors, write_atomic
 from gpt2_jax.track.wandb_log import WandbLog, WandbOptions
 

@@ -133,7 +133,7 @@ def test_what_is_not_to_be_concluded(told):
     section = text.partition("## What is not to be concluded")[2].partition("\n## ")[0]
     assert r"rezero has +10.0% parameters beside pre\_ln" in section
     assert r"rezero takes +10.0% FLOPs in all" in section
-    assert "One model size" in section and "not finished" not in section
+    assert "One text, one budget" in section and "not finished" not in section
     assert found.complete
 
 
