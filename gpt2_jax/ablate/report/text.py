@@ -36,12 +36,7 @@ def markdown(found: Analysis, definition: Definition, figures: dict[str, str]) -
     parts = [
         _head(found, definition),
         ["## Verdict", "", *_verdict(found), *shown("losses")],
-        [
-            "## What is not to be concluded",
-            "",
-            *(f"- {escaped(line)}" for line in found.warnings),
-            "",
-        ],
+        ["## What is not to be concluded", "", *caveats, ""],
         ["## Learning rates", "", *_rates(found), *shown("rates")],
         ["## Learning curves", "", *shown("curves")],
         ["## What they cost", "", *_costs(found)],
