@@ -87,9 +87,11 @@ def _logarithmic(panel: Any, decades: float) -> None:
 
 
 def legend(figure: Any, axes: Sequence[Any]) -> None:
-    """Puts a legend of all that is drawn below the panels, in room of its own."""
+    """Puts a legend of all that is drawn below the panels, and takes empty ones away."""
     known: dict[str, Any] = {}
     for panel in axes:
+        if not panel.has_data():
+            panel.axis("off")
         handles, names = panel.get_legend_handles_labels()
         known |= dict(zip(names, handles, strict=True))
     if not known:

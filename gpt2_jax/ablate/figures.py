@@ -43,15 +43,13 @@ def plot_by_block(diagnoses: Sequence[Diagnosis], path: Path) -> None:
             if dashed:
                 panel.plot(blocks, one.by_block[dashed], **look | {"linestyle": "--"})
         finish(panel, title, "block", logarithmic)
-    for panel in axes[len(BLOCK_PANELS) :]:
-        panel.axis("off")
     legend(figure, axes)
     save(figure, path)
 
 
 def plot_by_depth(diagnoses: Sequence[Diagnosis], path: Path) -> None:
     """Draws what the whole model does against its number of blocks."""
-    figure, axes = panels(2, 2)
+    figure, axes = panels(1, 3)
     names = list(dict.fromkeys(one.name for one in diagnoses))
     for panel, (title, *drawn) in zip(axes, DEPTH_PANELS, strict=False):
         for i, name in enumerate(names):

@@ -225,7 +225,5 @@ def _depth(
                 panel.plot(np.arange(1, len(values) + 1), values, label=variant.name, **look)
         title, logarithmic = TITLES[name]
         finish(panel, title, "block", logarithmic)
-    for panel in axes[len(names) :]:
-        panel.axis("off")
     legend(figure, axes)
     save(figure, path, SUFFIXES)
