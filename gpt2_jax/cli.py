@@ -88,7 +88,7 @@ def _check_file(argv: list[str]) -> None:
     for arg in argv:
         given = re.match(r"--?config=([^:]*)", arg)
         if given and not os.path.isfile(given[1]):
-            raise UserError(f"--config={given[1]} is not there; the shipped ones are configs/*")
+            raise UserError(f"--config={given[1]} is not there; look into configs/")
 
 
 def _load_config() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from gpt2_jax.files import write_atomic
 
+FLAT = 1e-4  # share of a figure by which its values may differ and be drawn as one
 WIDTH = 7.0  # inches: the text of a page
 # Okabe and Ito's, told apart by the colour-blind; grey and two more where they run out.
 COLOURS = (
@@ -70,6 +71,9 @@ def finish(panel: Any, title: str, label: str, logarithmic: bool) -> None:
     panel.xaxis.get_major_locator().set_params(integer=True)
     drawn = [np.asarray(line.get_ydata()) for line in panel.get_lines()]
     values = np.concatenate(drawn) if drawn else np.empty(0)
+    middle = float(np.mean(values)) if len(values) else 0.0
+    if len(values) and np.ptp(values) < FLAT * abs(middle):  # equal within rounding
+        panel.set_ylim(*sorted((0.9 * middle, 1.1 * middle)))
     positive = values[np.isfinite(values) & (values > 0)]
     if logarithmic and len(positive):
         _logarithmic(panel, float(np.log10(np.max(positive) / np.min(positive))))

@@ -22,14 +22,14 @@ class Display:
             bar_format="{percentage:3.0f}% {bar} {elapsed}<{remaining}{postfix}",
             mininterval=0.0,
         )
-        self._total, self._cells, self._done = 1, 0, 0
+        self._total, self._done = 1, 0
         self._first: int | None = None
         self._started = self._shown = time.monotonic()
         self._running, self._losses = "", ""
 
-    def expect(self, updates: int, cells: int) -> None:
-        """Takes how many updates and cells there are to be, as far as is known."""
-        self._total, self._cells = updates, cells
+    def expect(self, updates: int) -> None:
+        """Takes how many updates there are to be, as far as is known."""
+        self._total = updates
 
     def done(self, updates: int) -> None:
         """Takes how many of the updates belong to cells that came to an end."""

@@ -52,6 +52,8 @@ def main(argv: list[str]) -> None:
     if not _WORKDIR.value:
         raise UserError("give --workdir, for example --workdir=runs/placement")
     shard = parse_shard(_SHARD.value)
+    if _SUBMIT.value is None and (_ELEMENTS.value or _RESOURCES.value):
+        raise UserError("--elements and --resources are of --submit=slurm or --submit=local")
     file = config_flags.get_config_filename(flags.FLAGS["config"])
     sys.exit(run(load(file, _CONFIG.value), Path(_WORKDIR.value), shard))
 
@@ -76,7 +78,7 @@ def submit_all(cluster: str, definition: Definition, workdir: Path) -> None:
     elements = _ELEMENTS.value or len(definition.campaign.variants)
     words, resources = for_elements(sys.argv[1:]), parse_resources(_RESOURCES.value)
     jobs = submit(cluster, words, workdir, elements, resources)
-    print(f"submitted {len(jobs)} jobs: {jobs[0].job_id} to {jobs[-1].job_id}")
+    print(f"submitted {len(jobs)} jobs: {', '.join(job.job_id for job in jobs)}")
     print(f"their output is in {workdir}/jobs; the report at any time: {REPORT}{workdir}")
 
 
@@ -134,8 +136,11 @@ def _work(worker: Worker, definition: Definition) -> int:
     if stop.requested:
         print(f"stopped by {stop.requested}, saved; the same command goes on")
     else:
-        track(workdir, definition, write_report(workdir))
+        found = write_report(workdir)
+        track(workdir, definition, found)
         print(f"left in {workdir}: report.html report.md report/ results.json cells/")
+        if found.n_failed:
+            print(f"failed: {found.n_failed} cells (logs/ says why); --retry_failed tries again")
     return code
 
 

@@ -283,6 +283,11 @@ class Cells:
         found = {cell.name: self.outcome(cell.name) for cell in cells}
         return {name: outcome for name, outcome in found.items() if outcome is not None}
 
+    def others(self, cells: list[Cell]) -> int:
+        """Returns how many cells came to an end that are none of these."""
+        there = {path.stem for path in self._ends.glob("*.json")} if self._ends.exists() else set()
+        return len(there - {cell.name for cell in cells})
+
     def outcome(self, name: str) -> Outcome | None:
         """Returns what became of a cell, None if it did not come to an end yet."""
         if name not in self._final:
@@ -297,6 +302,11 @@ class Cells:
                 return outcome
             self._final[name] = outcome
         return self._final[name]
+
+    def is_done(self, name: str) -> bool:
+        """Returns whether a cell came to an end, and is not to be tried again."""
+        outcome = self.outcome(name)
+        return outcome is not None and outcome.is_final
 
     def close(self, name: str, outcome: Outcome) -> None:
         """Writes what became of a cell."""

@@ -58,8 +58,8 @@ def load(argument: str, base: ConfigDict) -> Definition:
                 f"--config={path} has no get_campaign(): it is a run's, not a campaign's; train.py "
                 "takes it, and configs/ablations/* show the other kind"
             )
-        given = (arg,) if parted else ()
-        config, campaign = module.get_config(*given), module.get_campaign(*given)
+        args = (arg,) if parted else ()
+        config, campaign = module.get_config(*args), module.get_campaign(*args)
     except UserError:
         raise
     except Exception as error:
@@ -67,6 +67,9 @@ def load(argument: str, base: ConfigDict) -> Definition:
     if not isinstance(campaign, Campaign):
         raise UserError(f"--config={path}: get_campaign() must return a Campaign")
     campaign.check()
+    axes = {name for variant in campaign.variants for name in variant}
+    if given := [name for name in configs.difference(config, base) if name in axes]:
+        raise UserError(f"--config.{given[0]} has no effect: the campaign's variants set it")
     return Definition(argument, config, base, campaign)
 
 

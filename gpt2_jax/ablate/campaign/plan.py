@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 from gpt2_jax.ablate.campaign.cells import Cell
 from gpt2_jax.ablate.campaign.design import describe
 from gpt2_jax.ablate.campaign.worker import Worker
+from gpt2_jax.ablate.population import program_key
 from gpt2_jax.model.structure import structure
 from gpt2_jax.train.evaluation import choose_windows
 from gpt2_jax.train.program import compile_program, memory_errors
@@ -45,10 +47,13 @@ def plan_text(worker: Worker, known: Sequence[Cell], timed: bool = True) -> str:
     if timed:
         widths = [worker.width(config) for config in firsts.values()]
         lines["together"] = _range("cells", widths) + " at a time"
-        lines["expected"] = _expected(worker, firsts, n_cells // n_variants)
-    done = sum(worker.cells.outcome(cell.name) is not None for cell in known)
-    if done:
+        left = _left(worker, known, n_cells // n_variants)
+        lines["expected"] = _expected(worker, firsts, left) if any(left.values()) else "nothing"
+    ends = worker.cells.outcomes(list(known)).values()
+    if done := sum(outcome.is_final for outcome in ends):
         lines["so far"] = f"{done} of {len(known)} cells known are done"
+    if failed := sum(outcome.status == "failed" for outcome in ends):
+        lines["failed"] = f"{failed} of them; --retry_failed tries them again"
     return "\n".join(f"{name:<10} {text}" for name, text in lines.items())
 
 
@@ -57,19 +62,30 @@ def _range(unit: str, values: list[int]) -> str:
     return f"{low:,} {unit}" if low == high else f"{low:,} to {high:,} {unit}"
 
 
-def _expected(worker: Worker, firsts: dict[int, ConfigDict], cells: int) -> str:
-    """Returns the time of all cells by a short trial of one variant, others by their FLOPs."""
-    i = next((i for i, c in firsts.items() if worker.width(c) > 1), 0)
+def _left(worker: Worker, known: Sequence[Cell], cells: int) -> dict[int, int]:
+    """Returns how many cells each variant still needs, of as many as it has without extensions."""
+    done = Counter(cell.variant for cell in known if worker.cells.is_done(cell.name))
+    variants = {cell.variant for cell in known}
+    return {variant: max(0, cells - done[variant]) for variant in sorted(variants)}
+
+
+def _expected(worker: Worker, firsts: dict[int, ConfigDict], left: dict[int, int]) -> str:
+    """Returns the time of the cells left by a trial of one variant, others by their FLOPs."""
+    open_ = [i for i in firsts if left[i]]
+    i = next((i for i in open_ if worker.width(firsts[i]) > 1), open_[0])
     tried, started = firsts[i], time.monotonic()
     seconds = _trial_seconds(worker, tried)
     compiling = time.monotonic() - started
     per_flop = seconds * tried.train.steps / _flops(tried, total_tokens(tried))
-    training = sum(_flops(c, _tokens_equal(worker, c)) for c in firsts.values())
-    whole = timedelta(seconds=round(cells * training * per_flop + compiling * len(firsts)))
+    flops = {j: _flops(firsts[j], _tokens_equal(worker, firsts[j])) for j in open_}
+    whole = timedelta(seconds=round(per_flop * sum(left[j] * flops[j] for j in open_)))
+    programs = len({program_key(firsts[j]) for j in open_})
+    compiled = timedelta(seconds=round(compiling * programs))
     return (
         f"about {whole} on this machine alone ({seconds * 1e3:.1f} ms an update of "
-        f"{describe(worker.campaign.variants[i])} by a short trial; the other variants and the "
-        "evaluations by their FLOPs)"
+        f"{describe(worker.campaign.variants[i]) or 'the base'} by a short trial; the other "
+        "variants and the evaluations by their FLOPs), and to compile "
+        f"{programs} {'program' if programs == 1 else 'programs'} at least {compiled}"
     )
 
 

@@ -43,7 +43,7 @@ def submit(
     ]
     try:
         executor = submitit.AutoExecutor(
-            folder=workdir / "jobs" / "%j", cluster=cluster, slurm_max_num_timeout=RESTARTS
+            folder=workdir / "jobs", cluster=cluster, slurm_max_num_timeout=RESTARTS
         )
         executor.update_parameters(name=workdir.absolute().name, **resources)
         return executor.map_array(Element(), commands)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import traceback
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -138,7 +139,7 @@ class Worker:
             while not stop.requested:
                 known, outcomes = all_cells(self.plan, self.cells)
                 updates = {c.name: self.config(c).train.steps for c in known}
-                display.expect(sum(updates.values()), len(known))
+                display.expect(sum(updates.values()) + self._to_come(outcomes))
                 display.done(sum(updates[name] for name, o in outcomes.items() if o.is_final))
                 todo = [c for c in known if c.name not in outcomes or not outcomes[c.name].is_final]
                 if not todo:
@@ -150,10 +151,19 @@ class Worker:
                     write_results(self.workdir, self.plan, self.cells)
                 else:
                     if not waiting:
-                        display.note(f"waiting for {len(todo)} cells of other workers")
+                        n = f"{len(todo)} cell" + "s" * (len(todo) != 1)
+                        display.note(f"waiting for {n} of other workers")
                     waiting = True
                     time.sleep(POLL_SECONDS)
         return EXIT_STOPPED
+
+    def _to_come(self, outcomes: dict[str, Outcome]) -> int:
+        """Returns the updates of fresh seeds whose rate is not known yet."""
+        variants = range(len(self.campaign.variants))
+        open_ = [i for i in variants if not self.plan.searched(i, outcomes).settled]
+        return sum(
+            self.config(cell).train.steps for i in open_ for cell in self.plan.verdict_cells(i, 0)
+        )
 
     def _in_turn(self, cells: list[Cell]) -> list[Cell]:
         """Returns the cells from this worker's part of the variants on, then the others'."""
@@ -213,6 +223,8 @@ class Worker:
                     "failed", self._step(cell), None, None, reason=reason, attempts=tries
                 )
                 self._close(cell, outcome, claims, display)
+                with self._log(cell) as log:
+                    traceback.print_exc(file=log)
             return
         if stop.requested:
             return
@@ -250,11 +262,8 @@ class Worker:
 
     def _run_alone(self, cell: Cell, stop: StopSignal) -> dict[str, str]:
         """Trains a cell as train.py would; what that prints goes to a file."""
-        logs = self.workdir / "logs"
-        with disk_errors(str(logs)):
-            logs.mkdir(exist_ok=True)
         with (
-            open(logs / f"{cell.name}.txt", "a", buffering=1) as log,
+            self._log(cell) as log,
             contextlib.redirect_stdout(log),
             contextlib.redirect_stderr(log),
         ):
@@ -263,6 +272,13 @@ class Worker:
             except Diverged as error:
                 return {cell.name: str(error)}
         return {}
+
+    def _log(self, cell: Cell) -> IO[str]:
+        """Opens what a cell says, or why it failed, to be added to."""
+        logs = self.workdir / "logs"
+        with disk_errors(str(logs)):
+            logs.mkdir(exist_ok=True)
+            return open(logs / f"{cell.name}.txt", "a", buffering=1)
 
 
 def _said(outcome: Outcome) -> str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from gpt2_jax.ablate.campaign.cells import Cell, Cells, Outcome, Plan, all_cells
-from gpt2_jax.ablate.campaign.design import Campaign, describe
+from gpt2_jax.ablate.campaign.design import RATE, Campaign, describe
 from gpt2_jax.ablate.report.caveats import caveats
 from gpt2_jax.ablate.report.variant import Analysis, Run, Variant
 from gpt2_jax.ablate.statistics import (
@@ -30,7 +30,16 @@ def analyse(plan: Plan, cells: Cells) -> Analysis:
     variants = _compared([_variant(plan, i, known, outcomes, runs) for i in every])
     rates, sensitivities = _sensitivities(plan, variants)
     whole = len(runs) == len(known) and all(v.searched.settled for v in variants)
-    found = Analysis(plan.campaign, variants, len(known), len(runs), whole, rates, sensitivities)
+    found = Analysis(
+        plan.campaign,
+        variants,
+        len(known),
+        len(runs),
+        whole,
+        cells.others(known),
+        rates,
+        sensitivities,
+    )
     found.warnings.extend(caveats(found))
     return found
 
@@ -53,12 +62,13 @@ def _variant(
     done = [runs[cell.name] for cell in mine if cell.name in runs]
     values, search = plan.campaign.variants[i], plan.campaign.search
     names = labels(plan.campaign)
+    best = search.rate(searched.best) if search and searched.best is not None else None
     verdict = [run for run in done if run.cell.purpose == "verdict"]
     return Variant(
         name=names[i],
         values=values,
         baseline=names[plan.campaign.variants.index(plan.campaign.baseline_of(values))],
-        rate=search.rate(searched.best) if search and searched.best is not None else None,
+        rate=values.get(RATE) if best is None else best,
         searched=searched,
         search_runs=[run for run in done if run.cell.purpose == "search"],
         runs=verdict,
@@ -100,7 +110,10 @@ def _compared(variants: list[Variant]) -> list[Variant]:
 
 
 def _sensitivities(plan: Plan, variants: list[Variant]) -> tuple[list[float], dict[str, float]]:
-    """Returns the rates that every variant was tried at, and each one's sensitivity over them."""
+    """Returns the rates that every variant was tried at, and each one's sensitivity over them.
+
+    It is that of no variant whose best rate is at their end: nothing is known of what lies beyond.
+    """
     search = plan.campaign.search
     if search is None or not all(variant.searched.scores for variant in variants):
         return [], {}
@@ -109,7 +122,7 @@ def _sensitivities(plan: Plan, variants: list[Variant]) -> tuple[list[float], di
     for variant in variants:
         starts = [run.outcome.start_loss for run in variant.search_runs]
         known = [start for start in starts if start is not None]
-        if known and shared:
+        if known and shared and shared[0] < (variant.searched.best or 0) < shared[-1]:
             losses = [variant.searched.scores[k] for k in shared]
             out[variant.name] = sensitivity(losses, statistics.mean(known))
     return [search.rate(k) for k in shared], out

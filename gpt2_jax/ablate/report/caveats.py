@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gpt2_jax.ablate.campaign.design import RATE
 from gpt2_jax.ablate.report.variant import Analysis, Variant, count
 
 FEW_SEEDS = 5  # below which a report warns
@@ -19,12 +20,18 @@ def caveats(found: Analysis) -> list[str]:
     if (n := len(found.campaign.seeds)) < FEW_SEEDS:
         out.append(
             f"{count(n, 'seed')} {'is' if n == 1 else 'are'} too few: an interval from so few is "
-            "wide, and hardly checked."
+            "wide, and rests on the normal distribution."
         )
     if any("model.placement" in variant.values for variant in found.variants):
         out.append(
             "A placement brings its own norm and initial values along (below, with each variant): "
             "a difference is that of the whole recipe."
+        )
+    if found.n_dropped:
+        out.append(
+            f"The directory has {count(found.n_dropped, 'cell')} of variants, rates or seeds that "
+            "the file has no longer. Whoever drops or adds any after a look at the results should "
+            "not trust p: it is not corrected for that."
         )
     for variant in found.variants:
         out += _of_variant(variant, found)
@@ -37,8 +44,7 @@ def _of_variant(variant: Variant, found: Analysis) -> list[str]:
         out.append(f"{variant.name}: {len(failed)} cells failed ({failed[0].outcome.reason}).")
     if variant.lost:
         out.append(
-            f"{variant.name}: {len(variant.lost)} of {len(variant.runs)} fresh seeds did not "
-            "come to their end at its rate, so that "
+            f"{variant.name}: {variant.lost_words} at its rate, so that "
             + (
                 "nothing can be compared with it."
                 if variant.is_baseline
@@ -48,8 +54,8 @@ def _of_variant(variant: Variant, found: Analysis) -> list[str]:
     if not variant.comparable:
         out.append(
             f"{variant.name} is scored on another validation text than {variant.baseline}, or by "
-            "other tokens: their losses cannot be compared. A data.val_source that all have, and "
-            "one tokenizer, would help."
+            "other tokens: their losses a token cannot be compared. A data.val_source that all "
+            "have, and one tokenizer, would help."
         )
     if variant.is_at_edge:
         out.append(
@@ -63,6 +69,9 @@ def _of_variant(variant: Variant, found: Analysis) -> list[str]:
             f"{variant.name} has {mine / theirs - 1:+.1%} parameters beside {baseline.name}: a "
             "difference may be that of size."
         )
+    mine, theirs = _tokens(variant), _tokens(baseline)
+    if mine and theirs and mine != theirs:
+        out.append(f"{variant.name} trains on {mine:,} tokens, {baseline.name} on {theirs:,}.")
     flops, other = variant.info.get("flops"), baseline.info.get("flops")
     if flops and other and abs(flops / other - 1) > 0.01:
         out.append(
@@ -71,9 +80,16 @@ def _of_variant(variant: Variant, found: Analysis) -> list[str]:
     return out
 
 
+def _tokens(variant: Variant) -> int | None:
+    info = variant.info
+    return round(info["flops"] / info["flops_per_token"]) if info.get("flops_per_token") else None
+
+
 def _of_any(found: Analysis) -> list[str]:
     search = found.campaign.search
-    if search is None:
+    if search is None and any(RATE in variant.values for variant in found.variants):
+        chosen = "The rates are those of the variants: none was searched for."
+    elif search is None:
         chosen = (
             "Each variant trains at the rate that its config has, which may suit one better than "
             "another."

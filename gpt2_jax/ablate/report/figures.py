@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def groups(found: Analysis) -> list[list[Variant]]:
 
 def _losses(found: Analysis, path: Path) -> None:
     whole = sorted(
-        (v for v in found.variants if v.mean is not None),
+        (v for v in found.variants if v.mean is not None and v.comparable),
         key=lambda v: v.mean.mean if v.mean else 0,
     )
     figure, (panel,) = panels(1, 1, height=0.5 + 0.26 * len(whole))
@@ -81,7 +82,7 @@ def _losses(found: Analysis, path: Path) -> None:
             ends = [place - 0.5, place + 0.5]
             panel.plot([base.mean] * 2, ends, "--", color=GREY, linewidth=0.8, zorder=0)
     panel.set_yticks(range(len(whole)), [variant.name for variant in reversed(whole)])
-    plain(panel, "validation loss at the tuned rate", "nats a token")
+    plain(panel, "validation loss at each one's rate", "nats a token")
     save(figure, path, SUFFIXES)
 
 
@@ -94,7 +95,7 @@ def _rates(found: Analysis, path: Path) -> None:
     if not finite:
         finite = [0.0, 1.0]
     fresh = [loss for variant in found.variants for loss in variant.losses.values()]
-    low, high = min(finite + fresh), float(np.quantile(finite, 0.9))
+    low, high = min(finite + fresh), max(float(np.quantile(finite, 0.9)), *fresh, 0.0)
     top = high + 0.25 * (high - low + 1e-3)
     for panel, variant in zip(axes, found.variants, strict=False):
         base = found.variant(variant.baseline)
@@ -135,12 +136,8 @@ def _means(variant: Variant, top: float) -> tuple[list[float], list[float]]:
 
 def wrapped(name: str) -> str:
     """Returns a variant's name in lines that a small panel has room for."""
-    lines = [""]
-    for word in name.replace(",", ",\n").split("\n"):
-        if lines[-1] and len(lines[-1] + word) > 24:
-            lines.append("")
-        lines[-1] += word
-    return "\n".join(lines)
+    parts = textwrap.wrap(name.replace(",", ",\0"), 24, break_on_hyphens=False)
+    return "\n".join(parts).replace("\0", "")
 
 
 def _curves(found: Analysis, path: Path) -> None:
@@ -171,7 +168,7 @@ def _curves_of(found: Analysis, group: Sequence[Variant], left: Any, right: Any)
             for seed, curve in curves.items()
             if seed in base
         ]
-        if differences and not variant.is_baseline:
+        if differences and variant.comparable and not variant.is_baseline:
             _band(right, i, variant.name, _by_step(differences))
     right.axhline(0, color=GREY, linewidth=0.8)
     if middles:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from math import isfinite, isnan
-
-from ml_collections import ConfigDict
+from typing import Any
 
 from gpt2_jax import config as configs
-from gpt2_jax.ablate.campaign.cells import command, set_value
 from gpt2_jax.ablate.campaign.definition import Definition
-from gpt2_jax.ablate.campaign.design import RATE, describe
+from gpt2_jax.ablate.campaign.design import describe
+from gpt2_jax.ablate.report.markup import NONE, escaped, table
+from gpt2_jax.ablate.report.recipes import config_of, recipes
 from gpt2_jax.ablate.report.variant import Analysis, Variant, count, rate_of
 from gpt2_jax.ablate.statistics import LEVEL, MOST_SEEDS, POWER, Interval
-from gpt2_jax.model.placements import PRESETS
-from gpt2_jax.model.placements.resolve import differences, resolve
-from gpt2_jax.train.rundir import RunDirectory
 
-NONE = "–"
+NO_FIGURES = "None were asked for: set `track.diagnostics_every`."
 
 
 def markdown(found: Analysis, definition: Definition, figures: dict[str, str]) -> str:
@@ -40,47 +37,37 @@ def markdown(found: Analysis, definition: Definition, figures: dict[str, str]) -
         ["## Learning rates", "", *_rates(found), *shown("rates")],
         ["## Learning curves", "", *shown("curves")],
         ["## What they cost", "", *_costs(found)],
-        ["## By depth", "", *shown("depth")],
-        ["## The variants", "", *_variants(found, definition)],
+        ["## By depth", "", *(shown("depth") or [NO_FIGURES, ""])],
+        ["## The variants", "", *recipes(found, definition)],
         ["## How it was done", "", *_method(found, definition)],
     ]
     return "\n".join(line for part in parts for line in part).rstrip() + "\n"
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Returns a Markdown table of escaped words and the empty line behind it."""
-    line = lambda words: f"| {' | '.join(words)} |"
-    return [line(columns), "|---" * len(columns) + "|", *map(line, rows), ""]
-
-
-def escaped(text: str) -> str:
-    """Returns text that Markdown shows as it is."""
-    return "".join(f"\\{c}" if c in r"\`*_{}[]<>#|" else c for c in text)
-
-
 def _head(found: Analysis, definition: Definition) -> list[str]:
-    base, campaign = definition.base, found.campaign
     state = (
         "finished" if found.complete else f"{found.n_done} of {found.n_cells} cells known so far"
     )
+    flat = [configs.flatten(config_of(variant, definition)) for variant in found.variants]
+    given = lambda name: _either(one[name] for one in flat)
+    infos = [v.info for v in found.variants if v.info.get("flops_per_token")]
+    tokens = _either(round(i["flops"] / i["flops_per_token"]) for i in infos)
     return [
         f"# {escaped(definition.title)}",
         "",
-        f"{len(found.variants)} variants, {escaped(describe(campaign.baseline))} for a "
-        f"baseline: {state}.",
-        f"{base.model.n_layer} layers of width {base.model.n_embd} on "
-        f"{escaped(base.data.source)} (tokenizer {escaped(base.data.tokenizer)}), "
-        f"{escaped(base.optimizer.name)}; {escaped(_budget(definition))}.",
+        f"{count(len(found.variants), 'variant')}, "
+        f"{escaped(describe(found.campaign.baseline)) or 'the base'} for a baseline: {state}.",
+        f"{given('model.n_layer')} layers of width {given('model.n_embd')} on "
+        f"{given('data.source')} (tokenizer {given('data.tokenizer')}), {given('optimizer.name')}"
+        + (f"; {tokens} tokens a run." if tokens else "."),
         "",
     ]
 
 
-def _budget(definition: Definition) -> str:
-    campaign, train = definition.campaign, definition.base.train
-    if campaign.flops is not None:
-        return f"{campaign.flops:.3g} FLOPs a run"
-    tokens = campaign.tokens or train.steps * train.batch_size * definition.base.data.seq_len
-    return f"{tokens:,} tokens a run"
+def _either(values: Iterable[Any]) -> str:
+    """Returns `4, 8 or 16`, each once, as Markdown shows it."""
+    shown = [f"{v:,}" if isinstance(v, int) else str(v) for v in dict.fromkeys(values)]
+    return escaped(" or ".join([", ".join(shown[:-1]), shown[-1]] if shown[1:] else shown))
 
 
 def _verdict(found: Analysis) -> list[str]:
@@ -107,15 +94,26 @@ def _verdict(found: Analysis) -> list[str]:
     if n:
         intro += (
             " The difference is from the baseline, seed by seed; p is that of the paired t test, "
-            f"corrected for {count(n, 'comparison')} (Holm), and decides. Intervals are not "
-            f"corrected: each holds {LEVEL:.0%} by itself. Seeds needed: to see a difference like "
-            f"the one found with probability {POWER:.0%}."
+            f"corrected for {count(n, 'comparison')} (Holm); below {1 - LEVEL:.2g} it decides. "
+            f"Intervals are not corrected: each holds {LEVEL:.0%} by itself. Seeds needed: to see "
+            f"a difference like the one found with probability {POWER:.0%}."
         )
     return [
         intro,
         "",
         *table((*columns, "p", "verdict", "seeds needed"), rows),
+        *_seeds(found),
     ]
+
+
+def _seeds(found: Analysis) -> list[str]:
+    seeds = found.campaign.seeds
+    rows = [
+        (escaped(v.name), *(_number(v.losses.get(seed)) for seed in seeds))
+        for v in found.variants
+        if v.losses
+    ]
+    return ["Seed by seed:", "", *table(("variant", *map(str, seeds)), rows)]
 
 
 def _difference(variant: Variant) -> str:
@@ -127,7 +125,7 @@ def _difference(variant: Variant) -> str:
 
 def _p(variant: Variant) -> str:
     compared = variant.comparison
-    return NONE if compared is None or isnan(compared.corrected) else f"{compared.corrected:.2g}"
+    return NONE if compared is None or isnan(compared.corrected) else f"{compared.corrected:.3g}"
 
 
 def _word(variant: Variant) -> str:
@@ -207,66 +205,6 @@ def _costs(found: Analysis) -> list[str]:
             rows,
         ),
     ]
-
-
-def _variants(found: Analysis, definition: Definition) -> list[str]:
-    lines = []
-    for variant in found.variants:
-        lines += [f"### {escaped(variant.name)}", ""]
-        lines += [*_equation(_model(variant, definition)), ""]
-        lines += [*_config_difference(variant, found, definition), ""]
-        if variant.runs:
-            lines += _command(variant, definition)
-    return lines
-
-
-def _config_difference(variant: Variant, found: Analysis, definition: Definition) -> list[str]:
-    other = found.variant(variant.baseline)
-    if other is variant:
-        return ["The baseline."]
-    mine, theirs = dict(variant.values), dict(other.values)
-    if variant.rate is not None and other.rate is not None:
-        mine[RATE], theirs[RATE] = variant.rate, other.rate
-    flat = configs.flatten(definition.base)
-    lines = [
-        f"- `{name}` = `{mine.get(name, flat[name])}` (baseline: `{theirs.get(name, flat[name])}`)"
-        for name in {**mine, **theirs}
-        if mine.get(name, flat[name]) != theirs.get(name, flat[name])
-    ]
-    one, two = (resolve(_model(v, definition)) for v in (variant, other))
-    axes = [name for name in differences(one, two) if f"model.{name}" not in mine]
-    shown = [f"`{n}` = `{getattr(one, n)}` (`{getattr(two, n)}`)" for n in axes]
-    return [*lines, *([f"- by its placement: {'; '.join(shown)}"] if shown else [])]
-
-
-def _model(variant: Variant, definition: Definition) -> ConfigDict:
-    config = definition.base.copy_and_resolve_references()
-    for name, value in variant.values.items():
-        set_value(config, name, value)
-    return config.model
-
-
-def _equation(model: ConfigDict) -> list[str]:
-    """Returns a placement's equation and source, and in what it is not that of its name."""
-    preset, now = PRESETS[model.placement], resolve(model)
-    lines = [
-        *(f"    {line}" for line in preset.equation.splitlines()),
-        "",
-        escaped(preset.citation),
-    ]
-    if preset.note:
-        lines += ["", escaped(preset.note)]
-    if changed := differences(now, preset):
-        axes = ", ".join(f"`{name}` = `{getattr(now, name)}`" for name in changed)
-        lines += ["", f"That is `{model.placement}`; here it has {axes}."]
-    return lines
-
-
-def _command(variant: Variant, definition: Definition) -> list[str]:
-    run = variant.runs[0]
-    config = RunDirectory(str(run.path)).read_config()
-    line = command(definition.file, definition.given, config, f"runs/{run.cell.name}")
-    return [f"Seed {run.cell.seed} alone:", "", f"    {line}", ""]
 
 
 def _method(found: Analysis, definition: Definition) -> list[str]:

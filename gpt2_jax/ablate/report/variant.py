@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,15 +95,22 @@ class Variant:
         return bool(self.runs) and not self.missing and not self.lost
 
     @property
+    def lost_words(self) -> str:
+        """How many runs of the verdict diverged, and how many failed; empty where none did."""
+        counts = Counter(run.outcome.status for run in self.lost)
+        said = [f"{counts[status]} {status}" for status in ("diverged", "failed") if counts[status]]
+        return f"{' and '.join(said)} of {count(len(self.runs), 'seed')}" if said else ""
+
+    @property
     def word(self) -> str:
         """The verdict, or why there is none."""
-        ends = f"{len(self.lost)} of {len(self.runs)} seeds diverged or failed" if self.lost else ""
+        ends = self.lost_words
         if self.is_baseline:
             return f"baseline: {ends}" if ends else "baseline"
         if self.comparison is not None:
             return self.comparison.verdict
         if not self.comparable:
-            return "scored on another text"
+            return "scored on other text or tokens"
         missing = f"{self.missing} runs missing" if self.missing else "baseline not complete"
         return ends or missing
 
@@ -142,7 +150,8 @@ class Variant:
         That is, at which each of the search's runs ends below the nats of guessing by at least half
         as much as the best run does.
         """
-        known = [r for r in self.search_runs if r.outcome.guess_loss is not None]
+        whole = [r for r in self.search_runs if r.cell.k in self.searched.scores]
+        known = [r for r in whole if r.outcome.guess_loss is not None]
         taken = [(rate_of(r.cell), (r.outcome.guess_loss or 0.0) - r.outcome.score) for r in known]
         most = max((nats for _, nats in taken), default=0.0)
         if most <= 0:
@@ -162,6 +171,7 @@ class Analysis:
     """A campaign so far.
 
     Attributes:
+      n_dropped: cells in its directory that it no longer has.
       sensitivities: by variant, over `rates`, those that all variants were tried at.
       warnings: what is not to be concluded.
     """
@@ -171,9 +181,16 @@ class Analysis:
     n_cells: int
     n_done: int
     complete: bool
+    n_dropped: int = 0
     rates: list[float] = field(default_factory=list)
     sensitivities: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def n_failed(self) -> int:
+        """Cells that failed for another reason than that they diverged."""
+        runs = [run for v in self.variants for run in (*v.search_runs, *v.runs)]
+        return sum(run.outcome.status == "failed" for run in runs)
 
     def variant(self, name: str) -> Variant:
         """Returns the variant of that name."""

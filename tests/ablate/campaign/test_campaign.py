@@ -10,6 +10,7 @@ from gpt2_jax.ablate.campaign import Campaign, Search, grid
 from gpt2_jax.ablate.campaign import worker as workers
 from gpt2_jax.ablate.campaign.cells import all_cells
 from gpt2_jax.ablate.campaign.definition import Definition, write
+from gpt2_jax.ablate.campaign.plan import plan_text
 from gpt2_jax.ablate.campaign.worker import Worker
 from gpt2_jax.ablate.report.page import write_report
 from gpt2_jax.errors import EXIT_FINISHED, UserError
@@ -147,7 +148,7 @@ def test_a_diverging_cell_is_a_result(text_file, tmp_path):
         c["loss"] for c in found["cells"][:2]
     ]
     text = (write_report(tmp_path), (tmp_path / "report.md").read_text())[1]
-    assert "2 of 2 fresh seeds did not come to their end" in text
+    assert "2 diverged of 2 seeds at its rate" in text
 
 
 def test_a_failing_cell_is_tried_twice_and_the_rest_goes_on(text_file, tmp_path, monkeypatch):
@@ -167,6 +168,12 @@ def test_a_failing_cell_is_tried_twice_and_the_rest_goes_on(text_file, tmp_path,
     assert status == {1: "finished", 2: "failed", 3: "finished"}
     found = write_report(tmp_path)
     assert any("1 cells failed (RuntimeError: a cosmic ray)" in line for line in found.warnings)
+    assert found.n_failed == 1
+    log = (tmp_path / "logs/placement=pre_ln,seed=2.txt").read_text()
+    assert log.count("Traceback") == 2  # one a try
+    again = Worker(base(text_file), campaign, tmp_path)
+    plan = plan_text(again, again.check())
+    assert "expected   nothing" in plan and "failed     1 of them; --retry_failed" in plan
     monkeypatch.undo()
     assert worker.cells.forget_failures(all_cells(worker.plan, worker.cells)[0]) == 1
     conduct(tmp_path, base(text_file), campaign)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import random
+import runpy
 
 import numpy as np
 import pytest
@@ -204,7 +205,7 @@ def test_budgets():
 @pytest.mark.parametrize("name", ["placement", "qk_norm", "residual_scale_depth"])
 def test_every_cell_of_a_shipped_campaign_makes_sense(name):
     file = str(ROOT / f"configs/ablations/{name}.py")
-    base = definition.load(file, configs.default()).given
+    base = runpy.run_path(file)["get_config"]()
     campaign = definition.load(file, base).campaign
     cells = Plan(campaign).cells({})
     assert len(cells) == len(campaign.variants) * campaign.search.n * len(campaign.search.seeds)

@@ -162,7 +162,7 @@ def test_jobs_are_submitted_and_do_the_campaign(file, text_file, left_alone, tmp
         time.sleep(0.2)
     expected = (left_alone[0] / "results.json").read_bytes()
     assert (workdir / "results.json").read_bytes() == expected
-    said = [p.read_text() for p in workdir.glob("jobs/*/*.out")]
+    said = [p.read_text() for p in workdir.glob("jobs/*.out")]
     assert len(said) == 2
     assert all("variants   placement=pre_ln; placement=post_ln" in text for text in said)
 
@@ -178,7 +178,7 @@ def test_an_array_of_slurms_is_queued_again_when_its_time_is_over(
         "--resources=timeout_min=7,slurm_partition=gpu,cpus_per_task=2",
     )  # fmt: skip
     done = run(*command(file, text_file, workdir, *more), tmp=tmp_path, PATH=path)
-    assert done.returncode == 0 and "submitted 2 jobs: 77_0 to 77_1" in done.stdout, done.stderr
+    assert done.returncode == 0 and "submitted 2 jobs: 77_0, 77_1" in done.stdout, done.stderr
     batch = Path((place / "batch").read_text()).read_text()
     began, warned = time.monotonic(), False
     while not (workdir / "results.json").exists() or len(ends(workdir)) < 2:
@@ -190,7 +190,7 @@ def test_an_array_of_slurms_is_queued_again_when_its_time_is_over(
     assert (place / "requeued").read_text() == "77_0\n"
     expected = (left_alone[0] / "results.json").read_bytes()
     assert (workdir / "results.json").read_bytes() == expected
-    log = next(workdir.glob("jobs/*/77_0_0_log.out")).read_text()
+    log = next(workdir.glob("jobs/77_0_0_log.out")).read_text()
     assert "stopped by SIGTERM, saved" in log
     for flag in ("--partition=gpu", "--time=7", "--cpus-per-task=2", "--array=0-1%2"):
         assert f"#SBATCH {flag}" in batch
@@ -198,7 +198,7 @@ def test_an_array_of_slurms_is_queued_again_when_its_time_is_over(
 
 def ends(workdir):
     """What elements of an array leave at their end."""
-    return list(workdir.glob("jobs/*/*_result.pkl"))
+    return list(workdir.glob("jobs/*_result.pkl"))
 
 
 def test_elements_are_told_what_was_asked_for_but_what_is_done_once():
@@ -211,6 +211,10 @@ def test_elements_are_told_what_was_asked_for_but_what_is_done_once():
 def test_mistakes_on_the_command_line_are_said(file, text_file, tmp_path):
     wrong = command(file, text_file, tmp_path / "w", "--config.optimizer.name=adamm")
     assert "optimizer.name='adamm' is unknown" in one_line_error(run(*wrong, tmp=tmp_path))
+    unused = command(file, text_file, tmp_path / "w", "--elements=2")
+    assert "are of --submit=slurm" in one_line_error(run(*unused, tmp=tmp_path))
+    axis = command(file, text_file, tmp_path / "w", "--config.model.placement=rezero")
+    assert "the campaign's variants set it" in one_line_error(run(*axis, tmp=tmp_path))
     (tmp_path / "w").mkdir()
     (tmp_path / "w/thesis.tex").write_text("")
     words = command(file, text_file, tmp_path / "w", "--submit=local")

@@ -1,5 +1,6 @@
 """Reports of campaigns that were written by hand, so that what they should say is known."""
 
+import dataclasses
 import json
 import math
 import re
@@ -90,7 +91,7 @@ def told(tmp_path_factory):
 
 
 def row(text, name, of="## Verdict"):
-    section = text.partition(of)[2].partition("\n## ")[0]
+    section = text.partition(of)[2].partition("\n## ")[0] if of else text
     line = next(x for x in section.splitlines() if x.startswith(f"| {name} "))
     return [word.strip() for word in line.strip("|").split("|")]
 
@@ -104,7 +105,7 @@ def test_the_verdicts_are_those_of_the_losses(told):
         mean, low, high = t_interval(of(name))
         assert line[2:4] == [f"{mean:.4f}", f"{low:.4f} to {high:.4f}"]
         assert line[5].startswith(f"{comparison.difference.mean:+.4f} (")
-        assert line[6] == f"{comparison.corrected:.2g}"
+        assert line[6] == f"{comparison.corrected:.3g}"
         effect = comparison.difference.mean / comparison.spread
         assert line[8] == str(seeds_needed(effect, 3) or "over 1000")
     words = {n: row(text, n.replace("_", r"\_"))[7] for n in OFFSETS}
@@ -181,7 +182,7 @@ def test_html_is_one_file_with_its_text_escaped(told):
     assert "<script>alert('x')</script> | a_b" in reader.text
     assert len(reader.links) == 5
     assert all(link.startswith("data:image/png;base64,") for link in reader.links)
-    assert reader.tags.count("table") == 3
+    assert reader.tags.count("table") == 4
     raw = Reader()  # what the words did not escape, the page does
     raw.feed(page("# <b>x</b>\n\n<script>alert('y')</script>\n", workdir))
     assert not {"script", "b"} & set(raw.tags) and "<script>alert('y')</script>" in raw.text
@@ -261,7 +262,7 @@ def test_seeds_that_diverge_at_the_baseline_leave_nothing_to_compare(tmp_path):
     play(tmp_path, campaign, of=wild)
     found = write_report(tmp_path)
     text = (tmp_path / "report.md").read_text()
-    assert row(text, r"pre\_ln")[7] == "baseline: 1 of 3 seeds diverged or failed"
+    assert row(text, r"pre\_ln")[7] == "baseline: 1 diverged of 3 seeds"
     assert row(text, "rezero")[5:] == ["–", "–", "baseline not complete", "–"]
     assert any("nothing can be compared with it" in line for line in found.warnings)
 
@@ -272,8 +273,45 @@ def test_losses_on_different_texts_are_not_compared(tmp_path):
     for path in (tmp_path / "cells").glob("placement=rezero*"):
         kept.close(path.name, Outcome("finished", 20, 1.0, 5.0, 9.9))
     found = write_report(tmp_path)
-    assert row((tmp_path / "report.md").read_text(), "rezero")[7] == "scored on another text"
+    assert (
+        row((tmp_path / "report.md").read_text(), "rezero")[7] == "scored on other text or tokens"
+    )
     assert any("rezero is scored on another validation text" in line for line in found.warnings)
+
+
+def test_what_was_dropped_from_the_file_is_remembered(tmp_path):
+    campaign = Campaign(grid({P: ("pre_ln", "rezero", "lns")}), {P: "pre_ln"}, (1, 2, 3))
+    play(tmp_path, campaign, of=lambda cell: 2.0 + 0.01 * cell.seed)
+    assert not any("no longer" in line for line in write_report(tmp_path).warnings)
+    fewer = dataclasses.replace(campaign, variants=grid({P: ("pre_ln", "rezero")}))
+    base = tiny()
+    write(tmp_path, Definition("a.py", base, base, fewer))
+    warnings = write_report(tmp_path).warnings
+    assert any("has 3 cells of variants, rates or seeds that the file has no longer" in line
+               for line in warnings)  # fmt: skip
+
+
+def test_no_sensitivity_where_the_best_rate_is_the_last_that_all_have(tmp_path):
+    """What lies beyond it is known of some variants alone."""
+
+    def of(cell):
+        best = -7 if cell.values[P] == "pre_ln" else -5  # of which the second looks further
+        return 2.0 + 0.1 * abs(math.log2(cell.values[LR]) - best)
+
+    campaign = Campaign(grid({P: ("pre_ln", "lns")}), {P: "pre_ln"}, (1, 2), Search(2.0**-8, n=3))
+    play(tmp_path, campaign, of=of)
+    found = write_report(tmp_path)
+    assert found.rates == [2.0**-8, 2.0**-7, 2.0**-6] and set(found.sensitivities) == {"pre_ln"}
+
+
+def test_the_head_says_what_all_variants_are(tmp_path):
+    variants = grid({"model.n_layer": (1, 2, 4), P: ("pre_ln",)})
+    play(tmp_path, Campaign(variants, {"model.n_layer": 2}, (1, 2)), of=lambda cell: 2.0)
+    write_report(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "1, 2 or 4 layers of width 16 on " in text and "; 1,000 tokens a run." in text
+    section = text.partition("Seed by seed:")[2].partition("!")[0]
+    assert row(section, "variant", "")[1:] == ["1", "2"] and row(section, "4", "")[1] == "2.0000"
 
 
 def test_one_seed_says_nothing_of_chance(tmp_path):
