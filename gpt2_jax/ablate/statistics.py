@@ -141,6 +141,8 @@ def power(effect: float, n: int, alpha: float = 1 - LEVEL) -> float:
     """
     critical = stats.t.ppf(1 - alpha / 2, n - 1)
     far = effect * n**0.5  # of the t statistic's distribution, a noncentral t
+    if abs(far) > 100 * critical:  # beyond what scipy can say; short of it by no sample
+        return 1.0
     # Of a side that is far out scipy says nan; there is nothing of it to add.
     sides = stats.nct.sf(critical, n - 1, far), stats.nct.cdf(-critical, n - 1, far)
     return float(np.nansum(sides))

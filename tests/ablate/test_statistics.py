@@ -94,6 +94,7 @@ def test_power_of_a_table():
     assert seeds_needed(0.5) == 34 and seeds_needed(-0.5) == 34
     assert seeds_needed(1.0) == 10 and seeds_needed(0.8) == 15  # G*Power 3.1
     assert seeds_needed(0.5, comparisons=9) > 50
+    assert seeds_needed(1e14, comparisons=12) == 2
     assert seeds_needed(0.01) is None and seeds_needed(math.nan) is None
     assert power(3.5 / MOST_SEEDS**0.5, MOST_SEEDS) > 0.8
 
