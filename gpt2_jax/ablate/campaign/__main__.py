@@ -125,7 +125,7 @@ def run(definition: Definition, workdir: Path, shard: tuple[int, int]) -> int:
 
 def _work(worker: Worker, definition: Definition) -> int:
     from gpt2_jax.ablate.report.page import write_report
-    from gpt2_jax.ablate.report.tracked import track
+    from gpt2_jax.ablate.report.tracked import offline_hint, track
     from gpt2_jax.track.display import Display
     from gpt2_jax.train.feed import StopSignal
 
@@ -139,6 +139,8 @@ def _work(worker: Worker, definition: Definition) -> int:
         found = write_report(workdir)
         track(workdir, definition, found)
         print(f"left in {workdir}: report.html report.md report/ results.json cells/")
+        if hint := offline_hint(workdir):
+            print(hint)
         if found.n_failed:
             print(f"failed: {found.n_failed} cells (logs/ says why); --retry_failed tries again")
     return code

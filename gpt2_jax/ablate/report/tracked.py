@@ -44,6 +44,15 @@ def track(workdir: Path, definition: Definition, found: Analysis) -> None:
     log.close(0)
 
 
+def offline_hint(workdir: Path) -> str | None:
+    """Returns how to upload what wandb kept here, None where there is nothing."""
+    places = (workdir, *workdir.glob("cells/*"))
+    if not any(True for place in places for _ in place.glob("wandb/offline-run-*")):
+        return None
+    parts = f"{workdir}/wandb/offline-run-* {workdir}/cells/*/wandb/offline-run-*"
+    return f'wandb: offline; to upload: for p in {parts}; do wandb sync "$p"; done'
+
+
 def _row(variant: Variant, found: Analysis) -> list[float | str | None]:
     mean = variant.mean or (None, None, None)
     compared = variant.comparison

@@ -13,7 +13,7 @@ from gpt2_jax.ablate.campaign.cells import Cells, Outcome, Plan, all_cells
 from gpt2_jax.ablate.campaign.definition import Definition, write
 from gpt2_jax.ablate.report.analysis import labels
 from gpt2_jax.ablate.report.page import page, write_report
-from gpt2_jax.ablate.report.tracked import COLUMNS, track
+from gpt2_jax.ablate.report.tracked import COLUMNS, offline_hint, track
 from gpt2_jax.ablate.statistics import compare, seeds_needed, t_interval
 from tests.tools import run, tiny
 
@@ -379,6 +379,13 @@ def test_a_report_goes_to_wandb_as_a_run(told, monkeypatch):
     best = dict(zip(columns, rows[1], strict=True))
     assert best["verdict"] == "better" and best["difference"] == pytest.approx(-0.1, abs=0.02)
     assert set(logged["images"]) == {"losses", "rates", "curves", "depth_start", "depth_end"}
+
+
+def test_what_wandb_kept_is_told_how_to_upload(tmp_path):
+    (tmp_path / "cells/a/wandb").mkdir(parents=True)
+    assert offline_hint(tmp_path) is None
+    (tmp_path / "cells/a/wandb/offline-run-1").mkdir()
+    assert f"{tmp_path}/cells/*/wandb/offline-run-*" in offline_hint(tmp_path)
 
 
 def test_the_command(told, tmp_path):
