@@ -214,6 +214,11 @@ def describe(values: Values) -> str:
     return ",".join(f"{short(name)}={_shown(value)}" for name, value in set_.items())
 
 
+def count(n: int, word: str) -> str:
+    """Returns `1 seed`, `2 seeds`."""
+    return f"{n} {word}" + "s" * (n != 1)
+
+
 def short(field: str) -> str:
     """Returns a field's last word, or its whole name where another field ends in the same."""
     leaf = field.rpartition(".")[2]

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gpt2_jax.ablate.campaign.cells import Cell
-from gpt2_jax.ablate.campaign.design import describe
+from gpt2_jax.ablate.campaign.design import count, describe
 from gpt2_jax.ablate.campaign.worker import Worker
 from gpt2_jax.ablate.population import program_key
 from gpt2_jax.model.structure import structure
@@ -85,7 +85,7 @@ def _expected(worker: Worker, firsts: dict[int, ConfigDict], left: dict[int, int
         f"about {whole} on this machine alone ({seconds * 1e3:.1f} ms an update of "
         f"{describe(worker.campaign.variants[i]) or 'the base'} by a short trial; the other "
         "variants and the evaluations by their FLOPs), and to compile "
-        f"{programs} {'program' if programs == 1 else 'programs'} at least {compiled}"
+        f"{count(programs, 'program')} at least {compiled}"
     )
 
 

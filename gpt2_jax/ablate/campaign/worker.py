@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from gpt2_jax.ablate.campaign.cells import Cell, Cells, Outcome, Plan, all_cells, cell_config
 from gpt2_jax.ablate.campaign.claims import Claims
-from gpt2_jax.ablate.campaign.design import Campaign
+from gpt2_jax.ablate.campaign.design import Campaign, count
 from gpt2_jax.ablate.campaign.members import Member, Wave, check_same, open_member
 from gpt2_jax.ablate.campaign.results import write_results
 from gpt2_jax.ablate.guessing import guessing
@@ -151,7 +151,7 @@ class Worker:
                     write_results(self.workdir, self.plan, self.cells)
                 else:
                     if not waiting:
-                        n = f"{len(todo)} cell" + "s" * (len(todo) != 1)
+                        n = count(len(todo), "cell")
                         display.note(f"waiting for {n} of other workers")
                     waiting = True
                     time.sleep(POLL_SECONDS)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gpt2_jax.ablate.campaign.design import RATE
-from gpt2_jax.ablate.report.variant import Analysis, Variant, count
+from gpt2_jax.ablate.campaign.design import RATE, count
+from gpt2_jax.ablate.report.variant import Analysis, Variant
 
 FEW_SEEDS = 5  # below which a report warns
 SAME_PARAMETERS = 5e-3  # share by which models may differ and count as equally large

@@ -8,10 +8,10 @@ from typing import Any
 
 from gpt2_jax import config as configs
 from gpt2_jax.ablate.campaign.definition import Definition
-from gpt2_jax.ablate.campaign.design import describe
+from gpt2_jax.ablate.campaign.design import count, describe
 from gpt2_jax.ablate.report.markup import NONE, escaped, table
 from gpt2_jax.ablate.report.recipes import config_of, recipes
-from gpt2_jax.ablate.report.variant import Analysis, Variant, count, rate_of
+from gpt2_jax.ablate.report.variant import Analysis, Variant, rate_of
 from gpt2_jax.ablate.statistics import LEVEL, MOST_SEEDS, POWER, Interval
 
 NO_FIGURES = "None were asked for: set `track.diagnostics_every`."

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpt2_jax.ablate.campaign.cells import Cell, Outcome, Searched
-from gpt2_jax.ablate.campaign.design import Campaign
+from gpt2_jax.ablate.campaign.design import Campaign, count
 from gpt2_jax.ablate.statistics import Comparison, Interval
 from gpt2_jax.track.metrics import Row
 
@@ -195,11 +195,6 @@ class Analysis:
     def variant(self, name: str) -> Variant:
         """Returns the variant of that name."""
         return next(variant for variant in self.variants if variant.name == name)
-
-
-def count(n: int, word: str) -> str:
-    """Returns `1 seed`, `2 seeds`."""
-    return f"{n} {word}" + "s" * (n != 1)
 
 
 def rate_of(cell: Cell) -> float:
