@@ -447,6 +447,23 @@ def test_a_step_that_nobody_said_is_asked_for():
         built.bind(params)(TOKENS)
 
 
+def test_completep_at_its_base_is_pre_ln_with_scores_over_the_head_width():
+    sizes = {"n_layer": 2, "n_embd": 256, "n_head": 2}
+    base, other = (structure(model(placement=name, **sizes)) for name in ("pre_ln", "completep"))
+    params = other.init(jax.random.key(0))
+    qkv = params["blocks"]["attn"]["sublayer"]["qkv"]
+    shrunk = jax.tree.map(lambda x: x, params)
+    head_width = 256 // 2
+    shrunk["blocks"]["attn"]["sublayer"]["qkv"] = {
+        "kernel": qkv["kernel"].at[:, :, 0].divide(head_width**0.5),
+        "bias": qkv["bias"].at[:, 0].divide(head_width**0.5),
+    }
+    want = other.bind(params)(TOKENS)
+    plain, same = base.bind(params)(TOKENS), base.bind(shrunk)(TOKENS)
+    assert abs(plain - want).max() > 1e-3 * abs(want[..., :11]).max()
+    np.testing.assert_allclose(same[..., :11], want[..., :11], atol=1e-5)
+
+
 # -- random combinations
 
 TEXTS = {name: st.sampled_from(values) for name, values in OTHER.items()}

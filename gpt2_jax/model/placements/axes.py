@@ -90,7 +90,8 @@ class Placement:
         ("normal", "xavier", "small"),
     )
     residual_init: str = axis(
-        "(2*L)**-0.5", "factor on the initial matrices that end on the stream: a rule"
+        "(2*L)**-0.5",
+        "factor on the initial W_O | the MLP's last matrix, which end on the stream: rules",
     )
     value_init: str = axis("1", "factor on the initial W_V | the MLP's first matrix: rules")
     query_init: str = axis("1", "factor on the initial W_Q: a rule")
@@ -162,8 +163,12 @@ class Placement:
         "values, learning rates, decay and epsilon to match",
         ("standard", "depth_mup", "completep"),
     )
-    base_n_layer: int = axis(2, "depth at which the parametrization changes nothing")
-    base_n_embd: int = axis(256, "width at which the parametrization changes nothing")
+    base_n_layer: int = axis(2, "depth at which the parametrization's factors for depth are 1")
+    base_n_embd: int = axis(
+        256,
+        "width at which its factors for width are 1; attention scores are divided by the head "
+        "width, not by its root, at every width",
+    )
 
 
 AXES: dict[str, dataclasses.Field[Any]] = {

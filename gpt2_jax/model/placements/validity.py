@@ -97,7 +97,7 @@ RULES: dict[str, tuple[str, bool, bool]] = {
     "drop_path": ("lLsSt", False, True),
     "norm_gain": ("lLsSd", False, False),
     "norm_alpha": ("lLsSd", False, True),
-    "residual_init": ("lLsSd", False, False),
+    "residual_init": ("lLsSd", False, True),
     "value_init": ("lLsSd", False, True),
     "query_init": ("lLsSd", False, False),
     "key_init": ("lLsSd", False, False),
