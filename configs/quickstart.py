@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     config.optimizer.name = "muon"
     config.optimizer.peak_lr = 5e-3
     config.optimizer.schedule = "linear"
-    config.optimizer.warmup_steps = 100
+    config.optimizer.warmup_fraction = 1 / 12
     config.optimizer.final_lr_ratio = 0.0
 
     config.train.steps = 1200

@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     config.data.source = "data/tinyshakespeare.txt"
     config.data.seq_len = 64
     config.optimizer.peak_lr = 4e-3
-    config.optimizer.warmup_steps = 100
+    config.optimizer.warmup_fraction = 0.05
     config.optimizer.b2 = 0.99
     config.train.steps = 2000
     config.train.batch_size = 12

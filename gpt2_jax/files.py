@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gpt2_jax.errors import DiskError
+from gpt2_jax.errors import DiskError, UserError
+
+LARGEST_JSON = 10_000_000  # bytes of a config; ours have about 3,000
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
@@ -30,6 +32,24 @@ def write_atomic(path: Path, data: str | bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON atomically."""
     write_atomic(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
+    """Returns what a JSON file holds.
+
+    Raises:
+      UserError: if it is not a regular file, too large, not UTF-8 or not JSON, naming it.
+    """
+    try:
+        if not path.is_file():  # reading a pipe or a device may never end
+            raise ValueError("it is not a regular file")
+        if (size := path.stat().st_size) > largest:
+            raise ValueError(f"it has {size:,} bytes; the most is {largest:,}")
+        return json.loads(path.read_bytes().decode())
+    except RecursionError:
+        raise UserError(f"{path} is not valid: it is nested too deeply") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not valid: {error}") from None
 
 
 def sha256(path: Path) -> str:

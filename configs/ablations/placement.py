@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     config.data.seq_len = 128
     config.optimizer.peak_lr = 2.0**-8
     config.optimizer.schedule = "linear"
-    config.optimizer.warmup_steps = 100
+    config.optimizer.warmup_fraction = 1 / 8
     config.optimizer.final_lr_ratio = 0.0
     config.train.steps = 800
     config.train.batch_size = 8

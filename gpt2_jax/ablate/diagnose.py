@@ -34,7 +34,9 @@ _PLACEMENTS = flags.DEFINE_list("placements", None, "presets; unset: the config'
 _DEPTHS = flags.DEFINE_list("depths", None, "numbers of blocks; unset: the config's")
 _WORKDIRS = flags.DEFINE_list("workdirs", None, "runs instead, each at a checkpoint")
 _STEP = flags.DEFINE_string("step", None, "its checkpoint: an update, or best; unset: the latest")
-_BATCHES = flags.DEFINE_integer("batches", 16, "batches that gradients are averaged over", 1)
+_BATCHES = flags.DEFINE_integer(
+    "batches", 16, "batches that gradients are averaged over", 1, 100_000
+)
 _OUT = flags.DEFINE_string("out", None, "folder to make: CSV files and figures")
 
 
@@ -98,7 +100,7 @@ def _depths(config: ConfigDict) -> list[int]:
     asked = _DEPTHS.value or [str(config.model.n_layer)]
     if wrong := [text for text in asked if not text.isdecimal()]:
         raise UserError(f"--depths has {wrong[0]!r}, which is no number of blocks")
-    return [int(text) for text in asked]
+    return [configs.validated("model.n_layer", int(text), "--depths") for text in asked]
 
 
 def _runs() -> Iterator[Diagnosis]:

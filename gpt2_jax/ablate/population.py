@@ -22,7 +22,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from gpt2_jax.config import difference, flatten, value_of
+from gpt2_jax.config import difference, flatten, value_of, with_warmup_steps
 from gpt2_jax.errors import UserError
 from gpt2_jax.model.attention import resolve_kernel
 from gpt2_jax.model.structure import structure
@@ -88,7 +88,9 @@ class Turned:
 def program_key(config: ConfigDict) -> str:
     """Returns what two resolved configs share if and only if one program can train both."""
     free = {*DIALS, *INITIAL, *OWN}
-    return json.dumps({n: v for n, v in flatten(config).items() if n not in free}, default=str)
+    return json.dumps(
+        {n: v for n, v in flatten(with_warmup_steps(config)).items() if n not in free}, default=str
+    )
 
 
 class Lanes:
@@ -115,7 +117,7 @@ class Lanes:
         devices: Sequence[jax.Device] | None = None,
         abreast: bool = False,
     ) -> None:
-        self.config, self.key = config, program_key(config)
+        self.config, self.key = with_warmup_steps(config), program_key(config)
         self.structure = structure(config.model)
         if self.structure.placement.profiled:
             raise ValueError("members of a population cannot start from a profile of their own")
@@ -259,6 +261,7 @@ class Population:
         states: Sequence[State] | None = None,
     ) -> None:
         free = (*DIALS, *INITIAL, *OWN)
+        configs = [with_warmup_steps(config) for config in configs]
         for config in configs[1:]:
             if others := [n for n in difference(configs[0], config) if n not in free]:
                 raise ValueError(f"members of a population cannot differ in {', '.join(others)}")
@@ -314,6 +317,7 @@ class Population:
 
 def dials_of(config: ConfigDict) -> Dials:
     """Returns the values of a config's dials."""
+    config = with_warmup_steps(config)
     return {name: _number(value_of(config, name)) for name in DIALS}
 
 

@@ -30,14 +30,16 @@ _PROMPT = flags.DEFINE_string("prompt", "", "text to go on from; empty: a new do
 _BATCH = flags.DEFINE_string(
     "batch_file", None, "prompts, one a line (.jsonl: strings, or objects with a prompt)"
 )
-_SAMPLES = flags.DEFINE_integer("num_samples", 1, "texts for each prompt", 1)
-_NEW = flags.DEFINE_integer("max_new_tokens", 200, "tokens at most", 1)
+_SAMPLES = flags.DEFINE_integer("num_samples", 1, "texts for each prompt", 1, 100_000)
+_NEW = flags.DEFINE_integer("max_new_tokens", 200, "tokens at most", 1, 1_000_000)
 _TEMPERATURE = flags.DEFINE_float("temperature", USUAL.temperature, "0 takes the likeliest token")
-_TOP_K = flags.DEFINE_integer("top_k", USUAL.top_k, "draw among so many likeliest tokens; 0: all")
+_TOP_K = flags.DEFINE_integer(
+    "top_k", USUAL.top_k, "draw among so many likeliest tokens; 0: all", 0
+)
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "draw among the likeliest that hold this probability")
 _PENALTY = flags.DEFINE_float("repetition_penalty", 1.0, "above 1: less of what was said before")
 _STOP = flags.DEFINE_multi_string("stop", [], "text that ends a sample; may be given several times")
-_SEED = flags.DEFINE_integer("seed", 0, "chooses the text", 0)
+_SEED = flags.DEFINE_integer("seed", 0, "chooses the text", 0, 2**32 - 1)
 _STREAM = flags.DEFINE_bool("stream", False, "show the text as it is made")
 _SHOW_TOP = flags.DEFINE_integer(
     "show_top", None, "print the likeliest next tokens and their probabilities instead", 1
@@ -51,6 +53,10 @@ def main(argv: list[str]) -> None:
         raise UserError("give --workdir, the directory of a run")
     choice = Choice(_PENALTY.value, _TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
     choice.check()
+    if _PROMPT.present and _BATCH.value is not None:
+        raise UserError("--prompt and --batch_file exclude each other; give one of them")
+    if "" in _STOP.value:
+        raise UserError("--stop is empty, which every text contains; leave it out or give a text")
     prompts = [_PROMPT.value] if _BATCH.value is None else read_prompts(Path(_BATCH.value))
     if _STREAM.value and (len(prompts) > 1 or _SAMPLES.value > 1):
         raise UserError("--stream shows one text: leave out --num_samples and --batch_file")

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from gpt2_jax import config as configs
-from gpt2_jax.config_check import check
+from gpt2_jax.config_check import check_stored
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import whole_folder, write_atomic, write_json
@@ -38,7 +38,7 @@ def import_model(
     folder = files.locate(model, allow_pickle)
     theirs = files.read_json(folder / "config.json")
     config = hf_config.from_huggingface(theirs)
-    check(config)
+    check_stored(config, folder / "config.json")
     built = structure(config.model)
     params = from_huggingface(built, files.read_tensors(folder, allow_pickle))
     with whole_folder(target) as partial:

@@ -15,6 +15,7 @@ from typing import IO, Any
 from ml_collections import ConfigDict
 
 from gpt2_jax import config as configs
+from gpt2_jax.config_check import check_stored
 from gpt2_jax.data.shards import Corpus
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import disk_errors, write_atomic, write_json
@@ -96,6 +97,7 @@ class RunDirectory:
         A tokenizer.json that is no longer where it was is the copy in the directory.
         """
         config = configs.from_json(self.config_path)
+        check_stored(config, self.config_path)
         copy = self.path / TOKENIZER
         if copy.exists() and not Path(config.data.tokenizer).exists():
             config.data.tokenizer = str(copy.absolute())
@@ -150,7 +152,8 @@ class RunDirectory:
         if self.config_path.exists() and self.is_started():
             for name, (was, now) in configs.difference(self.read_config(), config).items():
                 said.append(f"{name} was {was!r}, is now {now!r}")
-                if name == "train.steps" and config.optimizer.schedule in STRETCHING:
+                opt = config.optimizer
+                if name == "train.steps" and (opt.schedule in STRETCHING or opt.warmup_fraction):
                     said.append("the learning-rate schedule now stretches over the new train.steps")
         with disk_errors("config.json"):
             write_json(

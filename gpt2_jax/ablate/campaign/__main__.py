@@ -34,7 +34,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "where the campaign is, or is to
 _DRY_RUN = flags.DEFINE_boolean("dry_run", False, "stop at the plan")
 _SHARD = flags.DEFINE_string("shard", "1/1", "i/n: begin with the i-th of n parts")
 _SUBMIT = flags.DEFINE_enum("submit", None, CLUSTERS, "submit an array of jobs and return")
-_ELEMENTS = flags.DEFINE_integer("elements", None, "of the array; unset: one a variant", 1)
+_ELEMENTS = flags.DEFINE_integer("elements", None, "of the array; unset: one a variant", 1, 10_000)
 _RESOURCES = flags.DEFINE_list(
     "resources", [], "of each: timeout_min=240,slurm_partition=gpu,gpus_per_node=1"
 )
