@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -36,8 +37,8 @@ class Choice:
           UserError: naming the value.
         """
         for name, holds, words in (
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
-            ("temperature", self.temperature >= 0, "0 or more"),
+            ("repetition_penalty", 1e-6 <= self.repetition_penalty <= 1e6, "from 1e-6 to 1e6"),
+            ("temperature", 0 <= self.temperature < math.inf, "0 or more, and finite"),
             ("top_k", self.top_k >= 0, "0 or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
         ):
@@ -46,6 +47,8 @@ class Choice:
 
 
 GREEDY = Choice(temperature=0.0)
+# Logits divided by less overflow; by more, those of the vocabulary's padding are drawn too.
+TEMPERATURES = (1e-30, 1e30)
 
 
 def penalize(logits_BV: jax.Array, seen_BV: jax.Array, penalty: float) -> jax.Array:
@@ -65,7 +68,8 @@ def draw(choice: Choice, logits_BV: jax.Array, seen_BV: jax.Array, keys_B: jax.A
         logits_BV = penalize(logits_BV, seen_BV, choice.repetition_penalty)
     if choice.temperature == 0.0:
         return logits_BV.argmax(-1)
-    logits_BV = logits_BV / choice.temperature
+    least, most = TEMPERATURES
+    logits_BV = logits_BV / min(max(choice.temperature, least), most)
     n_ids = logits_BV.shape[-1]
     if choice.top_p == 1.0 and not 0 < choice.top_k < n_ids:
         return jax.vmap(jax.random.categorical)(keys_B, logits_BV)
