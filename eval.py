@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 from absl import app, flags
 
 from gpt2_jax import cli
 from gpt2_jax.errors import UserError
+from gpt2_jax.files import to_json
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "the run")
 _STEP = flags.DEFINE_string("step", None, "its checkpoint: an update, or best; unset: the latest")
@@ -29,16 +28,10 @@ def main(argv: list[str]) -> None:
     if _TASKS.value:
         evaluate_tasks(_WORKDIR.value, _TASKS.value)
         return
-    from gpt2_jax.evaluate.perplexity import evaluate_run
+    from gpt2_jax.evaluate.perplexity import as_lines, evaluate_run
 
     result = evaluate_run(_WORKDIR.value, _STEP.value, _DATA.value, _STRIDE.value)
-    if _JSON.value:
-        print(json.dumps(result))
-    else:
-        for name, value in result.items():
-            if value is None:  # the text's words or bytes were not counted
-                continue
-            print(f"{name:<22} {value:,.6g}" if isinstance(value, float) else f"{name:<22} {value}")
+    print(to_json(result) if _JSON.value else "\n".join(as_lines(result)))
 
 
 def evaluate_tasks(workdir: str, names: list[str]) -> None:
@@ -47,7 +40,7 @@ def evaluate_tasks(workdir: str, names: list[str]) -> None:
 
     harness = load_harness()
     results = harness.evaluate_tasks(workdir, names, _STEP.value, _TASK_DATA.value, _LIMIT.value)
-    print(json.dumps(results) if _JSON.value else harness.table(results))
+    print(to_json(results) if _JSON.value else harness.table(results))
 
 
 if __name__ == "__main__":

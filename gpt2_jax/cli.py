@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import re
@@ -46,6 +47,7 @@ def guarded(main: Callable[[list[str]], Any]) -> Callable[[list[str]], Any]:
 
 def run_commands(main: Callable[[str], Any], commands: Sequence[str]) -> None:
     """Runs `main` with the command that is the first word of the command line, then flags."""
+    use_utf8()
     program, *words = sys.argv
     if not words or (words[0].startswith("-") and not HELP & set(words)):
         die(f"say what to do first: {' or '.join(commands)}, then flags")
@@ -61,6 +63,7 @@ def run_commands(main: Callable[[str], Any], commands: Sequence[str]) -> None:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the flags and executes the config file; a mistake in either is one line."""
+    use_utf8()
     if HELP & set(argv[1:]):
         show_help()
     try:
@@ -111,6 +114,21 @@ def _check_values() -> None:
             elif isinstance(one, str):
                 lines = name in TEXTS
                 check_text(one, f"--{name}", longest=0 if lines else 4096, lines=lines)
+
+
+def use_utf8() -> None:
+    """Makes standard output and error UTF-8 in every locale."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def typed(text: str) -> str:
+    """Returns text from the command line read as UTF-8 in every locale, if it is UTF-8."""
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeError:
+        return text
 
 
 def _quote_words(argv: list[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -29,9 +30,34 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     os.replace(temporary, path)
 
 
+def to_json(value: Any, indent: int | None = None, ascii_only: bool = True) -> str:
+    """Returns JSON in which a number that is not finite is `null`: JSON has no such numbers."""
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=ascii_only, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON atomically."""
-    write_atomic(path, json.dumps(value, indent=2) + "\n")
+    write_atomic(path, to_json(value, indent=2) + "\n")
+
+
+def text_lines(text: str) -> list[str]:
+    """Returns the lines of a text; unlike `str.splitlines`, only line feeds separate them.
+
+    A carriage return before the line feed is not part of a line, and the text's last line feed
+    does not begin another line.
+    """
+    lines = text.split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]
 
 
 def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:

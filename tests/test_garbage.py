@@ -1,8 +1,6 @@
 """Garbage into every way in: it is a valid config or one line, and never anything else."""
 
-import dataclasses
 import math
-import string
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,7 +9,7 @@ from hypothesis import strategies as st
 from gpt2_jax import config as configs
 from gpt2_jax.ablate.campaign.design import Campaign
 from gpt2_jax.config_check import check, check_stored
-from gpt2_jax.config_field import FLOAT_MAX, FLOAT_TINY, INT_MAX, Field
+from gpt2_jax.config_field import FLOAT_MAX, FLOAT_TINY, Field
 from gpt2_jax.errors import UserError, printable
 from gpt2_jax.evaluate.choice import Choice
 from gpt2_jax.interop.hf_config import from_huggingface

@@ -250,7 +250,8 @@ class _Preparation:
             waiting: deque[tuple[list[Marked], Future[list[np.ndarray]]]] = deque()
             for batch in batches:
                 texts = [piece.text for _, piece in batch]
-                waiting.append((batch, pool.submit(_encode, self.tokenizer.name, texts)))
+                named = self.tokenizer.name, self.tokenizer.fingerprint
+                waiting.append((batch, pool.submit(_encode, *named, texts)))
                 if len(waiting) > 2 * self.processes:
                     first, future = waiting.popleft()
                     yield first, future.result()
@@ -302,5 +303,5 @@ def _batches(marked: Iterable[Marked]) -> Iterator[list[Marked]]:
         yield batch
 
 
-def _encode(tokenizer_name: str, texts: list[str]) -> list[np.ndarray]:
-    return load_tokenizer(tokenizer_name).encode(texts)
+def _encode(tokenizer_name: str, fingerprint: str, texts: list[str]) -> list[np.ndarray]:
+    return load_tokenizer(tokenizer_name, fingerprint).encode(texts)

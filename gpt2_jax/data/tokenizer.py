@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import lzma
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
@@ -134,41 +135,75 @@ class IdTokenizer:
         return int(word)
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        return "".join(f" {int(i)}" for i in ids).encode()
+        return " ".join(str(int(i)) for i in ids).encode()
 
 
 class JsonTokenizer:
-    """A Hugging Face `tokenizer.json`, through the `tokenizers` library."""
+    """A Hugging Face `tokenizer.json`, through the `tokenizers` library.
 
-    def __init__(self, path: Path) -> None:
+    Truncation, padding and BPE dropout are switched off: they prepare batches for a model, and
+    would cut, fill or vary the text of a corpus or a prompt.
+
+    The end-of-text token is the added token marked `"end_of_text": true` (an import marks the
+    checkpoint's own), otherwise the first of `END_OF_TEXT_NAMES` in the vocabulary.
+
+    Args:
+      name: as `data.tokenizer`, used in errors.
+      content: of the file.
+
+    Attributes:
+      content: of the file, byte for byte.
+      end_of_text_name: the end-of-text token as text.
+
+    Raises:
+      UserError: if the content is not a tokenizer.json or has no end-of-text token.
+    """
+
+    def __init__(self, name: str, content: bytes) -> None:
         import tokenizers
 
         try:
-            content = path.read_bytes()
-            self._tokenizer: Any = tokenizers.Tokenizer.from_str(content.decode())
-        except OSError as error:
-            raise UserError(
-                f"data.tokenizer={path}: {error.strerror}; give `bytes`, `gpt2`, or the path of "
-                "a tokenizer.json"
-            ) from None
+            text = content.decode("utf-8-sig")
+            self._tokenizer: Any = tokenizers.Tokenizer.from_str(text)
+            added = json.loads(text).get("added_tokens") or []
         except Exception as error:  # the library raises bare Exception
-            raise UserError(f"data.tokenizer={path} is not a tokenizer.json: {error}") from None
+            raise UserError(f"data.tokenizer={name} is not a tokenizer.json: {error}") from None
+        self.name, self.content = name, content
         self._tokenizer.encode_special_tokens = True  # in a text they are only text
-        self.name = str(path)
-        self.fingerprint = hashlib.sha256(content).hexdigest()
-        self.size = self._tokenizer.get_vocab_size(with_added_tokens=True)
-        ids = {name: self._tokenizer.token_to_id(name) for name in END_OF_TEXT_NAMES}
-        known = [(name, i) for name, i in ids.items() if i is not None]
+        altered = self._encode_whole_texts()
+        ids = self._tokenizer.get_vocab(with_added_tokens=True)
+        # Ids may have gaps: the model needs a row for the largest.
+        self.size = max(ids.values(), default=-1) + 1
+        altered |= self.size != len(ids)
+        # What was prepared before these were handled held other ids: it gets another fingerprint.
+        versioned = content + b"\nversion 2" if altered else content
+        self.fingerprint = hashlib.sha256(versioned).hexdigest()
+        marked = [token["content"] for token in added if token.get("end_of_text")]
+        known = [name for name in (*marked, *END_OF_TEXT_NAMES) if name in ids]
         if not known:
             raise UserError(
-                f"data.tokenizer={path} has no end-of-text token "
+                f"data.tokenizer={name} has no end-of-text token "
                 f"(one of {', '.join(END_OF_TEXT_NAMES)}); add one to its added_tokens"
             )
-        self.end_of_text_name, self.end_of_text = known[0]
+        self.end_of_text_name, self.end_of_text = known[0], ids[known[0]]
+
+    def _encode_whole_texts(self) -> bool:
+        """Switches off truncation, padding and dropout; returns whether any was on."""
+        tokenizer, model = self._tokenizer, self._tokenizer.model
+        dropout = getattr(model, "dropout", None) is not None
+        altered = dropout or tokenizer.truncation is not None or tokenizer.padding is not None
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        if dropout:
+            model.dropout = None
+        return altered
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         kind = np.uint16 if self.size <= 2**16 else np.uint32
-        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        try:
+            encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        except Exception as error:  # for example a word that a vocabulary without [UNK] lacks
+            raise UserError(f"data.tokenizer={self.name} cannot encode the text: {error}") from None
         return [np.asarray(one.ids, kind) for one in encoded]
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
@@ -176,17 +211,57 @@ class JsonTokenizer:
         return self._tokenizer.decode(kept, skip_special_tokens=False).encode()
 
 
-@lru_cache(maxsize=8)
-def load_tokenizer(name: str) -> Tokenizer:
+_json_tokenizer = lru_cache(maxsize=8)(JsonTokenizer)
+
+
+@cache
+def _gpt2_tokenizer() -> GPT2Tokenizer:
+    return GPT2Tokenizer()
+
+
+def load_tokenizer(name: str, fingerprint: str | None = None) -> Tokenizer:
     """Returns the tokenizer that `data.tokenizer` names.
 
+    A file is read at each call, so that a changed file, or the same relative path in another
+    working directory, never returns an earlier tokenizer.
+
+    Args:
+      fingerprint: that the tokenizer must have; None for any.
+
     Raises:
-      UserError: if it is neither `bytes`, `gpt2`, `ids:N` nor a readable tokenizer.json.
+      UserError: if it is neither `bytes`, `gpt2`, `ids:N` nor a readable tokenizer.json, or has
+        another fingerprint.
     """
+    tokenizer = _load(name)
+    if fingerprint not in (None, tokenizer.fingerprint):
+        raise UserError(f"data.tokenizer={name} changed in the meantime; start again")
+    return tokenizer
+
+
+def _load(name: str) -> Tokenizer:
     if name == "bytes":
         return ByteTokenizer()
     if name == "gpt2":
-        return GPT2Tokenizer()
+        return _gpt2_tokenizer()
     if name.startswith("ids:"):
         return IdTokenizer(name)
-    return JsonTokenizer(Path(name))
+    return _json_tokenizer(name, _read_tokenizer_file(name))
+
+
+def is_tokenizer_file(name: str) -> bool:
+    """Returns whether `data.tokenizer` is the path of a file, not one of the built-in names."""
+    return name not in ("bytes", "gpt2") and not name.startswith("ids:")
+
+
+def _read_tokenizer_file(name: str) -> bytes:
+    path = Path(name)
+    try:
+        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+            raise UserError(f"data.tokenizer={name} is not a file; give a tokenizer.json")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"data.tokenizer={name}: {reason}; give `bytes`, `gpt2`, or the path of "
+            "a tokenizer.json"
+        ) from None

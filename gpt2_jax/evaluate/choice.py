@@ -48,6 +48,8 @@ class Choice:
 
 
 GREEDY = Choice(temperature=0.0)
+# Logits divided by less overflow; by more, those of the vocabulary's padding are drawn too.
+TEMPERATURES = (1e-30, 1e30)
 
 
 def penalize(logits_BV: jax.Array, seen_BV: jax.Array, penalty: float) -> jax.Array:
@@ -67,7 +69,8 @@ def draw(choice: Choice, logits_BV: jax.Array, seen_BV: jax.Array, keys_B: jax.A
         logits_BV = penalize(logits_BV, seen_BV, choice.repetition_penalty)
     if choice.temperature == 0.0:
         return logits_BV.argmax(-1)
-    logits_BV = logits_BV / choice.temperature
+    least, most = TEMPERATURES
+    logits_BV = logits_BV / min(max(choice.temperature, least), most)
     n_ids = logits_BV.shape[-1]
     if choice.top_p == 1.0 and not 0 < choice.top_k < n_ids:
         return jax.vmap(jax.random.categorical)(keys_B, logits_BV)

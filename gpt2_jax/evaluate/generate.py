@@ -131,6 +131,22 @@ class Generator:
         log_p_BV = jax.nn.log_softmax(state.logits_BV)
         return np.asarray(log_p_BV)[0, : self._structure.cfg.vocab_size]
 
+    def logits(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
+        """Returns the logits (B, T, V) after each token of prompts of one length, float32.
+
+        V is the size of the vocabulary: the model itself pads it to a multiple of
+        `model.vocab_multiple`.
+
+        Raises:
+          ValueError: if the prompts are empty, differ in length, or are longer than the window.
+        """
+        lengths = {len(prompt) for prompt in prompts}
+        if len(lengths) != 1 or not 1 <= lengths.copy().pop() <= self._window:
+            raise ValueError(f"prompts need one length, from 1 to {self._window} tokens")
+        tokens_BT = np.array(prompts, np.int32)
+        logits_BTV = _logits(self._structure, self._apart, tokens_BT)
+        return np.asarray(logits_BTV, np.float32)[..., : self._structure.cfg.vocab_size]
+
     def _cut(self, context: list[int]) -> list[int]:
         """Returns what a model goes on from: all of it, or the last half of a full window."""
         if not context:
@@ -226,6 +242,15 @@ def _generate(
 
     state, new_NB = lax.while_loop(more, body, (state, new_NB))
     return new_NB.T, state.done_B
+
+
+@partial(jax.jit, static_argnames=("structure",))
+def _logits(structure: Structure, apart: Apart, tokens_BT: Any) -> jax.Array:
+    bound = bind_apart(structure, apart)
+    n_rows, width = tokens_BT.shape
+    caches = empty_caches(bound.model.cfg, n_rows, width)
+    x_BTD, _ = decode(bound, tokens_BT, caches, 0, jnp.zeros(n_rows, jnp.int32))
+    return bound.model.logits(x_BTD)
 
 
 @partial(jax.jit, static_argnames=("structure", "length"))

@@ -66,6 +66,44 @@ class HarnessModel(TemplateLM):
         (ids,) = self._tokenizer.encode([string])
         return ids.tolist()
 
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Returns the ids of a context and of a continuation.
+
+        As in the harness's `hf` adapter, spaces at the end of the context belong to the
+        continuation, and the ids are those of the whole text, split after the context's own.
+        Where the two merge into one token there is no such split: each is encoded by itself.
+        """
+        whole_text = context + continuation
+        context = context.rstrip()
+        continuation = whole_text[len(context) :]
+        whole, before = self.tok_encode(whole_text), self.tok_encode(context)
+        if whole[: len(before)] == before and len(whole) > len(before):
+            return before or [self.prefix_token_id], whole[len(before) :]
+        return before or [self.prefix_token_id], self.tok_encode(continuation)
+
+    def loglikelihood(
+        self, requests: list[Any], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """Returns each continuation's log-likelihood and whether greedy decoding produces it.
+
+        Raises:
+          UserError: if a continuation has no tokens: as a choice it would always win.
+        """
+        pairs = []
+        for request in requests:
+            context, continuation = request.args
+            before, new = self._encode_pair(context, continuation)
+            if context == "" and new[:1] == [self.prefix_token_id]:  # as the `hf` adapter does
+                before, new = new[:1], new[1:]
+            if not new:
+                raise UserError(
+                    f"--tasks: {request.task_name or 'a task'} asks for the likelihood of the "
+                    f"empty continuation {continuation!r} after {context[-40:]!r}; nothing can be "
+                    "scored: leave the task out"
+                )
+            pairs.append((request.args, before, new))
+        return self._loglikelihood_tokens(pairs, disable_tqdm=disable_tqdm)
+
     def _loglikelihood_tokens(
         self,
         requests: list[tuple[tuple[str, str], list[int], list[int]]],
@@ -145,7 +183,7 @@ class HarnessModel(TemplateLM):
 
     def _write(self, contexts: list[str], how: dict[str, Any]) -> list[str]:
         stops = how.get("until") or []
-        stops = [stops] if isinstance(stops, str) else [stop for stop in stops if stop]
+        stops = [stop for stop in ([stops] if isinstance(stops, str) else stops) if stop]
         n_new = int(how.get("max_gen_toks") or how.get("max_tokens") or USUAL_NEW_TOKENS)
         choice = GREEDY
         if how.get("do_sample") and how.get("temperature", 1.0) > 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +20,18 @@ SHORTEST = 16  # tokens; lengths are rounded up to powers of two
 
 @dataclass(frozen=True)
 class Request:
-    """Tokens to score behind tokens that they are read after; the context is not empty."""
+    """A continuation to score, given its context.
+
+    Raises:
+      ValueError: if either is empty: nothing is certain, and would beat every other continuation.
+    """
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.context or not self.continuation:
+            raise ValueError("context and continuation need at least one token each")
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,9 @@ class Scorer:
 
     Args:
       step: updates that the parameters have behind them.
-      window: tokens that the model sees at most; of a longer request the beginning is cut off.
+      window: tokens that the model sees at most; of a longer request the beginning is cut off. A
+        continuation longer than that is scored in full, half a window at a time, each part after
+        the tokens before it.
     """
 
     def __init__(self, structure: Structure, params: Any, step: int, window: int) -> None:
@@ -53,25 +64,50 @@ class Scorer:
         Args:
           said: called with the index of each request and its answer once it is known.
         """
-        answers: dict[int, Answer] = {}
+        parts: list[Request] = []
+        owners: list[int] = []
+        for i, request in enumerate(requests):
+            parts += (own := self._parts(request))
+            owners += [i] * len(own)
+        missing = Counter(owners)
+        totals = [Answer(0.0, True)] * len(requests)
+        for part, found in self._score_parts(parts):
+            i = owners[part]
+            before = totals[i]
+            totals[i] = Answer(before.log_p + found.log_p, before.is_greedy and found.is_greedy)
+            missing[i] -= 1
+            if missing[i] == 0:
+                said(i, totals[i])
+        return totals
+
+    def _parts(self, request: Request) -> list[Request]:
+        """Returns requests whose continuations fit into the window and follow one another."""
+        context, continuation = request.context, request.continuation
+        if len(continuation) <= self._window:
+            return [request]
+        size = max(1, self._window // 2)
+        return [
+            Request(context + continuation[:start], continuation[start : start + size])
+            for start in range(0, len(continuation), size)
+        ]
+
+    def _score_parts(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
         for indices, inputs_BT, targets_BC, at_BC, mask_BC in self._batches(requests):
             log_p_B, greedy_B = _score(
                 self._structure, self._params, self._step, inputs_BT, targets_BC, at_BC, mask_BC
             )
             pairs = zip(np.asarray(log_p_B).tolist(), np.asarray(greedy_B).tolist(), strict=True)
             for i, (log_p, greedy) in zip(indices, pairs, strict=False):
-                answers[i] = Answer(log_p, greedy)
-                said(i, answers[i])
-        return [answers[i] for i in range(len(requests))]
+                yield i, Answer(log_p, greedy)
 
     def _batches(self, requests: Sequence[Request]) -> Iterator[tuple[Any, ...]]:
         """Yields indices, inputs, targets, where they are predicted, and which are real."""
         rows: dict[tuple[int, int], list[int]] = {}
         for i, request in enumerate(requests):
             n = min(len(request.context) + len(request.continuation) - 1, self._window)
-            n_scored = min(len(request.continuation), n)
+            n_scored = bucket(len(request.continuation), 4)
             width = min(bucket(n, SHORTEST), self._window)
-            rows.setdefault((width, min(bucket(n_scored, 4), width)), []).append(i)
+            rows.setdefault((width, min(n_scored, width)), []).append(i)
         for width, n_scored in sorted(rows, reverse=True):
             indices = rows[width, n_scored]
             size = max(1, BATCH_TOKENS // width)
@@ -89,7 +125,7 @@ class Scorer:
         for row, request in enumerate(requests):
             tokens = (request.context + request.continuation)[-(self._window + 1) :]
             n = len(tokens) - 1
-            scored = min(len(request.continuation), n)
+            scored = len(request.continuation)
             inputs_BT[row, :n] = tokens[:-1]
             targets_BC[row, :scored] = tokens[-scored:]
             at_BC[row, :scored] = np.arange(n - scored, n)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -23,7 +24,8 @@ def evaluate_run(
     """Returns what `eval.py` prints: counts, loss in nats, accuracy, perplexities, bits per byte.
 
     Perplexity is exp(nats / units), for tokens, and for the words and bytes of the text, which do
-    not depend on the tokenizer.
+    not depend on the tokenizer. `notes` says why a figure is None; a count that the corpus does not
+    have leaves its figures None without a note.
 
     Args:
       step: of the checkpoint; None for the latest.
@@ -46,18 +48,46 @@ def evaluate_run(
     score = evaluator.score(run.params, run.step, corpus.val, limit, stride)
     bytes_per_token, words_per_token = corpus.bytes_per_token("val"), corpus.words_per_token("val")
     metrics = score.metrics(bytes_per_token)
+    units = {
+        "perplexity": 1.0,
+        "word_perplexity": words_per_token,
+        "byte_perplexity": bytes_per_token,
+    }
+    nats = {name: score.loss / per_token for name, per_token in units.items() if per_token}
     return {
         "step": run.step,
         "data": data or f"validation part of {fields.source}",
         "tokens": score.tokens,
         "stride": stride or fields.seq_len,
         "loss": metrics["val/loss"],
-        "perplexity": _perplexity(score.loss, 1.0),
-        "word_perplexity": _perplexity(score.loss, words_per_token),
-        "byte_perplexity": _perplexity(score.loss, bytes_per_token),
+        **{name: _exp(nats[name]) if name in nats else None for name in units},
         "accuracy": metrics["val/accuracy"],
         "bits_per_byte": metrics.get("val/bits_per_byte"),
+        "notes": {name: _why_none(x) for name, x in nats.items() if _exp(x) is None},
     }
+
+
+MEANINGS = {
+    "loss": "nats per token",
+    "perplexity": "per token: exp(loss)",
+    "word_perplexity": "per word: exp(nats per word), so an untrained model has a huge one",
+    "byte_perplexity": "per byte of text",
+    "accuracy": "share of tokens that were the likeliest",
+}
+
+
+def as_lines(result: dict[str, Any]) -> Iterator[str]:
+    """Yields `evaluate_run`'s figures with their units, one per line."""
+    for name, value in result.items():
+        if name == "notes" or (value is None and name not in result["notes"]):
+            continue
+        if name == "byte_perplexity" and _is_about(value, result["perplexity"]):
+            continue  # tokens are bytes: the same figure but for the ends of documents
+        shown = f"{value:,.6g}" if isinstance(value, float) else str(value)
+        meaning = MEANINGS.get(name, "")
+        if value is None:
+            shown, meaning = "none", result["notes"][name]
+        yield f"{name:<22} {shown:<12} {meaning}".rstrip()
 
 
 def _rows(run: OpenedRun, usual: int) -> int:
@@ -67,11 +97,17 @@ def _rows(run: OpenedRun, usual: int) -> int:
     return max(n_devices, min(usual, LOGITS_BYTES // logits_bytes) // n_devices * n_devices)
 
 
-def _perplexity(loss: float, units_per_token: float | None) -> float | None:
-    if units_per_token is None:
-        return None
-    exponent = loss / units_per_token
-    return math.exp(exponent) if exponent < 700 else math.inf  # a word of an untrained model
+def _is_about(value: float | None, other: float | None) -> bool:
+    return value is not None and other is not None and math.isclose(value, other, rel_tol=0.01)
+
+
+def _exp(nats: float) -> float | None:
+    """Returns exp(nats), None where no float holds it: a word of an untrained model, or NaN."""
+    return math.exp(nats) if nats < 700 else None
+
+
+def _why_none(nats: float) -> str:
+    return f"exp({nats:.4g} nats) is beyond the largest float" if nats >= 700 else "not a number"
 
 
 def _corpus(config: ConfigDict, workdir: str, data: str | None) -> Corpus:

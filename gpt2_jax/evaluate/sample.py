@@ -5,7 +5,6 @@ python -m gpt2_jax.evaluate.sample --workdir=runs/quickstart --prompt="def " [--
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -20,13 +19,15 @@ from gpt2_jax.evaluate.writing import (
     open_generator,
     read_prompts,
     show_top,
+    shown_prompt,
     stream_to,
     write,
 )
+from gpt2_jax.files import to_json
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "the run")
 _STEP = flags.DEFINE_string("step", None, "its checkpoint: an update, or best; unset: the latest")
-_PROMPT = flags.DEFINE_string("prompt", "", "text to go on from; empty: a new document")
+_PROMPT = flags.DEFINE_string("prompt", None, "text to continue; unset or empty: a new document")
 _BATCH = flags.DEFINE_string(
     "batch_file", None, "prompts, one a line (.jsonl: strings, or objects with a prompt)"
 )
@@ -53,29 +54,31 @@ def main(argv: list[str]) -> None:
         raise UserError("give --workdir, the directory of a run")
     choice = Choice(_PENALTY.value, _TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
     choice.check()
-    if _PROMPT.present and _BATCH.value is not None:
-        raise UserError("--prompt and --batch_file exclude each other; give one of them")
     if "" in _STOP.value:
-        raise UserError("--stop is empty, which every text contains; leave it out or give a text")
-    prompts = [_PROMPT.value] if _BATCH.value is None else read_prompts(Path(_BATCH.value))
+        raise UserError("--stop= is empty; give the text that ends a sample, or leave it out")
+    if _BATCH.value is None:
+        prompts = [cli.typed(_PROMPT.value or "")]
+    elif _PROMPT.value is None:
+        prompts = read_prompts(Path(_BATCH.value))
+    else:
+        raise UserError("give --prompt or --batch_file, not both")
     if _STREAM.value and (len(prompts) > 1 or _SAMPLES.value > 1):
         raise UserError("--stream shows one text: leave out --num_samples and --batch_file")
     generator, tokenizer = open_generator(_WORKDIR.value, _STEP.value)
-    how = (_NEW.value, choice, _SEED.value, _STOP.value)
+    how = (_NEW.value, choice, _SEED.value, [cli.typed(stop) for stop in _STOP.value])
     if _SHOW_TOP.value is not None:
         print(show_top(generator, tokenizer, prompts[0], _SHOW_TOP.value))
     elif _STREAM.value:
-        sys.stdout.write(prompts[0])
         stream_to(sys.stdout, generator, tokenizer, prompts[0], *how)
     else:
         asked = [prompt for prompt in prompts for _ in range(_SAMPLES.value)]
         texts = write(generator, tokenizer, encode_prompts(tokenizer, asked), *how)
         for number, (prompt, text) in enumerate(zip(asked, texts, strict=True), start=1):
             if _BATCH.value is not None:
-                print(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False))
+                print(to_json({"prompt": prompt, "text": text}, ascii_only=False))
             else:
                 title = f"--- sample {number} ---\n" if _SAMPLES.value > 1 else ""
-                print(f"{title}{prompt}{text}")
+                print(f"{title}{shown_prompt(tokenizer, prompt)}{text}")
 
 
 if __name__ == "__main__":

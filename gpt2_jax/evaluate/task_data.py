@@ -7,7 +7,6 @@ for: JSON lines, and a README that names them as configurations (the hub's repos
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import tarfile
 from collections.abc import Callable, Iterator
@@ -15,7 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2_jax.errors import UserError
-from gpt2_jax.files import cache_dir, remembered_sha256, whole_folder
+from gpt2_jax.files import (
+    cache_dir,
+    remembered_sha256,
+    text_lines,
+    to_json,
+    whole_folder,
+    write_atomic,
+)
 
 # (name of the configuration, split, lines)
 Part = tuple[str, str, list[str]]
@@ -66,10 +72,10 @@ def local_folder(task: LocalTask, source: Path) -> Path:
     with whole_folder(folder) as partial:
         names = []
         for name, split, lines in task.parts(found[0]):
-            (partial / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines))
+            write_atomic(partial / f"{name}.jsonl", "".join(f"{line}\n" for line in lines))
             files = f"  data_files:\n  - split: {split}\n    path: {name}.jsonl"
             names.append(f"- config_name: {name}\n{files}")
-        (partial / "README.md").write_text("---\nconfigs:\n" + "\n".join(names) + "\n---\n")
+        write_atomic(partial / "README.md", "---\nconfigs:\n" + "\n".join(names) + "\n---\n")
     return folder
 
 
@@ -78,12 +84,19 @@ def parts_of_blimp(folder: Path) -> list[str]:
     return [f"blimp_{path.stem}" for path in sorted(folder.glob("*.jsonl"))]
 
 
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"--task_data: {path} is not UTF-8 text: {error}") from None
+
+
 def _lambada(path: Path) -> Iterator[Part]:
-    yield "default", "test", path.read_text().splitlines()
+    yield "default", "test", text_lines(_read(path))
 
 
 def _hellaswag(path: Path) -> Iterator[Part]:
-    yield "default", "validation", path.read_text().splitlines()
+    yield "default", "validation", text_lines(_read(path))
 
 
 def _blimp(path: Path) -> Iterator[Part]:
@@ -91,7 +104,7 @@ def _blimp(path: Path) -> Iterator[Part]:
         for member in sorted(archive.getmembers(), key=lambda member: member.name):
             file = archive.extractfile(member)
             if file is not None and member.name.endswith(".jsonl"):
-                yield Path(member.name).stem, "train", file.read().decode().splitlines()
+                yield Path(member.name).stem, "train", text_lines(file.read().decode("utf-8-sig"))
 
 
 def wikitext_pages(text: str) -> list[str]:
@@ -102,8 +115,8 @@ def wikitext_pages(text: str) -> list[str]:
 
 
 def _wikitext(path: Path) -> Iterator[Part]:
-    pages = wikitext_pages(path.read_text())
-    yield "wikitext-2-raw-v1", "test", [json.dumps({"page": page}) for page in pages]
+    pages = wikitext_pages(_read(path))
+    yield "wikitext-2-raw-v1", "test", [to_json({"page": page}) for page in pages]
 
 
 LOCAL_TASKS = (

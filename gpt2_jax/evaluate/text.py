@@ -6,8 +6,20 @@ import codecs
 from collections.abc import Sequence
 
 from gpt2_jax.data.tokenizer import Tokenizer
+from gpt2_jax.errors import UserError
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}".encode()
+
+
+def continuation(tokenizer: Tokenizer, prompt: Sequence[int], new: Sequence[int]) -> str:
+    """Returns the text that `new` ids add to a prompt's.
+
+    Both are decoded together, because in many vocabularies a token's text depends on its
+    neighbours: SentencePiece and WordPiece drop the space before the first word.
+    """
+    before = tokenizer.decode_bytes(prompt)
+    whole = tokenizer.decode_bytes([*prompt, *new])
+    return whole[len(before) :].decode(errors="replace")
 
 
 class TextStream:
@@ -18,13 +30,21 @@ class TextStream:
 
     Args:
       stops: strings that end the text; they are not part of it.
+      prompt: ids before the text, which are decoded with it and are not part of it.
+
+    Raises:
+      UserError: if a stop string is empty.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stops: Sequence[str] = (), prompt: Sequence[int] = ()
+    ) -> None:
+        if "" in stops:
+            raise UserError("a stop string (--stop) must not be empty")
         self._tokenizer, self._stops = tokenizer, tuple(stops)
-        self._ids: list[int] = []
+        self._ids: list[int] = list(prompt)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._n_bytes = 0
+        self._n_bytes = len(tokenizer.decode_bytes(self._ids))
         self._held = ""
         self.text = ""
         self.stopped = False

@@ -15,7 +15,8 @@ from gpt2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.evaluate.choice import Choice
 from gpt2_jax.evaluate.generate import Generator
-from gpt2_jax.evaluate.text import TextStream
+from gpt2_jax.evaluate.text import TextStream, continuation
+from gpt2_jax.files import text_lines
 from gpt2_jax.model.structure import Structure
 from gpt2_jax.train.restore import open_run
 
@@ -30,39 +31,63 @@ def sample_text(config: ConfigDict, structure: Structure, params: Any, tokenizer
     generator = Generator(structure, params, config.train.steps, config.data.seq_len)
     prompts = encode_prompts(tokenizer, [PROMPT])
     (ids,) = generator.generate(prompts, config.train.sample_tokens, USUAL, config.seed)
-    return tokenizer.decode_bytes(ids).decode(errors="replace")
+    return continuation(tokenizer, prompts[0], ids)
 
 
 def read_prompts(path: Path) -> list[str]:
-    """Returns the prompts of a file, one a line.
+    """Returns the prompts of a UTF-8 file, one per line.
+
+    Only a line feed ends a line, with or without a carriage return before it; a byte order mark is
+    not part of the text.
 
     Raises:
       UserError: naming the line that holds none.
     """
     try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--batch_file={path} cannot be read: {error}") from None
+        if path.exists() and not path.is_file():
+            raise UserError(f"--batch_file={path} is not a file")
+        lines = text_lines(path.read_bytes().decode("utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--batch_file={path} cannot be read as UTF-8 text: {error}") from None
     if not lines:
         raise UserError(f"--batch_file={path} is empty")
     if path.suffix != ".jsonl":
         return lines
     prompts = []
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
             value = json.loads(line)
             prompt = value["prompt"] if isinstance(value, dict) else value
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, RecursionError):
             prompt = None
         if not isinstance(prompt, str):
             raise UserError(f"{path}:{number} is neither a JSON string nor an object with a prompt")
         prompts.append(prompt)
+    if not prompts:
+        raise UserError(f"--batch_file={path} holds no prompt")
     return prompts
 
 
 def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
-    """Returns the ids of each prompt; an empty one begins a document."""
+    """Returns the ids of each prompt; an empty one begins a document.
+
+    Raises:
+      UserError: if a prompt holds half of a surrogate pair, which is not text.
+    """
+    for prompt in prompts:
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"the prompt {prompt!a} is not UTF-8 text: {error.reason}") from None
     return [ids.tolist() or [tokenizer.end_of_text] for ids in tokenizer.encode(prompts)]
+
+
+def shown_prompt(tokenizer: Tokenizer, prompt: str) -> str:
+    """Returns a prompt as its ids decode, so that the text after it joins without a seam."""
+    (ids,) = tokenizer.encode([prompt])
+    return tokenizer.decode_bytes(ids.tolist()).decode(errors="replace")
 
 
 def write(
@@ -88,7 +113,8 @@ def write(
             texts += _write_until(generator, tokenizer, some, stops, *how)
         else:  # the whole loop is one program
             new = generator.generate(some, *how)
-            texts += [tokenizer.decode_bytes(one).decode(errors="replace") for one in new]
+            pairs = zip(some, new, strict=True)
+            texts += [continuation(tokenizer, prompt, one) for prompt, one in pairs]
     return texts
 
 
@@ -99,7 +125,7 @@ def _write_until(
     stops: Sequence[str],
     *how: Any,
 ) -> list[str]:
-    streams = [TextStream(tokenizer, stops) for _ in prompts]
+    streams = [TextStream(tokenizer, stops, prompt) for prompt in prompts]
     for column in generator.stream(prompts, *how):
         for stream, token_id in zip(streams, column, strict=True):
             if token_id is not None:
@@ -121,9 +147,12 @@ def stream_to(
     seed: int,
     stops: Sequence[str],
 ) -> None:
-    """Writes the text that goes on from a prompt while it is made."""
-    stream = TextStream(tokenizer, stops)
-    for (token_id,) in generator.stream(encode_prompts(tokenizer, [prompt]), n_new, choice, seed):
+    """Writes a prompt and the text that follows it, while it is made."""
+    (ids,) = encode_prompts(tokenizer, [prompt])
+    stream = TextStream(tokenizer, stops, ids)
+    out.write(shown_prompt(tokenizer, prompt))
+    out.flush()
+    for (token_id,) in generator.stream([ids], n_new, choice, seed):
         if token_id is None:
             break
         out.write(stream.push(token_id))
@@ -138,15 +167,26 @@ def show_top(generator: Generator, tokenizer: Tokenizer, prompt: str, k: int) ->
     (ids,) = encode_prompts(tokenizer, [prompt])
     log_p = generator.next_distribution(ids)
     lines = []
+    before = len(tokenizer.decode_bytes(ids))
     for i in log_p.argsort()[::-1][:k]:
-        data = tokenizer.decode_bytes([int(i)])
-        shown = repr(data.decode(errors="backslashreplace")) if data else "end of text"
+        data = tokenizer.decode_bytes([*ids, int(i)])[before:]
+        text = repr(data.decode(errors="backslashreplace"))
+        shown = "end of text" if i == tokenizer.end_of_text and not data else text
         lines.append(f"{math.exp(log_p[i]):8.4f}  {i:>6}  {shown}")
     return "\n".join(lines)
 
 
 def open_generator(workdir: str, step: int | str | None = None) -> tuple[Generator, Tokenizer]:
     """Returns what continues texts under a run's checkpoint, and its tokenizer.
+
+    From Python, for example in a notebook:
+
+        generator, tokenizer = open_generator("runs/quickstart")
+        prompts = encode_prompts(tokenizer, ["def ", "import "])
+        texts = write(generator, tokenizer, prompts, 100, Choice(temperature=0.8, top_k=40))
+        logits_BTV = generator.logits(prompts[:1])  # V is the vocabulary's size, without padding
+
+    It runs on the first of the devices that jax has, whether or not jax was used before.
 
     Raises:
       UserError: if there is no run, or no such checkpoint.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import whole_folder, write_atomic, write_json
@@ -40,7 +41,7 @@ def export_model(
     hf_config.to_huggingface(config, None, dtype)  # refuses before the checkpoint is read
     run = open_run(workdir, step)
     tensors = to_huggingface(run.structure, run.params)
-    tensors = {name: value.astype(jnp.dtype(dtype)) for name, value in tensors.items()}
+    tensors = {name: _rounded(name, value, dtype) for name, value in tensors.items()}
     with whole_folder(target) as partial:
         end = write_tokenizer(config.data.tokenizer, config.model.n_positions, partial)
         write_json(partial / "config.json", hf_config.to_huggingface(config, end, dtype))
@@ -49,6 +50,16 @@ def export_model(
         files.write_tensors(partial, tensors)
         write_atomic(partial / "README.md", model_card(run, workdir))
     return f"{run.structure.n_params():,} parameters of update {run.step} in {out}, {dtype}"
+
+
+def _rounded(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        rounded = value.astype(jnp.dtype(dtype))
+    if np.isfinite(value).all() and not np.isfinite(rounded.astype(np.float32)).all():
+        raise UserError(
+            f"--dtype={dtype}: tensor {name} has values beyond its range; give bfloat16 or float32"
+        )
+    return rounded
 
 
 def model_card(run: OpenedRun, workdir: str) -> str:
@@ -90,11 +101,19 @@ tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
 """
 
 
+def shown_source(source: str) -> str:
+    """Returns `data.source` without the folders that it is in on this machine."""
+    prefix = "hf:" if source.startswith("hf:") else ""
+    rest = source.removeprefix(prefix)
+    on_the_hub = prefix and not rest.startswith(("/", ".", "~"))
+    return source if on_the_hub else prefix + Path(rest).name
+
+
 def _training_facts(run: OpenedRun, rows: list[Any], info: dict[str, Any]) -> dict[str, Any]:
     cfg = run.config
     tokens = run.step * cfg.train.batch_size * cfg.data.seq_len
     facts: dict[str, Any] = {
-        "text": f"{cfg.data.source} (sha256 {info.get('corpus', 'unknown')[:12]})",
+        "text": f"{shown_source(cfg.data.source)} (sha256 {info.get('corpus', 'unknown')[:12]})",
         "training": f"{run.step:,} updates, {tokens:,} tokens",
         "optimizer": f"{cfg.optimizer.name}, {cfg.optimizer.schedule}, {cfg.optimizer.peak_lr:g}",
     }

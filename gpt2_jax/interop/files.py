@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from gpt2_jax.errors import UserError
+from gpt2_jax.files import write_json
 from gpt2_jax.interop.weights import Tensors
 
 WANTED = ["*.json", "*.safetensors", "merges.txt"]
@@ -55,10 +58,10 @@ def read_json(path: Path) -> dict[str, Any]:
       UserError: if it is missing or holds something else.
     """
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no JSON object")
@@ -138,21 +141,36 @@ def _from_torch(value: Any) -> np.ndarray:
 
 
 def write_tensors(folder: Path, tensors: Tensors) -> None:
-    """Writes safetensors: one file, or shards with an index where it would be too large."""
-    from safetensors.numpy import save_file
+    """Writes safetensors: one file, or shards with an index where it would be too large.
 
+    Raises:
+      OSError: if the disk is full or refuses the file.
+    """
     shards = _shards(tensors)
     if len(shards) == 1:
-        save_file(tensors, folder / FILE, metadata={"format": "pt"})
+        _save(tensors, folder / FILE)
         return
     places: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / name, metadata={"format": "pt"})
+        _save(shard, folder / name)
         places |= dict.fromkeys(shard, name)
     size = sum(value.nbytes for value in tensors.values())
     index = {"metadata": {"total_size": size}, "weight_map": places}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    write_json(folder / INDEX, index)
+
+
+def _save(tensors: Tensors, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # the system's errors as well
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
 
 
 def _shards(tensors: Tensors) -> list[Tensors]:

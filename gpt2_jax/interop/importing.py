@@ -8,6 +8,7 @@ import jax
 
 from gpt2_jax import config as configs
 from gpt2_jax.config_check import check_stored
+from gpt2_jax.data.kept_tokenizer import keep_tokenizer
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import whole_folder, write_atomic, write_json
@@ -43,9 +44,13 @@ def import_model(
     params = from_huggingface(built, files.read_tensors(folder, allow_pickle))
     with whole_folder(target) as partial:
         said = _describe(folder, config.model.vocab_size, partial, target, tokenizer)
-        config.data.tokenizer, line = said
+        config.data.tokenizer, fingerprint, line = said
         write_atomic(partial / "config.json", configs.to_json(config))
-        info = {"imported_from": model, "parameters": built.n_params()}
+        info = {
+            "imported_from": model,
+            "parameters": built.n_params(),
+            "tokenizer": fingerprint,
+        }
         write_json(partial / "run.json", info)
         save_params(partial / "weights", jax.tree.map(jax.numpy.asarray, params))
     lines = [f"{built.n_params():,} parameters from {folder}", line, hf_config.dropout_note(theirs)]
@@ -54,17 +59,18 @@ def import_model(
 
 def _describe(
     folder: Path, vocab_size: int, partial: Path, target: Path, tokenizer: str | None
-) -> tuple[str, str]:
-    """Returns `data.tokenizer` and a line about it."""
+) -> tuple[str, str, str]:
+    """Returns `data.tokenizer`, its fingerprint, and a line about it; a file of its own is kept."""
     if tokenizer is None:
         name, line = find_tokenizer(folder, vocab_size, partial)
     else:
         name, line = tokenizer, f"its tokenizer is taken to be {tokenizer}"
-    size = load_tokenizer(name).size
-    if size > vocab_size:
+    loaded = load_tokenizer(name)
+    if loaded.size > vocab_size:
         raise UserError(
-            f"the tokenizer {name} has {size} ids, and the model's vocabulary {vocab_size}; "
-            "give --tokenizer"
+            f"the tokenizer {name} has ids up to {loaded.size - 1}, and the model's vocabulary is "
+            f"{vocab_size}; give --tokenizer"
         )
+    keep_tokenizer(partial, loaded)
     name = name.replace(str(partial), str(target))
-    return name, line.replace(str(partial), str(target))
+    return name, loaded.fingerprint, line.replace(str(partial), str(target))

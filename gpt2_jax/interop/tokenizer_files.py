@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+from gpt2_jax.data.kept_tokenizer import TOKENIZER as FILE
 from gpt2_jax.data.tokenizer import (
     JsonTokenizer,
     gpt2_merges,
@@ -13,9 +15,8 @@ from gpt2_jax.data.tokenizer import (
     printable_bytes,
 )
 from gpt2_jax.errors import UserError
-from gpt2_jax.files import write_json
+from gpt2_jax.files import write_atomic, write_json
 from gpt2_jax.interop.files import read_json
-from gpt2_jax.train.rundir import TOKENIZER as FILE
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -53,14 +54,20 @@ def write_tokenizer(name: str, n_positions: int, out: Path) -> int | None:
         return None
     tokenizer = load_tokenizer(name)
     if isinstance(tokenizer, JsonTokenizer):
-        content, end = read_json(Path(name)), tokenizer.end_of_text_name
+        content, end = json.loads(tokenizer.content.decode("utf-8-sig")), tokenizer.end_of_text_name
+        # The mark is ours: transformers reads eos_token below.
+        for token in content.get("added_tokens", []):
+            token.pop("end_of_text", None)
+        content |= {"truncation": None, "padding": None}
+        if "dropout" in content["model"]:
+            content["model"]["dropout"] = None
     else:
         content, end = byte_level(name), END_OF_TEXT
     write_json(out / FILE, content)
     if name == "gpt2":  # for tools that know only these two
         write_json(out / "vocab.json", content["model"]["vocab"])
         lines = "".join(f"{left} {right}\n" for left, right in content["model"]["merges"])
-        (out / "merges.txt").write_text("#version: 0.2\n" + lines)
+        write_atomic(out / "merges.txt", "#version: 0.2\n" + lines)
     write_json(
         out / "tokenizer_config.json",
         {
@@ -82,14 +89,12 @@ def byte_level(name: str) -> dict[str, Any]:
     else:
         ranks, merges = {bytes([b]): b for b in range(256)}, []
     vocab = {"".join(shown[b] for b in token): rank for token, rank in ranks.items()}
-    end = {"id": len(vocab), "content": END_OF_TEXT, "special": True}
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [end | plain],
+        "added_tokens": [_added_token(END_OF_TEXT, len(vocab), special=True)],
         "normalizer": None,
         "pre_tokenizer": level | {"use_regex": name == "gpt2"},
         "post_processor": None,
@@ -110,23 +115,117 @@ def byte_level(name: str) -> dict[str, Any]:
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
-    """Returns tokenizer.json's content, or the same made of vocab.json and merges.txt."""
+    """Returns a tokenizer.json of the checkpoint's tokenizer as transformers would load it.
+
+    Read are tokenizer.json, or vocab.json and merges.txt, and what tokenizer_config.json,
+    special_tokens_map.json, added_tokens.json and config.json say about them. None without files.
+    """
     if (folder / FILE).exists():
-        return read_json(folder / FILE)
-    if not (folder / "vocab.json").exists() or not (folder / "merges.txt").exists():
+        content = read_json(folder / FILE)
+    elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+        content = _from_merges(folder)
+    else:
         return None
+    model = content.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("vocab", {}), (dict, list)):
+        raise UserError(f"{folder / FILE} is not a tokenizer.json: it has no model with a vocab")
+    settings = _optional_json(folder / "tokenizer_config.json")
+    _set_prefix_space(content, settings)
+    _add_tokens(content, settings, folder)
+    _mark_end_of_text(content, settings, folder)
+    return content
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def _from_merges(folder: Path) -> dict[str, Any]:
     vocab = read_json(folder / "vocab.json")
     try:
-        lines = (folder / "merges.txt").read_text().splitlines()
+        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise UserError(f"{folder / 'merges.txt'} is no text: {error}") from None
+        raise UserError(f"{folder / 'merges.txt'} is not UTF-8 text: {error}") from None
+    lines = [line.removesuffix("\r") for line in lines]
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-    if END_OF_TEXT not in vocab or any(len(pair) != 2 for pair in merges):
+    if not vocab or any(len(pair) != 2 for pair in merges):
         raise UserError(f"{folder}: vocab.json and merges.txt are not GPT-2's kind of tokenizer")
     content = byte_level("gpt2")
     content["model"] |= {"vocab": vocab, "merges": merges}
-    content["added_tokens"][0]["id"] = vocab[END_OF_TEXT]
+    content["added_tokens"] = []
+    if END_OF_TEXT in vocab:
+        content["added_tokens"] = [_added_token(END_OF_TEXT, vocab[END_OF_TEXT], special=True)]
     return content
+
+
+def _added_token(text: str, token_id: int, special: bool) -> dict[str, Any]:
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": not special}
+    return {"id": token_id, "content": text, **plain, "special": special}
+
+
+def _set_prefix_space(content: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Applies `add_prefix_space`, which GPT-2's tokenizer class takes from its config alone."""
+    name = settings.get("tokenizer_class") or "GPT2Tokenizer"
+    if name not in ("GPT2Tokenizer", "GPT2TokenizerFast"):
+        return
+    pre_tokenizer = content.get("pre_tokenizer") or {}
+    for part in [pre_tokenizer, *pre_tokenizer.get("pretokenizers", [])]:
+        if part.get("type") == "ByteLevel":
+            part["add_prefix_space"] = bool(settings.get("add_prefix_space", False))
+
+
+def _add_tokens(content: dict[str, Any], settings: dict[str, Any], folder: Path) -> None:
+    """Adds the tokens that other files name and tokenizer.json does not."""
+    added = content.setdefault("added_tokens", [])
+    present = {token.get("id") for token in added}
+    named = [
+        _added_token(text, token_id, special=False)
+        for text, token_id in _optional_json(folder / "added_tokens.json").items()
+    ]
+    for token_id, token in (settings.get("added_tokens_decoder") or {}).items():
+        if token_id.isdecimal() and isinstance(token, dict) and "content" in token:
+            base = _added_token(token["content"], int(token_id), bool(token.get("special")))
+            named.append(base | {key: token[key] for key in base if key in token})
+    for token in named:
+        if token["id"] not in present:
+            present.add(token["id"])
+            added.append(token)
+    added.sort(key=lambda token: token.get("id", 0))
+
+
+def _mark_end_of_text(content: dict[str, Any], settings: dict[str, Any], folder: Path) -> None:
+    """Marks the checkpoint's end-of-text token for `JsonTokenizer`; none if nothing names one."""
+    ids = _ids(content)
+    special = _optional_json(folder / "special_tokens_map.json")
+    chosen = special.get("eos_token") or settings.get("eos_token")
+    if isinstance(chosen, dict):
+        chosen = chosen.get("content")
+    if chosen is None and END_OF_TEXT not in ids:
+        wanted = _optional_json(folder / "config.json").get("eos_token_id")
+        chosen = next((text for text, i in ids.items() if i == wanted), None)
+    if chosen is None:
+        return
+    if chosen not in ids:
+        raise UserError(
+            f"{folder}: the tokenizer's eos_token {chosen!r} is not in its vocabulary; "
+            "add it to added_tokens in tokenizer.json, or give --tokenizer"
+        )
+    added = content["added_tokens"]
+    if all(token.get("content") != chosen for token in added):
+        added.append(_added_token(chosen, ids[chosen], special=True))
+        added.sort(key=lambda token: token.get("id", 0))
+    for token in added:
+        if token.get("content") == chosen:
+            token["end_of_text"] = True
+
+
+def _ids(content: dict[str, Any]) -> dict[str, int]:
+    """Returns the id of each token; a Unigram model lists its tokens in the order of their ids."""
+    vocab = content["model"].get("vocab", {})
+    if isinstance(vocab, list):
+        vocab = {entry[0]: i for i, entry in enumerate(vocab) if entry}
+    added = {token.get("content"): token.get("id") for token in content["added_tokens"]}
+    return vocab | added
 
 
 def _gives_ids_of(content: dict[str, Any], name: str) -> bool:
@@ -145,4 +244,11 @@ def _gives_ids_of(content: dict[str, Any], name: str) -> bool:
         and (name == "bytes" or level.get("use_regex", True))
         and not content.get("normalizer")
         and added <= {END_OF_TEXT}
+        and _end_of_text(content) in (END_OF_TEXT, None)
     )
+
+
+def _end_of_text(content: dict[str, Any]) -> str | None:
+    """Returns the token that an import marked as the end of a text."""
+    marked = [t["content"] for t in content.get("added_tokens", []) if t.get("end_of_text")]
+    return marked[0] if marked else None

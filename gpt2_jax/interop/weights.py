@@ -130,7 +130,10 @@ def _take(given: Tensors, name: str, shape: tuple[int, ...]) -> np.ndarray:
         raise UserError(
             f"tensor {name} is {value.dtype}; only float32, float16 and bfloat16 are taken"
         )
-    return value.astype(np.float32)
+    value = value.astype(np.float32)
+    if not np.isfinite(value).all():
+        raise UserError(f"tensor {name} holds values that are not finite (NaN or infinity)")
+    return value
 
 
 def _flat_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:

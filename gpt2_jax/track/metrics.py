@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_jax.errors import UserError
-from gpt2_jax.files import disk_errors, write_atomic
+from gpt2_jax.files import disk_errors, to_json, write_atomic
 
 Row = dict[str, Any]
 
@@ -36,8 +36,8 @@ def read_rows(path: Path) -> list[Row]:
 
 def evaluations_since_best(rows: list[Row]) -> int:
     """Returns how many evaluations came after the one of lowest validation loss."""
-    losses = [_finite(row["val/loss"]) for row in rows if "val/loss" in row]
-    known = [math.inf if loss is None else loss for loss in losses]
+    losses = [row["val/loss"] for row in rows if "val/loss" in row]
+    known = [math.inf if loss is None or not math.isfinite(loss) else loss for loss in losses]
     return len(known) - 1 - known.index(min(known)) if known else 0
 
 
@@ -72,8 +72,4 @@ class MetricsFile:
 
 
 def _line(row: Row) -> str:
-    return json.dumps({name: _finite(value) for name, value in row.items()}) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return to_json(row) + "\n"

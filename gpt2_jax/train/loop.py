@@ -74,7 +74,7 @@ def train(
         if config.optimizer.frozen or config.optimizer.lr_multipliers:
             rate_factors(config, structure(config.model))  # a wrong pattern is said at once
         corpus, tokenizer = open_corpus(
-            data.source, data.val_source, data.tokenizer, data.val_fraction
+            data.source, data.val_source, directory.tokenizer_for(config), data.val_fraction
         )
         assert corpus.train is not None
         sampler = Sampler(corpus.train, data.seq_len, config.train.batch_size, config.seed)
@@ -100,7 +100,8 @@ def _complete(config: ConfigDict, directory: RunDirectory) -> tuple[ConfigDict, 
     if origin is not None:
         config = adopt(config, origin, lambda line: print(line))
     check(config)
-    return configs.resolve(config, load_tokenizer(config.data.tokenizer).size), origin
+    tokenizer = load_tokenizer(directory.tokenizer_for(config))
+    return configs.resolve(config, tokenizer.size), origin
 
 
 def _say_finished(config: ConfigDict, directory: RunDirectory) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -28,7 +29,8 @@ def configure_devices(config: ConfigDict) -> None:
     # Somebody else's choice, or an earlier call's, stands.
     if settings.jax_num_cpu_devices <= 0 and "host_platform_device_count" not in flags:
         wanted = config.mesh.data or _largest_divisor(_micro_batch(config), cores())
-        settings.update("jax_num_cpu_devices", wanted)
+        with suppress(RuntimeError):  # jax is in use, as in a notebook: its devices stay
+            settings.update("jax_num_cpu_devices", wanted)
     if settings.jax_compilation_cache_dir is None:
         settings.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
         settings.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -9,6 +9,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from gpt2_jax import config as configs
+from gpt2_jax.data.kept_tokenizer import same_tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.model.placements import AXES
 from gpt2_jax.model.placements.axes import SCALES
@@ -88,7 +89,8 @@ def adopt(config: ConfigDict, origin: Origin, say: Callable[[str], None]) -> Con
     for name in FACTS:
         if name in OPEN and asked[name] != usual[name] and not _is_learned(config, origin, name):
             continue
-        if asked[name] not in (usual[name], facts[name]):
+        same = name == "data.tokenizer" and same_tokenizer(asked[name], facts[name])
+        if not same and asked[name] not in (usual[name], facts[name]):
             raise UserError(
                 f"{name}={asked[name]!r}, but the weights of {origin.name} have "
                 f"{facts[name]!r}; leave it unset"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from datetime import timedelta
 from typing import Any
 
@@ -134,8 +133,7 @@ def print_end(directory: RunDirectory) -> None:
 def _result(row: Row) -> str:
     line = f"validation loss {row['val/loss']:.4f} nats per token"
     if "val/bits_per_byte" in row:
-        bits = row["val/bits_per_byte"]
-        line += f"; {bits * math.log(2):.4f} nats, {bits:.4f} bits per byte of text"
+        line += f"; {row['val/bits_per_byte']:.4f} bits per byte of text"
     return f"{line} (update {row['step']})"
 
 

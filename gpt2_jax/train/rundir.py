@@ -16,12 +16,18 @@ from ml_collections import ConfigDict
 
 from gpt2_jax import config as configs
 from gpt2_jax.config_check import check_stored
+from gpt2_jax.data.kept_tokenizer import (
+    TOKENIZER,
+    find_kept_tokenizer,
+    has_fingerprint,
+    keep_tokenizer,
+)
 from gpt2_jax.data.shards import Corpus
+from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import disk_errors, write_atomic, write_json
 
 STRETCHING = ("cosine", "linear", "wsd")  # schedules that depend on train.steps
-TOKENIZER = "tokenizer.json"
 PACKAGES = (
     "jax",
     "jaxlib",
@@ -94,14 +100,45 @@ class RunDirectory:
     def read_config(self) -> ConfigDict:
         """Returns the run's config, from data alone: nothing in the directory is executed.
 
-        A tokenizer.json that is no longer where it was is the copy in the directory.
+        A tokenizer file is the run's own copy, checked by its hash, wherever the config says that
+        it was.
         """
         config = configs.from_json(self.config_path)
         check_stored(config, self.config_path)
-        copy = self.path / TOKENIZER
-        if copy.exists() and not Path(config.data.tokenizer).exists():
-            config.data.tokenizer = str(copy.absolute())
+        config.data.tokenizer = self.tokenizer_for(config)
         return config
+
+    def tokenizer_for(self, config: ConfigDict) -> str:
+        """Returns the name under which to load a config's tokenizer.
+
+        That is the run's copy, if the config names the tokenizer that the run began with.
+
+        Raises:
+          UserError: if the copy is missing or is another file now.
+        """
+        name = config.data.tokenizer
+        if not self._is_own_tokenizer(name):
+            return name
+        return find_kept_tokenizer(self.path, name, self.read_info().get("tokenizer"))
+
+    def _is_own_tokenizer(self, name: str) -> bool:
+        """Returns whether a `data.tokenizer` is the run's, by its name or by its content."""
+        if not self.config_path.exists():
+            return False
+        if name == configs.from_json(self.config_path).data.tokenizer:
+            return True
+        recorded = self.read_info().get("tokenizer")
+        return recorded is not None and has_fingerprint(name, recorded)
+
+    def read_config_beside(self, config: ConfigDict) -> ConfigDict:
+        """Returns the run's config to compare `config` with.
+
+        `data.tokenizer` is the same in both if both are the same tokenizer.
+        """
+        old = configs.from_json(self.config_path)
+        if self._is_own_tokenizer(config.data.tokenizer):
+            old.data.tokenizer = config.data.tokenizer
+        return old
 
     def read_info(self) -> dict[str, Any]:
         """Returns `run.json`, empty where there is none yet."""
@@ -131,7 +168,7 @@ class RunDirectory:
           UserError: naming the fields that differ.
         """
         if self.config_path.exists() and self.is_started():
-            configs.check_resumable(self.read_config(), config, self.path)
+            configs.check_resumable(self.read_config_beside(config), config, self.path)
 
     def check_corpus(self, corpus: Corpus, source: str) -> None:
         """Refuses a text that is not the one that the run here was trained on.
@@ -150,18 +187,19 @@ class RunDirectory:
         """Writes the config and the text's hash, and returns lines that say what is new."""
         said = []
         if self.config_path.exists() and self.is_started():
-            for name, (was, now) in configs.difference(self.read_config(), config).items():
+            for name, (was, now) in configs.difference(
+                self.read_config_beside(config), config
+            ).items():
                 said.append(f"{name} was {was!r}, is now {now!r}")
                 opt = config.optimizer
                 if name == "train.steps" and (opt.schedule in STRETCHING or opt.warmup_fraction):
                     said.append("the learning-rate schedule now stretches over the new train.steps")
+        trained_on = corpus.manifest.tokenizer.get("fingerprint")
+        tokenizer = load_tokenizer(self.tokenizer_for(config), trained_on)
+        facts = {"corpus": corpus.manifest.corpus_hash(), "tokenizer": tokenizer.fingerprint}
         with disk_errors("config.json"):
-            write_json(
-                self.info_path, {**self.read_info(), "corpus": corpus.manifest.corpus_hash()}
-            )
-            tokenizer, copy = Path(config.data.tokenizer), self.path / TOKENIZER
-            if tokenizer.is_file() and not copy.exists():
-                write_atomic(copy, tokenizer.read_bytes())
+            keep_tokenizer(self.path, tokenizer)
+            write_json(self.info_path, self.read_info() | facts)
             write_atomic(self.config_path, configs.to_json(config))
         return said
 

@@ -100,7 +100,7 @@ def check_same(directory: RunDirectory, config: ConfigDict) -> None:
         return
     changed = {
         name: values
-        for name, values in configs.difference(directory.read_config(), config).items()
+        for name, values in configs.difference(directory.read_config_beside(config), config).items()
         if not name.startswith(SILENT)
     }
     if changed:

@@ -10,7 +10,7 @@ from typing import Any
 
 from gpt2_jax.ablate.campaign.cells import Cell, Cells, Outcome, Plan, all_cells
 from gpt2_jax.ablate.campaign.design import describe
-from gpt2_jax.files import disk_errors, write_json
+from gpt2_jax.files import disk_errors, to_json, write_json
 from gpt2_jax.track.metrics import read_rows
 
 
@@ -63,6 +63,6 @@ def _of_cell(cell: Cell, outcome: Outcome | None, cells: Cells) -> dict[str, Any
 def write_results(workdir: Path, plan: Plan, cells: Cells) -> None:
     """Writes results.json if it is to change."""
     path, found = workdir / "results.json", collect(plan, cells)
-    if not path.exists() or json.loads(path.read_text()) != json.loads(json.dumps(found)):
+    if not path.exists() or json.loads(path.read_text()) != json.loads(to_json(found)):
         with disk_errors("results.json"):
             write_json(path, found)

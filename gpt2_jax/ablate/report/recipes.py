@@ -72,7 +72,7 @@ def _equation(model: ConfigDict) -> list[str]:
 
 def _command(variant: Variant, definition: Definition) -> list[str]:
     run = variant.runs[0]
-    config = RunDirectory(str(run.path)).read_config()
+    config = configs.from_json(RunDirectory(str(run.path)).config_path)  # as it was given
     line = command(definition.file, definition.given, config, f"runs/{run.cell.name}")
     return [
         f"Seed {run.cell.seed} alone, with the file as it was (on a CPU the first updates are the "
