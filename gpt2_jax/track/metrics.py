@@ -59,6 +59,14 @@ class MetricsFile:
         with disk_errors("metrics.jsonl"):
             self._file.write(_line(row))
 
+    def replace_last(self, row: Row) -> None:
+        """Writes a row in place of the last one; a kill leaves either of them."""
+        kept = read_rows(self._path)[:-1]
+        with disk_errors("metrics.jsonl"):
+            self._file.close()
+            write_atomic(self._path, "".join(map(_line, [*kept, row])))
+            self._file = open(self._path, "a", buffering=1)
+
     def sync(self) -> None:
         """Returns once every row written is on disk."""
         with disk_errors("metrics.jsonl"):

@@ -271,7 +271,7 @@ def test_a_run_stops_when_its_validation_loss_no_longer_falls(text_file, tmp_pat
     workdir = tmp_path / "run"
     assert loop.train(given, str(workdir)) == 0
     assert list(losses(workdir)) == [0, 10, 20]
-    assert "stopped early after update 20: update 0 was the best" in capsys.readouterr().out
+    assert "stopped early after step 20: step 0 was the best" in capsys.readouterr().out
     assert open_run(str(workdir)).step == 20 and (workdir / "loss.png").exists()
     assert loop.train(given, str(workdir)) == 0
     assert "is finished" in capsys.readouterr().out and list(losses(workdir)) == [0, 10, 20]

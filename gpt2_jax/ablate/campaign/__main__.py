@@ -127,7 +127,7 @@ def _work(worker: Worker, definition: Definition) -> int:
     from gpt2_jax.ablate.report.page import write_report
     from gpt2_jax.ablate.report.tracked import offline_hint, track
     from gpt2_jax.track.display import Display
-    from gpt2_jax.train.feed import StopSignal
+    from gpt2_jax.train.signals import StopSignal
 
     display, workdir = Display(), worker.workdir
     with StopSignal() as stop:

@@ -23,9 +23,9 @@ from gpt2_jax.track.metrics import Row
 from gpt2_jax.train import report
 from gpt2_jax.train.checkpoint import Checkpoints
 from gpt2_jax.train.evaluation import Score, choose_windows, masked_batches
-from gpt2_jax.train.feed import StopSignal
 from gpt2_jax.train.record import Record
 from gpt2_jax.train.rundir import RunDirectory
+from gpt2_jax.train.signals import StopSignal
 from gpt2_jax.train.state import State
 
 
@@ -55,11 +55,13 @@ class Member:
         """Whether it still writes its record."""
         return self.diverged is None and not self.lost
 
-    def leave(self, code: int) -> None:
-        """Ends its record and lets others into its directory."""
+    def leave(self, code: int, say: Callable[[str], None]) -> None:
+        """Ends its record, reports what wandb lacks of it, and unlocks its directory."""
         with ExitStack() as last:
             last.callback(self.directory.unlock)
             last.callback(self.record.close, code)
+        if self.record.wandb.problem is not None:
+            say(f"{self.name}: {self.record.wandb.problem}")
 
 
 def open_member(
@@ -173,7 +175,8 @@ class Wave:
             for member in self.members:
                 if member.is_in:
                     member.checkpoints.wait()
-                    member.record.finish(self.step, None)
+                    stopped = bool(stop.requested) and self.step < self.config.train.steps
+                    member.record.finish(self.step, None, stopped)
             if stop.requested:
                 code = EXIT_STOPPED
         except BaseException:
@@ -182,7 +185,7 @@ class Wave:
         finally:
             with ExitStack() as last:
                 for member in self.members:
-                    last.callback(member.leave, code if member.is_in else EXIT_DIVERGED)
+                    last.callback(member.leave, code if member.is_in else EXIT_DIVERGED, self.say)
 
     def _train(self, stop: StopSignal) -> None:
         steps = self.config.train.steps

@@ -30,9 +30,9 @@ from gpt2_jax.files import disk_errors
 from gpt2_jax.model.structure import structure
 from gpt2_jax.track.display import Display
 from gpt2_jax.train.checkpoint import Checkpoints
-from gpt2_jax.train.feed import StopSignal
 from gpt2_jax.train.loop import train
 from gpt2_jax.train.rundir import Busy, RunDirectory
+from gpt2_jax.train.signals import StopSignal
 
 POLL_SECONDS = 2.0
 ON_ACCELERATOR = 16  # small models trained together on a GPU or TPU
