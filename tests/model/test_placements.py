@@ -305,7 +305,7 @@ def test_the_same_config_has_the_same_outcome():
         ({"skip_scale": "1/(l-1)"}, "it has no finite value in block 1 of 2"),
         ({"skip_scale": "1 | 2 | 3"}, "'1 | 2 | 3' has more than one bar"),
         ({"branch_scale": "learned_block(1) | 1"}, "learned_block is one factor for both"),
-        ({"residual_init": "1 | 2"}, "model.residual_init='1 | 2': it has no two sides"),
+        ({"query_init": "1 | 2"}, "model.query_init='1 | 2': it has no two sides"),
         ({"residual_init": "learned_scalar(1)"}, "'learned_scalar' is no function"),
         ({"residual_init": "t"}, "model.residual_init='t': t has no meaning here"),
         ({"embedding_std": "l"}, "model.embedding_std='l': l has no meaning here"),
