@@ -66,11 +66,12 @@ def parse_flags(argv: list[str]) -> list[str]:
     use_utf8()
     if HELP & set(argv[1:]):
         show_help()
+    logging.set_verbosity(logging.FATAL)  # config_flags warns of what is an error here
     try:
         _check_file(argv)
         with redirect_stdout(sys.stderr):  # a config file may print; stdout is for results
             rest = flags.FLAGS(_quote_words(argv))
-        _load_config()
+        _load_config(f"{_given_config(argv)}: ")
         _check_values()
         return rest
     except UserError as error:
@@ -153,13 +154,13 @@ def _check_file(argv: list[str]) -> None:
             raise UserError(f"--config={given[1]} is not there; look into configs/")
 
 
-def _load_config() -> None:
+def _load_config(where: str) -> None:
     """Checks the config that the file returned, with the command line's changes."""
     if "config" not in flags.FLAGS or not flags.FLAGS["config"].present:
         return
     config = flags.FLAGS["config"].value
     hasattr(config, "is_locked")  # config_flags keeps a file's error for the first use
-    configs.validate(config, "get_config() of the --config file: ")
+    configs.validate(config, where)
 
 
 def _given_config(argv: list[str]) -> str:

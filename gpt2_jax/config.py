@@ -333,21 +333,6 @@ def _update(config: ConfigDict, stored: Any, path: Path, prefix: str) -> None:
             raise UserError(f"{path} has a field {shown(name)} that this version does not know")
 
 
-def warmup_steps(config: ConfigDict) -> int:
-    """Returns the steps of linear warm-up, given as such or as a share of `train.steps`."""
-    opt, steps = config.optimizer, config.train.steps
-    if not opt.warmup_fraction:
-        return opt.warmup_steps
-    return min(round(opt.warmup_fraction * steps), steps - 1)
-
-
-def with_warmup_steps(config: ConfigDict) -> ConfigDict:
-    """Returns the config with its warm-up in steps, in which runs of one program may differ."""
-    config = config.copy_and_resolve_references()
-    config.optimizer.warmup_steps, config.optimizer.warmup_fraction = warmup_steps(config), 0.0
-    return config
-
-
 def difference(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
     """Returns `{field: (old, new)}` for the fields that differ."""
     before, after = flatten(old), flatten(new)

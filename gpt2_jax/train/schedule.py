@@ -9,15 +9,21 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from gpt2_jax.config import warmup_steps
-
 Schedule = Callable[[jax.Array | int], jax.Array]
+
+
+def warmup_steps(config: ConfigDict) -> int:
+    """Returns the steps of linear warm-up, given as such or as a share of `train.steps`."""
+    opt, steps = config.optimizer, config.train.steps
+    if not opt.warmup_fraction:
+        return opt.warmup_steps
+    return min(round(opt.warmup_fraction * steps), steps - 1)
 
 
 def make_schedule(config: ConfigDict) -> Schedule:
     """Returns the learning rate of the update that follows `n` others.
 
-    Warm-up is linear over w steps (`config.warmup_steps`), from peak/w at the first step to the
+    Warm-up is linear over w = `warmup_steps(config)` steps, from peak/w at the first step to the
     peak at step w. After it: `cosine` and `linear` fall to `final_lr_ratio` over the remaining
     steps, `wsd` (Hu et al. 2024, MiniCPM) holds the peak and falls linearly over the last
     `decay_fraction` of all steps, `inverse_sqrt` is peak sqrt(w / n)
