@@ -214,7 +214,7 @@ def from_json(path: Path) -> ConfigDict:
     if not path.exists():
         raise UserError(f"{path} does not exist: is this a run's work directory?")
     try:
-        stored = json.loads(path.read_text())
+        stored = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(stored, dict):
             raise ValueError("it holds no fields")
     except (ValueError, OSError) as error:

@@ -123,7 +123,8 @@ def print_end(directory: RunDirectory) -> None:
     rows = read_rows(directory.metrics_path)
     score = next((row for row in reversed(rows) if row.get("val/loss") is not None), None)
     if directory.sample_path.exists():
-        print(f"\n--- a sample ---\n{directory.sample_path.read_text().rstrip()}\n---")
+        text = directory.sample_path.read_text(encoding="utf-8").rstrip()
+        print(f"\n--- a sample ---\n{text}\n---")
     if score:
         print(_result(score))
     names = sorted(p.name + "/" * p.is_dir() for p in directory.path.iterdir())

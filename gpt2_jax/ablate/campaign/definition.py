@@ -97,7 +97,7 @@ def read(workdir: Path) -> Definition:
     path = workdir / DEFINITION
     if not path.exists():
         raise UserError(f"{path} does not exist: is this a campaign's work directory?")
-    stored = json.loads(path.read_text())
+    stored = json.loads(path.read_text(encoding="utf-8"))
     fields = stored["campaign"]
     if fields["search"] is not None:
         fields["search"] = Search(**fields["search"])
