@@ -44,7 +44,7 @@ NANOGPT_FLAGS = [
 
 def copy_nanogpt(checkout: Path, text: Path, into: Path) -> Path:
     shutil.copytree(checkout, into, ignore=shutil.ignore_patterns(".git"))
-    content = text.read_text()
+    content = text.read_text(encoding="utf-8")
     ids = {ch: i for i, ch in enumerate(sorted(set(content)))}
     tokens = np.array([ids[ch] for ch in content], np.uint16)
     data = into / "data" / "shakespeare_char"
@@ -59,7 +59,13 @@ def copy_nanogpt(checkout: Path, text: Path, into: Path) -> Path:
 def timed(command: list[str], cwd: Path, environment: dict[str, str]) -> tuple[float, str]:
     started = time.monotonic()
     done = subprocess.run(
-        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, check=True
+        command,
+        cwd=cwd,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=True,
     )
     return time.monotonic() - started, done.stdout + done.stderr
 

@@ -99,7 +99,7 @@ def remembered_sha256(path: Path) -> str:
     state = f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
     memo = cache_dir() / "hashes" / hashlib.sha256(state.encode()).hexdigest()
     if memo.exists():
-        return memo.read_text()
+        return memo.read_text(encoding="utf-8")
     digest = sha256(path)
     memo.parent.mkdir(exist_ok=True)
     write_atomic(memo, digest)

@@ -147,7 +147,7 @@ def _key(diagnosis: Diagnosis) -> list[str | int]:
 
 
 def _write_csv(path: Path, columns: Sequence[str] | dict[str, str], rows: list[list]) -> None:
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["model", "n_layer", "step", *columns])
         writer.writerows(rows)

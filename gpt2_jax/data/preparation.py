@@ -82,7 +82,7 @@ def prepare(
 @contextmanager
 def _only_one(out: Path) -> Iterator[None]:
     """Lets one process at a time prepare a folder; the kernel frees the lock of a dead one."""
-    with open(out / ".lock", "w") as lock:
+    with open(out / ".lock", "w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -181,7 +181,7 @@ class _Preparation:
 
     def _read_journal(self) -> dict[str, Any]:
         try:
-            journal = json.loads((self.out / JOURNAL).read_text())
+            journal = json.loads((self.out / JOURNAL).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             journal = {}
         if journal.get("key") == self.key:

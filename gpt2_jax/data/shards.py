@@ -106,7 +106,7 @@ class Manifest:
         """
         path = folder / MANIFEST
         try:
-            stored = json.loads(path.read_text())
+            stored = json.loads(path.read_text(encoding="utf-8"))
             splits = {
                 name: Split(**{**split, "shards": [Shard(**s) for s in split["shards"]]})
                 for name, split in stored.pop("splits").items()

@@ -95,7 +95,7 @@ def wikitext_perplexity(run: OpenedRun, task_data: Path) -> float:
     found = sorted(task_data.glob("wikitext2_raw/*.raw"))
     if not found:
         raise UserError(f"--task_data={task_data} has no wikitext2_raw/*.raw")
-    (ids,) = load_tokenizer("gpt2").encode([wikitext_text(found[0].read_text())])
+    (ids,) = load_tokenizer("gpt2").encode([wikitext_text(found[0].read_text(encoding="utf-8"))])
     if len(ids) != WIKITEXT_TOKENS:
         raise UserError(
             f"{found[0]} has {len(ids):,} tokens, where WikiText-2's raw test part has "

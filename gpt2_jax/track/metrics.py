@@ -20,7 +20,7 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
       UserError: if any other line is damaged.
     """
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     rows: list[Row] = []
     for number, line in enumerate(lines, 1):
         try:
@@ -52,7 +52,7 @@ class MetricsFile:
         kept = [row for row in read_rows(path) if row["step"] <= last_step]
         with disk_errors("metrics.jsonl"):
             write_atomic(path, "".join(map(_line, kept)))
-            self._file = open(path, "a", buffering=1)
+            self._file = open(path, "a", buffering=1, encoding="utf-8")
 
     def write(self, row: Row) -> None:
         """Appends a row; non-finite numbers become null, as JSON has none."""

@@ -267,7 +267,7 @@ def offline_runs(workdir: Path, run_id: str) -> list[Path]:
 def history(folder: Path) -> list[dict[str, Any]]:
     """Returns the rows of an offline part, as wandb itself reads them."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
     records = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return [record["history"]["item"] for record in records if record["type"] == "history"]
 

@@ -152,7 +152,9 @@ class Checkpoints:
 
     def _val_loss(self, step: int) -> float | None:
         try:
-            loss = json.loads((self.path(step) / "meta.json").read_text())["val_loss"]
+            loss = json.loads((self.path(step) / "meta.json").read_text(encoding="utf-8"))[
+                "val_loss"
+            ]
         except (OSError, ValueError, KeyError):
             return None
         return loss if loss is not None and math.isfinite(loss) else None

@@ -132,7 +132,9 @@ def print_end(directory: RunDirectory) -> None:
     """Prints the sample, the last losses and what is in the directory."""
     rows = read_rows(directory.metrics_path)
     if directory.sample_path.exists():
-        print(f"\n--- a sample ---\n{directory.sample_path.read_text().rstrip()}\n---")
+        print(
+            f"\n--- a sample ---\n{directory.sample_path.read_text(encoding='utf-8').rstrip()}\n---"
+        )
     for line in result_lines(rows):
         print(line)
     names = sorted(p.name + "/" * p.is_dir() for p in directory.path.iterdir())

@@ -83,7 +83,7 @@ class RunDirectory:
                     f"--workdir={self.path} is not empty and holds no run "
                     f"({', '.join(sorted(strange)[:3])}); choose another"
                 )
-            self._lock = open(self.path / ".lock", "w")
+            self._lock = open(self.path / ".lock", "w", encoding="utf-8")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -145,7 +145,7 @@ class RunDirectory:
         if not self.info_path.exists():
             return {}
         try:
-            info = json.loads(self.info_path.read_text())
+            info = json.loads(self.info_path.read_text(encoding="utf-8"))
             if not isinstance(info, dict):
                 raise ValueError("it holds no fields")
             return info
@@ -246,7 +246,9 @@ def commit() -> str | None:
     here = Path(__file__).parent
 
     def git(*args: str) -> str:
-        done = subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, timeout=10)
+        done = subprocess.run(
+            ["git", *args], cwd=here, capture_output=True, text=True, encoding="utf-8", timeout=10
+        )
         return done.stdout.strip()
 
     try:

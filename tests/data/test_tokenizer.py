@@ -1,13 +1,17 @@
 """Tokenizers against published ids."""
 
+import hashlib
 import json
+import os
 import string
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gpt2_jax.data.tokenizer import gpt2_ranks, load_tokenizer
 from gpt2_jax.errors import UserError
+from tests.data import tokenizers
 from tests.tools import ROOT, SHARED
 
 VECTORS = ROOT / "tests" / "fixtures" / "gpt2_vectors"
@@ -125,3 +129,63 @@ def test_a_tokenizer_without_end_of_text(tmp_path):
     path = make_tokenizer_json(tmp_path / "no_end.json", special=None)
     with pytest.raises(UserError, match="has no end-of-text token"):
         load_tokenizer(str(path))
+
+
+def load(path, content):
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return load_tokenizer(str(path))
+
+
+@pytest.mark.parametrize("kind", tokenizers.UNFIT)
+def test_whole_texts_are_encoded_whatever_the_file_says(tmp_path, kind):
+    """The ids are those of transformers, with truncation, padding and dropout off."""
+    tokenizer = load(tmp_path / "t.json", tokenizers.UNFIT[kind])
+    got = [ids.tolist() for ids in tokenizer.encode(["the river bends", "the", ""])]
+    assert got == [[13, 16, 17, 20, 2, 8], [13], []]
+
+
+def test_what_was_prepared_with_cut_texts_is_not_used_again(tmp_path):
+    """Only files that were read wrongly before have another fingerprint than their hash."""
+    for kind, content in tokenizers.UNFIT.items():
+        tokenizer = load(tmp_path / f"{kind}.json", content)
+        digest = hashlib.sha256((tmp_path / f"{kind}.json").read_bytes()).hexdigest()
+        assert (tokenizer.fingerprint == digest) == (kind == "plain")
+
+
+@pytest.mark.parametrize("last", [400, 70_000])
+def test_ids_with_gaps_need_a_row_for_the_largest(tmp_path, last):
+    tokenizer = load(tmp_path / "t.json", tokenizers.word_level(last))
+    (ids,) = tokenizer.encode(["the river"])
+    assert ids.tolist() == [3, 10] and tokenizer.size == last + 1
+    assert tokenizer.end_of_text == last <= np.iinfo(ids.dtype).max
+
+
+def test_a_changed_file_is_read_again(tmp_path, monkeypatch):
+    """Also where the same relative path is another file, in another working directory."""
+    for name, content in (("a", tokenizers.bpe()), ("b", tokenizers.wordpiece())):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        assert load(Path("t.json"), content).size == len(content["model"]["vocab"])
+    first = load_tokenizer("t.json")
+    load(Path("t.json"), tokenizers.bpe())
+    assert load_tokenizer("t.json").fingerprint != first.fingerprint
+    with pytest.raises(UserError, match=r"data\.tokenizer=t\.json"):
+        load_tokenizer("t.json", first.fingerprint)
+
+
+def test_a_text_that_the_vocabulary_cannot_express_is_refused(tmp_path):
+    content = tokenizers.word_level(11)
+    del content["model"]["vocab"]["[UNK]"]
+    with pytest.raises(UserError, match=r"data\.tokenizer"):
+        load(tmp_path / "t.json", content).encode(["unknown"])
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe"):
+        load_tokenizer(str(tmp_path / "pipe"))
+
+
+def test_a_byte_order_mark_is_not_part_of_a_tokenizer(tmp_path):
+    (tmp_path / "t.json").write_text(json.dumps(tokenizers.bpe()), encoding="utf-8-sig")
+    assert load_tokenizer(str(tmp_path / "t.json")).size == 21

@@ -69,6 +69,26 @@ def test_of_a_request_that_is_too_long_the_beginning_goes(model):
     assert answer.log_p != pytest.approx(by_hand(model, long, 24)[0], abs=1e-4)
 
 
+def test_a_continuation_longer_than_the_window_is_scored_in_full(model):
+    """Half a window at a time, each token once, after the tokens that fit before it."""
+    long = Request((5, 7, 1), tuple(np.random.default_rng(3).integers(0, 11, 29).tolist()))
+    said = {}
+    asked = [Request((1,), (2,)), long]
+    _, answer = Scorer(*model, step=0, window=12).score(asked, said.__setitem__)
+    every = long.context + long.continuation
+    starts = range(3, len(every), 6)
+    parts = [Request(every[:start], every[start : start + 6]) for start in starts]
+    assert sum(len(part.continuation) for part in parts) == 29
+    assert answer.log_p == pytest.approx(sum(by_hand(model, p, 12)[0] for p in parts), abs=1e-4)
+    assert said[1] == answer and not answer.is_greedy
+
+
+@pytest.mark.parametrize(("context", "continuation"), [((), (1,)), ((1,), ())])
+def test_nothing_is_never_certain(context, continuation):
+    with pytest.raises(ValueError, match="at least one token"):
+        Request(context, continuation)
+
+
 def test_few_programs_are_compiled_for_many_lengths(model):
     before = likelihood._score._cache_size()
     Scorer(*tiny_model(model__n_positions=24), step=0, window=24).score(requests(60, seed=1))

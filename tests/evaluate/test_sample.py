@@ -10,9 +10,11 @@ import pytest
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.evaluate import writing
-from gpt2_jax.evaluate.choice import GREEDY, Choice
+from gpt2_jax.evaluate.choice import GREEDY, Choice, draw
 from gpt2_jax.evaluate.generate import Generator, _generate
+from gpt2_jax.evaluate.perplexity import as_lines, evaluate_run
 from gpt2_jax.evaluate.writing import sample_text
+from gpt2_jax.files import to_json
 from gpt2_jax.train import loop
 from tests.tools import run, tiny, tiny_model
 from tests.train.test_loop import config
@@ -108,6 +110,50 @@ def test_what_was_said_becomes_less_likely(model):
     assert np.abs(expected(changed, True) - expected(logits, True)).max() > 0.04
 
 
+@pytest.mark.parametrize("temperature", [1e-38, 1e-300, 1e38, 1e300])
+def test_no_temperature_overflows(temperature):
+    """The lowest take the likeliest id, the highest draw among all ids but those of the padding."""
+    lowest = float(jnp.finfo(jnp.float32).min)
+    logits = jnp.array([[3.0, -90.0, 80.0, lowest]])
+    keys = jax.random.split(jax.random.key(0), 64)
+    for choice in (Choice(temperature=temperature), Choice(temperature=temperature, top_p=0.9)):
+        drawn_B = draw(choice, jnp.repeat(logits, 64, 0), None, keys)
+        assert set(drawn_B.tolist()) == ({2} if temperature < 1 else {0, 1, 2})
+
+
+def test_logits_from_python_have_the_vocabularys_columns(model):
+    structure, params = model
+    logits = Generator(structure, params, step=0, window=12).logits([[1, 2, 3], [4, 5, 6]])
+    want = structure.bind(params)(jnp.array([[1, 2, 3], [4, 5, 6]]))
+    assert want.shape == (2, 3, 16) and logits.shape == (2, 3, 11)
+    np.testing.assert_allclose(logits, want[..., :11], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "prompts"),
+    [
+        ("p.txt", "a\x0cb\nc\u2028d\r\n\ne\x85\n", ["a\x0cb", "c\u2028d", "", "e\x85"]),
+        ("p.txt", "\ufeffa\n\u00e9", ["a", "\u00e9"]),
+        ("p.jsonl", '\ufeff"a\u2028b"\n\n{"prompt": "c"}\r\n', ["a\u2028b", "c"]),
+    ],
+)
+def test_only_line_feeds_separate_prompts(tmp_path, name, content, prompts):
+    (tmp_path / name).write_bytes(content.encode())
+    assert writing.read_prompts(tmp_path / name) == prompts
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"\n", b"[1]", b"[" * 100_000])
+def test_a_file_without_prompts_is_refused(tmp_path, content):
+    (tmp_path / "p.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=r"p\.jsonl"):
+        writing.read_prompts(tmp_path / "p.jsonl")
+
+
+def test_half_a_character_is_no_prompt():
+    with pytest.raises(UserError, match="UTF-8"):
+        writing.encode_prompts(load_tokenizer("bytes"), ["\ud800"])
+
+
 def test_text_goes_on_past_the_positions_by_the_stated_policy(model):
     """When 12 tokens are full, the last 6 are read again as a prompt."""
     structure, params = model
@@ -145,7 +191,10 @@ def test_few_programs_are_compiled_for_many_lengths(model):
     [
         (Choice(temperature=-1), "--temperature=-1 must be 0 or more"),
         (Choice(top_p=0), "--top_p=0 must be above 0 and at most 1"),
-        (Choice(repetition_penalty=0), "--repetition_penalty=0 must be above 0"),
+        (Choice(temperature=np.inf), "--temperature=inf"),
+        (Choice(temperature=np.nan), "--temperature=nan"),
+        (Choice(repetition_penalty=0), "--repetition_penalty=0"),
+        (Choice(repetition_penalty=np.inf), "--repetition_penalty=inf"),
     ],
 )
 def test_choices_that_mean_nothing_are_refused(choice, line):
@@ -196,6 +245,17 @@ def test_eval_gives_the_figures_of_the_run(finished, tmp_path):
     assert result["loss"] == pytest.approx(rows[-1]["val/loss"], rel=1e-5)
     assert result["bits_per_byte"] == pytest.approx(rows[-1]["val/bits_per_byte"], rel=1e-5)
     assert result["perplexity"] == pytest.approx(np.exp(result["loss"]))
+
+
+def test_a_perplexity_beyond_any_float_is_null_and_says_why(finished, tmp_path):
+    """A text of one word of 2,000 bytes; tokens are bytes, so that figure is shown once."""
+    (tmp_path / "word.txt").write_text("stream" * 400)
+    result = evaluate_run(str(finished), None, str(tmp_path / "word.txt"), None)
+    assert json.loads(to_json(result))["word_perplexity"] is None
+    assert list(result["notes"]) == ["word_perplexity"]
+    lines = {line.split()[0]: line for line in as_lines(result)}
+    assert result["notes"]["word_perplexity"] in lines["word_perplexity"]
+    assert "byte_perplexity" not in lines and "nats per token" in lines["loss"]
 
 
 def test_eval_on_another_text_with_a_stride(finished, tmp_path):

@@ -5,8 +5,10 @@ import json
 import pytest
 
 from gpt2_jax.data.tokenizer import load_tokenizer
-from gpt2_jax.evaluate.text import TextStream
+from gpt2_jax.errors import UserError
+from gpt2_jax.evaluate.text import TextStream, continuation
 from gpt2_jax.interop.tokenizer_files import byte_level
+from tests.data import tokenizers
 
 TEXT = "na\u00efve \u20ac 10 \U0001f600 end\ufffd"
 
@@ -51,3 +53,29 @@ def test_the_beginning_of_a_stop_waits_until_it_is_none():
     out, stream = pieces(tokenizer, "a\n\nb\n", ["\n\nc"])
     assert out == ["a", "", "", "\n\nb", "", "\n"] and not stream.stopped
     assert stream.text == "a\n\nb\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "new", "text"),
+    [
+        (tokenizers.metaspace(), [4, 5], " bendss"),
+        (tokenizers.metaspace(), [5, 4], "s bends"),
+        (tokenizers.wordpiece(), [5, 4], " bendss"),
+        (tokenizers.wordpiece(), [4, 5], "s bends"),
+        (tokenizers.bpe(prefix_space=True), [20, 2, 8, 8], " bendss"),
+    ],
+)
+def test_what_follows_a_prompt_keeps_the_space_between(tmp_path, content, new, text):
+    """As transformers decodes `the river` and the new ids together, in one go and in a stream."""
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    tokenizer = load_tokenizer(str(path))
+    prompt = tokenizer.encode(["the river"])[0].tolist()
+    assert continuation(tokenizer, prompt, new) == text
+    stream = TextStream(tokenizer, prompt=prompt)
+    assert "".join([stream.push(i) for i in new] + [stream.finish()]) == stream.text == text
+
+
+def test_an_empty_stop_is_refused():
+    with pytest.raises(UserError, match="--stop"):
+        TextStream(load_tokenizer("bytes"), ["end", ""])

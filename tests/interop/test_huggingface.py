@@ -9,9 +9,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from gpt2_jax import config as configs
-from gpt2_jax.errors import UserError
+from gpt2_jax.errors import DiskError, UserError
 from gpt2_jax.interop import files, hf_config
-from gpt2_jax.interop.exporting import export_model
+from gpt2_jax.interop.exporting import export_model, shown_source
 from gpt2_jax.interop.importing import import_model
 from gpt2_jax.train.restore import open_run
 from tests import tools
@@ -182,6 +182,11 @@ def test_a_config_that_does_not_fit_is_named(tmp_path, change, says):
         ({"transformer.h.0.crossattention.c_attn.weight": np.ones(3)}, "crossattention"),
         ({"transformer.ln_f.bias": np.ones(16, np.float64)}, "ln_f.bias is float64"),
         ({"transformer.ln_f.bias": np.ones(15, np.float32)}, r"ln_f.bias has shape \(15,\)"),
+        ({"transformer.ln_f.bias": np.full(16, np.nan, np.float32)}, r"ln_f.bias .* not finite"),
+        (
+            {"lm_head.weight": np.full((11, 16), np.inf, np.float16)},
+            r"lm_head.weight .* not finite",
+        ),
     ],
 )
 def test_a_tensor_that_does_not_fit_is_named(tmp_path, change, says):
@@ -217,6 +222,44 @@ def test_damaged_files_are_named(tmp_path):
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config.json is not JSON"):
         import_model(str(folder), str(tmp_path / "run"))
+
+
+def test_values_beyond_the_exports_type_are_refused(tmp_path):
+    given = checkpoints.tensors() | {"transformer.ln_f.bias": np.full(16, 1e5, np.float32)}
+    folder = checkpoints.write(tmp_path / "theirs", given)
+    import_model(str(folder), str(tmp_path / "run"))
+    with pytest.raises(UserError, match=r"--dtype=float16.*ln_f\.bias"):
+        export_model(str(tmp_path / "run"), str(tmp_path / "out"), "float16")
+    assert not (tmp_path / "out").exists()
+    export_model(str(tmp_path / "run"), str(tmp_path / "out"), "bfloat16")
+
+
+def test_a_full_disk_ends_an_export_and_leaves_nothing(imported, tmp_path, monkeypatch):
+    from safetensors import SafetensorError, numpy
+
+    def full(*args, **kwargs):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(numpy, "save_file", full)
+    with pytest.raises(DiskError, match=r"out.*No space left"):
+        export_model(str(imported / "run"), str(tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("/home/bob/books/tiny.txt", "tiny.txt"),
+        ("~/books/*.txt", "*.txt"),
+        ("books/tiny.txt", "tiny.txt"),
+        ("hf:/home/bob/books@train", "hf:books@train"),
+        ("https://bob:SECRET@host/x", "x"),
+        ("hf:user/books:en@train", "hf:user/books:en@train"),
+        ("stdlib", "stdlib"),
+    ],
+)
+def test_a_model_card_does_not_say_where_a_text_was(source, shown):
+    assert shown_source(source) == shown
 
 
 def test_nothing_is_overwritten(imported, tmp_path):

@@ -15,12 +15,14 @@ from lm_eval.models.huggingface import HFLM
 
 from gpt2_jax import config as configs
 from gpt2_jax.data.tokenizer import load_tokenizer
+from gpt2_jax.errors import UserError
 from gpt2_jax.evaluate import harness, likelihood
 from gpt2_jax.interop.exporting import export_model
 from gpt2_jax.model.structure import structure
 from gpt2_jax.train.checkpoint import save_params
 from gpt2_jax.train.restore import open_run
 from tests import tools
+from tests.data import tokenizers
 from tests.track.wandb_server import WandbServer
 
 pytestmark = pytest.mark.peers
@@ -80,6 +82,47 @@ def test_likelihoods_and_greedy_flags_are_theirs(adapters, monkeypatch):
     np.testing.assert_allclose([a for a, _ in ours], [b for b, _ in theirs], atol=1e-4, rtol=1e-5)
     assert [a for _, a in ours] == [b for _, b in theirs]
     assert {flag for _, flag in ours} == {True, False}
+
+
+def merging(path):
+    """A tokenizer in which `e` and `n`, and `b` and `en`, are one token."""
+    path.write_text(json.dumps(tokenizers.bpe()), encoding="utf-8")
+    return load_tokenizer(str(path))
+
+
+@pytest.mark.parametrize(
+    ("context", "continuation", "split"),
+    [
+        ("the", " river", ([13], [16, 17])),  # as one text, in two parts
+        ("the ", "river", ([13], [16, 17])),  # the space belongs to the continuation
+        ("the b", "ends", ([13, 11, 2], [18, 3, 8])),  # one token of both: each by itself
+        ("the riv", "er", ([13, 15], [17])),
+        ("th", "e", ([12], [4])),
+        ("  ", "the", ([0], [11, 11, 13])),  # nothing but spaces: after the end of a text
+        ("", "the", ([0], [13])),
+    ],
+)
+def test_a_continuation_that_merges_is_encoded_by_itself(
+    workdir, tmp_path, context, continuation, split
+):
+    run = open_run(str(workdir / "run"), devices=1)
+    adapter = harness.HarnessModel(run, merging(tmp_path / "t.json"))
+    assert adapter._encode_pair(context, continuation) == split
+
+
+def test_an_empty_continuation_never_wins(adapters):
+    with pytest.raises(UserError, match="empty continuation"):
+        adapters[0].loglikelihood(requests("loglikelihood", [("a", "b"), ("a", "")]))
+    with pytest.raises(UserError, match="empty continuation"):
+        adapters[0].loglikelihood(requests("loglikelihood", [("", "")]))
+
+
+def test_a_long_continuation_is_scored_in_full(adapters):
+    """More tokens than the window holds cost more, whatever the context."""
+    pairs = [("y", "z" * n) for n in (48, 96, 192)]
+    asked = requests("loglikelihood", pairs)
+    answers = [log_p for log_p, _ in adapters[0].loglikelihood(asked, disable_tqdm=True)]
+    assert answers[2] < answers[1] < answers[0] < 0
 
 
 def test_rolling_likelihoods_are_theirs(adapters):
@@ -152,8 +195,6 @@ def test_tasks_run_on_local_files_and_go_on_from_their_answers(workdir, task_dat
 
 
 def test_what_is_no_task_is_named(workdir, task_data):
-    from gpt2_jax.errors import UserError
-
     run = str(workdir / "run")
     with pytest.raises(UserError, match=r"lambada_opnai is no task .* did you mean"):
         harness.evaluate_tasks(run, ["lambada_opnai"])

@@ -280,7 +280,7 @@ class Cells:
             if not path.exists():
                 return None
             try:
-                outcome = Outcome(**json.loads(path.read_text()))
+                outcome = Outcome(**json.loads(path.read_text(encoding="utf-8")))
             except (ValueError, TypeError) as error:
                 raise UserError(f"{path} is damaged ({error}); remove it") from None
             if not outcome.is_final:

@@ -66,7 +66,7 @@ class Claims:
         number = 0 if number is None else number + 1
         with disk_errors("a claim"):
             try:
-                file = open(self._path(cell, number), "x")
+                file = open(self._path(cell, number), "x", encoding="utf-8")
             except FileExistsError:
                 return False
             with file:
@@ -97,7 +97,7 @@ class Claims:
 
     def _is_free(self, path: Path) -> bool:
         try:
-            owner = json.loads(path.read_text())
+            owner = json.loads(path.read_text(encoding="utf-8"))
             age = self._now() - path.stat().st_mtime
         except (OSError, ValueError):
             owner, age = {}, self._age_of_torn(path)
@@ -135,7 +135,7 @@ def _born(pid: int) -> Any:
     """Returns what tells a process from a later one of the same number, None if it is gone."""
     try:
         # Fields 3 and 22 of proc(5)'s stat, counted behind the name, which may hold anything.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]  # dead, though nobody asked for its code
     except OSError:
         pass

@@ -63,6 +63,8 @@ def _of_cell(cell: Cell, outcome: Outcome | None, cells: Cells) -> dict[str, Any
 def write_results(workdir: Path, plan: Plan, cells: Cells) -> None:
     """Writes results.json if it is to change."""
     path, found = workdir / "results.json", collect(plan, cells)
-    if not path.exists() or json.loads(path.read_text()) != json.loads(to_json(found)):
+    if not path.exists() or json.loads(path.read_text(encoding="utf-8")) != json.loads(
+        to_json(found)
+    ):
         with disk_errors("results.json"):
             write_json(path, found)

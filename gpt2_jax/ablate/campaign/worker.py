@@ -278,7 +278,7 @@ class Worker:
         logs = self.workdir / "logs"
         with disk_errors(str(logs)):
             logs.mkdir(exist_ok=True)
-            return open(logs / f"{cell.name}.txt", "a", buffering=1)
+            return open(logs / f"{cell.name}.txt", "a", buffering=1, encoding="utf-8")
 
 
 def _said(outcome: Outcome) -> str:

@@ -78,4 +78,4 @@ def _run_id(workdir: Path) -> str:
     if not path.exists():
         with disk_errors(str(path)):
             write_atomic(path, secrets.token_hex(4))
-    return path.read_text()
+    return path.read_text(encoding="utf-8")
