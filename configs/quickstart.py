@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.model.n_embd = 128
     config.model.n_positions = 128
 
-    config.data.source = "stdlib"
+    config.data.source = "shakespeare"
     config.data.tokenizer = "bytes"
     config.data.seq_len = 128
 

@@ -78,7 +78,9 @@ FIELDS: dict[str, Field] = {
     },
     # -- data
     "data.source": Field(
-        "stdlib", "`stdlib`, a path or glob, a prepared folder, `hf:name[:config]@split`, .bin glob"
+        "stdlib",
+        "`shakespeare`, `stdlib`, a path or glob, a prepared folder, `hf:name[:config]@split`, "
+        ".bin glob",
     ),
     "data.val_source": Field(None, "validation text of its own; unset: split off the source", str),
     "data.tokenizer": Field(
@@ -86,6 +88,11 @@ FIELDS: dict[str, Field] = {
     ),
     "data.seq_len": Field(1024, "tokens per sequence, at most `model.n_positions`"),
     "data.val_fraction": Field(0.1, "share of documents held out for validation"),
+    "data.document_separator": Field(
+        None,
+        "split documents at this text, such as `<|endoftext|>`, which is plain text otherwise",
+        str,
+    ),
     # -- optimizer
     "optimizer.name": Field(
         "adamw",

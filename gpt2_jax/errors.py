@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 EXIT_FINISHED = 0
@@ -32,3 +33,8 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"; did you mean '{near[0]}'?" if near else f"; there are: {', '.join(known)}"
+
+
+def without_credentials(text: str) -> str:
+    """Returns a text in which the user name and password of every URL are replaced by `***`."""
+    return re.sub(r"(\b[A-Za-z][A-Za-z0-9+.-]*://)[^\s'\"]*@", r"\1***@", text)

@@ -74,7 +74,11 @@ def train(
         if config.optimizer.frozen or config.optimizer.lr_multipliers:
             rate_factors(config, structure(config.model))  # a wrong pattern is said at once
         corpus, tokenizer = open_corpus(
-            data.source, data.val_source, data.tokenizer, data.val_fraction
+            data.source,
+            data.val_source,
+            data.tokenizer,
+            data.val_fraction,
+            data.document_separator,
         )
         assert corpus.train is not None
         sampler = Sampler(corpus.train, data.seq_len, config.train.batch_size, config.seed)

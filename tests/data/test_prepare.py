@@ -10,10 +10,12 @@ import time
 import numpy as np
 import pytest
 
-from gpt2_jax.data import preparation, sources
+from gpt2_jax.data import preparation
+from gpt2_jax.data import text as texts
 from gpt2_jax.data.corpus import open_corpus, open_plan
+from gpt2_jax.data.manifest import MANIFEST, Manifest
 from gpt2_jax.data.preparation import prepare
-from gpt2_jax.data.shards import MANIFEST, Manifest, Tokens, header, open_prepared, open_shard
+from gpt2_jax.data.shards import Tokens, header, open_prepared, open_shard
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
 from tests import tools
@@ -76,7 +78,7 @@ def test_one_document_is_split_at_its_last_tenth_of_characters(tmp_path):
 
 
 def test_a_long_single_document_is_split_at_the_same_place(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "PIECE_CHARS", 64)
+    monkeypatch.setattr(texts, "PIECE_CHARS", 64)
     text = make_text(1000)
     (tmp_path / "a.txt").write_text(text)
     prepare(open_plan(str(tmp_path / "a.txt"), None, 0.1), BYTES, tmp_path / "out")

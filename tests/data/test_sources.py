@@ -10,8 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from gpt2_jax.data import sources
-from gpt2_jax.data.sources import open_source, split_long
+from gpt2_jax.data import readers
+from gpt2_jax.data import text as texts
+from gpt2_jax.data.sources import open_source
+from gpt2_jax.data.text import split_long
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
 from tests.tools import make_text
@@ -107,7 +109,7 @@ def test_the_standard_library_is_10_to_14_megabytes_of_text():
 
 
 def test_a_document_in_pieces_has_the_tokens_of_the_whole(monkeypatch):
-    monkeypatch.setattr(sources, "PIECE_CHARS", 50)
+    monkeypatch.setattr(texts, "PIECE_CHARS", 50)
     text = make_text(2000).replace("stream", "  \n\n stream's 12345")
     pieces = [piece.text for piece in split_long(text)]
     assert len(pieces) > 30 and "".join(pieces) == text
@@ -120,7 +122,7 @@ def test_a_document_in_pieces_has_the_tokens_of_the_whole(monkeypatch):
 
 
 def test_a_large_file_is_read_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "PIECE_CHARS", 1000)
+    monkeypatch.setattr(texts, "PIECE_CHARS", 1000)
     text = make_text(5000).replace("norm", "nörm")
     (tmp_path / "a.txt").write_text(text)
     pieces = list(open_source(str(tmp_path / "a.txt")).pieces())
@@ -210,6 +212,6 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(sources, "_open", refuse)
+    monkeypatch.setattr(readers, "open_text", refuse)
     with pytest.raises(UserError, match=r"cannot read .*a\.txt.*Permission denied"):
         documents(path)
