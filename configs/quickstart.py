@@ -34,6 +34,5 @@ def get_config() -> ConfigDict:
     config.train.batch_size = 8
     config.train.accumulation = 2
     config.train.eval_every = 300
-    config.train.eval_tokens = 131_072
     config.train.checkpoint_every = 300
     return config

@@ -143,7 +143,7 @@ class _Preparation:
             if journal["key"] != self.key:
                 return None
             return journal["pieces"], dict(journal["ended"]), self._writers(journal["splits"])
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
 
     def _write_journal(self, writers: dict[str, ShardWriter], pieces: int, ended: dict) -> None:
