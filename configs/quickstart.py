@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.model.n_embd = 128
     config.model.n_positions = 128
 
-    config.data.source = "stdlib"
+    config.data.source = "shakespeare"
     config.data.tokenizer = "bytes"
     config.data.seq_len = 128
 
@@ -34,6 +34,5 @@ def get_config() -> ConfigDict:
     config.train.batch_size = 8
     config.train.accumulation = 2
     config.train.eval_every = 300
-    config.train.eval_tokens = 131_072
     config.train.checkpoint_every = 300
     return config

@@ -82,7 +82,8 @@ FIELDS: dict[str, Field] = {
     # -- data
     "data.source": Field(
         "stdlib",
-        "`stdlib`, a path or glob, a prepared folder, `hf:name[:config]@split`, .bin glob",
+        "`shakespeare`, `stdlib`, a path or glob, a prepared folder, `hf:name[:config]@split`, "
+        ".bin glob",
         path=True,
     ),
     "data.val_source": Field(
@@ -95,6 +96,11 @@ FIELDS: dict[str, Field] = {
     ),
     "data.seq_len": _count(1024, "tokens per sequence, at most `model.n_positions`", 2**24),
     "data.val_fraction": _share(0.1, "share of documents held out for validation"),
+    "data.document_separator": Field(
+        None,
+        "split documents at this text, such as `<|endoftext|>`, which is plain text otherwise",
+        str,
+    ),
     # -- optimizer
     "optimizer.name": Field(
         "adamw",

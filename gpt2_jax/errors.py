@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Iterable
 from typing import Any
@@ -56,3 +57,8 @@ def shown(value: Any, longest: int = 80) -> str:
     except Exception:  # an integer of over 4,300 digits, nesting without end, somebody's __repr__
         text = f"<{type(value).__name__}>"
     return text if len(text) <= longest else f"{text[:longest]}..."
+
+
+def without_credentials(text: str) -> str:
+    """Returns a text in which the user name and password of every URL are replaced by `***`."""
+    return re.sub(r"(\b[A-Za-z][A-Za-z0-9+.-]*://)[^\s'\"]*@", r"\1***@", text)

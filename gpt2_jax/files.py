@@ -9,8 +9,9 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,13 @@ def sha256(path: Path) -> str:
 
 
 def cache_dir() -> Path:
-    """Returns `$XDG_CACHE_HOME/gpt2_jax` (default `~/.cache/gpt2_jax`), made if it is not there."""
+    """Returns `$XDG_CACHE_HOME/gpt2_jax` (default `~/.cache/gpt2_jax`), made if it is not there.
+
+    A user without a home directory has the cache in the folder for temporary files.
+    """
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if base.startswith("~"):
+        base = os.path.join(tempfile.gettempdir(), f"gpt2_jax-{os.getuid()}")
     path = Path(base) / "gpt2_jax"
     with disk_errors("the cache (set XDG_CACHE_HOME)"):
         path.mkdir(parents=True, exist_ok=True)
@@ -101,8 +107,9 @@ def remembered_sha256(path: Path) -> str:
     if memo.exists():
         return memo.read_text(encoding="utf-8")
     digest = sha256(path)
-    memo.parent.mkdir(exist_ok=True)
-    write_atomic(memo, digest)
+    with suppress(OSError):  # a cache that cannot be written only costs the hash again
+        memo.parent.mkdir(exist_ok=True)
+        write_atomic(memo, digest)
     return digest
 
 

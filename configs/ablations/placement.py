@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
     config.model.n_head = 4
     config.model.n_embd = 96
     config.model.n_positions = 128
+    config.data.source = "stdlib"
     config.data.seq_len = 128
     config.optimizer.peak_lr = 2.0**-8
     config.optimizer.schedule = "linear"

@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
     config.model.n_embd = 64
     config.model.n_positions = 128
     config.model.unroll = False  # 32 blocks compile in seconds, not in a minute
+    config.data.source = "stdlib"
     config.data.seq_len = 128
     config.optimizer.schedule = "linear"
     config.optimizer.warmup_fraction = 1 / 8

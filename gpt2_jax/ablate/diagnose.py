@@ -119,7 +119,13 @@ def read_batches(config: ConfigDict, first: int) -> tuple[list[np.ndarray], int]
     """Returns `--batches` batches (B, T+1) of a run from update `first` on, and the vocabulary."""
     configure_devices(config)
     data = config.data
-    corpus, tokenizer = open_corpus(data.source, data.val_source, data.tokenizer, data.val_fraction)
+    corpus, tokenizer = open_corpus(
+        data.source,
+        data.val_source,
+        data.tokenizer,
+        data.val_fraction,
+        data.document_separator,
+    )
     assert corpus.train is not None
     sampler = Sampler(corpus.train, data.seq_len, config.train.batch_size, config.seed)
     return [sampler.batch(first + i) for i in range(_BATCHES.value)], tokenizer.size

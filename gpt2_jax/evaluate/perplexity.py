@@ -114,11 +114,16 @@ def _corpus(config: ConfigDict, workdir: str, data: str | None) -> Corpus:
     fields = config.data
     if data is None:
         corpus, _ = open_corpus(
-            fields.source, fields.val_source, fields.tokenizer, fields.val_fraction
+            fields.source,
+            fields.val_source,
+            fields.tokenizer,
+            fields.val_fraction,
+            fields.document_separator,
         )
         RunDirectory(workdir).check_corpus(corpus, f"data.source={fields.source}")
     else:
-        corpus, _ = open_corpus(None, data, fields.tokenizer, fields.val_fraction)
+        separator = fields.document_separator
+        corpus, _ = open_corpus(None, data, fields.tokenizer, fields.val_fraction, separator)
     if len(corpus.val) < 2:
         raise UserError(f"--data={data} has fewer than two tokens")
     return corpus

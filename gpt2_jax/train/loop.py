@@ -87,7 +87,11 @@ def _train(config: ConfigDict, workdir: str, sample: Sample | None, stop: StopSi
         say(f"opening the text: {data.source}")
         with stop.immediate():
             corpus, tokenizer = open_corpus(
-                data.source, data.val_source, directory.tokenizer_for(config), data.val_fraction
+                data.source,
+                data.val_source,
+                directory.tokenizer_for(config),
+                data.val_fraction,
+                data.document_separator,
             )
         assert corpus.train is not None
         sampler = Sampler(corpus.train, data.seq_len, config.train.batch_size, config.seed)

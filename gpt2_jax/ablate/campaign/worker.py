@@ -291,9 +291,15 @@ def _said(outcome: Outcome) -> str:
     return f"failed ({outcome.reason}){again}"
 
 
-def _data(config: ConfigDict) -> tuple[str, str | None, str, float]:
+def _data(config: ConfigDict) -> tuple[str, str | None, str, float, str | None]:
     data = config.data
-    return data.source, data.val_source, data.tokenizer, data.val_fraction
+    return (
+        data.source,
+        data.val_source,
+        data.tokenizer,
+        data.val_fraction,
+        data.document_separator,
+    )
 
 
 class Text(NamedTuple):
@@ -304,9 +310,15 @@ class Text(NamedTuple):
 
 
 @cache
-def _corpus(source: str, val_source: str | None, tokenizer: str, val_fraction: float) -> Text:
+def _corpus(
+    source: str,
+    val_source: str | None,
+    tokenizer: str,
+    val_fraction: float,
+    document_separator: str | None,
+) -> Text:
     """Returns the text of a config's cells, opened once."""
-    corpus, _ = open_corpus(source, val_source, tokenizer, val_fraction)
+    corpus, _ = open_corpus(source, val_source, tokenizer, val_fraction, document_separator)
     if len(corpus.val) < 2:
         raise UserError("the validation text has fewer than two tokens; give more of it")
     return Text(corpus, guessing(corpus.val))
