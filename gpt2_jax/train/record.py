@@ -56,6 +56,7 @@ class Record:
         first = -1 if self.found is None else self.found
         self.metrics = MetricsFile(self.directory.metrics_path, first)
         self.checkpoints.before_commit = self.metrics.sync
+        self.checkpoints.seal = self.metrics.seal
         rows = read_rows(self.directory.metrics_path)
         options = report.wandb_options(self.config, self.directory)
         self.wandb = WandbLog(options, self.config.to_dict(), rows, self.say)
