@@ -345,12 +345,8 @@ def difference(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
     return {name: (before[name], after[name]) for name in FIELDS if before[name] != after[name]}
 
 
-def check_resumable(old: ConfigDict, new: ConfigDict, workdir: Path) -> None:
-    """Refuses a config that would not continue the run that `workdir` holds.
-
-    Raises:
-      UserError: naming each field that differs and may not.
-    """
+def fixed_difference(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """Returns `{field: (old, new)}` for the fields that differ and may not when a run continues."""
     changed = {
         name: values
         for name, values in difference(old, new).items()
@@ -358,10 +354,23 @@ def check_resumable(old: ConfigDict, new: ConfigDict, workdir: Path) -> None:
     }
     if new.train.steps < old.train.steps:
         changed["train.steps"] = (old.train.steps, new.train.steps)
-    if changed:
-        listed = ", ".join(f"{name} (was {a!r}, now {b!r})" for name, (a, b) in changed.items())
+    return changed
+
+
+def listed(changed: dict[str, tuple[Any, Any]]) -> str:
+    """Returns changed fields as an error lists them."""
+    return ", ".join(f"{name} (was {a!r}, now {b!r})" for name, (a, b) in changed.items())
+
+
+def check_resumable(old: ConfigDict, new: ConfigDict, workdir: Path) -> None:
+    """Refuses a config that would not continue the run that `workdir` holds.
+
+    Raises:
+      UserError: naming each field that differs and may not.
+    """
+    if changed := fixed_difference(old, new):
         raise UserError(
-            f"{workdir} belongs to a run with another config: {listed}; "
+            f"{workdir} belongs to a run with another config: {listed(changed)}; "
             "take another --workdir, or set these fields back to continue it"
         )
 

@@ -17,6 +17,7 @@ from gpt2_jax.interop.tokenizer_files import find_tokenizer
 from gpt2_jax.interop.weights import from_huggingface
 from gpt2_jax.model.structure import structure
 from gpt2_jax.train.checkpoint import save_params
+from gpt2_jax.train.identity import FORMAT_VERSION, Identity, new_run_id
 from gpt2_jax.train.rundir import RunDirectory
 
 
@@ -46,13 +47,11 @@ def import_model(
         said = _describe(folder, config.model.vocab_size, partial, target, tokenizer)
         config.data.tokenizer, fingerprint, line = said
         write_atomic(partial / "config.json", configs.to_json(config))
-        info = {
-            "imported_from": model,
-            "parameters": built.n_params(),
-            "tokenizer": fingerprint,
-        }
+        identity = Identity(new_run_id(), config.to_dict(), None, fingerprint)
+        info = {"format_version": FORMAT_VERSION, "run_id": identity.run_id}
+        info |= {"imported_from": model, "parameters": built.n_params(), "tokenizer": fingerprint}
         write_json(partial / "run.json", info)
-        save_params(partial / "weights", jax.tree.map(jax.numpy.asarray, params))
+        save_params(partial / "weights", jax.tree.map(jax.numpy.asarray, params), identity)
     lines = [f"{built.n_params():,} parameters from {folder}", line, hf_config.dropout_note(theirs)]
     return [line for line in lines if line]
 

@@ -26,12 +26,12 @@ from gpt2_jax.track.bar import Progress
 from gpt2_jax.track.metrics import Row, read_rows
 from gpt2_jax.track.screen import forgiving_output, say, status
 from gpt2_jax.train import report
-from gpt2_jax.train.checkpoint import Checkpoints, damage, restore_params
+from gpt2_jax.train.checkpoint import Checkpoints, restore_params
 from gpt2_jax.train.evaluation import Evaluator, Score
 from gpt2_jax.train.feed import Prefetch
 from gpt2_jax.train.memory import keep_freed_memory
 from gpt2_jax.train.mesh import configure_devices
-from gpt2_jax.train.origin import Origin, adopt, find_origin
+from gpt2_jax.train.origin import Origin, adopt, check_origin, find_origin
 from gpt2_jax.train.patterns import rate_factors
 from gpt2_jax.train.probe import Probe, compile_probe
 from gpt2_jax.train.program import Program, compile_program, memory_errors
@@ -40,6 +40,7 @@ from gpt2_jax.train.rundir import RunDirectory
 from gpt2_jax.train.signals import Stopped, StopSignal
 from gpt2_jax.train.state import State
 from gpt2_jax.train.step import Metrics
+from gpt2_jax.train.verify import Standing, examine, open_checkpoints
 
 # (config, model structure, parameters, tokenizer) -> text
 Sample = Callable[[ConfigDict, Structure, Any, Tokenizer], str]
@@ -53,9 +54,10 @@ def train(
 ) -> int:
     """Trains, or continues, the run in `workdir`, and returns the process's exit code.
 
-    A run is resumed in this order: 1. the config and the text must be those of the directory;
-    2. the step is compiled; 3. the newest undamaged checkpoint is restored; 4. rows of
-    metrics.jsonl past it are cut off; 5. batches start at its step.
+    A run is resumed in this order: 1. the config, the text and the tokenizer must be those of the
+    directory, and what lies in it must fit together; 2. the step is compiled; 3. the newest
+    undamaged checkpoint is restored; 4. rows of metrics.jsonl past it are cut off; 5. batches
+    start at its step. Nothing is created before all that can be checked has been.
 
     Args:
       sample: makes the text that is shown at the end.
@@ -75,38 +77,43 @@ def train(
 
 def _train(config: ConfigDict, workdir: str, sample: Sample | None, stop: StopSignal) -> int:
     directory = RunDirectory(workdir)
+    directory.check_usable()
     config, origin = _complete(config, directory)
+    directory.check_config(config)
     data = config.data
     keep_freed_memory(config)
+    configure_devices(config)
+    if config.optimizer.frozen or config.optimizer.lr_multipliers:
+        rate_factors(config, structure(config.model))  # a wrong pattern is said at once
+    say(f"opening the text: {data.source}")
+    with stop.immediate():
+        corpus, tokenizer = open_corpus(
+            data.source,
+            data.val_source,
+            directory.tokenizer_for(config),
+            data.val_fraction,
+            data.document_separator,
+        )
+    assert corpus.train is not None
+    sampler = Sampler(corpus.train, data.seq_len, config.train.batch_size, config.seed)
+    if len(corpus.val) < 2:
+        raise UserError("the validation text has fewer than two tokens; give more of it")
     directory.lock()
     try:
-        directory.check_config(config)
-        configure_devices(config)
-        if config.optimizer.frozen or config.optimizer.lr_multipliers:
-            rate_factors(config, structure(config.model))  # a wrong pattern is said at once
-        say(f"opening the text: {data.source}")
-        with stop.immediate():
-            corpus, tokenizer = open_corpus(
-                data.source,
-                data.val_source,
-                directory.tokenizer_for(config),
-                data.val_fraction,
-                data.document_separator,
-            )
-        assert corpus.train is not None
-        sampler = Sampler(corpus.train, data.seq_len, config.train.batch_size, config.seed)
-        directory.check_corpus(corpus, f"data.source={data.source}")
-        if len(corpus.val) < 2:
-            raise UserError("the validation text has fewer than two tokens; give more of it")
-        if _is_finished(config, directory):
+        directory.check_config(config)  # again: nobody else can write now
+        directory.check_data(corpus, tokenizer, f"data.source={data.source}")
+        standing = examine(directory)
+        if _is_finished(config, directory, standing):
             _say_finished(config, directory)
             return EXIT_FINISHED
+        if standing.step is None and origin is not None:
+            check_origin(origin)
         with memory_errors():
             with stop.immediate(), status("compiling the train step"):
                 program = compile_program(config)
-            for line in directory.claim(config, corpus):
+            for line in directory.claim(config, corpus, tokenizer):
                 print(f"changed: {line}")
-            run = _open_run(config, directory, origin, corpus, program, sampler, stop)
+            run = _open_run(config, directory, standing, origin, corpus, program, sampler, stop)
             return run.go(tokenizer, sample)
     finally:
         directory.unlock()
@@ -129,36 +136,35 @@ def _say_finished(config: ConfigDict, directory: RunDirectory) -> None:
     report.print_end(directory)
 
 
-def _is_finished(config: ConfigDict, directory: RunDirectory) -> bool:
+def _is_finished(config: ConfigDict, directory: RunDirectory, standing: Standing) -> bool:
     """Returns whether the run has all that it is to have, so that nothing need be compiled."""
     wanted = [directory.config_path, directory.metrics_path, directory.plot_path]
     if config.train.sample_tokens:
         wanted.append(directory.sample_path)
-    if not all(path.exists() for path in wanted):
+    if standing.step is None or standing.damaged or not all(path.is_file() for path in wanted):
         return False
     rows = read_rows(directory.metrics_path)
     if not rows or "val/loss" not in rows[-1]:
         return False  # stopped in the last evaluation
-    early = is_stale(config, rows)
-    step = rows[-1]["step"] if early else config.train.steps
-    last = Checkpoints(directory.checkpoints_path).path(step)
-    return last.exists() and damage(last) is None
+    last = rows[-1]["step"]
+    wanted_step = last if is_stale(config, rows) else config.train.steps
+    return standing.step == wanted_step and last <= standing.step
 
 
 def _open_run(
     config: ConfigDict,
     directory: RunDirectory,
+    standing: Standing,
     origin: Origin | None,
     corpus: Corpus,
     program: Program,
     sampler: Sampler,
     stop: StopSignal,
 ) -> Run:
-    with disk_errors("checkpoints/"):
-        directory.checkpoints_path.mkdir(exist_ok=True)
-    checkpoints = Checkpoints(directory.checkpoints_path, config.train.keep_checkpoints)
-    checkpoints.clean()
-    found = checkpoints.latest(lambda line: print(f"warning: {line}"), set_aside=True)
+    for step, fault in standing.damaged:
+        print(f"warning: checkpoint {directory.folder_of(step)} is damaged ({fault}): passed over")
+    checkpoints = open_checkpoints(directory, config.train.keep_checkpoints, standing)
+    found = standing.step
     first = found or 0
     remaining = config.train.steps - first
     seconds = None
@@ -168,9 +174,7 @@ def _open_run(
     if found is None:
         state = program.start(sampler.batch(0))
         if origin is not None:
-            if fault := damage(origin.folder):
-                raise UserError(f"the first weights, {origin.folder}, are damaged or gone: {fault}")
-            params = restore_params(origin.folder, program.shapes.params)
+            params = restore_params(origin.folder, program.shapes.params, origin.step)
             state = state._replace(params=params)
             print(f"weights from {origin.name}")
     else:

@@ -58,6 +58,7 @@ class Record:
         first = -1 if self.found is None else self.found
         self.metrics = MetricsFile(self.directory.metrics_path, first)
         self.checkpoints.before_commit = self.metrics.sync
+        self.checkpoints.seal = self.metrics.seal
         rows = read_rows(self.directory.metrics_path)
         self._flops_per_token = self.structure.flops_per_token(self.config.data.seq_len)
         self._seconds_step = rows[-1]["step"] if rows else 0

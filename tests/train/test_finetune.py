@@ -128,7 +128,7 @@ def test_damaged_weights_are_not_begun_with(source, text_file, tmp_path):
     [
         ({"model.n_head": 4}, "model.n_head=4, but the weights of .*source@20 have 2"),
         ({"train.init_from": "nowhere"}, "nowhere/config.json does not exist"),
-        ({"train.init_from": "{source}@7"}, "no such checkpoint; there are: 20"),
+        ({"train.init_from": "{source}@7"}, "has no checkpoint of step 7; there are: 20"),
     ],
 )
 def test_what_cannot_be_begun_from_is_named(source, text_file, tmp_path, changes, says):
