@@ -59,7 +59,7 @@ TRAIN_ERRORS = [
     ),
     (
         [QUICK, "--workdir=W/a", "--config.data.source=W/nowhere*.txt"],
-        "matches no file; give `stdlib`, a path or glob",
+        "nowhere*.txt matches no file",
     ),
     ([QUICK, "--workdir=W/a", "--config.data.source=W/empty.txt"], "empty.txt is empty"),
     ([QUICK, "--workdir=W/a", "--config.data.source=W/binary.txt"], "binary.txt is binary"),
@@ -72,7 +72,7 @@ TRAIN_ERRORS = [
         "--workdir=gs://bucket/run is a remote path; metrics and checkpoints need a local or "
         "mounted file system",
     ),
-    ([QUICK, "--workdir=W/file"], "file is a file; choose another"),
+    ([QUICK, "--workdir=W/file"], "file is not a folder"),
     (
         [QUICK, "--workdir=W/strange"],
         "strange is not empty and holds no run (thesis.tex); choose another",
