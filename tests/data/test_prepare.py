@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -17,7 +16,7 @@ from gpt2_jax.data.shards import MANIFEST, Manifest, Tokens, header, open_prepar
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
 from tests import tools
-from tests.tools import ROOT, make_text, one_line_error, run
+from tests.tools import make_text, one_line_error, run
 
 BYTES = load_tokenizer("bytes")
 
@@ -203,12 +202,10 @@ def test_a_prepared_folder_has_its_own_validation_part(tmp_path):
 def test_a_killed_process_leaves_nothing_that_looks_finished(tmp_path):
     write_documents(tmp_path / "a.jsonl", 3000, length=3000)
     command = [
-        sys.executable, "-m", "gpt2_jax.data.prepare", f"--source={tmp_path}/a.jsonl",
+        "-m", "gpt2_jax.data.prepare", f"--source={tmp_path}/a.jsonl",
         f"--out={tmp_path}/out", "--tokenizer=gpt2", "--shard_tokens=100000", "--processes=1",
     ]  # fmt: skip
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=tools.environment(tmp_path), stderr=subprocess.PIPE
-    )
+    process = tools.start(*command, tmp=tmp_path)
     while not list((tmp_path / "out").glob("train_*.bin")):
         assert process.poll() is None
         time.sleep(0.01)
@@ -217,12 +214,12 @@ def test_a_killed_process_leaves_nothing_that_looks_finished(tmp_path):
     assert not (tmp_path / "out" / MANIFEST).exists()
     with pytest.raises(UserError, match="not a manifest"):
         open_prepared(tmp_path / "out")
-    done = run(*command[1:], tmp=tmp_path)
+    done = run(*command, tmp=tmp_path)
     assert done.returncode == 0, done.stderr
     manifest = Manifest.read(tmp_path / "out")
     assert sum(s.documents for s in manifest.splits.values()) == 3000
-    assert run(*command[1:], tmp=tmp_path).returncode == 0  # finished: nothing to do
-    other = one_line_error(run(*command[1:], "--val_fraction=0.2", tmp=tmp_path))
+    assert run(*command, tmp=tmp_path).returncode == 0  # finished: nothing to do
+    other = one_line_error(run(*command, "--val_fraction=0.2", tmp=tmp_path))
     assert "holds another corpus or other options; choose another --out" in other
 
 
@@ -232,14 +229,7 @@ def test_two_processes_prepare_one_text_once(tmp_path):
         "from gpt2_jax.data.corpus import open_corpus; "
         f"c, _ = open_corpus('{tmp_path}/a.jsonl', None, 'gpt2', 0.1); print(len(c.train))"
     )
-    env = tools.environment(tmp_path)
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", code], cwd=ROOT, env=env, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for _ in range(2)
-    ]  # fmt: skip
+    both = [tools.start("-c", code, tmp=tmp_path, stderr=subprocess.PIPE) for _ in range(2)]
     outs = [process.communicate(timeout=180) for process in both]
     assert outs[0][0] == outs[1][0] and int(outs[0][0]) > 100_000
     assert sum("waiting for it" in err for _, err in outs) == 1

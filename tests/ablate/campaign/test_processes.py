@@ -5,7 +5,6 @@ import math
 import random
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,9 +15,10 @@ from gpt2_jax.ablate.campaign import submit
 from gpt2_jax.ablate.campaign.__main__ import for_elements
 from gpt2_jax.errors import EXIT_STOPPED, UserError
 from gpt2_jax.track.metrics import read_rows
+from tests import tools
 from tests.ablate.campaign import slurm
 from tests.ablate.campaign.small import BASE, starts
-from tests.tools import ROOT, environment, one_line_error, run
+from tests.tools import one_line_error, run
 
 FILE = """
 from ml_collections import ConfigDict
@@ -61,15 +61,7 @@ def command(file, text, workdir, *more):
 
 
 def start(file, text, workdir, tmp, *more):
-    return subprocess.Popen(
-        [sys.executable, *command(file, text, workdir, *more)],
-        cwd=ROOT,
-        env=environment(tmp),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
+    return tools.start(*command(file, text, workdir, *more), tmp=tmp)
 
 
 @pytest.fixture(scope="module")
