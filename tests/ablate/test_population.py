@@ -101,7 +101,7 @@ def optimized(monkeypatch):
 
 
 def test_neither_company_nor_pauses_change_a_members_bits(optimized):
-    configs = [tiny(**USUAL, seed=i) for i in range(5)]
+    configs = [tiny(**USUAL, model__n_layer=1, seed=i) for i in range(5)]
     tokens = batches(5)
     together = Population(configs, two_lanes(configs[0], width=6))
     expected = losses(together, tokens)
