@@ -21,9 +21,10 @@ WORDS = "the a of residual norm stream gate depth layer width attends reads adds
 def make_text(n_chars: int, seed: int = 0) -> str:
     """Returns sentences of a few words, the same for a seed."""
     random_ = random.Random(seed)
-    out: list[str] = []
-    while sum(map(len, out)) < n_chars:
-        out.append(" ".join(random_.choices(WORDS.split(), k=random_.randint(3, 9))) + ".\n")
+    words, out, length = WORDS.split(), list[str](), 0
+    while length < n_chars:
+        out.append(" ".join(random_.choices(words, k=random_.randint(3, 9))) + ".\n")
+        length += len(out[-1])
     return "".join(out)[:n_chars]
 
 

@@ -200,7 +200,7 @@ def test_a_prepared_folder_has_its_own_validation_part(tmp_path):
 
 
 def test_a_killed_process_leaves_nothing_that_looks_finished(tmp_path):
-    write_documents(tmp_path / "a.jsonl", 3000, length=3000)
+    write_documents(tmp_path / "a.jsonl", 1000, length=3000)
     command = [
         "-m", "gpt2_jax.data.prepare", f"--source={tmp_path}/a.jsonl",
         f"--out={tmp_path}/out", "--tokenizer=gpt2", "--shard_tokens=100000", "--processes=1",
@@ -217,14 +217,14 @@ def test_a_killed_process_leaves_nothing_that_looks_finished(tmp_path):
     done = run(*command, tmp=tmp_path)
     assert done.returncode == 0, done.stderr
     manifest = Manifest.read(tmp_path / "out")
-    assert sum(s.documents for s in manifest.splits.values()) == 3000
+    assert sum(s.documents for s in manifest.splits.values()) == 1000
     assert run(*command, tmp=tmp_path).returncode == 0  # finished: nothing to do
     other = one_line_error(run(*command, "--val_fraction=0.2", tmp=tmp_path))
     assert "holds another corpus or other options; choose another --out" in other
 
 
 def test_two_processes_prepare_one_text_once(tmp_path):
-    write_documents(tmp_path / "a.jsonl", 2000, length=3000)
+    write_documents(tmp_path / "a.jsonl", 1000, length=3000)
     code = (
         "from gpt2_jax.data.corpus import open_corpus; "
         f"c, _ = open_corpus('{tmp_path}/a.jsonl', None, 'gpt2', 0.1); print(len(c.train))"
