@@ -32,7 +32,7 @@ WORKERS := $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)' 2>
 
 # A file of tests stays with one process, so that what its tests share is made once.
 test: check
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not peers" $(TESTS)
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not peers" $(TESTS)
 
 test-slow: install
 	$(RUN) -m pytest -n $(WORKERS) --dist worksteal -m slow $(TESTS)

@@ -27,6 +27,21 @@ from tests import tools
 jax.config.update("jax_num_cpu_devices", 8)
 
 
+# Files whose tests share something expensive and so stay with one worker: they must start first.
+LONGEST = (
+    "train/test_processes.py",
+    "campaign/test_campaign.py",
+    "track/test_wandb.py",
+    "model/test_every_placement.py",
+    "model/test_placements.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the tests of the longest files first and leaves the others in their order."""
+    items.sort(key=lambda item: not str(item.path).endswith(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory):
     """One document of 40,000 characters that a tiny model can learn something of."""

@@ -22,13 +22,18 @@ FAMILIES = (
 FEW = ("universal", "hyper_connections")
 
 
-def _slow_but(names):
+def _slow_but(fast, names=PRESETS):
     slow = pytest.mark.slow
-    return [name if name in names else pytest.param(name, marks=slow) for name in PRESETS]
+    return [name if name in fast else pytest.param(name, marks=slow) for name in names]
 
 
 EVERY = _slow_but(FAMILIES)
 EVERY_AT_LENGTH = _slow_but(FEW)
+# One preset of each connection, in which training and checkpoints differ most.
+REPRESENTATIVES = {
+    *{PRESETS[name].connection: name for name in [*reversed(PRESETS), *FEW]}.values()
+}
+EVERY_CONNECTION = _slow_but(FEW, sorted(REPRESENTATIVES))
 
 
 def depth(name):

@@ -11,6 +11,7 @@ import numpy as np
 from gpt2_jax import config as configs
 from gpt2_jax.config_check import check
 from gpt2_jax.model.structure import structure
+from tests.forkserver import Forked
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -20,9 +21,10 @@ WORDS = "the a of residual norm stream gate depth layer width attends reads adds
 def make_text(n_chars: int, seed: int = 0) -> str:
     """Returns sentences of a few words, the same for a seed."""
     random_ = random.Random(seed)
-    out: list[str] = []
-    while sum(map(len, out)) < n_chars:
-        out.append(" ".join(random_.choices(WORDS.split(), k=random_.randint(3, 9))) + ".\n")
+    words, out, length = WORDS.split(), list[str](), 0
+    while length < n_chars:
+        out.append(" ".join(random_.choices(words, k=random_.randint(3, 9))) + ".\n")
+        length += len(out[-1])
     return "".join(out)[:n_chars]
 
 
@@ -83,21 +85,29 @@ def environment(tmp: Path, **extra: str) -> dict[str, str]:
         "WANDB_MODE": "disabled",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
     }
     return kept | base | extra
 
 
-def run(*command: str, tmp: Path, timeout: float = 300, **extra: str):
+def start(*command, tmp: Path, **options) -> subprocess.Popen:
+    """Starts a Python program of the project; `options` are Popen's."""
+    usual = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "env": environment(tmp)}
+    given = usual | {"cwd": ROOT, "text": True, "stdin": subprocess.DEVNULL} | options
+    process = Forked if sys.platform == "linux" else subprocess.Popen
+    return process([sys.executable, *map(str, command)], **given)
+
+
+def run(*command, tmp: Path, timeout: float = 300, **extra: str) -> subprocess.CompletedProcess:
     """Runs a Python program of the project to its end."""
-    return subprocess.run(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env=environment(tmp, **extra),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        stdin=subprocess.DEVNULL,
-    )
+    env = environment(tmp, **extra)
+    with start(*command, tmp=tmp, env=env, stderr=subprocess.PIPE) as process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def one_line_error(done) -> str:

@@ -1,5 +1,8 @@
 """Members of a population against runs of their own."""
 
+import os
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -83,8 +86,22 @@ def test_it_is_scored_and_observed_as_the_run_is():
     assert not np.allclose(figures[0]["cosine"], figures[1]["cosine"])
 
 
-def test_neither_company_nor_pauses_change_a_members_bits():
-    configs = [tiny(**USUAL, seed=i) for i in range(5)]
+@pytest.fixture
+def optimized(monkeypatch):
+    """Has populations compiled as users have them: unoptimized bits may depend on the width."""
+    lower, options = Lanes.lower, {"xla_backend_optimization_level": 3}
+    if "xla_cpu_use_fusion_emitters" in os.environ["XLA_FLAGS"]:
+        options["xla_cpu_use_fusion_emitters"] = True
+
+    def lower_for_users(lanes, rows):
+        lowered = lower(lanes, rows)
+        return SimpleNamespace(compile=lambda: lowered.compile(options))
+
+    monkeypatch.setattr(Lanes, "lower", lower_for_users)
+
+
+def test_neither_company_nor_pauses_change_a_members_bits(optimized):
+    configs = [tiny(**USUAL, model__n_layer=1, seed=i) for i in range(5)]
     tokens = batches(5)
     together = Population(configs, two_lanes(configs[0], width=6))
     expected = losses(together, tokens)

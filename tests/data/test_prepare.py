@@ -192,14 +192,12 @@ def test_a_prepared_folder_has_its_own_validation_part(tmp_path):
 
 
 def test_a_killed_process_leaves_nothing_that_looks_finished(tmp_path):
-    write_documents(tmp_path / "a.jsonl", 3000, length=3000)
+    write_documents(tmp_path / "a.jsonl", 1000, length=3000)
     command = [
-        sys.executable, "-m", "gpt2_jax.data.prepare", f"--source={tmp_path}/a.jsonl",
+        "-m", "gpt2_jax.data.prepare", f"--source={tmp_path}/a.jsonl",
         f"--out={tmp_path}/out", "--tokenizer=gpt2", "--shard_tokens=100000", "--processes=1",
     ]  # fmt: skip
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=tools.environment(tmp_path), stderr=subprocess.PIPE
-    )
+    process = tools.start(*command, tmp=tmp_path)
     while not list((tmp_path / "out").glob("train_*.bin")):
         assert process.poll() is None
         time.sleep(0.01)
@@ -210,7 +208,7 @@ def test_a_killed_process_leaves_nothing_that_looks_finished(tmp_path):
         open_prepared(tmp_path / "out")
     plan = open_plan(f"{tmp_path}/a.jsonl", None, 0.1)
     manifest = prepare(plan, load_tokenizer("gpt2"), tmp_path / "out", 100_000, 1)
-    assert sum(s.documents for s in manifest.splits.values()) == 3000
+    assert sum(s.documents for s in manifest.splits.values()) == 1000
     again = prepare(plan, load_tokenizer("gpt2"), tmp_path / "out", 100_000, 1)
     assert again == manifest  # finished: nothing to do
     with pytest.raises(UserError, match=r"other options.*choose another --out"):
@@ -218,19 +216,12 @@ def test_a_killed_process_leaves_nothing_that_looks_finished(tmp_path):
 
 
 def test_two_processes_prepare_one_text_once(tmp_path):
-    write_documents(tmp_path / "a.jsonl", 2000, length=3000)
+    write_documents(tmp_path / "a.jsonl", 1000, length=3000)
     code = (
         "from gpt2_jax.data.corpus import open_corpus; "
         f"c, _ = open_corpus('{tmp_path}/a.jsonl', None, 'gpt2', 0.1); print(len(c.train))"
     )
-    env = tools.environment(tmp_path)
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", code], cwd=ROOT, env=env, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for _ in range(2)
-    ]  # fmt: skip
+    both = [tools.start("-c", code, tmp=tmp_path, stderr=subprocess.PIPE) for _ in range(2)]
     outs = [process.communicate(timeout=180) for process in both]
     assert outs[0][0] == outs[1][0] and int(outs[0][0]) > 100_000
     assert sum("waiting for it" in err for _, err in outs) == 1

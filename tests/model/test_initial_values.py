@@ -1,6 +1,7 @@
 """Where each preset starts, and how large it is, as its source says."""
 
 import math
+from functools import cache
 
 import jax
 import numpy as np
@@ -208,6 +209,7 @@ def sized(name):
     return tiny(model__placement=name, **{f"model__{k}": v for k, v in sizes.items()}).model
 
 
+@cache
 def initial(name):
     built = structure(sized(name))
     return built, jax.device_get(built.init(jax.random.key(0)))

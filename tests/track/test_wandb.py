@@ -4,14 +4,13 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 
 import pytest
 
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.track.wandb_log import history, offline_runs
-from tests.tools import ROOT, environment, make_text, run
+from tests import tools
+from tests.tools import environment, make_text, run
 from tests.track.wandb_server import WandbServer
 from tests.train.test_processes import command, wait_for_step
 
@@ -37,14 +36,8 @@ def train(place, workdir, *more, **extra):
 
 
 def start_tracked(place, workdir, *more, **extra):
-    return subprocess.Popen(
-        [sys.executable, *command(place / "text.txt", workdir, *more)],
-        cwd=ROOT,
-        env=environment(place, **extra),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    words = command(place / "text.txt", workdir, *more)
+    return tools.start(*words, tmp=place, env=environment(place, **extra))
 
 
 def assert_every_row_arrived_once(rows, workdir):
@@ -115,11 +108,9 @@ def test_offline_is_the_default_where_nobody_is_logged_in(place):
     workdir = place / "default"
     env = environment(place)
     del env["WANDB_MODE"]
-    done = subprocess.run(
-        [sys.executable, *command(place / "text.txt", workdir, *SHORT)],
-        cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0 and "wandb sync" in done.stderr
+    process = tools.start(*command(place / "text.txt", workdir, *SHORT), tmp=place, env=env)
+    out = process.communicate(timeout=300)[0]
+    assert process.returncode == 0 and "wandb sync" in out
     assert len(list((workdir / "wandb").glob("offline-run-*"))) == 1
 
 

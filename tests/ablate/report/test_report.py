@@ -342,7 +342,9 @@ def test_no_rate_trains_where_a_seed_diverges_at_each(tmp_path):
     assert write_report(tmp_path).variants[0].largest_rate is None
 
 
-def test_sixteen_variants_are_drawn_beside_their_own_baselines(tmp_path):
+def test_sixteen_variants_are_drawn_beside_their_own_baselines(tmp_path, monkeypatch):
+    unpainted = lambda figure, file, **_: file.write(b"")
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", unpainted)
     variants = crossed(
         grid({"model.n_layer": (4, 8, 16, 32)}), grid({P: ("pre_ln", "deepnorm", "rezero", "lns")})
     )

@@ -1,0 +1,64 @@
+"""`make install` with a stand-in for Python: what is built, and what is installed into it."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from tests.tools import ROOT
+
+# Says what version it is, notes every other command, and copies itself into environments.
+PYTHON = """#!/bin/sh
+case "$*" in
+  -c*version_info\\[:2\\]*) cat version ;;
+  -c*) ;;
+  "-m venv"*) echo "$*" >> log; rm -rf "$4"; mkdir -p "$4/bin"; cp "$0" "$4/bin/python" ;;
+  *) echo "$*" >> log ;;
+esac
+"""
+
+
+@pytest.fixture
+def install(tmp_path):
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "python").write_text(PYTHON)
+    (tmp_path / "python").chmod(0o755)
+
+    def run(version, *variables):
+        """Returns the environments built and the extras installed, in order."""
+        (tmp_path / "version").write_text(version)
+        (tmp_path / "log").write_text("")
+        env = {"PATH": os.environ["PATH"]}
+        words = ["make", "install", f"PYTHON={tmp_path}/python", *variables]
+        subprocess.run(words, cwd=tmp_path, env=env, check=True, capture_output=True)
+        lines = (tmp_path / "log").read_text().splitlines()
+        built = [line.split()[-1] for line in lines if "venv" in line]
+        return built, [line.rpartition(" ")[2] for line in lines if "pip install" in line]
+
+    return run
+
+
+def test_extras_are_added_and_kept(install):
+    assert install("3.11") == ([".venv"], [".[dev]"])
+    assert install("3.11") == ([], [])
+    assert install("3.11", "EXTRA=eval") == ([], [".[dev,eval]"])
+    assert install("3.11") == ([], [])
+    assert install("3.11", "EXTRA=eval") == ([], [])
+    assert install("3.11", "EXTRA=slurm,tpu") == ([], [".[dev,eval,slurm,tpu]"])
+    assert install("3.11", "VENV=other") == (["other"], [".[dev]"])
+
+
+def test_another_python_and_other_dependencies_are_installed_anew(install, tmp_path):
+    install("3.11", "EXTRA=eval")
+    assert install("3.12") == ([".venv"], [".[dev,eval]"])
+    assert install("3.12") == ([], [])
+    later = (tmp_path / "pyproject.toml").stat().st_mtime + 100
+    os.utime(tmp_path / "pyproject.toml", (later, later))
+    assert install("3.12") == ([], [".[dev,eval]"])
+
+
+def test_a_first_installation_that_broke_off_is_built_anew(install, tmp_path):
+    (tmp_path / ".venv").mkdir()
+    assert install("3.11") == ([".venv"], [".[dev]"])
