@@ -8,6 +8,7 @@ from pathlib import Path
 from absl import app, flags
 
 from gpt2_jax import cli
+from gpt2_jax.config_check import check_split
 from gpt2_jax.data.corpus import open_plan
 from gpt2_jax.data.preparation import SHARD_TOKENS, prepare
 from gpt2_jax.data.tokenizer import load_tokenizer
@@ -18,8 +19,10 @@ _VAL_SOURCE = flags.DEFINE_string("val_source", None, "validation text of its ow
 _TOKENIZER = flags.DEFINE_string("tokenizer", "gpt2", "bytes, gpt2, or a tokenizer.json")
 _OUT = flags.DEFINE_string("out", None, "folder to write")
 _VAL_FRACTION = flags.DEFINE_float("val_fraction", 0.1, "share of documents for validation")
-_SHARD_TOKENS = flags.DEFINE_integer("shard_tokens", SHARD_TOKENS, "tokens in a shard", 1)
-_PROCESSES = flags.DEFINE_integer("processes", os.cpu_count() or 1, "tokenizing processes", 1)
+_SHARD_TOKENS = flags.DEFINE_integer(
+    "shard_tokens", SHARD_TOKENS, "tokens in a shard", 1, 2**31 - 1
+)
+_PROCESSES = flags.DEFINE_integer("processes", os.cpu_count() or 1, "tokenizing processes", 1, 1024)
 
 
 def main(argv: list[str]) -> None:
@@ -27,6 +30,7 @@ def main(argv: list[str]) -> None:
     del argv
     if _SOURCE.value is None or _OUT.value is None:
         raise UserError("give --source and --out, for example --source=stdlib --out=data/stdlib")
+    check_split(_VAL_FRACTION.value, _VAL_SOURCE.value, "--val_fraction", "--val_source")
     plan = open_plan(_SOURCE.value, _VAL_SOURCE.value, _VAL_FRACTION.value)
     tokenizer = load_tokenizer(_TOKENIZER.value)
     out = Path(_OUT.value)
