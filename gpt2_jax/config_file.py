@@ -44,7 +44,9 @@ def one_line(error: BaseException) -> str:
         text = ""
     head, _, trace = text.partition("Traceback")
     if trace:
-        text = f"{head} {trace.strip().splitlines()[-1]}"
+        lines = trace.strip().splitlines()
+        indented = [number for number, line in enumerate(lines) if line.startswith(" ")]
+        text = f"{head} {' '.join(lines[max(indented, default=-1) + 1 :])}"
     text = " ".join(text.partition(" Other fields present")[0].split())[:300]
     text = text[1:-1] if text[:1] == text[-1:] and text[:1] in "'\"" else text
     return f"{type(error).__name__}: {text}"
