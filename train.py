@@ -5,14 +5,11 @@ from __future__ import annotations
 import sys
 
 from absl import app, flags
-from ml_collections import config_flags
 
 from gpt2_jax import cli
 from gpt2_jax.errors import UserError
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "config file; --config.section.field=value changes a field"
-)
+_CONFIG = cli.define_config("config file; --config.section.field=value changes a field")
 _WORKDIR = flags.DEFINE_string("workdir", None, "where the run is, or is to be")
 
 

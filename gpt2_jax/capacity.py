@@ -42,16 +42,16 @@ def check_memory(config: ConfigDict, training: bool) -> None:
         raise UserError(
             f"model.n_layer={model.n_layer}, model.n_embd={model.n_embd} and "
             f"model.vocab_size={model.vocab_size} make at least "
-            f"{least_parameters(config):.2g} parameters, which need {_gb(needed)}; this machine "
-            f"has {_gb(there)}: choose a smaller model"
+            f"{least_parameters(config):.2g} parameters, which need {_size(needed)}; this machine "
+            f"has {_size(there)}: choose a smaller model"
         )
     if training and needed + (batch := batch_bytes(config)) > MARGIN * there:
         train = config.train
         raise UserError(
             f"train.batch_size={train.batch_size} sequences of data.seq_len="
             f"{config.data.seq_len} in train.accumulation={train.accumulation} part(s) need at "
-            f"least {_gb(batch)}; this machine has {_gb(there)}: lower one of the first two, or "
-            "raise train.accumulation"
+            f"least {_size(batch)}; this machine has {_size(there)}: lower one of the first two, "
+            "or raise train.accumulation"
         )
 
 
@@ -72,7 +72,7 @@ def least_parameters(config: ConfigDict) -> int:
     placement = resolve(model)
     d, matrices = model.n_embd, 3 if placement.activation in GATED else 2
     inner = model.n_inner or 4 * d * 2 // matrices
-    in_attention = 2 if placement.identity_values else 4
+    in_attention = 4 - 2 * placement.identity_values - (placement.values == "first")
     of_block = in_attention * d * d + matrices * d * inner
     if CONNECTIONS[placement.connection].low_rank:
         of_block += 2 * 2 * d * placement.rank
@@ -114,5 +114,5 @@ def _n_accelerators() -> int:
     return sum(len(glob(pattern)) for pattern in ACCELERATORS)
 
 
-def _gb(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:,.1f} GB"
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:,.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"

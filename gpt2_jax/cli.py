@@ -13,6 +13,7 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from absl import app, flags, logging
+from ml_collections import config_flags
 
 from gpt2_jax import config as configs
 from gpt2_jax.config_field import check_path, check_text, help_of
@@ -26,6 +27,15 @@ PATHS = {
     *("source", "val_source", "tokenizer", "data", "model"),
 }
 TEXTS = {"prompt", "stop"}
+
+
+def define_config(meaning: str) -> flags.FlagHolder:
+    """Defines --config, and --config.section.field for every field that is given."""
+    try:
+        return config_flags.DEFINE_config_file("config", None, meaning)
+    except flags.Error as error:  # it looks into --flagfile already
+        die(one_line(error))
+    raise AssertionError("unreachable")
 
 
 def guarded(main: Callable[[list[str]], Any]) -> Callable[[list[str]], Any]:
@@ -87,7 +97,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         die(f"{_given_config(argv)} ends the process; it must return a config from get_config()")
     except KeyboardInterrupt:
         die("interrupted", 130)
-    except Exception as error:
+    except BaseException as error:
         # config_flags looks a field up before it gives it a value, and config files may do anything
         die(_unknown_field(argv) or f"{_given_config(argv)}: {one_line(error)}")
     raise AssertionError("unreachable")

@@ -387,7 +387,8 @@ def resolve(config: ConfigDict, tokenizer_size: int) -> ConfigDict:
         gated = resolve_placement(model).activation in GATED
         model.n_inner = 8 * round(model.n_embd / 3) if gated else 4 * model.n_embd
     if model.vocab_size is None:
-        model.vocab_size = tokenizer_size
+        label = f"the number of ids of data.tokenizer={config.data.tokenizer}"
+        model.vocab_size = validated("model.vocab_size", tokenizer_size, label)
     if model.vocab_size < tokenizer_size:
         raise UserError(
             f"model.vocab_size={model.vocab_size} is smaller than the {tokenizer_size} tokens of "

@@ -12,7 +12,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from gpt2_jax.capacity import check_devices, check_memory
-from gpt2_jax.config import validate
+from gpt2_jax.config import validate, validated
 from gpt2_jax.config_field import INT_MAX
 from gpt2_jax.errors import UserError
 from gpt2_jax.model.placements.resolve import resolve
@@ -56,11 +56,25 @@ def check_sense(config: ConfigDict) -> None:
     _check_model(config)
     _check_batch(config)
     _check_warmup(config)
-    fraction = config.data.val_fraction
-    if config.data.val_source is None and fraction < LEAST_VAL_FRACTION:
+    check_split(
+        config.data.val_fraction, config.data.val_source, "data.val_fraction", "data.val_source"
+    )
+
+
+def check_split(fraction: float, val_source: str | None, label: str, val_label: str) -> None:
+    """Refuses a share of the documents that cannot be held out for validation.
+
+    Args:
+      label, val_label: what the two values are called in errors.
+
+    Raises:
+      UserError: naming them.
+    """
+    validated("data.val_fraction", fraction, label)
+    if val_source is None and fraction < LEAST_VAL_FRACTION:
         raise UserError(
-            f"data.val_fraction={fraction:g} is below {LEAST_VAL_FRACTION:g} and needs a "
-            "data.val_source to validate on"
+            f"{label}={fraction:g} is below {LEAST_VAL_FRACTION:g} and needs a {val_label} to "
+            "validate on"
         )
 
 

@@ -7,6 +7,7 @@ study all end in `Field.validated`. Nothing here imports jax.
 from __future__ import annotations
 
 import math
+import os
 import textwrap
 import unicodedata
 from collections.abc import Mapping
@@ -166,11 +167,13 @@ def check_text(text: str, label: str, longest: int = 0, lines: bool = False) -> 
 
 
 def check_path(text: str, label: str) -> None:
-    """Refuses a path that no file system could hold.
+    """Refuses a path that no file system could hold, and one of a device, a pipe or a socket.
 
     Raises:
       UserError: naming the label.
     """
+    if not text:
+        raise UserError(f"{label} is empty; leave it out, or give a path")
     check_text(text, label)
     longest = max(len(part.encode()) for part in text.split("/"))
     if longest > LONGEST_NAME:
@@ -179,6 +182,8 @@ def check_path(text: str, label: str) -> None:
         )
     if len(text.encode()) >= 4096:  # Linux's PATH_MAX
         raise UserError(f"{label}={shown(text)} is longer than a path can be")
+    if os.path.exists(text) and not (os.path.isfile(text) or os.path.isdir(text)):
+        raise UserError(f"{label}={text} is neither a file nor a folder")  # it may never end
 
 
 def page_of(fields: Mapping[str, Field]) -> str:

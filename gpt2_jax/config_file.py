@@ -26,20 +26,27 @@ def executing(argument: str) -> Iterator[None]:
             yield
     except UserError:
         raise
+    except KeyboardInterrupt:
+        raise
     except SystemExit:
         raise UserError(
             f"--config={argument} ends the process; it must return a config from get_config()"
         ) from None
-    except Exception as error:
+    except BaseException as error:
         raise UserError(f"--config={argument}: {one_line(error)}") from None
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Returns an exception's type and text, without the traceback that its text may hold."""
-    text = str(error)
+    try:
+        text = str(error)
+    except Exception:  # somebody's __str__
+        text = ""
     head, _, trace = text.partition("Traceback")
     if trace:
-        text = f"{head} {trace.strip().splitlines()[-1]}"
+        lines = trace.strip().splitlines()
+        indented = [number for number, line in enumerate(lines) if line.startswith(" ")]
+        text = f"{head} {' '.join(lines[max(indented, default=-1) + 1 :])}"
     text = " ".join(text.partition(" Other fields present")[0].split())[:300]
     text = text[1:-1] if text[:1] == text[-1:] and text[:1] in "'\"" else text
     return f"{type(error).__name__}: {text}"

@@ -1,10 +1,13 @@
 """Command lines: every mistake ends in one line and exit code 2, before anything expensive."""
 
+import os
 import time
 
 import pytest
 
-from tests.tools import make_text, one_line_error, run
+from gpt2_jax import config as configs
+from tests.forks import Commands
+from tests.tools import make_text, one_line_error
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +22,47 @@ def place(tmp_path_factory):
     (tmp / "name.py").write_text("undefined\n")
     (tmp / "dict.py").write_text("def get_config():\n    return {}\n")
     (tmp / "broken.py").write_text("def get_config(:\n")
+    for name, lines in CONFIG_FILES.items():
+        (tmp / f"{name}.py").write_text("\n".join([*HEADER, *lines]))
+    os.mkfifo(tmp / "pipe")
     return tmp
 
 
+@pytest.fixture(scope="module")
+def commands(place):
+    commands = Commands(place)
+    yield commands
+    commands.close()
+
+
+HEADER = ["import sys", "from gpt2_jax import config as configs"]
+CONFIG_FILES = {
+    "nothing": ["def get_config(): pass"],
+    "leaves": ["def get_config(): sys.exit(0)"],
+    "leaves_at_once": ["sys.exit(0)"],
+    "no_function": [],
+    "pair": ["def get_config(): return configs.default(), 1"],
+    "adds": [
+        "def get_config():",
+        "    config = configs.default().unlock()",
+        "    config.model.mine = 3",
+        "    return config",
+    ],
+    "lacks": [
+        "def get_config():",
+        "    config = configs.default().unlock()",
+        "    del config.model['n_layer']",
+        "    return config",
+    ],
+    "wrong_type": [
+        "def get_config():",
+        "    config = configs.default()",
+        "    config.train.steps = True",
+        "    return config",
+    ],
+    "colours": ["def get_config(): raise ValueError('\\x1b[31mred\\nline')"],
+    "prints": ["print('one')", "def get_config(): return print('two') or configs.default()"],
+}
 QUICK = "--config=configs/quickstart.py"
 
 TRAIN_ERRORS = [
@@ -100,10 +141,10 @@ TRAIN_ERRORS = [
 
 
 @pytest.mark.parametrize(("flags", "line"), TRAIN_ERRORS)
-def test_a_mistake_ends_in_one_line(place, flags, line):
+def test_a_mistake_ends_in_one_line(place, commands, flags, line):
     flags = [flag.replace("W/", f"{place}/") for flag in flags]
     started = time.monotonic()
-    got = one_line_error(run("train.py", *flags, tmp=place))
+    got = one_line_error(commands.run("train", *flags))
     assert line in got, got
     assert time.monotonic() - started < 30
     assert (place / "strange" / "thesis.tex").read_text() == "precious"
@@ -117,27 +158,94 @@ def test_a_mistake_ends_in_one_line(place, flags, line):
         (["--workdir=W/nowhere", "--stride=x"], "stride"),
     ],
 )
-def test_eval_says_what_it_needs(place, flags, line):
+def test_eval_says_what_it_needs(place, commands, flags, line):
     flags = [flag.replace("W/", f"{place}/") for flag in flags]
-    assert line in one_line_error(run("eval.py", *flags, tmp=place))
+    assert line in one_line_error(commands.run("eval", *flags))
     assert not (place / "nowhere").exists()
 
 
-def test_help_shows_the_flags(place):
-    done = run("train.py", "--help", tmp=place)
-    assert "--workdir" in done.stdout and "--config" in done.stdout
+@pytest.mark.parametrize("word", ["--help", "-h", "--helpfull"])
+def test_help_shows_flags_and_fields(commands, word):
+    done = commands.run("train", QUICK, word)
+    assert done.returncode == 0 and not done.stderr
+    assert "--workdir" in done.stdout
+    assert all(f"--config.{name}:" in done.stdout for name in configs.FIELDS)
+    done = commands.run("gpt2_jax.interop.huggingface", "import", word)
+    assert done.returncode == 0 and "--model" in done.stdout and "--config" not in done.stdout
 
 
-def test_fields_of_several_strings_take_commas_and_equal_signs(place):
+def test_fields_of_several_strings_take_commas_and_equal_signs(place, commands):
     """The README's own words; the source that is not there is what the run ends at."""
-    done = run(
-        "train.py",
+    done = commands.run(
+        "train",
         "--config=configs/finetune.py",
         "--config.optimizer.frozen=wpe,blocks.0",
         "--config.optimizer.lr_multipliers=wte=0.1,blocks.*.mlp=0.5",
         "--config.track.wandb.tags=a,b-c",
         "--config.data.source=nowhere.txt",
         f"--workdir={place}/words",
-        tmp=place,
     )
     assert "nowhere.txt matches no file" in one_line_error(done)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nothing", "None"),
+        ("leaves", "leaves.py"),
+        ("leaves_at_once", "leaves_at_once.py"),
+        ("no_function", "get_config"),
+        ("pair", "not a ConfigDict"),
+        ("adds", "model.mine"),
+        ("lacks", "model.n_layer"),
+        ("wrong_type", "train.steps=True"),
+        ("colours", r"\x1b[31mred line"),
+    ],
+)
+def test_a_config_file_returns_a_config_or_is_refused(place, commands, name, said):
+    flags = [f"--config={place}/{name}.py", f"--workdir={place}/refused"]
+    assert said in one_line_error(commands.run("train", *flags))
+    assert not (place / "refused").exists()
+
+
+def test_what_a_config_file_prints_is_no_result(place, commands):
+    flags = [f"--config={place}/prints.py", "--config.data.source=nowhere.txt"]
+    done = commands.run("train", *flags, f"--workdir={place}/prints")
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.split()[:2] == ["one", "two"]
+
+
+SAMPLE = "gpt2_jax.evaluate.sample"
+
+
+@pytest.mark.parametrize(
+    ("module", "flags", "said"),
+    [
+        ("train", [QUICK, "--config.seed=18446744073709551616", "--workdir=W/v"], "seed="),
+        ("train", [QUICK, "--config.train.steps=1e12", "--workdir=W/v"], "config.train.steps"),
+        ("train", [QUICK, "--config.optimizer.peak_lr=nan", "--workdir=W/v"], "optimizer.peak_lr"),
+        ("train", [QUICK, "--config.model.n_embd=1000000007", "--workdir=W/v"], "model.n_embd"),
+        ("train", [QUICK, "--config.model.skip_scale=9**9**9**9", "--workdir=W/v"], "skip_scale"),
+        ("train", [QUICK, "--config.data.source=W/pipe", "--workdir=W/v"], "data.source"),
+        ("train", [QUICK, "--config.data.tokenizer=/dev/zero", "--workdir=W/v"], "data.tokenizer"),
+        ("train", [QUICK, "--workdir=W/" + "v" * 256], "--workdir"),
+        ("train", [QUICK, "--workdir=W/\x1b[31m"], r"\x1b[31m"),
+        ("train", [QUICK, "--workdir=W/\udcff"], "UTF-8"),
+        ("train", [QUICK, "--wokdir=\x1b[31m", "\x1b[2J"], "--wokdir"),
+        ("train", ["--flagfile=W/nowhere"], "flagfile"),
+        ("eval", ["--workdir=W/v", "--stride=0"], "stride"),
+        ("eval", ["--workdir=W/v", "--limit=99999999999"], "limit"),
+        (SAMPLE, ["--workdir=W/v", "--max_new_tokens=10000000000000"], "max_new_tokens"),
+        (SAMPLE, ["--workdir=W/v", "--temperature=nan"], "--temperature"),
+        (SAMPLE, ["--workdir=W/v", "--temperature=1e-38"], "--temperature"),
+        (SAMPLE, ["--workdir=W/v", "--temperature=inf"], "--temperature"),
+        (SAMPLE, ["--workdir=W/v", "--stop="], "--stop"),
+        (SAMPLE, ["--workdir=W/v", "--prompt=", "--batch_file=W/text.txt"], "--batch_file"),
+        (SAMPLE, ["--workdir=W/v", "--batch_file=W/pipe"], "--batch_file"),
+    ],
+)
+def test_a_value_beyond_its_bounds_is_refused_by_name(place, commands, module, flags, said):
+    flags = [flag.replace("W/", f"{place}/") for flag in flags]
+    line = one_line_error(commands.run(module, *flags))
+    assert said in line and "\x1b" not in line
+    assert not (place / "v").exists()

@@ -6,12 +6,14 @@ import inspect
 
 import pytest
 
+from gpt2_jax import capacity
 from gpt2_jax import config as configs
-from gpt2_jax.config_check import check
+from gpt2_jax.config_check import check, check_sense, check_stored
 from gpt2_jax.errors import UserError
 from gpt2_jax.model.placements import AXES
 from gpt2_jax.model.placements.resolve import resolve
 from gpt2_jax.model.structure import structure
+from gpt2_jax.train.schedule import warmup_steps
 from tests.tools import ROOT, tiny
 
 SHIPPED = [
@@ -53,7 +55,7 @@ def test_no_shipped_config_is_forgotten():
 @pytest.mark.parametrize(("file", "arg"), SHIPPED)
 def test_every_shipped_config_is_valid_and_locked(file, arg):
     config = load(file, arg)
-    check(config)
+    check_sense(config)
     assert config.is_locked
     size = 50257 if config.data.tokenizer == "gpt2" else 257
     model = structure(configs.resolve(config, size).model)
@@ -61,6 +63,55 @@ def test_every_shipped_config_is_valid_and_locked(file, arg):
         assert model.n_params() == GPT2_SIZES[arg]
     with pytest.raises(AttributeError):
         config.model.n_layers = 3
+
+
+@pytest.mark.parametrize(("file", "arg"), SHIPPED)
+def test_a_short_trial_of_a_shipped_config_needs_one_override(file, arg):
+    config = load(file, arg)
+    share = warmup_steps(config) / config.train.steps
+    config.train.steps = 40
+    check_sense(config)
+    assert warmup_steps(config) == round(40 * share) > 0
+
+
+def test_the_warm_up_of_the_committed_studies_is_what_it_was():
+    lengths = {name: warmup_steps(load(f"configs/{name}.py", arg)) for name, arg in [
+        ("quickstart", None), ("shakespeare", None), ("finetune", None), ("gpt2", "124m"),
+        ("ablations/placement", None), ("ablations/qk_norm", None),
+        ("ablations/residual_scale_depth", None),
+    ]}  # fmt: skip
+    assert [*lengths.values()] == [100, 100, 50, 700, 100, 100, 50]
+
+
+def test_a_model_beyond_the_memory_is_refused_before_it_is_built(monkeypatch):
+    large = tiny(**{"model.n_embd": 64, "model.n_layer": 8})  # 8 * 12 * 64**2 parameters
+    monkeypatch.setattr(capacity, "machine_bytes", lambda: 1_000_000)
+    check(tiny())
+    with pytest.raises(UserError, match=r"model\.n_layer=8, model\.n_embd=64 .* 4\.7 MB"):
+        check(large)
+    check_stored(large, "config.json")  # without moments it is a third
+    with pytest.raises(UserError, match=r"train\.batch_size=8000 .* data\.seq_len=12"):
+        tiny(**{"train.batch_size": 8000})
+    tiny(**{"train.batch_size": 8000, "train.accumulation": 1000})
+
+
+@pytest.mark.parametrize(
+    "placement", ["pre_ln", "albert", "svformer", "simplified_skipless", "laurel_lr", "ngpt"]
+)
+def test_the_estimate_of_parameters_is_a_lower_bound(placement):
+    config = tiny(**{"model.placement": placement, "model.n_embd": 64, "model.vocab_multiple": 1})
+    assert 0.7 <= capacity.least_parameters(config) / structure(config.model).n_params() <= 1
+
+
+def test_the_host_memory_is_that_of_the_machine_and_of_the_container(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setattr(capacity, "CGROUP_LIMIT", tmp_path / "memory.max")
+    whole = capacity.machine_bytes()
+    assert 2**28 < whole < 2**50
+    (tmp_path / "memory.max").write_text("max\n")
+    assert capacity.machine_bytes() == whole
+    (tmp_path / "memory.max").write_text("1048576\n")
+    assert capacity.machine_bytes() == 1048576
 
 
 def test_an_unknown_size_is_named():
@@ -179,6 +230,19 @@ def test_gpt2_is_gpt2():
             "optimizer.warmup_steps=20 leaves nothing of train.steps=20; shorten the warm-up, or "
             "set optimizer.warmup_steps=0 and a share of the steps, such as "
             "optimizer.warmup_fraction=0.1",
+        ),
+        (
+            {"optimizer.warmup_steps": 2, "optimizer.warmup_fraction": 0.1},
+            "optimizer.warmup_steps=2 and optimizer.warmup_fraction=0.1 exclude each other; "
+            "set one of them to 0",
+        ),
+        (
+            {"model.n_embd": 2**20 - 3, "model.n_head": 2},
+            "model.n_head=2 does not divide model.n_embd=1048573; choose one of 1, 1048573",
+        ),
+        (
+            {"mesh.data": 4096, "train.batch_size": 4096},
+            "mesh.data=4096 is more than the 256 devices that a CPU can be",
         ),
         (
             {"model.attention": "cudnn"},

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from gpt2_jax import cli
 from gpt2_jax import config as configs
@@ -30,7 +30,7 @@ from gpt2_jax.train.program import memory_errors
 from gpt2_jax.train.restore import find_checkpoint, open_run
 from gpt2_jax.train.rundir import check_corpus
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "config file of the models to start")
+_CONFIG = cli.define_config("config file of the models to start")
 _PLACEMENTS = flags.DEFINE_list("placements", None, "presets; unset: the config's")
 _DEPTHS = flags.DEFINE_list("depths", None, "numbers of blocks; unset: the config's")
 _WORKDIRS = flags.DEFINE_list("workdirs", None, "runs instead, each at a checkpoint")

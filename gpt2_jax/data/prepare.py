@@ -12,6 +12,7 @@ from pathlib import Path
 from absl import app, flags
 
 from gpt2_jax import cli
+from gpt2_jax.config_check import check_split
 from gpt2_jax.data.corpus import open_plan
 from gpt2_jax.data.manifest import Manifest
 from gpt2_jax.data.preparation import SHARD_TOKENS, prepare
@@ -49,6 +50,7 @@ def main(argv: list[str]) -> None:
         return
     if not _SOURCE.value or not _OUT.value:
         raise UserError("give --source and --out, for example --source=stdlib --out=data/stdlib")
+    check_split(_VAL_FRACTION.value, _VAL_SOURCE.value, "--val_fraction", "--val_source")
     plan = open_plan(_SOURCE.value, _VAL_SOURCE.value, _VAL_FRACTION.value, _SEPARATOR.value)
     tokenizer = load_tokenizer(_TOKENIZER.value)
     out = Path(_OUT.value)

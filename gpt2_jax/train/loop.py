@@ -14,6 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from gpt2_jax import config as configs
+from gpt2_jax.capacity import check_memory
 from gpt2_jax.config_check import check
 from gpt2_jax.data.corpus import open_corpus
 from gpt2_jax.data.sampler import Sampler
@@ -126,7 +127,9 @@ def _complete(config: ConfigDict, directory: RunDirectory) -> tuple[ConfigDict, 
         config = adopt(config, origin, lambda line: print(line))
     check(config)
     tokenizer = load_tokenizer(directory.tokenizer_for(config))
-    return configs.resolve(config, tokenizer.size), origin
+    config = configs.resolve(config, tokenizer.size)
+    check_memory(config, training=True)  # again, with the vocabulary's size
+    return config, origin
 
 
 def _say_finished(config: ConfigDict, directory: RunDirectory) -> None:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from gpt2_jax.ablate.population import DIALS, INITIAL, Lanes, Population
+from gpt2_jax.ablate.population import DIALS, INITIAL, Lanes, Population, dials_of, program_key
 from gpt2_jax.data.shards import Tokens
 from gpt2_jax.errors import UserError
 from gpt2_jax.train.evaluation import Evaluator, choose_windows, masked_batches
@@ -146,6 +146,12 @@ def test_every_dial_acts(optimizer):
     assert len(set(found[:, 0].tolist())) == 1
     same = [dial for dial, row in zip(turned, found[1:], strict=True) if row[-1] == found[0, -1]]
     assert same == []
+
+
+def test_a_warm_up_in_shares_is_one_in_steps():
+    steps, share = tiny(optimizer__warmup_steps=4), tiny(optimizer__warmup_fraction=0.2)  # of 20
+    assert dials_of(share) == dials_of(steps) != dials_of(tiny())
+    assert program_key(share) == program_key(steps) == program_key(tiny())
 
 
 @pytest.mark.slow

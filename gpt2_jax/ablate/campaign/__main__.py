@@ -27,8 +27,8 @@ from gpt2_jax.errors import EXIT_FINISHED, UserError
 if TYPE_CHECKING:
     from gpt2_jax.ablate.campaign.worker import Worker
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "campaign file; --config.section.field=value changes a field of its base"
+_CONFIG = cli.define_config(
+    "campaign file; --config.section.field=value changes a field of its base"
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "where the campaign is, or is to be")
 _DRY_RUN = flags.DEFINE_boolean("dry_run", False, "stop at the plan")

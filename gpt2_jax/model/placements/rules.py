@@ -94,6 +94,8 @@ def rule(text: str) -> Rule:
     """
     if len(text) > LONGEST_RULE:
         raise ValueError(f"a rule of {len(text)} characters; the most is {LONGEST_RULE}")
+    if "#" in text:  # Python would take what follows for a comment
+        raise ValueError(f"{text!r} is no arithmetic")
     made = Rule(text)
     try:
         tree = made.tree
@@ -167,9 +169,12 @@ def _evaluate(node: ast.expr, values: Mapping[str, Any], xp: ModuleType) -> Any:
         case ast.UnaryOp(operand=operand):
             return -_evaluate(operand, values, xp)
         case ast.Call(func=ast.Name(id=name), args=args):
-            with np.errstate(all="ignore"):  # a branch of `where` that is not taken, for example
-                value = getattr(xp, name)(*[_evaluate(arg, values, xp) for arg in args])
-            return float(value) if xp is np and np.ndim(value) == 0 else value
+            given = [_evaluate(arg, values, xp) for arg in args]
+            if xp is np and name == "where" and np.isnan(given[0]):
+                return float("nan")
+            with np.errstate(all="ignore"):  # what has no value is found in the result
+                value = getattr(xp, name)(*given)
+            return float(value) if xp is np else value
     raise TypeError(ast.dump(node))
 
 
@@ -185,6 +190,8 @@ def _apply(op: ast.operator | ast.cmpop, left: Any, right: Any) -> Any:
     except ZeroDivisionError:
         return float("nan")
     if isinstance(value, complex):  # a root of a negative number
+        return float("nan")
+    if isinstance(op, ast.cmpop) and (np.isnan(left) or np.isnan(right)):
         return float("nan")
     whole = type(left) is type(right) is int and isinstance(op, _WHOLE) and value.is_integer()
     return int(value) if whole and abs(value) <= INT32_MAX else value

@@ -88,8 +88,10 @@ def _text_faults(cfg: ModelConfig, placement: Placement, last_step: int) -> Iter
     try:
         exceptions = parse_exceptions(placement.exceptions)
         for one, l in product(exceptions, range(1, cfg.n_layer + 1)):
-            if np.isnan(one.where({"l": float(l), "L": float(cfg.n_layer)})):
-                raise ValueError(f"{one.where.text!r} has no value in block {l} of {cfg.n_layer}")
+            if not np.isfinite(one.where({"l": float(l), "L": float(cfg.n_layer)})):
+                raise ValueError(
+                    f"{one.where.text!r} has no finite value in block {l} of {cfg.n_layer}"
+                )
     except ValueError as error:
         yield f"exceptions: {error}"
         return
