@@ -12,7 +12,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from gpt2_jax import config as configs
-from gpt2_jax.errors import EXIT_WRONG_INPUT, UserError, suggestion
+from gpt2_jax.errors import EXIT_WRONG_INPUT, UserError, suggestion, without_credentials
 
 
 def guarded(main: Callable[[list[str]], Any]) -> Callable[[list[str]], Any]:
@@ -112,7 +112,7 @@ def _one_line(error: Exception) -> str:
 
 def die(message: str, code: int = EXIT_WRONG_INPUT) -> None:
     """Ends the process with one line on stderr."""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {without_credentials(message)}", file=sys.stderr)
     sys.exit(code)
 
 

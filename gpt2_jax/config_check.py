@@ -7,7 +7,7 @@ import math
 from ml_collections import ConfigDict
 
 from gpt2_jax.config import FIELDS, flatten, value_of
-from gpt2_jax.errors import UserError, suggestion
+from gpt2_jax.errors import UserError, suggestion, without_credentials
 from gpt2_jax.model.placements.resolve import resolve
 from gpt2_jax.model.placements.validity import depends_on_updates, find_fault
 
@@ -23,6 +23,11 @@ def check(config: ConfigDict) -> None:
         unset = value is None and field.kind is not None
         if field.choices and value not in field.choices and not unset:
             raise UserError(f"{name}={value!r} is unknown{suggestion(str(value), field.choices)}")
+        if isinstance(value, str) and (shown := without_credentials(value)) != value:
+            raise UserError(
+                f"{name}={shown} holds a user name or password, which the run's files would "
+                "store; leave it out, and use environment variables or ~/.netrc"
+            )
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{name}={value} is not a finite number")
     _check_ranges(config)

@@ -59,7 +59,7 @@ TRAIN_ERRORS = [
     ),
     (
         [QUICK, "--workdir=W/a", "--config.data.source=W/nowhere*.txt"],
-        "matches no file; give `stdlib`, a path or glob",
+        "matches no file; give `shakespeare`, `stdlib`, a path or glob",
     ),
     ([QUICK, "--workdir=W/a", "--config.data.source=W/empty.txt"], "empty.txt is empty"),
     ([QUICK, "--workdir=W/a", "--config.data.source=W/binary.txt"], "binary.txt is binary"),

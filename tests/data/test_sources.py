@@ -9,6 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from gpt2_jax import config as configs
+from gpt2_jax.cli import die
+from gpt2_jax.config_check import check
 from gpt2_jax.data import readers, sources
 from gpt2_jax.data import text as texts
 from gpt2_jax.data.separator import Separated
@@ -196,6 +199,17 @@ def test_a_password_is_not_repeated(url):
     with pytest.raises(UserError, match=r"://\*\*\*@") as caught:
         open_source(url)
     assert "SEC" not in str(caught.value) and "RET" not in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["source", "val_source", "tokenizer"])
+def test_a_config_with_a_password_is_refused_before_it_is_stored(field, capsys):
+    config = configs.default()
+    config.data[field] = "https://bob:SECRET@host/x"
+    with pytest.raises(UserError, match=rf"data\.{field}=https://\*\*\*@host/x"):
+        check(config)
+    with pytest.raises(SystemExit):
+        die(f"no such file: {config.data[field]}")
+    assert "SECRET" not in capsys.readouterr().err
 
 
 def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
