@@ -137,6 +137,8 @@ def test_a_folder_says_what_it_reads_and_what_it_leaves_out(tmp_path):
     for part in ("3 files", "1 .txt,", "1 .txt.bz2", "3 hidden", "README.md", "1 .xlsx"):
         assert part in source.summary
     assert open_source(str(tmp_path / "b.txt")).summary == ""
+    (tmp_path / "linked").symlink_to(tmp_path / "sub")
+    assert "1 linked folder" in open_source(str(tmp_path)).summary
     (tmp_path / "guide.md").write_text("a guide")  # now .md files are documents
     assert "README.md" in [path.name for path in open_source(str(tmp_path)).paths]
 
