@@ -1,9 +1,9 @@
-r"""A byte-level GPT of 0.8M parameters on tiny Shakespeare: nanoGPT's CPU shape.
+"""A byte-level GPT of 0.8M parameters on tiny Shakespeare: nanoGPT's CPU shape.
 
-    python train.py --config=configs/shakespeare.py --workdir=runs/shakespeare \
-        --config.data.source=path/to/input.txt
+    python train.py --config=configs/shakespeare.py --workdir=runs/shakespeare
 
-The text is karpathy/char-rnn's data/tinyshakespeare/input.txt, 1.1 MB, whose last tenth validates.
+The text is karpathy/char-rnn's data/tinyshakespeare/input.txt (1.1 MB, shipped with the package),
+whose last tenth is held out for validation.
 Batch: 12 sequences x 64 = 768 bytes an update; 2,000 updates = 1.5 MB, one and a half epochs.
 Result: val/loss 1.77 nats a byte on the whole validation part, where nanoGPT's settings give 1.88
 (characters, 20 random batches); see the README for times beside it.

@@ -18,7 +18,13 @@ from ml_collections import config_flags
 from gpt2_jax import config as configs
 from gpt2_jax.config_field import check_path, check_text, help_of
 from gpt2_jax.config_file import one_line
-from gpt2_jax.errors import EXIT_WRONG_INPUT, UserError, printable, suggestion
+from gpt2_jax.errors import (
+    EXIT_WRONG_INPUT,
+    UserError,
+    printable,
+    suggestion,
+    without_credentials,
+)
 
 HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
 # Flags whose values name files or folders, and those whose values are text of any length.
@@ -179,7 +185,7 @@ def _given_config(argv: list[str]) -> str:
 
 def die(message: str, code: int = EXIT_WRONG_INPUT) -> None:
     """Ends the process with one line on stderr."""
-    print(f"error: {printable(message)}", file=sys.stderr)
+    print(f"error: {printable(without_credentials(message))}", file=sys.stderr)
     sys.exit(code)
 
 

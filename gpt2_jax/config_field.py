@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt2_jax.errors import UserError, shown, suggestion
+from gpt2_jax.errors import UserError, shown, suggestion, without_credentials
 
 INT_MAX = 2**31 - 1  # counters and shapes are int32 on the devices
 # What float32 holds: a larger magnitude would be inf there, a smaller one 0.
@@ -125,6 +125,11 @@ class Field:
             raise UserError(f"{label}={value} is beyond what float32 holds; choose a nearer number")
 
     def _check_string(self, text: str, label: str) -> None:
+        if (harmless := without_credentials(text)) != text:
+            raise UserError(
+                f"{label}={harmless} holds a user name or password, which the run's files would "
+                "store; leave it out, and use environment variables or ~/.netrc"
+            )
         if self.choices:
             if text not in self.choices:
                 hint = suggestion(text[:LONGEST_NAME], self.choices)

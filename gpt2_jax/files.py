@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -118,13 +119,16 @@ def sha256(path: Path) -> str:
 def cache_dir() -> Path:
     """Returns `$XDG_CACHE_HOME/gpt2_jax` (default `~/.cache/gpt2_jax`), made if it is not there.
 
-    A user without a home directory has the cache in the folder for temporary files.
+    A user without a home directory has it in the folder for temporary files.
     """
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if base.startswith("~"):
-        base = os.path.join(tempfile.gettempdir(), f"gpt2_jax-{os.getuid()}")
-    path = Path(base) / "gpt2_jax"
+    base = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
     with disk_errors("the cache (set XDG_CACHE_HOME)"):
+        if base.parts[:1] and base.parts[0].startswith("~"):  # there is no such home directory
+            base = Path(tempfile.gettempdir(), f"gpt2_jax-{os.getuid()}")
+            base.mkdir(mode=0o700, exist_ok=True)
+            if base.stat().st_uid != os.getuid():
+                raise PermissionError(errno.EPERM, "it belongs to another user", str(base))
+        path = base / "gpt2_jax"
         path.mkdir(parents=True, exist_ok=True)
     return path
 

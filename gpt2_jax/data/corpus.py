@@ -15,7 +15,7 @@ from gpt2_jax.data.sources import Source, open_source
 from gpt2_jax.data.split import SMALLEST_FRACTION, Plan
 from gpt2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt2_jax.errors import UserError
-from gpt2_jax.files import cache_dir
+from gpt2_jax.files import cache_dir, disk_errors
 
 
 def open_corpus(
@@ -56,6 +56,8 @@ def open_corpus(
     tokenizer = load_tokenizer(tokenizer_name)
     plan = open_plan(source, val_source, val_fraction, document_separator)
     folder = cache_dir() / "corpora" / plan_key(plan, tokenizer)[:24]
+    with disk_errors("the cache (set XDG_CACHE_HOME)"):
+        folder.mkdir(parents=True, exist_ok=True)
     prepare(plan, tokenizer, folder)
     return shards.open_prepared(folder), tokenizer
 

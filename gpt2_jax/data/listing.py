@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt2_jax.data.decompress import COMPRESSED
 from gpt2_jax.data.readers import kind
 from gpt2_jax.data.text import shown
 from gpt2_jax.errors import UserError
@@ -78,18 +79,33 @@ def _existing_folder(spec: str) -> tuple[str, str]:
 
 def _in_folder(folder: Path) -> tuple[list[Path], str]:
     """Returns the files of a folder to read, and what is left out, in words."""
-    found = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    found, linked = _walked(folder)
     hidden = {p for p in found if any(q.startswith(".") for q in p.relative_to(folder).parts)}
     seen = [path for path in found if path not in hidden]
     readmes = _descriptions(seen)
     other = [path for path in seen if kind(path) is None]
     left_out = [
         *([f"{len(hidden)} hidden"] if hidden else []),
+        *([f"{linked} linked folder(s)"] if linked else []),
         *(str(path.relative_to(folder)) for path in readmes),
         *([f"{len(other)} of other kinds ({_counted(other)})"] if other else []),
     ]
     paths = [path for path in seen if path not in readmes and kind(path) is not None]
     return paths, f"leaving out {shown(left_out)}" if left_out else ""
+
+
+def _walked(folder: Path) -> tuple[list[Path], int]:
+    """Returns all files below a folder in order, and how many links to folders it holds."""
+    found: list[Path] = []
+    linked = 0
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"source {folder}: cannot read {error.filename}: {error.strerror}")
+
+    for here, folders, names in os.walk(folder, onerror=refuse):
+        linked += sum(os.path.islink(os.path.join(here, name)) for name in folders)
+        found += [path for name in names if (path := Path(here, name)).is_file()]
+    return sorted(found), linked
 
 
 def _descriptions(paths: list[Path]) -> list[Path]:
@@ -104,5 +120,8 @@ def _descriptions(paths: list[Path]) -> list[Path]:
 
 def _counted(paths: list[Path]) -> str:
     """Returns how many paths have each ending, such as `2 .txt, 1 .jsonl.gz`."""
-    endings = Counter("".join(path.suffixes[-2:]) or "no suffix" for path in paths)
+    endings = Counter(
+        "".join(path.suffixes[-2 if path.suffix.lower() in COMPRESSED else -1 :]) or "no suffix"
+        for path in paths
+    )
     return shown([f"{count} {ending}" for ending, count in sorted(endings.items())])

@@ -17,13 +17,17 @@ from gpt2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt2_jax.errors import UserError
 
 
+class ProcessKilled(UserError):
+    """A tokenizing process was killed from outside; the same command continues."""
+
+
 def encode_in_processes(
     tokenizer: Tokenizer, batches: Iterable[list[Marked]], processes: int
 ) -> Iterator[tuple[list[Marked], list[np.ndarray]]]:
     """Yields batches of texts with their ids, in order.
 
     Raises:
-      UserError: if one of the processes is killed.
+      ProcessKilled: if one of the processes is killed.
     """
     context = multiprocessing.get_context("spawn")
     named = tokenizer.name, tokenizer.fingerprint
@@ -39,7 +43,7 @@ def encode_in_processes(
             for first, future in waiting:
                 yield first, future.result()
     except BrokenProcessPool:
-        raise UserError(
+        raise ProcessKilled(
             "a tokenizing process was killed, perhaps because memory ran out; the same command "
             "continues; with too little memory run `python -m gpt2_jax.data.prepare` first, with "
             "--processes=1, and train on its --out"

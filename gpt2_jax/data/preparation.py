@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,11 +24,11 @@ from tqdm import tqdm
 
 from gpt2_jax.data import shards
 from gpt2_jax.data.manifest import MANIFEST, Manifest
-from gpt2_jax.data.pool import encode_in_processes
+from gpt2_jax.data.pool import ProcessKilled, encode_in_processes
 from gpt2_jax.data.split import Marked, Plan
 from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.data.writer import ShardWriter, WriterState
-from gpt2_jax.errors import UserError
+from gpt2_jax.errors import DiskError, UserError
 from gpt2_jax.files import disk_errors, write_json
 
 JOURNAL = "progress.json"
@@ -35,6 +36,7 @@ SHARD_TOKENS = 100_000_000
 BATCH_CHARS = 1 << 20
 JOURNAL_CHARS = 64 << 20
 PARALLEL_BYTES = 32 << 20  # below this, starting processes costs more than they bring
+_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 KEY_VERSION = 2  # raised when the same facts come to give other shards: readers, split
 
 
@@ -72,6 +74,7 @@ def prepare(
     with disk_errors(f"the prepared data in {out}"):
         if (out / MANIFEST).exists():  # perhaps on a disk that cannot be written
             return _finished(out, key)
+        is_new = not out.exists()
         out.mkdir(parents=True, exist_ok=True)
         with _only_one(out):
             if (out / MANIFEST).exists():
@@ -82,7 +85,13 @@ def prepare(
                     f"{out} is not empty and holds no prepared data ({sorted(strange)[0]}); "
                     "choose another --out"
                 )
-            return _Preparation(plan, tokenizer, out, shard_tokens, processes, key).run()
+            try:
+                return _Preparation(plan, tokenizer, out, shard_tokens, processes, key).run()
+            except (DiskError, ProcessKilled):
+                raise  # the same call continues
+            except UserError:
+                _discard(out, is_new)  # other text or options begin anew
+                raise
 
 
 @contextmanager
@@ -95,6 +104,15 @@ def _only_one(out: Path) -> Iterator[None]:
             print(f"another process is preparing {out}: waiting for it", file=sys.stderr)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _discard(out: Path, folder_too: bool) -> None:
+    for path in out.iterdir():
+        if path.name == JOURNAL or re.fullmatch(r"(train|val)_\d{6}\.(bin|partial)", path.name):
+            path.unlink()
+    if folder_too:
+        (out / ".lock").unlink()
+        out.rmdir()
 
 
 def _finished(out: Path, key: str) -> Manifest:
@@ -143,7 +161,7 @@ class _Preparation:
             if journal["key"] != self.key:
                 return None
             return journal["pieces"], dict(journal["ended"]), self._writers(journal["splits"])
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (*_MALFORMED, FileNotFoundError):  # any other OSError is no damage: it is reported
             return None
 
     def _write_journal(self, writers: dict[str, ShardWriter], pieces: int, ended: dict) -> None:

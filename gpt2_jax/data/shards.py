@@ -186,7 +186,12 @@ def _listed(path: Path) -> Shard:
 
 def _count_bytes(tokens: Tokens) -> int:
     lengths = np.array([len(token) for token in gpt2_ranks()] + [0])
-    return sum(int(lengths[chunk].sum()) for chunk in _chunks(tokens, 0))
+    total = 0
+    for chunk in _chunks(tokens, 0):
+        if chunk.max() > GPT2_END_OF_TEXT:
+            raise UserError(f"a .bin shard holds id {chunk.max()}, which is not one of GPT-2's")
+        total += int(lengths[chunk].sum())
+    return total
 
 
 def _chunks(tokens: Tokens, at: int) -> Iterator[np.ndarray]:

@@ -170,13 +170,16 @@ def open_source(spec: str) -> Source:
             f"source {without_credentials(spec)} is a remote path; copy it to a local disk, or "
             "use hf:name@split"
         )
-    if any(os.path.isfile(os.path.join(spec, name)) for name in _SAVED):
+    if _is_saved(spec):
         return open_saved(Path(spec))
     listing: Listing = list_files(spec)
     return Files(spec, listing.paths, listing.summary)
 
 
-_SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves in its folder
+def _is_saved(folder: str) -> bool:
+    """Returns whether a folder holds what `save_to_disk` writes."""
+    has = lambda name: os.path.isfile(os.path.join(folder, name))
+    return has("dataset_dict.json") or (has("dataset_info.json") and has("state.json"))
 
 
 def _stdlib() -> Files:

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import pytest
 
 from gpt2_jax.data import preparation
-from gpt2_jax.data import text as texts
 from gpt2_jax.data.corpus import open_corpus, open_plan
 from gpt2_jax.data.manifest import MANIFEST
 from gpt2_jax.data.pool import encode_in_processes
@@ -55,33 +54,6 @@ def test_the_split_of_a_document_does_not_depend_on_the_others(tmp_path):
         prepare(open_plan(str(tmp_path / f"{name}.jsonl"), None, 0.1), BYTES, tmp_path / name)
         val.append(set(split_documents(open_prepared(tmp_path / name).val)))
     assert val[1] == val[0] & set(docs[:300])
-
-
-def test_one_document_is_split_at_its_last_tenth_of_characters(tmp_path):
-    text = make_text(1000).replace("norm", "nörm")
-    (tmp_path / "a.txt").write_text(text)
-    prepare(open_plan(str(tmp_path / "a.txt"), None, 0.1), BYTES, tmp_path / "out")
-    corpus = open_prepared(tmp_path / "out")
-    assert split_documents(corpus.train) == [text[:900]]
-    assert split_documents(corpus.val) == [text[900:]]
-
-
-def test_a_long_single_document_is_split_at_the_same_place(tmp_path, monkeypatch):
-    monkeypatch.setattr(texts, "PIECE_CHARS", 64)
-    text = make_text(1000)
-    (tmp_path / "a.txt").write_text(text)
-    prepare(open_plan(str(tmp_path / "a.txt"), None, 0.1), BYTES, tmp_path / "out")
-    corpus = open_prepared(tmp_path / "out")
-    assert split_documents(corpus.train) == [text[:900]]
-    assert split_documents(corpus.val) == [text[900:]]
-
-
-@pytest.mark.parametrize("n", [2, 3, 15])
-def test_few_documents_leave_neither_side_empty(tmp_path, n):
-    write_documents(tmp_path / "a.jsonl", n)
-    manifest = prepare(open_plan(str(tmp_path / "a.jsonl"), None, 0.1), BYTES, tmp_path / "out")
-    assert manifest.splits["val"].documents == max(1, round(n / 10))
-    assert manifest.splits["train"].documents == n - max(1, round(n / 10))
 
 
 def test_a_validation_source_of_its_own(tmp_path):
@@ -182,6 +154,41 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path):
     with pytest.raises(UserError, match="is not empty and holds no prepared data"):
         prepare(plan, BYTES, tmp_path)
     assert (tmp_path / "train_notes.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_refused_row_leaves_nothing_behind(tmp_path, monkeypatch, existed):
+    monkeypatch.setattr(preparation, "BATCH_CHARS", 1000)
+    monkeypatch.setattr(preparation, "JOURNAL_CHARS", 1000)
+    write_documents(tmp_path / "a.jsonl", 300)
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.write("no JSON\n")
+    if existed:
+        (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="line 301"):
+        prepare(open_plan(f"{tmp_path}/a.jsonl", None, 0.1), BYTES, tmp_path / "out", 5000)
+    assert [p.name for p in (tmp_path / "out").glob("*")] == [".lock"] * existed
+
+
+def test_a_journal_that_cannot_be_read_is_not_begun_again(tmp_path, monkeypatch):
+    write_documents(tmp_path / "a.jsonl", 30)
+    plan = open_plan(f"{tmp_path}/a.jsonl", None, 0.1)
+    with pytest.raises(RuntimeError):
+        prepare(plan, breaking_after(0), tmp_path / "out")
+    before = (tmp_path / "out" / "progress.json").read_bytes()
+
+    read = preparation.Path.read_text
+
+    def refuse(path):
+        if path.name != "progress.json":
+            return read(path)
+        raise OSError(5, "Input/output error", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(preparation.Path, "read_text", refuse)
+        with pytest.raises(UserError, match=r"progress\.json.*Input/output error"):
+            prepare(plan, BYTES, tmp_path / "out")
+    assert (tmp_path / "out" / "progress.json").read_bytes() == before
 
 
 def test_a_prepared_folder_has_its_own_validation_part(tmp_path):
@@ -368,7 +375,8 @@ def test_tokenizing_processes_end_with_a_killed_parent(tmp_path):
     child = int(parent.stdout.readline())
     os.kill(child, 0)
     parent.kill()
-    parent.communicate()
+    parent.wait()
+    parent.stdout.close()
     for _ in range(500):
         if not os.path.exists(f"/proc/{child}"):
             return

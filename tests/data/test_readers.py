@@ -15,8 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from gpt2_jax.data.readers import kind, read_documents
+from gpt2_jax.data.readers import _READERS, kind, read_documents
 from gpt2_jax.errors import UserError
 from tests.tools import SHARED
 
@@ -254,3 +256,22 @@ def test_the_files_that_showed_faults():
     assert documents(folder / "semicolon.csv") == documents(folder / "tabs.csv") == halves
     for name in ("long31.txt.zst", "skippable.txt.zst", "upper.TXT.GZ"):
         assert documents(folder / name) == [line * 20]
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    name=st.sampled_from(
+        [f"a{kind}{packed}" for kind in sorted(_READERS) for packed in ("", ".gz", ".zst")]
+    ),
+    start=st.sampled_from(
+        [b"", codecs.BOM_UTF16_LE, b'{"text":', b"id,text\n", b"PAR1", SKIPPABLE]
+    ),
+    content=st.binary(max_size=40),
+)
+def test_garbage_is_text_or_one_line(tmp_path_factory, name, start, content):
+    path = tmp_path_factory.getbasetemp() / name
+    path.write_bytes(start + content)
+    try:
+        assert all(isinstance(document, str) for document in documents(path))
+    except UserError as error:
+        assert str(path) in str(error) and "\n" not in str(error)

@@ -191,3 +191,10 @@ def test_bin_shards_need_the_gpt2_tokenizer(tmp_path):
     write_bin(tmp_path / "a.bin", [1, 2, 3])
     with pytest.raises(UserError, match=r"\.bin shards hold GPT-2 tokens"):
         open_corpus(f"{tmp_path}/a.bin", None, "bytes", 0.1)
+
+
+def test_an_id_beyond_the_vocabulary_anywhere_in_validation_shards_is_refused(tmp_path):
+    write_bin(tmp_path / "a.bin", [1, 2, 3])
+    write_bin(tmp_path / "b.bin", [*[1] * 1_000_000, 50257])
+    with pytest.raises(UserError, match="holds id 50257"):
+        open_corpus(f"{tmp_path}/a.bin", f"{tmp_path}/b.bin", "gpt2", 0.1)

@@ -9,6 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from gpt2_jax import config as configs
+from gpt2_jax.cli import die
+from gpt2_jax.config_check import check
 from gpt2_jax.data import readers, sources
 from gpt2_jax.data import text as texts
 from gpt2_jax.data.separator import Separated
@@ -134,6 +137,8 @@ def test_a_folder_says_what_it_reads_and_what_it_leaves_out(tmp_path):
     for part in ("3 files", "1 .txt,", "1 .txt.bz2", "3 hidden", "README.md", "1 .xlsx"):
         assert part in source.summary
     assert open_source(str(tmp_path / "b.txt")).summary == ""
+    (tmp_path / "linked").symlink_to(tmp_path / "sub")
+    assert "1 linked folder" in open_source(str(tmp_path)).summary
     (tmp_path / "guide.md").write_text("a guide")  # now .md files are documents
     assert "README.md" in [path.name for path in open_source(str(tmp_path)).paths]
 
@@ -196,6 +201,17 @@ def test_a_password_is_not_repeated(url):
     with pytest.raises(UserError, match=r"://\*\*\*@") as caught:
         open_source(url)
     assert "SEC" not in str(caught.value) and "RET" not in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["source", "val_source", "tokenizer"])
+def test_a_config_with_a_password_is_refused_before_it_is_stored(field, capsys):
+    config = configs.default()
+    config.data[field] = "https://bob:SECRET@host/x"
+    with pytest.raises(UserError, match=rf"data\.{field}=https://\*\*\*@host/x"):
+        check(config)
+    with pytest.raises(SystemExit):
+        die(f"no such file: {config.data[field]}")
+    assert "SECRET" not in capsys.readouterr().err
 
 
 def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):

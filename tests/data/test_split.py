@@ -4,12 +4,14 @@ import json
 
 import pytest
 
+from gpt2_jax.data import text as texts
 from gpt2_jax.data.corpus import open_plan
 from gpt2_jax.data.preparation import prepare
-from gpt2_jax.data.tokenizer import load_tokenizer
+from gpt2_jax.data.shards import open_prepared
 from gpt2_jax.errors import UserError
+from tests.data.prepared import BYTES, split_documents, write_documents
+from tests.tools import make_text
 
-BYTES = load_tokenizer("bytes")
 SMALL = ["document 6", "document 11", "document 18"]
 LARGE = [f"document {i}" for i in (6, 11, 18, 39, 72, 86, 87, 88)]
 
@@ -75,3 +77,30 @@ def test_a_text_too_short_to_split_is_named(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(UserError, match=r"a\.txt is too short"):
         sides(open_plan(f"{tmp_path}/a.txt", None, 0.1))
+
+
+def test_one_document_is_split_at_its_last_tenth_of_characters(tmp_path):
+    text = make_text(1000).replace("norm", "nörm")
+    (tmp_path / "a.txt").write_text(text)
+    prepare(open_plan(str(tmp_path / "a.txt"), None, 0.1), BYTES, tmp_path / "out")
+    corpus = open_prepared(tmp_path / "out")
+    assert split_documents(corpus.train) == [text[:900]]
+    assert split_documents(corpus.val) == [text[900:]]
+
+
+def test_a_long_single_document_is_split_at_the_same_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(texts, "PIECE_CHARS", 64)
+    text = make_text(1000)
+    (tmp_path / "a.txt").write_text(text)
+    prepare(open_plan(str(tmp_path / "a.txt"), None, 0.1), BYTES, tmp_path / "out")
+    corpus = open_prepared(tmp_path / "out")
+    assert split_documents(corpus.train) == [text[:900]]
+    assert split_documents(corpus.val) == [text[900:]]
+
+
+@pytest.mark.parametrize("n", [2, 3, 15])
+def test_few_documents_leave_neither_side_empty(tmp_path, n):
+    write_documents(tmp_path / "a.jsonl", n)
+    manifest = prepare(open_plan(str(tmp_path / "a.jsonl"), None, 0.1), BYTES, tmp_path / "out")
+    assert manifest.splits["val"].documents == max(1, round(n / 10))
+    assert manifest.splits["train"].documents == n - max(1, round(n / 10))

@@ -1,0 +1,32 @@
+"""The cache folder of users without a home or without the right to write."""
+
+import hashlib
+import os
+
+import pytest
+
+from gpt2_jax import files
+from gpt2_jax.errors import UserError
+
+
+def test_a_user_without_a_home_has_a_cache_among_temporary_files(tmp_path, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as without a passwd entry
+    monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / f"gpt2_jax-{os.getuid()}"
+    assert files.cache_dir() == folder / "gpt2_jax"
+    assert folder.stat().st_mode & 0o777 == 0o700 and not (tmp_path / "~").exists()
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    (tmp_path / "gpt2_jax-12345").mkdir()
+    with pytest.raises(UserError, match=r"XDG_CACHE_HOME.*another user"):
+        files.cache_dir()
+
+
+def test_a_cache_that_cannot_be_written_still_hashes(tmp_path, monkeypatch):
+    def refuse(path, data):
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(files, "write_atomic", refuse)
+    (tmp_path / "a").write_bytes(b"abc")
+    assert files.remembered_sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
