@@ -30,6 +30,7 @@ from gpt2_jax.train.identity import FORMAT_VERSION, Identity, check_format, new_
 
 STRETCHING = ("cosine", "linear", "wsd")  # schedules that depend on train.steps
 TOKENIZER = "tokenizer.json"
+INFO_TYPES = {"run_id": str, "starts": list, "first_checkpoint": int, "wandb_id": str}
 PACKAGES = (
     "jax",
     "jaxlib",
@@ -157,6 +158,9 @@ class RunDirectory:
             return {}
         info = read_fields(self.info_path)
         check_format(info, self.info_path)
+        for name, kind in INFO_TYPES.items():
+            if type(info.get(name)) not in (kind, type(None)):
+                raise UserError(f"{self.info_path} is damaged: {name}={info[name]!r}")
         return info
 
     def change_info(self, **fields: Any) -> None:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gpt2_jax import config as configs
 from gpt2_jax.errors import UserError
@@ -210,7 +209,7 @@ def _check_unsaved(directory: RunDirectory, names: list[str]) -> None:
     first, started = info.get("first_checkpoint"), bool(info.get("starts"))
     if aside := [name for name in names if ".damaged" in name]:
         raise _unusable(directory, f"{aside[0]} is all that checkpoints/ holds")
-    if first is not None and f"{_number(first, directory):08d}.partial" not in names:
+    if first is not None and f"{first:08d}.partial" not in names:
         raise _unusable(directory, f"checkpoints/ holds none, and had that of step {first}")
     if (started or rows) and not os.path.lexists(directory.config_path):
         raise _unusable(directory, "config.json is missing")
@@ -218,12 +217,6 @@ def _check_unsaved(directory: RunDirectory, names: list[str]) -> None:
         raise _unusable(directory, "run.json is missing or has lost its `starts`")
     if started and "run_id" not in info:
         raise _unusable(directory, "run.json has no run_id")
-
-
-def _number(first: Any, directory: RunDirectory) -> int:
-    if type(first) is not int:
-        raise UserError(f"{directory.info_path} is damaged: first_checkpoint={first!r}")
-    return first
 
 
 def _unusable(directory: RunDirectory, reason: str) -> UserError:
