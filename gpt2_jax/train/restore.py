@@ -62,10 +62,10 @@ def open_run(workdir: str, step: int | str | None = None, devices: int | None = 
     directory = RunDirectory(workdir)
     config = directory.read_config()
     config.mesh.data = devices  # this machine may have others than the run had
-    configure_devices(config)
-    mesh, model = make_mesh(config), structure(config.model)
 
     def restore(step: int, folder: Path) -> OpenedRun:
+        configure_devices(config)
+        mesh, model = make_mesh(config), structure(config.model)
         params = restore_params(folder, abstract_params(model, mesh), step)
         identity, info = read_meta(folder).identity, directory.read_info()
         corpus = info.get("corpus") if identity is None else identity.corpus

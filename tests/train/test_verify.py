@@ -309,6 +309,12 @@ def test_without_run_json_weights_can_be_read_and_it_is_said(run, capsys):
     (run / "run.json").unlink()
     assert find_checkpoint(str(run), None) == 12
     assert "run.json" in capsys.readouterr().err
+    change(run / "config.json", seed=5)
+    with pytest.raises(UserError, match="seed"):
+        find_checkpoint(str(run), None)
+    (run / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"config\.json"):
+        open_run(str(run), devices=1)
 
 
 @pytest.mark.parametrize("asked", [None, "best"])
