@@ -132,7 +132,7 @@ def _latest(directory: RunDirectory, checkpoints: Checkpoints) -> int:
         if fault is None:
             return step
         _warn(f"checkpoint {checkpoints.path(step)} is damaged ({fault}): passed over")
-    raise UserError(f"{directory.path} has no usable checkpoint: train it first")
+    raise UserError(f"{directory.path} has no usable checkpoint: train it, or bring one back")
 
 
 def _damage(folder: Path) -> str | None:
