@@ -85,10 +85,8 @@ def find_fault(rows: list[Row], step: int, evaluated: bool, expected: Seal) -> s
             return f"row {number}, of step {after['step']}, comes after step {before['step']}"
     found = seal(rows, step, evaluated)
     if found.count != expected.count:
-        return (
-            f"it has {found.count} of the {expected.count} rows up to step {step}; "
-            f"the last one is of step {found.last} instead of {expected.last}"
-        )
+        until = "" if found.last == expected.last else f", and ends at step {found.last}"
+        return f"it has {found.count} of the {expected.count} rows up to step {step}{until}"
     return None if found == expected else f"a row up to step {step} is not the one written then"
 
 

@@ -62,10 +62,10 @@ def open_run(workdir: str, step: int | str | None = None, devices: int | None = 
     directory = RunDirectory(workdir)
     config = directory.read_config()
     config.mesh.data = devices  # this machine may have others than the run had
-    configure_devices(config)
-    mesh, model = make_mesh(config), structure(config.model)
 
     def restore(step: int, folder: Path) -> OpenedRun:
+        configure_devices(config)
+        mesh, model = make_mesh(config), structure(config.model)
         params = restore_params(folder, abstract_params(model, mesh), step)
         identity, info = read_meta(folder).identity, directory.read_info()
         corpus = info.get("corpus") if identity is None else identity.corpus
@@ -132,7 +132,7 @@ def _latest(directory: RunDirectory, checkpoints: Checkpoints) -> int:
         if fault is None:
             return step
         _warn(f"checkpoint {checkpoints.path(step)} is damaged ({fault}): passed over")
-    raise UserError(f"{directory.path} has no usable checkpoint: train it first")
+    raise UserError(f"{directory.path} has no usable checkpoint: train it, or bring one back")
 
 
 def _damage(folder: Path) -> str | None:

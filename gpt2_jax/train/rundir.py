@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -36,6 +37,7 @@ from gpt2_jax.files import (
 from gpt2_jax.train.identity import FORMAT_VERSION, Identity, check_format, new_run_id, read_fields
 
 STRETCHING = ("cosine", "linear", "wsd")  # schedules that depend on train.steps
+INFO_TYPES = {"run_id": str, "starts": list, "first_checkpoint": int, "wandb_id": str}
 PACKAGES = (
     "jax",
     "jaxlib",
@@ -82,16 +84,18 @@ class RunDirectory:
         self._writing = threading.Lock()  # checkpoints are announced by a thread of their own
 
     def check_usable(self) -> None:
-        """Refuses a path at which no run can be, and creates nothing.
+        """Refuses a path at which no run can be, and leaves nothing there.
 
         Raises:
           UserError: if there is something else, or another process trains there.
         """
+        if not os.path.lexists(self.path):
+            self._try_to_make()
+            return
         with read_errors(self.path):
-            if not os.path.lexists(self.path):
-                return
             if not self.path.is_dir():
-                raise UserError(f"--workdir={self.path} is not a folder; choose another")
+                kind = "is a file" if self.path.is_file() else "is not a folder"
+                raise UserError(f"--workdir={self.path} {kind}; choose another")
             names = [name for name in os.listdir(self.path) if not name.startswith(".")]
         strange = set(names) - {self.info_path.name, TOKENIZER}  # written first
         if strange and not self.config_path.exists() and not self.is_begun():
@@ -102,6 +106,14 @@ class RunDirectory:
         if (self.path / ".lock").is_file():
             with disk_errors(f"--workdir={self.path}"):
                 self._take_lock().close()
+
+    def _try_to_make(self) -> None:
+        with disk_errors(f"--workdir={self.path}"):
+            missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
+            self.path.mkdir(parents=True, exist_ok=True)
+            for path in missing:
+                with suppress(OSError):  # another process has put something there
+                    path.rmdir()
 
     def lock(self) -> None:
         """Makes the directory if it does not exist, and keeps other processes out of it."""
@@ -134,11 +146,9 @@ class RunDirectory:
         """Lets other processes in; if nothing was begun, the place is as it was before."""
         if self._lock is None:
             return
-        try:
-            for path in () if self._claimed else self._made:
+        for path in () if self._claimed else self._made:
+            with suppress(OSError):  # another process has put something there
                 path.rmdir() if path.is_dir() else path.unlink()
-        except OSError:
-            pass  # somebody else has put something there
         self._lock.close()
         self._lock = None
 
@@ -195,6 +205,9 @@ class RunDirectory:
             return {}
         info = read_fields(self.info_path)
         check_format(info, self.info_path)
+        for name, kind in INFO_TYPES.items():
+            if type(info.get(name)) not in (kind, type(None)):
+                raise UserError(f"{self.info_path} is damaged: {name}={info[name]!r}")
         return info
 
     def change_info(self, **fields: Any) -> None:

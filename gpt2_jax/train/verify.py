@@ -19,14 +19,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gpt2_jax import config as configs
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import disk_errors
 from gpt2_jax.track.metrics import Row, find_fault, read_rows
 from gpt2_jax.train.checkpoint import Checkpoints, damage
-from gpt2_jax.train.identity import Meta, read_meta
+from gpt2_jax.train.identity import META, Identity, read_meta
 from gpt2_jax.train.rundir import RunDirectory
 
 # What config.json may call otherwise than a checkpoint, which knows it by its fingerprint.
@@ -122,38 +121,35 @@ def check_identity(directory: RunDirectory, step: int, folder: Path) -> str | No
                 "format_version), so nothing shows that it belongs to config.json"
             )
         raise UserError(f"{folder} was not saved by this run: its meta.json has no run_id")
-    if known is None:
-        return f"{directory.info_path} is missing, or has lost its run_id and more"
-    if meta.identity.run_id != known:
+    if known not in (None, meta.identity.run_id):
         raise UserError(
             f"{folder} belongs to another run (run_id {meta.identity.run_id}, and run.json has "
             f"{known}); move it away, or bring back the files of one run"
         )
     if not (imported and directory.is_started()):
-        _check_config(directory, folder, meta)
-    return None
-
-
-def _check_config(directory: RunDirectory, folder: Path, meta: Meta) -> None:
-    """Refuses a config.json or a run.json that is not what a checkpoint was trained with."""
-    assert meta.identity is not None
-    saved = configs.from_dict(meta.identity.config, folder / "meta.json")
-    now = configs.from_json(directory.config_path)
-    changed = configs.fixed_difference(saved, now)
-    changed = {name: values for name, values in changed.items() if name not in BY_CONTENT}
-    if changed:
-        raise UserError(
-            f"{directory.config_path} is not the config that {folder} was trained with: "
-            f"{configs.listed(changed)}; bring it back (meta.json there has it as `config`)"
-        )
-    info = directory.read_info()
+        _check_config(directory, folder, meta.identity)
+    if known is None:
+        return f"{directory.info_path} is missing, or has lost its run_id and more"
     for name in ("corpus", "tokenizer"):
         was = getattr(meta.identity, name)
-        if was is not None and was != info.get(name):
+        if was not in (None, info.get(name)):
             raise UserError(
                 f"{directory.info_path} names another {name} than {folder} was trained with: "
                 f"{info.get(name)!r} instead of {was!r}; bring run.json back"
             )
+    return None
+
+
+def _check_config(directory: RunDirectory, folder: Path, identity: Identity) -> None:
+    """Refuses a config.json that is not what a checkpoint was trained with."""
+    saved = configs.from_dict(identity.config, folder / META)
+    changed = configs.fixed_difference(saved, configs.from_json(directory.config_path))
+    changed = {name: values for name, values in changed.items() if name not in BY_CONTENT}
+    if changed:
+        raise UserError(
+            f"{directory.config_path} is not the config that {folder} was trained with: "
+            f"{configs.listed(changed)}; bring it back ({META} there has it as `config`)"
+        )
 
 
 def check_rows(directory: RunDirectory, step: int) -> list[Row]:
@@ -210,7 +206,7 @@ def _check_unsaved(directory: RunDirectory, names: list[str]) -> None:
     first, started = info.get("first_checkpoint"), bool(info.get("starts"))
     if aside := [name for name in names if ".damaged" in name]:
         raise _unusable(directory, f"{aside[0]} is all that checkpoints/ holds")
-    if first is not None and f"{_number(first, directory):08d}.partial" not in names:
+    if first is not None and f"{first:08d}.partial" not in names:
         raise _unusable(directory, f"checkpoints/ holds none, and had that of step {first}")
     if (started or rows) and not os.path.lexists(directory.config_path):
         raise _unusable(directory, "config.json is missing")
@@ -218,12 +214,6 @@ def _check_unsaved(directory: RunDirectory, names: list[str]) -> None:
         raise _unusable(directory, "run.json is missing or has lost its `starts`")
     if started and "run_id" not in info:
         raise _unusable(directory, "run.json has no run_id")
-
-
-def _number(first: Any, directory: RunDirectory) -> int:
-    if type(first) is not int:
-        raise UserError(f"{directory.info_path} is damaged: first_checkpoint={first!r}")
-    return first
 
 
 def _unusable(directory: RunDirectory, reason: str) -> UserError:

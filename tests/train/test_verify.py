@@ -123,10 +123,7 @@ REFUSED = {
     "a copy": (lambda r: shutil.copytree(checkpoint(r, 8), checkpoint(r, 50)), "00000050"),
     "an older copy": (lambda r: shutil.copytree(checkpoint(r, 8), checkpoint(r, 3)), "00000003"),
     "renamed": (lambda r: checkpoint(r, 12).rename(checkpoint(r, 14)), "00000014"),
-    "a step that is not the state's": (
-        lambda r: change_meta(r, 12, format_version=99),
-        "format_version 99",
-    ),
+    "a newer checkpoint": (lambda r: change_meta(r, 12, format_version=99), "format_version 99"),
     "no identity": (lambda r: change_meta(r, 12, run_id=None, format_version=None), "00000012"),
     "another's checkpoint": (
         lambda r: (
@@ -145,6 +142,7 @@ REFUSED = {
         "run.json",
     ),
     "no starts": (lambda r: change(r / "run.json", starts=None), "starts"),
+    "starts of another type": (lambda r: change(r / "run.json", starts=5), "starts"),
     "no run_id": (lambda r: change(r / "run.json", run_id=None), "run_id"),
     "newer": (lambda r: change(r / "run.json", format_version=2), "format_version 2"),
     "another corpus": (lambda r: change(r / "run.json", corpus="0" * 64), "corpus"),
@@ -311,6 +309,12 @@ def test_without_run_json_weights_can_be_read_and_it_is_said(run, capsys):
     (run / "run.json").unlink()
     assert find_checkpoint(str(run), None) == 12
     assert "run.json" in capsys.readouterr().err
+    change(run / "config.json", seed=5)
+    with pytest.raises(UserError, match="seed"):
+        find_checkpoint(str(run), None)
+    (run / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"config\.json"):
+        open_run(str(run), devices=1)
 
 
 @pytest.mark.parametrize("asked", [None, "best"])

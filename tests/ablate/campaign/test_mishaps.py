@@ -44,19 +44,31 @@ def test_a_cell_has_the_vocabulary_of_its_own_tokenizer(text_file):
     assert made("bytes").model.vocab_size == 257 and made("gpt2").model.vocab_size == 50257
 
 
-def test_a_damaged_checkpoint_costs_its_wave_the_updates_since(done, text_file, tmp_path):
+def test_a_damaged_checkpoint_costs_its_wave_the_steps_since(done, text_file, tmp_path):
     """Results are to the bit those of the campaign that nothing befell."""
     workdir = tmp_path / "w"
     shutil.copytree(done, workdir)
     shutil.rmtree(workdir / "outcomes")
     first, second = sorted((workdir / "cells").iterdir())
-    for path in (first, second):  # as if killed behind update 16 of 24
-        shutil.rmtree(path / "checkpoints/00000024")
-    (second / "checkpoints/00000016/meta.json").write_text("{}")
+    (second / "checkpoints/00000024/meta.json").write_text("{}")
     _, code = conduct(workdir, base(text_file), TWO)
     assert code == EXIT_FINISHED
-    assert starts(first)[-1]["from_step"] == starts(second)[-1]["from_step"] < 16
+    assert starts(first)[-1]["from_step"] == starts(second)[-1]["from_step"] == 16
     assert (workdir / "results.json").read_bytes() == (done / "results.json").read_bytes()
+
+
+def test_a_cell_whose_checkpoints_are_gone_fails_and_keeps_its_record(done, text_file, tmp_path):
+    workdir = tmp_path / "w"
+    shutil.copytree(done, workdir)
+    shutil.rmtree(workdir / "outcomes")
+    _, second = sorted((workdir / "cells").iterdir())
+    shutil.rmtree(second / "checkpoints")
+    before = (second / "metrics.jsonl").read_bytes()
+    conduct(workdir, base(text_file), TWO)
+    by_seed = {c["values"]["seed"]: c for c in results(workdir)["cells"]}
+    assert by_seed[1]["status"] == "finished" and by_seed[2]["status"] == "failed"
+    assert "checkpoints/" in by_seed[2]["reason"]
+    assert (second / "metrics.jsonl").read_bytes() == before
 
 
 def test_a_cell_that_somebody_trains_by_hand_is_waited_for(text_file, tmp_path, monkeypatch):
