@@ -10,6 +10,7 @@ from gpt2_jax.config import FIELDS, flatten, value_of
 from gpt2_jax.errors import UserError, suggestion
 from gpt2_jax.model.placements.resolve import resolve
 from gpt2_jax.model.placements.validity import depends_on_updates, find_fault
+from gpt2_jax.track.wandb_rules import find_wandb_fault
 
 
 def check(config: ConfigDict) -> None:
@@ -28,6 +29,8 @@ def check(config: ConfigDict) -> None:
     _check_ranges(config)
     _check_model(config)
     _check_batch(config)
+    if fault := find_wandb_fault(config.track.wandb):
+        raise UserError(fault)
     opt, train = config.optimizer, config.train
     if opt.warmup_steps >= train.steps:
         raise UserError(

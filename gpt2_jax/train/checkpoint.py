@@ -26,6 +26,7 @@ import orbax.checkpoint as ocp
 
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import disk_errors, sha256, write_atomic, write_json
+from gpt2_jax.track.metrics import Row, read_rows
 from gpt2_jax.train.state import State
 
 SUMS = "SHA256SUMS"
@@ -155,7 +156,15 @@ class Checkpoints:
             loss = json.loads((self.path(step) / "meta.json").read_text())["val_loss"]
         except (OSError, ValueError, KeyError):
             return None
+        if loss is None:  # a signal cut the evaluation short, and the next start made it
+            loss = next((r.get("val/loss") for r in self._rows() if r["step"] == step), None)
         return loss if loss is not None and math.isfinite(loss) else None
+
+    def _rows(self) -> list[Row]:
+        try:
+            return read_rows(self._folder.parent / "metrics.jsonl")
+        except (OSError, UserError):
+            return []
 
     def _set_aside(self, path: Path) -> None:
         number = 0

@@ -358,7 +358,7 @@ class Run:
 
         def between_batches(done: int, total: int) -> None:
             self.stop.check()
-            self.progress.validating(done, total)
+            self.progress.validating(self.step, done, total)
 
         tokens, limit = self.corpus.val, self.config.train.eval_tokens
         return self.evaluator.score(
@@ -369,9 +369,10 @@ class Run:
         self.progress.note(f"step {self.step}: validation loss {score.loss:.4f}", score.loss)
 
     def _sample(self, tokenizer: Tokenizer, sample: Sample | None) -> str | None:
-        if sample is None or self.config.train.sample_tokens == 0:
+        n = self.config.train.sample_tokens
+        if sample is None or n == 0:
             return None
-        with status(f"writing a sample of {self.config.train.sample_tokens} tokens"):
+        with status(f"compiling the sampler and writing {n} tokens"):
             text = sample(self.config, self.program.structure, self.state.params, tokenizer)
         with disk_errors("sample.txt"):
             write_atomic(self.directory.sample_path, text + "\n")
