@@ -9,6 +9,7 @@ from ml_collections import config_flags
 
 from gpt2_jax import cli
 from gpt2_jax.errors import UserError
+from gpt2_jax.train.signals import StopSignal
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "config file; --config.section.field=value changes a field"
@@ -23,11 +24,12 @@ def main(argv: list[str]) -> None:
         raise UserError("give --config, for example --config=configs/quickstart.py")
     if not _WORKDIR.value:
         raise UserError("give --workdir, for example --workdir=runs/quickstart")
-    # Imported once the flags are known to be right: jax takes a second to load.
-    from gpt2_jax.evaluate.writing import sample_text
-    from gpt2_jax.train.loop import train
+    with StopSignal() as stop:
+        # Imported once the flags are known to be right: jax takes a second to load.
+        from gpt2_jax.evaluate.writing import sample_text
+        from gpt2_jax.train.loop import train
 
-    sys.exit(train(_CONFIG.value, _WORKDIR.value, sample_text))
+        sys.exit(train(_CONFIG.value, _WORKDIR.value, sample_text, stop))
 
 
 if __name__ == "__main__":

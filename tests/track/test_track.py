@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from gpt2_jax.ablate import drawing
 from gpt2_jax.errors import UserError
 from gpt2_jax.track.bar import Progress
 from gpt2_jax.track.metrics import MetricsFile, read_rows
@@ -103,3 +104,18 @@ def test_in_a_log_file_progress_is_a_line_every_so_often(monkeypatch, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert 3 <= len(lines) <= 20
     assert lines[0].startswith("step ") and "loss 2.5000" in lines[0] and "tok/s" in lines[0]
+
+
+def test_names_with_dollar_signs_are_drawn_as_they_are(tmp_path):
+    """As a formula, a$b_{$ is an error."""
+    plot_loss([{"step": 1, "train/loss": 1.0}], tmp_path / "loss.png", "a$b_{$", "c$^$")
+    figure, (panel,) = drawing.panels(1, 1)
+    panel.plot([1, 2], [3, 4], label="x$_{$")
+    panel.set_xscale("log", base=2)
+    drawing.powers_of_two(panel.xaxis)
+    panel.set_yticks([3], ["y$_{$"])
+    drawing.plain(panel, "t$_{$", "l$_{$")
+    drawing.legend(figure, [panel])
+    drawing.save(figure, tmp_path / "figure", (".png",))
+    assert {path.name for path in tmp_path.iterdir()} == {"loss.png", "figure.png"}
+    assert panel.xaxis.get_major_formatter()(2.0**-11, None) == "2⁻¹¹"
