@@ -253,6 +253,8 @@ class Run:
         elif record.unfinished is not None:
             self._complete_row(record.unfinished)
         until = self.step if record.is_stale() else steps
+        if until > self.step:  # a longer run: the sample is that of its former end
+            self.directory.sample_path.unlink(missing_ok=True)
         self.progress.start()
         with Prefetch(self.sampler.batch, self.program.put, self.step, until) as batches:
             before: jax.Array | None = None
@@ -338,7 +340,7 @@ class Run:
             self.record.write(self._row())
 
     def _row(self) -> Row:
-        """Reads the pending update's metrics from the devices: the only read in the loop."""
+        """Reads the pending step's metrics from the devices: the only read in the loop."""
         assert self.pending is not None
         (step, metrics, figures), self.pending = self.pending, None
         read = jax.device_get(metrics | figures)

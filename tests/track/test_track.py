@@ -10,7 +10,7 @@ from gpt2_jax.ablate import drawing
 from gpt2_jax.errors import UserError
 from gpt2_jax.track.bar import Progress
 from gpt2_jax.track.metrics import MetricsFile, read_rows
-from gpt2_jax.track.plot import plot_loss
+from gpt2_jax.track.plot import _draw_losses, plot_loss
 from gpt2_jax.track.throughput import peak_flops, utilisation
 
 
@@ -104,6 +104,22 @@ def test_in_a_log_file_progress_is_a_line_every_so_often(monkeypatch, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert 3 <= len(lines) <= 20
     assert lines[0].startswith("step ") and "loss 2.5000" in lines[0] and "tok/s" in lines[0]
+
+
+@pytest.mark.parametrize(("n", "labels"), [
+    (10, {"training", "validation"}), (100, {"training", "training, running mean", "validation"}),
+])  # fmt: skip
+def test_every_entry_of_the_legend_has_a_line_that_can_be_seen(n, labels):
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    train = np.array([(step, 5 / (step + 1) + step % 3) for step in range(n)])
+    _draw_losses(axes, train, np.array([(0, 5.0), (n, 1.0)]))
+    lines, names = axes.get_legend_handles_labels()
+    assert set(names) == labels
+    assert all((line.get_alpha() or 1) == 1 for line in lines)
+    drawn = [line.get_ydata().tolist() for line in lines]
+    assert all(drawn.count(one) == 1 for one in drawn)
 
 
 def test_names_with_dollar_signs_are_drawn_as_they_are(tmp_path):
