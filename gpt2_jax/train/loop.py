@@ -84,7 +84,7 @@ def _train(config: ConfigDict, workdir: str, sample: Sample | None, stop: StopSi
         configure_devices(config)
         if config.optimizer.frozen or config.optimizer.lr_multipliers:
             rate_factors(config, structure(config.model))  # a wrong pattern is said at once
-        say(f"opening the text: {data.source}")
+        say("preparing the text")
         with stop.immediate():
             corpus, tokenizer = open_corpus(
                 data.source, data.val_source, data.tokenizer, data.val_fraction
