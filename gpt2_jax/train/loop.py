@@ -69,7 +69,7 @@ def train(
         try:
             return _train(config, workdir, sample, stop)
         except Stopped as signal:
-            print(f"stopped by {signal} before the first step; {_go_on()}")
+            print(f"stopped by {signal} before training began; {_go_on()}")
             return EXIT_STOPPED
 
 
@@ -362,6 +362,7 @@ class Run:
             self.stop.check()
             self.progress.validating(self.step, done, total)
 
+        self.stop.check()  # before the evaluation is compiled
         tokens, limit = self.corpus.val, self.config.train.eval_tokens
         return self.evaluator.score(
             self.state.params, self.step, tokens, limit, between_batches=between_batches

@@ -19,13 +19,19 @@ def full_disk():
     return open("/dev/full", "w")
 
 
-@pytest.mark.parametrize("broken", [broken_pipe, full_disk])
+def closed_file():
+    stream = open(os.devnull, "w")
+    stream.close()
+    return stream
+
+
+@pytest.mark.parametrize("broken", [broken_pipe, full_disk, closed_file])
 @pytest.mark.parametrize("name", ["stdout", "stderr"])
 def test_a_stream_that_takes_nothing_stops_nothing(monkeypatch, name, broken):
     stream = broken()
     with monkeypatch.context() as patch:
         patch.setattr(sys, name, stream)
-        with pytest.raises(OSError):
+        with pytest.raises((OSError, ValueError)):
             print("x" * 100_000, file=stream, flush=True)
         with forgiving_output():
             for _ in range(3):
@@ -34,7 +40,8 @@ def test_a_stream_that_takes_nothing_stops_nothing(monkeypatch, name, broken):
             with status("working"):
                 say("a line")
         assert getattr(sys, name) is stream
-        stream.flush()  # as Python does when it exits, with exit code 120 if that fails
+        if not stream.closed:
+            stream.flush()  # as Python does when it exits, with exit code 120 if that fails
 
 
 @pytest.mark.parametrize("name", ["stdout", "stderr"])

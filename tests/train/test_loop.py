@@ -231,7 +231,7 @@ def test_a_signal_before_the_first_step_leaves_nothing_to_save(
     workdir = tmp_path / "run"
     assert loop.train(config(text_file), str(workdir)) == 75
     assert not (workdir / "metrics.jsonl").exists() and not (workdir / "checkpoints").exists()
-    assert "stopped by SIGHUP before the first step" in capsys.readouterr().out
+    assert "stopped by SIGHUP before training began" in capsys.readouterr().out
 
 
 def test_the_loss_curve_is_there_from_the_first_evaluation_on(text_file, tmp_path, monkeypatch):
