@@ -8,6 +8,7 @@ from absl import app, flags
 
 from gpt2_jax import cli
 from gpt2_jax.errors import UserError
+from gpt2_jax.train.signals import StopSignal
 
 _CONFIG = cli.define_config("config file; --config.section.field=value changes a field")
 _WORKDIR = flags.DEFINE_string("workdir", None, "where the run is, or is to be")
@@ -20,11 +21,12 @@ def main(argv: list[str]) -> None:
         raise UserError("give --config, for example --config=configs/quickstart.py")
     if not _WORKDIR.value:
         raise UserError("give --workdir, for example --workdir=runs/quickstart")
-    # Imported once the flags are known to be right: jax takes a second to load.
-    from gpt2_jax.evaluate.writing import sample_text
-    from gpt2_jax.train.loop import train
+    with StopSignal() as stop:
+        # Imported once the flags are known to be right: jax takes a second to load.
+        from gpt2_jax.evaluate.writing import sample_text
+        from gpt2_jax.train.loop import train
 
-    sys.exit(train(_CONFIG.value, _WORKDIR.value, sample_text))
+        sys.exit(train(_CONFIG.value, _WORKDIR.value, sample_text, stop))
 
 
 if __name__ == "__main__":

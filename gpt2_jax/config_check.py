@@ -17,6 +17,7 @@ from gpt2_jax.config_field import INT_MAX
 from gpt2_jax.errors import UserError
 from gpt2_jax.model.placements.resolve import resolve
 from gpt2_jax.model.placements.validity import depends_on_updates, find_fault
+from gpt2_jax.track.wandb_rules import find_wandb_fault
 
 LEAST_VAL_FRACTION = 1e-6  # 20 / fraction documents are looked at before the split is decided
 LISTED = 12  # divisors that an error lists at most
@@ -56,6 +57,8 @@ def check_sense(config: ConfigDict) -> None:
     _check_model(config)
     _check_batch(config)
     _check_warmup(config)
+    if fault := find_wandb_fault(config.track.wandb):
+        raise UserError(fault)
     check_split(
         config.data.val_fraction, config.data.val_source, "data.val_fraction", "data.val_source"
     )

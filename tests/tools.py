@@ -113,7 +113,7 @@ def run(*command, tmp: Path, timeout: float = 300, **extra: str) -> subprocess.C
 def one_line_error(done) -> str:
     """Asserts that a process ended as on wrong input, and returns its line."""
     assert done.returncode == 2, done.stdout + done.stderr
-    status = ("preparing", "opening the text")
+    status = "preparing"
     lines = [line for line in done.stderr.split("\n") if line and not line.startswith(status)]
     assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
     return lines[0]

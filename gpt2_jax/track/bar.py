@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from datetime import timedelta
 
 from tqdm import tqdm
 
@@ -40,7 +39,7 @@ class Progress:
                 total=self._steps,
                 initial=self._first,
                 dynamic_ncols=True,
-                bar_format="{percentage:3.0f}% {bar} {n}/{total} [{elapsed}<{remaining}{postfix}]",
+                bar_format="{percentage:3.0f}% {bar} {n}/{total} [{elapsed}{postfix}]",
                 mininterval=0.0,
             )
 
@@ -52,11 +51,11 @@ class Progress:
         if self._bar is not None:
             self._update_bar(self._numbers())
         else:
-            left = timedelta(seconds=round((self._steps - step) / max(self._speed(), 1e-9)))
-            say(f"step {step}/{self._steps}  {self._numbers()}  {left} left")
+            say(f"step {step}/{self._steps}  {self._numbers()}")
 
-    def validating(self, done: int, total: int) -> None:
-        """Shows how much of an evaluation is done."""
+    def validating(self, step: int, done: int, total: int) -> None:
+        """Shows how much of the evaluation after `step` is done."""
+        self._step = step
         if not self._is_time():
             return
         share = f"validating {100 * done / total:.0f}%"
@@ -105,4 +104,7 @@ class Progress:
         return (self._step - self._first) / max(time.monotonic() - self._started, 1e-9)
 
     def _numbers(self) -> str:
-        return f"{self._loss}{self._val}{self._speed() * self._tokens:,.0f} tok/s"
+        # tqdm's own estimate would count the evaluations.
+        left = tqdm.format_interval((self._steps - self._step) / max(self._speed(), 1e-9))
+        speed = f"{self._speed() * self._tokens:,.0f} tok/s"
+        return f"{left} left, {self._loss}{self._val}{speed}"

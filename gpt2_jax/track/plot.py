@@ -79,9 +79,12 @@ def plot_loss(rows: list[Row], path: Path, title: str, subtitle: str) -> None:
 
 def _draw_losses(axes: Any, train: np.ndarray, val: np.ndarray) -> None:
     if len(train):
-        axes.plot(*train.T, color=_PALE, linewidth=1.2, label="training")
-        label = "training, running mean"
-        axes.plot(train[:, 0], _smooth(train[:, 1]), color=_BLUE, linewidth=2, label=label)
+        smooth = _smooth(train[:, 1])
+        label = "training"
+        if not np.allclose(smooth, train[:, 1]):  # else one line would hide the other
+            axes.plot(*train.T, color=_PALE, linewidth=1.2, label="training")
+            label = "training, running mean"
+        axes.plot(train[:, 0], smooth, color=_BLUE, linewidth=2, label=label)
     if len(val) > 1 and val[0, 0] == 0:
         val = val[1:]  # the loss before the first step would stretch the axis for all the others
     if len(val):
@@ -96,7 +99,7 @@ def _draw_losses(axes: Any, train: np.ndarray, val: np.ndarray) -> None:
             va="center",
             weight="bold",
         )
-        axes.margins(x=0.09)
+        axes.margins(x=0.11)
     values = np.concatenate([train[:, 1], val[:, 1]]) if len(train) + len(val) else np.ones(1)
     low, high = np.min(values), np.percentile(values, 98)
     axes.set_ylim(low - 0.06 * (high - low + 1e-3), high + 0.04 * (high - low + 1e-3))

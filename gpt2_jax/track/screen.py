@@ -11,21 +11,22 @@ from typing import Any, TextIO, cast
 
 from tqdm import tqdm
 
+_FAILURES = (OSError, ValueError)  # a ValueError says that the file is closed
 _unfinished: str | None = None  # what `status` has printed without its time yet
 
 
 class _Output:
     """A text stream whose failures are not those of the program that writes to it.
 
-    A closed pipe, a full disk or a terminal that is gone loses text and nothing else. Characters
-    that the stream's encoding lacks are written as backslash escapes.
+    A closed pipe, a closed file, a full disk or a terminal that is gone loses text and nothing
+    else. Characters that the stream's encoding lacks are written as backslash escapes.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        with suppress(OSError):
+        with suppress(*_FAILURES):
             try:
                 self._stream.write(text)
             except UnicodeEncodeError:
@@ -34,7 +35,7 @@ class _Output:
         return len(text)
 
     def flush(self) -> None:
-        with suppress(OSError):
+        with suppress(*_FAILURES):
             self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
@@ -111,8 +112,8 @@ def _settle(stream: TextIO | None) -> None:
         return
     try:
         stream.flush()
-    except OSError:
-        with suppress(OSError):
+    except _FAILURES:
+        with suppress(*_FAILURES):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, stream.fileno())
             os.close(null)

@@ -26,6 +26,7 @@ from gpt2_jax.track.metrics import Row
 INIT_SECONDS = 10
 FINISH_SECONDS = 15
 CONFIRM_SECONDS = 10
+OFFLINE = "offline-run"  # how the folders of offline parts begin
 SEND_SECONDS = 2  # how often rows leave; wandb's own 15 s are lost when the process is killed
 
 
@@ -169,7 +170,7 @@ class WandbLog:
             return
         if arrived < self._n_rows:
             self._fail(
-                f"wandb: the server has {arrived} of {self._n_rows} rows; to upload the others: "
+                f"wandb: the server has {arrived} of {self._n_rows} rows; to upload all again: "
                 f"{self._sync_command('run')}"
             )
 
@@ -178,7 +179,8 @@ class WandbLog:
         self._say(line)
 
     def _sync_command(self, kind: str) -> str:
-        return sync_command(f"{self._options.workdir}/wandb/{kind}-*-{self._options.run_id}")
+        parts = f"{self._options.workdir}/wandb/{kind}-*-{self._options.run_id}"
+        return sync_command(parts, online=kind != OFFLINE)
 
     def _send(self, run: Any, row: Row) -> None:
         if row["step"] >= self._next_step:
@@ -207,7 +209,7 @@ class WandbLog:
         earlier = offline_runs(self._options.workdir, self._options.run_id)
         run = self._init("offline")
         self._next_step = 1 + max(map(last_step, earlier), default=-1)
-        self._say(f"wandb: offline; to upload: {self._sync_command('offline-run')}")
+        self._say(f"wandb: offline; to upload: {self._sync_command(OFFLINE)}")
         return run
 
     def _init(self, mode: Any) -> Any:
@@ -239,12 +241,16 @@ class WandbLog:
         )
 
 
-def sync_command(parts: str) -> str:
+def sync_command(parts: str, online: bool = False) -> str:
     """Returns the command that uploads parts, given as globs, one by one.
 
     Given several at once, wandb uploads them side by side, and one cut short stops the others.
+
+    Args:
+      online: whether there are parts of online runs among them, which wandb skips otherwise.
     """
-    return f'for p in {parts}; do wandb sync "$p"; done'
+    flag = " --include-online" if online else ""
+    return f'for p in {parts}; do wandb sync{flag} "$p"; done'
 
 
 def _rows_on_server(path: str, wanted: int) -> int:
@@ -253,7 +259,7 @@ def _rows_on_server(path: str, wanted: int) -> int:
 
     deadline = time.monotonic() + CONFIRM_SECONDS / 2
     while True:
-        arrived = int(wandb.Api(timeout=CONFIRM_SECONDS // 3).run(path).historyLineCount)
+        arrived = int(wandb.Api(timeout=max(1, CONFIRM_SECONDS // 3)).run(path).historyLineCount)
         if arrived >= wanted or time.monotonic() > deadline:
             return arrived
         time.sleep(1.0)
@@ -261,7 +267,7 @@ def _rows_on_server(path: str, wanted: int) -> int:
 
 def offline_runs(workdir: Path, run_id: str) -> list[Path]:
     """Returns the folders of this run's offline parts, oldest first."""
-    return sorted((workdir / "wandb").glob(f"offline-run-*-{run_id}"))
+    return sorted((workdir / "wandb").glob(f"{OFFLINE}-*-{run_id}"))
 
 
 def history(folder: Path) -> list[dict[str, Any]]:

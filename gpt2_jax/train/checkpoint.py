@@ -30,7 +30,7 @@ import orbax.checkpoint as ocp
 
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import disk_errors, plain_path, read_errors, sha256, write_atomic, write_json
-from gpt2_jax.track.metrics import Seal
+from gpt2_jax.track.metrics import Seal, read_rows
 from gpt2_jax.train.identity import META, Identity, Meta, finite, read_meta
 from gpt2_jax.train.state import State
 
@@ -313,7 +313,20 @@ def _val_loss(folder: Path) -> float | None:
             whole = False
     if not whole:
         raise UserError(f"checkpoint {folder} is damaged ({META} changed)")
-    return read_meta(folder).val_loss
+    meta = read_meta(folder)
+    return _recorded_loss(folder, meta.step) if meta.val_loss is None else meta.val_loss
+
+
+def _recorded_loss(folder: Path, step: int) -> float | None:
+    """Returns a step's validation loss in metrics.jsonl: of an evaluation made after a restart.
+
+    A signal that ends an evaluation saves the step without its loss.
+    """
+    try:
+        rows = read_rows(folder.parent.parent / "metrics.jsonl")
+    except UserError:
+        return None
+    return finite(next((row.get("val/loss") for row in rows if row["step"] == step), None))
 
 
 def _by_name(sums: str) -> dict[str, str]:

@@ -72,7 +72,7 @@ def train(
         try:
             return _train(config, workdir, sample, stop)
         except Stopped as signal:
-            print(f"stopped by {signal} before the first step; {_go_on()}")
+            print(f"stopped by {signal} before training began; {_go_on()}")
             return EXIT_STOPPED
 
 
@@ -86,7 +86,7 @@ def _train(config: ConfigDict, workdir: str, sample: Sample | None, stop: StopSi
     configure_devices(config)
     if config.optimizer.frozen or config.optimizer.lr_multipliers:
         rate_factors(config, structure(config.model))  # a wrong pattern is said at once
-    say(f"opening the text: {data.source}")
+    say("preparing the text")
     with stop.immediate():
         corpus, tokenizer = open_corpus(
             data.source,
@@ -265,6 +265,8 @@ class Run:
         elif record.unfinished is not None:
             self._complete_row(record.unfinished)
         until = self.step if record.is_stale() else steps
+        if until > self.step:  # a longer run: the sample is that of its former end
+            self.directory.sample_path.unlink(missing_ok=True)
         self.progress.start()
         with Prefetch(self.sampler.batch, self.program.put, self.step, until) as batches:
             before: jax.Array | None = None
@@ -350,7 +352,7 @@ class Run:
             self.record.write(self._row())
 
     def _row(self) -> Row:
-        """Reads the pending update's metrics from the devices: the only read in the loop."""
+        """Reads the pending step's metrics from the devices: the only read in the loop."""
         assert self.pending is not None
         (step, metrics, figures), self.pending = self.pending, None
         read = jax.device_get(metrics | figures)
@@ -370,8 +372,9 @@ class Run:
 
         def between_batches(done: int, total: int) -> None:
             self.stop.check()
-            self.progress.validating(done, total)
+            self.progress.validating(self.step, done, total)
 
+        self.stop.check()  # before the evaluation is compiled
         tokens, limit = self.corpus.val, self.config.train.eval_tokens
         return self.evaluator.score(
             self.state.params, self.step, tokens, limit, between_batches=between_batches
@@ -381,9 +384,10 @@ class Run:
         self.progress.note(f"step {self.step}: validation loss {score.loss:.4f}", score.loss)
 
     def _sample(self, tokenizer: Tokenizer, sample: Sample | None) -> str | None:
-        if sample is None or self.config.train.sample_tokens == 0:
+        n = self.config.train.sample_tokens
+        if sample is None or n == 0:
             return None
-        with status(f"writing a sample of {self.config.train.sample_tokens} tokens"):
+        with status(f"compiling the sampler and writing {n} tokens"):
             text = sample(self.config, self.program.structure, self.state.params, tokenizer)
         with disk_errors("sample.txt"):
             write_atomic(self.directory.sample_path, text + "\n")

@@ -1,4 +1,4 @@
-"""The compiled train step, and what can be known of it before the first update."""
+"""The compiled train step, and what can be known of it before the first step."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Program:
     Attributes:
       batch_shape: of the token ids (B, T+1), with their sharding.
       step: `(state, batch) -> (state, metrics)`; donates the state.
-      init: makes the state before the first update. shapes: of the state, with shardings.
+      init: makes the state before the first step. shapes: of the state, with shardings.
       attention: the kernel that is in the compiled step.
       peak_bytes: memory of one device at the step's peak, None where XLA does not say.
       compile_seconds: time taken by lowering and compiling.
@@ -60,12 +60,12 @@ class Program:
         return jax.device_put(batch, by_rows(self.mesh))
 
     def start(self, batch: np.ndarray) -> State:
-        """Returns the state before the first update, which is to be of this batch (B, T+1)."""
+        """Returns the state before the first step, which uses this batch (B, T+1)."""
         state = self.init()
         return state._replace(params=profiled(self.structure, self.mesh, state.params, batch))
 
     def trial_seconds(self, batch: np.ndarray) -> float:
-        """Returns how long an update takes here, measured on a state that is thrown away."""
+        """Returns how long a step takes here, measured on a state that is thrown away."""
         state, taken = self.init(), []
         for _ in range(3):
             started = time.monotonic()

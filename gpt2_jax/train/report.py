@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+import textwrap
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -102,7 +104,9 @@ def start_report(
         "expected": _expected(train.steps - first_step, step_seconds)
         + f"; compiled in {program.compile_seconds:.1f} s",
     }
-    return "\n".join(f"{name:<10} {text}" for name, text in lines.items())
+    width = shutil.get_terminal_size(fallback=(100, 24)).columns
+    wrap = textwrap.TextWrapper(width, subsequent_indent=" " * 11, break_on_hyphens=False)
+    return "\n".join(wrap.fill(f"{name:<10} {text}") for name, text in lines.items())
 
 
 def _overrides(model: ConfigDict) -> str:

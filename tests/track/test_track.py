@@ -6,10 +6,11 @@ import math
 import numpy as np
 import pytest
 
+from gpt2_jax.ablate import drawing
 from gpt2_jax.errors import UserError
 from gpt2_jax.track.bar import Progress
 from gpt2_jax.track.metrics import MetricsFile, read_rows
-from gpt2_jax.track.plot import plot_loss
+from gpt2_jax.track.plot import _draw_losses, plot_loss
 from gpt2_jax.track.throughput import peak_flops, utilisation
 
 
@@ -103,3 +104,34 @@ def test_in_a_log_file_progress_is_a_line_every_so_often(monkeypatch, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert 3 <= len(lines) <= 20
     assert lines[0].startswith("step ") and "loss 2.5000" in lines[0] and "tok/s" in lines[0]
+
+
+@pytest.mark.parametrize(("n", "labels"), [
+    (10, {"training", "validation"}), (100, {"training", "training, running mean", "validation"}),
+])  # fmt: skip
+def test_every_entry_of_the_legend_has_a_line_that_can_be_seen(n, labels):
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    train = np.array([(step, 5 / (step + 1) + step % 3) for step in range(n)])
+    _draw_losses(axes, train, np.array([(0, 5.0), (n, 1.0)]))
+    lines, names = axes.get_legend_handles_labels()
+    assert set(names) == labels
+    assert all((line.get_alpha() or 1) == 1 for line in lines)
+    drawn = [line.get_ydata().tolist() for line in lines]
+    assert all(drawn.count(one) == 1 for one in drawn)
+
+
+def test_names_with_dollar_signs_are_drawn_as_they_are(tmp_path):
+    """As a formula, a$b_{$ is an error."""
+    plot_loss([{"step": 1, "train/loss": 1.0}], tmp_path / "loss.png", "a$b_{$", "c$^$")
+    figure, (panel,) = drawing.panels(1, 1)
+    panel.plot([1, 2], [3, 4], label="x$_{$")
+    panel.set_xscale("log", base=2)
+    drawing.powers_of_two(panel.xaxis)
+    panel.set_yticks([3], ["y$_{$"])
+    drawing.plain(panel, "t$_{$", "l$_{$")
+    drawing.legend(figure, [panel])
+    drawing.save(figure, tmp_path / "figure", (".png",))
+    assert {path.name for path in tmp_path.iterdir()} == {"loss.png", "figure.png"}
+    assert panel.xaxis.get_major_formatter()(2.0**-11, None) == "2⁻¹¹"

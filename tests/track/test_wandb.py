@@ -4,11 +4,14 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 
 import pytest
 
+from gpt2_jax.track import wandb_log
 from gpt2_jax.track.metrics import read_rows
-from gpt2_jax.track.wandb_log import history, offline_runs
+from gpt2_jax.track.wandb_log import WandbLog, WandbOptions, history, offline_runs
 from tests import tools
 from tests.tools import environment, make_text, run
 from tests.track.wandb_server import WandbServer
@@ -61,11 +64,59 @@ def test_an_online_run_has_every_row_config_summary_and_pictures(place):
     assert "/runs/" in done.stderr
     assert_every_row_arrived_once(stored.history(), workdir)
     assert set(stored.arrivals.values()) == {1}
-    assert stored.config["model"]["value"]["n_layer"] == 2
-    assert stored.summary["final/val/loss"] == stored.history()[-1]["val/loss"]
+    info = json.loads((workdir / "run.json").read_text())
+    config = {name: entry["value"] for name, entry in stored.config.items() if name != "_wandb"}
+    assert config["model"]["n_layer"] == 2
+    assert config["model"].items() >= info["placement"].items()  # resolved, none of them empty
+    assert config["run"]["parameters"] == info["parameters"]
+    assert config["run"]["devices"] == info["devices"]
+    assert config["run"]["versions"] == info["starts"][0]["versions"]
+    assert stored.job_type == "train"
+    rows = stored.history()
+    best = min((row for row in rows if "val/loss" in row), key=lambda row: row["val/loss"])
+    assert stored.summary["final/val/loss"] == rows[-1]["val/loss"]
+    assert stored.summary["best/val_loss"] == best["val/loss"]
+    assert stored.summary["best/step"] == best["_step"]
+    assert [row["perf/flops"] for row in rows] == [
+        info["flops_per_token"] * row["tokens"] for row in rows
+    ]
     assert any(name.startswith("media/images/loss_curve") for name in stored.files)
     assert any(name.startswith("media/html/sample") for name in stored.files)
     assert stored.exit_code == 0
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_rows_that_the_server_lacks_are_counted_and_can_be_synced(tmp_path, monkeypatch, streams):
+    """A server that takes the run and refuses its rows."""
+    import wandb
+
+    monkeypatch.setattr(wandb_log, "CONFIRM_SECONDS", 3)
+    said, rows = [], [{"step": n, "train/loss": float(n)} for n in range(5)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with WandbServer(streams) as server:
+        env = wandb_environment(server.url)
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        wandb.teardown()  # of what another test has set up in this process
+        unset = dict.fromkeys(("project", "entity", "name", "group"))
+        options = WandbOptions(run_id="abcd1234", workdir=tmp_path, mode="online", tags=(),
+                               job_type="train", **unset)  # fmt: skip
+        log = WandbLog(options, {}, rows[:2], said.append)
+        for row in rows[2:]:
+            log.log(row)
+        log.close(0)
+        wandb.teardown()
+        (stored,) = server.runs.values()
+        if streams:
+            assert log.problem is None and len(said) == 1
+        else:
+            assert "0 of 5 rows" in log.problem and said[-1] == log.problem
+            server.streams = True
+            *_, sync = log.problem.partition("for p in ")
+            command = f"for p in {sync}".replace("wandb sync", f"{sys.executable} -m wandb sync")
+            subprocess.run(["sh", "-c", command], env=environment(tmp_path, **env), check=True,
+                           capture_output=True)  # fmt: skip
+        assert_every_row_arrived_once(stored.history(), tmp_path)
 
 
 def test_a_kill_and_a_resume_leave_one_run_with_every_row_once(place):
@@ -129,7 +180,7 @@ def test_a_server_that_is_away_stops_nothing(place, answering):
             listener.listen(50)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         done = train(place, workdir, **wandb_environment(url))
-    assert "going on offline" in done.stderr
+    assert "continuing offline" in done.stderr
     run_id = json.loads((workdir / "run.json").read_text())["wandb_id"]
     (part,) = offline_runs(workdir, run_id)
     assert_every_row_arrived_once(history(part), workdir)

@@ -28,6 +28,7 @@ class StoredRun:
     arrivals: dict = field(default_factory=dict)
     files: dict = field(default_factory=dict)
     exit_code: int | None = None
+    job_type: str | None = None
 
     def history(self):
         return [json.loads(self.lines[i]) for i in sorted(self.lines)]
@@ -111,6 +112,7 @@ class WandbServer:
                 run = self.runs.setdefault(values["name"], StoredRun(project, values["name"]))
                 if values.get("config"):
                     run.config = json.loads(values["config"])
+                run.job_type = values.get("jobType") or run.job_type
                 return {"upsertBucket": {"bucket": run.bucket(), "inserted": new}}
             case "GetDefaultEntity":
                 return {"viewer": {"id": "u", "entity": ENTITY, "username": ENTITY}}

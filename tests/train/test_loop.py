@@ -1,6 +1,7 @@
 """The loop in this process: what it reads from the devices, writes down, and stops at."""
 
 import json
+import signal
 import threading
 from collections import Counter
 
@@ -13,6 +14,7 @@ from gpt2_jax.errors import Diverged, UserError
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.train import loop
 from gpt2_jax.train.program import kernel_of
+from gpt2_jax.train.restore import open_run
 from tests import tools
 
 
@@ -24,7 +26,7 @@ def config(text_file, **changes):
             "train.log_every": 5,
             "train.eval_every": 10,
             "train.checkpoint_every": 20,
-            "train.eval_tokens": 96,
+            "train.eval_tokens": 192,
             "track.wandb.mode": "disabled",
             "mesh.data": 2,
             **changes,
@@ -171,3 +173,79 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_continues(trained, tex
         {k: v for k, v in row.items() if not k.startswith("perf")} for row in read_rows(path)
     ]
     assert strip(workdir / "metrics.jsonl") == strip(trained[0] / "metrics.jsonl")
+
+
+def without_timings(workdir):
+    rows = read_rows(workdir / "metrics.jsonl")
+    timings = ("perf/tokens_per_sec", "perf/step_ms", "perf/seconds")
+    return [{k: v for k, v in row.items() if k not in timings} for row in rows]
+
+
+def signal_in_evaluation(patch, at):
+    """Sends SIGTERM in the evaluation after a step, between two batches."""
+    shown = loop.Progress.validating
+
+    def validating(self, step, done, total):
+        if step == at and done == 1:
+            signal.raise_signal(signal.SIGTERM)
+        shown(self, step, done, total)
+
+    patch.setattr(loop.Progress, "validating", validating)
+
+
+def test_a_signal_in_an_evaluation_stops_it_and_the_next_start_makes_it(
+    trained, text_file, tmp_path, capsys
+):
+    """Before the first step, at a step that is not saved otherwise, and at the end."""
+    workdir, made = tmp_path / "run", config(text_file, train__steps=40)
+    for at, rows in ((0, 0), (10, 3), (40, 9)):
+        with pytest.MonkeyPatch.context() as patch:
+            signal_in_evaluation(patch, at)
+            assert loop.train(made, str(workdir), lambda *args: "a sample") == 75
+        found = read_rows(workdir / "metrics.jsonl")
+        assert len(found) == rows and not any(
+            "val/loss" in row for row in found if row["step"] == at
+        )
+        assert (workdir / "checkpoints" / f"{at:08d}").exists() == (at > 0)
+        assert "stopped by SIGTERM" in capsys.readouterr().out
+    assert loop.train(made, str(workdir), lambda *args: "a sample") == 0
+    assert without_timings(workdir) == without_timings(trained[0])
+    seconds = [row["perf/seconds"] for row in read_rows(workdir / "metrics.jsonl")]
+    assert seconds == sorted(seconds) and seconds[0] == 0 < seconds[1]
+    ours, theirs = open_run(str(workdir)), open_run(str(trained[0]))
+    assert ours.step == theirs.step == 40
+    jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+    best = min(read_rows(workdir / "metrics.jsonl"), key=lambda r: r.get("val/loss", np.inf))
+    assert loop.Checkpoints(workdir / "checkpoints").best() == best["step"]
+
+
+@pytest.mark.parametrize("phase", ["open_corpus", "compile_program"])
+def test_a_signal_before_the_first_step_leaves_nothing_to_save(
+    text_file, tmp_path, monkeypatch, phase, capsys
+):
+    def signalled(*args):
+        signal.raise_signal(signal.SIGHUP)
+        raise AssertionError("went on")
+
+    monkeypatch.setattr(loop, phase, signalled)
+    workdir = tmp_path / "run"
+    assert loop.train(config(text_file), str(workdir)) == 75
+    assert not (workdir / "metrics.jsonl").exists() and not (workdir / "checkpoints").exists()
+    assert "stopped by SIGHUP before training began" in capsys.readouterr().out
+
+
+def test_the_loss_curve_is_there_from_the_first_evaluation_on(text_file, tmp_path, monkeypatch):
+    workdir, seen = tmp_path / "a$b_{$", []
+    real = loop.Record.is_kept
+
+    def is_kept(self, row):
+        if row["step"] == 20:
+            self._curve.close()  # waits for the picture in progress
+            seen.append((workdir / "loss.png").read_bytes()[:4])
+            raise KeyboardInterrupt
+        return real(self, row)
+
+    monkeypatch.setattr(loop.Record, "is_kept", is_kept)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(config(text_file, train__steps=40), str(workdir))
+    assert seen == [b"\x89PNG"]

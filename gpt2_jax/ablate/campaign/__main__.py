@@ -23,6 +23,7 @@ from gpt2_jax import cli
 from gpt2_jax.ablate.campaign.definition import Definition, load, write
 from gpt2_jax.ablate.campaign.submit import CLUSTERS, parse_resources, submit
 from gpt2_jax.errors import EXIT_FINISHED, UserError
+from gpt2_jax.track.screen import forgiving_output
 
 if TYPE_CHECKING:
     from gpt2_jax.ablate.campaign.worker import Worker
@@ -55,7 +56,8 @@ def main(argv: list[str]) -> None:
     if _SUBMIT.value is None and (_ELEMENTS.value or _RESOURCES.value):
         raise UserError("--elements and --resources are of --submit=slurm or --submit=local")
     file = config_flags.get_config_filename(flags.FLAGS["config"])
-    sys.exit(run(load(file, _CONFIG.value), Path(_WORKDIR.value), shard))
+    with forgiving_output():
+        sys.exit(run(load(file, _CONFIG.value), Path(_WORKDIR.value), shard))
 
 
 def for_elements(words: Sequence[str]) -> list[str]:

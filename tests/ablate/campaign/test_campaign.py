@@ -140,7 +140,7 @@ def test_a_diverging_cell_is_a_result(text_file, tmp_path):
     found = results(tmp_path)
     assert [c["status"] for c in found["cells"]] == ["finished"] * 2 + ["diverged"] * 2
     wild = found["cells"][2]
-    assert wild["step"] < 24 and wild["loss"] is None and "3 updates in a row" in wild["reason"]
+    assert wild["step"] < 24 and wild["loss"] is None and "3 steps in a row" in wild["reason"]
     assert str(tmp_path) not in wild["reason"]
     alone = dataclasses.replace(campaign, variants=grid({LR: (1e-2,)}))
     conduct(tmp_path / "calm", config, alone)

@@ -1,0 +1,50 @@
+"""What wandb accepts as names, checked before a run; otherwise nothing of it would be tracked."""
+
+from __future__ import annotations
+
+import os
+
+from ml_collections import ConfigDict
+
+from gpt2_jax.config import words
+
+MODES = ("online", "offline", "disabled")
+TAG_CHARS = 64
+NAME_CHARS = 128
+NOT_IN_PROJECT = "/\\#?%:"
+
+
+def find_wandb_fault(given: ConfigDict) -> str | None:
+    """Returns what wandb 0.31 would refuse, as one line that names the field; None if nothing.
+
+    Args:
+      given: `track.wandb` of a config; where it leaves a field unset, WANDB_* counts.
+    """
+    mode = given.mode or os.environ.get("WANDB_MODE")
+    if mode is not None and mode not in MODES:
+        return f"WANDB_MODE={mode} is not a valid mode; set it to one of {', '.join(MODES)}"
+    if mode == "disabled":
+        return None
+    names = {f"track.wandb.{leaf}": given[leaf] for leaf in ("entity", "name", "group")}
+    project = "track.wandb.project" if given.project else "WANDB_PROJECT"
+    names[project] = given.project or os.environ.get("WANDB_PROJECT")
+    for field, name in names.items():
+        if name and len(name) > NAME_CHARS:
+            return f"{field} has {len(name)} characters; wandb allows {NAME_CHARS}"
+    if found := [c for c in NOT_IN_PROJECT if c in (names[project] or "")]:
+        return (
+            f"{project}={names[project]!r} has {found[0]!r}; "
+            f"wandb allows none of {NOT_IN_PROJECT} in the name of a project"
+        )
+    return _find_tag_fault(words(given.tags))
+
+
+def _find_tag_fault(tags: tuple[str, ...]) -> str | None:
+    field = "track.wandb.tags"
+    if not tags and "WANDB_TAGS" in os.environ:
+        field, tags = "WANDB_TAGS", tuple(os.environ["WANDB_TAGS"].split(","))
+    for tag in tags:
+        if not 1 <= len(tag) <= TAG_CHARS:
+            shown = tag if len(tag) <= 24 else f"{tag[:20]}…"
+            return f"{field}: the tag {shown!r} has {len(tag)} characters; wandb allows 1 to 64"
+    return None

@@ -1,0 +1,78 @@
+"""What a run prints at its end."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from gpt2_jax.train import report
+from gpt2_jax.train.rundir import RunDirectory
+from tests.tools import tiny
+
+START = {"step": 0, "val/loss": 5.5452, "val/bits_per_byte": 8.0001}
+
+
+def trained(step, loss):
+    return {"step": step, "train/loss": loss}
+
+
+def test_a_run_that_is_stopped_shows_its_training_loss_and_when_it_was_validated():
+    first, second = report.result_lines([START, trained(50, 3.0), trained(60, 2.5)])
+    assert "2.5000" in first and "step 60" in first
+    assert "5.5452" in second and "last validated at step 0" in second
+
+
+def test_a_run_without_an_evaluation_shows_its_training_loss():
+    (line,) = report.result_lines([trained(60, 2.5)])
+    assert "2.5000" in line
+    assert report.result_lines([]) == []
+
+
+def test_a_run_that_was_just_validated_shows_that_alone():
+    row = trained(60, 2.5) | {"val/loss": 2.4, "val/bits_per_byte": 1.0}
+    (line,) = report.result_lines([START, row])
+    assert "2.4000" in line and "step 60" in line and "2.5" not in line
+
+
+@pytest.mark.parametrize(
+    ("bits", "numbers"),
+    [
+        (3.4652, ["2.4019", "3.4652"]),  # 2.4019 nats: a token is a byte
+        (1.2, ["2.4019", "0.8318", "1.2000"]),
+        (None, ["2.4019"]),
+    ],
+)
+def test_one_number_is_printed_once(bits, numbers):
+    row = {"step": 9, "val/loss": 2.4019} | ({"val/bits_per_byte": bits} if bits else {})
+    (line,) = report.result_lines([row])
+    assert [word for word in line.split() if word[0].isdigit() and "." in word] == numbers
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("/a/long/path/to/input.txt", "input.txt"),
+        ("corpus/*.jsonl.zst", "*.jsonl.zst"),
+        ("hf:org/name@train", "hf:org/name@train"),
+        ("/data/" + "x" * 200, "…"),
+    ],
+)
+def test_the_title_of_the_loss_curve_names_run_and_text_without_a_path(tmp_path, source, shown):
+    title = report.curve_title(tiny(data__source=source), RunDirectory(str(tmp_path / "run")))
+    assert title.startswith("run: pre_ln on ") and title.endswith(shown)
+    assert len(title) <= 80 and "/data" not in title and "/a/" not in title
+
+
+def test_lines_of_the_start_report_fit_the_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    model = SimpleNamespace(n_params=lambda: 1, flops_per_token=lambda n: 1, placement=None)
+    monkeypatch.setattr(report, "facts", lambda *_: {
+        "devices": ["cpu"], "platform": "cpu", "parameters": 1, "flops_per_token": 1, "flops": 1,
+    })  # fmt: skip
+    program = SimpleNamespace(
+        structure=model, attention="xla", peak_bytes=None, compile_seconds=1.0,
+        mesh=SimpleNamespace(devices=SimpleNamespace(size=1)),
+    )  # fmt: skip
+    corpus = SimpleNamespace(train=range(10), val=range(5))
+    lines = report.start_report(tiny(), program, corpus, 0, 0.1).splitlines()
+    assert max(map(len, lines)) <= 60
+    assert sum(line[0] != " " for line in lines) == 9

@@ -1,0 +1,66 @@
+"""Signals that ask a run to stop."""
+
+import os
+import signal
+
+import pytest
+
+from gpt2_jax.train.signals import SIGNALS, Stopped, StopSignal
+
+
+def send(number):
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_each_signal_is_a_request_that_can_be_polled(number, capfd):
+    before = signal.getsignal(number)
+    with StopSignal() as stop:
+        stop.check()
+        send(number)
+        assert stop.requested == number.name
+        with pytest.raises(Stopped, match=number.name):
+            stop.check()
+    assert signal.getsignal(number) is before
+    assert number.name in capfd.readouterr().err
+
+
+def test_work_that_can_be_dropped_ends_at_once():
+    with StopSignal() as stop:
+        reached = []
+        with pytest.raises(Stopped), stop.immediate():
+            reached.append("before")
+            send(signal.SIGTERM)
+            reached.append("after")
+        assert reached == ["before"]
+        with pytest.raises(Stopped), stop.immediate():
+            reached.append("not entered")
+        assert reached == ["before"]
+
+
+def test_a_second_interrupt_ends_everything():
+    with StopSignal():
+        send(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+
+
+def test_under_nohup_a_hangup_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            send(signal.SIGHUP)
+            assert stop.requested is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_terminal_that_is_gone_stops_nothing(monkeypatch):
+    def write(descriptor, text):
+        raise OSError(5, "Input/output error")
+
+    with StopSignal() as stop:
+        monkeypatch.setattr(os, "write", write)
+        send(signal.SIGHUP)
+        monkeypatch.undo()
+        assert stop.requested == "SIGHUP"
