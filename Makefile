@@ -1,36 +1,45 @@
 # Two commands from a bare machine: `make quickstart` and `make test`.
-# PYTHON=python3.12 picks the interpreter, EXTRA=cuda13 (or tpu, or several with commas) adds extras.
+# PYTHON=python3.12 picks the interpreter, EXTRA=cuda13 (or tpu, or several with commas) adds extras
+# to the environment; later commands keep them. Another Python version rebuilds the environment.
 comma := ,
+empty :=
+space := $(empty) $(empty)
 PYTHON ?= python3
 EXTRA ?=
 VENV ?= .venv
 WORKDIR ?= runs/quickstart
+FLAGS ?=
+# Files and folders of tests; unset: all.
+TESTS ?=
+PEERS_VENV ?= $(VENV)-peers
 RUN = $(VENV)/bin/python
 
 MINOR := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 CONSTRAINTS := $(wildcard constraints/python$(MINOR).txt)
-EXTRAS := dev$(if $(EXTRA),$(comma)$(EXTRA))
-STAMP := $(VENV)/.installed-$(MINOR)-$(subst $(comma),-,$(EXTRA))
+# `.extras` lists what earlier commands added.
+EXTRAS := $(sort dev $(shell cat $(VENV)/.extras 2>/dev/null) $(subst $(comma), ,$(EXTRA)))
+INSTALLED := $(VENV)/.installed-$(MINOR)
+STAMP := $(INSTALLED)-$(subst $(space),-,$(EXTRAS))
 
 .PHONY: quickstart test test-slow test-peers peers-tests check format clean install
 .DELETE_ON_ERROR:
 
 quickstart: install
-	$(RUN) train.py --config=configs/quickstart.py --workdir=$(WORKDIR)
+	$(RUN) train.py --config=configs/quickstart.py --workdir=$(WORKDIR) $(FLAGS)
 
 # One process more than cores, since some tests wait for servers and processes.
 WORKERS := $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)' 2>/dev/null)
 
 # A file of tests stays with one process, so that what its tests share is made once.
 test: check
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not peers"
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not peers" $(TESTS)
 
 test-slow: install
-	$(RUN) -m pytest -n $(WORKERS) --dist worksteal -m slow
+	$(RUN) -m pytest -n $(WORKERS) --dist worksteal -m slow $(TESTS)
 
 # Torch and transformers live in an environment of their own: `make test` must not need them.
 test-peers:
-	$(MAKE) --no-print-directory peers-tests VENV=$(VENV)-peers EXTRA=peers,eval
+	$(MAKE) --no-print-directory peers-tests VENV=$(PEERS_VENV) EXTRA=peers,eval
 
 peers-tests: install
 	$(RUN) -m pytest -m peers
@@ -50,8 +59,9 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "gpt2_jax needs Python 3.11 or newer, and $(PYTHON) is $(or $(MINOR),not there); set PYTHON=python3.11"; exit 2; }
 	@$(if $(CONSTRAINTS),,echo "Python $(MINOR) has no file in constraints/: installing within the bounds of pyproject.toml")
-	$(PYTHON) -m venv --clear $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[$(EXTRAS)]'
+	@ls $(INSTALLED)-* >/dev/null 2>&1 && $(RUN) -c "" 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[$(subst $(space),$(comma),$(EXTRAS))]'
+	@echo $(EXTRAS) > $(VENV)/.extras
 	@touch $@
 
 clean:

@@ -12,11 +12,11 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "the run")
 _STEP = flags.DEFINE_string("step", None, "its checkpoint: an update, or best; unset: the latest")
 _DATA = flags.DEFINE_string("data", None, "text to evaluate on; unset: the run's validation text")
 _STRIDE = flags.DEFINE_integer(
-    "stride", None, "tokens between windows; unset: seq_len, so that they do not overlap"
+    "stride", None, "tokens between windows; unset: seq_len, so that they do not overlap", 1, 2**24
 )
 _TASKS = flags.DEFINE_list("tasks", None, "tasks of lm-evaluation-harness instead, with commas")
 _TASK_DATA = flags.DEFINE_string("task_data", None, "folder with the tasks' data; unset: the hub's")
-_LIMIT = flags.DEFINE_integer("limit", None, "documents of each task; unset: all", 1)
+_LIMIT = flags.DEFINE_integer("limit", None, "documents of each task; unset: all", 1, 2**31 - 1)
 _JSON = flags.DEFINE_bool("json", False, "print one JSON object instead of lines")
 
 

@@ -15,7 +15,7 @@ from gpt2_jax import config as configs
 def get_config() -> ConfigDict:
     config = configs.default()
     config.optimizer.peak_lr = 3e-4
-    config.optimizer.warmup_steps = 50
+    config.optimizer.warmup_fraction = 0.1
     config.train.steps = 500
     config.train.batch_size = 16
     config.train.eval_every = 50

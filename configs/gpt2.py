@@ -44,7 +44,7 @@ def get_config(size: str = "124m") -> ConfigDict:
     config.data.val_fraction = 0.001
 
     config.optimizer.peak_lr = peak_lr
-    config.optimizer.warmup_steps = 700
+    config.optimizer.warmup_fraction = 700 / 19_073  # 367M tokens, as in llm.c
     config.optimizer.final_lr_ratio = 0.0
 
     config.train.steps = 19_073

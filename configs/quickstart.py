@@ -20,20 +20,19 @@ def get_config() -> ConfigDict:
     config.model.n_embd = 128
     config.model.n_positions = 128
 
-    config.data.source = "stdlib"
+    config.data.source = "shakespeare"
     config.data.tokenizer = "bytes"
     config.data.seq_len = 128
 
     config.optimizer.name = "muon"
     config.optimizer.peak_lr = 5e-3
     config.optimizer.schedule = "linear"
-    config.optimizer.warmup_steps = 100
+    config.optimizer.warmup_fraction = 1 / 12
     config.optimizer.final_lr_ratio = 0.0
 
     config.train.steps = 1200
     config.train.batch_size = 8
     config.train.accumulation = 2
     config.train.eval_every = 300
-    config.train.eval_tokens = 131_072
     config.train.checkpoint_every = 300
     return config

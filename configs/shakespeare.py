@@ -20,10 +20,10 @@ def get_config() -> ConfigDict:
     config.model.n_head = 4
     config.model.n_embd = 128
     config.model.n_positions = 64
-    config.data.source = "data/tinyshakespeare.txt"
+    config.data.source = "shakespeare"
     config.data.seq_len = 64
     config.optimizer.peak_lr = 4e-3
-    config.optimizer.warmup_steps = 100
+    config.optimizer.warmup_fraction = 0.05
     config.optimizer.b2 = 0.99
     config.train.steps = 2000
     config.train.batch_size = 12

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from difflib import SequenceMatcher
 from typing import Any
 
 from absl import app, flags, logging
 
 from gpt2_jax import config as configs
-from gpt2_jax.errors import EXIT_WRONG_INPUT, UserError, suggestion
+from gpt2_jax.config_field import check_path, check_text, help_of
+from gpt2_jax.config_file import one_line
+from gpt2_jax.errors import EXIT_WRONG_INPUT, UserError, printable, suggestion
+
+HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
+# Flags whose values name files or folders, and those whose values are text of any length.
+PATHS = {
+    *("workdir", "workdirs", "out", "batch_file", "task_data"),
+    *("source", "val_source", "tokenizer", "data", "model"),
+}
+TEXTS = {"prompt", "stop"}
 
 
 def guarded(main: Callable[[list[str]], Any]) -> Callable[[list[str]], Any]:
@@ -37,10 +49,10 @@ def run_commands(main: Callable[[str], Any], commands: Sequence[str]) -> None:
     """Runs `main` with the command that is the first word of the command line, then flags."""
     use_utf8()
     program, *words = sys.argv
-    if not words or (words[0].startswith("-") and "--help" not in words):
+    if not words or (words[0].startswith("-") and not HELP & set(words)):
         die(f"say what to do first: {' or '.join(commands)}, then flags")
     command = words[0]
-    if "--help" in words:
+    if HELP & set(words):
         words = ["--help"]
     elif command not in commands:
         die(f"{command!r} is no command{suggestion(command, commands)}")
@@ -52,10 +64,15 @@ def run_commands(main: Callable[[str], Any], commands: Sequence[str]) -> None:
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the flags and executes the config file; a mistake in either is one line."""
     use_utf8()
+    if HELP & set(argv[1:]):
+        show_help()
+    logging.set_verbosity(logging.FATAL)  # config_flags warns of what is an error here
     try:
         _check_file(argv)
-        rest = flags.FLAGS(_quote_words(argv))
-        _load_config()
+        with redirect_stdout(sys.stderr):  # a config file may print; stdout is for results
+            rest = flags.FLAGS(_quote_words(argv))
+        _load_config(f"{_given_config(argv)}: ")
+        _check_values()
         return rest
     except UserError as error:
         die(str(error), error.exit_code)
@@ -65,11 +82,39 @@ def parse_flags(argv: list[str]) -> list[str]:
         known = [name for name in flags.FLAGS if not name.startswith("?")]
         die(f"--{error.flagname} is no flag{suggestion(error.flagname, known)}")
     except flags.Error as error:
-        die(_one_line(error))
+        die(one_line(error).partition(": ")[2])
+    except SystemExit:
+        die(f"{_given_config(argv)} ends the process; it must return a config from get_config()")
+    except KeyboardInterrupt:
+        die("interrupted", 130)
     except Exception as error:
         # config_flags looks a field up before it gives it a value, and config files may do anything
-        die(_unknown_field(argv) or f"--config: {type(error).__name__}: {_one_line(error)}")
+        die(_unknown_field(argv) or f"{_given_config(argv)}: {one_line(error)}")
     raise AssertionError("unreachable")
+
+
+def show_help() -> None:
+    """Prints what the command does, its flags and the config's fields, and ends the process."""
+    app.usage(shorthelp=True, writeto_stdout=True)
+    if "config" in flags.FLAGS:
+        print(f"\nFields of the config:\n{help_of(configs.FIELDS)}")
+    sys.exit(0)
+
+
+def _check_values() -> None:
+    """Refuses text and numbers that no flag can mean, whichever flag they were given to."""
+    for name in flags.FLAGS:
+        value = flags.FLAGS[name].value
+        if name.startswith("config") or flags.FLAGS[name].using_default_value:
+            continue
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, float) and not math.isfinite(one):
+                raise UserError(f"--{name}={one} is not a finite number")
+            if isinstance(one, str) and name in PATHS:
+                check_path(one, f"--{name}")
+            elif isinstance(one, str):
+                lines = name in TEXTS
+                check_text(one, f"--{name}", longest=0 if lines else 4096, lines=lines)
 
 
 def use_utf8() -> None:
@@ -109,28 +154,22 @@ def _check_file(argv: list[str]) -> None:
             raise UserError(f"--config={given[1]} is not there; look into configs/")
 
 
-def _load_config() -> None:
-    """Executes the config file now: config_flags keeps what goes wrong for its first use."""
-    if "config" not in flags.FLAGS or flags.FLAGS["config"].value is None:
+def _load_config(where: str) -> None:
+    """Checks the config that the file returned, with the command line's changes."""
+    if "config" not in flags.FLAGS or not flags.FLAGS["config"].present:
         return
-    config = flags.FLAGS.config
-    if isinstance(config, dict) or not hasattr(config, "is_locked"):
-        raise UserError("get_config() of the --config file must return a ConfigDict")
-    configs.flatten(config)
+    config = flags.FLAGS["config"].value
+    hasattr(config, "is_locked")  # config_flags keeps a file's error for the first use
+    configs.validate(config, where)
 
 
-def _one_line(error: Exception) -> str:
-    text = str(error)
-    head, _, trace = text.partition("Traceback")
-    if trace:
-        text = f"{head} {trace.strip().splitlines()[-1]}"
-    text = " ".join(text.partition(" Other fields present")[0].split())[:300]
-    return text[1:-1] if text[:1] == text[-1:] and text[:1] in "'\"" else text
+def _given_config(argv: list[str]) -> str:
+    return next((arg for arg in argv if re.match(r"--?config(=|$)", arg)), "--config")
 
 
 def die(message: str, code: int = EXIT_WRONG_INPUT) -> None:
     """Ends the process with one line on stderr."""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
     sys.exit(code)
 
 

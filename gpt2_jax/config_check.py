@@ -1,50 +1,96 @@
-"""What makes no sense in a config, said in one line before anything expensive."""
+"""Checks of a whole config, in one line and before anything expensive.
+
+A field's own type and bounds are declared with it (`config.FIELDS`); here is what fields mean to
+each other, and to the memory of this machine.
+"""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from gpt2_jax.config import FIELDS, flatten, value_of
-from gpt2_jax.errors import UserError, suggestion
+from gpt2_jax.capacity import check_devices, check_memory
+from gpt2_jax.config import validate
+from gpt2_jax.config_field import INT_MAX
+from gpt2_jax.errors import UserError
 from gpt2_jax.model.placements.resolve import resolve
 from gpt2_jax.model.placements.validity import depends_on_updates, find_fault
 
+LEAST_VAL_FRACTION = 1e-6  # 20 / fraction documents are looked at before the split is decided
+LISTED = 12  # divisors that an error lists at most
+
 
 def check(config: ConfigDict) -> None:
-    """Refuses what cannot work, before anything expensive.
+    """Refuses what cannot be trained on this machine.
 
     Raises:
       UserError: naming the field, its value and the fix.
     """
-    for name, value in flatten(config).items():
-        field = FIELDS[name]
-        unset = value is None and field.kind is not None
-        if field.choices and value not in field.choices and not unset:
-            raise UserError(f"{name}={value!r} is unknown{suggestion(str(value), field.choices)}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{name}={value} is not a finite number")
-    _check_ranges(config)
+    check_sense(config)
+    check_devices(config)
+    check_memory(config, training=True)
+
+
+def check_stored(config: ConfigDict, path: Path) -> None:
+    """Refuses a config read from a file that no run can have, or whose model does not fit here.
+
+    Raises:
+      UserError: naming the file, the field, its value and the fix.
+    """
+    try:
+        check_sense(config)
+        check_memory(config, training=False)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def check_sense(config: ConfigDict) -> None:
+    """Refuses what cannot be trained on any machine.
+
+    Raises:
+      UserError: naming the field, its value and the fix.
+    """
+    validate(config)
     _check_model(config)
     _check_batch(config)
-    opt, train = config.optimizer, config.train
-    if opt.warmup_steps >= train.steps:
+    _check_warmup(config)
+    fraction = config.data.val_fraction
+    if config.data.val_source is None and fraction < LEAST_VAL_FRACTION:
         raise UserError(
-            f"optimizer.warmup_steps={opt.warmup_steps} leaves nothing of "
-            f"train.steps={train.steps}; shorten the warm-up"
+            f"data.val_fraction={fraction:g} is below {LEAST_VAL_FRACTION:g} and needs a "
+            "data.val_source to validate on"
+        )
+
+
+def _check_warmup(config: ConfigDict) -> None:
+    opt, steps = config.optimizer, config.train.steps
+    if opt.warmup_steps and opt.warmup_fraction:
+        raise UserError(
+            f"optimizer.warmup_steps={opt.warmup_steps} and "
+            f"optimizer.warmup_fraction={opt.warmup_fraction:g} exclude each other; "
+            "set one of them to 0"
+        )
+    if opt.warmup_steps >= steps:
+        raise UserError(
+            f"optimizer.warmup_steps={opt.warmup_steps} leaves nothing of train.steps={steps}; "
+            "shorten the warm-up, or set optimizer.warmup_steps=0 and a share of the steps, "
+            "such as optimizer.warmup_fraction=0.1"
         )
 
 
 def _check_model(config: ConfigDict) -> None:
     model, seq_len = config.model, config.data.seq_len
-    if fault := find_fault(model):
-        raise UserError(f"model.{fault}")
     if model.n_embd % model.n_head:
         raise UserError(
             f"model.n_head={model.n_head} does not divide model.n_embd={model.n_embd}; "
-            f"choose one of {_divisors(model.n_embd)}"
+            f"choose one of {_divisors(model.n_embd, model.n_head)}"
         )
+    # A study asks with the most steps there are while it does not know how many its budget gives.
+    last_step = config.train.steps if config.train.steps < INT_MAX else 0
+    if fault := find_fault(model, last_step):
+        raise UserError(f"model.{fault}")
     if seq_len > model.n_positions:
         raise UserError(
             f"data.seq_len={seq_len} is longer than model.n_positions={model.n_positions}; "
@@ -80,75 +126,14 @@ def _check_batch(config: ConfigDict) -> None:
     if devices is not None and micro_batch % devices:
         raise UserError(
             f"mesh.data={devices} does not divide the {micro_batch} sequences of a micro-batch "
-            f"(train.batch_size / train.accumulation); choose one of {_divisors(micro_batch)}"
+            f"(train.batch_size / train.accumulation); choose one of "
+            f"{_divisors(micro_batch, devices)}"
         )
 
 
-_AT_LEAST_ONE = [
-    "model.n_layer",
-    "model.n_head",
-    "model.n_embd",
-    "model.n_positions",
-    "model.n_inner",
-    "model.vocab_size",
-    "model.vocab_multiple",
-    "data.seq_len",
-    "optimizer.max_skipped",
-    "train.steps",
-    "train.batch_size",
-    "train.accumulation",
-    "train.log_every",
-    "train.eval_every",
-    "train.eval_tokens",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.patience",
-    "mesh.data",
-    "track.diagnostics_every",
-]
-_POSITIVE = [
-    "model.norm_eps",
-    "optimizer.peak_lr",
-    "optimizer.eps",
-]
-_NOT_NEGATIVE = [
-    "seed",
-    "model.init_std",
-    "optimizer.warmup_steps",
-    "optimizer.weight_decay",
-    "optimizer.grad_clip",
-    "train.sample_tokens",
-]
-_BELOW_ONE = [
-    "model.dropout",
-    "optimizer.b1",
-    "optimizer.b2",
-    "optimizer.momentum",
-    "data.val_fraction",
-]
-_SHARES = [
-    "optimizer.final_lr_ratio",
-    "optimizer.decay_fraction",
-]
-
-
-def _check_ranges(config: ConfigDict) -> None:
-    for names, holds, words in (
-        (_AT_LEAST_ONE, lambda v: v >= 1, "at least 1"),
-        (_POSITIVE, lambda v: v > 0, "above 0"),
-        (_NOT_NEGATIVE, lambda v: v >= 0, "0 or more"),
-        (_BELOW_ONE, lambda v: 0 <= v < 1, "at least 0 and below 1"),
-        (["optimizer.skip_outliers"], lambda v: v > 0, "above 0"),
-        (["seed"], lambda v: v < 2**32, "below 2**32"),
-        (_SHARES, lambda v: 0 <= v <= 1, "between 0 and 1"),
-    ):
-        for name in names:
-            value = value_of(config, name)
-            if value is not None and not holds(value):
-                raise UserError(f"{name}={value} must be {words}")
-    if config.data.val_fraction <= 0 and config.data.val_source is None:
-        raise UserError("data.val_fraction=0 needs a data.val_source to validate on")
-
-
-def _divisors(n: int) -> str:
-    return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)
+def _divisors(n: int, near: int) -> str:
+    """Returns the divisors of n in words, of many those around a number."""
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    divisors = sorted({*small, *(n // d for d in small)})
+    nearest = sorted(divisors, key=lambda d: abs(math.log(d / near)))[:LISTED]
+    return ", ".join(str(d) for d in sorted(nearest))

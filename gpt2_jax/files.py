@@ -9,23 +9,57 @@ import os
 import re
 import secrets
 import shutil
+import stat
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from gpt2_jax.errors import DiskError
+from gpt2_jax.errors import DiskError, UserError
+
+LARGEST_JSON = 10_000_000  # bytes of a config; ours have about 3,000
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # the names that `write_atomic` gives
+PLAIN = re.compile(r"[\w./ ,:=+@%-]+", re.ASCII)
+# How libraries beneath us quote the system's error: tensorstore, safetensors.
+SYSTEM_ERROR = re.compile(r"os_error_code='(\d+)'|\(os error (\d+)\)|\bOs \{ code: (\d+)")
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
     """Writes a file that a reader, or a kill at any moment, finds either old or new."""
     # Not the process's number: on machines that share the folder it may be the same.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove_temporary(folder: Path) -> None:
+    """Deletes what `write_atomic` left in a folder when it was killed.
+
+    Only for a folder that no other process writes to.
+    """
+    for path in folder.iterdir():
+        if TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def read_file(path: Path) -> bytes:
+    """Returns the content of a file.
+
+    Raises:
+      UserError: if it cannot be read, or is not a regular file: reading a pipe may never end.
+    """
+    with read_errors(path):
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise OSError(None, "it is not a regular file", str(path))
+        return path.read_bytes()
 
 
 def to_json(value: Any, indent: int | None = None, ascii_only: bool = True) -> str:
@@ -58,6 +92,23 @@ def text_lines(text: str) -> list[str]:
     return [line.removesuffix("\r") for line in lines]
 
 
+def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
+    """Returns what a JSON file holds.
+
+    Raises:
+      UserError: if it is not a regular file, too large, not UTF-8 or not JSON, naming it.
+    """
+    with read_errors(path):
+        if path.is_file() and (size := path.stat().st_size) > largest:
+            raise UserError(f"{path} has {size:,} bytes; the most is {largest:,}")
+    try:
+        return json.loads(read_file(path).decode())
+    except RecursionError:
+        raise UserError(f"{path} is not valid: it is nested too deeply") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid: {error}") from None
+
+
 def sha256(path: Path) -> str:
     """Returns the hexadecimal sha256 of a file's content."""
     with open(path, "rb") as file:
@@ -65,8 +116,13 @@ def sha256(path: Path) -> str:
 
 
 def cache_dir() -> Path:
-    """Returns `$XDG_CACHE_HOME/gpt2_jax` (default `~/.cache/gpt2_jax`), made if it is not there."""
+    """Returns `$XDG_CACHE_HOME/gpt2_jax` (default `~/.cache/gpt2_jax`), made if it is not there.
+
+    A user without a home directory has the cache in the folder for temporary files.
+    """
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if base.startswith("~"):
+        base = os.path.join(tempfile.gettempdir(), f"gpt2_jax-{os.getuid()}")
     path = Path(base) / "gpt2_jax"
     with disk_errors("the cache (set XDG_CACHE_HOME)"):
         path.mkdir(parents=True, exist_ok=True)
@@ -81,8 +137,9 @@ def remembered_sha256(path: Path) -> str:
     if memo.exists():
         return memo.read_text(encoding="utf-8")
     digest = sha256(path)
-    memo.parent.mkdir(exist_ok=True)
-    write_atomic(memo, digest)
+    with suppress(OSError):  # a cache that cannot be written only costs the hash again
+        memo.parent.mkdir(exist_ok=True)
+        write_atomic(memo, digest)
     return digest
 
 
@@ -107,6 +164,24 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def plain_path(folder: Path) -> Iterator[Path]:
+    """Yields a path to a folder in which every character stands for itself.
+
+    orbax takes the path of a checkpoint for a pattern when it merges its files, so that a `[`, `*`
+    or `?` in any parent folder makes it miss them. Such a folder is reached through a link.
+    """
+    if PLAIN.fullmatch(str(folder)):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="gpt2_jax_") as place:
+        link = Path(place) / "link"
+        link.symlink_to(folder, target_is_directory=True)
+        if not PLAIN.fullmatch(str(link)):
+            raise UserError(f"set TMPDIR to a folder without special characters (it is {place})")
+        yield link
+
+
+@contextmanager
 def disk_errors(doing: str) -> Iterator[None]:
     """Turns a full, missing or read-only disk into one line that names what was being written."""
     try:
@@ -114,12 +189,30 @@ def disk_errors(doing: str) -> Iterator[None]:
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise DiskError(_cannot(f"{doing}{where}", error.strerror or str(error))) from None
-    except ValueError as error:
-        # tensorstore, beneath orbax, raises these for the system's errors
-        code = re.search(r"os_error_code='(\d+)'", str(error))
+    except UserError:
+        raise
+    except Exception as error:  # libraries raise ValueError, or exceptions of their own
+        code = SYSTEM_ERROR.search(str(error))
         if code is None:
             raise
-        raise DiskError(_cannot(doing, os.strerror(int(code[1])))) from None
+        reason = os.strerror(int(next(filter(None, code.groups()))))
+        raise DiskError(_cannot(doing, reason)) from None
+
+
+@contextmanager
+def read_errors(path: Path) -> Iterator[None]:
+    """Turns a file or folder that cannot be read into one line that names it.
+
+    Raises:
+      UserError: for what the system says of it, such as a lack of permission.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or path} cannot be read: {error.strerror or error}; put that right "
+            "and start the same command again"
+        ) from None
 
 
 def _cannot(doing: str, reason: str) -> str:

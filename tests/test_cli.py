@@ -40,7 +40,7 @@ TRAIN_ERRORS = [
     (["--config.train.steps=3", "--workdir=W/a"], "give --config=FILE before it"),
     (["--workdir=W/a"], "give --config, for example --config=configs/quickstart.py"),
     (["--config=W/name.py", "--workdir=W/a"], "NameError: name 'undefined' is not defined"),
-    (["--config=W/dict.py", "--workdir=W/a"], "get_config() of the --config file must return"),
+    (["--config=W/dict.py", "--workdir=W/a"], "dict.py: {} is not a ConfigDict"),
     ([QUICK + ":x", "--workdir=W/a"], "TypeError: get_config() takes 0 positional arguments"),
     ([QUICK, "--workdir=W/file/below"], "cannot write --workdir="),
     ([QUICK, "--workdir=/proc/run"], "cannot write --workdir=/proc/run"),

@@ -173,10 +173,12 @@ def test_gpt2_is_gpt2():
         ),
         ({"model.dropout": 1.0}, "model.dropout=1.0 must be at least 0 and below 1"),
         ({"optimizer.peak_lr": float("nan")}, "optimizer.peak_lr=nan is not a finite number"),
-        ({"train.steps": 0}, "train.steps=0 must be at least 1"),
+        ({"train.steps": 0}, "train.steps=0 must be between 1 and 2147483647"),
         (
             {"optimizer.warmup_steps": 20},
-            "optimizer.warmup_steps=20 leaves nothing of train.steps=20; shorten the warm-up",
+            "optimizer.warmup_steps=20 leaves nothing of train.steps=20; shorten the warm-up, or "
+            "set optimizer.warmup_steps=0 and a share of the steps, such as "
+            "optimizer.warmup_fraction=0.1",
         ),
         (
             {"model.attention": "cudnn"},
@@ -193,7 +195,7 @@ def test_gpt2_is_gpt2():
         ),
         (
             {"data.val_fraction": 0.0},
-            "data.val_fraction=0 needs a data.val_source to validate on",
+            "data.val_fraction=0 is below 1e-06 and needs a data.val_source to validate on",
         ),
     ],
 )
@@ -224,9 +226,14 @@ def test_json_gives_the_same_config_back(tmp_path):
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("{", "is not a config"),
+        ("{", "is not valid"),
+        ("[]", "is not a config"),
+        ("[" * 100_000, "nested too deeply"),
         ('{"model": {"n_layers": 3}}', "has a field 'model.n_layers' that this version"),
-        ('{"train": {"steps": "many"}}', "'train.steps' cannot be 'many'"),
+        ('{"train": {"steps": "many"}}', "train.steps='many'"),
+        ('{"train": {"steps": true}}', "train.steps=True"),
+        ('{"train": 3}', "train=3"),
+        ('{"model": {"norm_eps": 1%s}}' % ("0" * 400), "model.norm_eps"),
     ],
 )
 def test_a_damaged_config_file_is_one_line(tmp_path, text, line):

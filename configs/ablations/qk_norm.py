@@ -21,9 +21,10 @@ def get_config() -> ConfigDict:
     config.model.n_head = 4
     config.model.n_embd = 96
     config.model.n_positions = 128
+    config.data.source = "stdlib"
     config.data.seq_len = 128
     config.optimizer.schedule = "linear"
-    config.optimizer.warmup_steps = 100
+    config.optimizer.warmup_fraction = 1 / 8
     config.optimizer.final_lr_ratio = 0.0
     config.train.steps = 800
     config.train.batch_size = 8

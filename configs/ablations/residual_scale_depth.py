@@ -25,9 +25,10 @@ def get_config() -> ConfigDict:
     config.model.n_embd = 64
     config.model.n_positions = 128
     config.model.unroll = False  # 32 blocks compile in seconds, not in a minute
+    config.data.source = "stdlib"
     config.data.seq_len = 128
     config.optimizer.schedule = "linear"
-    config.optimizer.warmup_steps = 50
+    config.optimizer.warmup_fraction = 1 / 8
     config.optimizer.final_lr_ratio = 0.0
     config.train.steps = 400
     config.train.batch_size = 8

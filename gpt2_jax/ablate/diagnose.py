@@ -28,13 +28,16 @@ from gpt2_jax.model.placements import PRESETS
 from gpt2_jax.train.mesh import configure_devices
 from gpt2_jax.train.program import memory_errors
 from gpt2_jax.train.restore import find_checkpoint, open_run
+from gpt2_jax.train.rundir import check_corpus
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file of the models to start")
 _PLACEMENTS = flags.DEFINE_list("placements", None, "presets; unset: the config's")
 _DEPTHS = flags.DEFINE_list("depths", None, "numbers of blocks; unset: the config's")
 _WORKDIRS = flags.DEFINE_list("workdirs", None, "runs instead, each at a checkpoint")
 _STEP = flags.DEFINE_string("step", None, "its checkpoint: an update, or best; unset: the latest")
-_BATCHES = flags.DEFINE_integer("batches", 16, "batches that gradients are averaged over", 1)
+_BATCHES = flags.DEFINE_integer(
+    "batches", 16, "batches that gradients are averaged over", 1, 100_000
+)
 _OUT = flags.DEFINE_string("out", None, "folder to make: CSV files and figures")
 
 
@@ -98,7 +101,7 @@ def _depths(config: ConfigDict) -> list[int]:
     asked = _DEPTHS.value or [str(config.model.n_layer)]
     if wrong := [text for text in asked if not text.isdecimal()]:
         raise UserError(f"--depths has {wrong[0]!r}, which is no number of blocks")
-    return [int(text) for text in asked]
+    return [configs.validated("model.n_layer", int(text), "--depths") for text in asked]
 
 
 def _runs() -> Iterator[Diagnosis]:
@@ -108,16 +111,29 @@ def _runs() -> Iterator[Diagnosis]:
         find_checkpoint(workdir, _STEP.value)
     for workdir in workdirs:
         run = open_run(workdir, _STEP.value)
-        batches, _ = read_batches(run.config, run.step)
+        batches, _ = read_batches(run.config, run.step, run.corpus, workdir)
         name = f"{run.config.model.placement} ({workdir})"
         yield diagnose(name, run.config, run.structure, run.mesh, run.params, run.step, batches)
 
 
-def read_batches(config: ConfigDict, first: int) -> tuple[list[np.ndarray], int]:
-    """Returns `--batches` batches (B, T+1) of a run from update `first` on, and the vocabulary."""
+def read_batches(
+    config: ConfigDict, first: int, known: str | None = None, workdir: str = ""
+) -> tuple[list[np.ndarray], int]:
+    """Returns `--batches` batches (B, T+1) of a run from step `first` on, and the vocabulary.
+
+    Args:
+      known: hash of the text that the run in `workdir` was trained on.
+    """
     configure_devices(config)
     data = config.data
-    corpus, tokenizer = open_corpus(data.source, data.val_source, data.tokenizer, data.val_fraction)
+    corpus, tokenizer = open_corpus(
+        data.source,
+        data.val_source,
+        data.tokenizer,
+        data.val_fraction,
+        data.document_separator,
+    )
+    check_corpus(known, corpus, f"data.source={data.source}", Path(workdir))
     assert corpus.train is not None
     sampler = Sampler(corpus.train, data.seq_len, config.train.batch_size, config.seed)
     return [sampler.batch(first + i) for i in range(_BATCHES.value)], tokenizer.size

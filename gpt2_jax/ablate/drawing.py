@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gpt2_jax.files import write_atomic
+from gpt2_jax.track.canvas import load_matplotlib
 
 FLAT = 1e-4  # share of a figure by which its values may differ and be drawn as one
 WIDTH = 7.0  # inches: the text of a page
@@ -39,9 +40,7 @@ def panels(rows: int, columns: int, height: float = 2.1, **options: Any) -> tupl
       height: of a row, in inches.
       options: of `plt.subplots`.
     """
-    import matplotlib
-
-    matplotlib.use("agg")
+    matplotlib = load_matplotlib()
     matplotlib.rcParams.update({"pdf.fonttype": 42, "font.size": 7.5, "axes.titlesize": 8})
     import matplotlib.pyplot as plt
 
@@ -88,6 +87,12 @@ def _logarithmic(panel: Any, decades: float) -> None:
     panel.yaxis.set_major_locator(LogLocator(subs=subs, numticks=8))
     panel.yaxis.set_major_formatter("{x:g}")
     panel.yaxis.set_minor_formatter("")
+
+
+def powers_of_two(axis: Any) -> None:
+    """Labels a logarithmic axis of base 2 with its powers, as 2⁻⁹."""
+    raised = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+    axis.set_major_formatter(lambda x, _: f"2{str(round(np.log2(x))).translate(raised)}")
 
 
 def legend(figure: Any, axes: Sequence[Any]) -> None:

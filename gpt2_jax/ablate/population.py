@@ -30,6 +30,7 @@ from gpt2_jax.train.evaluation import batch_sums
 from gpt2_jax.train.optimizer import make_optimizer
 from gpt2_jax.train.probe import make_figures, training_rows
 from gpt2_jax.train.program import memory_errors, peak_bytes
+from gpt2_jax.train.schedule import warmup_steps
 from gpt2_jax.train.state import State, jit_once, new_state
 from gpt2_jax.train.step import Metrics, make_step
 
@@ -85,10 +86,19 @@ class Turned:
         return Turned(value, self._dials, f"{full}.") if inside else value
 
 
+def with_warmup_steps(config: ConfigDict) -> ConfigDict:
+    """Returns the config with its warm-up in steps, in which runs of one program may differ."""
+    config = config.copy_and_resolve_references()
+    config.optimizer.warmup_steps, config.optimizer.warmup_fraction = warmup_steps(config), 0.0
+    return config
+
+
 def program_key(config: ConfigDict) -> str:
     """Returns what two resolved configs share if and only if one program can train both."""
     free = {*DIALS, *INITIAL, *OWN}
-    return json.dumps({n: v for n, v in flatten(config).items() if n not in free}, default=str)
+    return json.dumps(
+        {n: v for n, v in flatten(with_warmup_steps(config)).items() if n not in free}, default=str
+    )
 
 
 class Lanes:
@@ -115,7 +125,7 @@ class Lanes:
         devices: Sequence[jax.Device] | None = None,
         abreast: bool = False,
     ) -> None:
-        self.config, self.key = config, program_key(config)
+        self.config, self.key = with_warmup_steps(config), program_key(config)
         self.structure = structure(config.model)
         if self.structure.placement.profiled:
             raise ValueError("members of a population cannot start from a profile of their own")
@@ -259,6 +269,7 @@ class Population:
         states: Sequence[State] | None = None,
     ) -> None:
         free = (*DIALS, *INITIAL, *OWN)
+        configs = [with_warmup_steps(config) for config in configs]
         for config in configs[1:]:
             if others := [n for n in difference(configs[0], config) if n not in free]:
                 raise ValueError(f"members of a population cannot differ in {', '.join(others)}")
@@ -314,6 +325,7 @@ class Population:
 
 def dials_of(config: ConfigDict) -> Dials:
     """Returns the values of a config's dials."""
+    config = with_warmup_steps(config)
     return {name: _number(value_of(config, name)) for name in DIALS}
 
 

@@ -1,7 +1,7 @@
 """Text to verified shards, once, also when it is killed on the way.
 
 A folder becomes a prepared one by its manifest, which is written last. Until then a journal says
-how much of the text is safely in the shards, so that a killed preparation goes on from there.
+how much of the text is safely in the shards, so that a killed preparation continues from there.
 """
 
 from __future__ import annotations
@@ -11,14 +11,10 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import sys
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +22,26 @@ import numpy as np
 from tqdm import tqdm
 
 from gpt2_jax.data import shards
-from gpt2_jax.data.shards import Manifest, Shard, Split
+from gpt2_jax.data.manifest import MANIFEST, Manifest
+from gpt2_jax.data.pool import encode_in_processes
 from gpt2_jax.data.split import Marked, Plan
-from gpt2_jax.data.tokenizer import Tokenizer, load_tokenizer
+from gpt2_jax.data.tokenizer import Tokenizer
+from gpt2_jax.data.writer import ShardWriter, WriterState
 from gpt2_jax.errors import UserError
-from gpt2_jax.files import disk_errors, remembered_sha256, write_json
+from gpt2_jax.files import disk_errors, write_json
 
 JOURNAL = "progress.json"
 SHARD_TOKENS = 100_000_000
 BATCH_CHARS = 1 << 20
 JOURNAL_CHARS = 64 << 20
 PARALLEL_BYTES = 32 << 20  # below this, starting processes costs more than they bring
+KEY_VERSION = 2  # raised when the same facts come to give other shards: readers, split
 
 
 def plan_key(plan: Plan, tokenizer: Tokenizer, shard_tokens: int = SHARD_TOKENS) -> str:
     """Returns a hash of all that decides the shards: the content, the tokenizer, the split."""
     facts = [
-        1,
+        KEY_VERSION,
         plan.source.fingerprint() if plan.source else None,
         plan.val_source.fingerprint() if plan.val_source else None,
         None if plan.val_source else plan.val_fraction,
@@ -59,16 +58,23 @@ def prepare(
     shard_tokens: int = SHARD_TOKENS,
     processes: int = os.cpu_count() or 1,
 ) -> Manifest:
-    """Writes shards and a manifest into `out`, going on where a killed call stopped.
+    """Writes shards and a manifest into `out`, continuing where a killed call stopped.
 
     Raises:
       UserError: if `out` holds another corpus, or the text is empty or not text.
     """
+    if not 1 <= shard_tokens <= shards.LARGEST_SHARD:
+        raise UserError(
+            f"shard_tokens={shard_tokens} must be between 1 and {shards.LARGEST_SHARD}: a shard's "
+            "header counts its tokens in 32 bits"
+        )
     key = plan_key(plan, tokenizer, shard_tokens)
     with disk_errors(f"the prepared data in {out}"):
+        if (out / MANIFEST).exists():  # perhaps on a disk that cannot be written
+            return _finished(out, key)
         out.mkdir(parents=True, exist_ok=True)
         with _only_one(out):
-            if (out / shards.MANIFEST).exists():
+            if (out / MANIFEST).exists():
                 return _finished(out, key)
             strange = [p.name for p in out.iterdir() if not p.name.startswith(".")]
             if strange and not (out / JOURNAL).exists():
@@ -94,65 +100,11 @@ def _only_one(out: Path) -> Iterator[None]:
 def _finished(out: Path, key: str) -> Manifest:
     manifest = Manifest.read(out)
     if manifest.key != key:
-        raise UserError(f"{out} holds another corpus or other options; choose another --out")
+        raise UserError(
+            f"{out} holds another corpus, other options, or data that an earlier version of "
+            "gpt2_jax prepared; choose another --out"
+        )
     return manifest
-
-
-class _Writer:
-    """Appends ids to the shards of one split. The journal knows what of them is safe."""
-
-    def __init__(
-        self, out: Path, name: str, dtype: np.dtype, limit: int, split: Split, opened: int
-    ):
-        self.out, self.name, self.dtype, self.limit, self.split = out, name, dtype, limit, split
-        self.in_open = opened
-        self._file: Any = None
-        if opened and not self._path("partial").exists():
-            # Completed after the journal's last entry: open again, and cut below.
-            os.replace(self._path("bin"), self._path("partial"))
-        known = {shard.file for shard in split.shards}
-        for path in out.glob(f"{name}_*"):  # begun after the journal's last entry
-            ours = re.fullmatch(rf"{name}_\d{{6}}\.(bin|partial)", path.name)
-            if ours and path.name not in known and path != self._path("partial"):
-                path.unlink()
-        if opened:
-            self._file = open(self._path("partial"), "r+b")
-            self._file.truncate(shards.HEADER_BYTES + opened * dtype.itemsize)
-            self._file.seek(0, os.SEEK_END)
-
-    def _path(self, suffix: str) -> Path:
-        return self.out / f"{self.name}_{len(self.split.shards):06d}.{suffix}"
-
-    def append(self, ids: np.ndarray) -> None:
-        ids = ids.astype(self.dtype)
-        while len(ids):
-            if self._file is None:
-                self._file = open(self._path("partial"), "wb")
-                self._file.write(b"\0" * shards.HEADER_BYTES)
-            now, ids = np.split(ids, [self.limit - self.in_open])
-            self._file.write(now.tobytes())
-            self.in_open += len(now)
-            self.split.tokens += len(now)
-            if self.in_open == self.limit:
-                self.close_shard()
-
-    def sync(self) -> None:
-        if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-
-    def close_shard(self) -> None:
-        if self._file is None:
-            return
-        self._file.seek(0)
-        self._file.write(shards.header(self.in_open, self.dtype))
-        self.sync()
-        self._file.close()
-        final = self._path("bin")
-        os.replace(self._path("partial"), final)
-        digest = remembered_sha256(final)
-        self.split.shards.append(Shard(final.name, self.in_open, digest))
-        self._file, self.in_open = None, 0
 
 
 @dataclass
@@ -165,40 +117,45 @@ class _Preparation:
     key: str
 
     def run(self) -> Manifest:
-        journal = self._read_journal()
-        done = journal["pieces"]
-        dtype = np.dtype(np.uint16 if self.tokenizer.size <= 2**16 else np.uint32)
-        writers = {}
-        for name in ("train", "val"):
-            stored = dict(journal["splits"].get(name, {}))
-            opened = stored.pop("open", 0)
-            stored["shards"] = [Shard(**s) for s in stored.get("shards", [])]
-            split = Split(**stored)
-            writers[name] = _Writer(self.out, name, dtype, self.shard_tokens, split, opened)
-        self._write_journal(writers, done, journal["ended"])  # from now on the folder is ours
-        self._write_all(writers, done, journal["ended"])
+        for source in (self.plan.source, self.plan.val_source):
+            if source is not None and source.summary:
+                print(f"preparing {source.summary}", file=sys.stderr)
+        done, ended, writers = self._continued() or (0, {}, self._writers({}))
+        if done:
+            print(f"preparing {self.out}: continuing after {done} texts", file=sys.stderr)
+        self._write_journal(writers, done, ended)  # from now on the folder is ours
+        self._write_all(writers, done, ended)
         return self._finish(writers)
 
-    def _read_journal(self) -> dict[str, Any]:
+    def _writers(self, splits: dict[str, Any]) -> dict[str, ShardWriter]:
+        dtype = np.dtype(np.uint16 if self.tokenizer.size <= 2**16 else np.uint32)
+        return {
+            name: ShardWriter(
+                self.out, name, dtype, self.shard_tokens, WriterState.parse(splits.get(name, {}))
+            )
+            for name in ("train", "val")
+        }
+
+    def _continued(self) -> tuple[int, dict[str, bool], dict[str, ShardWriter]] | None:
+        """Returns what the journal says, or None if it is absent, another's or does not hold."""
         try:
             journal = json.loads((self.out / JOURNAL).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            journal = {}
-        if journal.get("key") == self.key:
-            if journal["pieces"]:
-                print(f"going on with {self.out} after {journal['pieces']} texts", file=sys.stderr)
-            return journal
-        return {"pieces": 0, "splits": {}, "ended": {}}
+            if journal["key"] != self.key:
+                return None
+            return journal["pieces"], dict(journal["ended"]), self._writers(journal["splits"])
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return None
 
-    def _write_journal(self, writers: dict[str, _Writer], pieces: int, ended: dict) -> None:
-        splits = {}
-        for name, writer in writers.items():
+    def _write_journal(self, writers: dict[str, ShardWriter], pieces: int, ended: dict) -> None:
+        for writer in writers.values():
             writer.sync()
-            splits[name] = {**asdict(writer.split), "open": writer.in_open}
+        splits = {name: writer.state.to_dict() for name, writer in writers.items()}
         state = {"key": self.key, "pieces": pieces, "ended": ended, "splits": splits}
         write_json(self.out / JOURNAL, state)
 
-    def _write_all(self, writers: dict[str, _Writer], done: int, ended: dict[str, bool]) -> None:
+    def _write_all(
+        self, writers: dict[str, ShardWriter], done: int, ended: dict[str, bool]
+    ) -> None:
         """`ended[split]`: whether its last document is complete, so that the next needs an EOT."""
         separator = np.array([self.tokenizer.end_of_text])
         since = 0
@@ -210,21 +167,16 @@ class _Preparation:
                     if ended.get(name):
                         writer.append(separator)
                     writer.append(ids)
-                    n_bytes = len(piece.text.encode())
-                    assert writer.split.bytes is not None and writer.split.documents is not None
-                    writer.split.bytes += n_bytes
-                    writer.split.documents += piece.last
-                    writer.split.words = (writer.split.words or 0) + len(piece.text.split())
+                    bar.update(writer.count(piece))
                     ended[name] = piece.last
-                    bar.update(n_bytes)
                     since += len(piece.text)
                 pieces += len(batch)
                 if since >= JOURNAL_CHARS:
                     self._write_journal(writers, pieces, ended)
                     since = 0
 
-    def _bar(self, writers: dict[str, _Writer]) -> Any:
-        done = sum(writer.split.bytes or 0 for writer in writers.values())
+    def _bar(self, writers: dict[str, ShardWriter]) -> Any:
+        done = sum(writer.state.split.bytes or 0 for writer in writers.values())
         return tqdm(
             disable=None,
             unit="B",
@@ -246,46 +198,36 @@ class _Preparation:
             for batch in batches:
                 yield batch, self.tokenizer.encode([piece.text for _, piece in batch])
             return
-        with ProcessPoolExecutor(self.processes, get_context("spawn")) as pool:
-            waiting: deque[tuple[list[Marked], Future[list[np.ndarray]]]] = deque()
-            for batch in batches:
-                texts = [piece.text for _, piece in batch]
-                named = self.tokenizer.name, self.tokenizer.fingerprint
-                waiting.append((batch, pool.submit(_encode, *named, texts)))
-                if len(waiting) > 2 * self.processes:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            for first, future in waiting:
-                yield first, future.result()
+        yield from encode_in_processes(self.tokenizer, batches, self.processes)
 
     def _skip(self, done: int) -> Iterator[Marked]:
         for number, marked in enumerate(self.plan.pieces()):
             if number >= done:
                 yield marked
 
-    def _finish(self, writers: dict[str, _Writer]) -> Manifest:
-        needed = ["train", "val"] if self.plan.source else ["val"]
-        for name, writer in writers.items():
+    def _finish(self, writers: dict[str, ShardWriter]) -> Manifest:
+        for writer in writers.values():
             writer.close_shard()
-            if name in needed and writer.split.tokens == 0:
-                own = self.plan.val_source if name == "val" else None
-                source = own or self.plan.source
-                raise UserError(f"source {source.name if source else ''} holds no text")
-        tokenizer = self.tokenizer
+        splits = {name: dataclasses.replace(w.state.split) for name, w in writers.items()}
+        plan, tokenizer = self.plan, self.tokenizer
+        plan.check_result(splits["train"], splits["val"])
+        if note := plan.share_note(splits["train"], splits["val"]):
+            print(f"preparing {self.out}: {note}", file=sys.stderr)
         manifest = Manifest(
             key=self.key,
-            source=self.plan.source.name if self.plan.source else "",
-            val_source=self.plan.val_source.name if self.plan.val_source else None,
-            val_fraction=self.plan.val_fraction,
+            source=plan.source.name if plan.source else "",
+            val_source=plan.val_source.name if plan.val_source else None,
+            val_fraction=plan.val_fraction,
+            document_separator=plan.separator,
             tokenizer={
                 "name": tokenizer.name,
                 "fingerprint": tokenizer.fingerprint,
                 "size": tokenizer.size,
                 "end_of_text": tokenizer.end_of_text,
             },
-            splits={n: dataclasses.replace(w.split) for n, w in writers.items()},
+            splits=splits,
         )
-        write_json(self.out / shards.MANIFEST, manifest.to_dict())
+        write_json(self.out / MANIFEST, manifest.to_dict())
         (self.out / JOURNAL).unlink(missing_ok=True)
         return manifest
 
@@ -301,7 +243,3 @@ def _batches(marked: Iterable[Marked]) -> Iterator[list[Marked]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _encode(tokenizer_name: str, fingerprint: str, texts: list[str]) -> list[np.ndarray]:
-    return load_tokenizer(tokenizer_name, fingerprint).encode(texts)

@@ -1,4 +1,8 @@
-"""Prepares text from the command line: `python -m gpt2_jax.data.prepare --source=… --out=…`."""
+r"""Prepares text from the command line, or checks what was prepared.
+
+python -m gpt2_jax.data.prepare --source=… --out=DIR [--tokenizer=…] [--val_fraction=…]
+python -m gpt2_jax.data.prepare --verify --out=DIR
+"""
 
 from __future__ import annotations
 
@@ -9,34 +13,55 @@ from absl import app, flags
 
 from gpt2_jax import cli
 from gpt2_jax.data.corpus import open_plan
+from gpt2_jax.data.manifest import Manifest
 from gpt2_jax.data.preparation import SHARD_TOKENS, prepare
+from gpt2_jax.data.shards import LARGEST_SHARD, verify_prepared
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
 
 _SOURCE = flags.DEFINE_string("source", None, "text: see data.source in docs/config.md")
 _VAL_SOURCE = flags.DEFINE_string("val_source", None, "validation text of its own")
 _TOKENIZER = flags.DEFINE_string("tokenizer", "gpt2", "bytes, gpt2, or a tokenizer.json")
-_OUT = flags.DEFINE_string("out", None, "folder to write")
-_VAL_FRACTION = flags.DEFINE_float("val_fraction", 0.1, "share of documents for validation")
-_SHARD_TOKENS = flags.DEFINE_integer("shard_tokens", SHARD_TOKENS, "tokens in a shard", 1)
-_PROCESSES = flags.DEFINE_integer("processes", os.cpu_count() or 1, "tokenizing processes", 1)
+_OUT = flags.DEFINE_string("out", None, "folder to write, or to check with --verify")
+_VAL_FRACTION = flags.DEFINE_float(
+    "val_fraction", 0.1, "share of documents for validation", lower_bound=0, upper_bound=1
+)
+_SEPARATOR = flags.DEFINE_string(
+    "document_separator", None, "split documents at this text, such as <|endoftext|>"
+)
+_SHARD_TOKENS = flags.DEFINE_integer(
+    "shard_tokens", SHARD_TOKENS, "tokens per shard", lower_bound=1, upper_bound=LARGEST_SHARD
+)
+_PROCESSES = flags.DEFINE_integer(
+    "processes", os.cpu_count() or 1, "tokenizing processes", lower_bound=1, upper_bound=1024
+)
+_VERIFY = flags.DEFINE_bool("verify", False, "read every shard in --out and compare its hash")
 
 
 def main(argv: list[str]) -> None:
-    """Prepares what the flags say and prints what was made."""
+    """Prepares what the flags say, or checks it, and prints what is there."""
     del argv
-    if _SOURCE.value is None or _OUT.value is None:
+    if _OUT.value and _VERIFY.value:
+        if _SOURCE.value or _VAL_SOURCE.value:
+            raise UserError("--verify reads --out alone; leave out --source and --val_source")
+        _print_counts(verify_prepared(Path(_OUT.value)))
+        print(f"every shard in {_OUT.value} has the hash that its manifest lists")
+        return
+    if not _SOURCE.value or not _OUT.value:
         raise UserError("give --source and --out, for example --source=stdlib --out=data/stdlib")
-    plan = open_plan(_SOURCE.value, _VAL_SOURCE.value, _VAL_FRACTION.value)
+    plan = open_plan(_SOURCE.value, _VAL_SOURCE.value, _VAL_FRACTION.value, _SEPARATOR.value)
     tokenizer = load_tokenizer(_TOKENIZER.value)
     out = Path(_OUT.value)
-    manifest = prepare(plan, tokenizer, out, _SHARD_TOKENS.value, _PROCESSES.value)
+    _print_counts(prepare(plan, tokenizer, out, _SHARD_TOKENS.value, _PROCESSES.value))
+    print(f"train on it with --config.data.source={out} --config.data.tokenizer={tokenizer.name}")
+
+
+def _print_counts(manifest: Manifest) -> None:
     for name, split in manifest.splits.items():
         print(
             f"{name}: {split.tokens:,} tokens, {split.documents:,} documents, "
             f"{split.bytes:,} bytes, {len(split.shards)} shard(s)"
         )
-    print(f"train on it with --config.data.source={out} --config.data.tokenizer={tokenizer.name}")
 
 
 if __name__ == "__main__":

@@ -8,24 +8,22 @@ dev/data/data_common.py). Those of llm.c and modded-nanogpt are read as they are
 from __future__ import annotations
 
 import bisect
-import glob
-import hashlib
-import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from gpt2_jax.data.listing import matching_files
+from gpt2_jax.data.manifest import MANIFEST, Manifest, Shard, Split
 from gpt2_jax.data.tokenizer import gpt2_ranks
 from gpt2_jax.errors import UserError
-from gpt2_jax.files import remembered_sha256
+from gpt2_jax.files import remembered_sha256, sha256
 
 HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
 FORMATS: dict[tuple[int, int], type] = {(20240520, 1): np.uint16, (20240801, 7): np.uint32}
-MANIFEST = "manifest.json"
+LARGEST_SHARD = 2**31 - 1  # tokens: the header counts them in an int32
 GPT2_END_OF_TEXT = 50256
 CHUNK = 1 << 20
 
@@ -52,75 +50,6 @@ def open_shard(path: Path) -> np.ndarray:
     if path.stat().st_size != HEADER_BYTES + n_tokens * dtype.itemsize:
         raise UserError(f"{path} is damaged: its size does not fit its {n_tokens} tokens")
     return np.memmap(path, dtype, "r", HEADER_BYTES, (n_tokens,))
-
-
-@dataclass
-class Shard:
-    """One file of a split."""
-
-    file: str
-    tokens: int
-    sha256: str
-
-
-@dataclass
-class Split:
-    """Counts of a split and its files.
-
-    `bytes` is the text's UTF-8 size, `words` are what white space parts; None if unknown.
-    """
-
-    tokens: int = 0
-    documents: int | None = 0
-    bytes: int | None = 0
-    shards: list[Shard] = field(default_factory=list)
-    words: int | None = None
-
-
-@dataclass
-class Manifest:
-    """What a prepared folder holds.
-
-    Attributes:
-      key: hash of the source's content and of every option that changes a token.
-      tokenizer: name, fingerprint, size and end-of-text id.
-    """
-
-    key: str
-    source: str
-    val_source: str | None
-    val_fraction: float
-    tokenizer: dict[str, Any]
-    splits: dict[str, Split]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the manifest as `manifest.json` holds it."""
-        return {"format": 1, **asdict(self)}
-
-    @staticmethod
-    def read(folder: Path) -> Manifest:
-        """Reads a prepared folder's manifest.
-
-        Raises:
-          UserError: if it is not one.
-        """
-        path = folder / MANIFEST
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            splits = {
-                name: Split(**{**split, "shards": [Shard(**s) for s in split["shards"]]})
-                for name, split in stored.pop("splits").items()
-            }
-            if stored.pop("format") != 1:
-                raise ValueError("another format")
-            return Manifest(**stored, splits=splits)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path} is not a manifest of prepared data: {error}") from None
-
-    def corpus_hash(self) -> str:
-        """Returns a hash of every token in order: two corpora with one hash train alike."""
-        sums = [[s.sha256 for s in split.shards] for _, split in sorted(self.splits.items())]
-        return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
 
 class Tokens:
@@ -167,26 +96,54 @@ class Corpus:
 
 
 def open_prepared(folder: Path) -> Corpus:
-    """Opens a prepared folder after comparing each shard with the manifest's sha256.
+    """Opens a prepared folder after comparing each shard with the manifest.
 
-    A shard is hashed again only if its size or time of change is new.
+    Sizes and headers are compared each time; a shard is hashed again only if its size or time of
+    change is new.
 
     Raises:
-      UserError: naming a shard that is missing or damaged.
+      UserError: naming a shard that is missing, damaged or not what the manifest says.
     """
     manifest = Manifest.read(folder)
     tokens: dict[str, Tokens] = {}
     for name, split in manifest.splits.items():
+        arrays = [_open_listed(folder, s, remembered_sha256) for s in split.shards]
+        if arrays:
+            tokens[name] = Tokens(arrays)
+    if "val" not in tokens:
+        raise UserError(f"{folder / MANIFEST} lists no validation tokens; prepare the data again")
+    return Corpus(manifest, tokens.get("train"), tokens["val"])
+
+
+def verify_prepared(folder: Path) -> Manifest:
+    """Reads every shard of a prepared folder whole: its hash, and whether its ids are ids.
+
+    Raises:
+      UserError: naming a shard that is missing, damaged or not what the manifest says.
+    """
+    manifest = Manifest.read(folder)
+    size = manifest.tokenizer["size"]
+    for split in manifest.splits.values():
         for shard in split.shards:
-            path = folder / shard.file
-            if not path.exists() or remembered_sha256(path) != shard.sha256:
+            ids = Tokens([_open_listed(folder, shard, sha256)])
+            largest = max((int(chunk.max()) for chunk in _chunks(ids, 0)), default=0)
+            if largest >= size:
                 raise UserError(
-                    f"{path} is missing or differs from its manifest; delete {folder} and "
+                    f"{folder / shard.file} holds id {largest}, but its tokenizer has {size}; "
                     "prepare the data again"
                 )
-        if split.shards:
-            tokens[name] = Tokens([open_shard(folder / s.file) for s in split.shards])
-    return Corpus(manifest, tokens.get("train"), tokens["val"])
+    return manifest
+
+
+def _open_listed(folder: Path, shard: Shard, digest: Callable[[Path], str]) -> np.ndarray:
+    path = folder / shard.file
+    again = f"delete {folder} and prepare the data again"
+    if not path.is_file():
+        raise UserError(f"{path} is missing; {again}")
+    ids = open_shard(path)
+    if len(ids) != shard.tokens or digest(path) != shard.sha256:
+        raise UserError(f"{path} differs from its manifest; {again}")
+    return ids
 
 
 def open_bins(source: str, val_source: str | None, val_fraction: float) -> Corpus:
@@ -213,7 +170,7 @@ def open_bins(source: str, val_source: str | None, val_fraction: float) -> Corpu
 
 
 def _bins(pattern: str) -> list[Path]:
-    paths = [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
+    paths = matching_files(pattern)
     if not paths:
         raise UserError(f"{pattern} matches no .bin shard")
     for path in paths:

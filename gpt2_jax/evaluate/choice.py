@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import jax
@@ -36,10 +35,12 @@ class Choice:
         Raises:
           UserError: naming the value.
         """
+        hot = self.temperature
         for name, holds, words in (
-            ("repetition_penalty", 1e-6 <= self.repetition_penalty <= 1e6, "from 1e-6 to 1e6"),
-            ("temperature", 0 <= self.temperature < math.inf, "0 or more, and finite"),
-            ("top_k", self.top_k >= 0, "0 or more"),
+            ("repetition_penalty", 0.01 <= self.repetition_penalty <= 100, "between 0.01 and 100"),
+            # Quotients of logits and any smaller temperature would leave float32.
+            ("temperature", hot == 0 or 1e-3 <= hot <= 1e3, "0, or between 0.001 and 1000"),
+            ("top_k", 0 <= self.top_k < 2**31, "0 or more, and below 2**31"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
         ):
             if not holds:

@@ -31,10 +31,9 @@ from gpt2_jax.evaluate.generate import Generator
 from gpt2_jax.evaluate.likelihood import Answer, Request, Scorer
 from gpt2_jax.evaluate.task_data import LocalTask, local_folder, parts_of_blimp
 from gpt2_jax.evaluate.writing import encode_prompts, write
-from gpt2_jax.files import cache_dir, disk_errors, sha256, write_json
+from gpt2_jax.files import cache_dir, disk_errors, write_json
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.track.wandb_log import WandbLog
-from gpt2_jax.train.checkpoint import SUMS
 from gpt2_jax.train.report import wandb_options
 from gpt2_jax.train.restore import OpenedRun, open_run
 from gpt2_jax.train.rundir import RunDirectory
@@ -232,7 +231,7 @@ def evaluate_tasks(
             tasks=tasks,
             task_manager=manager,
             limit=limit,
-            use_cache=str(_answers(workdir, run.step, tokenizer)),
+            use_cache=str(_answers(run, tokenizer)),
             log_samples=False,
             bootstrap_iters=1000,
         )
@@ -260,13 +259,12 @@ def _store(folder: Path, results: dict[str, Any]) -> None:
         write_json(folder / f"{label}-{results['step']}{first}.json", results)
 
 
-def _answers(workdir: str, step: int, tokenizer: Tokenizer) -> Path:
+def _answers(run: OpenedRun, tokenizer: Tokenizer) -> Path:
     """Returns where the harness keeps the answers of a checkpoint and its tokenizer.
 
     Not in the run directory: it unpickles them, and that directory may be somebody else's.
     """
-    sums = sha256(RunDirectory(workdir).folder_of(step) / SUMS)
-    facts = f"{SCORING} {sums} {tokenizer.fingerprint}"
+    facts = f"{SCORING} {run.sums} {tokenizer.fingerprint}"
     return cache_dir() / "answers" / hashlib.sha256(facts.encode()).hexdigest()[:32]
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
-
-from ml_collections import ConfigDict
 
 from gpt2_jax.data.corpus import open_corpus
 from gpt2_jax.data.shards import Corpus
 from gpt2_jax.errors import UserError
 from gpt2_jax.train.evaluation import Evaluator
 from gpt2_jax.train.restore import OpenedRun, open_run
-from gpt2_jax.train.rundir import RunDirectory
+from gpt2_jax.train.rundir import check_corpus
 
 LOGITS_BYTES = 1 << 30  # of one batch; an imported model brings no batch size of its own
 
@@ -40,7 +39,7 @@ def evaluate_run(
     fields = run.config.data
     if stride is not None and not 1 <= stride <= fields.seq_len:
         raise UserError(f"--stride={stride} must be from 1 to the run's seq_len={fields.seq_len}")
-    corpus = _corpus(run.config, workdir, data)
+    corpus = _corpus(run, workdir, data)
     train = run.config.train
     rows = _rows(run, train.batch_size // train.accumulation)
     evaluator = Evaluator(run.structure, run.mesh, fields.seq_len, rows)
@@ -110,15 +109,20 @@ def _why_none(nats: float) -> str:
     return f"exp({nats:.4g} nats) is beyond the largest float" if nats >= 700 else "not a number"
 
 
-def _corpus(config: ConfigDict, workdir: str, data: str | None) -> Corpus:
-    fields = config.data
+def _corpus(run: OpenedRun, workdir: str, data: str | None) -> Corpus:
+    fields = run.config.data
     if data is None:
         corpus, _ = open_corpus(
-            fields.source, fields.val_source, fields.tokenizer, fields.val_fraction
+            fields.source,
+            fields.val_source,
+            fields.tokenizer,
+            fields.val_fraction,
+            fields.document_separator,
         )
-        RunDirectory(workdir).check_corpus(corpus, f"data.source={fields.source}")
+        check_corpus(run.corpus, corpus, f"data.source={fields.source}", Path(workdir))
     else:
-        corpus, _ = open_corpus(None, data, fields.tokenizer, fields.val_fraction)
+        separator = fields.document_separator
+        corpus, _ = open_corpus(None, data, fields.tokenizer, fields.val_fraction, separator)
     if len(corpus.val) < 2:
         raise UserError(f"--data={data} has fewer than two tokens")
     return corpus

@@ -31,14 +31,16 @@ _PROMPT = flags.DEFINE_string("prompt", None, "text to continue; unset or empty:
 _BATCH = flags.DEFINE_string(
     "batch_file", None, "prompts, one a line (.jsonl: strings, or objects with a prompt)"
 )
-_SAMPLES = flags.DEFINE_integer("num_samples", 1, "texts for each prompt", 1)
-_NEW = flags.DEFINE_integer("max_new_tokens", 200, "tokens at most", 1)
+_SAMPLES = flags.DEFINE_integer("num_samples", 1, "texts for each prompt", 1, 100_000)
+_NEW = flags.DEFINE_integer("max_new_tokens", 200, "tokens at most", 1, 1_000_000)
 _TEMPERATURE = flags.DEFINE_float("temperature", USUAL.temperature, "0 takes the likeliest token")
-_TOP_K = flags.DEFINE_integer("top_k", USUAL.top_k, "draw among so many likeliest tokens; 0: all")
+_TOP_K = flags.DEFINE_integer(
+    "top_k", USUAL.top_k, "draw among so many likeliest tokens; 0: all", 0
+)
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "draw among the likeliest that hold this probability")
 _PENALTY = flags.DEFINE_float("repetition_penalty", 1.0, "above 1: less of what was said before")
 _STOP = flags.DEFINE_multi_string("stop", [], "text that ends a sample; may be given several times")
-_SEED = flags.DEFINE_integer("seed", 0, "chooses the text", 0)
+_SEED = flags.DEFINE_integer("seed", 0, "chooses the text", 0, 2**32 - 1)
 _STREAM = flags.DEFINE_bool("stream", False, "show the text as it is made")
 _SHOW_TOP = flags.DEFINE_integer(
     "show_top", None, "print the likeliest next tokens and their probabilities instead", 1

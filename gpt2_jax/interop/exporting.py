@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from gpt2_jax.files import whole_folder, write_atomic, write_json
 from gpt2_jax.interop import files, hf_config
 from gpt2_jax.interop.tokenizer_files import write_tokenizer
 from gpt2_jax.interop.weights import to_huggingface
-from gpt2_jax.track.metrics import read_rows
+from gpt2_jax.track.metrics import Row
 from gpt2_jax.train.restore import OpenedRun, open_run
 from gpt2_jax.train.rundir import RunDirectory
+from gpt2_jax.train.verify import check_rows
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -65,7 +67,7 @@ def _rounded(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
 def model_card(run: OpenedRun, workdir: str) -> str:
     """Returns README.md: what the model is, what it was trained on, and how to load it."""
     directory, cfg = RunDirectory(workdir), run.config
-    info, rows = directory.read_info(), read_rows(directory.metrics_path)
+    info, rows = directory.read_info(), _rows(directory, run.step)
     facts: dict[str, Any] = {
         "parameters": f"{run.structure.n_params():,}",
         "layers, heads, width": f"{cfg.model.n_layer}, {cfg.model.n_head}, {cfg.model.n_embd}",
@@ -107,6 +109,15 @@ def shown_source(source: str) -> str:
     rest = source.removeprefix(prefix)
     on_the_hub = prefix and not rest.startswith(("/", ".", "~"))
     return source if on_the_hub else prefix + Path(rest).name
+
+
+def _rows(directory: RunDirectory, step: int) -> list[Row]:
+    """Returns the rows up to the exported step; none, with a warning, if they are not whole."""
+    try:
+        return check_rows(directory, step) if step else []
+    except UserError as error:
+        print(f"warning: the model card has no validation loss: {error}", file=sys.stderr)
+        return []
 
 
 def _training_facts(run: OpenedRun, rows: list[Any], info: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -11,8 +11,6 @@ from gpt2_jax.errors import UserError
 from gpt2_jax.model import placements
 from gpt2_jax.model.placements.axes import INITIAL
 from gpt2_jax.model.placements.resolve import differences, resolve
-
-T = TypeVar("T", bool, float)
 
 # Their names for nonlinearities that are ours.
 ACTIVATIONS = {
@@ -44,17 +42,17 @@ def from_huggingface(theirs: dict[str, Any]) -> ConfigDict:
     ours = configs.default()
     model = ours.model
     for name in SIZES:
-        model[name] = _number(theirs, name)
-    model.n_positions = _number(theirs, "n_positions" if "n_positions" in theirs else "n_ctx")
+        model[name] = _taken(theirs, name, name)
+    longest = "n_positions" if "n_positions" in theirs else "n_ctx"
+    model.n_positions = _taken(theirs, longest, "n_positions")
     inner = theirs.get("n_inner") is not None
-    model.n_inner = _number(theirs, "n_inner") if inner else 4 * model.n_embd
+    model.n_inner = _taken(theirs, "n_inner", "n_inner") if inner else 4 * model.n_embd
     model.activation = _activation(theirs)
-    model.norm_eps = _of_type(theirs, "layer_norm_epsilon", 1e-5)
-    model.init_std = _of_type(theirs, "initializer_range", 0.02)
-    model.tie_head = _of_type(theirs, "tie_word_embeddings", True)
-    model.scale_attn_weights = _of_type(theirs, "scale_attn_weights", True)
-    by_layer = _of_type(theirs, "scale_attn_by_inverse_layer_idx", False)
-    model.scale_attn_by_inverse_layer_idx = by_layer
+    model.norm_eps = _taken(theirs, "layer_norm_epsilon", "norm_eps", 1e-5)
+    model.init_std = _taken(theirs, "initializer_range", "init_std", 0.02)
+    model.tie_head = _taken(theirs, "tie_word_embeddings", "tie_head", True)
+    for name, usual in (("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False)):
+        model[name] = _taken(theirs, name, name, usual)
     ours.data.seq_len = model.n_positions
     return ours
 
@@ -114,22 +112,18 @@ def _refuse(theirs: dict[str, Any]) -> None:
         raise UserError("config.json: quantized weights are not supported; take the original ones")
 
 
-def _number(theirs: dict[str, Any], name: str) -> int:
-    value = theirs.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"config.json: {name}={value!r}, where a positive integer is needed")
-    return value
+def _taken(theirs: dict[str, Any], name: str, ours: str, usual: Any = None) -> Any:
+    """Returns a field of theirs, or what it usually is, as a value of our `model.<ours>`.
 
-
-def _of_type(theirs: dict[str, Any], name: str, usual: T) -> T:
-    """Returns a field, or what it usually is; a whole number may stand for a float."""
+    Raises:
+      UserError: if it is missing, of another type or out of bounds, naming it.
+    """
     value = theirs.get(name)
-    if value is None:
-        return usual
-    kinds = (float, int) if isinstance(usual, float) else (bool,)
-    if not isinstance(value, kinds) or (isinstance(value, bool) and isinstance(usual, float)):
-        raise UserError(f"config.json: {name}={value!r} is no {type(usual).__name__}")
-    return type(usual)(value)
+    if value is None and usual is None:
+        raise UserError(f"config.json has no {name}")
+    return configs.validated(
+        f"model.{ours}", usual if value is None else value, f"config.json: {name}"
+    )
 
 
 def _activation(theirs: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from gpt2_jax import config as configs
-from gpt2_jax.config_check import check
+from gpt2_jax.config_check import check_stored
 from gpt2_jax.data.kept_tokenizer import keep_tokenizer
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
@@ -17,6 +17,7 @@ from gpt2_jax.interop.tokenizer_files import find_tokenizer
 from gpt2_jax.interop.weights import from_huggingface
 from gpt2_jax.model.structure import structure
 from gpt2_jax.train.checkpoint import save_params
+from gpt2_jax.train.identity import FORMAT_VERSION, Identity, new_run_id
 from gpt2_jax.train.rundir import RunDirectory
 
 
@@ -39,20 +40,18 @@ def import_model(
     folder = files.locate(model, allow_pickle)
     theirs = files.read_json(folder / "config.json")
     config = hf_config.from_huggingface(theirs)
-    check(config)
+    check_stored(config, folder / "config.json")
     built = structure(config.model)
     params = from_huggingface(built, files.read_tensors(folder, allow_pickle))
     with whole_folder(target) as partial:
         said = _describe(folder, config.model.vocab_size, partial, target, tokenizer)
         config.data.tokenizer, fingerprint, line = said
         write_atomic(partial / "config.json", configs.to_json(config))
-        info = {
-            "imported_from": model,
-            "parameters": built.n_params(),
-            "tokenizer": fingerprint,
-        }
+        identity = Identity(new_run_id(), config.to_dict(), None, fingerprint)
+        info = {"format_version": FORMAT_VERSION, "run_id": identity.run_id}
+        info |= {"imported_from": model, "parameters": built.n_params(), "tokenizer": fingerprint}
         write_json(partial / "run.json", info)
-        save_params(partial / "weights", jax.tree.map(jax.numpy.asarray, params))
+        save_params(partial / "weights", jax.tree.map(jax.numpy.asarray, params), identity)
     lines = [f"{built.n_params():,} parameters from {folder}", line, hf_config.dropout_note(theirs)]
     return [line for line in lines if line]
 

@@ -1,4 +1,4 @@
-"""One display for many runs: a bar over all their updates, a line for each that comes to an end."""
+"""One display for many runs: a bar over all their steps, a line for each that ends."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import time
 from tqdm import tqdm
 
 from gpt2_jax.track.bar import BAR_SECONDS, LOG_SECONDS
+from gpt2_jax.track.screen import say
 
 
 class Display:
-    """Updates done of all that are known of, on a terminal as a bar, else as lines."""
+    """Steps done of all that are known of, on a terminal as a bar, else as lines."""
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
@@ -27,36 +28,35 @@ class Display:
         self._started = self._shown = time.monotonic()
         self._running, self._losses = "", ""
 
-    def expect(self, updates: int) -> None:
-        """Takes how many updates there are to be, as far as is known."""
-        self._total = updates
+    def expect(self, steps: int) -> None:
+        """Takes how many steps there are to be, as far as is known."""
+        self._total = steps
 
-    def done(self, updates: int) -> None:
-        """Takes how many of the updates belong to cells that came to an end."""
+    def done(self, steps: int) -> None:
+        """Takes how many of the steps belong to cells that have ended."""
         if self._first is None:
-            self._first = self._bar.initial = updates
-        self._done = updates
+            self._first = self._bar.initial = steps
+        self._done = steps
         self._show()
 
     def start(self, names: list[str], step: int) -> None:
-        """Takes what is being trained now, from which update on."""
+        """Takes what is being trained now, and from which step."""
         self._running, self._losses = _common(names), ""
         self._done += step * len(names)
         self._show(now=True)
 
-    def advance(self, updates: int, losses: str) -> None:
-        """Takes updates made and the last losses."""
-        self._done += updates
+    def advance(self, steps: int, losses: str) -> None:
+        """Takes steps made and the last losses."""
+        self._done += steps
         self._losses = losses
         self._show()
 
     def note(self, line: str) -> None:
         """Prints a line above the bar."""
-        with tqdm.external_write_mode(file=sys.stderr):
-            print(line, file=sys.stderr, flush=True)
+        say(line)
 
     def close(self) -> None:
-        """Leaves the bar as it stands."""
+        """Leaves the bar as it is."""
         if self._terminal:
             self._show(now=True)
         self._bar.close()

@@ -1,67 +1,98 @@
-"""The loss curve as a picture that can be shown."""
+"""The loss curve as a picture that can be shown, drawn while a run trains."""
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gpt2_jax.files import disk_errors
+from gpt2_jax.track.canvas import load_matplotlib
 from gpt2_jax.track.metrics import Row
 
-_BLUE, _ORANGE, _GREY = "#2f6db3", "#d9622b", "#5f6670"
+_BLUE, _PALE, _ORANGE, _GREY = "#2f6db3", "#b4cce6", "#d9622b", "#5f6670"
+
+
+class LossCurve:
+    """The loss curve of a run, drawn in a thread of its own, one picture at a time.
+
+    Args:
+      path: of the PNG.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._thread = ThreadPoolExecutor(1, "loss curve")
+        self._drawing: Future[None] | None = None
+        self._drawn = -1  # the last step of the last picture
+
+    def draw(self, rows: list[Row], title: str, subtitle: str, wait: bool = False) -> None:
+        """Starts drawing rows; skipped while the picture before is not finished, unless `wait`.
+
+        Raises:
+          DiskError: if `wait` and the picture cannot be written.
+        """
+        if self._drawing is not None and (wait or self._drawing.done()):
+            self._drawing.exception()  # a failure is reported by the next picture, or the last
+            self._drawing = None
+        if self._drawing is None and rows and rows[-1]["step"] != self._drawn:
+            self._drawing = self._thread.submit(plot_loss, rows, self._path, title, subtitle)
+            self._drawn = rows[-1]["step"]
+            if wait:
+                self._drawing.result()
+
+    def close(self) -> None:
+        """Ends the thread, once the picture in progress is written."""
+        self._thread.shutdown()
 
 
 def plot_loss(rows: list[Row], path: Path, title: str, subtitle: str) -> None:
-    """Draws training loss (every row faint, their running mean strong) and validation loss.
+    """Draws training loss (every row pale, their running mean strong) and validation loss.
 
     Args:
       rows: of metrics.jsonl.
       path: of the PNG, written whole or not at all.
     """
-    import matplotlib
+    load_matplotlib()
+    # Without pyplot, which keeps a list of figures that threads cannot share.
+    from matplotlib.figure import Figure
 
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4.8), dpi=160, layout="constrained")
+    figure = Figure(figsize=(8, 4.8), dpi=160, layout="constrained")
+    axes = figure.subplots()
     _draw_losses(axes, _series(rows, "train/loss"), _series(rows, "val/loss"))
-    axes.set_xlabel("update")
-    axes.set_ylabel("loss (nats per token)")
-    axes.set_title(title, loc="left", weight="bold", fontsize=12, pad=22)
-    axes.text(0, 1.02, subtitle, transform=axes.transAxes, color=_GREY, fontsize=9, va="bottom")
+    axes.set_xlabel("step", fontsize=12)
+    axes.set_ylabel("loss (nats per token)", fontsize=12)
+    axes.tick_params(labelsize=11)
+    axes.set_title(title, loc="left", weight="bold", fontsize=13, pad=24)
+    axes.text(0, 1.02, subtitle, transform=axes.transAxes, color=_GREY, fontsize=11, va="bottom")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, fontsize=11)
     temporary = path.with_name(f".{path.name}.tmp.png")
     with disk_errors("the loss curve"):
         figure.savefig(temporary)
         temporary.replace(path)
-    plt.close(figure)
 
 
 def _draw_losses(axes: Any, train: np.ndarray, val: np.ndarray) -> None:
     if len(train):
-        axes.plot(*train.T, color=_BLUE, alpha=0.25, linewidth=0.9, label="training, each row")
-        axes.plot(
-            train[:, 0],
-            _smooth(train[:, 1]),
-            color=_BLUE,
-            linewidth=1.8,
-            label="training, running mean",
-        )
+        axes.plot(*train.T, color=_PALE, linewidth=1.2, label="training")
+        label = "training, running mean"
+        axes.plot(train[:, 0], _smooth(train[:, 1]), color=_BLUE, linewidth=2, label=label)
     if len(val) > 1 and val[0, 0] == 0:
-        val = val[1:]  # the guess before the first update would stretch the line over everything
+        val = val[1:]  # the loss before the first step would stretch the axis for all the others
     if len(val):
-        axes.plot(*val.T, "o-", color=_ORANGE, linewidth=1.8, markersize=4, label="validation")
+        axes.plot(*val.T, "o-", color=_ORANGE, linewidth=2, markersize=5, label="validation")
         axes.annotate(
             f"{val[-1, 1]:.3f}",
             val[-1],
             xytext=(8, 0),
             textcoords="offset points",
             color=_ORANGE,
+            fontsize=12,
             va="center",
             weight="bold",
         )

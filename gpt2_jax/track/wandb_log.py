@@ -2,7 +2,8 @@
 
 metrics.jsonl is the record and wandb a copy of it. A copy begins after the last row that wandb
 already has, be it on the server or in an offline run's file, and rows that a kill kept from it are
-taken from the record. So every row arrives once, in order, under one run id.
+taken from the record. So every row arrives once, in order, under one run id. At the end the rows
+that the server has are counted.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from gpt2_jax.track.metrics import Row
 
 INIT_SECONDS = 10
 FINISH_SECONDS = 15
+CONFIRM_SECONDS = 10
 SEND_SECONDS = 2  # how often rows leave; wandb's own 15 s are lost when the process is killed
 
 
@@ -31,7 +34,7 @@ Table = tuple[Sequence[str], Sequence[Sequence[Any]]]  # columns, rows
 
 @dataclass(frozen=True)
 class WandbOptions:
-    """What `track.wandb.*` and the run directory say; None leaves it to WANDB_* or to wandb."""
+    """What `track.wandb.*` and the run directory decide; None leaves it to WANDB_* or to wandb."""
 
     run_id: str
     workdir: Path
@@ -41,6 +44,7 @@ class WandbOptions:
     name: str | None
     group: str | None
     tags: tuple[str, ...]
+    job_type: str
 
 
 class WandbLog:
@@ -48,7 +52,10 @@ class WandbLog:
 
     Args:
       rows: those of metrics.jsonl so far, for what wandb does not have yet.
-      say: told one line of where the run is to be seen, or of what went wrong.
+      say: called with one line on where the run can be seen, or on what went wrong.
+
+    Attributes:
+      problem: the last line on what went wrong, None if nothing did.
     """
 
     def __init__(
@@ -61,7 +68,10 @@ class WandbLog:
         self._options, self._config, self._rows, self._say = options, config, rows, say
         self._queue: queue.Queue[Callable[[Any], None] | None] = queue.Queue()
         self._next_step = 0
+        self._n_rows = len(rows)
+        self._path: str | None = None  # of an online run
         self._exit_code = 0
+        self.problem: str | None = None
         self._thread: threading.Thread | None = None
         if (options.mode or os.environ.get("WANDB_MODE")) != "disabled":
             self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
@@ -69,6 +79,7 @@ class WandbLog:
 
     def log(self, row: Row) -> None:
         """Hands over a row of metrics.jsonl."""
+        self._n_rows += 1
         self._hand_over(lambda run: self._send(run, row))
 
     def summarize(self, values: dict[str, Any]) -> None:
@@ -110,11 +121,9 @@ class WandbLog:
             return
         self._exit_code = exit_code
         self._queue.put(None)
-        self._thread.join(INIT_SECONDS + FINISH_SECONDS + 5)
+        self._thread.join(INIT_SECONDS + FINISH_SECONDS + CONFIRM_SECONDS + 5)
         if self._thread.is_alive():
-            self._say(
-                f"wandb does not answer; later: wandb sync {self._options.workdir}/wandb/*run*"
-            )
+            self._fail(f"wandb does not answer; to upload later: {self._sync_command('*run')}")
 
     def _hand_over(self, task: Callable[[Any], None]) -> None:
         if self._thread is not None:
@@ -129,7 +138,7 @@ class WandbLog:
             for row in self._rows:
                 self._send(run, row)
         except Exception as error:
-            self._say(f"wandb: not tracked there ({_line(error)})")
+            self._fail(f"wandb: not tracked there ({_line(error)})")
         finally:
             sys.excepthook, sys.exit = excepthook, sys_exit
         while (task := self._queue.get()) is not None:
@@ -137,14 +146,39 @@ class WandbLog:
                 run = self._attempt(task, run)
         if run is not None:
             self._attempt(lambda run: run.finish(exit_code=self._exit_code), run)
+        if self._path is not None:
+            self._confirm(self._path)
 
     def _attempt(self, task: Callable[[Any], None], run: Any) -> Any:
         try:
             task(run)
             return run
         except Exception as error:
-            self._say(f"wandb: no longer tracked there ({_line(error)})")
+            self._fail(f"wandb: no longer tracked there ({_line(error)})")
             return None
+
+    def _confirm(self, path: str) -> None:
+        """Reports how many rows the server lacks: it may take a run and fail all of its rows."""
+        try:
+            arrived = _rows_on_server(path, self._n_rows)
+        except Exception as error:
+            self._fail(
+                f"wandb: cannot check that all rows arrived ({_line(error)}); to upload them: "
+                f"{self._sync_command('run')}"
+            )
+            return
+        if arrived < self._n_rows:
+            self._fail(
+                f"wandb: the server has {arrived} of {self._n_rows} rows; to upload the others: "
+                f"{self._sync_command('run')}"
+            )
+
+    def _fail(self, line: str) -> None:
+        self.problem = line
+        self._say(line)
+
+    def _sync_command(self, kind: str) -> str:
+        return sync_command(f"{self._options.workdir}/wandb/{kind}-*-{self._options.run_id}")
 
     def _send(self, run: Any, row: Row) -> None:
         if row["step"] >= self._next_step:
@@ -164,17 +198,16 @@ class WandbLog:
         if mode == "online":
             try:
                 run = self._init("online")
-                self._next_step = run.starting_step
+                self._next_step, self._path = run.starting_step, run.path
                 self._say(f"wandb: {run.url}")
                 return run
             except Exception as error:
-                self._say(f"wandb: cannot be reached ({_line(error)}); going on offline")
+                self._say(f"wandb: cannot be reached ({_line(error)}); continuing offline")
                 wandb.teardown()
         earlier = offline_runs(self._options.workdir, self._options.run_id)
         run = self._init("offline")
         self._next_step = 1 + max(map(last_step, earlier), default=-1)
-        parts = f"{self._options.workdir}/wandb/offline-run-*-{self._options.run_id}"
-        self._say(f'wandb: offline; to upload: for p in {parts}; do wandb sync "$p"; done')
+        self._say(f"wandb: offline; to upload: {self._sync_command('offline-run')}")
         return run
 
     def _init(self, mode: Any) -> Any:
@@ -192,6 +225,7 @@ class WandbLog:
             name=options.name or env.get("WANDB_NAME") or options.workdir.absolute().name,
             group=options.group,
             tags=options.tags or None,
+            job_type=options.job_type,
             config=self._config,
             settings=wandb.Settings(
                 silent=True,
@@ -203,6 +237,26 @@ class WandbLog:
                 x_transaction_log_flush_interval=SEND_SECONDS,
             ),
         )
+
+
+def sync_command(parts: str) -> str:
+    """Returns the command that uploads parts, given as globs, one by one.
+
+    Given several at once, wandb uploads them side by side, and one cut short stops the others.
+    """
+    return f'for p in {parts}; do wandb sync "$p"; done'
+
+
+def _rows_on_server(path: str, wanted: int) -> int:
+    """Returns how many rows of a run the server has; waits a while for `wanted` of them."""
+    import wandb
+
+    deadline = time.monotonic() + CONFIRM_SECONDS / 2
+    while True:
+        arrived = int(wandb.Api(timeout=CONFIRM_SECONDS // 3).run(path).historyLineCount)
+        if arrived >= wanted or time.monotonic() > deadline:
+            return arrived
+        time.sleep(1.0)
 
 
 def offline_runs(workdir: Path, run_id: str) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ class Score:
 
     @property
     def loss(self) -> float:
-        """Mean nats a token."""
+        """Mean nats per token."""
         return self.nats / self.tokens
 
     def metrics(self, bytes_per_token: float | None) -> dict[str, float]:
@@ -129,13 +129,16 @@ class Evaluator:
         tokens: Tokens,
         limit: int | None = None,
         stride: int | None = None,
+        between_batches: Callable[[int, int], None] | None = None,
     ) -> Score:
         """Returns the score of `tokens`, or of about `limit` of them, always the same ones.
 
         The sums stay on the devices until the one read at the end.
 
         Args:
-          step: updates that the parameters have behind them.
+          step: steps that the parameters have been trained for.
+          between_batches: called with the batches done and their number; what it raises ends the
+            evaluation.
         """
         chosen = choose_windows(len(tokens), self._seq_len, limit, stride)
         sums, at = [], jax.device_put(np.int32(step), replicated(self._mesh))
@@ -144,5 +147,7 @@ class Evaluator:
             sums.append(self._sums(params, at, *jax.device_put((batch, mask), sharding)))
             if len(sums) > AHEAD:
                 sums[-AHEAD].block_until_ready()  # not all batches at once on the devices
+            if between_batches is not None:
+                between_batches(len(sums), -(-len(chosen) // self._batch_size))
         nats, correct = np.concatenate(jax.device_get(sums)).sum(0, dtype=np.float64).tolist()
         return Score(nats, round(correct), sum(scored for _, _, scored in chosen))

@@ -1,14 +1,11 @@
-"""Batches put on the devices ahead of their need, and signals turned into a question."""
+"""Batches made in a thread and put on the devices before they are needed."""
 
 from __future__ import annotations
 
-import os
 import queue
-import signal
 import threading
 from collections.abc import Callable, Iterator
-from types import FrameType
-from typing import Any, Self
+from typing import Self
 
 import jax
 import numpy as np
@@ -63,28 +60,3 @@ class Prefetch:
             except queue.Full:
                 continue
         return False
-
-
-class StopSignal:
-    """While it is entered, SIGTERM and Ctrl-C set `requested`; a second Ctrl-C interrupts."""
-
-    def __init__(self) -> None:
-        self.requested: str | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.requested = signal.Signals(number).name
-        # Not print(): a handler may interrupt one.
-        os.write(2, f"\n{self.requested}: saving after the update in progress\n".encode())

@@ -24,20 +24,23 @@ from gpt2_jax.files import disk_errors, write_atomic
 from gpt2_jax.model.structure import Structure, structure
 from gpt2_jax.track.bar import Progress
 from gpt2_jax.track.metrics import Row, read_rows
+from gpt2_jax.track.screen import forgiving_output, say, status
 from gpt2_jax.train import report
-from gpt2_jax.train.checkpoint import Checkpoints, damage, restore_params
-from gpt2_jax.train.evaluation import Evaluator
-from gpt2_jax.train.feed import Prefetch, StopSignal
+from gpt2_jax.train.checkpoint import Checkpoints, restore_params
+from gpt2_jax.train.evaluation import Evaluator, Score
+from gpt2_jax.train.feed import Prefetch
 from gpt2_jax.train.memory import keep_freed_memory
 from gpt2_jax.train.mesh import configure_devices
-from gpt2_jax.train.origin import Origin, adopt, find_origin
+from gpt2_jax.train.origin import Origin, adopt, check_origin, find_origin
 from gpt2_jax.train.patterns import rate_factors
-from gpt2_jax.train.probe import compile_probe
+from gpt2_jax.train.probe import Probe, compile_probe
 from gpt2_jax.train.program import Program, compile_program, memory_errors
 from gpt2_jax.train.record import Record, is_stale
 from gpt2_jax.train.rundir import RunDirectory
+from gpt2_jax.train.signals import Stopped, StopSignal
 from gpt2_jax.train.state import State
 from gpt2_jax.train.step import Metrics
+from gpt2_jax.train.verify import Standing, examine, open_checkpoints
 
 # (config, model structure, parameters, tokenizer) -> text
 Sample = Callable[[ConfigDict, Structure, Any, Tokenizer], str]
@@ -51,9 +54,10 @@ def train(
 ) -> int:
     """Trains, or continues, the run in `workdir`, and returns the process's exit code.
 
-    A run is resumed in this order: 1. the config and the text must be those of the directory;
-    2. the step is compiled; 3. the newest undamaged checkpoint is restored; 4. rows of
-    metrics.jsonl past it are cut off; 5. batches start at its step.
+    A run is resumed in this order: 1. the config, the text and the tokenizer must be those of the
+    directory, and what lies in it must fit together; 2. the step is compiled; 3. the newest
+    undamaged checkpoint is restored; 4. rows of metrics.jsonl past it are cut off; 5. batches
+    start at its step. Nothing is created before all that can be checked has been.
 
     Args:
       sample: makes the text that is shown at the end.
@@ -61,35 +65,56 @@ def train(
 
     Raises:
       UserError: for wrong input, before anything expensive.
-      Diverged: if too many updates in a row had to be skipped.
+      Diverged: if too many steps in a row had to be skipped.
     """
+    with forgiving_output(), StopSignal() if stop is None else nullcontext(stop) as stop:
+        try:
+            return _train(config, workdir, sample, stop)
+        except Stopped as signal:
+            print(f"stopped by {signal} before the first step; {_go_on()}")
+            return EXIT_STOPPED
+
+
+def _train(config: ConfigDict, workdir: str, sample: Sample | None, stop: StopSignal) -> int:
     directory = RunDirectory(workdir)
+    directory.check_usable()
     config, origin = _complete(config, directory)
+    directory.check_config(config)
     data = config.data
     keep_freed_memory(config)
+    configure_devices(config)
+    if config.optimizer.frozen or config.optimizer.lr_multipliers:
+        rate_factors(config, structure(config.model))  # a wrong pattern is said at once
+    say(f"opening the text: {data.source}")
+    with stop.immediate():
+        corpus, tokenizer = open_corpus(
+            data.source,
+            data.val_source,
+            directory.tokenizer_for(config),
+            data.val_fraction,
+            data.document_separator,
+        )
+    assert corpus.train is not None
+    sampler = Sampler(corpus.train, data.seq_len, config.train.batch_size, config.seed)
+    if len(corpus.val) < 2:
+        raise UserError("the validation text has fewer than two tokens; give more of it")
     directory.lock()
     try:
-        directory.check_config(config)
-        configure_devices(config)
-        if config.optimizer.frozen or config.optimizer.lr_multipliers:
-            rate_factors(config, structure(config.model))  # a wrong pattern is said at once
-        corpus, tokenizer = open_corpus(
-            data.source, data.val_source, directory.tokenizer_for(config), data.val_fraction
-        )
-        assert corpus.train is not None
-        sampler = Sampler(corpus.train, data.seq_len, config.train.batch_size, config.seed)
-        directory.check_corpus(corpus, f"data.source={data.source}")
-        if len(corpus.val) < 2:
-            raise UserError("the validation text has fewer than two tokens; give more of it")
-        if _is_finished(config, directory):
+        directory.check_config(config)  # again: nobody else can write now
+        directory.check_data(corpus, tokenizer, f"data.source={data.source}")
+        standing = examine(directory)
+        if _is_finished(config, directory, standing):
             _say_finished(config, directory)
             return EXIT_FINISHED
-        with StopSignal() if stop is None else nullcontext(stop) as stop, memory_errors():
-            program = compile_program(config)
-            for line in directory.claim(config, corpus):
+        if standing.step is None and origin is not None:
+            check_origin(origin)
+        with memory_errors():
+            with stop.immediate(), status("compiling the train step"):
+                program = compile_program(config)
+            for line in directory.claim(config, corpus, tokenizer):
                 print(f"changed: {line}")
-            run = _open_run(config, directory, origin, corpus, program, sampler)
-            return run.go(stop, tokenizer, sample)
+            run = _open_run(config, directory, standing, origin, corpus, program, sampler, stop)
+            return run.go(tokenizer, sample)
     finally:
         directory.unlock()
 
@@ -107,59 +132,62 @@ def _complete(config: ConfigDict, directory: RunDirectory) -> tuple[ConfigDict, 
 def _say_finished(config: ConfigDict, directory: RunDirectory) -> None:
     early = not Checkpoints(directory.checkpoints_path).path(config.train.steps).exists()
     field = "train.patience" if early else "train.steps"
-    print(f"{directory.path} is finished: raise {field} to go on")
+    print(f"{directory.path} is finished: raise {field} to continue it")
     report.print_end(directory)
 
 
-def _is_finished(config: ConfigDict, directory: RunDirectory) -> bool:
+def _is_finished(config: ConfigDict, directory: RunDirectory, standing: Standing) -> bool:
     """Returns whether the run has all that it is to have, so that nothing need be compiled."""
     wanted = [directory.config_path, directory.metrics_path, directory.plot_path]
     if config.train.sample_tokens:
         wanted.append(directory.sample_path)
-    if not all(path.exists() for path in wanted):
+    if standing.step is None or standing.damaged or not all(path.is_file() for path in wanted):
         return False
     rows = read_rows(directory.metrics_path)
-    early = rows and is_stale(config, rows)
-    step = rows[-1]["step"] if early else config.train.steps
-    last = Checkpoints(directory.checkpoints_path).path(step)
-    return last.exists() and damage(last) is None
+    if not rows or "val/loss" not in rows[-1]:
+        return False  # stopped in the last evaluation
+    last = rows[-1]["step"]
+    wanted_step = last if is_stale(config, rows) else config.train.steps
+    return standing.step == wanted_step and last <= standing.step
 
 
 def _open_run(
     config: ConfigDict,
     directory: RunDirectory,
+    standing: Standing,
     origin: Origin | None,
     corpus: Corpus,
     program: Program,
     sampler: Sampler,
+    stop: StopSignal,
 ) -> Run:
-    with disk_errors("checkpoints/"):
-        directory.checkpoints_path.mkdir(exist_ok=True)
-    checkpoints = Checkpoints(directory.checkpoints_path, config.train.keep_checkpoints)
-    checkpoints.clean()
-    found = checkpoints.latest(lambda line: print(f"warning: {line}"), set_aside=True)
+    for step, fault in standing.damaged:
+        print(f"warning: checkpoint {directory.folder_of(step)} is damaged ({fault}): passed over")
+    checkpoints = open_checkpoints(directory, config.train.keep_checkpoints, standing)
+    found = standing.step
     first = found or 0
     remaining = config.train.steps - first
-    seconds = program.trial_seconds(sampler.batch(first)) if remaining >= 10 else None
+    seconds = None
+    if remaining >= 10:
+        with stop.immediate(), status("timing a few steps"):
+            seconds = program.trial_seconds(sampler.batch(first))
     if found is None:
         state = program.start(sampler.batch(0))
         if origin is not None:
-            if fault := damage(origin.folder):
-                raise UserError(f"the first weights, {origin.folder}, are damaged or gone: {fault}")
-            params = restore_params(origin.folder, program.shapes.params)
+            params = restore_params(origin.folder, program.shapes.params, origin.step)
             state = state._replace(params=params)
             print(f"weights from {origin.name}")
     else:
         state = checkpoints.restore(found, program.shapes)
-        print(f"continuing {directory.path} after update {found}")
+        print(f"continuing {directory.path} after step {found}")
     print(report.start_report(config, program, corpus, first, seconds), flush=True)
     directory.describe(config, report.facts(config, program), first)
-    return Run(config, directory, corpus, program, sampler, checkpoints, state, first, found)
+    return Run(config, directory, corpus, program, sampler, checkpoints, state, first, found, stop)
 
 
 @dataclass
 class Run:
-    """A run in progress. `step` counts the updates dispatched."""
+    """A run in progress. `step` counts the steps dispatched."""
 
     config: ConfigDict
     directory: RunDirectory
@@ -170,16 +198,19 @@ class Run:
     state: State
     step: int
     found: int | None
+    stop: StopSignal
     stopped_by: str | None = None
     record: Record = field(init=False)
     progress: Progress = field(init=False)
     evaluator: Evaluator = field(init=False)
 
     def __post_init__(self) -> None:
-        train, seq_len = self.config.train, self.config.data.seq_len
+        train, program = self.config.train, self.program
         self.tokens_per_step = report.tokens_per_step(self.config)
+        rows = train.batch_size // train.accumulation
+        self.evaluator = Evaluator(program.structure, program.mesh, self.config.data.seq_len, rows)
+        self.probe = self._compile_probe()
         self.progress = Progress(train.steps, self.step, self.tokens_per_step)
-        program = self.program
         self.record = Record(
             self.config,
             self.directory,
@@ -189,45 +220,57 @@ class Run:
             self.found,
             self.progress.note,
         )
-        rows = train.batch_size // train.accumulation
-        self.evaluator = Evaluator(program.structure, program.mesh, seq_len, rows)
-        self.probe = compile_probe(self.config, program)
-        # Metrics of an update, and figures by depth, on the devices and not read yet.
+        # Metrics of a step, and figures by depth, on the devices and not read yet.
         self.pending: tuple[int, Metrics, Metrics] | None = None
         self.clock = time.monotonic()  # when the last row was read, less pauses
         self.clock_step = self.step
 
-    def go(self, stop: StopSignal, tokenizer: Tokenizer, sample: Sample | None) -> int:
+    def _compile_probe(self) -> Probe | None:
+        if self.config.track.diagnostics_every is None:
+            return None
+        with self.stop.immediate(), status("compiling the figures by depth"):
+            return compile_probe(self.config, self.program)
+
+    def go(self, tokenizer: Tokenizer, sample: Sample | None) -> int:
         """Trains to the end or to a signal, and leaves the directory complete."""
-        code = EXIT_DIVERGED
+        code, text = EXIT_DIVERGED, None
         try:
-            with jax.transfer_guard("disallow"):
-                self._train(stop)
-            self.checkpoints.wait()
-            self.progress.close()
-            text = None if self.stopped_by else self._sample(tokenizer, sample)
+            try:
+                with jax.transfer_guard("disallow"):
+                    self._train()
+                self._settle()
+                if self.stopped_by is None:
+                    with self.stop.immediate():
+                        text = self._sample(tokenizer, sample)
+            except Stopped as signal:
+                self.stopped_by = str(signal)
+            self._settle()
             self._finish(text)
             code = EXIT_STOPPED if self.stopped_by else EXIT_FINISHED
         finally:
             self.record.close(code)
         return code
 
-    def _train(self, stop: StopSignal) -> None:
+    def _settle(self) -> None:
+        self.checkpoints.wait()
+        self.progress.close()
+
+    def _train(self) -> None:
         steps, record = self.config.train.steps, self.record
         if record.saved_step is None:
-            with self._paused():
-                scored = self._evaluate()
-                figures = self._figures(self.program.put(self.sampler.batch(0)))
-                record.begin(scored, jax.device_get(figures) if figures else {})
+            self._begin()
+        elif record.unfinished is not None:
+            self._complete_row(record.unfinished)
         until = self.step if record.is_stale() else steps
+        self.progress.start()
         with Prefetch(self.sampler.batch, self.program.put, self.step, until) as batches:
             before: jax.Array | None = None
             for batch in batches:
-                if stop.requested:
+                if self.stop.requested:
                     break
                 self.state, metrics = self.program.step(self.state, batch)
                 self.step += 1
-                # Wait for the update before: one runs, one is queued, the host is never further.
+                # Wait for the step before: one runs, one is queued, the host is never further.
                 # (A CPU's collectives lock up for good with dozens of programs in flight.)
                 if before is not None:
                     before.block_until_ready()
@@ -242,11 +285,29 @@ class Run:
                     if record.is_stale():
                         break
         self._write_pending()
-        if stop.requested and self.step < steps and not record.is_stale():
-            self.stopped_by = stop.requested
+        if self.stop.requested and self.step < steps and not record.is_stale():
+            self.stopped_by = self.stop.requested
             if record.saved_step != self.step:
                 record.save(self.step, self.state, None)
         self.progress.advance(self.step)
+
+    def _begin(self) -> None:
+        """Writes the row of the state before the first step."""
+        with self._paused():
+            with status("compiling the evaluation and validating at step 0"):
+                score = self._score()
+            self._tell(score)
+            figures = self._figures(self.program.put(self.sampler.batch(0)))
+            scored = score.metrics(self.corpus.bytes_per_token("val"))
+            self.record.begin(scored, jax.device_get(figures) if figures else {})
+
+    def _complete_row(self, row: Row) -> None:
+        """Makes the evaluation of the last row, which a signal had cut short."""
+        with self._paused():
+            with status(f"compiling the evaluation and validating at step {self.step}"):
+                score = self._score()
+            self._tell(score)
+            self.record.complete(row | score.metrics(self.corpus.bytes_per_token("val")))
 
     def _figures(self, batch: jax.Array) -> Metrics:
         """Returns the figures by depth that are due, on the devices; none where none are."""
@@ -266,8 +327,18 @@ class Run:
     def _evaluate_and_save(self) -> None:
         row = self._row()
         if self.record.is_evaluated(self.step):
-            row |= self._evaluate()
+            try:
+                score = self._score()
+            except Stopped:
+                # The next start makes the evaluation: it needs this state and the rest of the row.
+                self.record.keep_unfinished(row)
+                self.record.save(self.step, self.state, None)
+                raise
+            self._tell(score)
+            row |= score.metrics(self.corpus.bytes_per_token("val"))
         self.record.write(row)
+        if "val/loss" in row:
+            self.record.draw(last=self.step == self.config.train.steps)
         if self.record.is_kept(row):
             self.record.save(self.step, self.state, row.get("val/loss"))
 
@@ -287,28 +358,45 @@ class Run:
         self.progress.show(row["train/loss"])
         return row
 
-    def _evaluate(self) -> dict[str, float]:
-        score = self.evaluator.score(
-            self.state.params, self.step, self.corpus.val, self.config.train.eval_tokens
+    def _score(self) -> Score:
+        """Returns the validation score of the present state.
+
+        Raises:
+          Stopped: if a signal comes before it is complete.
+        """
+
+        def between_batches(done: int, total: int) -> None:
+            self.stop.check()
+            self.progress.validating(done, total)
+
+        tokens, limit = self.corpus.val, self.config.train.eval_tokens
+        return self.evaluator.score(
+            self.state.params, self.step, tokens, limit, between_batches=between_batches
         )
-        self.progress.note(f"update {self.step}: validation loss {score.loss:.4f}", score.loss)
-        return score.metrics(self.corpus.bytes_per_token("val"))
+
+    def _tell(self, score: Score) -> None:
+        self.progress.note(f"step {self.step}: validation loss {score.loss:.4f}", score.loss)
 
     def _sample(self, tokenizer: Tokenizer, sample: Sample | None) -> str | None:
         if sample is None or self.config.train.sample_tokens == 0:
             return None
-        text = sample(self.config, self.program.structure, self.state.params, tokenizer)
+        with status(f"writing a sample of {self.config.train.sample_tokens} tokens"):
+            text = sample(self.config, self.program.structure, self.state.params, tokenizer)
         with disk_errors("sample.txt"):
             write_atomic(self.directory.sample_path, text + "\n")
         return text
 
     def _finish(self, text: str | None) -> None:
         record = self.record
-        record.finish(self.step, text)
+        record.finish(self.step, text, self.stopped_by is not None)
         report.print_end(self.directory)
         if record.is_stale() and self.step < self.config.train.steps:
             best = record.evaluations[-1 - record.since_best()]["step"]
-            print(f"stopped early after update {self.step}: update {best} was the best")
+            print(f"stopped early after step {self.step}: step {best} was the best")
         if self.stopped_by:
-            command = shlex.join([sys.executable, *sys.argv])
-            print(f"stopped by {self.stopped_by} after update {self.step}, saved; go on: {command}")
+            where = f"after step {self.step}, saved" if self.step else "before the first step"
+            print(f"stopped by {self.stopped_by} {where}; {_go_on()}")
+
+
+def _go_on() -> str:
+    return f"to continue: {shlex.join([sys.executable, *sys.argv])}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,10 @@ from gpt2_jax.errors import UserError
 from gpt2_jax.model.placements import AXES
 from gpt2_jax.model.placements.axes import SCALES
 from gpt2_jax.model.placements.resolve import resolve
-from gpt2_jax.train.checkpoint import Checkpoints, damage
+from gpt2_jax.train.checkpoint import damage
+from gpt2_jax.train.restore import find_checkpoint
 from gpt2_jax.train.rundir import RunDirectory
+from gpt2_jax.train.verify import check_identity
 
 # Fields that say what the weights are; the others say how they are run and trained.
 FACTS = (
@@ -44,6 +47,7 @@ class Origin:
     folder: Path
     config: ConfigDict
     name: str
+    step: int = 0
 
 
 def find_origin(config: ConfigDict, directory: RunDirectory) -> Origin | None:
@@ -67,7 +71,7 @@ def find_origin(config: ConfigDict, directory: RunDirectory) -> Origin | None:
         before = begun.train.init_from or ""
         source, _, step = before.rpartition("@")
         if source and given in (before, source, f"{source}@best"):
-            return Origin(RunDirectory(source).folder_of(int(step)), begun, before)
+            return Origin(RunDirectory(source).folder_of(int(step)), begun, before, int(step))
     return open_origin(given)
 
 
@@ -115,28 +119,35 @@ def _is_learned(config: ConfigDict, origin: Origin, name: str) -> bool:
 
 
 def open_origin(given: str) -> Origin:
-    """Returns the weights of `DIR`, `DIR@best` or `DIR@STEP`, by their update.
+    """Returns the weights of `DIR`, `DIR@best` or `DIR@STEP`, with the number of their step.
 
     Raises:
-      UserError: if there are none, or they are damaged.
+      UserError: if there are none, or they are damaged or another run's.
     """
     path, _, step = given.rpartition("@")
     if not path or Path(given).is_dir():  # a path may have the sign in it
         path, step = given, ""
     directory = RunDirectory(path)
-    checkpoints = Checkpoints(directory.checkpoints_path)
-    if step == "best":
-        number = checkpoints.best()
-    elif step:
-        number = int(step) if step.isdecimal() else None
-    else:
-        number = checkpoints.latest(lambda line: print(f"warning: {line}"))
-        if number is None and directory.weights_path.exists():
-            number = 0
-    config = directory.read_config()
-    if number is None or not (folder := directory.folder_of(number)).exists():
-        there = ", ".join(map(str, checkpoints.steps())) or "none"
-        raise UserError(f"train.init_from={given}: no such checkpoint; there are: {there}")
+    try:
+        if step and step != "best" and not step.isdecimal():
+            raise UserError(f"{step!r} after @ is neither a number of steps nor `best`")
+        number = find_checkpoint(path, step or None)
+        config = directory.read_config()
+    except UserError as error:
+        raise UserError(f"train.init_from={given}: {error}") from None
+    return Origin(directory.folder_of(number), config, f"{path}@{number}", number)
+
+
+def check_origin(origin: Origin) -> None:
+    """Refuses weights that a run is to begin with and that are not what they should be.
+
+    Raises:
+      UserError: if they are damaged, gone, or another run's.
+    """
+    folder = origin.folder
     if fault := damage(folder):
-        raise UserError(f"train.init_from={given}: {folder} is damaged: {fault}")
-    return Origin(folder, config, f"{path}@{number}")
+        raise UserError(f"the first weights, {folder}, are damaged or gone: {fault}")
+    imported = folder == RunDirectory(str(folder.parent)).weights_path
+    directory = RunDirectory(str(folder.parent if imported else folder.parent.parent))
+    if doubt := check_identity(directory, origin.step, folder):
+        print(f"warning: {doubt}", file=sys.stderr)

@@ -25,7 +25,7 @@ Probe = Callable[[Any, jax.Array, jax.Array], dict[str, jax.Array]]
 def training_rows(config: ConfigDict, n_devices: int) -> tuple[int, int]:
     """Returns on how many sequences a run observes, and skips blocks.
 
-    At most as many as a device takes at once; all of it costs what one to three updates cost.
+    At most as many as a device takes at once; all of it costs what one to three steps cost.
     """
     rows = config.train.batch_size // n_devices
     at_once = min(OBSERVED_ROWS, rows // config.train.accumulation)
@@ -33,7 +33,7 @@ def training_rows(config: ConfigDict, n_devices: int) -> tuple[int, int]:
 
 
 def compile_probe(config: ConfigDict, program: Program) -> Probe | None:
-    """Returns a run's probe, compiled before updates are timed; None where it has none."""
+    """Returns a run's probe, compiled before steps are timed; None where it has none."""
     if config.track.diagnostics_every is None:
         return None
     rows, shapes = training_rows(config, program.mesh.devices.size), program.shapes
@@ -66,7 +66,7 @@ def make_figures(structure: Structure, observed: int, skipped: int) -> Probe:
 def skip_costs(
     structure: Structure, params: Any, tokens_BT1: jax.Array, step: jax.Array | int
 ) -> jax.Array:
-    """Returns by how many nats a token the loss rises when a block's branches give 0, (L)."""
+    """Returns by how many nats per token the loss rises when a block's branches give 0, (L)."""
 
     def loss(muted: jax.Array) -> jax.Array:
         logits_BTV = logits_without(structure, params, tokens_BT1[:, :-1], step, muted)
@@ -77,9 +77,9 @@ def skip_costs(
 
 
 def by_block(figures: dict[str, Any]) -> dict[str, float]:
-    """Returns `{"stream_rms/block_01": …}` of `{"stream_rms": (L)}`: blocks count from 1."""
+    """Returns `{"depth/stream_rms/block_01": …}` of `{"stream_rms": (L)}`; blocks count from 1."""
     out: dict[str, float] = {}
     for name, values in figures.items():
         width = max(2, len(str(len(values))))
-        out |= {f"{name}/block_{l:0{width}}": float(v) for l, v in enumerate(values, 1)}
+        out |= {f"depth/{name}/block_{l:0{width}}": float(v) for l, v in enumerate(values, 1)}
     return out

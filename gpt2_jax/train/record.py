@@ -1,4 +1,4 @@
-"""What a run leaves in its directory as it goes: rows, checkpoints, a picture, wandb's copy."""
+"""What a run writes to its directory: rows, checkpoints, the loss curve; and wandb's copy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from gpt2_jax.errors import Diverged
 from gpt2_jax.model.structure import Structure
 from gpt2_jax.track.metrics import MetricsFile, Row, evaluations_since_best, read_rows
-from gpt2_jax.track.plot import plot_loss
+from gpt2_jax.track.plot import LossCurve
 from gpt2_jax.track.throughput import utilisation
 from gpt2_jax.track.wandb_log import WandbLog
 from gpt2_jax.train import report
@@ -38,8 +38,9 @@ class Record:
 
     Attributes:
       devices: kinds of those that the run has.
-      found: the step that it goes on from, None for a new run.
-      say: told what wandb has to say.
+      found: the step that it continues from, None for a new run.
+      say: called with each line that wandb has to report.
+      unfinished: the row of `found` if a signal cut its evaluation short, else None.
     """
 
     config: ConfigDict
@@ -51,18 +52,29 @@ class Record:
     say: Callable[[str], None]
     metrics: MetricsFile = field(init=False)
     wandb: WandbLog = field(init=False)
+    unfinished: Row | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         first = -1 if self.found is None else self.found
         self.metrics = MetricsFile(self.directory.metrics_path, first)
         self.checkpoints.before_commit = self.metrics.sync
+        self.checkpoints.seal = self.metrics.seal
         rows = read_rows(self.directory.metrics_path)
-        options = report.wandb_options(self.config, self.directory)
-        self.wandb = WandbLog(options, self.config.to_dict(), rows, self.say)
-        self.evaluations = [row for row in rows if "val/loss" in row]
-        self.saved_step = self.found
-        self._longest_skipped = 0
         self._flops_per_token = self.structure.flops_per_token(self.config.data.seq_len)
+        self._seconds_step = rows[-1]["step"] if rows else 0
+        self._seconds = (rows[-1].get("perf/seconds") or 0.0) if rows else 0.0
+        self._longest_skipped = 0
+        self._curve = LossCurve(self.directory.plot_path)
+        self.saved_step = self.found
+        if rows and rows[-1]["step"] == self.found and self._lacks_evaluation(rows[-1]):
+            self.unfinished = rows.pop()
+        self.evaluations = [row for row in rows if "val/loss" in row]
+        options = report.wandb_options(self.config, self.directory)
+        described = report.wandb_config(self.config, self.directory, self.structure)
+        self.wandb = WandbLog(options, described, rows, self.say)
+
+    def _lacks_evaluation(self, row: Row) -> bool:
+        return self.is_evaluated(row["step"]) and "val/loss" not in row
 
     def since_best(self) -> int:
         """Returns the evaluations after the best one."""
@@ -83,7 +95,7 @@ class Record:
         return every is not None and (step % every == 0 or step == self.config.train.steps)
 
     def is_stop(self, step: int) -> bool:
-        """Returns whether the run pauses behind a step, to be evaluated or saved."""
+        """Returns whether the run pauses after a step, to be evaluated or saved."""
         train = self.config.train
         every = (train.eval_every, train.checkpoint_every)
         return step == train.steps or any(step % n == 0 for n in every)
@@ -93,10 +105,9 @@ class Record:
         return step == self.config.train.steps or step % self.config.train.eval_every == 0
 
     def begin(self, scored: Mapping[str, float], figures: Mapping[str, Any]) -> None:
-        """Writes the row of the state before the first update."""
-        row = {"step": 0, "tokens": 0, **scored, **by_block(dict(figures))}
-        self.evaluations = [row]
-        self.write(row)
+        """Writes the row of the state before the first step."""
+        counts = {"step": 0, "tokens": 0, "perf/seconds": 0.0, "perf/flops": 0}
+        self.write({**counts, **scored, **by_block(dict(figures))})
 
     def row(
         self, step: int, read: Mapping[str, Any], figures: Collection[str], speed: float
@@ -106,19 +117,23 @@ class Record:
         Args:
           read: from the devices: the train step's metrics, and figures by depth (L).
           figures: names of the latter, none where none are due.
-          speed: tokens a second.
+          speed: tokens per second.
         """
         by_depth = {name: read[name] for name in figures}
         if by_depth:
             by_depth["grad_norm"] = read[BLOCK_GRAD_NORMS]
         self._longest_skipped = read["longest_skipped"].item()
         tokens = report.tokens_per_step(self.config)
+        self._seconds += (step - self._seconds_step) * tokens / speed
+        self._seconds_step = step
         row = {
             "step": step,
             "tokens": step * tokens,
             **{f"train/{name}": read[name].item() for name in METRICS},
             "perf/tokens_per_sec": speed,
             "perf/step_ms": tokens / speed * 1e3,
+            "perf/seconds": self._seconds,
+            "perf/flops": step * tokens * self._flops_per_token,
             **by_block(by_depth),
         }
         mfu = utilisation(speed, self._flops_per_token, self.devices[0], len(self.devices))
@@ -128,19 +143,40 @@ class Record:
         """Writes a row.
 
         Raises:
-          Diverged: if too many updates in a row had to be skipped by then.
+          Diverged: if too many steps in a row had to be skipped by then.
         """
-        if "val/loss" in row and row["step"]:
-            self.evaluations.append(row)
+        self._note_evaluation(row)
         self.metrics.write(row)
-        self.wandb.log(row)
+        self._send(row)
         if self._longest_skipped >= self.config.optimizer.max_skipped:
             raise Diverged(
-                f"by update {row['step']}, {self._longest_skipped} updates in a row had a gradient "
+                f"by step {row['step']}, {self._longest_skipped} steps in a row had a gradient "
                 "that was not finite or an outlier, and were skipped; lower optimizer.peak_lr, "
                 "lengthen the warm-up or raise optimizer.skip_outliers, in another --workdir "
                 f"({self.directory.path} keeps the record of this one)"
             )
+
+    def keep_unfinished(self, row: Row) -> None:
+        """Writes the row of a step whose evaluation was cut short; wandb gets it once complete."""
+        self.metrics.write(row)
+
+    def complete(self, row: Row) -> None:
+        """Writes `unfinished` again, with its evaluation."""
+        self._note_evaluation(row)
+        self.metrics.replace_last(row)
+        self.unfinished = None
+        self._send(row)
+        self.draw()
+
+    def _note_evaluation(self, row: Row) -> None:
+        if "val/loss" in row:
+            self.evaluations.append(row)
+
+    def _send(self, row: Row) -> None:
+        self.wandb.log(row)
+        if "val/loss" in row:
+            best = self.evaluations[-1 - self.since_best()]
+            self.wandb.summarize({"best/val_loss": best["val/loss"], "best/step": best["step"]})
 
     def is_kept(self, row: Row) -> bool:
         """Returns whether a checkpoint belongs to a row that was just written."""
@@ -155,18 +191,21 @@ class Record:
         self.checkpoints.save(step, state, val_loss)
         self.saved_step = step
 
-    def finish(self, step: int, text: str | None) -> None:
-        """Draws the losses and tells wandb the end."""
-        config = self.config
-        rows = read_rows(self.directory.metrics_path)
-        title = f"{config.model.placement} on {config.data.source}"
-        subtitle = f"{self.structure.n_params():,} parameters, {rows[-1]['tokens']:,} tokens"
-        if speeds := [row["perf/tokens_per_sec"] for row in rows if "perf/tokens_per_sec" in row]:
-            subtitle += f", {statistics.median(speeds):,.0f} tokens/s on {self.devices[0]}"
-        plot_loss(rows, self.directory.plot_path, title, subtitle)
+    def draw(self, last: bool = False) -> None:
+        """Draws the losses so far in another thread; of the last row, before this returns."""
+        rows, title, subtitle = self._picture()
+        self._curve.draw(rows, title, subtitle, wait=last)
+
+    def finish(self, step: int, text: str | None, stopped: bool = False) -> None:
+        """Draws the losses and tells wandb the end; a stopped run is not over there."""
+        rows, title, subtitle = self._picture()
+        if rows:
+            self._curve.draw(rows, title, subtitle, wait=True)
+        if stopped:
+            return
         self.wandb.show(step, self.directory.plot_path, text)
         final = {k: v for row in rows for k, v in row.items() if k.startswith("val/")}
-        tokens = report.total_tokens(config)
+        tokens = report.total_tokens(self.config)
         counts = {
             "parameters": self.structure.n_params(),
             "flops": self._flops_per_token * tokens,
@@ -174,9 +213,21 @@ class Record:
         }
         self.wandb.summarize({f"final/{name}": value for name, value in final.items()} | counts)
 
+    def _picture(self) -> tuple[list[Row], str, str]:
+        """Returns the rows, the title and the subtitle of the loss curve."""
+        rows = read_rows(self.directory.metrics_path)
+        title = report.curve_title(self.config, self.directory)
+        subtitle = f"{self.structure.n_params():,} parameters"
+        if rows:
+            subtitle += f", {rows[-1]['tokens']:,} tokens"
+        if speeds := [row["perf/tokens_per_sec"] for row in rows if "perf/tokens_per_sec" in row]:
+            subtitle += f", {statistics.median(speeds):,.0f} tokens/s on {self.devices[0]}"
+        return rows, title, subtitle
+
     def close(self, code: int) -> None:
         """Ends threads and files, each of them whatever the others meet."""
         with ExitStack() as last:
             last.callback(self.wandb.close, code)
+            last.callback(self._curve.close)
             last.callback(self.metrics.close)
             last.callback(self.checkpoints.close)

@@ -1,8 +1,10 @@
-"""What is said before the first update and after the last one."""
+"""What a run prints before its first step and after its last one, and what describes it."""
 
 from __future__ import annotations
 
+import math
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +21,13 @@ from gpt2_jax.track.wandb_log import WandbOptions
 from gpt2_jax.train.program import Program
 from gpt2_jax.train.rundir import RunDirectory
 
+SAME = 1e-3  # relative difference below which nats per token and per byte are one number
+# Of run.json, for wandb's config.
+DESCRIBED = (
+    *("parameters", "flops_per_token", "flops", "devices", "platform", "attention"),
+    *("peak_bytes_per_device", "corpus"),
+)
+
 
 def facts(config: ConfigDict, program: Program) -> dict[str, Any]:
     """Returns the counts and the machine, as `run.json` keeps them."""
@@ -32,7 +41,7 @@ def counts(
     attention: str,
     peak_bytes: int | None,
 ) -> dict[str, Any]:
-    """Returns `facts` of a run whose program is another."""
+    """Returns `facts` of a run that is trained by another program."""
     return {
         "parameters": structure.n_params(),
         "placement": {name: getattr(structure.placement, name) for name in AXES},
@@ -46,7 +55,7 @@ def counts(
 
 
 def tokens_per_step(config: ConfigDict) -> int:
-    """Returns the tokens predicted in one update."""
+    """Returns the tokens predicted in one step."""
     return config.train.batch_size * config.data.seq_len
 
 
@@ -62,10 +71,10 @@ def start_report(
     first_step: int,
     step_seconds: float | None,
 ) -> str:
-    """Returns the lines printed before the first update.
+    """Returns the lines printed before the first step.
 
     Args:
-      step_seconds: time of an update as tried out here; None where that would not pay.
+      step_seconds: measured time of a step; None if too few are left to measure it.
     """
     model, train = config.model, config.train
     known, devices = facts(config, program), program.mesh.devices.size
@@ -78,17 +87,18 @@ def start_report(
         f"computing in {model.dtype}",
         "data": f"{config.data.source} as {config.data.tokenizer}: {n_train:,} tokens to train, "
         f"{len(corpus.val):,} to validate",
-        "batch": f"{train.batch_size} sequences x {config.data.seq_len} = {batch:,} tokens an "
-        f"update: {devices} device(s) x {train.accumulation} accumulated x "
+        "batch": f"{train.batch_size} sequences x {config.data.seq_len} = {batch:,} tokens per "
+        f"step: {devices} device(s) x {train.accumulation} accumulated x "
         f"{train.batch_size // devices // train.accumulation}",
-        "length": f"{train.steps:,} updates = {tokens:,} tokens = {tokens / n_train:.2f} epochs",
-        "compute": f"{_si(known['flops_per_token'])}FLOP a token, {_si(known['flops'])}FLOP in all",
+        "length": f"{train.steps:,} steps = {tokens:,} tokens = {tokens / n_train:.2f} epochs",
+        "compute": f"{_si(known['flops_per_token'])}FLOP per token, "
+        f"{_si(known['flops'])}FLOP in all",
         "devices": f"{devices} x {known['devices'][0]} ({known['platform']}), "
         + (f"peak {_si(peak)}FLOP/s each" if peak else "peak unknown, so no MFU"),
         "attention": f"{program.attention} (found in the compiled step)",
-        "memory": f"{_si(program.peak_bytes)}B a device at the step's peak"
+        "memory": f"{_si(program.peak_bytes)}B per device at the step's peak"
         if program.peak_bytes
-        else "not told by the compiler on this platform",
+        else "not reported by the compiler on this platform",
         "expected": _expected(train.steps - first_step, step_seconds)
         + f"; compiled in {program.compile_seconds:.1f} s",
     }
@@ -103,11 +113,11 @@ def _overrides(model: ConfigDict) -> str:
     return f" ({listed})" if listed else ""
 
 
-def _expected(updates: int, seconds: float | None) -> str:
+def _expected(steps: int, seconds: float | None) -> str:
     if seconds is None:
-        return f"{updates} updates"
-    whole = timedelta(seconds=round(updates * seconds))
-    return f"{whole} of training at {seconds * 1e3:.1f} ms an update"
+        return f"{steps} steps"
+    whole = timedelta(seconds=round(steps * seconds))
+    return f"{whole} of training at {seconds * 1e3:.1f} ms per step"
 
 
 def _si(value: float) -> str:
@@ -119,23 +129,63 @@ def _si(value: float) -> str:
 
 
 def print_end(directory: RunDirectory) -> None:
-    """Prints the sample, the last score and what lies in the directory."""
+    """Prints the sample, the last losses and what is in the directory."""
     rows = read_rows(directory.metrics_path)
-    score = next((row for row in reversed(rows) if row.get("val/loss") is not None), None)
     if directory.sample_path.exists():
-        text = directory.sample_path.read_text(encoding="utf-8").rstrip()
-        print(f"\n--- a sample ---\n{text}\n---")
-    if score:
-        print(_result(score))
+        print(
+            f"\n--- a sample ---\n{directory.sample_path.read_text(encoding='utf-8').rstrip()}\n---"
+        )
+    for line in result_lines(rows):
+        print(line)
     names = sorted(p.name + "/" * p.is_dir() for p in directory.path.iterdir())
     print(f"left in {directory.path}: {' '.join(n for n in names if n[0] != '.')}")
 
 
-def _result(row: Row) -> str:
-    line = f"validation loss {row['val/loss']:.4f} nats per token"
-    if "val/bits_per_byte" in row:
-        line += f"; {row['val/bits_per_byte']:.4f} bits per byte of text"
-    return f"{line} (update {row['step']})"
+def result_lines(rows: list[Row]) -> list[str]:
+    """Returns the last training loss if no evaluation follows it, and the last validation loss."""
+    trained = next((row for row in reversed(rows) if row.get("train/loss") is not None), None)
+    scored = next((row for row in reversed(rows) if row.get("val/loss") is not None), None)
+    if scored is None or (trained is not None and trained["step"] > scored["step"]):
+        lines = []
+        if trained is not None:
+            loss = trained["train/loss"]
+            lines.append(f"training loss {loss:.4f} nats per token (step {trained['step']})")
+        if scored is not None:
+            lines.append(f"last validated at step {scored['step']}: {_score(scored)}")
+        return lines
+    return [f"validation loss {_score(scored)} (step {scored['step']})"]
+
+
+def _score(row: Row) -> str:
+    """Returns a validation loss in each unit that makes another number of it."""
+    loss, bits = row["val/loss"], row.get("val/bits_per_byte")
+    if bits is None:
+        return f"{loss:.4f} nats per token"
+    per_byte = bits * math.log(2)
+    if math.isclose(per_byte, loss, rel_tol=SAME):
+        return f"{loss:.4f} nats or {bits:.4f} bits per byte"
+    return f"{loss:.4f} nats per token; {per_byte:.4f} nats or {bits:.4f} bits per byte"
+
+
+def curve_title(config: ConfigDict, directory: RunDirectory) -> str:
+    """Returns the title of the loss curve: the run, its placement and its text, without paths."""
+    source = config.data.source
+    name = source if source.startswith("hf:") else Path(source).name
+    title = f"{directory.path.absolute().name}: {config.model.placement} on {name}"
+    return title if len(title) <= 80 else f"{title[:79]}…"
+
+
+def wandb_config(
+    config: ConfigDict, directory: RunDirectory, structure: Structure
+) -> dict[str, Any]:
+    """Returns the config for wandb: axes as the placement resolves them, and parts of run.json."""
+    described = config.to_dict()
+    described["model"] |= {name: getattr(structure.placement, name) for name in AXES}
+    info = directory.read_info()
+    run = {name: info[name] for name in DESCRIBED if name in info}
+    start = info["starts"][-1] if info.get("starts") else {}
+    run |= {name: start[name] for name in ("python", "versions", "commit") if name in start}
+    return described | {"run": run}
 
 
 def wandb_options(config: ConfigDict, directory: RunDirectory) -> WandbOptions:
@@ -150,4 +200,5 @@ def wandb_options(config: ConfigDict, directory: RunDirectory) -> WandbOptions:
         name=given.name,
         group=given.group,
         tags=configs.words(given.tags),
+        job_type="train",
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import fcntl
-import json
+import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import IO, Any
 from ml_collections import ConfigDict
 
 from gpt2_jax import config as configs
+from gpt2_jax.config_check import check_stored
 from gpt2_jax.data.kept_tokenizer import (
     TOKENIZER,
     find_kept_tokenizer,
@@ -22,9 +24,16 @@ from gpt2_jax.data.kept_tokenizer import (
     keep_tokenizer,
 )
 from gpt2_jax.data.shards import Corpus
-from gpt2_jax.data.tokenizer import load_tokenizer
+from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.errors import UserError
-from gpt2_jax.files import disk_errors, write_atomic, write_json
+from gpt2_jax.files import (
+    disk_errors,
+    read_errors,
+    remove_temporary,
+    write_atomic,
+    write_json,
+)
+from gpt2_jax.train.identity import FORMAT_VERSION, Identity, check_format, new_run_id, read_fields
 
 STRETCHING = ("cosine", "linear", "wsd")  # schedules that depend on train.steps
 PACKAGES = (
@@ -68,33 +77,70 @@ class RunDirectory:
         self.plot_path = self.path / "loss.png"
         self.sample_path = self.path / "sample.txt"
         self._lock: IO[str] | None = None
+        self._made: list[Path] = []  # what did not exist before the lock, innermost first
+        self._claimed = False
+        self._writing = threading.Lock()  # checkpoints are announced by a thread of their own
+
+    def check_usable(self) -> None:
+        """Refuses a path at which no run can be, and creates nothing.
+
+        Raises:
+          UserError: if there is something else, or another process trains there.
+        """
+        with read_errors(self.path):
+            if not os.path.lexists(self.path):
+                return
+            if not self.path.is_dir():
+                raise UserError(f"--workdir={self.path} is not a folder; choose another")
+            names = [name for name in os.listdir(self.path) if not name.startswith(".")]
+        strange = set(names) - {self.info_path.name, TOKENIZER}  # written first
+        if strange and not self.config_path.exists() and not self.is_begun():
+            raise UserError(
+                f"--workdir={self.path} is not empty and holds no run "
+                f"({', '.join(sorted(strange)[:3])}); choose another"
+            )
+        if (self.path / ".lock").is_file():
+            with disk_errors(f"--workdir={self.path}"):
+                self._take_lock().close()
 
     def lock(self) -> None:
-        """Makes the directory if it is not there, and keeps other processes out of it."""
+        """Makes the directory if it does not exist, and keeps other processes out of it."""
+        self.check_usable()
         with disk_errors(f"--workdir={self.path}"):
-            if self.path.exists() and not self.path.is_dir():
-                raise UserError(f"--workdir={self.path} is a file; choose another")
+            mine = [self.path / ".lock", self.path, *self.path.parents]
+            self._made = [path for path in mine if not path.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
-            names = [p.name for p in self.path.iterdir() if not p.name.startswith(".")]
-            strange = set(names) - {self.info_path.name, TOKENIZER}  # written first
-            if strange and not self.config_path.exists():
-                raise UserError(
-                    f"--workdir={self.path} is not empty and holds no run "
-                    f"({', '.join(sorted(strange)[:3])}); choose another"
-                )
-            self._lock = open(self.path / ".lock", "w", encoding="utf-8")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise Busy(
-                f"another process is training in --workdir={self.path}; wait for it or stop it"
-            ) from None
+            self._lock = self._take_lock()
+            remove_temporary(self.path)
+
+    def _take_lock(self) -> IO[str]:
+        path = self.path / ".lock"
+        while True:
+            file = open(path, "a", encoding="utf-8")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                    return file
+            except BlockingIOError:
+                file.close()
+                raise Busy(
+                    f"another process is training in --workdir={self.path}; wait for it or stop it"
+                ) from None
+            except FileNotFoundError:
+                pass
+            file.close()  # it was deleted by the process that had it
 
     def unlock(self) -> None:
-        """Lets other processes in."""
-        if self._lock is not None:
-            self._lock.close()
+        """Lets other processes in; if nothing was begun, the place is as it was before."""
+        if self._lock is None:
+            return
+        try:
+            for path in () if self._claimed else self._made:
+                path.rmdir() if path.is_dir() else path.unlink()
+        except OSError:
+            pass  # somebody else has put something there
+        self._lock.close()
+        self._lock = None
 
     def read_config(self) -> ConfigDict:
         """Returns the run's config, from data alone: nothing in the directory is executed.
@@ -103,6 +149,7 @@ class RunDirectory:
         it was.
         """
         config = configs.from_json(self.config_path)
+        check_stored(config, self.config_path)
         config.data.tokenizer = self.tokenizer_for(config)
         return config
 
@@ -139,16 +186,21 @@ class RunDirectory:
         return old
 
     def read_info(self) -> dict[str, Any]:
-        """Returns `run.json`, empty where there is none yet."""
-        if not self.info_path.exists():
+        """Returns `run.json`, empty where there is none yet.
+
+        Raises:
+          UserError: if it is damaged or of a newer version of this program.
+        """
+        if not os.path.lexists(self.info_path):
             return {}
-        try:
-            info = json.loads(self.info_path.read_text(encoding="utf-8"))
-            if not isinstance(info, dict):
-                raise ValueError("it holds no fields")
-            return info
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.info_path} is damaged: {error}") from None
+        info = read_fields(self.info_path)
+        check_format(info, self.info_path)
+        return info
+
+    def change_info(self, **fields: Any) -> None:
+        """Sets fields of run.json."""
+        with self._writing, disk_errors("run.json"):
+            write_json(self.info_path, self.read_info() | fields)
 
     def folder_of(self, step: int) -> Path:
         """Returns the folder of a step's checkpoint; imported weights are those of step 0."""
@@ -156,8 +208,26 @@ class RunDirectory:
         return self.weights_path if step == 0 and not folder.exists() else folder
 
     def is_started(self) -> bool:
-        """Returns whether training has begun here; an import alone has not."""
+        """Returns whether training has begun here, as run.json has it; an import alone has not."""
         return bool(self.read_info().get("starts"))
+
+    def is_begun(self) -> bool:
+        """Returns whether rows or checkpoints show that training has begun here."""
+        return os.path.lexists(self.metrics_path) or os.path.lexists(self.checkpoints_path)
+
+    def identity(self) -> Identity:
+        """Returns what each checkpoint of the run records of it."""
+        info, config = self.read_info(), configs.from_json(self.config_path)
+        known = {name: info.get(name) for name in ("corpus", "tokenizer")}
+        return Identity(info["run_id"], config.to_dict(), **known)
+
+    def note_first_checkpoint(self, step: int | None) -> None:
+        """Records the step of the first checkpoint, just before it becomes valid; None: undone.
+
+        From then on the run cannot be without a checkpoint unless something was lost.
+        """
+        if step is None or self.read_info().get("first_checkpoint") is None:
+            self.change_info(first_checkpoint=step)
 
     def check_config(self, config: ConfigDict) -> None:
         """Refuses a config that does not continue the run that is here.
@@ -165,38 +235,43 @@ class RunDirectory:
         Raises:
           UserError: naming the fields that differ.
         """
-        if self.config_path.exists() and self.is_started():
+        if self.config_path.exists() and (self.is_started() or self.is_begun()):
             configs.check_resumable(self.read_config_beside(config), config, self.path)
 
-    def check_corpus(self, corpus: Corpus, source: str) -> None:
-        """Refuses a text that is not the one that the run here was trained on.
+    def check_data(self, corpus: Corpus, tokenizer: Tokenizer, source: str) -> None:
+        """Refuses a text or a tokenizer that is not the one that the run here was trained with.
 
         Raises:
           UserError: if its content differs.
         """
-        digest = corpus.manifest.corpus_hash()
-        if self.read_info().get("corpus", digest) != digest:
+        info, fingerprint = self.read_info(), tokenizer.fingerprint
+        if info.get("tokenizer", fingerprint) != fingerprint:
             raise UserError(
-                f"{self.path} was trained on another text than {source} gives now (its content "
-                "or its split changed); choose another --workdir, or bring the old text back"
+                f"{self.path} was trained with another tokenizer than {tokenizer.name} is now; "
+                "choose another --workdir, or bring the old tokenizer back"
             )
+        check_corpus(info.get("corpus"), corpus, source, self.path)
 
-    def claim(self, config: ConfigDict, corpus: Corpus) -> list[str]:
-        """Writes the config and the text's hash, and returns lines that say what is new."""
+    def claim(self, config: ConfigDict, corpus: Corpus, tokenizer: Tokenizer) -> list[str]:
+        """Writes the config and the run's identity, and returns lines that say what is new."""
         said = []
         if self.config_path.exists() and self.is_started():
             for name, (was, now) in configs.difference(
                 self.read_config_beside(config), config
             ).items():
                 said.append(f"{name} was {was!r}, is now {now!r}")
-                if name == "train.steps" and config.optimizer.schedule in STRETCHING:
+                opt = config.optimizer
+                if name == "train.steps" and (opt.schedule in STRETCHING or opt.warmup_fraction):
                     said.append("the learning-rate schedule now stretches over the new train.steps")
-        trained_on = corpus.manifest.tokenizer.get("fingerprint")
-        tokenizer = load_tokenizer(self.tokenizer_for(config), trained_on)
-        facts = {"corpus": corpus.manifest.corpus_hash(), "tokenizer": tokenizer.fingerprint}
+        self._claimed = True
+        self.change_info(
+            format_version=FORMAT_VERSION,
+            run_id=self.read_info().get("run_id") or new_run_id(),
+            corpus=corpus.manifest.corpus_hash(),
+            tokenizer=tokenizer.fingerprint,
+        )
         with disk_errors("config.json"):
             keep_tokenizer(self.path, tokenizer)
-            write_json(self.info_path, self.read_info() | facts)
             write_atomic(self.config_path, configs.to_json(config))
         return said
 
@@ -214,9 +289,7 @@ class RunDirectory:
         changed = {
             name: new for name, (_, new) in configs.difference(configs.default(), config).items()
         }
-        info |= facts | {"changed": changed, "starts": [*info.get("starts", []), start]}
-        with disk_errors("run.json"):
-            write_json(self.info_path, info)
+        self.change_info(**facts, changed=changed, starts=[*info.get("starts", []), start])
 
     def wandb_id(self) -> str:
         """Returns the run's wandb id, chosen at its first start and kept for its whole life."""
@@ -225,9 +298,24 @@ class RunDirectory:
             import secrets
 
             info["wandb_id"] = secrets.token_hex(4)
-            with disk_errors("run.json"):
-                write_json(self.info_path, info)
+            self.change_info(wandb_id=info["wandb_id"])
         return info["wandb_id"]
+
+
+def check_corpus(known: str | None, corpus: Corpus, source: str, workdir: Path) -> None:
+    """Refuses a text that is not the one that a run was trained on.
+
+    Args:
+      known: hash of the run's text, None where it is not known.
+
+    Raises:
+      UserError: if the content differs.
+    """
+    if known not in (None, corpus.manifest.corpus_hash()):
+        raise UserError(
+            f"{workdir} was trained on another text than {source} gives now (its content "
+            "or its split changed); choose another --workdir, or bring the old text back"
+        )
 
 
 def version(package: str) -> str | None:

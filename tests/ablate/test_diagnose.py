@@ -157,7 +157,7 @@ def test_a_checkpoint_is_diagnosed(flags):
     blocks = read(out / "blocks.csv")
     (last,) = [r for r in read_rows(workdir / "metrics.jsonl") if r["step"] == 6]
     for l in range(4):  # of the checkpoint: close to those of the batch before
-        value = last[f"stream_rms/block_{l + 1:02}"]
+        value = last[f"depth/stream_rms/block_{l + 1:02}"]
         assert float(blocks[l]["stream_rms"]) == pytest.approx(value, rel=0.05)
 
 

@@ -6,38 +6,29 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
-from gpt2_jax.data import preparation, sources
+from gpt2_jax.data import preparation
+from gpt2_jax.data import text as texts
 from gpt2_jax.data.corpus import open_corpus, open_plan
+from gpt2_jax.data.manifest import MANIFEST
+from gpt2_jax.data.pool import encode_in_processes
 from gpt2_jax.data.preparation import prepare
-from gpt2_jax.data.shards import MANIFEST, Manifest, Tokens, header, open_prepared, open_shard
+from gpt2_jax.data.shards import open_prepared
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
 from tests import tools
-from tests.tools import ROOT, make_text, one_line_error, run
-
-BYTES = load_tokenizer("bytes")
-
-
-def write_documents(path, n, length=200):
-    docs = [make_text(length, seed=i) for i in range(n)]
-    path.write_text("".join(json.dumps({"text": d}) + "\n" for d in docs))
-    return docs
-
-
-def ids_of(tokens: Tokens) -> list[int]:
-    return tokens.window(0, len(tokens)).tolist()
-
-
-def split_documents(tokens: Tokens) -> list[str]:
-    """The text between end-of-text ids."""
-    out: list[list[int]] = [[]]
-    for i in ids_of(tokens):
-        out.append([]) if i == 256 else out[-1].append(i)
-    return [bytes(ids).decode() for ids in out]
+from tests.data.prepared import (
+    BYTES,
+    breaking_after,
+    ids_of,
+    small_folder,
+    split_documents,
+    write_documents,
+)
+from tests.tools import ROOT, make_text
 
 
 def test_documents_are_split_whole_once_and_in_order(tmp_path):
@@ -76,7 +67,7 @@ def test_one_document_is_split_at_its_last_tenth_of_characters(tmp_path):
 
 
 def test_a_long_single_document_is_split_at_the_same_place(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "PIECE_CHARS", 64)
+    monkeypatch.setattr(texts, "PIECE_CHARS", 64)
     text = make_text(1000)
     (tmp_path / "a.txt").write_text(text)
     prepare(open_plan(str(tmp_path / "a.txt"), None, 0.1), BYTES, tmp_path / "out")
@@ -217,13 +208,13 @@ def test_a_killed_process_leaves_nothing_that_looks_finished(tmp_path):
     assert not (tmp_path / "out" / MANIFEST).exists()
     with pytest.raises(UserError, match="not a manifest"):
         open_prepared(tmp_path / "out")
-    done = run(*command[1:], tmp=tmp_path)
-    assert done.returncode == 0, done.stderr
-    manifest = Manifest.read(tmp_path / "out")
+    plan = open_plan(f"{tmp_path}/a.jsonl", None, 0.1)
+    manifest = prepare(plan, load_tokenizer("gpt2"), tmp_path / "out", 100_000, 1)
     assert sum(s.documents for s in manifest.splits.values()) == 3000
-    assert run(*command[1:], tmp=tmp_path).returncode == 0  # finished: nothing to do
-    other = one_line_error(run(*command[1:], "--val_fraction=0.2", tmp=tmp_path))
-    assert "holds another corpus or other options; choose another --out" in other
+    again = prepare(plan, load_tokenizer("gpt2"), tmp_path / "out", 100_000, 1)
+    assert again == manifest  # finished: nothing to do
+    with pytest.raises(UserError, match=r"other options.*choose another --out"):
+        prepare(plan, load_tokenizer("gpt2"), tmp_path / "out", 200_000, 1)
 
 
 def test_two_processes_prepare_one_text_once(tmp_path):
@@ -264,86 +255,132 @@ def test_an_empty_source_is_one_line(tmp_path, content):
         open_corpus(str(path), None, "bytes", 0.1)
 
 
-def test_a_damaged_shard_is_named(tmp_path):
-    write_documents(tmp_path / "a.jsonl", 30)
-    prepare(open_plan(str(tmp_path / "a.jsonl"), None, 0.1), BYTES, tmp_path / "out")
-    open_prepared(tmp_path / "out")
-    shard = tmp_path / "out" / "train_000000.bin"
-    content = bytearray(shard.read_bytes())
-    content[2000] ^= 1
-    shard.write_bytes(content)
-    with pytest.raises(UserError, match=r"train_000000\.bin is missing or differs"):
-        open_prepared(tmp_path / "out")
-
-
-def test_a_prepared_folder_is_a_source_and_keeps_its_tokenizer(tmp_path):
-    write_documents(tmp_path / "a.jsonl", 30)
-    prepare(open_plan(str(tmp_path / "a.jsonl"), None, 0.1), BYTES, tmp_path / "out")
-    corpus, tokenizer = open_corpus(str(tmp_path / "out"), None, "bytes", 0.1)
-    assert tokenizer.name == "bytes" and len(corpus.train) > 1000
-    with pytest.raises(UserError, match=r"was prepared with tokenizer bytes; set data\.tokenizer"):
-        open_corpus(str(tmp_path / "out"), None, "gpt2", 0.1)
-
-
-# -- shards as llm.c and modded-nanogpt write them
-
-
-def write_bin(path, ids):
-    path.write_bytes(header(len(ids), np.dtype(np.uint16)) + np.array(ids, np.uint16).tobytes())
-
-
-def test_the_header_is_llmcs():
-    values = np.frombuffer(header(7, np.dtype(np.uint16)), np.int32)
-    assert values.tolist() == [20240520, 1, 7] + [0] * 253
-    values = np.frombuffer(header(7, np.dtype(np.uint32)), np.int32)
-    assert values.tolist() == [20240801, 7, 7] + [0] * 253
-
-
-def test_bin_shards_are_used_as_they_are(tmp_path):
-    write_bin(tmp_path / "fw_train_000001.bin", [50256, *range(40)])
-    write_bin(tmp_path / "fw_train_000002.bin", [50256, *range(40, 70)])
-    write_bin(tmp_path / "fw_val_000000.bin", [50256, 5, 6])
-    corpus, tokenizer = open_corpus(
-        f"{tmp_path}/fw_train_*.bin", f"{tmp_path}/fw_val_*.bin", "gpt2", 0.1
-    )
-    assert tokenizer.name == "gpt2"
-    assert ids_of(corpus.train) == [50256, *range(40), 50256, *range(40, 70)]
-    assert ids_of(corpus.val) == [50256, 5, 6]
-    assert corpus.bytes_per_token("val") == 2 / 3  # ids 5 and 6 are a byte each
-
-
-def test_bin_shards_alone_are_split_at_a_document(tmp_path):
-    ids = [50256, *range(50), 50256, *range(35), 50256, *range(20), 50256, *range(5)]
-    write_bin(tmp_path / "a.bin", ids)
-    corpus, _ = open_corpus(f"{tmp_path}/a.bin", None, "gpt2", 0.3)
-    assert ids_of(corpus.train) == ids[:87]
-    assert ids_of(corpus.val) == ids[87:] and ids[87] == 50256
+def test_a_finished_folder_on_a_disk_that_cannot_be_written(tmp_path, monkeypatch):
+    manifest, folder = small_folder(tmp_path)
+    (folder / ".lock").unlink()
+    plan = open_plan(str(tmp_path / "a.jsonl"), None, 0.1)
+    assert prepare(plan, BYTES, folder) == manifest
+    assert not (folder / ".lock").exists()
 
 
 @pytest.mark.parametrize(
-    ("content", "line"),
+    "damage",
     [
-        (b"short", "is not a token shard"),
-        (b"\0" * 2048, "is not a token shard"),
-        (header(100, np.dtype(np.uint16)) + b"\0" * 10, "its size does not fit its 100 tokens"),
+        lambda out: (out / "progress.json").write_text("[]"),
+        lambda out: (out / "progress.json").write_text("[" * 100_000),
+        lambda out: (out / "train_000000.partial").write_bytes(b"short"),
+        lambda out: (out / "train_000000.partial").unlink(),
     ],
 )
-def test_what_is_no_shard_is_named(tmp_path, content, line):
-    (tmp_path / "a.bin").write_bytes(content)
+def test_a_journal_that_does_not_hold_begins_again(tmp_path, monkeypatch, damage):
+    monkeypatch.setattr(preparation, "BATCH_CHARS", 2000)
+    monkeypatch.setattr(preparation, "JOURNAL_CHARS", 2000)
+    write_documents(tmp_path / "a.jsonl", 60)
+    plan = open_plan(str(tmp_path / "a.jsonl"), None, 0.1)
+    whole = prepare(plan, BYTES, tmp_path / "whole")
+    with pytest.raises(RuntimeError):
+        prepare(plan, breaking_after(3), tmp_path / "out")
+    damage(tmp_path / "out")
+    assert prepare(plan, BYTES, tmp_path / "out") == whole
+
+
+def test_an_open_shard_that_is_a_link_is_not_written_through(tmp_path, monkeypatch):
+    monkeypatch.setattr(preparation, "BATCH_CHARS", 2000)
+    monkeypatch.setattr(preparation, "JOURNAL_CHARS", 2000)
+    write_documents(tmp_path / "a.jsonl", 60)
+    plan = open_plan(str(tmp_path / "a.jsonl"), None, 0.1)
+    with pytest.raises(RuntimeError):
+        prepare(plan, breaking_after(3), tmp_path / "out")
+    partial = tmp_path / "out" / "train_000000.partial"
+    partial.rename(tmp_path / "elsewhere")
+    before = (tmp_path / "elsewhere").read_bytes()
+    partial.symlink_to(tmp_path / "elsewhere")
+    prepare(plan, BYTES, tmp_path / "out")
+    assert (tmp_path / "elsewhere").read_bytes() == before
+
+
+def test_a_separator_of_documents_is_part_of_the_prepared_data(tmp_path):
+    (tmp_path / "a.txt").write_text("".join(f"Story {i}.\n<|endoftext|>\n" for i in range(30)))
+    prepare(open_plan(f"{tmp_path}/a.txt", None, 0.1, "<|endoftext|>"), BYTES, tmp_path / "out")
+    corpus, _ = open_corpus(str(tmp_path / "out"), None, "bytes", 0.1, "<|endoftext|>")
+    train, val = split_documents(corpus.train), split_documents(corpus.val)
+    assert len(val) == 3 and sorted(train + val) == sorted(f"Story {i}." for i in range(30))
+    cached, _ = open_corpus(f"{tmp_path}/a.txt", None, "bytes", 0.1, "<|endoftext|>")
+    assert cached.manifest.corpus_hash() == corpus.manifest.corpus_hash()
+    whole, _ = open_corpus(f"{tmp_path}/a.txt", None, "bytes", 0.1)
+    assert b"<|endoftext|>" in bytes(ids_of(whole.train))  # plain text by default
+    with pytest.raises(UserError, match=r"data\.document_separator='###'"):
+        open_corpus(str(tmp_path / "out"), None, "bytes", 0.1, "###")
+
+
+def test_shakespeare_is_split_as_nanogpt_splits_it():
+    corpus, _ = open_corpus("shakespeare", None, "bytes", 0.1)
+    assert (len(corpus.train), len(corpus.val)) == (1_003_854, 111_540)
+    assert bytes(ids_of(corpus.val)[:14]) == b"?\n\nGREMIO:\nGoo"
+
+
+@pytest.mark.parametrize("shard_tokens", [0, 2**31, 2**40])
+def test_shards_are_no_longer_than_their_header_counts(tmp_path, shard_tokens):
+    (tmp_path / "a.txt").write_text("text")
+    plan = open_plan(f"{tmp_path}/a.txt", None, 0.5)
+    with pytest.raises(UserError, match=f"shard_tokens={shard_tokens}"):
+        prepare(plan, BYTES, tmp_path / "out", shard_tokens=shard_tokens)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"val_fraction": 1e-300}, r"data\.val_fraction=1e-300"),
+        ({"val_fraction": float("nan")}, r"data\.val_fraction=nan"),
+        ({"val_fraction": 1.0}, r"data\.val_fraction=1"),
+        ({"source": ""}, r"data\.source is empty"),
+        ({"val_source": ""}, r"data\.val_source is empty"),
+        ({"document_separator": ""}, r"data\.document_separator is empty"),
+    ],
+)
+def test_what_makes_no_plan_is_named(tmp_path, given, line):
+    (tmp_path / "a.txt").write_text("text")
+    plain = {"source": f"{tmp_path}/a.txt", "val_source": None, "val_fraction": 0.1}
     with pytest.raises(UserError, match=line):
-        open_shard(tmp_path / "a.bin")
+        open_plan(**plain | given)
 
 
-def test_shards_of_another_vocabulary_are_refused(tmp_path):
-    write_bin(tmp_path / "a.bin", [1, 50257])
-    ids = np.array([1, 2], np.uint32)
-    (tmp_path / "b.bin").write_bytes(header(2, ids.dtype) + ids.tobytes())
-    for name in ("a", "b"):
-        with pytest.raises(UserError, match="does not hold GPT-2's tokens"):
-            open_corpus(f"{tmp_path}/{name}.bin", None, "gpt2", 0.1)
+# -- processes
 
 
-def test_bin_shards_need_the_gpt2_tokenizer(tmp_path):
-    write_bin(tmp_path / "a.bin", [1, 2, 3])
-    with pytest.raises(UserError, match=r"\.bin shards hold GPT-2 tokens"):
-        open_corpus(f"{tmp_path}/a.bin", None, "bytes", 0.1)
+class Fatal:
+    """Ends the process that unpickles it."""
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
+def test_a_killed_tokenizing_process_is_one_line():
+    batches = [[("train", SimpleNamespace(text=Fatal()))]]
+    with pytest.raises(UserError, match=r"a tokenizing process was killed.*--processes=1"):
+        list(encode_in_processes("bytes", batches, 1))
+
+
+@pytest.mark.slow
+def test_tokenizing_processes_end_with_a_killed_parent(tmp_path):
+    code = (
+        "import os, time; from gpt2_jax.data import pool; "
+        "from concurrent.futures import ProcessPoolExecutor as Pool; "
+        "p = Pool(1, pool.multiprocessing.get_context('spawn'), pool._end_with_parent); "
+        "print(p.submit(os.getpid).result(), flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, env=tools.environment(tmp_path), text=True,
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    child = int(parent.stdout.readline())
+    os.kill(child, 0)
+    parent.kill()
+    parent.communicate()
+    for _ in range(500):
+        if not os.path.exists(f"/proc/{child}"):
+            return
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    pytest.fail("the child outlived its parent by five seconds")

@@ -1,17 +1,19 @@
-"""Text out of every kind of file, and one line for what is not text."""
+"""What `data.source` may name: files, folders, globs, data sets, the shipped texts."""
 
-import csv
-import gzip
+import hashlib
 import json
-import lzma
+import os
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import zstandard
 
-from gpt2_jax.data import sources
-from gpt2_jax.data.sources import open_source, split_long
+from gpt2_jax.data import readers, sources
+from gpt2_jax.data import text as texts
+from gpt2_jax.data.separator import Separated
+from gpt2_jax.data.sources import open_source
+from gpt2_jax.data.text import split_long
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
 from tests.tools import make_text
@@ -34,13 +36,6 @@ def write_jsonl(path, field="text"):
     path.write_text("".join(json.dumps({"id": i, field: d}) + "\n" for i, d in enumerate(DOCS)))
 
 
-def write_csv(path):
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["id", "text"])
-        writer.writeheader()
-        writer.writerows({"id": i, "text": d} for i, d in enumerate(DOCS))
-
-
 def write_arrow(path, kind):
     table = pa.table({"id": [0, 1, 2], "text": DOCS})
     with kind(str(path), table.schema) as writer:
@@ -50,10 +45,7 @@ def write_arrow(path, kind):
 WRITERS = {
     "a.jsonl": write_jsonl,
     "content.jsonl": lambda p: write_jsonl(p, "content"),
-    "a.json": lambda p: p.write_text(json.dumps([{"text": d} for d in DOCS])),
     "strings.json": lambda p: p.write_text(json.dumps(DOCS)),
-    "wrapped.json": lambda p: p.write_text(json.dumps({"data": [{"text": d} for d in DOCS]})),
-    "a.csv": write_csv,
     "a.parquet": lambda p: pq.write_table(pa.table({"id": [0, 1, 2], "text": DOCS}), p),
     "stream.arrow": lambda p: write_arrow(p, pa.ipc.new_stream),
     "file.arrow": lambda p: write_arrow(p, pa.ipc.new_file),
@@ -64,23 +56,6 @@ WRITERS = {
 def test_records(tmp_path, name):
     WRITERS[name](tmp_path / name)
     assert documents(tmp_path / name) == DOCS
-
-
-@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
-@pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
-def test_compressed(tmp_path, name, suffix):
-    plain = tmp_path / name
-    if name == "a.txt":
-        plain.write_text(DOCS[1])
-    else:
-        write_jsonl(plain)
-    pack = {
-        ".gz": gzip.compress,
-        ".xz": lzma.compress,
-        ".zst": zstandard.ZstdCompressor().compress,
-    }[suffix]
-    (tmp_path / (name + suffix)).write_bytes(pack(plain.read_bytes()))
-    assert documents(tmp_path / (name + suffix)) == documents(plain)
 
 
 def test_a_folder_and_a_glob_are_their_files_in_order(tmp_path):
@@ -107,7 +82,7 @@ def test_the_standard_library_is_10_to_14_megabytes_of_text():
 
 
 def test_a_document_in_pieces_has_the_tokens_of_the_whole(monkeypatch):
-    monkeypatch.setattr(sources, "PIECE_CHARS", 50)
+    monkeypatch.setattr(texts, "PIECE_CHARS", 50)
     text = make_text(2000).replace("stream", "  \n\n stream's 12345")
     pieces = [piece.text for piece in split_long(text)]
     assert len(pieces) > 30 and "".join(pieces) == text
@@ -120,67 +95,13 @@ def test_a_document_in_pieces_has_the_tokens_of_the_whole(monkeypatch):
 
 
 def test_a_large_file_is_read_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "PIECE_CHARS", 1000)
+    monkeypatch.setattr(texts, "PIECE_CHARS", 1000)
     text = make_text(5000).replace("norm", "nörm")
     (tmp_path / "a.txt").write_text(text)
     pieces = list(open_source(str(tmp_path / "a.txt")).pieces())
     assert len(pieces) > 3
     assert "".join(piece.text for piece in pieces) == text
     assert [piece.last for piece in pieces] == [False] * (len(pieces) - 1) + [True]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "line"),
-    [
-        ("a.txt", b"abc\0def", "is binary, not text"),
-        ("a.txt", b"abc \xff\xfe def", "is not UTF-8 text"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": \n', "a.jsonl line 2 is not JSON"),
-        ("a.jsonl", b'{"a": "x", "b": "y"}\n', "no column named text or content or body; its"),
-        ("a.jsonl", b'{"text": 3}\n', r"line 1 \('text'\) has no text, but int"),
-        ("a.jsonl", b'{"text": "\\ud800"}\n', "surrogates not allowed"),
-        ("a.jsonl", b'{"text": "\xff"}\n', "cannot read|is not JSON"),
-        ("a.json", b"[", "is not JSON"),
-        ("a.json", b"3", "entry 1 has no text, but int"),
-        ("a.parquet", b"no", "cannot read .*a.parquet"),
-        ("a.arrow", b"no arrow here", "cannot read .*a.arrow"),
-        ("a.csv", b"text\n\xff\n", "cannot read .*a.csv"),
-        ("a.gz", b"not packed", "cannot read"),
-        ("a.txt.xz", b"not packed", "cannot read"),
-    ],
-)
-def test_what_is_not_text_is_one_line(tmp_path, name, content, line):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=line):
-        documents(tmp_path / name)
-
-
-@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
-def test_a_truncated_file_is_not_read_as_a_whole_one(tmp_path, suffix):
-    text = make_text(400_000).encode()
-    pack = {
-        ".gz": gzip.compress,
-        ".xz": lzma.compress,
-        ".zst": zstandard.ZstdCompressor().compress,
-    }[suffix]
-    packed = pack(text)
-    (tmp_path / f"a.txt{suffix}").write_bytes(packed[: len(packed) // 2])
-    with pytest.raises(UserError, match="cannot read"):
-        documents(tmp_path / f"a.txt{suffix}")
-
-
-def test_a_csv_field_may_hold_any_line_break(tmp_path):
-    (tmp_path / "a.csv").write_text('id,text\n1,"one\ntwo\u2028three\x0cfour"\n2,five\n')
-    assert documents(tmp_path / "a.csv") == ["one\ntwo\u2028three\x0cfour", "five"]
-
-
-def test_empty_rows_are_no_documents(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"text": ""}\n{"text": null}\n{"text": "x"}\n')
-    assert documents(tmp_path / "a.jsonl") == ["x"]
-
-
-def test_a_json_string_is_one_document(tmp_path):
-    (tmp_path / "a.json").write_text('"whole text"')
-    assert documents(tmp_path / "a.json") == ["whole text"]
 
 
 def test_the_same_bytes_under_another_kind_are_another_corpus(tmp_path):
@@ -190,10 +111,67 @@ def test_the_same_bytes_under_another_kind_are_another_corpus(tmp_path):
     assert txt != jsonl
 
 
+def test_a_path_that_exists_is_no_glob(tmp_path):
+    """`[2024]` would otherwise be one of four digits."""
+    folder = tmp_path / "dir [v2]"
+    folder.mkdir()
+    (folder / "corpus [2024].txt").write_text("one")
+    (folder / "corpus 2.txt").write_text("two")
+    assert documents(folder / "corpus [2024].txt") == ["one"]
+    assert documents(folder) == documents(folder / "*.txt") == ["two", "one"]
+    assert documents(folder / "corpus [0-9].txt") == ["two"]
+
+
+def test_a_folder_says_what_it_reads_and_what_it_leaves_out(tmp_path):
+    for name in (
+        *("b.txt", "sub/a.JSONL", "README.md", "table.xlsx", "c.txt.bz2"),
+        *(".ipynb_checkpoints/b.txt", ".hidden.txt", "sub/.cache/x.txt"),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"text": "x"}')
+    source = open_source(str(tmp_path))
+    assert [path.name for path in source.paths] == ["b.txt", "c.txt.bz2", "a.JSONL"]
+    for part in ("3 files", "1 .txt,", "1 .txt.bz2", "3 hidden", "README.md", "1 .xlsx"):
+        assert part in source.summary
+    assert open_source(str(tmp_path / "b.txt")).summary == ""
+    (tmp_path / "guide.md").write_text("a guide")  # now .md files are documents
+    assert "README.md" in [path.name for path in open_source(str(tmp_path)).paths]
+
+
+def test_the_shipped_shakespeare_is_the_well_known_one():
+    text = "".join(piece.text for piece in open_source("shakespeare").pieces())
+    assert len(text) == 1_115_394 and text.startswith("First Citizen:\nBefore we proceed")
+    digest = (
+        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"  # nanoGPT's input.txt
+    )
+    assert hashlib.sha256(text.encode()).hexdigest() == digest
+
+
+def test_a_damaged_shakespeare_is_refused(monkeypatch):
+    monkeypatch.setattr(sources.lzma, "decompress", lambda packed: b"First Murderer:")
+    with pytest.raises(UserError, match="shakespeare is damaged"):
+        documents("shakespeare")
+
+
+def test_a_saved_dataset(tmp_path):
+    rows = datasets.Dataset.from_dict({"id": [0, 1, 2], "text": DOCS})
+    rows.save_to_disk(str(tmp_path / "one"))
+    assert documents(tmp_path / "one") == DOCS
+    before = open_source(str(tmp_path / "one")).fingerprint()
+    assert before == open_source(str(tmp_path / "one")).fingerprint()
+    datasets.DatasetDict({"train": rows}).save_to_disk(str(tmp_path / "both"))
+    assert documents(tmp_path / "both" / "train") == DOCS
+    with pytest.raises(UserError, match=r"several splits.*both/train"):
+        open_source(str(tmp_path / "both"))
+
+
 @pytest.mark.parametrize(
     ("spec", "line"),
     [
         ("nowhere/*.txt", "matches no file"),
+        ("n" * 5000, "matches no file"),
+        ("zero\0byte", "matches no file"),
+        ("/dev/null", "/dev/null is a device"),
         ("gs://bucket/a.txt", "is a remote path"),
         ("hf:name", "names no split; write hf:name@train"),
     ],
@@ -203,6 +181,23 @@ def test_a_source_that_is_not_there(spec, line):
         open_source(spec)
 
 
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(UserError, match=r"a\.txt is a device, a pipe"):
+        open_source(str(tmp_path / "a.txt"))
+    with pytest.raises(UserError, match="matches no file"):
+        open_source(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "url", ["https://bob:SECRET@host/x", "s3://SECRET@host/a@b", "a://b:SEC@RET@h"]
+)
+def test_a_password_is_not_repeated(url):
+    with pytest.raises(UserError, match=r"://\*\*\*@") as caught:
+        open_source(url)
+    assert "SEC" not in str(caught.value) and "RET" not in str(caught.value)
+
+
 def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
     path.write_text("x")
@@ -210,6 +205,34 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(sources, "_open", refuse)
+    monkeypatch.setattr(readers, "open_text", refuse)
     with pytest.raises(UserError, match=r"cannot read .*a\.txt.*Permission denied"):
         documents(path)
+
+
+# -- documents split at a separator
+
+
+EOT = "<|endoftext|>"
+
+
+@pytest.mark.parametrize("piece_chars", [1, 3, 7, 20, 1000])
+def test_documents_are_split_at_a_separator(tmp_path, monkeypatch, piece_chars):
+    monkeypatch.setattr(texts, "PIECE_CHARS", piece_chars)
+    text = f"{EOT}\nA fox.\n  Two lines.\n\n{EOT}\n{EOT}a < b<|endo|>{EOT}\nlast\n"
+    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / "b.txt").write_text(f"next file{EOT}")
+    source = Separated(open_source(str(tmp_path)), EOT)
+    got, held = [], ""
+    for piece in source.pieces():
+        held += piece.text
+        if piece.last:
+            got.append(held)
+            held = ""
+    expected = ["A fox.\n  Two lines.", "a < b<|endo|>", "last\n", "next file"]
+    assert held == ""
+    if piece_chars == 1000:
+        assert got == expected
+    else:  # a line break that was passed on before its separator came stays
+        assert [document.rstrip("\n") for document in got] == [d.rstrip("\n") for d in expected]
+    assert source.fingerprint() != source.source.fingerprint()

@@ -27,18 +27,27 @@ def plain(out=STD, wte=STD):
     return STD, STD, out, STD, out, wte
 
 
-def xavier(qk=1.0, rest=1.0, wte=UNIT):
-    return XAVIER * qk, XAVIER * rest, XAVIER * rest, XAVIER_MLP * rest, XAVIER_MLP * rest, wte
+def xavier(qk=1.0, rest=1.0, wte=UNIT, v=None):
+    value = rest if v is None else v
+    return XAVIER * qk, XAVIER * value, XAVIER * rest, XAVIER_MLP * rest, XAVIER_MLP * rest, wte
+
+
+def fairseq_2020(factor=1.0):
+    """W_Q, W_K, W_V with gain 1/sqrt(2), W_O with gain 1, the MLP with torch's Linear default."""
+    qkv, torch_linear = XAVIER / math.sqrt(2), lambda fan_in: 1 / math.sqrt(3 * fan_in)
+    stds = (qkv, qkv, XAVIER, torch_linear(D), torch_linear(4 * D))
+    return (*[std * factor for std in stds], UNIT)
 
 
 BETA = (8 * L) ** -0.25
-FIXUP = (9 * L) ** -0.25
+T_FIXUP = 0.67 * L**-0.25
 MAGNETO = math.sqrt(math.log(2 * L))
 DEEP = (2 * L) ** -0.5
 SMALL = math.sqrt(2 / (5 * D))
 MEGATRON = (SMALL, SMALL, SMALL * DEEP, XAVIER_MLP, XAVIER_MLP * DEEP, SMALL)
 STDS = {
     "pre_ln": plain(GPT2),
+    "pre_ln_xavier": xavier(),
     "post_ln": xavier(),
     "sandwich_ln": plain(GPT2),
     "peri_ln": plain(GPT2),
@@ -46,10 +55,10 @@ STDS = {
     "olmo2": plain(),
     "swin_v2": plain(),
     "sub_ln": xavier(rest=MAGNETO),
-    "normformer": xavier(),
+    "normformer": fairseq_2020(),
     "stream_norm": plain(GPT2),
     "pre_post_ln": plain(GPT2),
-    "b2t": xavier(L**-0.5, L**-0.5),
+    "b2t": fairseq_2020(L**-0.5),
     "mix_ln": plain(),
     "hybridnorm": MEGATRON,
     "hybridnorm_star": MEGATRON,
@@ -71,7 +80,7 @@ STDS = {
     "normed_skip": plain(GPT2),
     "normed_stream_mlp": plain(GPT2),
     "deepnorm": xavier(rest=BETA),
-    "admin": xavier(),
+    "admin": xavier(qk=2**-0.5, v=2**-0.5),
     "rezero": plain(),
     "skipinit": plain(),
     "layerscale": plain(),
@@ -79,10 +88,10 @@ STDS = {
     "lns": plain(),
     "gpas": plain(),
     "prores": plain(),
-    "t_fixup": xavier(rest=FIXUP, wte=UNIT * FIXUP),
+    "t_fixup": xavier(qk=2**-0.5, rest=T_FIXUP, wte=UNIT * (9 * L) ** -0.25),
     "fixup": (
-        XAVIER * (2 * L) ** (-1 / 6),
-        XAVIER * (2 * L) ** (-1 / 6),
+        XAVIER / math.sqrt(2) * (2 * L) ** (-1 / 6),
+        XAVIER / math.sqrt(2) * (2 * L) ** (-1 / 6),
         0.0,
         XAVIER_MLP * (2 * L) ** -0.5,
         0.0,
@@ -102,7 +111,7 @@ STDS = {
     "ngpt": (UNIT,) * 6,
     "ddl": plain(GPT2),
     "orthogonal_residual": plain(GPT2),
-    "residual_dual": xavier(),
+    "residual_dual": fairseq_2020(),
     "siamesenorm": plain(GPT2),
     "hyper_connections": plain(GPT2),
     "hyper_connections_static": plain(GPT2),
@@ -126,6 +135,7 @@ MUDD = [D * n + n * n + n for n in [*[4 * (l + 1) for l in range(1, L)], L + 1]]
 PRE = BASE + L * 2 * NORM + FINAL
 SIZES = {
     "pre_ln": PRE,
+    "pre_ln_xavier": PRE,
     "post_ln": BASE + L * 2 * NORM,
     "sandwich_ln": BASE + L * 4 * NORM + FINAL,
     "peri_ln": BASE + L * 4 * D + 2 * D,

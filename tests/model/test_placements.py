@@ -305,7 +305,7 @@ def test_the_same_config_has_the_same_outcome():
         ({"skip_scale": "1/(l-1)"}, "it has no finite value in block 1 of 2"),
         ({"skip_scale": "1 | 2 | 3"}, "'1 | 2 | 3' has more than one bar"),
         ({"branch_scale": "learned_block(1) | 1"}, "learned_block is one factor for both"),
-        ({"residual_init": "1 | 2"}, "model.residual_init='1 | 2': it has no two sides"),
+        ({"query_init": "1 | 2"}, "model.query_init='1 | 2': it has no two sides"),
         ({"residual_init": "learned_scalar(1)"}, "'learned_scalar' is no function"),
         ({"residual_init": "t"}, "model.residual_init='t': t has no meaning here"),
         ({"embedding_std": "l"}, "model.embedding_std='l': l has no meaning here"),
@@ -445,6 +445,23 @@ def test_a_step_that_nobody_said_is_asked_for():
     params = built.init(jax.random.key(0))
     with pytest.raises(ValueError, match="needs the step"):
         built.bind(params)(TOKENS)
+
+
+def test_completep_at_its_base_is_pre_ln_with_scores_over_the_head_width():
+    sizes = {"n_layer": 2, "n_embd": 256, "n_head": 2}
+    base, other = (structure(model(placement=name, **sizes)) for name in ("pre_ln", "completep"))
+    params = other.init(jax.random.key(0))
+    qkv = params["blocks"]["attn"]["sublayer"]["qkv"]
+    shrunk = jax.tree.map(lambda x: x, params)
+    head_width = 256 // 2
+    shrunk["blocks"]["attn"]["sublayer"]["qkv"] = {
+        "kernel": qkv["kernel"].at[:, :, 0].divide(head_width**0.5),
+        "bias": qkv["bias"].at[:, 0].divide(head_width**0.5),
+    }
+    want = other.bind(params)(TOKENS)
+    plain, same = base.bind(params)(TOKENS), base.bind(shrunk)(TOKENS)
+    assert abs(plain - want).max() > 1e-3 * abs(want[..., :11]).max()
+    np.testing.assert_allclose(same[..., :11], want[..., :11], atol=1e-5)
 
 
 # -- random combinations

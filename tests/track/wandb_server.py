@@ -1,6 +1,7 @@
 """A server on loopback that speaks enough of wandb's protocol to hold runs and resume them.
 
-GraphQL: Viewer, ServerFeaturesQuery, RunResumeStatus, UpsertBucket, CreateRunFiles. Rows arrive at
+GraphQL: Viewer, GetDefaultEntity, ServerFeaturesQuery, RunResumeStatus, UpsertBucket,
+CreateRunFiles, and Run of the public API. Rows arrive at
 POST /files/ENTITY/PROJECT/RUN/file_stream as lines with the offset of the first.
 """
 
@@ -50,11 +51,26 @@ class StoredRun:
             "project": {"id": "p", "name": self.project, "entity": owner},
         }
 
+    def public(self):
+        """The run as the public API has it."""
+        empty = dict.fromkeys(("sweepName", "group", "jobType", "commit", "description", "notes"))
+        return {
+            **self.bucket(), **empty, "projectId": "1", "state": "finished", "readOnly": False,
+            "createdAt": "2026-01-01T00:00:00Z", "heartbeatAt": "2026-01-01T00:00:00Z",
+            "systemMetrics": "{}", "user": {"name": ENTITY, "username": ENTITY},
+            "historyKeys": {"lastStep": -1},
+        }  # fmt: skip
+
 
 class WandbServer:
-    """`with WandbServer() as server:` listens on `server.url`; `server.runs` by run id."""
+    """`with WandbServer() as server:` listens on `server.url`; `server.runs` by run id.
 
-    def __init__(self):
+    Args:
+      streams: whether rows are taken; otherwise each attempt is answered with status 404.
+    """
+
+    def __init__(self, streams=True):
+        self.streams = streams
         self.runs: dict[str, StoredRun] = {}
         self.lock = threading.Lock()
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -71,7 +87,7 @@ class WandbServer:
         self.http.server_close()
 
     def graphql(self, query, values):
-        operation = query.replace("(", " ").replace("{", " ").split()[1]
+        operation = query.removeprefix("#graphql").replace("(", " ").replace("{", " ").split()[1]
         project = values.get("project") or "none"
         match operation:
             case "Viewer":
@@ -96,6 +112,12 @@ class WandbServer:
                 if values.get("config"):
                     run.config = json.loads(values["config"])
                 return {"upsertBucket": {"bucket": run.bucket(), "inserted": new}}
+            case "GetDefaultEntity":
+                return {"viewer": {"id": "u", "entity": ENTITY, "username": ENTITY}}
+            case "Run":  # of the public API
+                run = self.runs.get(values["name"])
+                known = {"internalId": "1", "run": run.public() if run else None}
+                return {"project": known}
             case "CreateRunFiles":
                 base = f"{self.url}/upload/{values['run']}/"
                 files = [{"name": name, "uploadUrl": base + name} for name in values["files"]]
@@ -123,6 +145,8 @@ class WandbServer:
             request = json.loads(body)
             data = self.graphql(request["query"], request.get("variables") or {})
             return {"data": data} if data else {"data": None, "errors": [{"message": "unknown"}]}
+        if parts[0] == "files" and not self.streams:
+            return None
         if parts[0] == "files" and parts[-1] == "file_stream" and parts[3] in self.runs:
             self.stream(self.runs[parts[3]], json.loads(body))
             return {"exitcode": None, "limits": {}}

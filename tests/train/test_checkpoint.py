@@ -1,14 +1,19 @@
 """Checkpoints: whole or absent, proved undamaged, and safe while training goes on."""
 
+import json
+import re
 import shutil
+import sys
+from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gpt2_jax.errors import UserError
 from gpt2_jax.model.structure import structure
-from gpt2_jax.train.checkpoint import SUMS, Checkpoints, damage
+from gpt2_jax.train import checkpoint
+from gpt2_jax.train.checkpoint import SUMS, Checkpoints, damage, restore_params, save_params
 from gpt2_jax.train.mesh import make_mesh
 from gpt2_jax.train.optimizer import make_optimizer
 from gpt2_jax.train.state import abstract, make_init
@@ -76,25 +81,78 @@ def delete(path):
     path.unlink()
 
 
-@pytest.mark.parametrize("harm", [flip, truncate, delete])
-def test_harm_to_any_file_is_noticed_and_the_one_before_is_used(saved, tmp_path, harm, state):
+def to_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def to_nowhere(path):
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("harm", [flip, truncate, delete, to_folder, to_nowhere])
+def test_harm_to_any_file_is_named(saved, tmp_path, harm):
     names = [p.relative_to(saved / "00000020") for p in files(saved / "00000020")]
     assert len(names) >= 10 and any(p.name == SUMS for p in names)
     for name in names:
-        folder = tmp_path / "checkpoints"
-        shutil.copytree(saved, folder)
-        if (folder / "00000020" / name).stat().st_size == 0 and harm is not delete:
-            (folder / "00000020" / name).write_bytes(b"x")
+        folder = tmp_path / "00000020"
+        shutil.copytree(saved / "00000020", folder)
+        if (folder / name).stat().st_size == 0 and harm in (flip, truncate):
+            (folder / name).write_bytes(b"x")
         else:
-            harm(folder / "00000020" / name)
-        said = []
-        checkpoints = Checkpoints(folder)
-        assert checkpoints.latest(said.append, set_aside=True) == 10, name
-        assert len(said) == 1 and "00000020 is damaged" in said[0], said
-        assert (name.name in said[0]) or name.name == SUMS
-        assert (folder / "00000020.damaged").is_dir() and checkpoints.steps() == [10]
+            harm(folder / name)
+        fault = damage(folder)
+        assert fault and (name.name in fault or name.name == SUMS), (name, fault)
         shutil.rmtree(folder)
-    assert int(Checkpoints(saved).restore(10, state).step) == 10
+
+
+@pytest.mark.parametrize("name", [SUMS, "meta.json", "state/_METADATA", "."])
+def test_what_cannot_be_read_is_an_error_and_not_damage(saved, tmp_path, name, monkeypatch):
+    """A loop of links stands for a lack of permission, which does not stop the root user."""
+    folder = tmp_path / "00000020"
+    shutil.copytree(saved / "00000020", folder)
+    victim = folder / name
+    if name == ".":
+        monkeypatch.setattr(checkpoint.os, "walk", refuse)
+    else:
+        victim.unlink()
+        victim.symlink_to(victim.name)
+    with pytest.raises(UserError, match=re.escape(str(victim))):
+        damage(folder)
+
+
+def refuse(path, **_):
+    raise PermissionError(13, "Permission denied", str(path))
+
+
+def test_a_damaged_checkpoint_is_set_aside_under_a_name_of_its_own(tmp_path):
+    for _ in range(2):
+        (tmp_path / "00000020").mkdir()
+        Checkpoints(tmp_path).set_aside(20)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["00000020.damaged", "00000020.damaged1"]
+    assert Checkpoints(tmp_path).steps() == []
+
+
+@pytest.mark.parametrize("name", ["exp[1]", "a*b?", "\N{SNOWMAN} ~x\ny", "~"])
+def test_any_path_can_be_saved_to_and_read(state, tmp_path, name):
+    folder = tmp_path / name / "checkpoints"
+    folder.mkdir(parents=True)
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(0, state, None)
+    checkpoints.wait()
+    assert_equal(checkpoints.restore(0, state), state)
+    assert_equal(restore_params(folder / "00000000", state.params), state.params)
+    save_params(tmp_path / name / "weights", state.params)
+    assert_equal(restore_params(tmp_path / name / "weights", state.params), state.params)
+
+
+def test_a_state_of_another_step_is_refused(saved, tmp_path, state):
+    shutil.copytree(saved / "00000020", tmp_path / "00000030")
+    with pytest.raises(UserError, match=r"00000030 holds the state of step 20"):
+        Checkpoints(tmp_path).restore(30, state)
+    with pytest.raises(UserError, match=r"00000030 holds the state of step 20"):
+        restore_params(tmp_path / "00000030", state.params, 30)
 
 
 def test_a_file_too_many_is_damage(saved, tmp_path):
@@ -118,12 +176,12 @@ def test_training_on_while_a_save_runs_does_not_reach_the_save(tmp_path):
     compiled = update.lower(abstract(init, mesh)).compile()
     before = jax.tree.map(np.array, state)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, state, None)
+    checkpoints.save(0, state, None)
     for _ in range(20):
         state = compiled(state)
     jax.block_until_ready(state)
     checkpoints.wait()
-    assert_equal(checkpoints.restore(1, abstract(init, mesh)), before)
+    assert_equal(checkpoints.restore(0, abstract(init, mesh)), before)
     assert (np.asarray(state.params["wte"]) != before.params["wte"]).all()
 
 
@@ -137,7 +195,6 @@ def test_only_the_latest_and_the_best_stay(state, tmp_path):
         kept.append(checkpoints.steps())
     assert kept == [[1], [1, 2], [2, 3], [2, 3, 4], [2, 4, 5]]
     assert checkpoints.best() == 2
-    assert checkpoints.latest(print) == 5  # resumed from the latest, never from the best
 
 
 def test_a_checkpoint_becomes_valid_only_after_what_must_come_before(state, tmp_path):
@@ -164,9 +221,6 @@ def test_a_save_that_fails_is_no_checkpoint(state, tmp_path):
 
 
 def test_a_full_disk_is_one_line(state, tmp_path, monkeypatch):
-    from gpt2_jax.errors import UserError
-    from gpt2_jax.train import checkpoint
-
     def full(path, value):
         raise OSError(28, "No space left on device", str(path))
 
@@ -175,7 +229,21 @@ def test_a_full_disk_is_one_line(state, tmp_path, monkeypatch):
         Checkpoints(tmp_path).save(7, state, None)
 
 
-def test_best_needs_a_loss(state, tmp_path):
+def test_best_needs_a_loss_that_can_be_trusted(saved, tmp_path):
     assert Checkpoints(tmp_path).best() is None
-    assert Checkpoints(tmp_path).latest(print) is None
-    assert jnp.isfinite(state.params["wte"]).all()
+    folder, said = tmp_path / "checkpoints", []
+    shutil.copytree(saved, folder)
+    assert Checkpoints(folder).best() == 20
+    meta = json.loads((folder / "00000010" / "meta.json").read_text())
+    (folder / "00000010" / "meta.json").write_text(json.dumps(meta | {"val_loss": 0.001}))
+    assert Checkpoints(folder).best(said.append) == 20
+    assert len(said) == 1 and "00000010" in said[0]
+
+
+def test_writes_that_end_late_are_not_shown(monkeypatch):
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", shown.append)
+    checkpoint._drop_late_callbacks.__wrapped__()
+    for text in ("Event loop is closed", "something else"):
+        sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError(text)))
+    assert [str(one.exc_value) for one in shown] == ["something else"]

@@ -128,7 +128,7 @@ def test_damaged_weights_are_not_begun_with(source, text_file, tmp_path):
     [
         ({"model.n_head": 4}, "model.n_head=4, but the weights of .*source@20 have 2"),
         ({"train.init_from": "nowhere"}, "nowhere/config.json does not exist"),
-        ({"train.init_from": "{source}@7"}, "no such checkpoint; there are: 20"),
+        ({"train.init_from": "{source}@7"}, "has no checkpoint of step 7; there are: 20"),
     ],
 )
 def test_what_cannot_be_begun_from_is_named(source, text_file, tmp_path, changes, says):
@@ -271,7 +271,7 @@ def test_a_run_stops_when_its_validation_loss_no_longer_falls(text_file, tmp_pat
     workdir = tmp_path / "run"
     assert loop.train(given, str(workdir)) == 0
     assert list(losses(workdir)) == [0, 10, 20]
-    assert "stopped early after update 20: update 0 was the best" in capsys.readouterr().out
+    assert "stopped early after step 20: step 0 was the best" in capsys.readouterr().out
     assert open_run(str(workdir)).step == 20 and (workdir / "loss.png").exists()
     assert loop.train(given, str(workdir)) == 0
     assert "is finished" in capsys.readouterr().out and list(losses(workdir)) == [0, 10, 20]

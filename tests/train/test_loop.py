@@ -87,10 +87,13 @@ def test_rows_are_where_the_config_says(trained):
     assert [row["step"] for row in rows] == [0, 5, 10, 15, 20, 25, 30, 35, 40]
     assert [row["step"] for row in rows if "val/loss" in row] == [0, 10, 20, 30, 40]
     assert [row["tokens"] for row in rows] == [step * 8 * 12 for step in range(0, 41, 5)]
-    assert set(rows[0]) == {"step", "tokens", "val/loss", "val/accuracy", "val/bits_per_byte"}
+    assert set(rows[0]) == {
+        "step", "tokens", "val/loss", "val/accuracy", "val/bits_per_byte",
+        "perf/seconds", "perf/flops",
+    }  # fmt: skip
     assert set(rows[1]) == {
         "step", "tokens", "train/loss", "train/grad_norm", "train/lr", "train/skipped",
-        "perf/tokens_per_sec", "perf/step_ms",
+        "perf/tokens_per_sec", "perf/step_ms", "perf/seconds", "perf/flops",
     }  # fmt: skip
     assert rows[-1]["val/loss"] < rows[0]["val/loss"] - 0.5
     assert rows[0]["val/bits_per_byte"] == pytest.approx(rows[0]["val/loss"] / np.log(2))
@@ -131,7 +134,7 @@ def test_too_many_skipped_updates_stop_the_run_with_a_reason(text_file, tmp_path
 
     monkeypatch.setattr(loop, "compile_program", poisoned)
     made = config(text_file, optimizer__max_skipped=7, train__steps=40)
-    with pytest.raises(Diverged, match="by update 10, 10 updates in a row had") as caught:
+    with pytest.raises(Diverged, match="by step 10, 10 steps in a row had") as caught:
         loop.train(made, str(tmp_path / "run"))
     assert caught.value.exit_code == 1
     line = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[1]
@@ -163,7 +166,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_continues(trained, tex
     data.write_bytes(content)
     assert loop.train(config(text_file, train__steps=40), str(workdir)) == 0
     out = capsys.readouterr().out
-    assert "00000040 is damaged" in out and f"continuing {workdir} after update 20" in out
+    assert "00000040 is damaged" in out and f"continuing {workdir} after step 20" in out
     strip = lambda path: [
         {k: v for k, v in row.items() if not k.startswith("perf")} for row in read_rows(path)
     ]

@@ -45,9 +45,9 @@ def test_rows_hold_every_figure_of_every_block(probed):
     for step, row in rows.items():
         names = {name for name in row if "/block" in name}
         due = OBSERVED | {"skip_cost"} | ({"grad_norm"} if step else set())
-        want = {f"{figure}/{block}" for figure in due for block in blocks}
+        want = {f"depth/{figure}/{block}" for figure in due for block in blocks}
         assert names == (want if step in (0, 8, 16, 24, 25) else set())
-    squares = sum(rows[8][f"grad_norm/{block}"] ** 2 for block in blocks)
+    squares = sum(rows[8][f"depth/grad_norm/{block}"] ** 2 for block in blocks)
     assert 0.1 < squares**0.5 / rows[8]["train/grad_norm"] < 1.0
 
 
@@ -60,7 +60,7 @@ def test_they_are_of_the_parameters_behind_the_update(probed):
     want = observe(run.structure, run.params, jnp.asarray(batch[:4, :-1]), 16)
     (row,) = [r for r in read_rows(workdir / "metrics.jsonl") if r["step"] == 16]
     for name, values in want._asdict().items():
-        got = [row[f"{name}/block_{l:02}"] for l in (1, 2)]
+        got = [row[f"depth/{name}/block_{l:02}"] for l in (1, 2)]
         np.testing.assert_allclose(got, values, rtol=1e-4)
 
 
@@ -103,5 +103,5 @@ def test_fewer_sequences_where_there_are_many_blocks():
 
 def test_blocks_are_named_so_that_they_sort():
     names = list(by_block({"x": np.arange(120.0)}))
-    assert names == sorted(names) and names[0] == "x/block_001"
-    assert by_block({"x": np.array([2.5])}) == {"x/block_01": 2.5}
+    assert names == sorted(names) and names[0] == "depth/x/block_001"
+    assert by_block({"x": np.array([2.5])}) == {"depth/x/block_01": 2.5}

@@ -173,11 +173,11 @@ def test_a_signal_saves_and_says_how_to_go_on(place, alone, number):
     out = process.communicate(timeout=180)[0]
     assert process.returncode == 75, out
     last = out.strip().splitlines()[-1]
-    assert f"stopped by {number.name} after update " in last and "train.py" in last
+    assert f"stopped by {number.name} after step " in last and "train.py" in last
     saved = max(int(p.name) for p in (workdir / "checkpoints").iterdir())
-    assert saved >= 70 and f"after update {saved}, saved" in last
+    assert saved >= 70 and f"after step {saved}, saved" in last
     done = run(*command(place / "text.txt", workdir), tmp=place)
-    assert done.returncode == 0 and f"after update {saved}" in done.stdout
+    assert done.returncode == 0 and f"after step {saved}" in done.stdout
     assert_same_run(workdir, alone)
 
 

@@ -34,7 +34,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "where the campaign is, or is to
 _DRY_RUN = flags.DEFINE_boolean("dry_run", False, "stop at the plan")
 _SHARD = flags.DEFINE_string("shard", "1/1", "i/n: begin with the i-th of n parts")
 _SUBMIT = flags.DEFINE_enum("submit", None, CLUSTERS, "submit an array of jobs and return")
-_ELEMENTS = flags.DEFINE_integer("elements", None, "of the array; unset: one a variant", 1)
+_ELEMENTS = flags.DEFINE_integer("elements", None, "of the array; unset: one a variant", 1, 10_000)
 _RESOURCES = flags.DEFINE_list(
     "resources", [], "of each: timeout_min=240,slurm_partition=gpu,gpus_per_node=1"
 )
@@ -127,7 +127,7 @@ def _work(worker: Worker, definition: Definition) -> int:
     from gpt2_jax.ablate.report.page import write_report
     from gpt2_jax.ablate.report.tracked import offline_hint, track
     from gpt2_jax.track.display import Display
-    from gpt2_jax.train.feed import StopSignal
+    from gpt2_jax.train.signals import StopSignal
 
     display, workdir = Display(), worker.workdir
     with StopSignal() as stop:

@@ -179,7 +179,7 @@ def cell_config(base: ConfigDict, campaign: Campaign, values: Mapping[str, Any])
     config = base.copy_and_resolve_references()
     try:
         for name, value in values.items():
-            set_value(config, name, value)
+            configs.set_value(config, name, value)
         config.train.sample_tokens = 0
         if config.train.init_from is not None:
             config = _pinned(config)
@@ -209,21 +209,6 @@ def _pinned(config: ConfigDict) -> ConfigDict:
     return adopt(config, origin, lambda line: None)
 
 
-def set_value(config: ConfigDict, name: str, value: Any) -> None:
-    """Sets a field by its dotted name.
-
-    Raises:
-      UserError: if it cannot have such a value.
-    """
-    *sections, leaf = name.split(".")
-    for section in sections:
-        config = config[section]
-    try:
-        config[leaf] = value
-    except (TypeError, ValueError):
-        raise UserError(f"the campaign gives {name} the value {value!r}, of a wrong type") from None
-
-
 def set_budget(config: ConfigDict, campaign: Campaign, vocabulary: int) -> None:
     """Sets `train.steps` to the least number of updates that take the budget of tokens or FLOPs.
 
@@ -237,7 +222,7 @@ def set_budget(config: ConfigDict, campaign: Campaign, vocabulary: int) -> None:
         model = structure(configs.resolve(config, vocabulary).model)
         tokens = math.ceil(campaign.flops / model.flops_per_token(config.data.seq_len))
     if tokens is not None:
-        config.train.steps = max(1, math.ceil(tokens / per_step))
+        configs.set_value(config, "train.steps", max(1, math.ceil(tokens / per_step)))
 
 
 def command(file: str, given: ConfigDict, config: ConfigDict, workdir: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -12,8 +11,9 @@ from ml_collections import ConfigDict
 from gpt2_jax import config as configs
 from gpt2_jax.ablate.campaign.cells import DEFINITION
 from gpt2_jax.ablate.campaign.design import Campaign, Search
+from gpt2_jax.config_file import executing
 from gpt2_jax.errors import UserError
-from gpt2_jax.files import disk_errors, write_json
+from gpt2_jax.files import disk_errors, read_json, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ def load(argument: str, base: ConfigDict) -> Definition:
     spec = importlib.util.spec_from_file_location("campaign_file", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    try:
+    with executing(argument):
         spec.loader.exec_module(module)
         if not hasattr(module, "get_campaign"):
             raise UserError(
@@ -60,13 +60,10 @@ def load(argument: str, base: ConfigDict) -> Definition:
             )
         args = (arg,) if parted else ()
         config, campaign = module.get_config(*args), module.get_campaign(*args)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"--config={path}: {type(error).__name__}: {error}") from None
-    if not isinstance(campaign, Campaign):
-        raise UserError(f"--config={path}: get_campaign() must return a Campaign")
-    campaign.check()
+        if not isinstance(campaign, Campaign):
+            raise UserError(f"--config={path}: get_campaign() must return a Campaign")
+        campaign.check()
+    configs.validate(config, f"--config={path}: ")
     axes = {name for variant in campaign.variants for name in variant}
     if given := [name for name in configs.difference(config, base) if name in axes]:
         raise UserError(f"--config.{given[0]} has no effect: the campaign's variants set it")
@@ -97,9 +94,14 @@ def read(workdir: Path) -> Definition:
     path = workdir / DEFINITION
     if not path.exists():
         raise UserError(f"{path} does not exist: is this a campaign's work directory?")
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    fields = stored["campaign"]
-    if fields["search"] is not None:
-        fields["search"] = Search(**fields["search"])
-    given, base = (configs.from_dict(stored[name], path) for name in ("given", "base"))
-    return Definition(stored["file"], given, base, Campaign(**fields))
+    stored = read_json(path)
+    try:
+        fields = stored["campaign"]
+        if fields["search"] is not None:
+            fields["search"] = Search(**fields["search"])
+        campaign, file = Campaign(**fields), str(stored["file"])
+        given, base = stored["given"], stored["base"]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from None
+    campaign.check()
+    return Definition(file, configs.from_dict(given, path), configs.from_dict(base, path), campaign)

@@ -8,18 +8,29 @@ jax.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpt2_jax.config import FIELDS
+from gpt2_jax.config import FIELDS, validated
+from gpt2_jax.config_field import INT_MAX, Field
 from gpt2_jax.errors import UserError, suggestion
 
 Values = dict[str, Any]  # {"section.field": value}
 
 RATE, SEED = "optimizer.peak_lr", "seed"
 EXTENSION = 2  # rates that a search adds at a time
+NUMBERS = {
+    "tokens": Field(None, "tokens of every cell", int, minimum=1, maximum=2**60),
+    "flops": Field(None, "FLOPs of every cell", float, above=0, maximum=1e30),
+    "at_once": Field(None, "cells trained together", int, minimum=1, maximum=INT_MAX),
+}
+SEARCH_NUMBERS = {
+    "lowest": Field(0.0, "the lowest rate", above=0, maximum=1000),
+    "n": Field(5, "rates", minimum=3, maximum=1000),
+    "ratio": Field(2.0, "of a rate to the one before", minimum=1.05, maximum=1000),
+    "most": Field(15, "rates at most", minimum=3, maximum=1000),
+}
 
 
 def grid(axes: Mapping[str, Sequence[Any]]) -> list[Values]:
@@ -148,6 +159,7 @@ class Campaign:
             raise UserError("the campaign has no variants")
         for name in {name for variant in self.variants for name in (*variant, *self.baseline)}:
             self._check_field(name)
+        self._check_values()
         for i, variant in enumerate(self.variants):
             if variant in self.variants[:i]:
                 raise UserError(f"the campaign has the variant {describe(variant)} twice")
@@ -161,12 +173,14 @@ class Campaign:
             raise UserError(f"the campaign's seeds={self.seeds} must be some, each once")
         if self.tokens is not None and self.flops is not None:
             raise UserError("the campaign's budget is in tokens or in FLOPs, not in both")
-        if any(budget is not None and not budget > 0 for budget in (self.tokens, self.flops)):
-            raise UserError("the campaign's budget must be above 0")
-        if self.at_once is not None and self.at_once < 1:
-            raise UserError(f"the campaign's at_once={self.at_once} must be at least 1")
         if self.search is not None:
             _check_search(self.search, self.seeds)
+
+    def _check_values(self) -> None:
+        for values in (*self.variants, _given(self.baseline)):
+            for name, value in values.items():
+                validated(name, value, f"the campaign: {name}")
+        _check_numbers(self)
 
     def _check_field(self, name: str) -> None:
         if name not in FIELDS:
@@ -177,6 +191,22 @@ class Campaign:
             raise UserError(f"the campaign has {RATE} as an axis and searches for it; do either")
         if name == "train.steps" and (self.tokens or self.flops):
             raise UserError("the campaign has train.steps as an axis and a budget; take one")
+
+
+def _check_numbers(campaign: Campaign) -> None:
+    """Refuses numbers of a wrong type or out of bounds, by name."""
+    for name, field in NUMBERS.items():
+        field.validated(getattr(campaign, name), f"the campaign's {name}")
+    for seed in campaign.seeds:
+        validated(SEED, seed, "the campaign's seeds: one")
+    if (search := campaign.search) is None:
+        return
+    for name, field in SEARCH_NUMBERS.items():
+        field.validated(getattr(search, name), f"the campaign's search: {name}")
+    for seed in search.seeds:
+        validated(SEED, seed, "the campaign's search: seed")
+    for k in (0, search.n - 1):
+        validated(RATE, search.rate(k), f"the campaign's search: rate {k}")
 
 
 def _given(values: Values) -> Values:
@@ -194,9 +224,7 @@ def _plain(value: Any) -> Any:
 
 
 def _check_search(search: Search, seeds: tuple[int, ...]) -> None:
-    if not (search.lowest > 0 and math.isfinite(search.lowest) and search.ratio >= 1.05):
-        raise UserError("the campaign's search needs lowest above 0 and a ratio of at least 1.05")
-    if not 3 <= search.n <= search.most:
+    if search.n > search.most:
         raise UserError(
             f"the campaign's search needs 3 to most={search.most} rates, has {search.n}"
         )

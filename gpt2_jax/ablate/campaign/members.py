@@ -17,16 +17,17 @@ from gpt2_jax.ablate.campaign.cells import SILENT
 from gpt2_jax.ablate.population import AT_ONCE, Lanes, Population
 from gpt2_jax.data.sampler import Sampler
 from gpt2_jax.data.shards import Corpus
+from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.errors import EXIT_DIVERGED, EXIT_FINISHED, EXIT_STOPPED, Diverged, UserError
-from gpt2_jax.files import disk_errors
 from gpt2_jax.track.metrics import Row
 from gpt2_jax.train import report
 from gpt2_jax.train.checkpoint import Checkpoints
 from gpt2_jax.train.evaluation import Score, choose_windows, masked_batches
-from gpt2_jax.train.feed import StopSignal
 from gpt2_jax.train.record import Record
 from gpt2_jax.train.rundir import RunDirectory
+from gpt2_jax.train.signals import StopSignal
 from gpt2_jax.train.state import State
+from gpt2_jax.train.verify import examine, is_usable, open_checkpoints
 
 
 @dataclass
@@ -55,15 +56,22 @@ class Member:
         """Whether it still writes its record."""
         return self.diverged is None and not self.lost
 
-    def leave(self, code: int) -> None:
-        """Ends its record and lets others into its directory."""
+    def leave(self, code: int, say: Callable[[str], None]) -> None:
+        """Ends its record, reports what wandb lacks of it, and unlocks its directory."""
         with ExitStack() as last:
             last.callback(self.directory.unlock)
             last.callback(self.record.close, code)
+        if self.record.wandb.problem is not None:
+            say(f"{self.name}: {self.record.wandb.problem}")
 
 
 def open_member(
-    name: str, config: ConfigDict, path: str, corpus: Corpus, may_go_on: Callable[[], bool]
+    name: str,
+    config: ConfigDict,
+    path: str,
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    may_go_on: Callable[[], bool],
 ) -> Member:
     """Locks a cell's directory and finds where it stands.
 
@@ -74,20 +82,17 @@ def open_member(
     directory.lock()
     try:
         check_same(directory, config)
-        directory.check_corpus(corpus, f"data.source={config.data.source}")
-        directory.claim(config, corpus)
-        with disk_errors("checkpoints/"):
-            directory.checkpoints_path.mkdir(exist_ok=True)
-        checkpoints = Checkpoints(directory.checkpoints_path, max(2, config.train.keep_checkpoints))
-        checkpoints.clean()
-        found = checkpoints.latest(lambda line: print(f"warning: {line}"), set_aside=True)
+        directory.check_data(corpus, tokenizer, f"data.source={config.data.source}")
+        standing = examine(directory)
+        directory.claim(config, corpus, tokenizer)
+        checkpoints = open_checkpoints(directory, max(2, config.train.keep_checkpoints), standing)
         assert corpus.train is not None
         batch, length = config.train.batch_size, config.data.seq_len
         sampler = Sampler(corpus.train, length, batch, config.seed)
     except BaseException:
         directory.unlock()
         raise
-    return Member(name, config, directory, may_go_on, sampler, checkpoints, found)
+    return Member(name, config, directory, may_go_on, sampler, checkpoints, standing.step)
 
 
 def check_same(directory: RunDirectory, config: ConfigDict) -> None:
@@ -96,7 +101,7 @@ def check_same(directory: RunDirectory, config: ConfigDict) -> None:
     Raises:
       UserError: naming the fields that differ.
     """
-    if not directory.is_started():
+    if not (directory.config_path.exists() and (directory.is_started() or directory.is_begun())):
         return
     changed = {
         name: values
@@ -130,6 +135,8 @@ class Wave:
         self.config = members[0].config
         self.first = _common_step(members)
         for member in members:
+            if self.first is None:
+                member.directory.note_first_checkpoint(None)
             # Before the record is cut there, lest a kill leave them without the rows before them.
             member.checkpoints.forget_after(self.first or 0)
         device = lanes.device_kind
@@ -173,7 +180,8 @@ class Wave:
             for member in self.members:
                 if member.is_in:
                     member.checkpoints.wait()
-                    member.record.finish(self.step, None)
+                    stopped = bool(stop.requested) and self.step < self.config.train.steps
+                    member.record.finish(self.step, None, stopped)
             if stop.requested:
                 code = EXIT_STOPPED
         except BaseException:
@@ -182,7 +190,7 @@ class Wave:
         finally:
             with ExitStack() as last:
                 for member in self.members:
-                    last.callback(member.leave, code if member.is_in else EXIT_DIVERGED)
+                    last.callback(member.leave, code if member.is_in else EXIT_DIVERGED, self.say)
 
     def _train(self, stop: StopSignal) -> None:
         steps = self.config.train.steps
@@ -292,8 +300,10 @@ class Wave:
 
 def _common_step(members: Sequence[Member]) -> int | None:
     """Returns the newest step of which every member has a checkpoint, None if there is none."""
-    shared = set.intersection(*(set(member.checkpoints.steps()) for member in members))
-    limit = min((m.found for m in members if m.found is not None), default=-1)
     if any(member.found is None for member in members):
         return None
-    return max((step for step in shared if step <= limit), default=None)
+    shared = set.intersection(*(set(member.checkpoints.steps()) for member in members))
+    for step in sorted(shared, reverse=True):
+        if all(m.found == step or is_usable(m.directory, step) for m in members):
+            return step
+    return None

@@ -25,14 +25,15 @@ from gpt2_jax.ablate.population import SMALL, Lanes, program_key
 from gpt2_jax.ablate.report.tracked import group
 from gpt2_jax.data.corpus import open_corpus
 from gpt2_jax.data.shards import Corpus
+from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.errors import EXIT_FINISHED, EXIT_STOPPED, DiskError, Diverged, UserError
 from gpt2_jax.files import disk_errors
 from gpt2_jax.model.structure import structure
 from gpt2_jax.track.display import Display
 from gpt2_jax.train.checkpoint import Checkpoints
-from gpt2_jax.train.feed import StopSignal
 from gpt2_jax.train.loop import train
 from gpt2_jax.train.rundir import Busy, RunDirectory
+from gpt2_jax.train.signals import StopSignal
 
 POLL_SECONDS = 2.0
 ON_ACCELERATOR = 16  # small models trained together on a GPU or TPU
@@ -72,7 +73,8 @@ class Worker:
             directory = RunDirectory(str(self.cells.path(cell.name)))
             config = self.config(cell)
             check_same(directory, config)
-            directory.check_corpus(self.corpus(config), f"data.source={config.data.source}")
+            text = _corpus(*_data(config))
+            directory.check_data(text.corpus, text.tokenizer, f"data.source={config.data.source}")
         return known
 
     def config(self, cell: Cell) -> ConfigDict:
@@ -244,7 +246,7 @@ class Worker:
     ) -> dict[str, str]:
         """Trains a wave to its end and returns what was said of the cells that diverged."""
         first = self.config(wave[0])
-        corpus = self.corpus(first)
+        corpus, tokenizer, _ = _corpus(*_data(first))
         if self.width(first) == 1:
             display.start([wave[0].name], self._step(wave[0]))
             return self._run_alone(wave[0], stop)
@@ -253,7 +255,7 @@ class Worker:
             for cell in wave:
                 config, path = self.config(cell), str(self.cells.path(cell.name))
                 held = lambda name=cell.name: claims.is_held(name)
-                members.append(open_member(cell.name, config, path, corpus, held))
+                members.append(open_member(cell.name, config, path, corpus, tokenizer, held))
                 opened.callback(members[-1].directory.unlock)
             running = Wave(members, self.lanes(first), corpus, display.advance, display.note)
             display.start([member.name for member in members], running.step)
@@ -291,22 +293,35 @@ def _said(outcome: Outcome) -> str:
     return f"failed ({outcome.reason}){again}"
 
 
-def _data(config: ConfigDict) -> tuple[str, str | None, str, float]:
+def _data(config: ConfigDict) -> tuple[str, str | None, str, float, str | None]:
     data = config.data
-    return data.source, data.val_source, data.tokenizer, data.val_fraction
+    return (
+        data.source,
+        data.val_source,
+        data.tokenizer,
+        data.val_fraction,
+        data.document_separator,
+    )
 
 
 class Text(NamedTuple):
     """What cells train on, and the loss of guessing."""
 
     corpus: Corpus
+    tokenizer: Tokenizer
     guess_loss: float
 
 
 @cache
-def _corpus(source: str, val_source: str | None, tokenizer: str, val_fraction: float) -> Text:
+def _corpus(
+    source: str,
+    val_source: str | None,
+    tokenizer: str,
+    val_fraction: float,
+    document_separator: str | None,
+) -> Text:
     """Returns the text of a config's cells, opened once."""
-    corpus, _ = open_corpus(source, val_source, tokenizer, val_fraction)
+    corpus, opened = open_corpus(source, val_source, tokenizer, val_fraction, document_separator)
     if len(corpus.val) < 2:
         raise UserError("the validation text has fewer than two tokens; give more of it")
-    return Text(corpus, guessing(corpus.val))
+    return Text(corpus, opened, guessing(corpus.val))

@@ -9,7 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from gpt2_jax.ablate.drawing import COLOURS, finish, legend, panels, plain, save, style
+from gpt2_jax.ablate.drawing import (
+    COLOURS,
+    finish,
+    legend,
+    panels,
+    plain,
+    powers_of_two,
+    save,
+    style,
+)
 from gpt2_jax.ablate.report.variant import FIGURES, Analysis, Variant, rate_of
 from gpt2_jax.ablate.statistics import t_interval
 
@@ -103,6 +112,7 @@ def _rates(found: Analysis, path: Path) -> None:
             panel.plot(*_means(base, top), color=GREY, linewidth=0.8, zorder=0)
         _of_rates(panel, variant, found.variants.index(variant), top)
         panel.set_xscale("log", base=2)
+        powers_of_two(panel.xaxis)
         plain(panel, wrapped(variant.name), "learning rate")
         panel.set_ylim(low - 0.08 * (top - low), top + 0.04 * (top - low))
     for panel in axes[len(found.variants) :]:

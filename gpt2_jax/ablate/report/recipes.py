@@ -5,7 +5,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from gpt2_jax import config as configs
-from gpt2_jax.ablate.campaign.cells import command, set_value
+from gpt2_jax.ablate.campaign.cells import command
 from gpt2_jax.ablate.campaign.definition import Definition
 from gpt2_jax.ablate.campaign.design import RATE
 from gpt2_jax.ablate.report.markup import escaped
@@ -50,7 +50,7 @@ def config_of(variant: Variant, definition: Definition) -> ConfigDict:
     """Returns the base with a variant's fields set."""
     config = definition.base.copy_and_resolve_references()
     for name, value in variant.values.items():
-        set_value(config, name, value)
+        configs.set_value(config, name, value)
     return config
 
 

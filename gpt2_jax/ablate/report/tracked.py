@@ -11,7 +11,7 @@ from gpt2_jax import config as configs
 from gpt2_jax.ablate.campaign.definition import Definition
 from gpt2_jax.ablate.report.variant import Analysis, Variant
 from gpt2_jax.files import disk_errors, write_atomic
-from gpt2_jax.track.wandb_log import WandbLog, WandbOptions
+from gpt2_jax.track.wandb_log import WandbLog, WandbOptions, sync_command
 
 COLUMNS = (
     *("variant", "rate", "loss", "low", "high", "difference", "difference_low"),
@@ -36,6 +36,7 @@ def track(workdir: Path, definition: Definition, found: Analysis) -> None:
         name="report",
         group=group(definition.base, workdir),
         tags=configs.words(given.tags),
+        job_type="report",
     )
     log = WandbLog(options, {"campaign": definition.file}, [], lambda line: None)
     table = (COLUMNS, [_row(variant, found) for variant in found.variants])
@@ -50,7 +51,7 @@ def offline_hint(workdir: Path) -> str | None:
     if not any(True for place in places for _ in place.glob("wandb/offline-run-*")):
         return None
     parts = f"{workdir}/wandb/offline-run-* {workdir}/cells/*/wandb/offline-run-*"
-    return f'wandb: offline; to upload: for p in {parts}; do wandb sync "$p"; done'
+    return f"wandb: offline; to upload: {sync_command(parts)}"
 
 
 def _row(variant: Variant, found: Analysis) -> list[float | str | None]:

@@ -203,7 +203,7 @@ def rate_of(cell: Cell) -> float:
 
 
 def _blocks(rows: list[Row], name: str, last: bool) -> np.ndarray | None:
-    keys = [key for row in rows for key in row if key.startswith(f"{name}/block_")]
+    keys = [key for row in rows for key in row if key.startswith(f"depth/{name}/block_")]
     if not keys:
         return None
     names = sorted(set(keys))

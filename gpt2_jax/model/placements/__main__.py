@@ -13,7 +13,7 @@ from absl import app, flags
 
 from gpt2_jax import cli
 from gpt2_jax import config as configs
-from gpt2_jax.config_check import check
+from gpt2_jax.config_check import check_sense
 from gpt2_jax.errors import UserError, suggestion
 from gpt2_jax.model.placements.axes import AXES, CONNECTIONS, IN_BRANCH_SITES, Placement
 from gpt2_jax.model.placements.presets import PRESETS
@@ -77,7 +77,7 @@ def counts(name: str) -> tuple[int, int]:
 
     config = configs.default()
     config.model.placement, config.model.vocab_size = name, 50257
-    check(config)
+    check_sense(config)
     model = structure(configs.resolve(config, 50257).model)
     return model.n_params(), model.flops_per_token(SEQ_LEN)
 

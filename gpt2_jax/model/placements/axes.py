@@ -32,9 +32,21 @@ NORMS = (
 GATED = ("swiglu",)
 
 
-def axis(default: Any, meaning: str, choices: tuple[str, ...] = ()) -> Any:
-    """Returns a dataclass field that says what it means; the config is made from it."""
-    return field(default=default, metadata={"meaning": meaning, "choices": choices})
+LONGEST_RULE, LONGEST_EXCEPTIONS = 200, 2000  # characters
+
+
+def axis(
+    default: Any, meaning: str, choices: tuple[str, ...] = (), *, longest: int = 0, **bounds: float
+) -> Any:
+    """Returns a dataclass field with a meaning and bounds, from which the config field is made.
+
+    Args:
+      longest: characters of a string; unset: enough for a rule on each side of a bar.
+      bounds: `minimum`, `maximum`, `above`, `below`, as of `config.Field`.
+    """
+    longest = longest or 2 * LONGEST_RULE
+    metadata = {"meaning": meaning, "choices": choices, "longest": longest, **bounds}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +72,7 @@ class Placement:
         "v2's), `unit_qk` (nGPT's)",
     )
     norm: str = axis("layernorm", "kind of norm", NORMS)
-    norm_eps: float = axis(1e-5, "epsilon of the norms")
+    norm_eps: float = axis(1e-5, "epsilon of the norms", above=0, maximum=1)
     norm_bias: bool = axis(True, "whether layernorm, dyt and derf have a bias")
     norm_gain: str = axis("1", "initial gain of the blocks' norms (not of q, k, v): a rule")
     norm_alpha: str = axis("0.5", "initial slope of dyt and derf: a rule")
@@ -79,10 +91,16 @@ class Placement:
     branch_scale: str = axis("1", "b: as skip_scale")
     input_scale: str = axis("1", "c: as skip_scale")
     drop_path: str = axis("0", "probability that a sequence skips the branch: a rule")
-    gate_bias: float = axis(2.0, "how far a gru or highway gate starts towards the skip")
+    gate_bias: float = axis(
+        2.0,
+        "how far a gru or highway gate starts towards the skip",
+        minimum=-1000,
+        maximum=1000,
+    )
     exceptions: str = axis(
         "",
         "blocks that differ: `l == 1: norms=qkv+pre | pre, skip_scale=1; l > 6: ...`",
+        longest=LONGEST_EXCEPTIONS,
     )
     init: str = axis(
         "normal",
@@ -90,7 +108,8 @@ class Placement:
         ("normal", "xavier", "small"),
     )
     residual_init: str = axis(
-        "(2*L)**-0.5", "factor on the initial matrices that end on the stream: a rule"
+        "(2*L)**-0.5",
+        "factor on the initial W_O | the MLP's last matrix, which end on the stream: rules",
     )
     value_init: str = axis("1", "factor on the initial W_V | the MLP's first matrix: rules")
     query_init: str = axis("1", "factor on the initial W_Q: a rule")
@@ -150,20 +169,41 @@ class Placement:
         "block's input), `unet`, `dense` (DenseFormer), `backout`",
     )
     x0_scales: str = axis("1 | 0", "initial factors of stream and embedding for `x0`: rules")
-    share_blocks: int = axis(0, "different blocks, each used several times in a row; 0: all")
-    depth_groups: int = axis(
-        0, "groups of sublayers that attention_residuals sums before attending to them; 0: none"
+    share_blocks: int = axis(
+        0, "different blocks, each used several times in a row; 0: all", minimum=0, maximum=10_000
     )
-    n_streams: int = axis(4, "streams of the connections that keep n of them, or parts of one")
-    rank: int = axis(32, "rank of laurel_lr's skip matrix")
+    depth_groups: int = axis(
+        0,
+        "groups of sublayers that attention_residuals sums before attending to them; 0: none",
+        minimum=0,
+        maximum=20_000,
+    )
+    n_streams: int = axis(
+        4,
+        "streams of the connections that keep n of them, or parts of one",
+        minimum=1,
+        maximum=1024,
+    )
+    rank: int = axis(32, "rank of laurel_lr's skip matrix", minimum=1, maximum=2**20)
     parametrization: str = axis(
         "standard",
         "`completep` scales branches by base_n_layer/L, `depth_mup` by its root, with initial "
         "values, learning rates, decay and epsilon to match",
         ("standard", "depth_mup", "completep"),
     )
-    base_n_layer: int = axis(2, "depth at which the parametrization changes nothing")
-    base_n_embd: int = axis(256, "width at which the parametrization changes nothing")
+    base_n_layer: int = axis(
+        2,
+        "depth at which the parametrization's factors for depth are 1",
+        minimum=1,
+        maximum=10_000,
+    )
+    base_n_embd: int = axis(
+        256,
+        "width at which its factors for width are 1; attention scores are divided by the head "
+        "width, not by its root, at every width",
+        minimum=1,
+        maximum=2**20,
+    )
 
 
 AXES: dict[str, dataclasses.Field[Any]] = {

@@ -7,7 +7,7 @@ note.
 from __future__ import annotations
 
 from gpt2_jax.model.placements.axes import Placement
-from gpt2_jax.model.placements.norm_placement import UNIT_EMBEDDING, XAVIER
+from gpt2_jax.model.placements.norm_placement import FAIRSEQ_2020, UNIT_EMBEDDING
 
 BEYOND: dict[str, Placement] = {
     "laurel_rw": Placement(
@@ -32,7 +32,9 @@ BEYOND: dict[str, Placement] = {
         equation="x' = |x + a (|F(x)| - x)|, |.| of length 1, a of the width, initially 0.05; "
         "q, k, the MLP's hidden channels and logits with learned factors; matrices of length 1",
         citation="nGPT (Loshchilov et al. 2024), 2410.01131; NVIDIA/ngpt model.py, train.py",
-        note="vector biases stay; train it without warm-up, and untied (model.tie_head=False)",
+        note="vector biases stay; train it without warm-up, and untied (model.tie_head=False); "
+        "rotary positions rotate channels i and i + K/2 together, as in the paper, where "
+        "NVIDIA's code pairs sines and cosines of different angles, which is no rotation",
         connection="slerp",
         norms="unit_qk | none",
         norm="l2",
@@ -60,15 +62,18 @@ BEYOND: dict[str, Placement] = {
         equation="o = F(x); x' = N(x + o); y' = y + o; at the end x + N(y)",
         citation="ResiDual (Xie et al. 2023), 2304.14802; microsoft/ResiDual "
         "resi_dual/resi_dual_layers.py",
+        note="initial values from fairseq, on which the code is built; the paper states none",
         connection="residual_dual",
         norms="post",
-        **XAVIER,
+        **FAIRSEQ_2020,
         **UNIT_EMBEDDING,
     ),
     "siamesenorm": Placement(
         equation="o = F(N(x + N_y(y))); x' = N_x(x + o/sqrt(2 l)); y' = y + o; at the end x + N(y)",
         citation="SiameseNorm, 2602.08064, algorithm 1 with normed input and depth scaling",
-        note="the released code norms x on entry and once more at the end",
+        note="as in the paper; in the released language model (OLMo_model_hybrid_pre.py) attention "
+        "norms q, k and v instead of its input, x is normed once per block, before the MLP, and "
+        "the head reads N(N(x) + N(y)), as it does in the released vision model",
         connection="siamesenorm",
         norms="pre+post",
     ),
@@ -94,13 +99,17 @@ BEYOND: dict[str, Placement] = {
     "mhc": Placement(
         equation="hyper-connections with a = σ(.), b = 2 σ(.), r = Sinkhorn_20(exp(.))",
         citation="mHC (DeepSeek 2025), 2512.24880, eqs. 7 to 9",
-        note="the start is that of FFTYYY/mhc-lite hyper_conn/mhc.py; the paper states only 0.01",
+        note="initial values from FFTYYY/mhc-lite hyper_conn/mhc.py; the paper states only 0.01; "
+        "the head reads N(sum_i h_i), as with hyper_connections, while mhc_lite reads "
+        "sum_i N(h_i), so the two differ in that as well",
         connection="mhc",
     ),
     "mhc_lite": Placement(
         equation="hyper-connections with a = σ(.), b = 2 σ(.), r = sum_p softmax(.)_p P_p over the "
         "n! permutations; at the end sum_i N(h_i)",
-        citation="mHC-lite, 2601.05732; FFTYYY/mhc-lite hyper_conn/mhc_lite.py",
+        citation="mHC-lite, 2601.05732; FFTYYY/mhc-lite hyper_conn/mhc_lite.py, model.py",
+        note="the code norms each stream before it sums them, for its mHC baseline too; mhc here "
+        "sums first, so the two differ in that as well",
         connection="mhc_lite",
     ),
     "denseformer": Placement(

@@ -16,12 +16,34 @@ UNIT_EMBEDDING: dict[str, Any] = {"embedding_std": "d**-0.5", "embedding_multipl
 # OLMo's full_megatron: one std for all, 1/sqrt(2 L) of it on what ends on the stream.
 MEGATRON: dict[str, Any] = {"init": "small", "embedding_std": "(2/(5*d))**0.5"}
 XAVIER: dict[str, Any] = {"init": "xavier", "residual_init": "1"}
+# fairseq draws W_Q, W_K and W_V as one Xavier matrix (3 d, d), or as three with gain 1/sqrt(2):
+# the same std, 1/sqrt(2) of that of a square Xavier matrix.
+FAIRSEQ: dict[str, Any] = {
+    **XAVIER,
+    "value_init": "2**-0.5 | 1",
+    "query_init": "2**-0.5",
+    "key_init": "2**-0.5",
+}
+# Since 2020 fairseq has left the MLP at torch's default, std 1/sqrt(3 fan_in). The factors relate
+# that to Xavier's std for an MLP that is 4 d wide.
+FAIRSEQ_2020: dict[str, Any] = {
+    **FAIRSEQ,
+    "value_init": "2**-0.5 | (5/6)**0.5",
+    "residual_init": "1 | (5/24)**0.5",
+}
 
 NORM_PLACEMENT: dict[str, Placement] = {
     "pre_ln": Placement(
         equation="x' = x + F(N(x))",
         citation="GPT-2 (Radford et al. 2019), section 2.3; openai/gpt-2 src/model.py; init: "
         "karpathy/nanoGPT model.py",
+    ),
+    "pre_ln_xavier": Placement(
+        equation="x' = x + F(N(x))",
+        citation="the placement of pre_ln with the initial values of post_ln",
+        note="compares Pre-LN and Post-LN from the same initial values, as tensor2tensor does",
+        **XAVIER,
+        **UNIT_EMBEDDING,
     ),
     "post_ln": Placement(
         equation="x' = N(x + F(x))",
@@ -77,6 +99,8 @@ NORM_PLACEMENT: dict[str, Placement] = {
         equation="x' = x + W_O N(heads(N(x)))\nx' = x + W_2 N(f(W_1 N(x)))",
         citation="Magneto (Wang et al. 2022), 2210.06423; microsoft/torchscale "
         "component/multihead_attention.py, feedforward_network.py",
+        note="initial values as in the paper's algorithm, with gain 1 on W_Q and W_K; torchscale "
+        "defines gain 1/sqrt(2) for attention but never applies it",
         norms="pre+inner",
         init="xavier",
         residual_init="sqrt(log(2*L))",
@@ -87,11 +111,12 @@ NORM_PLACEMENT: dict[str, Placement] = {
         equation="x' = x + N(W_O (c_h head_h(N(x))))\nx' = w x + W_2 N(f(W_1 N(x)))",
         citation="Shleifer et al. 2021, 2110.09456; facebookresearch/fairseq "
         "modules/transformer_layer.py",
-        note="c_h before W_O as the paper's equation has it; fairseq scales slices behind W_O",
+        note="c_h before W_O, as in the paper's equation; fairseq scales slices of W_O's output; "
+        "initial values from fairseq",
         norms="pre+out | pre+inner",
         head_scale=True,
         skip_scale="1 | learned_vector(1)",
-        **XAVIER,
+        **FAIRSEQ_2020,
         **UNIT_EMBEDDING,
     ),
     "stream_norm": Placement(
@@ -108,13 +133,14 @@ NORM_PLACEMENT: dict[str, Placement] = {
         equation="h = N(x + A(x)); x' = N(x + h + F(h))",
         citation="Takase et al. 2022, 2206.00330; takase/b2t_connection "
         "fairseq/modules/transformer_layer.py",
+        note="initial values from the code: fairseq's, all scaled by 1/sqrt(L)",
         connection="b2t",
         norms="post",
         init="xavier",
-        residual_init="L**-0.5",
-        value_init="L**-0.5",
-        query_init="L**-0.5",
-        key_init="L**-0.5",
+        residual_init="L**-0.5 | (5/(24*L))**0.5",
+        value_init="(2*L)**-0.5 | (5/(6*L))**0.5",
+        query_init="(2*L)**-0.5",
+        key_init="(2*L)**-0.5",
         **UNIT_EMBEDDING,
     ),
     "mix_ln": Placement(

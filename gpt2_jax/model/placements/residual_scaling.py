@@ -7,12 +7,14 @@ note.
 from __future__ import annotations
 
 from gpt2_jax.model.placements.axes import Placement
-from gpt2_jax.model.placements.norm_placement import UNIT_EMBEDDING, XAVIER
+from gpt2_jax.model.placements.norm_placement import FAIRSEQ, UNIT_EMBEDDING
 
 RESIDUAL_SCALING: dict[str, Placement] = {
     "deepnorm": Placement(
         equation="x' = N(a x + F(x)), a = (2 L)^1/4, W_V, W_O, W_1, W_2 scaled by (8 L)^-1/4",
         citation="Wang et al. 2022, 2203.00555; microsoft/torchscale architecture/decoder.py",
+        note="initial values as in the paper's algorithm, with gain 1 on W_Q and W_K; torchscale "
+        "defines gain 1/sqrt(2) for attention but never applies it",
         norms="post",
         skip_scale="(2*L)**0.25",
         init="xavier",
@@ -30,7 +32,7 @@ RESIDUAL_SCALING: dict[str, Placement] = {
         norms="post",
         skip_scale="learned_vector(1)",
         profiled=True,
-        **XAVIER,
+        **FAIRSEQ,
         **UNIT_EMBEDDING,
     ),
     "rezero": Placement(
@@ -93,14 +95,20 @@ RESIDUAL_SCALING: dict[str, Placement] = {
         residual_init="1",
     ),
     "t_fixup": Placement(
-        equation="x' = x + F(x), W_V, W_O, W_1, W_2 and embeddings scaled by (9 L)^-1/4",
-        citation="Huang et al. 2020; layer6ai-labs/T-Fixup fairseq/modules/transformer_layer.py",
-        note="the rule of the published decoder, which has a third sublayer",
+        equation="x' = x + F(x), W_V, W_O, W_1, W_2 scaled by 0.67 L^-1/4, embeddings by "
+        "(9 L)^-1/4",
+        citation="Huang et al. 2020; layer6ai-labs/T-Fixup fairseq/modules/transformer_layer.py, "
+        "fairseq/models/transformer.py",
+        note="the rule of the published encoder, whose blocks have two sublayers as these do; "
+        "(9 L)^-1/4 on the matrices belongs to the decoder, which has three; W_Q and W_K keep "
+        "fairseq's gain 1/sqrt(2), which the code undoes for W_V alone",
         norm="none",
         norms="none",
         init="xavier",
-        residual_init="(9*L)**-0.25",
-        value_init="(9*L)**-0.25",
+        residual_init="0.67*L**-0.25",
+        value_init="0.67*L**-0.25",
+        query_init="2**-0.5",
+        key_init="2**-0.5",
         embedding_std="d**-0.5*(9*L)**-0.25",
         embedding_multiplier="d**0.5",
     ),
@@ -108,17 +116,18 @@ RESIDUAL_SCALING: dict[str, Placement] = {
         equation="x' = x + a A(x - b)\nx' = x + a (W_2 (f(W_1 (x - b1) - b2) - b3)), "
         "W_O = W_2 = 0, W_Q, W_K, W_V scaled by S^-1/6, W_1 by S^-1/2",
         citation="Zhang et al. 2019, 1901.09321, and their Transformer; hongyi-zhang/Fixup "
-        "fairseq/fairseq/models/transformer_zero.py",
-        note="S counts this model's branches; the tied head is not zero, and vector biases stay",
+        "fairseq/fairseq/models/transformer_zero.py, modules/multihead_attention_zero.py",
+        note="S counts this model's branches; the tied head is not zero, and vector biases stay; "
+        "W_Q, W_K and W_V are fairseq's one Xavier matrix, hence the 1/sqrt(2)",
         norm="none",
         norms="none",
         branch_scale="learned_scalar(1)",
         scalar_bias=True,
         init="xavier",
         residual_init="0",
-        value_init="S**(-1/6) | S**-0.5",
-        query_init="S**(-1/6)",
-        key_init="S**(-1/6)",
+        value_init="2**-0.5*S**(-1/6) | S**-0.5",
+        query_init="2**-0.5*S**(-1/6)",
+        key_init="2**-0.5*S**(-1/6)",
         **UNIT_EMBEDDING,
     ),
     "ds_init": Placement(
@@ -143,6 +152,8 @@ RESIDUAL_SCALING: dict[str, Placement] = {
     "completep": Placement(
         equation="x' = x + F(N(x)) L_base/L, with rates, decay and epsilon to match",
         citation="Dey et al. 2025, 2505.01618, table 1; EleutherAI/nanoGPT-mup (completep)",
+        note="at base_n_layer and base_n_embd all factors are 1 but that of attention's scores, "
+        "which are divided by the head width (not its root) at every size",
         parametrization="completep",
         residual_init="1",
     ),

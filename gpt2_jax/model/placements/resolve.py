@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from typing import Any, TypeAlias
 
@@ -114,6 +115,7 @@ class Segment:
         return (self.stop - self.start) // self.rows
 
 
+@lru_cache(maxsize=64)
 def segments(placement: Placement, n_layer: int) -> tuple[Segment, ...]:
     """Returns the segments of a model's blocks, in order."""
     by_depth = CONNECTIONS[placement.connection].by_depth

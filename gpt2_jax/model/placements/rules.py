@@ -7,14 +7,16 @@ A rule is a string such as `(2*L)**0.25` or `minimum(t/(1000*l), 1)`. Its names 
   d  the width of the stream             t  updates done
   std  `model.init_std`
 
-Nothing is executed: a rule is parsed, held against a list of what it may contain, and evaluated
-over numbers or over arrays that jax traces.
+Nothing is executed: a rule is parsed, checked against a list of what it may contain, and evaluated
+over numbers or over arrays that jax traces. Numbers are computed in float64, never as integers of
+any length, so that `9**9**9**9` overflows instead of computing forever.
 """
 
 from __future__ import annotations
 
 import ast
 import operator
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -23,8 +25,13 @@ from typing import Any
 
 import numpy as np
 
+from gpt2_jax.model.placements.axes import LONGEST_RULE
+
+INT32_MAX = 2**31 - 1
+DEEPEST = 64  # operations inside each other
 NAMES = ("l", "L", "s", "S", "d", "t", "std")
-FUNCTIONS = ("minimum", "maximum", "sqrt", "log", "exp", "floor", "where")
+# With the number of their arguments.
+FUNCTIONS = {"minimum": 2, "maximum": 2, "sqrt": 1, "log": 1, "exp": 1, "floor": 1, "where": 3}
 _OPERATORS: dict[type, Callable[..., Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -41,6 +48,7 @@ _OPERATORS: dict[type, Callable[..., Any]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
 }
+_WHOLE = (ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod, ast.Pow)  # integers to integers
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,9 @@ class Rule:
     @cached_property
     def tree(self) -> ast.expr:
         """Its syntax."""
-        return ast.parse(self.text.strip(), mode="eval").body
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about Python that no rule allows anyway
+            return ast.parse(self.text.strip(), mode="eval").body
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -82,10 +92,12 @@ def rule(text: str) -> Rule:
     Raises:
       ValueError: saying what in it cannot be.
     """
+    if len(text) > LONGEST_RULE:
+        raise ValueError(f"a rule of {len(text)} characters; the most is {LONGEST_RULE}")
     made = Rule(text)
     try:
         tree = made.tree
-    except SyntaxError:
+    except (SyntaxError, ValueError, MemoryError, RecursionError):  # ValueError: a null character
         raise ValueError(f"{text!r} is no arithmetic") from None
     _check(tree)
     return made
@@ -108,8 +120,10 @@ def values_at(l: Any, n_layer: int, n_embd: int, init_std: float, which: int = 0
     }
 
 
-def _check(node: ast.expr) -> None:
+def _check(node: ast.expr, depth: int = 1) -> None:
     """Refuses all but arithmetic, comparisons, known names and known functions."""
+    if depth > DEEPEST:
+        raise ValueError(f"a rule with more than {DEEPEST} operations inside each other")
     parts: list[ast.expr]
     match node:
         case ast.Constant(value=bool()):
@@ -129,30 +143,51 @@ def _check(node: ast.expr) -> None:
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]):
             if name not in FUNCTIONS:
                 raise ValueError(f"{name!r} is no function; there are {', '.join(FUNCTIONS)}")
+            if len(args) != FUNCTIONS[name]:
+                raise ValueError(f"{name} takes {FUNCTIONS[name]} argument(s), not {len(args)}")
             parts = args
         case _:
             raise ValueError(f"{ast.unparse(node)!r} has no place in a rule")
     for part in parts:
-        _check(part)
+        _check(part, depth + 1)
 
 
 def _evaluate(node: ast.expr, values: Mapping[str, Any], xp: ModuleType) -> Any:
     match node:
-        case ast.Constant(value=value):
-            return value
+        case ast.Constant(value=int() | float() as value):
+            # Small integers stay so for jax, whose powers of them are products.
+            return value if xp is not np and abs(value) <= INT32_MAX else float(value)
         case ast.Name(id=name):
             return values[name]
-        case ast.BinOp(left=left, op=op, right=right):
-            sides = _evaluate(left, values, xp), _evaluate(right, values, xp)
-            return _OPERATORS[type(op)](*sides)
+        case (
+            ast.BinOp(left=left, op=op, right=right)
+            | ast.Compare(left=left, ops=[op], comparators=[right])
+        ):
+            return _apply(op, _evaluate(left, values, xp), _evaluate(right, values, xp))
         case ast.UnaryOp(operand=operand):
             return -_evaluate(operand, values, xp)
-        case ast.Compare(left=left, ops=[op], comparators=[right]):
-            sides = _evaluate(left, values, xp), _evaluate(right, values, xp)
-            return _OPERATORS[type(op)](*sides)
         case ast.Call(func=ast.Name(id=name), args=args):
-            return getattr(xp, name)(*[_evaluate(arg, values, xp) for arg in args])
+            with np.errstate(all="ignore"):  # a branch of `where` that is not taken, for example
+                value = getattr(xp, name)(*[_evaluate(arg, values, xp) for arg in args])
+            return float(value) if xp is np and np.ndim(value) == 0 else value
     raise TypeError(ast.dump(node))
+
+
+def _apply(op: ast.operator | ast.cmpop, left: Any, right: Any) -> Any:
+    """Returns the operation's value; on two numbers in float64, NaN where there is none."""
+    operation = _OPERATORS[type(op)]
+    if not isinstance(left, int | float) or not isinstance(right, int | float):
+        return operation(left, right)
+    try:
+        value = operation(float(left), float(right))
+    except OverflowError:
+        return float("inf")
+    except ZeroDivisionError:
+        return float("nan")
+    if isinstance(value, complex):  # a root of a negative number
+        return float("nan")
+    whole = type(left) is type(right) is int and isinstance(op, _WHOLE) and value.is_integer()
+    return int(value) if whole and abs(value) <= INT32_MAX else value
 
 
 LEARNED = ("learned_scalar", "learned_block", "learned_vector")

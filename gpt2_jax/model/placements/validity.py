@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from itertools import product
-from typing import Any
 
 import numpy as np
 
@@ -31,7 +30,7 @@ from gpt2_jax.model.placements.resolve import (
     segments,
     sites,
 )
-from gpt2_jax.model.placements.rules import pair, rule, scale
+from gpt2_jax.model.placements.rules import Rule, pair, rule, scale
 
 ACROSS = ("x0", "unet", "dense", "backout")
 MOST_PERMUTED = 6  # streams of mhc_lite: 720 matrices
@@ -39,9 +38,16 @@ USUAL_STD = 0.02  # GPT-2's, the default of model.init_std
 BIASED = ("layernorm", "dyt", "derf")
 
 
-def find_fault(cfg: ModelConfig) -> str | None:
-    """Returns what makes no sense in the placement of a resolved `config.model`, or None."""
-    return next(_faults(cfg), None)
+LARGEST_VALUE = 1e30  # of a rule: factors beyond it overflow float32 in products
+
+
+def find_fault(cfg: ModelConfig, last_step: int = 0) -> str | None:
+    """Returns what makes no sense in the placement of a resolved `config.model`, or None.
+
+    Args:
+      last_step: until which rules in t need a value.
+    """
+    return next(_faults(cfg, last_step), None)
 
 
 def depends_on_updates(cfg: ModelConfig) -> str | None:
@@ -53,10 +59,14 @@ def depends_on_updates(cfg: ModelConfig) -> str | None:
     return None
 
 
-def _faults(cfg: ModelConfig) -> Iterator[str]:
-    placement = resolve(cfg)
+def _faults(cfg: ModelConfig, last_step: int) -> Iterator[str]:
+    try:
+        placement = resolve(cfg)
+    except ValueError as error:  # a preset's exceptions are parsed when an axis is overridden
+        yield f"exceptions: {error}"
+        return
+    yield from _text_faults(cfg, placement, last_step)
     checks: list[Callable[[ModelConfig, Placement], Iterator[str]]] = [
-        _text_faults,
         _initial_faults,
         _site_faults,
         _honours_faults,
@@ -71,21 +81,22 @@ def _faults(cfg: ModelConfig) -> Iterator[str]:
         yield from check(cfg, placement)
 
 
-def _text_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
+def _text_faults(cfg: ModelConfig, placement: Placement, last_step: int) -> Iterator[str]:
     """Rules that are none, or have no value at this size."""
     if placement.connection not in CONNECTIONS:
         yield f"connection={placement.connection!r} is unknown; there are {', '.join(CONNECTIONS)}"
     try:
         exceptions = parse_exceptions(placement.exceptions)
         for one, l in product(exceptions, range(1, cfg.n_layer + 1)):
-            one.where({"l": float(l), "L": float(cfg.n_layer)})
-    except (ValueError, ArithmeticError, TypeError) as error:
+            if np.isnan(one.where({"l": float(l), "L": float(cfg.n_layer)})):
+                raise ValueError(f"{one.where.text!r} has no value in block {l} of {cfg.n_layer}")
+    except ValueError as error:
         yield f"exceptions: {error}"
         return
     texts = [(name, getattr(placement, name)) for name in RULES]
     texts += [(name, text) for e in exceptions for name, text in e.changes.items()]
     for name, text in texts:
-        if name != "norms" and (fault := _rule_fault(cfg, name, text)):
+        if name != "norms" and (fault := _rule_fault(cfg, name, text, last_step)):
             yield f"{name}={text!r}: {fault}"
 
 
@@ -97,7 +108,7 @@ RULES: dict[str, tuple[str, bool, bool]] = {
     "drop_path": ("lLsSt", False, True),
     "norm_gain": ("lLsSd", False, False),
     "norm_alpha": ("lLsSd", False, True),
-    "residual_init": ("lLsSd", False, False),
+    "residual_init": ("lLsSd", False, True),
     "value_init": ("lLsSd", False, True),
     "query_init": ("lLsSd", False, False),
     "key_init": ("lLsSd", False, False),
@@ -107,7 +118,7 @@ RULES: dict[str, tuple[str, bool, bool]] = {
 }
 
 
-def _rule_fault(cfg: ModelConfig, name: str, text: str) -> str | None:
+def _rule_fault(cfg: ModelConfig, name: str, text: str, last_step: int) -> str | None:
     allowed, learnable, barred = RULES[name]
     try:
         parts = pair(text)
@@ -123,25 +134,27 @@ def _rule_fault(cfg: ModelConfig, name: str, text: str) -> str | None:
                 return "learned_block is one factor for both sublayers; leave out the bar"
             if wrong := sorted(spec.rule.names - {*allowed, "std"}):
                 return f"{', '.join(wrong)} has no meaning here; there are {', '.join(allowed)}"
-            _evaluate(cfg, name, spec.rule, which)
+            _check_values(cfg, name, spec.rule, which, last_step)
     except ValueError as error:
         return str(error)
     return None
 
 
-def _evaluate(cfg: ModelConfig, name: str, made: Any, which: int) -> None:
-    for l in range(1, cfg.n_layer + 1):
-        try:
-            with np.errstate(all="ignore"):
-                value = float(made(block_values(cfg, l, which)))
-        except (ArithmeticError, TypeError, ValueError):
-            value = float("nan")
+def _check_values(cfg: ModelConfig, name: str, made: Rule, which: int, last_step: int) -> None:
+    """Raises ValueError if a rule has no sensible value in a block, at the first or last step."""
+    steps = {0, last_step} if "t" in made.names else {0}
+    blocks = range(1, cfg.n_layer + 1) if made.names & {"l", "s"} else [1]
+    for t, l in product(sorted(steps), blocks):
+        value = float(made(block_values(cfg, l, which) | {"t": float(t)}))
+        where = f"in block {l} of {cfg.n_layer}" + f" at t={t}" * (t > 0)
         if not np.isfinite(value):
-            raise ValueError(f"it has no finite value in block {l} of {cfg.n_layer}")
+            raise ValueError(f"it has no finite value {where}")
+        if abs(value) > LARGEST_VALUE:
+            raise ValueError(f"it is {value:g} {where}, and must be at most {LARGEST_VALUE:g}")
         if name == "drop_path" and not 0 <= value < 1:
-            raise ValueError(f"it is {value:g} in block {l}, and must be at least 0 and below 1")
+            raise ValueError(f"it is {value:g} {where}, and must be at least 0 and below 1")
         if name.endswith(("_init", "_std")) and value < 0:
-            raise ValueError(f"it is {value:g} in block {l}, and must not be negative")
+            raise ValueError(f"it is {value:g} {where}, and must not be negative")
 
 
 def _blocks(cfg: ModelConfig, placement: Placement) -> list[Placement]:
@@ -236,17 +249,13 @@ def _size_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
     honours = CONNECTIONS[name]
     if cfg.n_streams is not None and not honours.streams:
         yield f"n_streams={placement.n_streams} has no place in connection={name}"
-    if placement.n_streams < 1 or (honours.splits and cfg.n_embd % placement.n_streams):
+    if honours.splits and cfg.n_embd % placement.n_streams:
         yield f"n_streams={placement.n_streams} must divide n_embd={cfg.n_embd}"
     if cfg.rank is not None and not honours.low_rank:
         yield f"rank={placement.rank} has no place in connection={name}"
-    if placement.rank < 1:
-        yield f"rank={placement.rank} must be at least 1"
     if cfg.depth_groups is not None and not honours.groups:
         yield f"depth_groups={placement.depth_groups} has no place in connection={name}"
-    if placement.depth_groups < 0:
-        yield f"depth_groups={placement.depth_groups} must be 0 or more"
-    elif cfg.depth_groups:
+    if cfg.depth_groups:
         there, _ = depth_groups(placement, cfg.n_layer)
         if there != cfg.depth_groups:
             yield (
@@ -343,7 +352,7 @@ def _depth_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
     if "unet" in across_words(placement) and cfg.n_layer % 2:
         yield f"across=unet pairs blocks: n_layer={cfg.n_layer} must be even"
     groups = placement.share_blocks
-    if groups < 0 or (groups and cfg.n_layer % groups):
+    if groups and cfg.n_layer % groups:
         yield f"share_blocks={groups} must divide n_layer={cfg.n_layer}"
     if cfg.attention == "cudnn" and placement.shaped_attention:
         yield "shaped_attention=True is not in cudnn's kernel; set attention=xla"
@@ -351,8 +360,6 @@ def _depth_faults(cfg: ModelConfig, placement: Placement) -> Iterator[str]:
         yield f"share_blocks={groups} needs blocks that are alike: no exceptions, values=own"
     if placement.values != "own" and cfg.n_layer < 2:
         yield f"values={placement.values} needs a second block: n_layer is 1"
-    if placement.base_n_layer < 1 or placement.base_n_embd < 1:
-        yield "base_n_layer and base_n_embd must be at least 1"
     if placement.parametrization == "standard":
         for name in ("base_n_layer", "base_n_embd"):
             if cfg[name] is not None:

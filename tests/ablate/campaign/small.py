@@ -7,7 +7,7 @@ from gpt2_jax.ablate.campaign import Campaign, Search, grid
 from gpt2_jax.ablate.campaign.definition import Definition, write
 from gpt2_jax.ablate.campaign.worker import Worker
 from gpt2_jax.track.display import Display
-from gpt2_jax.train.feed import StopSignal
+from gpt2_jax.train.signals import StopSignal
 
 BASE = {
     "model": {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 16, "unroll": False},

@@ -16,9 +16,9 @@ from gpt2_jax.ablate.report.page import write_report
 from gpt2_jax.errors import EXIT_FINISHED, UserError
 from gpt2_jax.track.display import Display
 from gpt2_jax.track.metrics import read_rows
-from gpt2_jax.train.feed import StopSignal
 from gpt2_jax.train.loop import train
 from gpt2_jax.train.restore import open_run
+from gpt2_jax.train.signals import StopSignal
 from tests.ablate.campaign.small import CAMPAIGN, LR, P, base, conduct, results, starts
 
 
@@ -42,7 +42,7 @@ def test_every_cell_is_an_ordinary_run(whole):
         rows = read_rows(path / "metrics.jsonl")
         assert [row["step"] for row in rows] == [0, 4, 8, 12, 16, 20, 24]
         assert [s for s, _ in cell["curve"]] == [0, 12, 24] and cell["curve"][-1][1] == cell["loss"]
-        assert "stream_rms/block_01" in rows[0] and "grad_norm/block_01" in rows[-1]
+        assert "depth/stream_rms/block_01" in rows[0] and "depth/grad_norm/block_01" in rows[-1]
         assert cell["loss"] < cell["start_loss"]
         tags = configs.from_json(path / "config.json").track.wandb.tags
         assert tags == (cell["purpose"],)
@@ -72,7 +72,7 @@ def test_a_cell_is_what_the_same_config_trains_alone(whole, tmp_path):
     cell = read_rows(workdir / "cells" / name / "metrics.jsonl")
     for a, b in zip(alone, cell, strict=True):
         assert set(a) == set(b)
-        for key in ("train/loss", "val/loss", "train/grad_norm", "stream_rms/block_01"):
+        for key in ("train/loss", "val/loss", "train/grad_norm", "depth/stream_rms/block_01"):
             if key in a:
                 assert a[key] == pytest.approx(b[key], rel=1e-5 if "loss" in key else 1e-4), key
     assert alone[-1]["train/loss"] != pytest.approx(alone[1]["train/loss"], rel=1e-2)

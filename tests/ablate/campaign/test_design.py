@@ -65,10 +65,16 @@ def test_a_search_moves_towards_the_best_until_it_is_inside():
         ({"seeds": (1, 1)}, "each once"),
         ({"seeds": (0, 1)}, r"seeds of the verdict \(\[0\]\)"),
         ({"tokens": 10, "flops": 1e9}, "not in both"),
-        ({"tokens": 0}, "above 0"),
-        ({"at_once": 0}, "at least 1"),
-        ({"search": Search(1e-3, n=2)}, "3 to most=15 rates, has 2"),
-        ({"search": Search(0.0)}, "lowest above 0"),
+        ({"tokens": 0}, "tokens=0"),
+        ({"flops": math.inf}, "flops=inf"),
+        ({"at_once": 0}, "at_once=0"),
+        ({"search": Search(1e-3, n=2)}, "search: n=2"),
+        ({"search": Search(0.0)}, "lowest=0.0"),
+        ({"search": Search(1e-3, ratio=1e300)}, "ratio=1e"),
+        ({"search": Search(1e-3, n="5")}, "n='5'"),
+        ({"seeds": (1, 2**64)}, "seeds: one=18446744073709551616"),
+        ({"variants": grid({P: ("pre_nl",)})}, "placement='pre_nl' is unknown"),
+        ({"variants": grid({"model.n_layer": (10**7,)})}, "n_layer=10000000"),
         ({"search": Search(1e-3, seeds=())}, "must be some"),
         ({"variants": grid({"train.steps": (5,)}), "tokens": 10, "baseline": {}}, "take one"),
     ],
@@ -198,7 +204,7 @@ def test_budgets():
     assert cell_config(base, unset, {"train.steps": 7}).train.steps == 7
     with pytest.raises(UserError, match=r"seed=0,n_head=3: model\.n_head=3 does not divide"):
         cell_config(base, unset, {"seed": 0, "model.n_head": 3})
-    with pytest.raises(UserError, match="of a wrong type"):
+    with pytest.raises(UserError, match=r"n_layer=two: model\.n_layer='two'"):
         cell_config(base, unset, {L: "two"})
 
 

@@ -13,8 +13,8 @@ from gpt2_jax.ablate.campaign.worker import Worker
 from gpt2_jax.ablate.report.page import write_report
 from gpt2_jax.errors import EXIT_FINISHED, UserError
 from gpt2_jax.track.display import Display
-from gpt2_jax.train.feed import StopSignal
 from gpt2_jax.train.rundir import RunDirectory
+from gpt2_jax.train.signals import StopSignal
 from tests.ablate.campaign.small import P, base, conduct, results, starts
 from tests.tools import make_text
 

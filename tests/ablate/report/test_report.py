@@ -55,7 +55,7 @@ def end(workdir, kept, cell, value):
     path.mkdir(parents=True)
     steps = {0: 5.0, 10: value + 0.5, 20: value}
     blocks = lambda step: {
-        f"{name}/block_0{l}": 1.0 + l + step / 10
+        f"depth/{name}/block_0{l}": 1.0 + l + step / 10
         for name in ("stream_rms", "attn_ratio", "grad_norm")
         for l in (1, 2)
     }

@@ -19,6 +19,15 @@ def pre_ln(m):
 
 
 @oracle
+def pre_ln_xavier(m):
+    x = m.tokens * math.sqrt(m.D) + m.positions
+    for b in m.blocks:
+        x = x + A(ln(x, b.attn.pre), b)
+        x = x + F(ln(x, b.mlp.pre), b)
+    return m.head(ln(x, m.ln_f))
+
+
+@oracle
 def post_ln(m):
     x = m.tokens * math.sqrt(m.D) + m.positions
     for b in m.blocks:

@@ -1,0 +1,55 @@
+"""Which part of a parsed JSON file holds the documents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpt2_jax.data.text import TEXT_FIELDS, shown
+from gpt2_jax.errors import UserError
+
+
+def find_records(parsed: Any, where: str) -> list[Any]:
+    """Returns the records of a JSON file: objects with a text field, or the texts themselves.
+
+    A list is a list of records. An object is one record or a table of columns if it has a text
+    field (`text`, `content` or `body`), or else holds the records in its only list of objects, or
+    in its only field.
+
+    Raises:
+      UserError: if the file could be read in several ways, or in none.
+    """
+    if isinstance(parsed, list):
+        return parsed
+    if not isinstance(parsed, dict):
+        return [parsed]
+    fields = [name for name in TEXT_FIELDS if name in parsed]
+    tables = [name for name, value in parsed.items() if _is_table(value)]
+    if fields:
+        tables = [name for name in tables if any(f in parsed[name][0] for f in TEXT_FIELDS)]
+    if len(fields[:1] + tables) > 1:
+        raise UserError(
+            f"{where} holds text in several places ({shown(fields[:1] + tables)}); write the one "
+            "to train on into a file of its own"
+        )
+    if fields:
+        return _column(parsed, fields[0])
+    if tables:
+        return list(parsed[tables[0]])
+    if len(parsed) == 1:
+        return _column(parsed, next(iter(parsed)))
+    raise UserError(
+        f"{where} is an object without a field {' or '.join(TEXT_FIELDS)} and without a list of "
+        f"records; its fields are {shown(list(parsed))}"
+    )
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _column(parsed: dict[str, Any], name: str) -> list[Any]:
+    """Returns the values of a column, or the object itself if it is one record."""
+    value = parsed[name]
+    if isinstance(value, dict) and list(value) == [str(i) for i in range(len(value))]:
+        return list(value.values())  # pandas writes a column as {"0": first, "1": second}
+    return value if isinstance(value, list) else [parsed]

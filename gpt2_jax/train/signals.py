@@ -1,0 +1,67 @@
+"""Graceful shutdown on SIGTERM, SIGHUP and SIGINT."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any, Self
+
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+
+class Stopped(BaseException):
+    """A signal ended what was in progress; not an error, so that nothing else catches it."""
+
+
+class StopSignal:
+    """While it is entered, the first of `SIGNALS` sets `requested`; a second Ctrl-C interrupts.
+
+    A long piece of work either calls `check` where it can stop, or runs inside `immediate`.
+    """
+
+    def __init__(self) -> None:
+        self.requested: str | None = None
+        self._immediate = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                    continue  # nohup
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raises `Stopped` if a signal has come."""
+        if self.requested is not None:
+            raise Stopped(self.requested)
+
+    @contextmanager
+    def immediate(self) -> Iterator[None]:
+        """Lets a signal raise `Stopped` at once: for work that can be dropped at any point."""
+        self._immediate = True
+        try:
+            self.check()
+            yield
+        finally:
+            self._immediate = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = signal.Signals(number).name
+        with suppress(OSError):  # the terminal may be gone
+            # Not print(): a handler may interrupt one.
+            os.write(2, f"\n{self.requested}: stopping at the next safe point\n".encode())
+        if self._immediate:
+            self._immediate = False
+            raise Stopped(self.requested)

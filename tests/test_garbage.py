@@ -1,0 +1,211 @@
+"""Garbage into every way in: it is a valid config or one line, and never anything else."""
+
+import math
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gpt2_jax import config as configs
+from gpt2_jax.ablate.campaign.design import Campaign
+from gpt2_jax.config_check import check, check_stored
+from gpt2_jax.config_field import FLOAT_MAX, FLOAT_TINY, Field
+from gpt2_jax.errors import UserError, printable
+from gpt2_jax.evaluate.choice import Choice
+from gpt2_jax.interop.hf_config import from_huggingface
+from gpt2_jax.model.placements.axes import SCALES
+from gpt2_jax.model.placements.rules import FUNCTIONS, NAMES, rule, scale
+
+few = settings(
+    max_examples=60, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+NUMBERS = st.one_of(
+    st.integers(),
+    st.floats(),
+    st.sampled_from([10**400, -(10**400), 2**31, 2**32, 2**64, 1e-300, 1e300, -0.0, 0, -1]),
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | NUMBERS | st.text(max_size=300),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=6,
+)
+VALUES = JSON | st.binary(max_size=4) | st.tuples(st.text(max_size=70))
+NAMES_OF_FIELDS = st.sampled_from(sorted(configs.FIELDS))
+RULE_TEXT = st.text(st.sampled_from([*"lLsSdt0123456789.+-*/%()<>=,| e"]), max_size=40) | st.lists(
+    st.sampled_from([*NAMES, *FUNCTIONS, *"0123456789.+-*/%(),|", "**", "//", "==", "9**9"]),
+    max_size=30,
+).map("".join)
+
+
+def refused(action, *args):
+    """Returns whether it is refused as wrong input; any other exception is a failure."""
+    try:
+        action(*args)
+    except UserError as error:
+        line = printable(str(error))
+        assert "\n" not in line and "\x1b" not in line and line
+        return True
+    return False
+
+
+@few
+@given(st.dictionaries(NAMES_OF_FIELDS, VALUES, max_size=3))
+def test_any_value_of_any_field_is_typed_and_bounded_or_refused(changes):
+    config = configs.default()
+
+    def enter():
+        for name, value in changes.items():
+            configs.set_value(config, name, value)
+        check(config)
+
+    if not refused(enter):
+        again = configs.from_dict(config.to_dict(), "config.json")
+        assert configs.flatten(again) == configs.flatten(config)
+        for name, value in configs.flatten(config).items():
+            assert value is None or type(value) is configs.FIELDS[name].type
+
+
+@few
+@given(JSON | st.dictionaries(st.sampled_from(["model", "train", "seed", "data", "a"]), JSON))
+def test_any_json_is_a_config_or_refused(tmp_path, stored):
+    def enter():
+        check_stored(configs.from_dict(stored, tmp_path), tmp_path)
+
+    if not isinstance(stored, dict):
+        assert refused(enter)
+    else:
+        refused(enter)
+
+
+@few
+@given(st.binary(max_size=200) | st.text(max_size=200).map(lambda s: s.encode("utf-8", "replace")))
+def test_any_file_is_a_config_or_refused(tmp_path, data):
+    path = tmp_path / "config.json"
+    path.write_bytes(data)
+    refused(lambda: check_stored(configs.from_json(path), path))
+
+
+HF = {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 12}
+HF |= {"vocab_size": 11, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5}
+HF_NAMES = [*HF, "n_inner", "initializer_range", "tie_word_embeddings", "quantization_config"]
+
+
+@few
+@given(st.dictionaries(st.sampled_from(HF_NAMES), JSON, min_size=1, max_size=3))
+def test_any_huggingface_config_is_ours_or_refused(tmp_path, changes):
+    refused(lambda: check_stored(from_huggingface(HF | changes), tmp_path))
+
+
+@few
+@given(
+    st.lists(st.dictionaries(NAMES_OF_FIELDS, VALUES, max_size=2), max_size=3),
+    st.lists(NUMBERS, max_size=3),
+    VALUES,
+)
+def test_any_study_is_one_or_refused(variants, seeds, budget):
+    refused(lambda: Campaign(variants, {}, seeds=tuple(seeds), tokens=budget).check())
+
+
+@few
+@given(st.sampled_from(SCALES), RULE_TEXT)
+def test_any_rule_has_finite_values_or_is_refused(axis, text):
+    config = configs.default()
+
+    def enter():
+        configs.set_value(config, f"model.{axis}", text)
+        check(config)
+
+    if not refused(enter):
+        for part in text.split("|"):
+            values = {"l": 1.0, "L": 12.0, "s": 1.0, "S": 24.0, "d": 768.0, "t": 0.0, "std": 0.02}
+            assert math.isfinite(scale(part).rule(values))
+
+
+@few
+@given(st.text(max_size=30))
+def test_any_exceptions_are_sound_or_refused(text):
+    config = configs.default()
+
+    def enter():
+        configs.set_value(config, "model.exceptions", text)
+        check(config)
+
+    refused(enter)
+
+
+@few
+@given(*[VALUES] * 2, NUMBERS, NUMBERS)
+def test_any_choice_of_tokens_is_one_or_refused(penalty, temperature, top_k, top_p):
+    numbers = [x if isinstance(x, int | float) else 1.0 for x in (penalty, temperature)]
+    refused(Choice(*numbers, top_k, top_p).check)
+
+
+@few
+@given(st.text(st.characters()))
+def test_what_is_printed_cannot_steer_a_terminal(text):
+    shown = printable(text)
+    assert shown.isascii() or all(c not in "\x1b\x9b\u202e\u200b\n\r" for c in shown)
+    assert all(ord(c) >= 32 for c in shown)
+
+
+@pytest.mark.parametrize(
+    ("field", "good", "bad"),
+    [
+        (Field(1, "", minimum=1, maximum=5), [1, 5], [0, 6, 10**5000, True, 1.0, "1", None, [1]]),
+        (Field(1.0, "", above=0, below=1), [0.5, 1e-30], [0, 1, 0.0, 1.0, math.nan, "0.5", True]),
+        (Field(1.0, ""), [3, FLOAT_MAX, FLOAT_TINY], [math.inf, 1e39, 1e-39, 10**400]),
+        (Field(False, ""), [True, False], [0, 1, "true", None]),
+        (Field("a", "", choices=("a", "b")), ["a", "b"], ["c", "", None, 1]),
+        (Field(None, "", str, longest=3), ["abc", None], ["abcd", "\x1b", "\n", b"a", "\ud800"]),
+        (Field("a", "", path=True), ["a/" * 200], ["b" * 256, "a/" * 2100, "\0", "é" * 128]),
+        (Field((), "", longest=2), [("a", "bb"), [], ["a"]], ["a", ("abc",), (1,), None, {"a": 1}]),
+        (Field("a", "", forbidden="/#"), ["a-b"], ["a/b", "#"]),
+    ],
+)  # fmt: skip
+def test_a_field_takes_what_it_declares(field, good, bad):
+    for value in good:
+        taken = field.validated(value, "x")
+        assert taken is None or type(taken) is field.type
+    for value in bad:
+        with pytest.raises(UserError, match=r"^x"):
+            field.validated(value, "x")
+
+
+def test_every_number_of_the_config_is_bounded():
+    for name, field in configs.FIELDS.items():
+        if field.type in (int, float):
+            low = field.minimum if field.minimum is not None else field.above
+            high = field.maximum if field.maximum is not None else field.below
+            assert low is not None and high is not None and low < high, name
+            assert field.type is float or high <= 2**48, name
+        for value in () if field.kind else (field.default,):
+            assert field.validated(value, name) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("9**9**2", 9.0**81),
+        ("2**-1 * 4", 2.0),
+        ("7//2 + 7%4", 6.0),
+        ("where(l == 1, 1, 1/(l-1))", 1.0),
+        ("minimum(9, 9)**30", 9.0**30),
+    ],
+)
+def test_numbers_are_computed_in_float64(text, value):
+    assert rule(text)({"l": 1.0}) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("9**9**9**9", "l**9**9", "exp(1000)", "(0-l)**0.5", "1e400", "log(l-1)", "1/(l-1)"),
+        *("exp(t)", "1e31", "minimum()", "-" * 150 + "1", "1+" * 99 + "1"),
+        *("l" * 201, "1\0", "__import__('os')", "learned_scalar(", "1 | 2 | 3"),
+    ],
+)  # fmt: skip
+def test_what_a_rule_cannot_be_is_refused_by_field(text):
+    config = configs.default()
+    with pytest.raises(UserError, match=r"^model\.branch_scale"):
+        configs.set_value(config, "model.branch_scale", text)
+        check(config)
