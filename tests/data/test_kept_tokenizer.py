@@ -31,7 +31,9 @@ def begin(config, meanwhile=lambda: None):
     )
     directory.check_data(corpus, tokenizer, config.data.source)
     meanwhile()
-    directory.claim(config, corpus, tokenizer)
+    said = directory.claim(config, corpus, tokenizer)
+    assert all("data.tokenizer=t.json" in line for line in said)
+    directory.said = said
     directory.describe(config, {}, 0)
     directory.unlock()
     return directory
@@ -70,7 +72,9 @@ def test_a_run_continues_with_its_copy(config, tmp_path, now):
         (tmp_path / "t.json").unlink()
     else:
         config.data.tokenizer = str(tmp_path / "t.json")
-    assert ids(begin(config)) == [13, 16, 17]
+    directory = begin(config)
+    assert ids(directory) == [13, 16, 17]
+    assert len(directory.said) == (now == "overwritten")
     assert configs.from_json(tmp_path / "run" / "config.json") == config
 
 

@@ -309,7 +309,7 @@ def test_the_command_line(tmp_path):
     done = tools.run(*module, "export", made, f"--out={tmp_path / 'out'}", tmp=tmp_path)
     assert done.returncode == 0, done.stderr
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "imported from | theirs" in card and "updates" not in card
+    assert "imported from | theirs" in card and "| training |" not in card
 
 
 def test_tensors_of_every_parameter_are_named(imported):
