@@ -101,7 +101,7 @@ def machine_bytes() -> int:
     """Returns the memory of this machine and a generous guess at that of its accelerators."""
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
-        limit = CGROUP_LIMIT.read_text().strip()
+        limit = CGROUP_LIMIT.read_text(encoding="utf-8").strip()
         host = min(host, int(limit)) if limit.isdecimal() else host
     except OSError:
         pass

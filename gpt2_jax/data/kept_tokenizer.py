@@ -56,6 +56,12 @@ def has_fingerprint(name: str, fingerprint: str) -> bool:
         return False
 
 
+def is_replaced(name: str, fingerprint: str) -> bool:
+    """Returns whether a tokenizer file exists and is not the one with this fingerprint."""
+    is_file = is_tokenizer_file(name) and Path(name).is_file()
+    return is_file and not has_fingerprint(name, fingerprint)
+
+
 def same_tokenizer(name: str, other: str) -> bool:
     """Returns whether two values of `data.tokenizer` are the same tokenizer."""
     if name == other:

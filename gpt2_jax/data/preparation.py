@@ -157,7 +157,7 @@ class _Preparation:
     def _continued(self) -> tuple[int, dict[str, bool], dict[str, ShardWriter]] | None:
         """Returns what the journal says, or None if it is absent, another's or does not hold."""
         try:
-            journal = json.loads((self.out / JOURNAL).read_text())
+            journal = json.loads((self.out / JOURNAL).read_text(encoding="utf-8"))
             if journal["key"] != self.key:
                 return None
             return journal["pieces"], dict(journal["ended"]), self._writers(journal["splits"])

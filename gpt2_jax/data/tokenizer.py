@@ -13,9 +13,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gpt2_jax.errors import UserError
+from gpt2_jax.errors import UserError, shown
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+MOST_DIGITS = 9  # of an id
 END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 
 
@@ -117,8 +118,10 @@ class IdTokenizer:
 
     def __init__(self, name: str) -> None:
         size = name.removeprefix("ids:")
-        if not size.isdecimal() or int(size) < 2:
-            raise UserError(f"data.tokenizer={name} needs a number of ids, as in ids:50257")
+        if not size.isdecimal() or len(size) > MOST_DIGITS or int(size) < 2:
+            raise UserError(
+                f"data.tokenizer={shown(name)} needs a number of ids from 2 on, as in ids:50257"
+            )
         self.name, self.fingerprint = name, f"{name}-1"
         self.size = int(size)
         self.end_of_text = self.size - 1
@@ -128,9 +131,9 @@ class IdTokenizer:
         return [np.array([self._id(word) for word in text.split()], kind) for text in texts]
 
     def _id(self, word: str) -> int:
-        if not word.isdecimal() or int(word) >= self.size:
+        if not word.isdecimal() or len(word) > MOST_DIGITS or int(word) >= self.size:
             raise UserError(
-                f"{word!r} is no token id below {self.size} (data.tokenizer={self.name})"
+                f"{shown(word)} is not a token id below {self.size} (data.tokenizer={self.name})"
             )
         return int(word)
 

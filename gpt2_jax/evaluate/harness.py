@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -39,6 +40,7 @@ from gpt2_jax.train.rundir import RunDirectory
 
 USUAL_NEW_TOKENS = 256
 TEXTS_AT_ONCE = 16
+SCORING = 2  # raised when scoring changes, so that answers kept before are not taken for new ones
 
 
 class HarnessModel(TemplateLM):
@@ -221,14 +223,15 @@ def evaluate_tasks(
     manager = TaskManager()
     tasks = _tasks(manager, names, task_data)
     run = open_run(workdir, step, devices=1)
-    model = HarnessModel(run, load_tokenizer(run.config.data.tokenizer))
+    tokenizer = load_tokenizer(run.config.data.tokenizer)
+    model = HarnessModel(run, tokenizer)
     with _only_our_bars():
         found = simple_evaluate(
             model=model,
             tasks=tasks,
             task_manager=manager,
             limit=limit,
-            use_cache=str(_answers(run)),
+            use_cache=str(_answers(run, tokenizer)),
             log_samples=False,
             bootstrap_iters=1000,
         )
@@ -256,12 +259,13 @@ def _store(folder: Path, results: dict[str, Any]) -> None:
         write_json(folder / f"{label}-{results['step']}{first}.json", results)
 
 
-def _answers(run: OpenedRun) -> Path:
-    """Returns where the harness keeps a checkpoint's answers.
+def _answers(run: OpenedRun, tokenizer: Tokenizer) -> Path:
+    """Returns where the harness keeps the answers of a checkpoint and its tokenizer.
 
     Not in the run directory: it unpickles them, and that directory may be somebody else's.
     """
-    return cache_dir() / "answers" / run.sums[:32]
+    facts = f"{SCORING} {run.sums} {tokenizer.fingerprint}"
+    return cache_dir() / "answers" / hashlib.sha256(facts.encode()).hexdigest()[:32]
 
 
 @contextmanager

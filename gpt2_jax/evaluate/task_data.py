@@ -65,7 +65,7 @@ def local_folder(task: LocalTask, source: Path) -> Path:
     found = sorted(source.glob(task.pattern))
     if not found:
         raise UserError(f"--task_data={source} has no {task.pattern} for {task.kind}")
-    digest = hashlib.sha256(f"1 {task.kind} {remembered_sha256(found[0])}".encode()).hexdigest()
+    digest = hashlib.sha256(f"2 {task.kind} {remembered_sha256(found[0])}".encode()).hexdigest()
     folder = cache_dir() / "tasks" / f"{task.kind}-{digest[:16]}"
     if folder.exists():
         return folder

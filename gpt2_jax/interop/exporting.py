@@ -51,7 +51,7 @@ def export_model(
         write_json(partial / "generation_config.json", {"_from_model_config": True, **ends})
         files.write_tensors(partial, tensors)
         write_atomic(partial / "README.md", model_card(run, workdir))
-    return f"{run.structure.n_params():,} parameters of update {run.step} in {out}, {dtype}"
+    return f"{run.structure.n_params():,} parameters after step {run.step} in {out}, {dtype}"
 
 
 def _rounded(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
@@ -125,13 +125,13 @@ def _training_facts(run: OpenedRun, rows: list[Any], info: dict[str, Any]) -> di
     tokens = run.step * cfg.train.batch_size * cfg.data.seq_len
     facts: dict[str, Any] = {
         "text": f"{shown_source(cfg.data.source)} (sha256 {info.get('corpus', 'unknown')[:12]})",
-        "training": f"{run.step:,} updates, {tokens:,} tokens",
+        "training": f"{run.step:,} steps, {tokens:,} tokens",
         "optimizer": f"{cfg.optimizer.name}, {cfg.optimizer.schedule}, {cfg.optimizer.peak_lr:g}",
     }
     here = [row for row in rows if row["step"] == run.step and row.get("val/loss") is not None]
     if here:
         loss = here[-1]["val/loss"]
-        facts["validation loss"] = f"{loss:.4f} nats a token (perplexity {math.exp(loss):.2f})"
+        facts["validation loss"] = f"{loss:.4f} nats per token (perplexity {math.exp(loss):.2f})"
     if cfg.train.init_from:
         facts["first weights from"] = Path(cfg.train.init_from).name
     if starts := info.get("starts"):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -141,36 +139,21 @@ def _from_torch(value: Any) -> np.ndarray:
 
 
 def write_tensors(folder: Path, tensors: Tensors) -> None:
-    """Writes safetensors: one file, or shards with an index where it would be too large.
+    """Writes safetensors: one file, or shards with an index where it would be too large."""
+    from safetensors.numpy import save_file
 
-    Raises:
-      OSError: if the disk is full or refuses the file.
-    """
     shards = _shards(tensors)
     if len(shards) == 1:
-        _save(tensors, folder / FILE)
+        save_file(tensors, folder / FILE, metadata={"format": "pt"})
         return
     places: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _save(shard, folder / name)
+        save_file(shard, folder / name, metadata={"format": "pt"})
         places |= dict.fromkeys(shard, name)
     size = sum(value.nbytes for value in tensors.values())
     index = {"metadata": {"total_size": size}, "weight_map": places}
     write_json(folder / INDEX, index)
-
-
-def _save(tensors: Tensors, path: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    try:
-        save_file(tensors, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # the system's errors as well
-        code = re.search(r"os error (\d+)", str(error))
-        if code is None:
-            raise
-        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
 
 
 def _shards(tensors: Tensors) -> list[Tensors]:

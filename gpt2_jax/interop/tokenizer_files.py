@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+
 from gpt2_jax.data.kept_tokenizer import TOKENIZER as FILE
 from gpt2_jax.data.tokenizer import (
     JsonTokenizer,
@@ -126,9 +128,11 @@ def _read(folder: Path) -> dict[str, Any] | None:
         content = _from_merges(folder)
     else:
         return None
-    model = content.get("model")
-    if not isinstance(model, dict) or not isinstance(model.get("vocab", {}), (dict, list)):
-        raise UserError(f"{folder / FILE} is not a tokenizer.json: it has no model with a vocab")
+    try:  # what the library accepts has the types that are relied on below
+        tokenizers.Tokenizer.from_str(json.dumps(content))
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"{folder}: its tokenizer is not valid: {error}") from None
+    content["added_tokens"] = content.get("added_tokens") or []
     settings = _optional_json(folder / "tokenizer_config.json")
     _set_prefix_space(content, settings)
     _add_tokens(content, settings, folder)
@@ -158,7 +162,7 @@ def _from_merges(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _added_token(text: str, token_id: int, special: bool) -> dict[str, Any]:
+def _added_token(text: str, token_id: Any, special: bool) -> dict[str, Any]:
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": not special}
     return {"id": token_id, "content": text, **plain, "special": special}
 
@@ -176,21 +180,31 @@ def _set_prefix_space(content: dict[str, Any], settings: dict[str, Any]) -> None
 
 def _add_tokens(content: dict[str, Any], settings: dict[str, Any], folder: Path) -> None:
     """Adds the tokens that other files name and tokenizer.json does not."""
-    added = content.setdefault("added_tokens", [])
+    added = content["added_tokens"]
     present = {token.get("id") for token in added}
     named = [
         _added_token(text, token_id, special=False)
         for text, token_id in _optional_json(folder / "added_tokens.json").items()
     ]
-    for token_id, token in (settings.get("added_tokens_decoder") or {}).items():
-        if token_id.isdecimal() and isinstance(token, dict) and "content" in token:
-            base = _added_token(token["content"], int(token_id), bool(token.get("special")))
-            named.append(base | {key: token[key] for key in base if key in token})
+    decoder = settings.get("added_tokens_decoder") or {}
+    if not isinstance(decoder, dict) or not all(isinstance(t, dict) for t in decoder.values()):
+        raise UserError(f"{folder / 'tokenizer_config.json'}: added_tokens_decoder is not valid")
+    for token_id, token in decoder.items():
+        number = int(token_id) if token_id.isdecimal() and len(token_id) < 10 else token_id
+        base = _added_token(token.get("content", ""), number, bool(token.get("special")))
+        named.append(base | {key: token[key] for key in base if key in token})
+    if wrong := [token for token in named if not _is_token(token)]:
+        raise UserError(f"{folder}: the added token {wrong[0]['content']!r} is not valid")
     for token in named:
         if token["id"] not in present:
             present.add(token["id"])
             added.append(token)
     added.sort(key=lambda token: token.get("id", 0))
+
+
+def _is_token(token: dict[str, Any]) -> bool:
+    text, number = token["content"], token["id"]
+    return isinstance(text, str) and text != "" and type(number) is int and number >= 0
 
 
 def _mark_end_of_text(content: dict[str, Any], settings: dict[str, Any], folder: Path) -> None:
@@ -205,7 +219,7 @@ def _mark_end_of_text(content: dict[str, Any], settings: dict[str, Any], folder:
         chosen = next((text for text, i in ids.items() if i == wanted), None)
     if chosen is None:
         return
-    if chosen not in ids:
+    if not isinstance(chosen, str) or chosen not in ids:
         raise UserError(
             f"{folder}: the tokenizer's eos_token {chosen!r} is not in its vocabulary; "
             "add it to added_tokens in tokenizer.json, or give --tokenizer"

@@ -51,7 +51,10 @@ def forgiving_output() -> Iterator[None]:
     """
     _open_closed_descriptors()
     before = sys.stdout, sys.stderr
-    ours = [cast(TextIO, _Output(stream or open(os.devnull, "w"))) for stream in before]
+    ours = [
+        cast(TextIO, _Output(stream or open(os.devnull, "w", encoding="utf-8")))
+        for stream in before
+    ]
     sys.stdout, sys.stderr = ours
     try:
         yield

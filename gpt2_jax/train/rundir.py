@@ -22,6 +22,7 @@ from gpt2_jax.data.kept_tokenizer import (
     TOKENIZER,
     find_kept_tokenizer,
     has_fingerprint,
+    is_replaced,
     keep_tokenizer,
 )
 from gpt2_jax.data.shards import Corpus
@@ -276,6 +277,11 @@ class RunDirectory:
                 opt = config.optimizer
                 if name == "train.steps" and (opt.schedule in STRETCHING or opt.warmup_fraction):
                     said.append("the learning-rate schedule now stretches over the new train.steps")
+            if is_replaced(config.data.tokenizer, tokenizer.fingerprint):
+                said.append(
+                    f"data.tokenizer={config.data.tokenizer} is another file now; the run "
+                    f"continues with its copy, {self.path / TOKENIZER}"
+                )
         self._claimed = True
         self.change_info(
             format_version=FORMAT_VERSION,

@@ -189,3 +189,15 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 def test_a_byte_order_mark_is_not_part_of_a_tokenizer(tmp_path):
     (tmp_path / "t.json").write_text(json.dumps(tokenizers.bpe()), encoding="utf-8-sig")
     assert load_tokenizer(str(tmp_path / "t.json")).size == 21
+
+
+@pytest.mark.parametrize("name", ["ids:", "ids:1", "ids:x", "ids:" + "9" * 5000])
+def test_a_number_of_ids_that_is_none(name):
+    with pytest.raises(UserError, match=r"data\.tokenizer='ids:"):
+        load_tokenizer(name)
+
+
+@pytest.mark.parametrize("word", ["11", "x", "-1", "9" * 5000])
+def test_a_word_that_is_not_an_id(word):
+    with pytest.raises(UserError, match=r"data\.tokenizer=ids:11"):
+        load_tokenizer("ids:11").encode([f"1 {word}"])

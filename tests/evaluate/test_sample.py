@@ -142,9 +142,10 @@ def test_only_line_feeds_separate_prompts(tmp_path, name, content, prompts):
     assert writing.read_prompts(tmp_path / name) == prompts
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"\n", b"[1]", b"[" * 100_000])
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe", b"\n", b"[1]", b"[" * 100_000])
 def test_a_file_without_prompts_is_refused(tmp_path, content):
-    (tmp_path / "p.jsonl").write_bytes(content)
+    if content is not None:
+        (tmp_path / "p.jsonl").write_bytes(content)
     with pytest.raises(UserError, match=r"p\.jsonl"):
         writing.read_prompts(tmp_path / "p.jsonl")
 

@@ -33,8 +33,8 @@ def workdir(tmp_path_factory):
     return folder
 
 
-def sample(workdir, tmp_path, *flags):
-    done = tools.run(*MODULE, f"--workdir={workdir}", *flags, tmp=tmp_path)
+def sample(workdir, tmp_path, *flags, **environment):
+    done = tools.run(*MODULE, f"--workdir={workdir}", *flags, tmp=tmp_path, **environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -47,15 +47,32 @@ def test_a_text_goes_on_from_its_prompt_past_the_positions(workdir, tmp_path):
 
 
 def test_prompts_of_a_file_come_back_as_json_lines(workdir, tmp_path):
+    """In UTF-8, in a locale that has only ASCII."""
     prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text('"a"\n{"prompt": "aab"}\n')
-    out = sample(
-        workdir, tmp_path, f"--batch_file={prompts}", "--temperature=0", "--stop=aba", "--stop=xx"
-    )
-    assert [json.loads(line) for line in out.splitlines()] == [
+    prompts.write_text('"a"\n{"prompt": "aab"}\n"\u00e9\u2028a"\n', encoding="utf-8")
+    flags = (f"--batch_file={prompts}", "--temperature=0", "--stop=aba", "--stop=\u00e9")
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    out = sample(workdir, tmp_path, *flags, **ascii_only)
+    assert [json.loads(line) for line in out.split("\n")[:-1]] == [
         {"prompt": "a", "text": "b"},
         {"prompt": "aab", "text": ""},
+        {"prompt": "\u00e9\u2028a", "text": "b"},
     ]
+
+
+NOTEBOOK = """
+import sys, jax
+jax.devices()
+from gpt2_jax.evaluate.choice import GREEDY
+from gpt2_jax.evaluate.writing import encode_prompts, open_generator, write
+generator, tokenizer = open_generator(sys.argv[1])
+print(write(generator, tokenizer, encode_prompts(tokenizer, ["a"]), 4, GREEDY))
+"""
+
+
+def test_a_run_is_opened_where_jax_was_used_before(workdir, tmp_path):
+    done = tools.run("-c", NOTEBOOK, str(workdir), tmp=tmp_path)
+    assert done.stdout == "['baba']\n", done.stderr
 
 
 def test_the_next_tokens_are_shown_with_their_probabilities(workdir, tmp_path):
@@ -74,8 +91,8 @@ def test_a_model_without_a_tokenizer_goes_on_from_ids(tmp_path):
     ("flags", "says"),
     [
         (["--stream", "--num_samples=2"], "--stream shows one text"),
-        (["--top_p=0"], "--top_p=0.0 must be above 0"),
-        (["--batch_file=nowhere"], "--batch_file=nowhere cannot be read"),
+        (["--stop=a", "--stop="], "--stop="),
+        (["--prompt=a", "--batch_file=nowhere"], "--batch_file"),
         (["--step=3"], "has no checkpoint of step 3; there are: none"),
     ],
 )

@@ -153,7 +153,7 @@ def test_fields_of_config_json(field, theirs, ours):
         ({"model_type": "llama"}, "model_type='llama' is no GPT-2"),
         ({"activation_function": "mish"}, "activation_function='mish' is not one of gelu"),
         ({"quantization_config": {"bits": 4}}, "quantized weights"),
-        ({"n_layer": None}, "config.json has no n_layer"),
+        ({"n_layer": None}, "n_layer"),
         ({"n_head": 3}, "model.n_head=3 does not divide"),
         ({"n_embd": 32}, r"wte.weight has shape \(11, 16\), and its config.json says \(11, 32\)"),
         ({"n_layer": 3}, "no tensor h.2.ln_1.weight"),
@@ -312,7 +312,7 @@ def test_the_command_line(tmp_path):
     done = tools.run(*module, "export", made, f"--out={tmp_path / 'out'}", tmp=tmp_path)
     assert done.returncode == 0, done.stderr
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "imported from | theirs" in card and "updates" not in card
+    assert "imported from | theirs" in card and "| training |" not in card
 
 
 def test_tensors_of_every_parameter_are_named(imported):

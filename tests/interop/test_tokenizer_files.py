@@ -36,8 +36,18 @@ def test_config_json_names_the_end_where_the_tokenizer_does_not(tmp_path):
     ("files", "named"),
     [
         (tokenizer_cases.settings(tokenizer_cases.PLAIN, eos_token="<new>"), "eos_token '<new>'"),
+        (tokenizer_cases.settings(tokenizer_cases.PLAIN, eos_token=["</s>"]), "eos_token"),
+        (tokenizer_cases.settings(tokenizer_cases.PLAIN, added_tokens_decoder=[1]), "added_tokens"),
+        (
+            tokenizer_cases.settings(
+                tokenizer_cases.PLAIN, added_tokens_decoder={"9" * 5000: {"content": "x"}}
+            ),
+            "added token 'x'",
+        ),
+        (tokenizer_cases.OLD | {"added_tokens.json": {"river": "x"}}, "added token 'river'"),
         (tokenizer_cases.OLD | {"merges.txt": "t h e\n"}, "merges.txt"),
-        ({"tokenizer.json": {"model": []}}, "tokenizer.json"),
+        (tokenizer_cases.OLD | {"merges.txt": "t q\n"}, "theirs"),
+        ({"tokenizer.json": {"model": []}}, "theirs"),
         ({"tokenizer.json": tokenizer_cases.PLAIN, "added_tokens.json": "[]"}, "added_tokens.json"),
     ],
 )

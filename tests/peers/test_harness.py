@@ -95,9 +95,9 @@ def merging(path):
     [
         ("the", " river", ([13], [16, 17])),  # as one text, in two parts
         ("the ", "river", ([13], [16, 17])),  # the space belongs to the continuation
-        ("the b", "ends", ([13, 11, 2], [18, 3, 8])),  # one token of both: each by itself
-        ("the riv", "er", ([13, 15], [17])),
-        ("th", "e", ([12], [4])),
+        ("the b", "ends", ([13, 11, 1], [18, 2, 8])),  # one token of both: each by itself
+        ("the riv", "er", ([13, 16], [17])),
+        ("th", "e", ([12], [3])),
         ("  ", "the", ([0], [11, 11, 13])),  # nothing but spaces: after the end of a text
         ("", "the", ([0], [13])),
     ],
