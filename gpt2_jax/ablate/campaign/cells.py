@@ -91,7 +91,7 @@ Outcomes = Mapping[str, Outcome]
 def cell_name(values: Values) -> str:
     """Returns a name that is a folder's as well; long or strange ones end in a hash."""
     described = describe(values)
-    name = re.sub(r"[^\w=.,+-]", "_", described)[:120]
+    name = re.sub(r"[^\w=.,+-]", "_", described, flags=re.ASCII)[:120]
     if name == described:
         return name
     return f"{name}-{hashlib.sha256(repr(sorted(values.items())).encode()).hexdigest()[:8]}"

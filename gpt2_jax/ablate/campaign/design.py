@@ -13,18 +13,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gpt2_jax.ablate.campaign import inputs
+from gpt2_jax.ablate.campaign.variants import (
+    NAME,
+    Values,
+    baseline_values,
+    given,
+    matched_fields,
+    without_name,
+)
 from gpt2_jax.config import FIELDS
 from gpt2_jax.errors import UserError, suggestion
-
-Values = dict[str, Any]  # {"section.field": value}
 
 RATE, SEED = "optimizer.peak_lr", "seed"
 EXTENSION = 2  # rates that a search adds at a time
 
 
 def grid(axes: Mapping[str, Sequence[Any]]) -> list[Values]:
-    """Returns every combination of the axes' values, the last axis changing fastest."""
-    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    """Returns every combination of the axes' values, the last axis changing fastest.
+
+    Raises:
+      UserError: if an axis has no values, or there are more combinations than can be trained.
+    """
+    listed = inputs.axes_of(axes)
+    inputs.check_size(map(len, listed.values()))
+    return [
+        dict(zip(listed, values, strict=True)) for values in itertools.product(*listed.values())
+    ]
 
 
 def zipped(axes: Mapping[str, Sequence[Any]]) -> list[Values]:
@@ -33,17 +48,27 @@ def zipped(axes: Mapping[str, Sequence[Any]]) -> list[Values]:
     Raises:
       UserError: if an axis is longer than another.
     """
-    if len(lengths := {len(values) for values in axes.values()}) > 1:
+    listed = inputs.axes_of(axes)
+    if len(lengths := {len(values) for values in listed.values()}) > 1:
         raise UserError(f"zipped axes differ in length: {sorted(lengths)}")
-    return [dict(zip(axes, values, strict=True)) for values in zip(*axes.values(), strict=True)]
+    return [dict(zip(listed, values, strict=True)) for values in zip(*listed.values(), strict=True)]
 
 
 def crossed(*lists: Sequence[Values]) -> list[Values]:
-    """Returns every combination of an entry of each list."""
-    return [
-        {name: value for entry in chosen for name, value in entry.items()}
-        for chosen in itertools.product(*lists)
-    ]
+    """Returns every combination of an entry of each list.
+
+    Of entries with a `name`, the combination's name is made of these and the others' fields.
+    """
+    inputs.check_size(map(len, lists))
+    return [_merged(chosen) for chosen in itertools.product(*lists)]
+
+
+def _merged(entries: Sequence[Values]) -> Values:
+    merged = {field: value for entry in entries for field, value in entry.items()}
+    if NAME in merged:
+        parts = [entry.get(NAME) or describe(entry) for entry in entries]
+        merged[NAME] = ",".join(part for part in parts if part)
+    return merged
 
 
 def without(variants: Sequence[Values], *excluded: Values) -> list[Values]:
@@ -71,7 +96,12 @@ class Search:
     most: int = 15
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seeds", tuple(_plain(seed) for seed in self.seeds))
+        set_ = lambda name, value: object.__setattr__(self, name, value)
+        set_("seeds", inputs.seeds_of(self.seeds, "the search's seeds="))
+        for name, kind in (("lowest", float), ("ratio", float), ("n", int), ("most", int)):
+            set_(name, inputs.number(getattr(self, name), f"the search's {name}=", kind))
+            if getattr(self, name) is None:
+                raise UserError(f"the search's {name}= is not set")
 
     def rate(self, k: int) -> float:
         """Returns the rate number k, which may be negative."""
@@ -103,9 +133,10 @@ class Campaign:
     """What is compared with what.
 
     Attributes:
-      variants: fields that each variant sets.
-      baseline: fields whose values make a variant that which it is compared with; None: the
-        base's value.
+      variants: fields that each variant sets, and its `name` in the report if it has one.
+      baseline: the values of the variant that the others are compared with; every other field is
+        at the base's value, except those that all variants set: these are compared at equal
+        values (in a grid over depth, at the same depth). None: the base's value.
       seeds: of the runs that the verdict is about; the same for every variant, so that runs of
         one seed see the same data in the same order.
       search: of each variant's learning rate; None: they train at the rate that they have.
@@ -113,6 +144,8 @@ class Campaign:
       at_once: cells trained together by one program; unset: one a core on a CPU, 16 a device
         elsewhere, where a model has at most `population.SMALL` parameters. 1: one after the
         other, each on all devices.
+      names: of the variants, as their `name` entries give them; empty if none has one.
+      keep_checkpoints: whether cells keep their checkpoints once they are finished.
     """
 
     variants: Sequence[Values]
@@ -122,21 +155,26 @@ class Campaign:
     tokens: int | None = None
     flops: float | None = None
     at_once: int | None = None
+    names: Sequence[str | None] = ()
+    keep_checkpoints: bool = True
 
     def __post_init__(self) -> None:
         # As campaign.json gives them back: lists as tuples, numpy's numbers as Python's.
         set_ = lambda name, value: object.__setattr__(self, name, value)
-        set_("variants", [_plain_values(variant) for variant in self.variants])
-        set_("baseline", _plain_values(self.baseline))
-        set_("seeds", tuple(_plain(seed) for seed in self.seeds))
+        variants = inputs.variants_of(self.variants)
+        set_("names", inputs.names_of(variants, self.names))
+        set_("variants", [without_name(variant) for variant in variants])
+        set_("baseline", without_name(inputs.values_of(self.baseline, "baseline")))
+        set_("seeds", inputs.seeds_of(self.seeds, "the campaign's seeds="))
+        for name, kind in (("tokens", int), ("flops", float), ("at_once", int)):
+            set_(name, inputs.number(getattr(self, name), f"the campaign's {name}=", kind))
 
     def baseline_of(self, variant: Values) -> Values:
-        """Returns the variant that this one is compared with; of the baseline, itself.
+        """Returns the variant that this one is compared with; of a baseline, itself.
 
         Where there is none, the values that it would have.
         """
-        wanted = _given(variant | self.baseline)
-        return next((other for other in self.variants if _given(other) == wanted), wanted)
+        return baseline_values(variant, self.variants, self.baseline)
 
     def check(self) -> None:
         """Refuses what makes no campaign.
@@ -148,15 +186,11 @@ class Campaign:
             raise UserError("the campaign has no variants")
         for name in {name for variant in self.variants for name in (*variant, *self.baseline)}:
             self._check_field(name)
-        for i, variant in enumerate(self.variants):
-            if variant in self.variants[:i]:
-                raise UserError(f"the campaign has the variant {describe(variant)} twice")
-            if (wanted := self.baseline_of(variant)) not in self.variants:
-                raise UserError(
-                    f"the campaign has no variant {describe(wanted) or 'that is the base'}, which "
-                    f"{describe(variant)} would be compared with; add it, or choose another "
-                    "baseline"
-                )
+        for values in (*self.variants, self.baseline):
+            inputs.check_types(values)
+        self._check_comparisons()
+        if not isinstance(self.keep_checkpoints, bool):
+            raise UserError("the campaign's keep_checkpoints= must be True or False")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"the campaign's seeds={self.seeds} must be some, each once")
         if self.tokens is not None and self.flops is not None:
@@ -166,7 +200,36 @@ class Campaign:
         if self.at_once is not None and self.at_once < 1:
             raise UserError(f"the campaign's at_once={self.at_once} must be at least 1")
         if self.search is not None:
+            if not isinstance(self.search, Search):
+                raise UserError("the campaign's search= must be a Search, or None")
             _check_search(self.search, self.seeds)
+
+    def _check_comparisons(self) -> None:
+        """Refuses variants that are there twice, or have nothing to be compared with."""
+        fields = [given(variant) for variant in self.variants]
+        compared = [self.baseline_of(variant) for variant in self.variants]
+        for i, (variant, other) in enumerate(zip(self.variants, compared, strict=True)):
+            said = describe(variant) or "that is the base"
+            if fields[i] in fields[:i]:
+                raise UserError(f"the campaign has the variant {said} twice")
+            if other not in self.variants:
+                raise UserError(
+                    f"the campaign has no variant {describe(other) or 'that is the base'}, which "
+                    f"{said} would be compared with; add it, or choose another baseline"
+                )
+        alone = [variant for variant in compared if compared.count(variant) == 1]
+        if alone and len(fields) > 1:
+            raise UserError(
+                f"the campaign compares {describe(alone[0])} with nothing but itself: "
+                f"{self._parted(alone[0])} sets it apart; name in baseline= the variant that the "
+                "others are to be compared with"
+            )
+
+    def _parted(self, variant: Values) -> str:
+        """Returns the matched fields that set a variant apart from all others."""
+        matched = matched_fields(self.variants, self.baseline)
+        values = {name: [other.get(name) for other in self.variants] for name in matched}
+        return ", ".join(n for n in matched if any(v != variant.get(n) for v in values[n]))
 
     def _check_field(self, name: str) -> None:
         if name not in FIELDS:
@@ -177,20 +240,6 @@ class Campaign:
             raise UserError(f"the campaign has {RATE} as an axis and searches for it; do either")
         if name == "train.steps" and (self.tokens or self.flops):
             raise UserError("the campaign has train.steps as an axis and a budget; take one")
-
-
-def _given(values: Values) -> Values:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _plain_values(values: Values) -> Values:
-    return {name: _plain(value) for name, value in values.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return tuple(_plain(one) for one in value)
-    return value.item() if hasattr(value, "item") else value
 
 
 def _check_search(search: Search, seeds: tuple[int, ...]) -> None:
@@ -210,8 +259,7 @@ def _check_search(search: Search, seeds: tuple[int, ...]) -> None:
 
 def describe(values: Values) -> str:
     """Returns `placement=post_ln,n_layer=8`: the last words of the fields where those are clear."""
-    set_ = {name: value for name, value in values.items() if value is not None}
-    return ",".join(f"{short(name)}={_shown(value)}" for name, value in set_.items())
+    return ",".join(f"{short(name)}={_shown(value)}" for name, value in given(values).items())
 
 
 def count(n: int, word: str) -> str:

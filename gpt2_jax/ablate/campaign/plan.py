@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from gpt2_jax.ablate.campaign.cells import Cell
 from gpt2_jax.ablate.campaign.design import count, describe
+from gpt2_jax.ablate.campaign.labels import comparisons
 from gpt2_jax.ablate.campaign.worker import Worker
 from gpt2_jax.ablate.population import program_key
 from gpt2_jax.model.structure import structure
@@ -37,7 +38,7 @@ def plan_text(worker: Worker, known: Sequence[Cell], timed: bool = True) -> str:
     more = ", and 2 rates more wherever the best one is an edge" if search else ""
     lines = {
         "variants": "; ".join(describe(variant) for variant in campaign.variants),
-        "compared": f"with {describe(campaign.baseline)}",
+        "compared": f"\n{'':<10} ".join(comparisons(campaign)),
         "cells": f"{n_variants} variants x ({rates} + {n_seeds} fresh seeds) = {n_cells}{more}",
         "budget": _range("updates", [c.train.steps for c in firsts.values()])
         + " = "

@@ -22,7 +22,7 @@ def collect(plan: Plan, cells: Cells) -> dict[str, Any]:
         searched = plan.searched(i, outcomes)
         variants.append(
             {
-                "name": describe(values),
+                "name": (plan.campaign.names or [None] * (i + 1))[i] or describe(values),
                 "values": values,
                 "baseline": describe(plan.campaign.baseline_of(values)),
                 "rate": _rate(plan, searched.best),
