@@ -168,12 +168,8 @@ class Lanes:
             taken.append((time.monotonic() - started) / n)
         return statistics.median(taken)
 
-    def compile_seconds(self) -> float:
-        """Compiles all that a member is trained, scored and observed with, and returns the time.
-
-        Programs that are compiled already take none.
-        """
-        started = time.monotonic()
+    def compile_all(self) -> None:
+        """Compiles all that a member is trained, scored and observed with."""
         self.train()
         population = Population([self.config] * self.width, self)
         rows, length = self._batch_shape
@@ -181,7 +177,6 @@ class Lanes:
         jax.block_until_ready(population.sums(0, scored, np.ones(scored[:, 1:].shape, np.float32)))
         if self.config.track.diagnostics_every is not None:
             population.figures(0, np.zeros((self.width, rows, length), np.int32))
-        return time.monotonic() - started
 
     @property
     def _batch_shape(self) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import math
 import re
 import shlex
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -99,9 +100,9 @@ class Plan:
             out += searched.cells
             if searched.settled:
                 out += self.verdict_cells(i, searched.best)
-        names = [cell.name for cell in out]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise UserError(f"two cells of the campaign have the name {sorted(twice)[0]}")
+        names = Counter(cell.name for cell in out)
+        if twice := sorted(name for name, n in names.items() if n > 1):
+            raise UserError(f"two cells of the campaign have the name {twice[0]}")
         return out
 
     def searched(self, variant: int, outcomes: Outcomes) -> Searched:

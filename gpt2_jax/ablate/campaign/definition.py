@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +66,9 @@ def load(argument: str, base: ConfigDict) -> Definition:
         config, campaign = module.get_config(*args), module.get_campaign(*args)
     except UserError:
         raise
-    except Exception as error:
-        raise UserError(f"--config={path}: {type(error).__name__}: {error}") from None
+    except (Exception, SystemExit) as error:
+        said = " ".join(str(error).split())[:300]
+        raise UserError(f"--config={path}: {type(error).__name__}: {said}") from None
     if not isinstance(campaign, Campaign):
         raise UserError(f"--config={path}: get_campaign() must return a Campaign")
     campaign.check()
@@ -98,7 +101,7 @@ def read(workdir: Path) -> Definition:
       UserError: if there is no campaign.
     """
     path = workdir / DEFINITION
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path's, also where a name is too long to be one
         raise UserError(f"{path} does not exist: is this a campaign's work directory?")
     stored = read_stored(path)
     try:
@@ -109,6 +112,24 @@ def read(workdir: Path) -> Definition:
         return Definition(str(stored["file"]), first, base, Campaign(**fields))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise Damaged(f"{path} is damaged ({type(error).__name__}: {error})") from None
+
+
+def check_place(workdir: Path) -> None:
+    """Refuses a place where no directory can be made, before anything is computed.
+
+    Raises:
+      UserError: saying why.
+    """
+    if "://" in str(workdir) or re.match(r"\w+:/", str(workdir)):
+        raise UserError(f"--workdir={workdir} is a remote path; a campaign needs a mounted one")
+    try:
+        there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: {error.strerror}; choose another") from None
+    if not there.is_dir():
+        raise UserError(f"--workdir={workdir}: {there} is a file; choose another")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"--workdir={workdir}: {there} cannot be written; choose another")
 
 
 def check_same(workdir: Path, definition: Definition) -> None:

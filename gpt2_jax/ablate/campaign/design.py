@@ -203,6 +203,9 @@ class Campaign:
             if not isinstance(self.search, Search):
                 raise UserError("the campaign's search= must be a Search, or None")
             _check_search(self.search, self.seeds)
+            inputs.check_rates(self.search.lowest, self.search.ratio, self.search.most)
+        tried = self.search.most * len(self.search.seeds) if self.search else 0
+        inputs.check_cells(len(self.variants), tried + len(self.seeds))
 
     def _check_comparisons(self) -> None:
         """Refuses variants that are there twice, or have nothing to be compared with."""

@@ -15,9 +15,11 @@ from gpt2_jax.errors import UserError
 
 MOST_VARIANTS = 1_000
 MOST_SEEDS = 1_000
+MOST_CELLS = 10_000
 SEEDS = 2**32  # a seed is below it
 LONGEST = 1_000  # characters of a field's value
 LONGEST_NAME = 80  # characters of a variant's name
+DECADES = 30  # that a search may lead away from a learning rate of 1
 LARGEST_BUDGET = 1e30  # tokens or FLOPs
 
 
@@ -55,6 +57,33 @@ def check_size(counts: Iterable[int]) -> None:
     """
     if (n := math.prod(counts)) > MOST_VARIANTS:
         raise UserError(f"the campaign has {n:.3g} variants; at most {MOST_VARIANTS:,} are allowed")
+
+
+def check_cells(n_variants: int, per_variant: int) -> None:
+    """Refuses more cells than any study can train.
+
+    Raises:
+      UserError: if there are more than `MOST_CELLS`.
+    """
+    if (n := n_variants * per_variant) > MOST_CELLS:
+        raise UserError(
+            f"the campaign has {n:,} cells, {per_variant:,} for each variant; at most "
+            f"{MOST_CELLS:,} are allowed"
+        )
+
+
+def check_rates(lowest: float, ratio: float, most: int) -> None:
+    """Refuses a search whose learning rates may leave what a float holds.
+
+    Raises:
+      UserError: if they may within `most` of them, upwards or downwards.
+    """
+    decades = abs(math.log10(lowest)) + most * math.log10(ratio)
+    if decades > DECADES:
+        raise UserError(
+            f"the search's lowest={lowest:g}, ratio={ratio:g} and most={most} may lead over "
+            f"{decades:.3g} decades; at most {DECADES} are allowed"
+        )
 
 
 def variants_of(value: Any) -> list[dict[str, Any]]:

@@ -20,11 +20,13 @@ def read_stored(path: Path) -> dict[str, Any]:
 
     Raises:
       Damaged: if it is not such a file.
-      UserError: if a newer version wrote it.
+      UserError: if it cannot be read, or a newer version wrote it.
     """
     try:
         stored = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise Damaged(f"{path} is damaged ({error})") from None
     if not isinstance(stored, dict):
         raise Damaged(f"{path} is damaged (it holds no fields)")

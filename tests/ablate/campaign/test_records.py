@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from gpt2_jax.ablate.campaign.worker import Worker
 from gpt2_jax.errors import UserError
 from tests.ablate.campaign.small import base
 from tests.ablate.report.test_report import play
+from tests.tools import tiny
 
 P, N, LR = "model.placement", "model.norms", "optimizer.peak_lr"
 CAMPAIGN = Campaign(grid({P: ("pre_ln", "rezero"), LR: (2.0**-7,)}), {P: "pre_ln"}, (1, 2))
@@ -193,3 +195,35 @@ def test_one_run_under_two_names_is_refused(variants, text_file, tmp_path):
     campaign.check()
     with pytest.raises(UserError, match="are the same run"):
         Worker(base(text_file), campaign, tmp_path).check()
+
+
+def test_a_place_where_nothing_can_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    names = ("file", "file/below", "x" * 300, "gs://bucket/x")
+    for place in [tmp_path / name if "://" not in name else Path(name) for name in names]:
+        with pytest.raises(UserError, match=r"--workdir=.*(choose another|mounted)"):
+            definitions.check_place(place)
+    definitions.check_place(tmp_path / "a [b]/c d")
+    with pytest.raises(UserError, match="is this a campaign"):
+        definitions.read(tmp_path / ("x" * 300))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+FILES = {
+    "raise ValueError('a\\nb')": "ValueError: a b",
+    "import sys; sys.exit(0)": "SystemExit: 0",
+    "def get_config(): pass": r"no get_campaign\(\)",
+    "def get_config(): pass\ndef get_campaign(): return 3": "must return a Campaign",
+    "def get_config(): pass\ndef get_campaign(x): return 3": "TypeError",
+    "from gpt2_jax.ablate.campaign import grid\ngrid({'model.n_layer': 4})": "'model.n_layer'",
+    "\0": "SyntaxError|ValueError",
+    "x = (": "SyntaxError",
+}
+
+
+@pytest.mark.parametrize("text", FILES)
+def test_what_is_wrong_with_a_file_is_one_line(text, tmp_path):
+    (tmp_path / "a.py").write_text(text)
+    with pytest.raises(UserError, match=FILES[text]) as refused:
+        definitions.load(str(tmp_path / "a.py"), tiny())
+    assert "\n" not in str(refused.value)

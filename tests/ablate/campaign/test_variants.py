@@ -145,6 +145,10 @@ GOOD = {"variants": [PRE, SANDWICH], "baseline": PRE}
         ({"flops": "1e9"}, "flops= is '1e9'"),
         ({"flops": 10**40}, "flops= is beyond"),
         ({"at_once": True}, "at_once= is True"),
+        ({"search": Search(1e-3, most=10**9)}, "search's lowest=0.001, ratio=2 and most=10"),
+        ({"search": Search(1e-3, ratio=1e30), "seeds": (1,)}, "search's .*ratio=1e.30"),
+        ({"search": Search(1e-300), "seeds": (1,)}, "search's lowest=1e-300"),
+        ({"search": Search(1e-3, seeds=range(1000, 2000))}, "30,010 cells"),
         ({"keep_checkpoints": "no"}, "keep_checkpoints="),
     ],
 )  # fmt: skip
