@@ -79,6 +79,8 @@ def read_outcome(path: Path, run: Path) -> tuple[Outcome, bool]:
     digest = stored.pop("sha256", None)
     if digest != _digest(stored):
         raise UserError(f"{path} was changed after it was written; {_remedy(path)}")
+    if stored["record"] and not run.is_dir():
+        raise UserError(f"{run} is missing, whose end {path} tells; {_restore(path)}")
     found = _record(run)
     for name, written in stored["record"].items():
         if found[name] != written:
@@ -100,7 +102,7 @@ def check_derived(path: Path, outcome: Outcome, derived: Outcome) -> None:
 
 
 def _restore(path: Path) -> str:
-    return f"bring the old one back, or remove {path} to have the cell trained to its end again"
+    return f"bring the old one back, or remove {path} to have it trained to its end again"
 
 
 def _remedy(path: Path) -> str:

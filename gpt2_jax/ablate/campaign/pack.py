@@ -54,7 +54,8 @@ def pack(workdir: Path, out: Path, checkpoints: bool = False) -> int:
       checkpoints: whether to keep those of finished cells as well.
 
     Raises:
-      UserError: if there is no campaign, a worker is in it, or `out` cannot be written.
+      UserError: if there is no campaign, a part of it is lost, a worker is in it, or `out` cannot
+        be written.
     """
     read(workdir)
     kind = next((mode for end, mode in KINDS.items() if out.name.endswith(end)), None)
@@ -65,7 +66,10 @@ def pack(workdir: Path, out: Path, checkpoints: bool = False) -> int:
     if out.resolve().is_relative_to(workdir.resolve()):
         raise UserError(f"--out={out} is inside --workdir={workdir}; choose another place")
     _check_idle(workdir)
-    files = list(_files(workdir, checkpoints))
+    cells = Cells(workdir)
+    for outcome in sorted((workdir / "outcomes").glob("*.json")):
+        cells.outcome(outcome.stem)  # refuses what was changed or lost: nobody would notice later
+    files = list(_files(workdir, cells, checkpoints))
     partial = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
     try:
         with disk_errors(f"--out={out}"):
@@ -91,13 +95,12 @@ def _check_idle(workdir: Path) -> None:
             )
 
 
-def _files(workdir: Path, checkpoints: bool) -> Iterator[Path]:
+def _files(workdir: Path, cells: Cells, checkpoints: bool) -> Iterator[Path]:
     """Yields what is to be packed, in order.
 
     Raises:
       UserError: if a part of the campaign is a link, which would not be followed.
     """
-    cells = Cells(workdir)
     for root, folders, names in os.walk(workdir):
         here = Path(root).relative_to(workdir)
         kept = [f for f in sorted(folders) if not _is_left_out(here / f, cells, checkpoints)]

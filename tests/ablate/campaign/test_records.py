@@ -10,6 +10,7 @@ from gpt2_jax.ablate.campaign import Campaign, grid
 from gpt2_jax.ablate.campaign import definition as definitions
 from gpt2_jax.ablate.campaign.cells import Cells, Plan
 from gpt2_jax.ablate.campaign.definition import Definition
+from gpt2_jax.ablate.campaign.pack import pack
 from gpt2_jax.ablate.campaign.results import write_results
 from gpt2_jax.ablate.campaign.stored import VERSION
 from gpt2_jax.ablate.campaign.worker import Worker
@@ -88,6 +89,9 @@ def test_an_outcome_that_is_not_its_runs_is_refused_and_results_stay(study, dama
         write_results(study, PLAN, Cells(study))
     assert "\n" not in str(refused.value)
     assert (study / "results.json").read_bytes() == before
+    with pytest.raises(UserError, match=ONE):
+        pack(study, study.parent / "x.tar")
+    assert not (study.parent / "x.tar").exists()
 
 
 def test_an_outcome_of_format_1_is_read(study):
