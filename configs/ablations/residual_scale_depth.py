@@ -15,7 +15,7 @@ from gpt2_jax import config as configs
 from gpt2_jax.ablate.campaign import Campaign, Search, crossed, grid
 
 BASE = {"model.base_n_layer": 4, "model.base_n_embd": 64}  # where CompleteP changes nothing
-COMPLETEP = {"model.placement": "completep"} | BASE
+COMPLETEP = {"name": "placement=completep", "model.placement": "completep"} | BASE
 
 
 def get_config() -> ConfigDict:
@@ -46,7 +46,7 @@ def get_campaign() -> Campaign:
             grid({"model.n_layer": (4, 8, 16, 32)}),
             [*grid({"model.placement": ("pre_ln", "deepnorm", "lns")}), COMPLETEP],
         ),
-        baseline={"model.placement": "pre_ln"} | dict.fromkeys(BASE),
+        baseline={"model.placement": "pre_ln"},
         search=Search(lowest=2.0**-11, n=6),
         seeds=(1, 2, 3, 4, 5),
     )

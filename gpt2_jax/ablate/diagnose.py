@@ -151,7 +151,8 @@ def write(found: Sequence[Diagnosis], out: Path) -> None:
         _write_csv(folder / "blocks.csv", ["block", *BY_BLOCK], rows)
         depths = sorted({d.n_layer for d in found})
         for depth in depths:
-            plot_by_block([d for d in found if d.n_layer == depth], folder / f"blocks_{depth}")
+            ones = [d for d in found if d.n_layer == depth]
+            plot_by_block(ones, folder / f"blocks_{depth}", found)
         if len(depths) > 1:
             plot_by_depth(found, folder / "depth")
 

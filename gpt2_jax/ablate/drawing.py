@@ -22,15 +22,36 @@ COLOURS = (
 MARKERS = "os^Dv<>Pp*X"
 
 
-def style(i: int) -> dict[str, Any]:
-    """Returns colour, marker and width of the i-th line."""
-    return {
-        "color": COLOURS[i % len(COLOURS)],
-        "marker": MARKERS[i % len(MARKERS)],
-        "markersize": 3,
-        "linewidth": 1.1,
-        "linestyle": ("-", "--", ":")[i // len(COLOURS) % 3],
-    }
+LINES = ("-", "--", ":", "-.")
+FONT = 9.0  # points: some 14 pixels where a page shows a figure 800 pixels wide
+
+Look = dict[str, Any]  # colour, marker and line, as `plot` takes them
+
+
+def looks(models: Sequence[tuple[Any, Any]]) -> list[Look]:
+    """Returns how each of these (what it is, its depth) is drawn: the same in every figure.
+
+    Colour is what a model is, and line and marker are its depth. Where all are of one depth the
+    marker goes with the colour; where all are one thing, the colour goes with the depth.
+    """
+    kinds = list(dict.fromkeys(kind for kind, _ in models))
+    depths = sorted({depth for _, depth in models}, key=lambda d: (d is not None, d))
+    out = []
+    for kind, depth in models:
+        i, j = kinds.index(kind), depths.index(depth)
+        colour = i if len(kinds) > 1 else j
+        mark = j if len(depths) > 1 else i
+        line = j if len(depths) > 1 else i // len(COLOURS)
+        out.append(
+            {
+                "color": COLOURS[colour % len(COLOURS)],
+                "marker": MARKERS[mark % len(MARKERS)],
+                "markersize": 4,
+                "linewidth": 1.4,
+                "linestyle": LINES[line % len(LINES)],
+            }
+        )
+    return out
 
 
 def panels(rows: int, columns: int, height: float = 2.1, **options: Any) -> tuple[Any, list[Any]]:
@@ -41,7 +62,7 @@ def panels(rows: int, columns: int, height: float = 2.1, **options: Any) -> tupl
       options: of `plt.subplots`.
     """
     matplotlib = load_matplotlib()
-    matplotlib.rcParams.update({"pdf.fonttype": 42, "font.size": 7.5, "axes.titlesize": 8})
+    matplotlib.rcParams.update({"pdf.fonttype": 42, "font.size": FONT, "axes.titlesize": FONT})
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(
@@ -73,8 +94,9 @@ def finish(panel: Any, title: str, label: str, logarithmic: bool) -> None:
     middle = float(np.mean(values)) if len(values) else 0.0
     if len(values) and np.ptp(values) < FLAT * abs(middle):  # equal within rounding
         panel.set_ylim(*sorted((0.9 * middle, 1.1 * middle)))
-    positive = values[np.isfinite(values) & (values > 0)]
-    if logarithmic and len(positive):
+    finite = values[np.isfinite(values)]
+    positive = finite[finite > 0]
+    if logarithmic and len(positive) and not np.any(finite < 0):
         _logarithmic(panel, float(np.log10(np.max(positive) / np.min(positive))))
 
 
@@ -106,16 +128,15 @@ def legend(figure: Any, axes: Sequence[Any]) -> None:
     if not known:
         return
     longest = max(map(len, known))
-    columns = max(1, min(len(known), int(WIDTH / (0.45 + 0.058 * longest))))
+    columns = max(1, min(len(known), int(WIDTH / (0.5 + 0.0077 * FONT * longest))))
     rows = -(-len(known) // columns)
-    figure.set_figheight(figure.get_figheight() + 0.1 + 0.15 * rows)
+    figure.set_figheight(figure.get_figheight() + 0.1 + 0.018 * FONT * rows)
     figure.legend(
         known.values(),
         known,
         loc="outside lower center",
         ncols=columns,
         frameon=False,
-        fontsize=7.5,
     )
 
 

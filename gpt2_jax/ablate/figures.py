@@ -8,40 +8,47 @@ from pathlib import Path
 import numpy as np
 
 from gpt2_jax.ablate.diagnosis import Diagnosis
-from gpt2_jax.ablate.drawing import finish, legend, panels, save, style
+from gpt2_jax.ablate.drawing import Look, finish, legend, looks, panels, save
 
-# (title, figure drawn solid, figure drawn dashed, logarithmic)
+# (title, figure, figure drawn thin, logarithmic)
 BLOCK_PANELS = (
     ("stream RMS", "stream_rms", None, True),
-    ("branch / stream (MLP dashed)", "attn_ratio", "mlp_ratio", True),
+    ("branch / stream (MLP thin)", "attn_ratio", "mlp_ratio", True),
     ("cosine, before and after", "cosine", None, False),
-    ("gradient (of many batches dashed)", "grad_norm", "mean_grad_norm", True),
-    ("first update, Adam (SGD dashed)", "adam_change", "sgd_change", True),
+    ("gradient (of many batches thin)", "grad_norm", "mean_grad_norm", True),
+    ("first step, Adam (SGD thin)", "adam_change", "sgd_change", True),
     ("loss when skipped (nats)", "skip_cost", None, False),
     ("attention entropy (nats)", "entropy", None, False),
-    ("largest attention logit", "largest_score", None, False),
+    ("largest attention logit", "largest_score", None, True),
 )
 DEPTH_PANELS = (
     ("gradient norm, last block", "grad_norm", None),
     ("stream RMS, last block", "stream_rms", None),
-    ("first update, Adam (SGD dashed)", "adam_model_change", "sgd_model_change"),
+    ("first step, Adam (SGD thin)", "adam_model_change", "sgd_model_change"),
 )
 
 
-def plot_by_block(diagnoses: Sequence[Diagnosis], path: Path) -> None:
+THIN: Look = {"linewidth": 0.7, "marker": ""}
+
+
+def plot_by_block(
+    diagnoses: Sequence[Diagnosis], path: Path, among: Sequence[Diagnosis] | None = None
+) -> None:
     """Draws every figure against the block's number; models of one depth, a colour each.
 
     Args:
       path: without a suffix; `.pdf` and `.png` are added.
+      among: all models that are drawn anywhere, so that each keeps its colour; unset: these.
     """
     figure, axes = panels(3, 3)
-    for panel, (title, solid, dashed, logarithmic) in zip(axes, BLOCK_PANELS, strict=False):
-        for i, one in enumerate(diagnoses):
+    every = looks_of(among or diagnoses)
+    for panel, (title, main, thin, logarithmic) in zip(axes, BLOCK_PANELS, strict=False):
+        for one in diagnoses:
             blocks = np.arange(1, one.n_layer + 1)
-            look = {**style(i), "markevery": max(1, one.n_layer // 6)}
-            panel.plot(blocks, one.by_block[solid], label=one.name, **look)
-            if dashed:
-                panel.plot(blocks, one.by_block[dashed], **look | {"linestyle": "--"})
+            look = {**every[one.name, one.n_layer], "markevery": max(1, one.n_layer // 6)}
+            panel.plot(blocks, one.by_block[main], label=one.name, **look)
+            if thin:
+                panel.plot(blocks, one.by_block[thin], **look | THIN)
         finish(panel, title, "block", logarithmic)
     legend(figure, axes)
     save(figure, path)
@@ -51,15 +58,15 @@ def plot_by_depth(diagnoses: Sequence[Diagnosis], path: Path) -> None:
     """Draws what the whole model does against its number of blocks."""
     figure, axes = panels(1, 3)
     names = list(dict.fromkeys(one.name for one in diagnoses))
+    lines = looks([(name, None) for name in names])  # depth is the axis here
     for panel, (title, *drawn) in zip(axes, DEPTH_PANELS, strict=False):
-        for i, name in enumerate(names):
+        for name, look in zip(names, lines, strict=True):
+            labelled: Look = {"label": name}
             own = sorted((d for d in diagnoses if d.name == name), key=lambda d: d.n_layer)
             depths = [d.n_layer for d in own]
-            for key, line in zip(drawn, ("-", "--"), strict=False):
+            for key, more in zip(drawn, (labelled, THIN), strict=False):
                 if key is not None:
-                    values = [_number(d, key) for d in own]
-                    label = name if line == "-" else None
-                    panel.plot(depths, values, **style(i) | {"linestyle": line}, label=label)
+                    panel.plot(depths, [_number(d, key) for d in own], **look | more)
         finish(panel, title, "blocks", logarithmic=True)
         panel.set_xscale("log", base=2)
         panel.set_xticks(sorted({d.n_layer for d in diagnoses}))
@@ -67,6 +74,15 @@ def plot_by_depth(diagnoses: Sequence[Diagnosis], path: Path) -> None:
         panel.minorticks_off()
     legend(figure, axes)
     save(figure, path)
+
+
+def looks_of(diagnoses: Sequence[Diagnosis]) -> dict[tuple[str, int], Look]:
+    """Returns how each model is drawn, by its name and depth."""
+    keys = [(one.name, one.n_layer) for one in diagnoses]
+    # A run's name is `placement (folder)`, of which the placement is what it is.
+    models = [(name.partition(" (")[0], depth) for name, depth in keys]
+    distinct = len(set(models)) == len(models)
+    return dict(zip(keys, looks(models if distinct else keys), strict=True))
 
 
 def _number(diagnosis: Diagnosis, key: str) -> float:

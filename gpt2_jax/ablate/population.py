@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -36,6 +37,7 @@ from gpt2_jax.train.step import Metrics, make_step
 
 MEMBERS = "members"
 AT_ONCE = 25  # updates a dispatch
+TRIALS = 5  # dispatches that a trial's time is the median of
 SMALL = 10_000_000  # parameters up to which a device is better filled by several models
 # Fields whose values the train step takes as data; nothing is compiled anew for another value.
 DIALS = (
@@ -166,24 +168,38 @@ class Lanes:
         return min((cls(config, width, abreast=abreast) for abreast in (False, True)), key=seconds)
 
     def trial_seconds(self, n: int = 5) -> float:
-        """Returns the seconds that an update of all lanes takes, once compiled."""
-        population = Population([self.config] * self.width, self)
-        shape = (self.config.train.batch_size, self.config.data.seq_len + 1)
-        tokens = np.zeros((self.width, AT_ONCE, *shape), np.int32)
+        """Returns the seconds that a step of all lanes takes, once compiled: a median."""
+        population, taken = Population([self.config] * self.width, self), []
+        tokens = np.zeros((self.width, AT_ONCE, *self._batch_shape), np.int32)
         jax.block_until_ready(population.advance(tokens, 1))
-        started = time.monotonic()
-        jax.block_until_ready(population.advance(tokens, n))
-        return (time.monotonic() - started) / n
+        for _ in range(TRIALS):
+            started = time.monotonic()
+            jax.block_until_ready(population.advance(tokens, n))
+            taken.append((time.monotonic() - started) / n)
+        return statistics.median(taken)
+
+    def compile_all(self) -> None:
+        """Compiles all that a member is trained, scored and observed with."""
+        self.train()
+        population = Population([self.config] * self.width, self)
+        rows, length = self._batch_shape
+        scored = np.zeros((rows // self.config.train.accumulation, length), np.int32)
+        jax.block_until_ready(population.sums(0, scored, np.ones(scored[:, 1:].shape, np.float32)))
+        if self.config.track.diagnostics_every is not None:
+            population.figures(0, np.zeros((self.width, rows, length), np.int32))
+
+    @property
+    def _batch_shape(self) -> tuple[int, int]:
+        return self.config.train.batch_size, self.config.data.seq_len + 1
 
     def lower(self, rows: int = AT_ONCE) -> jax.stages.Lowered:
         """Returns the program of up to `rows` updates, with nothing allocated or compiled."""
         dials = dials_of(self.config)
         init = lambda seed: new_state(self.structure, self._optimizer(dials), seed)
-        batch = (self.config.train.batch_size, self.config.data.seq_len + 1)
         one = (
             jax.eval_shape(init, np.uint32(0)),
             dials,
-            jax.ShapeDtypeStruct((rows, *batch), jnp.int32),
+            jax.ShapeDtypeStruct((rows, *self._batch_shape), jnp.int32),
         )
         members = lambda x: jax.ShapeDtypeStruct(
             (self.width, *x.shape), x.dtype, sharding=self.by_member

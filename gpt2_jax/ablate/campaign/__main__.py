@@ -20,7 +20,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from gpt2_jax import cli
-from gpt2_jax.ablate.campaign.definition import Definition, load, write
+from gpt2_jax.ablate.campaign.definition import Definition, check_place, check_same, load, write
 from gpt2_jax.ablate.campaign.submit import CLUSTERS, parse_resources, submit
 from gpt2_jax.errors import EXIT_FINISHED, UserError
 from gpt2_jax.track.screen import forgiving_output
@@ -109,6 +109,8 @@ def run(definition: Definition, workdir: Path, shard: tuple[int, int]) -> int:
     if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", cores())
     configure_devices(definition.base)
+    check_place(workdir)
+    check_same(workdir, definition)
     worker = Worker(definition.base, definition.campaign, workdir, shard)
     known = worker.check()
     keep_freed_memory(worker.config(known[0]))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import itertools
 import math
 import re
 import shlex
+import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,19 +19,21 @@ from ml_collections import ConfigDict
 
 from gpt2_jax import config as configs
 from gpt2_jax.ablate.campaign.design import RATE, SEED, Campaign, Search, Values, describe
+from gpt2_jax.ablate.campaign.outcomes import Outcome, check_derived, read_outcome, write_outcome
 from gpt2_jax.config_check import check
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
-from gpt2_jax.files import disk_errors, write_json
+from gpt2_jax.files import disk_errors
 from gpt2_jax.model.structure import structure
-from gpt2_jax.track.metrics import read_rows
+from gpt2_jax.track.metrics import Row, read_rows
 from gpt2_jax.train.origin import adopt, open_origin
 
-ATTEMPTS = 2  # at a cell that fails for another reason than divergence
 ENDLESS = 2**31 - 1  # updates, while their number is not known
 DEFINITION = "campaign.json"  # in a campaign's directory
 # What a cell has of its own without being another run for it.
 SILENT = ("track.", "train.sample_tokens", "mesh.data")
+# Where the same text is: on another machine it may be elsewhere, and its hash shows that it is it.
+MOVABLE = ("data.source", "data.val_source", "data.tokenizer")
 
 Purpose = Literal["search", "verdict"]
 
@@ -56,42 +60,13 @@ class Cell:
         return self.values[SEED]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a cell.
-
-    Attributes:
-      step: updates done. loss, start_loss: validation losses at the end and before the first
-        update, None where there is none. guess_loss: `guessing` of the validation text.
-      reason: why it is not finished.
-    """
-
-    status: Literal["finished", "diverged", "failed"]
-    step: int
-    loss: float | None
-    start_loss: float | None
-    guess_loss: float | None = None
-    reason: str | None = None
-    attempts: int = 1
-
-    @property
-    def is_final(self) -> bool:
-        """Whether nothing more is to be done."""
-        return self.status != "failed" or self.attempts >= ATTEMPTS
-
-    @property
-    def score(self) -> float:
-        """The final loss; infinite for a run that did not come to its end."""
-        return math.inf if self.loss is None else self.loss
-
-
 Outcomes = Mapping[str, Outcome]
 
 
 def cell_name(values: Values) -> str:
     """Returns a name that is a folder's as well; long or strange ones end in a hash."""
     described = describe(values)
-    name = re.sub(r"[^\w=.,+-]", "_", described)[:120]
+    name = re.sub(r"[^\w=.,+-]", "_", described, flags=re.ASCII)[:120]
     if name == described:
         return name
     return f"{name}-{hashlib.sha256(repr(sorted(values.items())).encode()).hexdigest()[:8]}"
@@ -125,9 +100,9 @@ class Plan:
             out += searched.cells
             if searched.settled:
                 out += self.verdict_cells(i, searched.best)
-        names = [cell.name for cell in out]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise UserError(f"two cells of the campaign have the name {sorted(twice)[0]}")
+        names = Counter(cell.name for cell in out)
+        if twice := sorted(name for name, n in names.items() if n > 1):
+            raise UserError(f"two cells of the campaign have the name {twice[0]}")
         return out
 
     def searched(self, variant: int, outcomes: Outcomes) -> Searched:
@@ -274,15 +249,19 @@ class Cells:
         return len(there - {cell.name for cell in cells})
 
     def outcome(self, name: str) -> Outcome | None:
-        """Returns what became of a cell, None if it did not come to an end yet."""
+        """Returns what became of a cell, None if it did not come to an end yet.
+
+        Raises:
+          UserError: if its outcome, or its run since then, was changed or lost.
+        """
         if name not in self._final:
             path = self._outcome_path(name)
             if not path.exists():
                 return None
-            try:
-                outcome = Outcome(**json.loads(path.read_text(encoding="utf-8")))
-            except (ValueError, TypeError) as error:
-                raise UserError(f"{path} is damaged ({error}); remove it") from None
+            outcome, is_certain = read_outcome(path, self.path(name))
+            if not is_certain and outcome.status == "finished":
+                derived = self.judge(name, None, outcome.guess_loss)
+                check_derived(path, outcome, derived)
             if not outcome.is_final:
                 return outcome
             self._final[name] = outcome
@@ -297,7 +276,14 @@ class Cells:
         """Writes what became of a cell."""
         with disk_errors("outcomes/"):
             self._ends.mkdir(parents=True, exist_ok=True)
-            write_json(self._outcome_path(name), asdict(outcome))
+            write_outcome(self._outcome_path(name), outcome, self.path(name))
+
+    def drop_checkpoints(self, name: str) -> None:
+        """Removes the checkpoints of a cell that is not to be trained any more."""
+        folder = self.path(name) / "checkpoints"
+        outcome = self.outcome(name)
+        if outcome is not None and outcome.status != "failed" and folder.is_dir():
+            shutil.rmtree(folder, ignore_errors=True)  # another worker removes it as well
 
     def forget_failures(self, cells: list[Cell]) -> int:
         """Makes cells that failed count as not tried, and returns how many they were."""
@@ -307,7 +293,7 @@ class Cells:
             self._outcome_path(name).unlink(missing_ok=True)
         return len(failed)
 
-    def judge(self, name: str, diverged: str | None, guess_loss: float) -> Outcome:
+    def judge(self, name: str, diverged: str | None, guess_loss: float | None) -> Outcome:
         """Returns the outcome that a run's own metrics tell.
 
         The loss is that of the end; with `train.patience`, which waits for the loss to rise, the
@@ -316,8 +302,11 @@ class Cells:
         Args:
           diverged: what was said when it diverged.
           guess_loss: `guessing` of the validation text.
+
+        Raises:
+          UserError: if there are none, or any is there twice or out of order.
         """
-        rows = read_rows(self.path(name) / "metrics.jsonl")
+        rows = self.rows(name)
         scored = [row for row in rows if "val/loss" in row]
         start = scored[0]["val/loss"] if scored and scored[0]["step"] == 0 else None
         patient = configs.from_json(self.path(name) / "config.json").train.patience is not None
@@ -330,6 +319,24 @@ class Cells:
             reason = diverged.partition(", and were skipped")[0]  # what to do is for a terminal
             return Outcome("diverged", step, None, start, guess_loss, reason)
         return Outcome("finished", step, loss, start, guess_loss)
+
+    def rows(self, name: str) -> list[Row]:
+        """Returns a cell's metrics.
+
+        Raises:
+          UserError: if there are none, or any is there twice or out of order.
+        """
+        path = self.path(name) / "metrics.jsonl"
+        rows = read_rows(path)
+        if not rows:
+            raise UserError(f"{path} has no rows; bring the old one back")
+        for before, after in itertools.pairwise(row["step"] for row in rows):
+            if before >= after:
+                raise UserError(
+                    f"{path} has step {after} after step {before}; bring the old one back, or "
+                    f"remove {self.path(name)} to have the cell trained again"
+                )
+        return rows
 
     def _outcome_path(self, name: str) -> Path:
         return self._ends / f"{name}.json"  # a cell's own directory is a run's and nothing else

@@ -3,7 +3,8 @@
 `claims/CELL.0` is the first claim on a cell, `CELL.1` the next, and the one with the highest number
 holds. A claim is made by creating its file, which only one process can do, and is never deleted, so
 that two workers who find the same dead owner cannot both take its place. Owners touch their files;
-one that has not for a while, or whose process is gone from this machine, is dead.
+one that has not for a while, or whose process is gone from this machine, is dead. So is one whose
+claim is dated in the future: it was copied from a machine whose clock is ahead.
 """
 
 from __future__ import annotations
@@ -48,6 +49,9 @@ class Claims:
             folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> Self:
+        for clock in self._folder.glob(".clock-*"):
+            if clock != self._clock and self._is_free(clock):
+                clock.unlink(missing_ok=True)  # its owner was killed, or makes it again
         self._thread.start()
         return self
 
@@ -74,6 +78,18 @@ class Claims:
         self._held[cell] = number
         return True
 
+    def others(self) -> list[str]:
+        """Returns the cells that other workers, alive as far as is known, have."""
+        cells = {path.name.rpartition(".")[0] for path in self._folder.glob("*.*")} - {""}
+        latest = {cell: self._highest(cell) for cell in sorted(cells)}
+        return [
+            cell
+            for cell, number in latest.items()
+            if number is not None
+            and cell not in self._held
+            and not self._is_free(self._path(cell, number))
+        ]
+
     def is_held(self, cell: str) -> bool:
         """Returns whether a claim of this worker still holds: nobody took it for dead."""
         return cell in self._held and self._highest(cell) == self._held[cell]
@@ -98,23 +114,29 @@ class Claims:
     def _is_free(self, path: Path) -> bool:
         try:
             owner = json.loads(path.read_text(encoding="utf-8"))
-            age = self._now() - path.stat().st_mtime
+            age = self.now() - path.stat().st_mtime
+            if not isinstance(owner, dict):
+                raise ValueError
         except (OSError, ValueError):
             owner, age = {}, self._age_of_torn(path)
         if owner.get("owner", "unknown") is None:
             return True
         if owner.get("host") == self._me["host"]:
             return _born(owner["pid"]) != owner["born"]
-        return age > self._dead
+        return abs(age) > self._dead
 
     def _age_of_torn(self, path: Path) -> float:
         """Returns the age of a claim whose owner was killed, or is not done, writing it."""
-        return self._now() - path.stat().st_mtime if path.exists() else 0.0
+        return self.now() - path.stat().st_mtime if path.exists() else 0.0
 
-    def _now(self) -> float:
+    def now(self) -> float:
         """Returns the time as the file system has it, which is everybody's."""
-        self._clock.touch()
-        return self._clock.stat().st_mtime
+        # By its descriptor: another worker may remove the file between two calls by name.
+        descriptor = os.open(self._clock, os.O_RDWR | os.O_CREAT, 0o644)
+        with open(descriptor, "w") as file:
+            json.dump(self._me, file)
+            file.flush()
+            return os.fstat(descriptor).st_mtime
 
     def _work(self) -> None:
         while not self._ended.wait(self._beat):

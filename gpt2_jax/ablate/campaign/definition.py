@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
+import re
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from gpt2_jax import config as configs
-from gpt2_jax.ablate.campaign.cells import DEFINITION
-from gpt2_jax.ablate.campaign.design import Campaign, Search
+from gpt2_jax.ablate.campaign.cells import DEFINITION, MOVABLE, SILENT
+from gpt2_jax.ablate.campaign.design import RATE, Campaign, Search
+from gpt2_jax.ablate.campaign.stored import VERSION, Damaged, read_stored
+from gpt2_jax.ablate.campaign.variants import given
 from gpt2_jax.config_file import executing
 from gpt2_jax.errors import UserError
-from gpt2_jax.files import disk_errors, read_json, write_json
+from gpt2_jax.files import disk_errors, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +82,7 @@ def write(workdir: Path, definition: Definition) -> None:
         write_json(
             workdir / DEFINITION,
             {
+                "format_version": VERSION,
                 "file": definition.file,
                 "given": definition.given.to_dict(),
                 "base": definition.base.to_dict(),
@@ -92,16 +98,73 @@ def read(workdir: Path) -> Definition:
       UserError: if there is no campaign.
     """
     path = workdir / DEFINITION
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path's, also where a name is too long to be one
         raise UserError(f"{path} does not exist: is this a campaign's work directory?")
-    stored = read_json(path)
+    stored = read_stored(path)
     try:
-        fields = stored["campaign"]
+        fields: dict[str, Any] = dict(stored["campaign"])
         if fields["search"] is not None:
             fields["search"] = Search(**fields["search"])
-        campaign, file = Campaign(**fields), str(stored["file"])
-        given, base = stored["given"], stored["base"]
+        first, base = (configs.from_dict(stored[name], path) for name in ("given", "base"))
+        return Definition(str(stored["file"]), first, base, Campaign(**fields))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from None
-    campaign.check()
-    return Definition(file, configs.from_dict(given, path), configs.from_dict(base, path), campaign)
+        raise Damaged(f"{path} is damaged ({type(error).__name__}: {error})") from None
+
+
+def check_place(workdir: Path) -> None:
+    """Refuses a place where no directory can be made, before anything is computed.
+
+    Raises:
+      UserError: saying why.
+    """
+    if "://" in str(workdir) or re.match(r"\w+:/", str(workdir)):
+        raise UserError(f"--workdir={workdir} is a remote path; a campaign needs a mounted one")
+    try:
+        there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: {error.strerror}; choose another") from None
+    if not there.is_dir():
+        raise UserError(f"--workdir={workdir}: {there} is a file; choose another")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"--workdir={workdir}: {there} cannot be written; choose another")
+
+
+def check_same(workdir: Path, definition: Definition) -> None:
+    """Refuses a directory with the cells of another campaign, which this one would mix with.
+
+    A changed file may add and drop variants and seeds; what all cells share it may not change.
+
+    Raises:
+      UserError: naming what differs.
+    """
+    if not (workdir / DEFINITION).exists() or not _has_cells(workdir):
+        return
+    old, new = read(workdir), definition
+    shared = lambda variants: [tuple(sorted(map(repr, given(v).items()))) for v in variants]
+    if not set(shared(old.campaign.variants)) & set(shared(new.campaign.variants)):
+        raise UserError(
+            f"--workdir={workdir} holds another campaign, of {old.file}, which has none of the "
+            f"variants of {new.file}; choose another --workdir"
+        )
+    open_ = set.intersection(*map(set, (*old.campaign.variants, *new.campaign.variants)))
+    open_ |= {RATE} if old.campaign.search and new.campaign.search else set()
+    if new.campaign.tokens or new.campaign.flops:
+        open_.add("train.steps")
+    changed = {
+        name: values
+        for name, values in configs.difference(old.base, new.base).items()
+        if name not in open_ and not name.startswith((*SILENT, *MOVABLE))
+    }
+    budget = lambda campaign: (campaign.tokens, campaign.flops)
+    if budget(old.campaign) != budget(new.campaign):
+        changed["tokens, flops"] = (budget(old.campaign), budget(new.campaign))
+    if changed:
+        listed = ", ".join(f"{name} (was {a!r}, now {b!r})" for name, (a, b) in changed.items())
+        raise UserError(
+            f"--workdir={workdir} was begun with another config: {listed}; what all cells share "
+            "cannot change within a campaign: set it back, or take another --workdir"
+        )
+
+
+def _has_cells(workdir: Path) -> bool:
+    return any(any((workdir / name).glob("*")) for name in ("cells", "outcomes"))

@@ -12,11 +12,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpt2_jax.config import FIELDS, validated
+from gpt2_jax.ablate.campaign import inputs
+from gpt2_jax.ablate.campaign.variants import (
+    NAME,
+    Values,
+    baseline_values,
+    given,
+    matched_fields,
+    without_name,
+)
+from gpt2_jax.config import FIELDS
 from gpt2_jax.config_field import INT_MAX, Field
 from gpt2_jax.errors import UserError, suggestion
-
-Values = dict[str, Any]  # {"section.field": value}
 
 RATE, SEED = "optimizer.peak_lr", "seed"
 EXTENSION = 2  # rates that a search adds at a time
@@ -34,8 +41,16 @@ SEARCH_NUMBERS = {
 
 
 def grid(axes: Mapping[str, Sequence[Any]]) -> list[Values]:
-    """Returns every combination of the axes' values, the last axis changing fastest."""
-    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    """Returns every combination of the axes' values, the last axis changing fastest.
+
+    Raises:
+      UserError: if an axis has no values, or there are more combinations than can be trained.
+    """
+    listed = inputs.axes_of(axes)
+    inputs.check_size(map(len, listed.values()))
+    return [
+        dict(zip(listed, values, strict=True)) for values in itertools.product(*listed.values())
+    ]
 
 
 def zipped(axes: Mapping[str, Sequence[Any]]) -> list[Values]:
@@ -44,17 +59,27 @@ def zipped(axes: Mapping[str, Sequence[Any]]) -> list[Values]:
     Raises:
       UserError: if an axis is longer than another.
     """
-    if len(lengths := {len(values) for values in axes.values()}) > 1:
+    listed = inputs.axes_of(axes)
+    if len(lengths := {len(values) for values in listed.values()}) > 1:
         raise UserError(f"zipped axes differ in length: {sorted(lengths)}")
-    return [dict(zip(axes, values, strict=True)) for values in zip(*axes.values(), strict=True)]
+    return [dict(zip(listed, values, strict=True)) for values in zip(*listed.values(), strict=True)]
 
 
 def crossed(*lists: Sequence[Values]) -> list[Values]:
-    """Returns every combination of an entry of each list."""
-    return [
-        {name: value for entry in chosen for name, value in entry.items()}
-        for chosen in itertools.product(*lists)
-    ]
+    """Returns every combination of an entry of each list.
+
+    Of entries with a `name`, the combination's name is made of these and the others' fields.
+    """
+    inputs.check_size(map(len, lists))
+    return [_merged(chosen) for chosen in itertools.product(*lists)]
+
+
+def _merged(entries: Sequence[Values]) -> Values:
+    merged = {field: value for entry in entries for field, value in entry.items()}
+    if NAME in merged:
+        parts = [entry.get(NAME) or describe(entry) for entry in entries]
+        merged[NAME] = ",".join(part for part in parts if part)
+    return merged
 
 
 def without(variants: Sequence[Values], *excluded: Values) -> list[Values]:
@@ -82,7 +107,12 @@ class Search:
     most: int = 15
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seeds", tuple(_plain(seed) for seed in self.seeds))
+        set_ = lambda name, value: object.__setattr__(self, name, value)
+        set_("seeds", inputs.seeds_of(self.seeds, "the search's seeds="))
+        for name, kind in (("lowest", float), ("ratio", float), ("n", int), ("most", int)):
+            set_(name, inputs.number(getattr(self, name), f"the search's {name}=", kind))
+            if getattr(self, name) is None:
+                raise UserError(f"the search's {name}= is not set")
 
     def rate(self, k: int) -> float:
         """Returns the rate number k, which may be negative."""
@@ -114,9 +144,10 @@ class Campaign:
     """What is compared with what.
 
     Attributes:
-      variants: fields that each variant sets.
-      baseline: fields whose values make a variant that which it is compared with; None: the
-        base's value.
+      variants: fields that each variant sets, and its `name` in the report if it has one.
+      baseline: the values of the variant that the others are compared with; every other field is
+        at the base's value, except those that all variants set: these are compared at equal
+        values (in a grid over depth, at the same depth). None: the base's value.
       seeds: of the runs that the verdict is about; the same for every variant, so that runs of
         one seed see the same data in the same order.
       search: of each variant's learning rate; None: they train at the rate that they have.
@@ -124,6 +155,8 @@ class Campaign:
       at_once: cells trained together by one program; unset: one a core on a CPU, 16 a device
         elsewhere, where a model has at most `population.SMALL` parameters. 1: one after the
         other, each on all devices.
+      names: of the variants, as their `name` entries give them; empty if none has one.
+      keep_checkpoints: whether cells keep their checkpoints once they are finished.
     """
 
     variants: Sequence[Values]
@@ -133,21 +166,26 @@ class Campaign:
     tokens: int | None = None
     flops: float | None = None
     at_once: int | None = None
+    names: Sequence[str | None] = ()
+    keep_checkpoints: bool = True
 
     def __post_init__(self) -> None:
         # As campaign.json gives them back: lists as tuples, numpy's numbers as Python's.
         set_ = lambda name, value: object.__setattr__(self, name, value)
-        set_("variants", [_plain_values(variant) for variant in self.variants])
-        set_("baseline", _plain_values(self.baseline))
-        set_("seeds", tuple(_plain(seed) for seed in self.seeds))
+        variants = inputs.variants_of(self.variants)
+        set_("names", inputs.names_of(variants, self.names))
+        set_("variants", [without_name(variant) for variant in variants])
+        set_("baseline", without_name(inputs.values_of(self.baseline, "baseline")))
+        set_("seeds", inputs.seeds_of(self.seeds, "the campaign's seeds="))
+        for name, kind in (("tokens", int), ("flops", float), ("at_once", int)):
+            set_(name, inputs.number(getattr(self, name), f"the campaign's {name}=", kind))
 
     def baseline_of(self, variant: Values) -> Values:
-        """Returns the variant that this one is compared with; of the baseline, itself.
+        """Returns the variant that this one is compared with; of a baseline, itself.
 
         Where there is none, the values that it would have.
         """
-        wanted = _given(variant | self.baseline)
-        return next((other for other in self.variants if _given(other) == wanted), wanted)
+        return baseline_values(variant, self.variants, self.baseline)
 
     def check(self) -> None:
         """Refuses what makes no campaign.
@@ -159,28 +197,51 @@ class Campaign:
             raise UserError("the campaign has no variants")
         for name in {name for variant in self.variants for name in (*variant, *self.baseline)}:
             self._check_field(name)
-        self._check_values()
-        for i, variant in enumerate(self.variants):
-            if variant in self.variants[:i]:
-                raise UserError(f"the campaign has the variant {describe(variant)} twice")
-            if (wanted := self.baseline_of(variant)) not in self.variants:
-                raise UserError(
-                    f"the campaign has no variant {describe(wanted) or 'that is the base'}, which "
-                    f"{describe(variant)} would be compared with; add it, or choose another "
-                    "baseline"
-                )
+        for values in (*self.variants, self.baseline):
+            inputs.check_types(values)
+        self._check_comparisons()
+        if not isinstance(self.keep_checkpoints, bool):
+            raise UserError("the campaign's keep_checkpoints= must be True or False")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"the campaign's seeds={self.seeds} must be some, each once")
         if self.tokens is not None and self.flops is not None:
             raise UserError("the campaign's budget is in tokens or in FLOPs, not in both")
+        _check_numbers(self, NUMBERS, "the campaign's ")
         if self.search is not None:
+            if not isinstance(self.search, Search):
+                raise UserError("the campaign's search= must be a Search, or None")
+            _check_numbers(self.search, SEARCH_NUMBERS, "the campaign's search: ")
             _check_search(self.search, self.seeds)
+            inputs.check_rates(self.search.lowest, self.search.ratio, self.search.most)
+        tried = self.search.most * len(self.search.seeds) if self.search else 0
+        inputs.check_cells(len(self.variants), tried + len(self.seeds))
 
-    def _check_values(self) -> None:
-        for values in (*self.variants, _given(self.baseline)):
-            for name, value in values.items():
-                validated(name, value, f"the campaign: {name}")
-        _check_numbers(self)
+    def _check_comparisons(self) -> None:
+        """Refuses variants that are there twice, or have nothing to be compared with."""
+        fields = [given(variant) for variant in self.variants]
+        compared = [self.baseline_of(variant) for variant in self.variants]
+        for i, (variant, other) in enumerate(zip(self.variants, compared, strict=True)):
+            said = describe(variant) or "that is the base"
+            if fields[i] in fields[:i]:
+                raise UserError(f"the campaign has the variant {said} twice")
+            if other not in self.variants:
+                raise UserError(
+                    f"the campaign has no variant {describe(other) or 'that is the base'}, which "
+                    f"{said} would be compared with; add it, or choose another baseline"
+                )
+        alone = [variant for variant in compared if compared.count(variant) == 1]
+        if alone and len(fields) > 1:
+            raise UserError(
+                f"the campaign compares {describe(alone[0])} with nothing but itself: "
+                f"{self._parted(alone[0])} sets it apart; name in baseline= the variant that the "
+                "others are to be compared with"
+            )
+
+    def _parted(self, variant: Values) -> str:
+        """Returns the matched fields that set a variant apart from all others."""
+        matched = matched_fields(self.variants, self.baseline)
+        values = {name: [other.get(name) for other in self.variants] for name in matched}
+        return ", ".join(n for n in matched if any(v != variant.get(n) for v in values[n]))
 
     def _check_field(self, name: str) -> None:
         if name not in FIELDS:
@@ -193,34 +254,10 @@ class Campaign:
             raise UserError("the campaign has train.steps as an axis and a budget; take one")
 
 
-def _check_numbers(campaign: Campaign) -> None:
+def _check_numbers(of: Campaign | Search, fields: Mapping[str, Field], label: str) -> None:
     """Refuses numbers of a wrong type or out of bounds, by name."""
-    for name, field in NUMBERS.items():
-        field.validated(getattr(campaign, name), f"the campaign's {name}")
-    for seed in campaign.seeds:
-        validated(SEED, seed, "the campaign's seeds: one")
-    if (search := campaign.search) is None:
-        return
-    for name, field in SEARCH_NUMBERS.items():
-        field.validated(getattr(search, name), f"the campaign's search: {name}")
-    for seed in search.seeds:
-        validated(SEED, seed, "the campaign's search: seed")
-    for k in (0, search.n - 1):
-        validated(RATE, search.rate(k), f"the campaign's search: rate {k}")
-
-
-def _given(values: Values) -> Values:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _plain_values(values: Values) -> Values:
-    return {name: _plain(value) for name, value in values.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return tuple(_plain(one) for one in value)
-    return value.item() if hasattr(value, "item") else value
+    for name, field in fields.items():
+        field.validated(getattr(of, name), f"{label}{name}")
 
 
 def _check_search(search: Search, seeds: tuple[int, ...]) -> None:
@@ -238,8 +275,7 @@ def _check_search(search: Search, seeds: tuple[int, ...]) -> None:
 
 def describe(values: Values) -> str:
     """Returns `placement=post_ln,n_layer=8`: the last words of the fields where those are clear."""
-    set_ = {name: value for name, value in values.items() if value is not None}
-    return ",".join(f"{short(name)}={_shown(value)}" for name, value in set_.items())
+    return ",".join(f"{short(name)}={_shown(value)}" for name, value in given(values).items())
 
 
 def count(n: int, word: str) -> str:

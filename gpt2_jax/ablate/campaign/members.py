@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gpt2_jax import config as configs
-from gpt2_jax.ablate.campaign.cells import SILENT
+from gpt2_jax.ablate.campaign.cells import MOVABLE, SILENT
 from gpt2_jax.ablate.population import AT_ONCE, Lanes, Population
 from gpt2_jax.data.sampler import Sampler
 from gpt2_jax.data.shards import Corpus
@@ -103,10 +103,11 @@ def check_same(directory: RunDirectory, config: ConfigDict) -> None:
     """
     if not (directory.config_path.exists() and (directory.is_started() or directory.is_begun())):
         return
+    same_text = MOVABLE if "corpus" in directory.read_info() else ()  # `check_corpus` sees to it
     changed = {
         name: values
         for name, values in configs.difference(directory.read_config_beside(config), config).items()
-        if not name.startswith(SILENT)
+        if not name.startswith((*SILENT, *same_text))
     }
     if changed:
         listed = ", ".join(f"{name} (was {a!r}, now {b!r})" for name, (a, b) in changed.items())

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Sequence
-from datetime import timedelta
+from collections.abc import Iterable, Sequence
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from gpt2_jax.ablate.campaign.cells import Cell
-from gpt2_jax.ablate.campaign.design import count, describe
+from gpt2_jax.ablate.campaign.design import describe
+from gpt2_jax.ablate.campaign.estimate import expected
+from gpt2_jax.ablate.campaign.labels import comparisons
 from gpt2_jax.ablate.campaign.worker import Worker
-from gpt2_jax.ablate.population import program_key
-from gpt2_jax.model.structure import structure
-from gpt2_jax.train.evaluation import choose_windows
-from gpt2_jax.train.program import compile_program, memory_errors
 from gpt2_jax.train.report import total_tokens
-
-FORWARD = 1 / 3  # of an update's FLOPs a token
 
 
 def plan_text(worker: Worker, known: Sequence[Cell], timed: bool = True) -> str:
@@ -37,8 +30,9 @@ def plan_text(worker: Worker, known: Sequence[Cell], timed: bool = True) -> str:
     more = ", and 2 rates more wherever the best one is an edge" if search else ""
     lines = {
         "variants": "; ".join(describe(variant) for variant in campaign.variants),
-        "compared": f"with {describe(campaign.baseline)}",
+        "compared": f"\n{'':<10} ".join(comparisons(campaign)),
         "cells": f"{n_variants} variants x ({rates} + {n_seeds} fresh seeds) = {n_cells}{more}",
+        "corpus": _corpora(worker, firsts.values()),
         "budget": _range("updates", [c.train.steps for c in firsts.values()])
         + " = "
         + _range("tokens", [total_tokens(c) for c in firsts.values()])
@@ -48,7 +42,7 @@ def plan_text(worker: Worker, known: Sequence[Cell], timed: bool = True) -> str:
         widths = [worker.width(config) for config in firsts.values()]
         lines["together"] = _range("cells", widths) + " at a time"
         left = _left(worker, known, n_cells // n_variants)
-        lines["expected"] = _expected(worker, firsts, left) if any(left.values()) else "nothing"
+        lines["expected"] = expected(worker, firsts, left) if any(left.values()) else "nothing"
     ends = worker.cells.outcomes(list(known)).values()
     if done := sum(outcome.is_final for outcome in ends):
         lines["so far"] = f"{done} of {len(known)} cells known are done"
@@ -69,44 +63,11 @@ def _left(worker: Worker, known: Sequence[Cell], cells: int) -> dict[int, int]:
     return {variant: max(0, cells - done[variant]) for variant in sorted(variants)}
 
 
-def _expected(worker: Worker, firsts: dict[int, ConfigDict], left: dict[int, int]) -> str:
-    """Returns the time of the cells left by a trial of one variant, others by their FLOPs."""
-    open_ = [i for i in firsts if left[i]]
-    i = next((i for i in open_ if worker.width(firsts[i]) > 1), open_[0])
-    tried, started = firsts[i], time.monotonic()
-    seconds = _trial_seconds(worker, tried)
-    compiling = time.monotonic() - started
-    per_flop = seconds * tried.train.steps / _flops(tried, total_tokens(tried))
-    flops = {j: _flops(firsts[j], _tokens_equal(worker, firsts[j])) for j in open_}
-    whole = timedelta(seconds=round(per_flop * sum(left[j] * flops[j] for j in open_)))
-    programs = len({program_key(firsts[j]) for j in open_})
-    compiled = timedelta(seconds=round(compiling * programs))
-    return (
-        f"about {whole} on this machine alone ({seconds * 1e3:.1f} ms an update of "
-        f"{describe(worker.campaign.variants[i]) or 'the base'} by a short trial; the other "
-        "variants and the evaluations by their FLOPs), and to compile "
-        f"{count(programs, 'program')} at least {compiled}"
-    )
-
-
-def _trial_seconds(worker: Worker, config: ConfigDict) -> float:
-    """Returns the seconds of an update of one cell."""
-    with memory_errors():
-        if (width := worker.width(config)) > 1:
-            return worker.lanes(config).trial_seconds() / width
-        batch = np.zeros((config.train.batch_size, config.data.seq_len + 1), np.int32)
-        return compile_program(config).trial_seconds(batch)
-
-
-def _flops(config: ConfigDict, tokens: float) -> float:
-    return structure(config.model).flops_per_token(config.data.seq_len) * tokens
-
-
-def _tokens_equal(worker: Worker, config: ConfigDict) -> float:
-    """Returns the tokens whose training would take as long as a whole cell with its evaluations."""
-    train = config.train
-    n_val = len(worker.corpus(config).val)
-    windows = choose_windows(n_val, config.data.seq_len, train.eval_tokens)
-    evaluations = 1 + -(-train.steps // train.eval_every)
-    evaluated = evaluations * sum(length for _, length, _ in windows)
-    return total_tokens(config) + evaluated * FORWARD
+def _corpora(worker: Worker, configs: Iterable[ConfigDict]) -> str:
+    """Returns the texts that cells train on, each with the hash of its tokens."""
+    found = {}
+    for config in configs:
+        manifest = worker.corpus(config).manifest
+        named = f"{config.data.source} (tokenizer {config.data.tokenizer})"
+        found[manifest.corpus_hash()] = f"{named}, sha256 {manifest.corpus_hash()}"
+    return f"\n{'':<10} ".join(found.values())

@@ -15,9 +15,20 @@ from typing import IO, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from gpt2_jax.ablate.campaign.cells import Cell, Cells, Outcome, Plan, all_cells, cell_config
-from gpt2_jax.ablate.campaign.claims import Claims
+from gpt2_jax import config as configs
+from gpt2_jax.ablate.campaign.cells import (
+    SILENT,
+    Cell,
+    Cells,
+    Outcome,
+    Plan,
+    all_cells,
+    cell_config,
+)
+from gpt2_jax.ablate.campaign.claims import DEAD_SECONDS, Claims
 from gpt2_jax.ablate.campaign.design import Campaign, count
+from gpt2_jax.ablate.campaign.labels import labels
+from gpt2_jax.ablate.campaign.leftovers import sweep
 from gpt2_jax.ablate.campaign.members import Member, Wave, check_same, open_member
 from gpt2_jax.ablate.campaign.results import write_results
 from gpt2_jax.ablate.guessing import guessing
@@ -28,6 +39,8 @@ from gpt2_jax.data.shards import Corpus
 from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.errors import EXIT_FINISHED, EXIT_STOPPED, DiskError, Diverged, UserError
 from gpt2_jax.files import disk_errors
+from gpt2_jax.model.placements import AXES
+from gpt2_jax.model.placements.resolve import resolve
 from gpt2_jax.model.structure import structure
 from gpt2_jax.track.display import Display
 from gpt2_jax.train.checkpoint import Checkpoints
@@ -69,6 +82,7 @@ class Worker:
                 f"--workdir={self.workdir} is not empty and holds no campaign; choose another"
             )
         known, _ = all_cells(self.plan, self.cells)
+        self._refuse_twins()
         for cell in known:
             directory = RunDirectory(str(self.cells.path(cell.name)))
             config = self.config(cell)
@@ -76,6 +90,21 @@ class Worker:
             text = _corpus(*_data(config))
             directory.check_data(text.corpus, text.tokenizer, f"data.source={config.data.source}")
         return known
+
+    def _refuse_twins(self) -> None:
+        """Refuses two variants that are one run under two names, such as the base's own value.
+
+        Raises:
+          UserError: naming both.
+        """
+        named: dict[str, str] = {}
+        for name, cell in zip(labels(self.campaign), self._firsts(), strict=True):
+            key = _run_key(self.config(cell))
+            if (other := named.setdefault(key, name)) != name:
+                raise UserError(
+                    f"the campaign's variants {other} and {name} are the same run: one sets fields "
+                    "to the values that the other has already; drop one of them"
+                )
 
     def config(self, cell: Cell) -> ConfigDict:
         """Returns a cell's resolved config."""
@@ -97,12 +126,15 @@ class Worker:
     def _alike(self, config: ConfigDict) -> int:
         """Returns how many cells at a time there can be for this one's program: lanes cost."""
         if not self._variants:
-            plan, n = self.plan, len(self.campaign.variants)
-            firsts = [plan.verdict_cells(i, 0)[0] for i in range(n)]
-            self._variants.update(program_key(self.config(cell)) for cell in firsts)
+            self._variants.update(program_key(self.config(cell)) for cell in self._firsts())
         search = self.campaign.search
         tried = search.n * len(search.seeds) if search else 0
         return max(tried, len(self.campaign.seeds)) * self._variants[program_key(config)]
+
+    def _firsts(self) -> list[Cell]:
+        """Returns a cell of each variant."""
+        every = range(len(self.campaign.variants))
+        return [self.plan.verdict_cells(i, 0)[0] for i in every]
 
     def _room(self, config: ConfigDict) -> int:
         """Returns how many cells like this one the devices are good for at a time."""
@@ -136,27 +168,40 @@ class Worker:
         Raises:
           DiskError: if there is no room, say, which would meet every other cell as well.
         """
-        waiting = False
         with Claims(self.workdir / "claims") as claims:
-            while not stop.requested:
-                known, outcomes = all_cells(self.plan, self.cells)
-                updates = {c.name: self.config(c).train.steps for c in known}
-                display.expect(sum(updates.values()) + self._to_come(outcomes))
-                display.done(sum(updates[name] for name, o in outcomes.items() if o.is_final))
-                todo = [c for c in known if c.name not in outcomes or not outcomes[c.name].is_final]
-                if not todo:
-                    write_results(self.workdir, self.plan, self.cells)
-                    return EXIT_FINISHED
-                if wave := self._take(self._in_turn(todo), outcomes, claims):
-                    waiting = False
-                    self._train(wave, claims, display, stop)
-                    write_results(self.workdir, self.plan, self.cells)
-                else:
-                    if not waiting:
-                        n = count(len(todo), "cell")
-                        display.note(f"waiting for {n} of other workers")
-                    waiting = True
-                    time.sleep(POLL_SECONDS)
+            self._tidy(claims)
+            code = self._work(claims, display, stop)
+            self._tidy(claims)
+        return code
+
+    def _tidy(self, claims: Claims) -> None:
+        """Removes what killed workers left, and the checkpoints that the campaign does not keep."""
+        sweep(self.workdir, claims.now() - DEAD_SECONDS)
+        if not self.campaign.keep_checkpoints:
+            for cell in all_cells(self.plan, self.cells)[0]:
+                self.cells.drop_checkpoints(cell.name)
+
+    def _work(self, claims: Claims, display: Display, stop: StopSignal) -> int:
+        waiting = False
+        while not stop.requested:
+            known, outcomes = all_cells(self.plan, self.cells)
+            updates = {c.name: self.config(c).train.steps for c in known}
+            display.expect(sum(updates.values()) + self._to_come(outcomes))
+            display.done(sum(updates[name] for name, o in outcomes.items() if o.is_final))
+            todo = [c for c in known if c.name not in outcomes or not outcomes[c.name].is_final]
+            if not todo:
+                write_results(self.workdir, self.plan, self.cells)
+                return EXIT_FINISHED
+            if wave := self._take(self._in_turn(todo), outcomes, claims):
+                waiting = False
+                self._train(wave, claims, display, stop)
+                write_results(self.workdir, self.plan, self.cells)
+            else:
+                if not waiting:
+                    n = count(len(todo), "cell")
+                    display.note(f"waiting for {n} of other workers")
+                waiting = True
+                time.sleep(POLL_SECONDS)
         return EXIT_STOPPED
 
     def _to_come(self, outcomes: dict[str, Outcome]) -> int:
@@ -238,6 +283,8 @@ class Worker:
 
     def _close(self, cell: Cell, outcome: Outcome, claims: Claims, display: Display) -> None:
         self.cells.close(cell.name, outcome)
+        if not self.campaign.keep_checkpoints:
+            self.cells.drop_checkpoints(cell.name)
         claims.release(cell.name)
         display.note(f"{cell.name}: {_said(outcome)}")
 
@@ -281,6 +328,14 @@ class Worker:
         with disk_errors(str(logs)):
             logs.mkdir(exist_ok=True)
             return open(logs / f"{cell.name}.txt", "a", buffering=1, encoding="utf-8")
+
+
+def _run_key(config: ConfigDict) -> str:
+    """Returns what two resolved configs share if and only if they are one run."""
+    placement = resolve(config.model)
+    axes = {f"model.{axis}": getattr(placement, axis) for axis in AXES} | {"model.placement": None}
+    fields = configs.flatten(config) | axes
+    return repr([(name, v) for name, v in fields.items() if not name.startswith(SILENT)])
 
 
 def _said(outcome: Outcome) -> str:

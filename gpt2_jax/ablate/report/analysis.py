@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from gpt2_jax.ablate.campaign.cells import Cell, Cells, Outcome, Plan, all_cells
-from gpt2_jax.ablate.campaign.design import RATE, Campaign, describe
+from gpt2_jax.ablate.campaign.design import RATE
+from gpt2_jax.ablate.campaign.labels import labels
 from gpt2_jax.ablate.report.caveats import caveats
 from gpt2_jax.ablate.report.variant import Analysis, Run, Variant
 from gpt2_jax.ablate.statistics import (
@@ -126,24 +127,3 @@ def _sensitivities(plan: Plan, variants: list[Variant]) -> tuple[list[float], di
             losses = [variant.searched.scores[k] for k in shared]
             out[variant.name] = sensitivity(losses, statistics.mean(known))
     return [search.rate(k) for k in shared], out
-
-
-def labels(campaign: Campaign) -> list[str]:
-    """Returns the variants' names in a report: no more fields than it takes to tell them apart.
-
-    Where all vary in one field, its value alone.
-    """
-    fields = list(dict.fromkeys(name for values in campaign.variants for name in values))
-    set_by = {name: sum(name in values for values in campaign.variants) for name in fields}
-    for name in sorted(fields, key=set_by.__getitem__):
-        fewer = [other for other in fields if other != name]
-        if fewer and len(set(_described(campaign, fewer))) == len(campaign.variants):
-            fields = fewer
-    named = _described(campaign, fields)
-    short = [name.partition("=")[2] for name in named] if len(fields) == 1 else named
-    return [name or "base" for name in short]
-
-
-def _described(campaign: Campaign, fields: Sequence[str]) -> list[str]:
-    known = lambda values: {name: values[name] for name in fields if name in values}
-    return [describe(known(values)) for values in campaign.variants]

@@ -10,20 +10,22 @@ from typing import Any
 import numpy as np
 
 from gpt2_jax.ablate.drawing import (
-    COLOURS,
+    Look,
     finish,
     legend,
+    looks,
     panels,
     plain,
     powers_of_two,
     save,
-    style,
 )
 from gpt2_jax.ablate.report.variant import FIGURES, Analysis, Variant, rate_of
 from gpt2_jax.ablate.statistics import t_interval
 
 GREY = "#8B8B8B"
 SUFFIXES = (".png",)
+COLUMNS = 3  # panels side by side
+DEPTH = "model.n_layer"
 TITLES = {
     "stream_rms": ("stream RMS", True),
     "attn_ratio": ("attention branch / stream", True),
@@ -32,7 +34,7 @@ TITLES = {
     "grad_norm": ("gradient norm", True),
     "skip_cost": ("loss when skipped (nats)", False),
     "entropy": ("attention entropy (nats)", False),
-    "largest_score": ("largest attention logit", False),
+    "largest_score": ("largest attention logit", True),
 }
 
 
@@ -55,13 +57,14 @@ def draw_all(found: Analysis, folder: Path) -> dict[str, str]:
     if any(variant.runs for variant in found.variants):
         _curves(found, folder / "curves")
         drawn["curves.png"] = (
-            "Validation loss over training, mean of the seeds that finished and its 95 % interval, "
-            "and the difference from the baseline, seed by seed."
+            "Validation loss over training, mean of the seeds that finished (a variant's colour is "
+            "that of its title); and the difference from the baseline, seed by seed, with its 95 % "
+            "interval. Every panel has an axis of its own."
         )
     for last, name in ((False, "start"), (True, "end")):
         names = [n for n in FIGURES if any(v.by_depth(n, last) is not None for v in found.variants)]
         if names:
-            when = "at the end" if last else "before the first update"
+            when = "at the end" if last else "before the first step"
             drawn |= _depths(found, names, last, folder / f"depth_{name}", when)
     return drawn
 
@@ -72,33 +75,42 @@ def groups(found: Analysis) -> list[list[Variant]]:
     return [[v for v in found.variants if v.baseline == base] for base in bases]
 
 
+def looks_of(found: Analysis) -> dict[str, Look]:
+    """Returns how each variant is drawn, by its name: colour is what it is, line is its depth."""
+    rest = lambda values: repr(sorted((f, v) for f, v in values.items() if f != DEPTH))
+    models = [(rest(v.values), v.values.get(DEPTH)) for v in found.variants]
+    return dict(zip((v.name for v in found.variants), looks(models), strict=True))
+
+
 def _losses(found: Analysis, path: Path) -> None:
     whole = sorted(
         (v for v in found.variants if v.mean is not None and v.comparable),
         key=lambda v: v.mean.mean if v.mean else 0,
     )
-    figure, (panel,) = panels(1, 1, height=0.5 + 0.26 * len(whole))
+    figure, (panel,) = panels(1, 1, height=0.9 + 0.3 * len(whole))
+    every = looks_of(found)
     for place, variant in enumerate(reversed(whole)):
         assert variant.mean is not None
-        i = found.variants.index(variant)
-        losses, colour = list(variant.losses.values()), COLOURS[i % len(COLOURS)]
-        panel.plot(losses, [place + 0.2] * len(losses), ".", color=colour, markersize=3.5)
+        losses, look = list(variant.losses.values()), every[variant.name]
+        colour = look["color"]
+        panel.plot(losses, [place + 0.22] * len(losses), ".", color=colour, markersize=4.5)
         mean, low, high = variant.mean
         if np.isfinite(low):
-            panel.plot([low, high], [place] * 2, color=colour, linewidth=1.6)
-        panel.plot(mean, place, style(i)["marker"], color=colour, markersize=5)
+            panel.plot([low, high], [place] * 2, color=colour, linewidth=2)
+        panel.plot(mean, place, look["marker"], color=colour, markersize=6)
         if (base := found.variant(variant.baseline).mean) is not None:
             ends = [place - 0.5, place + 0.5]
-            panel.plot([base.mean] * 2, ends, "--", color=GREY, linewidth=0.8, zorder=0)
+            panel.plot([base.mean] * 2, ends, "--", color=GREY, linewidth=1, zorder=0)
     panel.set_yticks(range(len(whole)), [variant.name for variant in reversed(whole)])
-    plain(panel, "validation loss at each one's rate", "nats a token")
+    plain(panel, "validation loss, each at its own learning rate", "nats per token")
     save(figure, path, SUFFIXES)
 
 
 def _rates(found: Analysis, path: Path) -> None:
-    columns = min(4, len(found.variants))
+    columns = min(COLUMNS, len(found.variants))
     rows = -(-len(found.variants) // columns)
-    figure, axes = panels(rows, columns, height=1.75, sharex=True, sharey=True)
+    figure, axes = panels(rows, columns, height=2.0, sharex=True, sharey=True)
+    every = looks_of(found)
     known = [run.outcome.score for v in found.variants for run in v.search_runs]
     finite = [loss for loss in known if np.isfinite(loss)]
     if not finite:
@@ -110,7 +122,7 @@ def _rates(found: Analysis, path: Path) -> None:
         base = found.variant(variant.baseline)
         if base is not variant:
             panel.plot(*_means(base, top), color=GREY, linewidth=0.8, zorder=0)
-        _of_rates(panel, variant, found.variants.index(variant), top)
+        _of_rates(panel, variant, every[variant.name], top)
         panel.set_xscale("log", base=2)
         powers_of_two(panel.xaxis)
         plain(panel, wrapped(variant.name), "learning rate")
@@ -121,19 +133,20 @@ def _rates(found: Analysis, path: Path) -> None:
         panel.tick_params(labelbottom=True)  # also of those above an empty place
     for panel in axes[: max(0, len(found.variants) - columns)]:
         panel.set_xlabel("")
-    axes[0].set_ylabel("nats a token")
+    for panel in axes[::columns]:
+        panel.set_ylabel("nats per token")
     save(figure, path, SUFFIXES)
 
 
-def _of_rates(panel: Any, variant: Variant, i: int, top: float) -> None:
-    colour = COLOURS[i % len(COLOURS)]
-    panel.plot(*_means(variant, top), color=colour, linewidth=1.1)
+def _of_rates(panel: Any, variant: Variant, look: Look, top: float) -> None:
+    colour = look["color"]
+    panel.plot(*_means(variant, top), color=colour, linestyle=look["linestyle"], linewidth=1.4)
     for run in variant.search_runs:
         score = run.outcome.score
         mark = "." if score <= top else "^" if np.isfinite(score) else "x"
-        panel.plot(rate_of(run.cell), min(score, top), mark, color=colour, markersize=4)
+        panel.plot(rate_of(run.cell), min(score, top), mark, color=colour, markersize=5)
     for loss in variant.losses.values():
-        look = {"markerfacecolor": "none", "markersize": 3.5, "markeredgewidth": 0.7}
+        look = {"markerfacecolor": "none", "markersize": 5, "markeredgewidth": 0.8}
         if variant.rate is not None:
             panel.plot(variant.rate, loss, "o", color=colour, **look)
 
@@ -146,46 +159,70 @@ def _means(variant: Variant, top: float) -> tuple[list[float], list[float]]:
 
 def wrapped(name: str) -> str:
     """Returns a variant's name in lines that a small panel has room for."""
-    parts = textwrap.wrap(name.replace(",", ",\0"), 24, break_on_hyphens=False)
-    return "\n".join(parts).replace("\0", "")
+    lines = textwrap.wrap(name.replace(",", ", "), 24, break_on_hyphens=False)
+    return "\n".join(lines).replace(", ", ",")
 
 
 def _curves(found: Analysis, path: Path) -> None:
+    """Draws, for each baseline, the losses of all variants, and each one's difference from it."""
     together = [g for g in groups(found) if any(v.runs for v in g)]
-    figure, axes = panels(len(together), 2, height=2.4)
-    for (left, right), group in zip(zip(axes[::2], axes[1::2], strict=True), together, strict=True):
-        _curves_of(found, group, left, right)
-        base = group[0].baseline if len(together) > 1 else "the baseline, seed by seed"
-        plain(left, "validation loss (nats a token)", "update")
-        plain(right, f"difference from {base}", "update")
-    legend(figure, axes)
+    rows: list[list[tuple[list[Variant], Variant | None]]] = [
+        [(group, None), *((group, v) for v in group if _differences(found, v))]
+        for group in together
+    ]
+    height = lambda columns: sum(-(-len(row) // columns) for row in rows)
+    columns = next(c for c in (1, 2, COLUMNS) if height(c) == height(COLUMNS))
+    drawn: list[tuple[list[Variant], Variant | None] | None] = []
+    for row in rows:
+        drawn += [*row, *[None] * (-len(row) % columns)]  # the next baseline begins a row
+    figure, axes = panels(height(columns), columns, height=2.0)
+    every = looks_of(found)
+    for panel, one in zip(axes, drawn, strict=False):
+        if one is None:
+            panel.axis("off")
+        elif one[1] is None:
+            _curves_of(one[0], every, panel)
+            plain(panel, wrapped(f"nats per token, {one[0][0].baseline} thick"), "step")
+        else:
+            _band(panel, every[one[1].name], _by_step(_differences(found, one[1])))
+            panel.axhline(0, color=GREY, linewidth=1)
+            look = every[one[1].name]
+            plain(panel, wrapped(one[1].name), "step")
+            panel.set_title(wrapped(one[1].name), loc="left", color=look["color"])
     save(figure, path, SUFFIXES)
 
 
-def _curves_of(found: Analysis, group: Sequence[Variant], left: Any, right: Any) -> None:
-    """Draws the curves of variants with one baseline, and their differences from it."""
+def _curves_of(group: Sequence[Variant], every: dict[str, Look], panel: Any) -> None:
+    """Draws the mean curve of each variant, the baseline's thick and on top of the others."""
     middles = []
     for variant in group:
-        i = found.variants.index(variant)
-        curves = {run.cell.seed: run.curve for run in variant.runs if run.is_finished}
+        curves = [run.curve for run in variant.runs if run.is_finished]
         if not curves:
             continue
-        _band(left, i, variant.name, _by_step(list(curves.values())))
-        middles += [list(curve.values())[len(curve) // 2] for curve in curves.values()]
-        base = {r.cell.seed: r.curve for r in found.variant(variant.baseline).runs}
-        differences = [
-            {step: loss - base[seed][step] for step, loss in curve.items() if step in base[seed]}
-            for seed, curve in curves.items()
-            if seed in base
-        ]
-        if differences and variant.comparable and not variant.is_baseline:
-            _band(right, i, variant.name, _by_step(differences))
-    right.axhline(0, color=GREY, linewidth=0.8)
+        means = {step: np.mean(losses) for step, losses in _by_step(curves).items()}
+        thick = {"linewidth": 2.6, "zorder": 3} if variant.is_baseline else {}
+        panel.plot(
+            list(means), list(means.values()), **every[variant.name] | {"marker": ""} | thick
+        )
+        middles += [list(curve.values())[len(curve) // 2] for curve in curves]
+    ends = [loss for variant in group for loss in variant.losses.values()]
     if middles:
-        ends = [loss for variant in group for loss in variant.losses.values()]
         low, high = min(ends + middles), max(middles)
-        room = high - low + 1e-3
-        left.set_ylim(low - 0.1 * room, high + 0.3 * room)
+        span = high - low + 1e-3
+        panel.set_ylim(low - 0.1 * span, high + 0.3 * span)
+
+
+def _differences(found: Analysis, variant: Variant) -> list[dict[int, float]]:
+    """Returns by how much a variant's loss is above its baseline's, seed by seed, by step."""
+    if variant.is_baseline or not variant.comparable:
+        return []
+    base = {r.cell.seed: r.curve for r in found.variant(variant.baseline).runs}
+    curves = {run.cell.seed: run.curve for run in variant.runs if run.is_finished}
+    return [
+        {step: loss - base[seed][step] for step, loss in curve.items() if step in base[seed]}
+        for seed, curve in curves.items()
+        if seed in base
+    ]
 
 
 def _by_step(curves: Sequence[dict[int, float]]) -> dict[int, list[float]]:
@@ -193,12 +230,12 @@ def _by_step(curves: Sequence[dict[int, float]]) -> dict[int, list[float]]:
     return {step: [curve[step] for curve in curves] for step in steps if step > 0}
 
 
-def _band(panel: Any, i: int, name: str, values: dict[int, list[float]]) -> None:
+def _band(panel: Any, look: Look, values: dict[int, list[float]]) -> None:
     intervals = [t_interval(losses) for losses in values.values()]
     steps, means = list(values), [interval.mean for interval in intervals]
-    panel.plot(steps, means, **style(i), label=name)
+    panel.plot(steps, means, **look)
     lows, highs = [x.low for x in intervals], [x.high for x in intervals]
-    panel.fill_between(steps, lows, highs, color=COLOURS[i % len(COLOURS)], alpha=0.15, linewidth=0)
+    panel.fill_between(steps, lows, highs, color=look["color"], alpha=0.2, linewidth=0)
 
 
 def _depths(
@@ -221,14 +258,14 @@ def _depths(
 def _depth(
     found: Analysis, group: Sequence[Variant], names: Sequence[str], last: bool, path: Path
 ) -> None:
-    columns = min(4, len(names))
-    figure, axes = panels(-(-len(names) // columns), columns, height=1.8)
+    columns = min(COLUMNS, len(names))
+    figure, axes = panels(-(-len(names) // columns), columns, height=2.0)
+    every = looks_of(found)
     for panel, name in zip(axes, names, strict=False):
         for variant in group:
             values = variant.by_depth(name, last)
             if values is not None:
-                look = style(found.variants.index(variant))
-                look["markevery"] = max(1, len(values) // 6)
+                look = every[variant.name] | {"markevery": max(1, len(values) // 6)}
                 panel.plot(np.arange(1, len(values) + 1), values, label=variant.name, **look)
         title, logarithmic = TITLES[name]
         finish(panel, title, "block", logarithmic)

@@ -19,14 +19,20 @@ from gpt2_jax.files import disk_errors, write_atomic
 
 FIGURES = "report"  # folder beside report.md
 STYLE = """
-body { max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222;
+body { max-width: 78em; margin: 2em auto; padding: 0 1em; color: #222;
   font: 15px/1.5 system-ui, sans-serif; }
-table { border-collapse: collapse; font-size: 13px; margin: 1em 0; display: block;
-  overflow-x: auto; }
-th, td { border-bottom: 1px solid #ddd; padding: 0.25em 0.7em; text-align: left; }
-code { font-size: 12px; background: #f4f4f4; }
+p, ul, h1, h2, h3, pre { max-width: 60em; }
+.table { overflow-x: auto; margin: 1em 0; }
+table { border-collapse: separate; border-spacing: 0; font-size: 13px; line-height: 1.35; }
+th, td { border-bottom: 1px solid #ddd; padding: 0.3em 0.5em; text-align: left;
+  vertical-align: top; }
+th:first-child, td:first-child { position: sticky; left: 0; background: #fff;
+  max-width: min(18em, 35vw); overflow-wrap: break-word; }
+@media (max-width: 50em) { td:not(:first-child) { white-space: nowrap; } }
+code { font-size: 12px; background: #f4f4f4; overflow-wrap: anywhere; }
 pre { background: #f4f4f4; padding: 0.6em; overflow-x: auto; }
-img { max-width: 100%; }
+pre code { overflow-wrap: normal; }
+img { max-width: min(100%, 900px); }
 """
 
 
@@ -39,7 +45,8 @@ def write_report(workdir: Path) -> Analysis:
     definition = read(workdir)
     plan, cells = Plan(definition.campaign), Cells(workdir)
     found = analyse(plan, cells)
-    write_results(workdir, plan, cells)
+    if kept := write_results(workdir, plan, cells):
+        found.warnings.insert(0, kept)
     with disk_errors(f"--workdir={workdir}"):
         folder = workdir / FIGURES
         folder.mkdir(exist_ok=True)
@@ -53,6 +60,8 @@ def write_report(workdir: Path) -> Analysis:
 def page(text: str, folder: Path) -> str:
     """Returns Markdown as one HTML file with its pictures inside; tags in the text are escaped."""
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+    body = body.replace("<table>", '<div class="table"><table>')  # a narrow screen scrolls it alone
+    body = body.replace("</table>", "</table></div>")
 
     def inline(found: re.Match[str]) -> str:
         data = base64.b64encode((folder / found[1]).read_bytes()).decode()
@@ -62,5 +71,6 @@ def page(text: str, folder: Path) -> str:
     title = re.sub(r"<[^>]+>", "", body.partition("</h1>")[0])
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{title}</title><style>{STYLE}</style></head>\n<body>\n{body}</body></html>\n"
     )

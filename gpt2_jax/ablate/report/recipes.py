@@ -8,6 +8,7 @@ from gpt2_jax import config as configs
 from gpt2_jax.ablate.campaign.cells import command
 from gpt2_jax.ablate.campaign.definition import Definition
 from gpt2_jax.ablate.campaign.design import RATE
+from gpt2_jax.ablate.campaign.results import corpora
 from gpt2_jax.ablate.report.markup import escaped
 from gpt2_jax.ablate.report.variant import Analysis, Variant
 from gpt2_jax.model.placements import PRESETS
@@ -25,6 +26,17 @@ def recipes(found: Analysis, definition: Definition) -> list[str]:
         if variant.runs:
             lines += _command(variant, definition)
     return lines
+
+
+def texts(found: Analysis) -> list[str]:
+    """Returns what the runs were trained on, each text with the hash of its tokens."""
+    runs = [run for v in found.variants for run in (*v.runs, *v.search_runs)]
+    return [
+        f"- Text: `{data['source']}`"
+        + (f", validated on `{data['val_source']}`" if data["val_source"] else "")
+        + f", tokenizer `{data['tokenizer']}`; sha256 of its tokens `{data['sha256']}`."
+        for data in corpora(run.path for run in runs)
+    ]
 
 
 def _config_difference(variant: Variant, found: Analysis, definition: Definition) -> list[str]:

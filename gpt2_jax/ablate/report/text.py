@@ -10,7 +10,7 @@ from gpt2_jax import config as configs
 from gpt2_jax.ablate.campaign.definition import Definition
 from gpt2_jax.ablate.campaign.design import count, describe
 from gpt2_jax.ablate.report.markup import NONE, escaped, table
-from gpt2_jax.ablate.report.recipes import config_of, recipes
+from gpt2_jax.ablate.report.recipes import config_of, recipes, texts
 from gpt2_jax.ablate.report.variant import Analysis, Variant, rate_of
 from gpt2_jax.ablate.statistics import LEVEL, MOST_SEEDS, POWER, Interval
 
@@ -220,6 +220,7 @@ def _method(found: Analysis, definition: Definition) -> list[str]:
     lines = [
         f"- Campaign file: `{definition.file}`; every cell is a run directory under `cells/`, and "
         "results.json holds every loss.",
+        *texts(found),
         f"- Commit: {escaped(', '.join(commits)) or 'none'}.",
         f"- Versions: {escaped(listed)}.",
         f"- Devices: {escaped(', '.join(devices))}.",

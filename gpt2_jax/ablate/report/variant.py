@@ -203,10 +203,11 @@ def rate_of(cell: Cell) -> float:
 
 
 def _blocks(rows: list[Row], name: str, last: bool) -> np.ndarray | None:
-    keys = [key for row in rows for key in row if key.startswith(f"depth/{name}/block_")]
-    if not keys:
+    # Rows of earlier versions have no `depth/` before these.
+    is_of = lambda key: key.removeprefix("depth/").startswith(f"{name}/block_")
+    names = sorted({key for row in rows for key in row if is_of(key)})
+    if not names:
         return None
-    names = sorted(set(keys))
     with_figures = [row for row in rows if names[0] in row]
     row = with_figures[-1 if last else 0]
     if (row["step"] > 0) != last or any(row[n] is None for n in names):

@@ -76,7 +76,22 @@ def test_one_of_another_machine_is_dead_once_it_is_silent(two, tmp_path):
     a, _ = two
     foreign(tmp_path / "young.0", age=5)
     foreign(tmp_path / "old.0", age=100)
-    assert not a.take("young") and a.take("old")
+    foreign(tmp_path / "copied.0", age=-3600)  # from a machine whose clock is ahead
+    assert not a.take("young") and a.take("old") and a.take("copied")
+
+
+def test_clocks_of_the_dead_are_removed_and_those_of_the_living_are_made_again(two, tmp_path):
+    a, b = two
+    a.now()
+    foreign(tmp_path / ".clock-gone", age=100)
+    (tmp_path / f".clock-{'c' * 16}").write_text("")  # torn, and too young to be removed
+    with Claims(tmp_path) as third:
+        assert a.now() == pytest.approx(third.now(), abs=60)
+        clocks = {path.name for path in tmp_path.glob(".clock-*")}
+        assert ".clock-gone" not in clocks and len(clocks) == 3
+    for path in tmp_path.glob(".clock-*"):
+        path.unlink()
+    assert b.now() > 0 and a.take("cell") and b.others() == ["cell"] and a.others() == []
 
 
 def test_owners_give_signs_of_life(tmp_path, monkeypatch):

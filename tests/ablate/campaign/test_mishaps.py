@@ -1,16 +1,21 @@
 """What happens to campaigns of tiny models that are left to the world."""
 
 import dataclasses
+import json
+import os
 import shutil
+import tarfile
 import time
 
 import pytest
 
 from gpt2_jax.ablate.campaign import Campaign, grid
 from gpt2_jax.ablate.campaign import worker as workers
-from gpt2_jax.ablate.campaign.cells import Cells, cell_config
+from gpt2_jax.ablate.campaign.cells import Cells, Plan, cell_config
+from gpt2_jax.ablate.campaign.claims import Claims
+from gpt2_jax.ablate.campaign.pack import pack
 from gpt2_jax.ablate.campaign.worker import Worker
-from gpt2_jax.ablate.report.page import write_report
+from gpt2_jax.ablate.report.analysis import analyse
 from gpt2_jax.errors import EXIT_FINISHED, UserError
 from gpt2_jax.track.display import Display
 from gpt2_jax.train.rundir import RunDirectory
@@ -120,4 +125,87 @@ def test_with_patience_the_best_evaluation_counts(done, tmp_path):
     config.train.patience = 2
     (cell / "config.json").write_text(config.to_json())
     assert cells.judge(cell.name, None, 4.0).loss == 2.0
-    assert write_report(workdir).complete
+    cells.close(cell.name, cells.judge(cell.name, None, 4.0))
+    assert analyse(Plan(TWO), cells).complete
+
+
+def test_a_campaign_is_packed_half_done_moved_and_continued(done, text_file, tmp_path, monkeypatch):
+    """On another machine, with the text elsewhere, and to the same bits.
+
+    A claim that plain tar brought along stops nobody, though the clock there is behind.
+    """
+    workdir = shutil.copytree(done, tmp_path / "here/my [study]")
+    ended, begun = sorted((workdir / "cells").iterdir())
+    (workdir / "outcomes" / f"{begun.name}.json").unlink()  # as if killed after step 16 of 24
+    shutil.rmtree(begun / "checkpoints/00000024")
+    owner = {"owner": "x", "host": "here", "pid": 1, "born": "1"}
+    (workdir / "claims" / f"{begun.name}.9").write_text(json.dumps(owner))
+    os.utime(workdir / "claims" / f"{begun.name}.9", (1, 1))
+    archive = tmp_path / "x.tar.gz"
+    assert pack(workdir, archive) > 5
+    shutil.rmtree(workdir)
+    with tarfile.open(archive) as file:
+        names, owners = file.getnames(), {(m.uname, m.uid) for m in file}
+        file.extractall(tmp_path / "there", filter="data")
+    assert all(name.split("/")[0] == "my [study]" for name in names) and owners == {("", 0)}
+    assert not any("/claims/" in name or name.endswith(".lock") for name in names)
+    assert {n.split("/")[2] for n in names if "/checkpoints/" in n} == {begun.name}
+    text, moved = shutil.copy(text_file, tmp_path / "moved.txt"), tmp_path / "there/my [study]"
+    monkeypatch.setattr("socket.gethostname", lambda: "there")
+    (moved / "claims").mkdir()
+    (moved / "claims" / f"{begun.name}.9").write_text(json.dumps(owner))
+    os.utime(moved / "claims" / f"{begun.name}.9", (time.time() + 3600,) * 2)
+    assert conduct(moved, base(text), TWO)[1] == EXIT_FINISHED
+    ended, begun = (starts(path) for path in sorted((moved / "cells").iterdir()))
+    assert len(ended) == 1 and begun[-1]["from_step"] == 16
+    assert (moved / "results.json").read_bytes() == (done / "results.json").read_bytes()
+
+
+def test_what_cannot_be_packed_is_said(done, tmp_path):
+    for out, named in (("x.zip", "must end in"), ("x.tar", "is there already")):
+        (tmp_path / "x.tar").write_text("keep")
+        with pytest.raises(UserError, match=named):
+            pack(done, tmp_path / out)
+    assert (tmp_path / "x.tar").read_text() == "keep"
+    with pytest.raises(UserError, match="is inside"):
+        pack(done, done / "x.tar")
+    with pytest.raises(UserError, match="is this a campaign"):
+        pack(tmp_path, tmp_path.parent / "y.tar")
+    with Claims(done / "claims") as claims:
+        claims.take("cell")
+        with pytest.raises(UserError, match="a worker trains cell"):
+            pack(done, tmp_path / "z.tar")
+    linked = shutil.copytree(done, tmp_path / "linked")
+    (linked / "cells").rename(tmp_path / "cells")
+    (linked / "cells").symlink_to(tmp_path / "cells")
+    with pytest.raises(UserError, match="cells is a link"):
+        pack(linked, tmp_path / "z.tar")
+    assert not (tmp_path / "z.tar").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_leftovers_are_removed_and_nothing_else(done, text_file, tmp_path):
+    workdir = shutil.copytree(done, tmp_path / "w")
+    cell = sorted((workdir / "cells").iterdir())[0]
+    names = (".results.json.0123abcd.tmp", "outcomes/.a.json.0123abcd.tmp", "claims/.clock-ab",
+             "claims/.a.0.0123abcd.tmp", "report/.losses.png.0123abcd.tmp",
+             f"cells/{cell.name}/.run.json.0123abcd.tmp")  # fmt: skip
+    (workdir / "report").mkdir()
+    for name in (*names, "mine.tmp", ".mine.tmp", "notes.txt"):
+        (workdir / name).write_text("")
+        os.utime(workdir / name, (1, 1))
+    (workdir / ".young.json.0123abcd.tmp").write_text("")  # may be somebody's
+    conduct(workdir, base(text_file), TWO)
+    assert not any((workdir / name).exists() for name in names)
+    assert {".young.json.0123abcd.tmp", ".mine.tmp", "mine.tmp", "notes.txt"} <= {
+        path.name for path in workdir.iterdir()
+    }
+    assert not list((workdir / "claims").glob(".clock-*"))
+
+
+def test_checkpoints_are_dropped_if_the_file_asks_for_it(done, text_file, tmp_path):
+    workdir = shutil.copytree(done, tmp_path / "w")
+    before = (workdir / "results.json").read_bytes()
+    conduct(workdir, base(text_file), dataclasses.replace(TWO, keep_checkpoints=False))
+    assert not list(workdir.glob("cells/*/checkpoints"))
+    assert (workdir / "results.json").read_bytes() == before
+    assert len(list(workdir.glob("cells/*/metrics.jsonl"))) == 2

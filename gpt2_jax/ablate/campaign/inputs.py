@@ -1,0 +1,218 @@
+"""What a study's file may hold, refused by name before anything is computed from it.
+
+Files are Python, so any object may turn up where a list, a number or a field's value is due.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from typing import Any
+
+from gpt2_jax.ablate.campaign.variants import NAME
+from gpt2_jax.config import FIELDS, validated
+from gpt2_jax.errors import UserError
+
+MOST_VARIANTS = 1_000
+MOST_SEEDS = 1_000
+MOST_CELLS = 10_000
+SEEDS = 2**32  # a seed is below it
+LONGEST = 1_000  # characters of a field's value
+LONGEST_NAME = 80  # characters of a variant's name
+DECADES = 30  # that a search may lead away from a learning rate of 1
+LARGEST_BUDGET = 1e30  # tokens or FLOPs
+
+
+def listed(value: Any, what: str) -> list[Any]:
+    """Returns the entries of a list, tuple, range or array.
+
+    Raises:
+      UserError: if it is something else, such as a string.
+    """
+    wrong = isinstance(value, str | bytes | Mapping)
+    if wrong or not (isinstance(value, Iterable) and isinstance(value, Sized)):
+        raise UserError(f"{what} must be a list, not {_shown(value)}")
+    return list(value)
+
+
+def axes_of(axes: Any) -> dict[str, list[Any]]:
+    """Returns the axes of a grid: `{"section.field": [values]}`.
+
+    Raises:
+      UserError: if it is not of that form, or an axis has no values.
+    """
+    if not isinstance(axes, Mapping):
+        raise UserError(f"a grid is {{'section.field': [values]}}, not {_shown(axes)}")
+    out = {name: listed(values, f"the values of {_shown(name)}") for name, values in axes.items()}
+    if empty := [name for name, values in out.items() if not values]:
+        raise UserError(f"the grid's axis {_shown(empty[0])} has no values")
+    return out
+
+
+def check_size(counts: Iterable[int]) -> None:
+    """Refuses more variants than any study can train, before they are made.
+
+    Raises:
+      UserError: if the product of the counts is above `MOST_VARIANTS`.
+    """
+    if (n := math.prod(counts)) > MOST_VARIANTS:
+        raise UserError(f"the campaign has {n:.3g} variants; at most {MOST_VARIANTS:,} are allowed")
+
+
+def check_cells(n_variants: int, per_variant: int) -> None:
+    """Refuses more cells than any study can train.
+
+    Raises:
+      UserError: if there are more than `MOST_CELLS`.
+    """
+    if (n := n_variants * per_variant) > MOST_CELLS:
+        raise UserError(
+            f"the campaign has {n:,} cells, {per_variant:,} for each variant; at most "
+            f"{MOST_CELLS:,} are allowed"
+        )
+
+
+def check_rates(lowest: float, ratio: float, most: int) -> None:
+    """Refuses a search whose learning rates may leave what a float holds.
+
+    Raises:
+      UserError: if they may within `most` of them, upwards or downwards.
+    """
+    decades = abs(math.log10(lowest)) + most * math.log10(ratio)
+    if decades > DECADES:
+        raise UserError(
+            f"the search's lowest={lowest:g}, ratio={ratio:g} and most={most} may lead over "
+            f"{decades:.3g} decades; at most {DECADES} are allowed"
+        )
+
+
+def variants_of(value: Any) -> list[dict[str, Any]]:
+    """Returns variants, of values as JSON has them, with lists as tuples.
+
+    Raises:
+      UserError: if they are anything else than `[{"section.field": value}]`.
+    """
+    given = listed(value, "the campaign's variants=")
+    check_size([len(given)])
+    return [values_of(one, f"variant {i}") for i, one in enumerate(given, 1)]
+
+
+def values_of(value: Any, what: str) -> dict[str, Any]:
+    """Returns `{"section.field": value}` of values as JSON has them, with lists as tuples.
+
+    Raises:
+      UserError: naming the field, if it is anything else.
+    """
+    if not isinstance(value, Mapping):
+        raise UserError(
+            f"the campaign's {what} must be {{'section.field': value}}, not {_shown(value)}"
+        )
+    if wrong := [name for name in value if not isinstance(name, str)]:
+        raise UserError(f"the campaign's {what} has {_shown(wrong[0])} where a field's name is due")
+    return {
+        name: plain(one, f"the campaign's {what}: {_shown(name)}") for name, one in value.items()
+    }
+
+
+def plain(value: Any, what: str) -> Any:
+    """Returns a value as JSON has it: lists as tuples, numpy's scalars as Python's.
+
+    Raises:
+      UserError: if JSON has no such value.
+    """
+    if isinstance(value, list | tuple):
+        return tuple(plain(one, what) for one in value)
+    if not isinstance(value, str | bytes) and getattr(value, "shape", None) == ():
+        value = value.item()  # numpy's
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{what} is {value}, which is not a finite number")
+    if isinstance(value, str):
+        _check_text(value, what, LONGEST)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise UserError(f"{what} is {_shown(value)}; a field is a number, a string, a bool or None")
+
+
+def check_types(values: Mapping[str, Any]) -> None:
+    """Refuses values of another type than their fields', or out of the fields' bounds.
+
+    Raises:
+      UserError: naming the field.
+    """
+    for name, value in values.items():
+        if name in FIELDS:
+            validated(name, value, f"the campaign: {name}")
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is kind
+
+
+def seeds_of(value: Any, what: str) -> tuple[int, ...]:
+    """Returns seeds.
+
+    Raises:
+      UserError: if any is not an integer from 0 to 2**32 - 1, or there are too many.
+    """
+    seeds = tuple(plain(seed, what) for seed in listed(value, what))
+    if len(seeds) > MOST_SEEDS:
+        raise UserError(f"{what} has {len(seeds):,} seeds; at most {MOST_SEEDS:,} are allowed")
+    for seed in seeds:
+        if type(seed) is not int or not 0 <= seed < SEEDS:
+            raise UserError(f"{what} has {_shown(seed)}; a seed is an integer from 0 to 2**32 - 1")
+    return seeds
+
+
+def number(value: Any, what: str, kind: type) -> Any:
+    """Returns a number of that kind, or None; `1e6` is an integer as well.
+
+    Raises:
+      UserError: if it is not such a number, not finite, or beyond any use.
+    """
+    value = plain(value, what)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if value is not None and not _is_a(value, kind):
+        raise UserError(f"{what} is {_shown(value)}, which is not a valid {kind.__name__}")
+    if value is not None and abs(value) > LARGEST_BUDGET:
+        raise UserError(f"{what} is beyond {LARGEST_BUDGET:g}")
+    return value
+
+
+def names_of(values: Sequence[dict[str, Any]], names: Any) -> tuple[str | None, ...]:
+    """Returns the variants' own names, empty if none has one.
+
+    Raises:
+      UserError: if a name is not a short line of text, or two variants have it.
+    """
+    kept = listed(names, "the campaign's names=")
+    if len(kept) != len(values):
+        kept = [None] * len(values)
+    found = [one.get(NAME, old) for one, old in zip(values, kept, strict=True)]
+    known = [name for name in found if name is not None]
+    for i, name in enumerate(known):
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(f"the campaign names a variant {_shown(name)}; a name is a short text")
+        _check_text(name, "a variant's name", LONGEST_NAME)
+        if name in known[:i]:
+            raise UserError(f"the campaign names two variants {_shown(name)}")
+    return tuple(found) if known else ()
+
+
+def _check_text(text: str, what: str, longest: int) -> None:
+    if len(text) > longest:
+        raise UserError(f"{what} has {len(text):,} characters; at most {longest:,} are allowed")
+    if not text.isprintable():
+        raise UserError(f"{what} is {_shown(text)}, which has characters that cannot be printed")
+
+
+def _shown(value: Any) -> str:
+    """Returns a value as a short piece of one line, of whatever type it is."""
+    if isinstance(value, int) and abs(value) > 10**30:
+        return "an integer of over 30 digits"
+    if not isinstance(value, str | int | float | None):
+        return f"a {type(value).__name__}"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,233 @@
+"""A study's files after they were edited, damaged, lost, or written by another version."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from gpt2_jax.ablate.campaign import Campaign, grid
+from gpt2_jax.ablate.campaign import definition as definitions
+from gpt2_jax.ablate.campaign.cells import Cells, Plan
+from gpt2_jax.ablate.campaign.definition import Definition
+from gpt2_jax.ablate.campaign.pack import pack
+from gpt2_jax.ablate.campaign.results import write_results
+from gpt2_jax.ablate.campaign.stored import VERSION
+from gpt2_jax.ablate.campaign.worker import Worker
+from gpt2_jax.errors import UserError
+from tests.ablate.campaign.small import base
+from tests.ablate.report.test_report import play
+from tests.tools import tiny
+
+P, N, LR = "model.placement", "model.norms", "optimizer.peak_lr"
+CAMPAIGN = Campaign(grid({P: ("pre_ln", "rezero"), LR: (2.0**-7,)}), {P: "pre_ln"}, (1, 2))
+PLAN = Plan(CAMPAIGN)
+ONE = "placement=rezero,peak_lr=0.0078125,seed=2"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("study")
+    play(workdir, CAMPAIGN)
+    assert write_results(workdir, PLAN, Cells(workdir)) is None
+    return workdir
+
+
+@pytest.fixture
+def study(whole, tmp_path):
+    """A finished study to be damaged."""
+    return shutil.copytree(whole, tmp_path / "study")
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def lines(path, change):
+    path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
+
+
+def downgrade(path):
+    """Makes an outcome one of format 1."""
+    stored = json.loads(path.read_text())
+    for name in ("format_version", "record", "sha256"):
+        del stored[name]
+    path.write_text(json.dumps(stored))
+
+
+DAMAGES = {
+    "edited loss": lambda o, c: edit(o, loss=1.0),
+    "edited status": lambda o, c: edit(o, status="diverged"),
+    "truncated": lambda o, c: o.write_bytes(o.read_bytes()[:40]),
+    "empty": lambda o, c: o.write_bytes(b""),
+    "binary": lambda o, c: o.write_bytes(b"\xff\xfe\x00"),
+    "a list": lambda o, c: o.write_text("[]"),
+    "no fields": lambda o, c: o.write_text("{}"),
+    "newer": lambda o, c: edit(o, format_version=VERSION + 1),
+    "no version": lambda o, c: edit(o, format_version=None),
+    "rows twice": lambda o, c: lines(c / "metrics.jsonl", lambda x: [*x, x[-1]]),
+    "a row less": lambda o, c: lines(c / "metrics.jsonl", lambda x: x[:-1]),
+    "rows swapped": lambda o, c: lines(c / "metrics.jsonl", lambda x: [x[0], x[2], x[1]]),
+    "no rows": lambda o, c: (c / "metrics.jsonl").unlink(),
+    "another config": lambda o, c: edit(c / "config.json", seed=7),
+    "no run": lambda o, c: shutil.rmtree(c),
+    "format 1, edited": lambda o, c: (downgrade(o), edit(o, loss=1.0)),
+    "format 1, no run": lambda o, c: (downgrade(o), shutil.rmtree(c)),
+    "format 1, rows twice": lambda o, c: (
+        downgrade(o), lines(c / "metrics.jsonl", lambda x: [*x, x[-1]]),
+    ),
+    "format 1, a wrong type": lambda o, c: (downgrade(o), edit(o, step="20")),
+    "format 1, NaN": lambda o, c: (downgrade(o), edit(o, loss=float("nan"))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_an_outcome_that_is_not_its_runs_is_refused_and_results_stay(study, damage):
+    before = (study / "results.json").read_bytes()
+    DAMAGES[damage](study / f"outcomes/{ONE}.json", study / "cells" / ONE)
+    with pytest.raises(UserError, match=ONE) as refused:
+        write_results(study, PLAN, Cells(study))
+    assert "\n" not in str(refused.value)
+    assert (study / "results.json").read_bytes() == before
+    with pytest.raises(UserError, match=ONE):
+        pack(study, study.parent / "x.tar")
+    assert not (study.parent / "x.tar").exists()
+
+
+def test_an_outcome_of_format_1_is_read(study):
+    for path in (study / "outcomes").iterdir():
+        downgrade(path)
+    before = (study / "results.json").stat().st_mtime_ns
+    assert write_results(study, PLAN, Cells(study)) is None
+    assert (study / "results.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"complete": tr', b"[]", b"{}", b"\xff\xfe"])
+def test_damaged_results_are_derived_again_and_kept(study, damage):
+    good = (study / "results.json").read_bytes()
+    (study / "results.json").write_bytes(damage)
+    assert write_results(study, PLAN, Cells(study)) is None
+    assert (study / "results.json").read_bytes() == good
+    assert [path.read_bytes() for path in study.glob("results.old-*")] == [damage]
+
+
+def test_edited_results_are_derived_again_and_kept(study):
+    good, path = (study / "results.json").read_bytes(), study / "results.json"
+    stored = json.loads(good)
+    stored["cells"][0]["loss"] -= 0.1
+    path.write_text(json.dumps(stored))
+    write_results(study, PLAN, Cells(study))
+    assert path.read_bytes() == good
+    kept = next(study.glob("results.old-*"))
+    assert json.loads(kept.read_text()) == stored
+
+
+def test_results_of_a_newer_version_are_left(study):
+    edit(study / "results.json", format_version=VERSION + 1)
+    with pytest.raises(UserError, match=rf"results\.json has format_version {VERSION + 1}"):
+        write_results(study, PLAN, Cells(study))
+
+
+def test_results_are_never_made_poorer(study):
+    before = (study / "results.json").read_bytes()
+    (study / f"outcomes/{ONE}.json").unlink()
+    assert ONE in write_results(study, PLAN, Cells(study))
+    shutil.rmtree(study / "cells")
+    shutil.rmtree(study / "outcomes")
+    assert "4 cells" in write_results(study, PLAN, Cells(study))
+    assert (study / "results.json").read_bytes() == before
+
+
+def test_results_say_what_they_were_trained_on(study):
+    for cell in (study / "cells").iterdir():
+        edit(cell / "run.json", corpus="ab" * 32)
+    write_results(study, PLAN, Cells(study))
+    found = json.loads((study / "results.json").read_text())
+    assert found["format_version"] == VERSION
+    assert found["corpora"] == [
+        {"sha256": "ab" * 32, "source": "stdlib", "val_source": None, "val_fraction": 0.1,
+         "tokenizer": "bytes"},
+    ]  # fmt: skip
+
+
+def test_rows_that_are_there_twice_make_no_outcome(study):
+    cells = Cells(study)
+    lines(study / "cells" / ONE / "metrics.jsonl", lambda x: [*x, x[-1]])
+    with pytest.raises(UserError, match=r"metrics\.jsonl has step 20 after step 20"):
+        cells.judge(ONE, None, 3.3)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda path: path.write_text(path.read_text()[:100]), "damaged"),
+        (lambda path: edit(path, format_version=VERSION + 1), f"format_version {VERSION + 1}"),
+        (lambda path: edit(path, campaign={"variants": []}), "damaged"),
+        (lambda path: edit(path, base=3), "damaged"),
+        (lambda path: edit(path, base={"mesh": {"depth": 1}}), "mesh.depth"),
+    ],
+)
+def test_a_damaged_definition_is_one_line(study, change, named):
+    change(study / "campaign.json")
+    with pytest.raises(UserError, match=rf"campaign\.json.*{named}"):
+        definitions.read(study)
+
+
+def test_a_directory_of_another_study_is_refused(study):
+    at = lambda config, campaign: Definition("b.py", config, config, campaign)
+    old = definitions.read(study)
+    definitions.check_same(study, old)
+    more = Campaign(grid({P: ("pre_ln", "lns"), LR: (2.0**-7,)}), {P: "pre_ln"}, (3, 4))
+    definitions.check_same(study, at(old.base, more))  # a changed file
+    other = Campaign(grid({P: ("lns", "deepnorm")}), {P: "lns"})
+    with pytest.raises(UserError, match=r"another campaign, of configs/.*none of the variants"):
+        definitions.check_same(study, at(old.base, other))
+    changed = old.base.copy_and_resolve_references()
+    changed.optimizer.b2 = 0.5
+    with pytest.raises(UserError, match=r"optimizer\.b2 \(was 0\.95, now 0\.5\)"):
+        definitions.check_same(study, at(changed, CAMPAIGN))
+    tokens = Campaign(CAMPAIGN.variants, CAMPAIGN.baseline, tokens=1000)
+    with pytest.raises(UserError, match="tokens, flops"):
+        definitions.check_same(study, at(old.base, tokens))
+
+
+@pytest.mark.parametrize(
+    "variants", [[{P: "post_ln"}, {}, {P: "pre_ln"}], [{P: "post_ln"}, {}, {N: "pre"}]]
+)
+def test_one_run_under_two_names_is_refused(variants, text_file, tmp_path):
+    campaign = Campaign(variants, {}, (1,))
+    campaign.check()
+    with pytest.raises(UserError, match="are the same run"):
+        Worker(base(text_file), campaign, tmp_path).check()
+
+
+def test_a_place_where_nothing_can_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    names = ("file", "file/below", "x" * 300, "gs://bucket/x")
+    for place in [tmp_path / name if "://" not in name else Path(name) for name in names]:
+        with pytest.raises(UserError, match=r"--workdir=.*(choose another|mounted)"):
+            definitions.check_place(place)
+    definitions.check_place(tmp_path / "a [b]/c d")
+    with pytest.raises(UserError, match="is this a campaign"):
+        definitions.read(tmp_path / ("x" * 300))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+FILES = {
+    "raise ValueError('a\\nb')": "ValueError: a b",
+    "import sys; sys.exit(0)": "SystemExit: 0",
+    "def get_config(): pass": r"no get_campaign\(\)",
+    "def get_config(): pass\ndef get_campaign(): return 3": "must return a Campaign",
+    "def get_config(): pass\ndef get_campaign(x): return 3": "TypeError",
+    "from gpt2_jax.ablate.campaign import grid\ngrid({'model.n_layer': 4})": "'model.n_layer'",
+    "\0": "SyntaxError|ValueError",
+    "x = (": "SyntaxError",
+}
+
+
+@pytest.mark.parametrize("text", FILES)
+def test_what_is_wrong_with_a_file_is_one_line(text, tmp_path):
+    (tmp_path / "a.py").write_text(text)
+    with pytest.raises(UserError, match=FILES[text]) as refused:
+        definitions.load(str(tmp_path / "a.py"), tiny())
+    assert "\n" not in str(refused.value)

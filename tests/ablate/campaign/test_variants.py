@@ -1,0 +1,198 @@
+"""Which variant each is compared with, what they are called, and what a study's file may hold."""
+
+import itertools
+import math
+import runpy
+
+import numpy as np
+import pytest
+
+from gpt2_jax.ablate.campaign import Campaign, Search, crossed, grid, zipped
+from gpt2_jax.ablate.campaign.cells import Plan, cell_name
+from gpt2_jax.ablate.campaign.labels import comparisons, labels
+from gpt2_jax.errors import UserError
+from tests.tools import ROOT
+
+P, N, L, LR = "model.placement", "model.norms", "model.n_layer", "optimizer.peak_lr"
+PRE, SANDWICH, POST = {P: "pre_ln"}, {P: "pre_ln", N: "pre+out"}, {P: "post_ln"}
+
+
+def compared(variants, baseline):
+    campaign = Campaign(variants, baseline)
+    campaign.check()
+    return [campaign.baseline_of(variant) for variant in campaign.variants]
+
+
+@pytest.mark.parametrize(
+    ("variants", "baseline", "expected"),
+    [
+        ([PRE, SANDWICH], PRE, [PRE, PRE]),
+        ([SANDWICH, POST, PRE], PRE, [PRE] * 3),
+        ([PRE, SANDWICH, POST], SANDWICH, [SANDWICH] * 3),
+        ([{}, {N: "pre+out"}], {}, [{}, {}]),
+        ([{P: "pre_ln", N: None}, SANDWICH], PRE, [{P: "pre_ln", N: None}] * 2),
+        (
+            grid({L: (4, 8), P: ("pre_ln", "post_ln")}),
+            PRE,
+            [{L: 4} | PRE] * 2 + [{L: 8} | PRE] * 2,
+        ),
+        (
+            crossed(grid({L: (4, 8)}), [PRE, SANDWICH]),
+            PRE,
+            [{L: 4} | PRE] * 2 + [{L: 8} | PRE] * 2,
+        ),
+        # A depth that only some set is a difference like any other.
+        ([PRE, POST, {L: 8} | PRE], PRE, [PRE] * 3),
+        (grid({L: (4, 8), P: ("pre_ln",)}), {L: 4}, [{L: 4} | PRE] * 2),
+    ],
+)
+def test_a_variant_is_compared_with_the_one_that_equals_the_baseline(variants, baseline, expected):
+    assert compared(variants, baseline) == expected
+
+
+@pytest.mark.parametrize(
+    ("variants", "baseline", "named"),
+    [
+        ([SANDWICH, POST], PRE, "no variant placement=pre_ln, which placement=pre_ln,norms="),
+        ([{L: 4} | PRE, {L: 8} | POST], PRE, "no variant n_layer=8,placement=pre_ln"),
+        (
+            [SANDWICH, {N: "pre"} | PRE],
+            PRE,
+            r"norms=pre\+out with nothing but itself.*model\.norms",
+        ),
+        (grid({LR: (0.1, 0.2)}), {}, "peak_lr=0.1 with nothing but itself: optimizer.peak_lr"),
+        ([PRE, {P: "pre_ln", N: None}], PRE, "placement=pre_ln twice"),
+    ],
+)
+def test_a_comparison_that_is_missing_or_with_itself_is_refused(variants, baseline, named):
+    with pytest.raises(UserError, match=named):
+        compared(variants, baseline)
+
+
+@pytest.mark.parametrize(
+    ("variants", "expected"),
+    [
+        ([PRE, SANDWICH], ["placement=pre_ln", "norms=pre+out"]),
+        (
+            [PRE, POST, SANDWICH],
+            ["placement=pre_ln", "placement=post_ln", "placement=pre_ln,norms=pre+out"],
+        ),
+        ([{"name": "GPT-2"} | PRE, SANDWICH | {"name": "sandwich"}], ["GPT-2", "sandwich"]),
+        ([PRE, POST | {"name": "Vaswani's"}], ["pre_ln", "Vaswani's"]),
+        (
+            crossed(grid({L: (4, 8)}), [PRE, POST, SANDWICH | {"name": "sandwich"}]),
+            [f"n_layer={n},{x}" for n in (4, 8) for x in
+             ("placement=pre_ln", "placement=post_ln", "sandwich")],
+        ),
+    ],
+)  # fmt: skip
+def test_a_label_has_every_field_that_differs_from_the_baseline(variants, expected):
+    campaign = Campaign(variants, PRE)
+    campaign.check()
+    assert labels(campaign) == expected
+    said = dict(line.split(" -> ") for line in comparisons(campaign) if " -> " in line)
+    base = next(line for line in comparisons(campaign) if "(baseline)" in line)
+    assert set(said) <= set(expected) and base.startswith(expected[0])
+    again = Campaign(campaign.variants, campaign.baseline, names=campaign.names)
+    assert again == campaign  # as campaign.json gives it back
+
+
+def test_a_name_changes_no_cell():
+    named = Campaign([PRE, SANDWICH | {"name": "sandwich"}], PRE)
+    plain = Campaign([PRE, SANDWICH], PRE)
+    assert Plan(named).cells({}) == Plan(plain).cells({})
+
+
+GOOD = {"variants": [PRE, SANDWICH], "baseline": PRE}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"variants": None}, "variants="),
+        ({"variants": "pre_ln"}, "variants="),
+        ({"variants": PRE}, "variants="),
+        ({"variants": iter([PRE])}, "variants="),
+        ({"variants": [PRE, "post_ln"]}, "variant 2"),
+        ({"variants": [PRE, {3: "post_ln"}]}, "variant 2 has 3"),
+        ({"variants": [PRE, {P: {"a": 1}}]}, f"variant 2: '{P}' is a dict"),
+        ({"variants": [PRE, {P: object()}]}, f"variant 2: '{P}' is a object"),
+        ({"variants": [PRE, {P: np.ones(3)}]}, f"variant 2: '{P}'"),
+        ({"variants": [PRE, {LR: math.nan}]}, f"variant 2: '{LR}' is nan"),
+        ({"variants": [PRE, {N: "pre\x1b[31m"}]}, f"variant 2: '{N}'.*printed"),
+        ({"variants": [PRE, {N: "a\nb"}]}, f"variant 2: '{N}'.*printed"),
+        ({"variants": [PRE, {N: "x" * 2000}]}, f"variant 2: '{N}' has 2,000 characters"),
+        ({"variants": [PRE] * 2000}, "2e.03 variants"),
+        ({"variants": [PRE, PRE | {L: "two"}]}, rf"{L} the value 'two', of a wrong type"),
+        ({"variants": [PRE, PRE | {L: True}]}, rf"{L} .*wrong type"),
+        ({"variants": [PRE, PRE | {L: 2.0}]}, rf"{L} .*wrong type"),
+        ({"variants": [PRE, PRE | {"model.tie_head": 1}]}, "model.tie_head .*wrong type"),
+        ({"variants": [PRE, PRE | {"optimizer.frozen": (1,)}]}, "optimizer.frozen .*wrong type"),
+        ({"variants": [PRE, SANDWICH | {"name": 3}]}, "names a variant 3"),
+        ({"variants": [PRE, SANDWICH | {"name": " "}]}, "names a variant ' '"),
+        ({"variants": [PRE, SANDWICH | {"name": "x" * 81}]}, "name has 81 characters"),
+        ({"variants": [PRE | {"name": "a"}, SANDWICH | {"name": "a"}]}, "two variants 'a'"),
+        ({"baseline": "pre_ln"}, "baseline must be"),
+        ({"baseline": {L: "two"}}, f"{L} the value 'two'"),
+        ({"seeds": 3}, "seeds= must be a list"),
+        ({"seeds": (1, True)}, "seeds= has True"),
+        ({"seeds": (1, 2**64)}, "seeds= has 18446744073709551616"),
+        ({"seeds": (-1,)}, "seeds= has -1"),
+        ({"seeds": range(10**7)}, "10,000,000 seeds"),
+        ({"search": 5}, "search= must be a Search"),
+        ({"tokens": math.inf}, "tokens= is inf"),
+        ({"tokens": 1.5}, "tokens= is 1.5"),
+        ({"flops": "1e9"}, "flops= is '1e9'"),
+        ({"flops": 10**40}, "flops= is beyond"),
+        ({"at_once": True}, "at_once= is True"),
+        ({"search": Search(1e-3, most=10**9)}, "search's lowest=0.001, ratio=2 and most=10"),
+        ({"search": Search(1e-3, ratio=1e30), "seeds": (1,)}, "search's .*ratio=1e.30"),
+        ({"search": Search(1e-300), "seeds": (1,)}, "search's lowest=1e-300"),
+        ({"search": Search(1e-3, seeds=range(1000, 2000))}, "30,010 cells"),
+        ({"keep_checkpoints": "no"}, "keep_checkpoints="),
+    ],
+)  # fmt: skip
+def test_what_a_file_may_not_hold_is_refused_by_name(change, named):
+    with pytest.raises(UserError, match=named) as refused:
+        Campaign(**(GOOD | change)).check()
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: grid({P: "pre_ln"}), f"'{P}' must be a list, not 'pre_ln'"),
+        (lambda: grid({P: ()}), f"'{P}' has no values"),
+        (lambda: grid({L: itertools.count()}), f"'{L}' must be a list"),
+        (lambda: grid([P]), "a grid is"),
+        (lambda: grid({L: range(10**6), "model.n_head": range(10**6)}), "1e.12 variants"),
+        (lambda: crossed([PRE] * 10**4, [POST] * 10**4), "1e.08 variants"),
+        (lambda: zipped({L: 3}), f"'{L}' must be a list, not 3"),
+        (lambda: Search("low"), "search's lowest= is 'low'"),
+        (lambda: Search(None), "search's lowest= is not set"),
+        (lambda: Search(1e-3, n=2.5), "search's n= is 2.5"),
+        (lambda: Search(1e-3, ratio=math.nan), "search's ratio= is nan"),
+        (lambda: Search(1e-3, seeds="12"), "search's seeds="),
+    ],
+)
+def test_axes_and_searches_of_other_kinds_are_refused_by_name(make, named):
+    with pytest.raises(UserError, match=named):
+        make()
+
+
+def test_a_cells_name_fits_a_folder():
+    """Whatever its values: a name is at most 255 bytes, also with what is added to it."""
+    for text in ("x" * 1000, "字" * 200, "../..", "a/b", "pre | qk", "[1]", ""):
+        name = cell_name({"data.source": text, "seed": 3})
+        assert len(f".{name}.json.01234567.tmp".encode()) < 255
+        assert "/" not in name and name.isascii() and not name.startswith(".")
+
+
+@pytest.mark.parametrize("name", ["placement", "qk_norm", "residual_scale_depth"])
+def test_shipped_studies_compare_each_variant_with_a_baseline(name):
+    campaign = runpy.run_path(str(ROOT / f"configs/ablations/{name}.py"))["get_campaign"]()
+    campaign.check()
+    lines = comparisons(campaign)
+    assert sum("(baseline)" in line for line in lines) == (4 if "depth" in name else 1)
+    if "depth" in name:
+        assert "n_layer=8,placement=completep -> n_layer=8,placement=pre_ln" in lines
