@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from gpt2_jax import config as configs
 from gpt2_jax.ablate.campaign.cells import DEFINITION
-from gpt2_jax.ablate.campaign.design import Campaign, Search
+from gpt2_jax.ablate.campaign.design import Campaign
+from gpt2_jax.ablate.campaign.search import Search
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import disk_errors, write_json
 

@@ -13,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gpt2_jax.ablate.campaign.search import Search
+from gpt2_jax.ablate.statistics import seeds_to_reject
 from gpt2_jax.config import FIELDS
 from gpt2_jax.errors import UserError, suggestion
 
 Values = dict[str, Any]  # {"section.field": value}
 
 RATE, SEED = "optimizer.peak_lr", "seed"
-EXTENSION = 2  # rates that a search adds at a time
 
 
 def grid(axes: Mapping[str, Sequence[Any]]) -> list[Values]:
@@ -56,49 +57,6 @@ def _matches(variant: Values, pattern: Values) -> bool:
 
 
 @dataclass(frozen=True)
-class Search:
-    """Rates `lowest * ratio**k` for k = 0 .. n-1, and beyond while the best of them is an edge.
-
-    Attributes:
-      seeds: that every rate is tried with; none of them is used for the verdict.
-      most: rates at most for a variant.
-    """
-
-    lowest: float
-    n: int = 5
-    ratio: float = 2.0
-    seeds: tuple[int, ...] = (0,)
-    most: int = 15
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "seeds", tuple(_plain(seed) for seed in self.seeds))
-
-    def rate(self, k: int) -> float:
-        """Returns the rate number k, which may be negative."""
-        return self.lowest * self.ratio**k
-
-    def next(self, scores: Mapping[int, float]) -> list[int]:
-        """Returns the numbers of the rates to try next, none where the search is at its end.
-
-        Args:
-          scores: of the rates tried, lower is better; infinite for those that diverge.
-        """
-        if missing := [k for k in range(self.n) if k not in scores]:
-            return missing
-        low, high = min(scores), max(scores)
-        best, room = self.best(scores), self.most - len(scores)
-        if best == low:
-            return [low - i for i in range(1, 1 + min(EXTENSION, room))]
-        if best == high:
-            return [high + i for i in range(1, 1 + min(EXTENSION, room))]
-        return []
-
-    def best(self, scores: Mapping[int, float]) -> int:
-        """Returns the number of the best rate; the lowest where all diverge or are equal."""
-        return min(sorted(scores), key=lambda k: scores[k])
-
-
-@dataclass(frozen=True)
 class Campaign:
     """What is compared with what.
 
@@ -107,21 +65,25 @@ class Campaign:
       baseline: fields whose values make a variant that which it is compared with; None: the
         base's value.
       seeds: of the runs that the verdict is about; the same for every variant, so that runs of
-        one seed see the same data in the same order.
+        one seed see the same data in the same order. Nine can show a difference among up to twelve
+        comparisons.
       search: of each variant's learning rate; None: they train at the rate that they have.
       tokens, flops: budget of every cell; neither: the base's `train.steps`.
       at_once: cells trained together by one program; unset: one a core on a CPU, 16 a device
         elsewhere, where a model has at most `population.SMALL` parameters. 1: one after the
         other, each on all devices.
+      smallest_difference: in the final loss, nats per token, that matters: only larger ones are
+        called better or worse, and a variant within it is called equivalent.
     """
 
     variants: Sequence[Values]
     baseline: Values
-    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9)
     search: Search | None = None
     tokens: int | None = None
     flops: float | None = None
     at_once: int | None = None
+    smallest_difference: float = 0.005
 
     def __post_init__(self) -> None:
         # As campaign.json gives them back: lists as tuples, numpy's numbers as Python's.
@@ -129,6 +91,11 @@ class Campaign:
         set_("variants", [_plain_values(variant) for variant in self.variants])
         set_("baseline", _plain_values(self.baseline))
         set_("seeds", tuple(_plain(seed) for seed in self.seeds))
+
+    @property
+    def comparisons(self) -> int:
+        """How many variants are compared with another."""
+        return sum(self.baseline_of(variant) != variant for variant in self.variants)
 
     def baseline_of(self, variant: Values) -> Values:
         """Returns the variant that this one is compared with; of the baseline, itself.
@@ -159,6 +126,7 @@ class Campaign:
                 )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"the campaign's seeds={self.seeds} must be some, each once")
+        self._check_power()
         if self.tokens is not None and self.flops is not None:
             raise UserError("the campaign's budget is in tokens or in FLOPs, not in both")
         if any(budget is not None and not budget > 0 for budget in (self.tokens, self.flops)):
@@ -167,6 +135,19 @@ class Campaign:
             raise UserError(f"the campaign's at_once={self.at_once} must be at least 1")
         if self.search is not None:
             _check_search(self.search, self.seeds)
+
+    def _check_power(self) -> None:
+        n, needed = self.comparisons, seeds_to_reject(self.comparisons)
+        if n and len(self.seeds) < needed:
+            raise UserError(
+                f"the campaign's {count(len(self.seeds), 'seed')} can show no difference in "
+                f"{count(n, 'comparison')}, however large; it takes {needed} seeds"
+            )
+        if not (0 < self.smallest_difference < math.inf):
+            raise UserError(
+                f"the campaign's smallest_difference={self.smallest_difference} must be above 0 "
+                "(nats per token)"
+            )
 
     def _check_field(self, name: str) -> None:
         if name not in FIELDS:
@@ -202,6 +183,8 @@ def _check_search(search: Search, seeds: tuple[int, ...]) -> None:
         )
     if not search.seeds or len(set(search.seeds)) < len(search.seeds):
         raise UserError(f"the search's seeds={search.seeds} must be some, each once")
+    if search.contenders < 1:
+        raise UserError(f"the search's contenders={search.contenders} must be at least 1")
     if both := sorted(set(search.seeds) & set(seeds)):
         raise UserError(
             f"the search has seeds of the verdict ({both}): runs that chose a rate cannot judge it"

@@ -13,6 +13,8 @@ from gpt2_jax.ablate.campaign.design import describe
 from gpt2_jax.files import disk_errors, write_json
 from gpt2_jax.track.metrics import read_rows
 
+FORMAT_VERSION = 2  # 1 had none, no contenders and no smallest_difference
+
 
 def collect(plan: Plan, cells: Cells) -> dict[str, Any]:
     """Returns what is known so far, as results.json holds it."""
@@ -27,6 +29,8 @@ def collect(plan: Plan, cells: Cells) -> dict[str, Any]:
                 "baseline": describe(plan.campaign.baseline_of(values)),
                 "rate": _rate(plan, searched.best),
                 "settled": searched.settled,
+                "contenders": [_rate(plan, k) for k in searched.contenders],
+                "unresolved": list(searched.unresolved),
                 "scores": [
                     {"rate": _rate(plan, k), "loss": score if math.isfinite(score) else None}
                     for k, score in sorted(searched.scores.items())
@@ -36,7 +40,14 @@ def collect(plan: Plan, cells: Cells) -> dict[str, Any]:
     listed = [_of_cell(cell, outcomes.get(cell.name), cells) for cell in known]
     missing = [cell.name for cell in known if cell.name not in outcomes]
     settled = all(v["settled"] for v in variants)
-    return {"complete": settled and not missing, "variants": variants, "cells": listed}
+    complete = settled and not missing
+    return {
+        "format_version": FORMAT_VERSION,
+        "complete": complete,
+        "smallest_difference": plan.campaign.smallest_difference,
+        "variants": variants,
+        "cells": listed,
+    }
 
 
 def _rate(plan: Plan, k: int | None) -> float | None:

@@ -99,7 +99,7 @@ class Worker:
             firsts = [plan.verdict_cells(i, 0)[0] for i in range(n)]
             self._variants.update(program_key(self.config(cell)) for cell in firsts)
         search = self.campaign.search
-        tried = search.n * len(search.seeds) if search else 0
+        tried = max(search.n, 3 * (len(search.seeds) - 1)) if search else 0
         return max(tried, len(self.campaign.seeds)) * self._variants[program_key(config)]
 
     def _room(self, config: ConfigDict) -> int:
