@@ -12,10 +12,13 @@ from gpt2_jax.ablate.campaign import Campaign, Search, crossed, grid
 from gpt2_jax.ablate.campaign.cells import Cells, Outcome, Plan, all_cells
 from gpt2_jax.ablate.campaign.definition import Definition, write
 from gpt2_jax.ablate.report.analysis import labels
+from gpt2_jax.ablate.report.markup import escaped
 from gpt2_jax.ablate.report.page import page, write_report
+from gpt2_jax.ablate.report.stored import verdicts
 from gpt2_jax.ablate.report.tracked import COLUMNS, offline_hint, track
 from gpt2_jax.ablate.statistics import Arm, compare, detectable, median_interval, seeds_for
-from tests.tools import run, tiny
+from gpt2_jax.errors import UserError
+from tests.tools import ROOT, run, tiny
 
 P, LR = "model.placement", "optimizer.peak_lr"
 NOISE = [0.010, -0.012, 0.004, 0.007, -0.009]
@@ -445,6 +448,39 @@ def test_what_wandb_kept_is_told_how_to_upload(tmp_path):
     assert offline_hint(tmp_path) is None
     (tmp_path / "cells/a/wandb/offline-run-1").mkdir()
     assert f"{tmp_path}/cells/*/wandb/offline-run-*" in offline_hint(tmp_path)
+
+
+def test_verdicts_from_results_alone_are_those_of_the_report(told):
+    workdir, found, _ = told
+    text = "\n".join(verdicts(workdir / "results.json"))
+    for variant in found.variants:
+        line = row(text, escaped(f"placement={variant.name}"), "")
+        assert line[4] == f"{variant.median.estimate:.4f}"
+        assert line[7].strip("*") == variant.word
+        if compared := variant.comparison:
+            assert line[5].startswith(f"{compared.difference.estimate:+.4f} (")
+            assert line[6] == f"{compared.corrected:.3g}"
+
+
+def test_what_earlier_searches_do_not_support_is_listed():
+    """The committed results of version 1: OLMo 2's stopped search, Pre-LN's runner-up."""
+    text = "\n".join(verdicts(ROOT / "docs/ablations/placement/results.json"))
+    line = lambda name: next(x for x in text.splitlines() if x.startswith(f"- placement={name}:"))
+    assert "losses still fall: 0.0312, 0.0625 next" in line("olmo2")
+    assert "1 search seed; not ruled out, and without fresh seeds: 0.00391" in line(r"pre\_ln")
+    assert "losses still fall" not in line("deepnorm")
+    assert "**better**" not in text and "9 seeds can show any" in text
+    two = "\n".join(verdicts(ROOT / "docs/ablations/qk_norm/results.json"))
+    assert "- norms=pre: 2 search seeds; not ruled out, and without fresh seeds: 0.00781" in two
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"format_version": 9, "variants": [], "cells": []}']
+)
+def test_what_is_no_results_file_is_refused(tmp_path, text):
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(UserError, match=r"results\.json"):
+        verdicts(tmp_path / "results.json")
 
 
 def test_the_command(told, tmp_path):
