@@ -25,11 +25,11 @@ _RESULTS = flags.DEFINE_string("results", None, "a results.json, to judge withou
 def main(argv: list[str]) -> None:
     """Writes the report."""
     del argv
-    if bool(_WORKDIR.value) == bool(_RESULTS.value):
-        raise UserError("give --workdir, the campaign's directory, or --results, its results.json")
-    if _RESULTS.value:
+    if _RESULTS.value and not _WORKDIR.value:
         print("\n".join(verdicts(Path(_RESULTS.value))))
         return
+    if not _WORKDIR.value or _RESULTS.value:
+        raise UserError("give --workdir, the campaign's directory, or --results, its results.json")
     found = write_report(Path(_WORKDIR.value))
     print(f"left in {_WORKDIR.value}: report.html report.md report/ results.json")
     if not found.complete:

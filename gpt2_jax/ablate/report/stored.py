@@ -81,8 +81,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _loss(cell: Cell) -> float:
-    fields = ("status", "step", "loss", "start_loss", "guess_loss")
-    return Outcome(**{name: cell.get(name) for name in fields}).score
+    start, guess = cell["start_loss"], cell.get("guess_loss")
+    return Outcome(cell["status"], cell["step"], cell["loss"], start, guess).score
 
 
 def _cells(stored: dict[str, Any], variant: int, purpose: str) -> list[Cell]:
