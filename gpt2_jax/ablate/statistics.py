@@ -1,28 +1,42 @@
-"""What a handful of seeds allows one to say: intervals, paired differences, how many it would take.
+"""What a handful of seeds can show: medians, paired differences, and how many seeds it takes.
 
-Losses are one number for each seed; lower is better. Everything is a function of its arguments: the
-bootstrap's draws come from a fixed seed.
+Losses are one number per seed; lower is better, and infinity stands for a broken seed (one that
+diverged, or ended no better than guessing by frequency).
+
+The estimand of a comparison is the median over seeds of (variant's loss - baseline's loss), runs of
+one seed sharing initial weights and data order, each variant at its best learning rate. It is
+tested by the exact sign test and bounded by order statistics, which hold for noise of any shape:
+skewed, heavy-tailed, in one variant alone, broken seeds included. (Student's t and Wilcoxon's test
+cover the truth in 84 to 92 % instead of 95 where one variant alone is skewed.)
+
+The best learning rate is itself an estimate. Every learning rate that the search could not rule out
+has losses of its own, and a verdict must hold against all of them: a variant, at the learning rate
+that the search chose for it, is better only if it is better than the baseline at *each* of the
+baseline's learning rates in contention, and worse only if the baseline is better than it at each of
+its own. This intersection-union test (Berger 1982) needs no further correction.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
-LEVEL = 0.95  # of intervals; 1 - LEVEL of verdicts are wrong where nothing differs
-POWER = 0.8  # that a number of seeds is asked for
+LEVEL = 0.95  # of intervals; at most 1 - LEVEL of studies without differences have a wrong verdict
+POWER = 0.8  # with which a report says what can be detected
+SPREAD_LEVEL = 0.8  # of the range given for a number of seeds
 MOST_SEEDS = 1000  # beyond which nobody would go
-RESAMPLES = 9999
 
 
 class Interval(NamedTuple):
-    """A mean and the ends of its confidence interval; not numbers (nan) for a single value."""
+    """An estimate and the ends of its confidence interval; nan where there are too few values."""
 
-    mean: float
+    estimate: float
     low: float
     high: float
 
@@ -36,137 +50,290 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     return Interval(float(x.mean()), float(x.mean() - half), float(x.mean() + half))
 
 
-def bootstrap_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """Returns the mean with the bootstrap's percentile interval (Efron 1979).
+def median_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
+    """Returns the median with the exact interval between two order statistics.
 
-    Of a few values it is too narrow (of five, about as narrow as one of 85 %); it stands beside
-    `t_interval` for those who expect it, and no verdict hangs on it.
+    It covers the median of any distribution with probability `level` or more. nan ends: fewer
+    values than it takes (6 for 95 %). Infinite values are in order.
     """
-    x = np.asarray(values, float)
-    mean = float(x.mean())
-    if len(x) < 2:
-        return Interval(mean, np.nan, np.nan)
-    if np.ptp(x) == 0:
-        return Interval(mean, mean, mean)
-    found = stats.bootstrap(
-        (x,),
-        np.mean,
-        confidence_level=level,
-        n_resamples=RESAMPLES,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    )
-    ends = found.confidence_interval
-    return Interval(mean, float(ends.low), float(ends.high))
+    x = sorted(float(value) for value in values)
+    rank = _rank(len(x), level)
+    ends = (x[rank - 1], x[-rank]) if rank else (np.nan, np.nan)
+    return Interval(_median(x), *ends)
+
+
+def _median(ordered: Sequence[float]) -> float:
+    n = len(ordered)
+    low, high = ordered[(n - 1) // 2], ordered[n // 2]
+    return low if low == high else (low + high) / 2  # equal infinities have no sum to halve
+
+
+@cache
+def _rank(n: int, level: float) -> int:
+    """Returns r such that the r-th smallest and largest of n bound the median; 0: there is none."""
+    rank = 0
+    while 2 * tail(n, n - rank) <= 1 - level and 2 * (rank + 1) <= n:
+        rank += 1
+    return rank
+
+
+@cache
+def tail(n: int, k: int) -> float:
+    """Returns the probability that k or more of n fair coins show heads."""
+    return sum(math.comb(n, i) for i in range(k, n + 1)) / 2**n
+
+
+class Arm(NamedTuple):
+    """A variant's losses, seed by seed.
+
+    Attributes:
+      losses: at the learning rate that the search chose. rivals: at each other learning rate that
+        the search could not rule out, of the same seeds in the same order.
+    """
+
+    losses: Sequence[float]
+    rivals: Sequence[Sequence[float]] = ()
+
+    @property
+    def all(self) -> tuple[Sequence[float], ...]:
+        """The losses at every learning rate in contention."""
+        return (self.losses, *self.rivals)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A variant beside its baseline, seed by seed.
+    """A variant compared with its baseline, seed by seed.
 
     Attributes:
-      difference: variant less baseline, mean over the seeds; below 0 is better.
-      spread: std of the differences. p: two-sided, of the paired t test; corrected: for the number
-        of comparisons. n: seeds.
+      difference: variant - baseline, median over the seeds; below 0 is better. The interval covers
+        the difference at the best learning rates, whichever of those in contention they are.
+      mean: mean of the differences of seeds that broke in neither.
+      spread: std of those; nan for fewer than two.
+      p: two-sided, of a difference of at most `smallest`; corrected: for the number of comparisons.
+      n: seeds. smallest: difference that matters, in the losses' unit.
+      broken: number of broken seeds of the variant and of its baseline; broken_p: Fisher's exact
+        test of these, two-sided, corrected for the number of comparisons.
+      decidable: whether so many seeds can show any difference after the correction.
     """
 
     difference: Interval
+    mean: float
     spread: float
     p: float
     corrected: float
     n: int
+    smallest: float
+    broken: tuple[int, int]
+    broken_p: float
+    decidable: bool
 
     @property
     def verdict(self) -> str:
-        """The plain word."""
-        if np.isnan(self.corrected):
-            return "cannot be said: too few seeds"
-        if self.corrected > 1 - LEVEL:
+        """The verdict on the loss."""
+        if self.decidable and self.corrected <= 1 - LEVEL:
+            return "better" if self.difference.estimate < 0 else "worse"
+        if -self.smallest <= self.difference.low and self.difference.high <= self.smallest:
+            return "equivalent"
+        return "not distinguishable" if self.decidable else "cannot be said: too few seeds"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the seeds did not settle the verdict on the loss."""
+        return self.verdict not in ("better", "worse", "equivalent")
+
+    @property
+    def broken_verdict(self) -> str | None:
+        """The verdict on the share of broken seeds; None where none broke."""
+        mine, theirs = self.broken
+        if not mine and not theirs:
+            return None
+        if self.broken_p > 1 - LEVEL:
             return "not distinguishable"
-        return "better" if self.difference.mean < 0 else "worse"
+        return "more stable" if mine < theirs else "less stable"
 
 
 def compare(
-    pairs: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    pairs: Mapping[str, tuple[Arm, Arm]],
+    smallest: float = 0.0,
+    family: int = 0,
+    level: float = LEVEL,
 ) -> dict[str, Comparison]:
-    """Returns the comparison of each (variant's losses, baseline's losses), seed by seed.
+    """Returns the comparison of each (variant, baseline), seed by seed.
 
-    p-values are corrected together by Holm's method (Holm 1979): where no variant differs, the
-    probability that any is called better or worse is at most 1 - LEVEL.
+    p-values are corrected together by Holm's method (Holm 1979), those of losses in one family and
+    those of broken seeds in another: where no difference exceeds `smallest`, the probability that
+    any variant is called better or worse is at most 1 - level.
+
+    Args:
+      smallest: a difference of at most this does not matter: only larger ones are better or worse.
+      family: comparisons that the study plans, if more than these: what is missing still counts.
     """
-    differences = {n: np.asarray(a, float) - np.asarray(b, float) for n, (a, b) in pairs.items()}
-    ps = {name: paired_p(d) for name, d in differences.items()}
-    corrected = holm(ps)
-    return {
-        name: Comparison(
-            t_interval(d),
-            float(d.std(ddof=1)) if len(d) > 1 else np.nan,
-            ps[name],
-            corrected[name],
-            len(d),
+    family = max(family, len(pairs))
+    ps = {name: _p(*pair, smallest) for name, pair in pairs.items()}
+    broken = {name: (_broken(a.losses), _broken(b.losses)) for name, (a, b) in pairs.items()}
+    shares = {name: _share_p(*broken[name], len(pairs[name][0].losses)) for name in pairs}
+    corrected, broken_p = holm(ps, family), holm(shares, family)
+    out = {}
+    for name, (variant, baseline) in pairs.items():
+        mean, spread = _moments(differences(variant.losses, baseline.losses))
+        n = len(variant.losses)
+        out[name] = Comparison(
+            difference=_interval(variant, baseline, level),
+            mean=mean,
+            spread=spread,
+            p=ps[name],
+            corrected=corrected[name],
+            n=n,
+            smallest=smallest,
+            broken=broken[name],
+            broken_p=broken_p[name],
+            decidable=n >= seeds_to_reject(family),
         )
-        for name, d in differences.items()
-    }
+    return out
 
 
-def paired_p(differences: Sequence[float] | np.ndarray) -> float:
-    """Returns the two-sided p-value of the mean difference being 0; nan for fewer than two."""
-    d = np.asarray(differences, float)
-    if len(d) < 2:
-        return np.nan
-    if np.ptp(d) == 0:
-        return 1.0 if d[0] == 0 else 0.0
-    return float(stats.ttest_1samp(d, 0.0).pvalue)
+def differences(variant: Sequence[float], baseline: Sequence[float]) -> list[float]:
+    """Returns variant - baseline, seed by seed; 0 for a seed that is broken in both."""
+    return [0.0 if a == b else a - b for a, b in zip(variant, baseline, strict=True)]
 
 
-def holm(ps: Mapping[str, float]) -> dict[str, float]:
-    """Returns p-values corrected for their number; those that are no numbers are none of them.
+def _p(variant: Arm, baseline: Arm, smallest: float) -> float:
+    """Returns the two-sided p-value: the sign test's against every learning rate in contention."""
+    n = len(variant.losses)
+    better = max(_sign_p(variant.losses, other, smallest) for other in baseline.all)
+    worse = max(_sign_p(baseline.losses, other, smallest) for other in variant.all)
+    return min(1.0, 2 * min(better, worse)) if n else np.nan
+
+
+def _sign_p(losses: Sequence[float], other: Sequence[float], smallest: float) -> float:
+    """Returns the one-sided p-value of the losses not being lower than others by `smallest`."""
+    lower = sum(d < -smallest for d in differences(losses, other))
+    return tail(len(losses), lower)
+
+
+def _interval(variant: Arm, baseline: Arm, level: float) -> Interval:
+    """Returns the interval that has the difference at the best learning rates within it.
+
+    The variant at its chosen learning rate is no better than at its best, so that the highest of
+    its upper ends against the baseline's learning rates in contention bounds the difference from
+    above; and the other way around.
+    """
+    middle = median_interval(differences(variant.losses, baseline.losses), level)
+    highs = [
+        median_interval(differences(variant.losses, other), level).high for other in baseline.rivals
+    ]
+    lows = [
+        median_interval(differences(other, baseline.losses), level).low for other in variant.rivals
+    ]
+    return Interval(
+        middle.estimate, min(middle.low, *lows, np.inf), max(middle.high, *highs, -np.inf)
+    )
+
+
+def _moments(values: Sequence[float]) -> tuple[float, float]:
+    """Returns mean and std of the values that are finite."""
+    known = [value for value in values if math.isfinite(value)]
+    mean = float(np.mean(known)) if known else np.nan
+    return mean, float(np.std(known, ddof=1)) if len(known) > 1 else np.nan
+
+
+def _broken(losses: Sequence[float]) -> int:
+    return sum(math.isinf(loss) for loss in losses)
+
+
+@cache
+def _share_p(mine: int, theirs: int, n: int) -> float:
+    """Returns Fisher's exact p-value of two counts of n; seeds broken together only weaken it."""
+    if mine == theirs:
+        return 1.0
+    return float(stats.fisher_exact([[mine, n - mine], [theirs, n - theirs]]).pvalue)
+
+
+def share_interval(broken: int, n: int, level: float = LEVEL) -> tuple[float, float]:
+    """Returns the exact interval of a share (Clopper & Pearson 1934)."""
+    found = stats.binomtest(broken, n).proportion_ci(level)
+    return float(found.low), float(found.high)
+
+
+def holm(ps: Mapping[str, float], family: int = 0) -> dict[str, float]:
+    """Returns p-values corrected for their number; those that are nan are not counted.
 
     The i-th smallest of m, from 0, is multiplied by m - i; none is below a smaller one's, or
     above 1.
+
+    Args:
+      family: m, if more than these.
     """
     known = sorted((p, name) for name, p in ps.items() if not np.isnan(p))
-    out, largest = dict.fromkeys(ps, np.nan), 0.0
+    out, largest, m = dict.fromkeys(ps, np.nan), 0.0, max(family, len(known))
     for i, (p, name) in enumerate(known):
-        largest = max(largest, min(1.0, p * (len(known) - i)))
+        largest = max(largest, min(1.0, p * (m - i)))
         out[name] = largest
     return out
 
 
-def power(effect: float, n: int, alpha: float = 1 - LEVEL) -> float:
-    """Returns the probability that a paired t test of n seeds sees an effect.
+@cache
+def seeds_to_reject(comparisons: int, level: float = LEVEL) -> int:
+    """Returns the fewest seeds whose sign test can show a difference after Holm's correction.
+
+    That is, of which all point the same way: 2 * 2**-n <= (1 - level) / comparisons.
+    """
+    n = 1
+    while 2 * tail(n, n) > (1 - level) / max(1, comparisons):
+        n += 1
+    return n
+
+
+def power(effect: float, n: int, comparisons: int = 1, contenders: int = 1) -> float:
+    """Returns the least probability that a difference is seen, for normal noise.
+
+    Each of the comparisons is held to (1 - LEVEL) / comparisons, Holm's strictest.
 
     Args:
-      effect: mean of the differences over their std.
+      effect: by how much the median difference exceeds the smallest that matters, in standard
+        deviations of the differences between two runs of one seed.
+      contenders: learning rates, all as good as the best, that the verdict must hold against.
     """
-    critical = stats.t.ppf(1 - alpha / 2, n - 1)
-    far = effect * n**0.5  # of the t statistic's distribution, a noncentral t
-    if abs(far) > 100 * critical:  # beyond what scipy can say; short of it by no sample
-        return 1.0
-    # Of a side that is far out scipy says nan; there is nothing of it to add.
-    sides = stats.nct.sf(critical, n - 1, far), stats.nct.cdf(-critical, n - 1, far)
-    return float(np.nansum(sides))
+    share = float(stats.norm.cdf(abs(effect)))
+    alpha = (1 - LEVEL) / max(1, comparisons)
+    needed = next((k for k in range(n + 1) if 2 * tail(n, k) <= alpha), None)
+    if needed is None:
+        return 0.0
+    return float(stats.binom.sf(needed - 1, n, share)) ** contenders
 
 
-def seeds_needed(effect: float, comparisons: int = 1) -> int | None:
-    """Returns how many seeds would see an effect as large with probability `POWER`.
+def detectable(n: int, comparisons: int = 1, contenders: int = 1) -> float | None:
+    """Returns the smallest effect that is seen with probability `POWER`, as `power` counts it.
 
-    Each of the comparisons is held to (1 - LEVEL) / comparisons, Holm's strictest. None: more than
-    `MOST_SEEDS`. The effect is itself an estimate from few seeds, and so is the answer.
+    None: so few seeds see none.
     """
-    if not np.isfinite(effect):
+    low, high = 0.0, 10.0
+    if power(high, n, comparisons, contenders) < POWER:
         return None
-    alpha = (1 - LEVEL) / comparisons
-    low, high = 1, MOST_SEEDS  # low too few, high perhaps enough
-    if power(abs(effect), high, alpha) < POWER:
-        return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        if power(abs(effect), middle, alpha) >= POWER:
+    while high - low > 1e-3:
+        middle = (low + high) / 2
+        if power(middle, n, comparisons, contenders) >= POWER:
             high = middle
         else:
             low = middle
     return high
+
+
+def seeds_for(width: float, spread: float, n: int) -> tuple[int, int] | None:
+    """Returns the range of how many seeds make a 95 % interval reach `width` to either side.
+
+    It rests on the spread alone, not on the estimated difference, which says little where nothing
+    was decided. The range is that of the spread, itself estimated from n seeds, at `SPREAD_LEVEL`,
+    for normal noise, of which a median needs pi / 2 times as many seeds as a mean. None: the spread
+    is not known.
+    """
+    if not (spread > 0 and width > 0 and n > 1):
+        return None
+    chi2 = stats.chi2.ppf([(1 + SPREAD_LEVEL) / 2, (1 - SPREAD_LEVEL) / 2], n - 1)
+    spreads = spread * np.sqrt((n - 1) / chi2)
+    z = stats.norm.ppf((1 + LEVEL) / 2)
+    low, high = (math.ceil(np.pi / 2 * (z * s / width) ** 2) for s in spreads)
+    return low, high
 
 
 def sensitivity(losses: Sequence[float], start_loss: float) -> float:

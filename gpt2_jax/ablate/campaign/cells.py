@@ -9,7 +9,7 @@ import re
 import shlex
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,8 +18,9 @@ from typing import Any, Literal, NamedTuple
 from ml_collections import ConfigDict
 
 from gpt2_jax import config as configs
-from gpt2_jax.ablate.campaign.design import RATE, SEED, Campaign, Search, Values, describe
+from gpt2_jax.ablate.campaign.design import RATE, SEED, Campaign, Values, describe
 from gpt2_jax.ablate.campaign.outcomes import Outcome, check_derived, read_outcome, write_outcome
+from gpt2_jax.ablate.campaign.search import Search, score
 from gpt2_jax.config_check import check
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
@@ -77,13 +78,20 @@ class Searched(NamedTuple):
 
     Attributes:
       cells: asked for so far. scores: of the rates whose cells are all in; lower is better.
-      settled: whether it is at its end, with `best` the number of the rate.
+      settled: whether it is at its end, with `contenders` the numbers of the rates that verdicts
+        must hold at. unresolved: what it left open at its end.
     """
 
     cells: list[Cell]
     scores: dict[int, float]
     settled: bool
-    best: int | None
+    contenders: tuple[int, ...] = ()
+    unresolved: tuple[str, ...] = ()
+
+    @property
+    def best(self) -> int | None:
+        """Number of the rate that the variant is judged at, None where there is none yet."""
+        return self.contenders[0] if self.contenders else None
 
 
 class Plan:
@@ -99,7 +107,8 @@ class Plan:
             searched = self.searched(i, outcomes)
             out += searched.cells
             if searched.settled:
-                out += self.verdict_cells(i, searched.best)
+                for k in searched.contenders or (None,):
+                    out += self.verdict_cells(i, k)
         names = Counter(cell.name for cell in out)
         if twice := sorted(name for name, n in names.items() if n > 1):
             raise UserError(f"two cells of the campaign have the name {twice[0]}")
@@ -107,26 +116,29 @@ class Plan:
 
     def searched(self, variant: int, outcomes: Outcomes) -> Searched:
         """Returns how far the search of a variant's rate is; it goes on once all it asked is in."""
-        search, scores, cells = self.campaign.search, dict[int, float](), list[Cell]()
+        search, cells, losses = self.campaign.search, list[Cell](), dict[int, list[float]]()
         if search is None:
-            return Searched([], {}, True, None)
-        while chosen := search.next(scores):
-            new = [c for k in sorted(chosen) for c in self._at_rate(variant, search, k)]
+            return Searched([], {}, True)
+        scores: dict[int, float] = {}
+        while asked := search.next(losses):
+            new = [self._searched_cell(variant, search, k, i) for k, i in asked]
             cells += new
             if any(c.name not in outcomes or not outcomes[c.name].is_final for c in new):
-                return Searched(cells, scores, False, None)
-            scores |= self._scores(new, outcomes)
-        return Searched(cells, scores, True, search.best(scores))
+                return Searched(cells, scores, False)
+            for cell, (k, _) in zip(new, asked, strict=True):
+                losses.setdefault(k, []).append(outcomes[cell.name].score)
+            scores = {k: score(values) for k, values in losses.items()}
+        contenders, unresolved = search.in_contention(losses), search.unresolved(losses)
+        return Searched(cells, scores, True, tuple(contenders), tuple(unresolved))
 
     def verdict_cells(self, variant: int, best: int | None) -> list[Cell]:
-        """Returns the cells of fresh seeds at a variant's chosen rate."""
+        """Returns the cells of fresh seeds at one of a variant's rates in contention."""
         search = self.campaign.search
         rate = None if search is None or best is None else search.rate(best)
         return [self._cell(variant, "verdict", rate, best, s) for s in self.campaign.seeds]
 
-    def _at_rate(self, variant: int, search: Search, k: int) -> Iterator[Cell]:
-        for seed in search.seeds:
-            yield self._cell(variant, "search", search.rate(k), k, seed)
+    def _searched_cell(self, variant: int, search: Search, k: int, i: int) -> Cell:
+        return self._cell(variant, "search", search.rate(k), k, search.seeds[i])
 
     def _cell(
         self, variant: int, purpose: Purpose, rate: float | None, k: int | None, seed: int
@@ -136,13 +148,6 @@ class Plan:
             values[RATE] = rate
         values[SEED] = seed
         return Cell(cell_name(values), variant, values, purpose, k)
-
-    def _scores(self, cells: list[Cell], outcomes: Outcomes) -> dict[int, float]:
-        by_rate: dict[int, list[float]] = {}
-        for cell in cells:
-            assert cell.k is not None
-            by_rate.setdefault(cell.k, []).append(outcomes[cell.name].score)
-        return {k: sum(losses) / len(losses) for k, losses in by_rate.items()}
 
 
 def cell_config(base: ConfigDict, campaign: Campaign, values: Mapping[str, Any]) -> ConfigDict:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt2_jax.ablate.campaign import inputs
+from gpt2_jax.ablate.campaign.search import Search
 from gpt2_jax.ablate.campaign.variants import (
     NAME,
     Values,
@@ -21,22 +22,24 @@ from gpt2_jax.ablate.campaign.variants import (
     matched_fields,
     without_name,
 )
+from gpt2_jax.ablate.statistics import seeds_to_reject
 from gpt2_jax.config import FIELDS
 from gpt2_jax.config_field import INT_MAX, Field
 from gpt2_jax.errors import UserError, suggestion
 
 RATE, SEED = "optimizer.peak_lr", "seed"
-EXTENSION = 2  # rates that a search adds at a time
 NUMBERS = {
     "tokens": Field(None, "tokens of every cell", int, minimum=1, maximum=2**60),
     "flops": Field(None, "FLOPs of every cell", float, above=0, maximum=1e30),
     "at_once": Field(None, "cells trained together", int, minimum=1, maximum=INT_MAX),
+    "smallest_difference": Field(0.005, "nats per token", above=0, maximum=100.0),
 }
 SEARCH_NUMBERS = {
     "lowest": Field(0.0, "the lowest rate", above=0, maximum=1000),
     "n": Field(5, "rates", minimum=3, maximum=1000),
     "ratio": Field(2.0, "of a rate to the one before", minimum=1.05, maximum=1000),
     "most": Field(15, "rates at most", minimum=3, maximum=1000),
+    "contenders": Field(3, "rates in contention at most", minimum=1, maximum=1000),
 }
 
 
@@ -92,54 +95,6 @@ def _matches(variant: Values, pattern: Values) -> bool:
 
 
 @dataclass(frozen=True)
-class Search:
-    """Rates `lowest * ratio**k` for k = 0 .. n-1, and beyond while the best of them is an edge.
-
-    Attributes:
-      seeds: that every rate is tried with; none of them is used for the verdict.
-      most: rates at most for a variant.
-    """
-
-    lowest: float
-    n: int = 5
-    ratio: float = 2.0
-    seeds: tuple[int, ...] = (0,)
-    most: int = 15
-
-    def __post_init__(self) -> None:
-        set_ = lambda name, value: object.__setattr__(self, name, value)
-        set_("seeds", inputs.seeds_of(self.seeds, "the search's seeds="))
-        for name, kind in (("lowest", float), ("ratio", float), ("n", int), ("most", int)):
-            set_(name, inputs.number(getattr(self, name), f"the search's {name}=", kind))
-            if getattr(self, name) is None:
-                raise UserError(f"the search's {name}= is not set")
-
-    def rate(self, k: int) -> float:
-        """Returns the rate number k, which may be negative."""
-        return self.lowest * self.ratio**k
-
-    def next(self, scores: Mapping[int, float]) -> list[int]:
-        """Returns the numbers of the rates to try next, none where the search is at its end.
-
-        Args:
-          scores: of the rates tried, lower is better; infinite for those that diverge.
-        """
-        if missing := [k for k in range(self.n) if k not in scores]:
-            return missing
-        low, high = min(scores), max(scores)
-        best, room = self.best(scores), self.most - len(scores)
-        if best == low:
-            return [low - i for i in range(1, 1 + min(EXTENSION, room))]
-        if best == high:
-            return [high + i for i in range(1, 1 + min(EXTENSION, room))]
-        return []
-
-    def best(self, scores: Mapping[int, float]) -> int:
-        """Returns the number of the best rate; the lowest where all diverge or are equal."""
-        return min(sorted(scores), key=lambda k: scores[k])
-
-
-@dataclass(frozen=True)
 class Campaign:
     """What is compared with what.
 
@@ -149,7 +104,8 @@ class Campaign:
         at the base's value, except those that all variants set: these are compared at equal
         values (in a grid over depth, at the same depth). None: the base's value.
       seeds: of the runs that the verdict is about; the same for every variant, so that runs of
-        one seed see the same data in the same order.
+        one seed see the same data in the same order. Nine can show a difference among up to twelve
+        comparisons.
       search: of each variant's learning rate; None: they train at the rate that they have.
       tokens, flops: budget of every cell; neither: the base's `train.steps`.
       at_once: cells trained together by one program; unset: one a core on a CPU, 16 a device
@@ -157,17 +113,20 @@ class Campaign:
         other, each on all devices.
       names: of the variants, as their `name` entries give them; empty if none has one.
       keep_checkpoints: whether cells keep their checkpoints once they are finished.
+      smallest_difference: in the final loss, nats per token, that matters: only larger ones are
+        called better or worse, and a variant within it is called equivalent.
     """
 
     variants: Sequence[Values]
     baseline: Values
-    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9)
     search: Search | None = None
     tokens: int | None = None
     flops: float | None = None
     at_once: int | None = None
     names: Sequence[str | None] = ()
     keep_checkpoints: bool = True
+    smallest_difference: float = 0.005
 
     def __post_init__(self) -> None:
         # As campaign.json gives them back: lists as tuples, numpy's numbers as Python's.
@@ -179,6 +138,11 @@ class Campaign:
         set_("seeds", inputs.seeds_of(self.seeds, "the campaign's seeds="))
         for name, kind in (("tokens", int), ("flops", float), ("at_once", int)):
             set_(name, inputs.number(getattr(self, name), f"the campaign's {name}=", kind))
+
+    @property
+    def comparisons(self) -> int:
+        """How many variants are compared with another."""
+        return sum(self.baseline_of(variant) != variant for variant in self.variants)
 
     def baseline_of(self, variant: Values) -> Values:
         """Returns the variant that this one is compared with; of a baseline, itself.
@@ -213,8 +177,11 @@ class Campaign:
             _check_numbers(self.search, SEARCH_NUMBERS, "the campaign's search: ")
             _check_search(self.search, self.seeds)
             inputs.check_rates(self.search.lowest, self.search.ratio, self.search.most)
-        tried = self.search.most * len(self.search.seeds) if self.search else 0
-        inputs.check_cells(len(self.variants), tried + len(self.seeds))
+        search = self.search
+        tried = search.most * len(search.seeds) if search else 0
+        judged = len(self.seeds) * (search.contenders if search else 1)
+        inputs.check_cells(len(self.variants), tried + judged)
+        self._check_power()
 
     def _check_comparisons(self) -> None:
         """Refuses variants that are there twice, or have nothing to be compared with."""
@@ -242,6 +209,14 @@ class Campaign:
         matched = matched_fields(self.variants, self.baseline)
         values = {name: [other.get(name) for other in self.variants] for name in matched}
         return ", ".join(n for n in matched if any(v != variant.get(n) for v in values[n]))
+
+    def _check_power(self) -> None:
+        n, needed = self.comparisons, seeds_to_reject(self.comparisons)
+        if n and len(self.seeds) < needed:
+            raise UserError(
+                f"the campaign's {count(len(self.seeds), 'seed')} can show no difference in "
+                f"{count(n, 'comparison')}, however large; it takes {needed} seeds"
+            )
 
     def _check_field(self, name: str) -> None:
         if name not in FIELDS:

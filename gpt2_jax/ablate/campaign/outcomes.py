@@ -43,9 +43,16 @@ class Outcome:
         return self.status != "failed" or self.attempts >= ATTEMPTS
 
     @property
+    def is_broken(self) -> bool:
+        """Whether it diverged, or ended no better than guessing by frequency."""
+        if self.loss is None:
+            return self.status == "diverged"
+        return self.guess_loss is not None and self.loss >= self.guess_loss
+
+    @property
     def score(self) -> float:
-        """The final loss; infinite for a run that did not come to its end."""
-        return math.inf if self.loss is None else self.loss
+        """The final loss; infinite for a run that is broken or failed."""
+        return math.inf if self.loss is None or self.is_broken else self.loss
 
 
 def write_outcome(path: Path, outcome: Outcome, run: Path) -> None:

@@ -36,6 +36,8 @@ def collect(plan: Plan, cells: Cells) -> dict[str, Any]:
                 "baseline": name_of(campaign.baseline_of(values)),
                 "rate": _rate(plan, searched.best),
                 "settled": searched.settled,
+                "contenders": [_rate(plan, k) for k in searched.contenders],
+                "unresolved": list(searched.unresolved),
                 "scores": [
                     {"rate": _rate(plan, k), "loss": score if math.isfinite(score) else None}
                     for k, score in sorted(searched.scores.items())
@@ -48,6 +50,7 @@ def collect(plan: Plan, cells: Cells) -> dict[str, Any]:
     return {
         "format_version": VERSION,
         "complete": settled and not missing,
+        "smallest_difference": campaign.smallest_difference,
         "corpora": corpora(cells.path(cell.name) for cell in known),
         "variants": variants,
         "cells": listed,

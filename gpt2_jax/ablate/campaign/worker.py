@@ -128,7 +128,7 @@ class Worker:
         if not self._variants:
             self._variants.update(program_key(self.config(cell)) for cell in self._firsts())
         search = self.campaign.search
-        tried = search.n * len(search.seeds) if search else 0
+        tried = max(search.n, 3 * (len(search.seeds) - 1)) if search else 0
         return max(tried, len(self.campaign.seeds)) * self._variants[program_key(config)]
 
     def _firsts(self) -> list[Cell]:

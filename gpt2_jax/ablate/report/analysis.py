@@ -8,17 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from gpt2_jax.ablate.campaign.cells import Cell, Cells, Outcome, Plan, all_cells
-from gpt2_jax.ablate.campaign.design import RATE
+from gpt2_jax.ablate.campaign.design import RATE, Campaign
 from gpt2_jax.ablate.campaign.labels import labels
 from gpt2_jax.ablate.report.caveats import caveats
 from gpt2_jax.ablate.report.variant import Analysis, Run, Variant
-from gpt2_jax.ablate.statistics import (
-    bootstrap_interval,
-    compare,
-    seeds_needed,
-    sensitivity,
-    t_interval,
-)
+from gpt2_jax.ablate.statistics import compare, median_interval, seeds_for, sensitivity
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.train.rundir import RunDirectory
 
@@ -28,7 +22,7 @@ def analyse(plan: Plan, cells: Cells) -> Analysis:
     known, outcomes = all_cells(plan, cells)
     runs = {c.name: _run(c, outcomes[c.name], cells) for c in known if _is_in(c, outcomes)}
     every = range(len(plan.campaign.variants))
-    variants = _compared([_variant(plan, i, known, outcomes, runs) for i in every])
+    variants = _compared(plan.campaign, [_variant(plan, i, known, outcomes, runs) for i in every])
     rates, sensitivities = _sensitivities(plan, variants)
     whole = len(runs) == len(known) and all(v.searched.settled for v in variants)
     found = Analysis(
@@ -72,12 +66,13 @@ def _variant(
         rate=values.get(RATE) if best is None else best,
         searched=searched,
         search_runs=[run for run in done if run.cell.purpose == "search"],
-        runs=verdict,
-        missing=len(plan.campaign.seeds) - len(verdict),
+        runs=[run for run in verdict if run.cell.k == searched.best],
+        missing=len(plan.campaign.seeds) * max(1, len(searched.contenders)) - len(verdict),
+        rivals=tuple([run for run in verdict if run.cell.k == k] for k in searched.contenders[1:]),
     )
 
 
-def _compared(variants: list[Variant]) -> list[Variant]:
+def _compared(campaign: Campaign, variants: list[Variant]) -> list[Variant]:
     """Returns the variants with their intervals, and comparisons where both sides are whole."""
     by_name = {variant.name: variant for variant in variants}
     variants = [
@@ -89,23 +84,18 @@ def _compared(variants: list[Variant]) -> list[Variant]:
         other = by_name[variant.baseline]
         whole = variant.is_whole and other.is_whole
         if not variant.is_baseline and variant.comparable and whole:
-            seeds = sorted(variant.losses)
-            pairs[variant.name] = (
-                [variant.losses[s] for s in seeds],
-                [other.losses[s] for s in seeds],
-            )
-    comparisons = compare(pairs)
+            pairs[variant.name] = (variant.arm, other.arm)
+    smallest = campaign.smallest_difference
+    comparisons = compare(pairs, smallest, campaign.comparisons)
     out = []
     for variant in variants:
         changes: dict[str, Any] = {}
         if variant.is_whole:
-            losses = list(variant.losses.values())
-            changes = {"mean": t_interval(losses), "bootstrap": bootstrap_interval(losses)}
+            changes = {"median": median_interval(variant.arm.losses)}
         if (found := comparisons.get(variant.name)) is not None:
             changes["comparison"] = found
-            if found.spread > 0:
-                effect = found.difference.mean / found.spread
-                changes["needed"] = seeds_needed(effect, len(comparisons))
+            if found.is_open:
+                changes["needed"] = seeds_for(smallest, found.spread, found.n)
         out.append(replace(variant, **changes))
     return out
 
@@ -123,7 +113,15 @@ def _sensitivities(plan: Plan, variants: list[Variant]) -> tuple[list[float], di
     for variant in variants:
         starts = [run.outcome.start_loss for run in variant.search_runs]
         known = [start for start in starts if start is not None]
-        if known and shared and shared[0] < (variant.searched.best or 0) < shared[-1]:
-            losses = [variant.searched.scores[k] for k in shared]
-            out[variant.name] = sensitivity(losses, statistics.mean(known))
+        best = variant.searched.best
+        if known and shared and best is not None and shared[0] < best < shared[-1]:
+            start = statistics.mean(known)
+            losses = [_loss_at(variant, k, start) for k in shared]
+            out[variant.name] = sensitivity(losses, start)
     return [search.rate(k) for k in shared], out
+
+
+def _loss_at(variant: Variant, k: int, start: float) -> float:
+    """Returns the mean loss of the search's runs at a rate, each at most that of the start."""
+    losses = [run.outcome.loss for run in variant.search_runs if run.cell.k == k]
+    return statistics.mean(start if loss is None else min(loss, start) for loss in losses)

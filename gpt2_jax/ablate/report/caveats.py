@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from gpt2_jax.ablate.campaign.design import RATE, count
-from gpt2_jax.ablate.report.variant import Analysis, Variant
+from math import isfinite
 
-FEW_SEEDS = 5  # below which a report warns
+from gpt2_jax.ablate.campaign.design import RATE, count
+from gpt2_jax.ablate.campaign.search import between
+from gpt2_jax.ablate.report.variant import Analysis, Variant
+from gpt2_jax.ablate.statistics import seeds_to_reject, share_interval
+
+FEW_SEARCH_SEEDS = 4  # below which a report warns: simulated studies hold what they say from here
 SAME_PARAMETERS = 5e-3  # share by which models may differ and count as equally large
 
 
@@ -17,10 +21,11 @@ def caveats(found: Analysis) -> list[str]:
             f"The campaign is not finished: {found.n_done} of the {found.n_cells} cells known so "
             "far are in, and more may follow. Nothing here is final."
         )
-    if (n := len(found.campaign.seeds)) < FEW_SEEDS:
+    n, needed = len(found.campaign.seeds), seeds_to_reject(found.campaign.comparisons)
+    if n < needed:
         out.append(
-            f"{count(n, 'seed')} {'is' if n == 1 else 'are'} too few: an interval from so few is "
-            "wide, and rests on the normal distribution."
+            f"{count(n, 'seed')} {'is' if n == 1 else 'are'} too few: it takes {needed} to show "
+            f"any difference in {count(found.campaign.comparisons, 'comparison')}."
         )
     if any("model.placement" in variant.values for variant in found.variants):
         out.append(
@@ -42,14 +47,15 @@ def _of_variant(variant: Variant, found: Analysis) -> list[str]:
     out = []
     if failed := [r for r in (*variant.search_runs, *variant.runs) if r.outcome.status == "failed"]:
         out.append(f"{variant.name}: {len(failed)} cells failed ({failed[0].outcome.reason}).")
-    if variant.lost:
+    if variant.n_broken:
         out.append(
-            f"{variant.name}: {variant.lost_words} at its rate, so that "
-            + (
-                "nothing can be compared with it."
-                if variant.is_baseline
-                else "it is compared with nothing."
-            )
+            f"{variant.name}: {variant.n_broken} of {count(len(variant.runs), 'seed')} broke at "
+            f"its rate ({_share(variant)} by the exact 95 % interval)."
+        )
+    if (compared := variant.comparison) and compared.mean * compared.difference.estimate < 0:
+        out.append(
+            f"{variant.name}: the mean of its differences ({compared.mean:+.4f}, broken seeds left "
+            "out) has another sign than their median, which the verdict is about."
         )
     if not variant.comparable:
         out.append(
@@ -57,10 +63,11 @@ def _of_variant(variant: Variant, found: Analysis) -> list[str]:
             "other tokens: their losses a token cannot be compared. A data.val_source that all "
             "have, and one tokenizer, would help."
         )
-    if variant.is_at_edge:
+    out += [f"{variant.name}: {line}." for line in variant.searched.unresolved]
+    if (gain := _off_grid(variant)) > found.campaign.smallest_difference:
         out.append(
-            f"{variant.name}: its best rate is the edge of those tried; a better one may lie "
-            "beyond."
+            f"{variant.name}: a parabola through its best rate and the two beside it is "
+            f"{gain:.4f} nats lower between them; a finer grid may favour it."
         )
     baseline = found.variant(variant.baseline)
     mine, theirs = variant.info.get("parameters"), baseline.info.get("parameters")
@@ -78,6 +85,19 @@ def _of_variant(variant: Variant, found: Analysis) -> list[str]:
             f"{variant.name} takes {flops / other - 1:+.1%} FLOPs in all beside {baseline.name}."
         )
     return out
+
+
+def _share(variant: Variant) -> str:
+    low, high = share_interval(variant.n_broken, len(variant.runs))
+    return f"{low:.0%} to {high:.0%}"
+
+
+def _off_grid(variant: Variant) -> float:
+    scores, best = variant.searched.scores, variant.searched.best
+    if best is None:
+        return 0.0
+    around = [scores.get(k, float("inf")) for k in (best - 1, best, best + 1)]
+    return between(*around) if all(map(isfinite, around)) else 0.0
 
 
 def _tokens(variant: Variant) -> int | None:
@@ -99,9 +119,33 @@ def _of_any(found: Analysis) -> list[str]:
             f"The rates were chosen by {count(len(search.seeds), 'seed')} on a grid of factor "
             f"{search.ratio:.3g}: a variant's best rate is known no better than that."
         )
+        if len(search.seeds) < FEW_SEARCH_SEEDS or search.contenders < 2:
+            chosen += (
+                f" With fewer than {FEW_SEARCH_SEEDS} search seeds, or one rate in contention at "
+                "most, verdicts err more often than they say: they do not account for a wrong "
+                "choice."
+            )
     return [
         "One text, one budget and models of this size: what holds here may not hold elsewhere, and "
         "differences between variants can change sign with any of them.",
         chosen,
+        _shared_recipe(found),
+        "Verdicts are about medians over seeds: what happens to the unlucky ones, the broken seeds "
+        "and the seed-by-seed table tell.",
         "Intervals are over seeds (initial weights and order of the data) alone.",
     ]
+
+
+def _shared_recipe(found: Analysis) -> str:
+    """Returns which settings, known to suit variants differently, are the same for all."""
+    varied = {name for variant in found.variants for name in variant.values}
+    settings = {
+        "optimizer.warmup_steps": "warm-up",
+        "optimizer.weight_decay": "weight decay (scaled by the learning rate)",
+        "train.steps": "tokens per parameter",
+    }
+    shared = [text for name, text in settings.items() if name not in varied]
+    return (
+        f"All variants share: {', '.join(shared) or 'no such setting'}. Each may suit some better "
+        "than others; as an axis of the study it would tell."
+    )

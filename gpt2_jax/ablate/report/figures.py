@@ -41,17 +41,17 @@ TITLES = {
 def draw_all(found: Analysis, folder: Path) -> dict[str, str]:
     """Draws what there is to draw into a folder, and returns `{file: caption}`."""
     drawn: dict[str, str] = {}
-    if any(variant.mean for variant in found.variants):
+    if any(variant.median for variant in found.variants):
         _losses(found, folder / "losses")
         drawn["losses.png"] = (
-            "Final validation loss at each variant's rate: every seed (points), mean and 95 % "
-            "interval (bars); the dashed line is the mean of its baseline."
+            "Final validation loss at each variant's rate: every seed (points), median and "
+            "95 % interval (bars); the dashed line is the median of its baseline."
         )
     if any(variant.search_runs for variant in found.variants):
         _rates(found, folder / "rates")
         drawn["rates.png"] = (
             "Final validation loss against the learning rate: the search's seeds (points; at the "
-            "top, crosses diverged and triangles are above the picture) and their mean (line), "
+            "top, crosses are broken and triangles are above the picture) and their mean (line), "
             "fresh seeds at the chosen rate (open circles); the baseline's line in grey."
         )
     if any(variant.runs for variant in found.variants):
@@ -84,23 +84,23 @@ def looks_of(found: Analysis) -> dict[str, Look]:
 
 def _losses(found: Analysis, path: Path) -> None:
     whole = sorted(
-        (v for v in found.variants if v.mean is not None and v.comparable),
-        key=lambda v: v.mean.mean if v.mean else 0,
+        (v for v in found.variants if v.median is not None and v.comparable),
+        key=lambda v: v.median.estimate if v.median else 0,
     )
     figure, (panel,) = panels(1, 1, height=0.9 + 0.3 * len(whole))
     every = looks_of(found)
     for place, variant in enumerate(reversed(whole)):
-        assert variant.mean is not None
+        assert variant.median is not None
         losses, look = list(variant.losses.values()), every[variant.name]
         colour = look["color"]
         panel.plot(losses, [place + 0.22] * len(losses), ".", color=colour, markersize=4.5)
-        mean, low, high = variant.mean
-        if np.isfinite(low):
+        middle, low, high = variant.median
+        if np.isfinite(low) and np.isfinite(high):
             panel.plot([low, high], [place] * 2, color=colour, linewidth=2)
-        panel.plot(mean, place, look["marker"], color=colour, markersize=6)
-        if (base := found.variant(variant.baseline).mean) is not None:
+        panel.plot(middle, place, look["marker"], color=colour, markersize=6)
+        if (base := found.variant(variant.baseline).median) is not None:
             ends = [place - 0.5, place + 0.5]
-            panel.plot([base.mean] * 2, ends, "--", color=GREY, linewidth=1, zorder=0)
+            panel.plot([base.estimate] * 2, ends, "--", color=GREY, linewidth=0.8, zorder=0)
     panel.set_yticks(range(len(whole)), [variant.name for variant in reversed(whole)])
     plain(panel, "validation loss, each at its own learning rate", "nats per token")
     save(figure, path, SUFFIXES)
@@ -232,7 +232,7 @@ def _by_step(curves: Sequence[dict[int, float]]) -> dict[int, list[float]]:
 
 def _band(panel: Any, look: Look, values: dict[int, list[float]]) -> None:
     intervals = [t_interval(losses) for losses in values.values()]
-    steps, means = list(values), [interval.mean for interval in intervals]
+    steps, means = list(values), [interval.estimate for interval in intervals]
     panel.plot(steps, means, **look)
     lows, highs = [x.low for x in intervals], [x.high for x in intervals]
     panel.fill_between(steps, lows, highs, color=look["color"], alpha=0.2, linewidth=0)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
-from math import isfinite, isnan
+from math import isnan
 from typing import Any
 
 from gpt2_jax import config as configs
 from gpt2_jax.ablate.campaign.definition import Definition
 from gpt2_jax.ablate.campaign.design import count, describe
+from gpt2_jax.ablate.campaign.terms import decay_text, search_text, tokens_per_parameter
 from gpt2_jax.ablate.report.markup import NONE, escaped, table
 from gpt2_jax.ablate.report.recipes import config_of, recipes, texts
 from gpt2_jax.ablate.report.variant import Analysis, Variant, rate_of
-from gpt2_jax.ablate.statistics import LEVEL, MOST_SEEDS, POWER, Interval
+from gpt2_jax.ablate.statistics import (
+    LEVEL,
+    MOST_SEEDS,
+    POWER,
+    SPREAD_LEVEL,
+    Interval,
+    detectable,
+)
 
 NO_FIGURES = "None were asked for: set `track.diagnostics_every`."
 
@@ -60,8 +69,18 @@ def _head(found: Analysis, definition: Definition) -> list[str]:
         f"{given('model.n_layer')} layers of width {given('model.n_embd')} on "
         f"{given('data.source')} (tokenizer {given('data.tokenizer')}), {given('optimizer.name')}"
         + (f"; {tokens} tokens a run." if tokens else "."),
+        f"Warm-up of {given('optimizer.warmup_steps')} updates; "
+        + decay_text(one["optimizer.weight_decay"] for one in flat)
+        + "".join(f"; {ratio}" for ratio in _tokens_per_parameter(found))
+        + ".",
         "",
     ]
+
+
+def _tokens_per_parameter(found: Analysis) -> list[str]:
+    infos = [v.info for v in found.variants if v.info.get("flops_per_token")]
+    sizes = [(round(i["flops"] / i["flops_per_token"]), i["parameters"]) for i in infos]
+    return [tokens_per_parameter(sizes)] if sizes else []
 
 
 def _either(values: Iterable[Any]) -> str:
@@ -71,17 +90,16 @@ def _either(values: Iterable[Any]) -> str:
 
 
 def _verdict(found: Analysis) -> list[str]:
-    if not any(variant.mean for variant in found.variants):
+    if not any(variant.median for variant in found.variants):
         return ["No variant has all its fresh seeds yet.", ""]
-    columns = ("variant", "rate", "loss", "95 % (t)", "95 % (bootstrap)", "difference")
-    order = sorted(found.variants, key=lambda v: v.mean.mean if v.mean else float("inf"))
+    order = sorted(found.variants, key=lambda v: v.median.estimate if v.median else float("inf"))
     rows = [
         (
             escaped(v.name),
             _rate(v.rate),
-            _number(v.mean.mean if v.mean else None),
-            _ends(v.mean),
-            _ends(v.bootstrap),
+            _number(v.median.estimate if v.median else None),
+            _ends(v.median),
+            _broken(v),
             _difference(v),
             _p(v),
             _word(v),
@@ -89,21 +107,70 @@ def _verdict(found: Analysis) -> list[str]:
         )
         for v in order
     ]
-    seeds, n = len(found.campaign.seeds), sum(v.comparison is not None for v in found.variants)
-    intro = f"Final validation loss, nats a token, mean over {count(seeds, 'fresh seed')}."
-    if n:
-        intro += (
-            " The difference is from the baseline, seed by seed; p is that of the paired t test, "
-            f"corrected for {count(n, 'comparison')} (Holm); below {1 - LEVEL:.2g} it decides. "
-            f"Intervals are not corrected: each holds {LEVEL:.0%} by itself. Seeds needed: to see "
-            f"a difference like the one found with probability {POWER:.0%}."
-        )
+    columns = ("variant", "rate", "loss", "95 %", "broken seeds", "difference", "p", "verdict")
     return [
-        intro,
+        *_explained(found),
         "",
-        *table((*columns, "p", "verdict", "seeds needed"), rows),
+        *table((*columns, "seeds needed"), rows),
         *_seeds(found),
     ]
+
+
+def _explained(found: Analysis) -> list[str]:
+    """Returns what the columns are, and how much the seeds can show."""
+    seeds, n = len(found.campaign.seeds), found.campaign.comparisons
+    intro = (
+        f"Final validation loss, nats per token: median over {count(seeds, 'fresh seed')}, each "
+        "variant at its best learning rate. A broken seed diverged, or ended no better than "
+        "guessing by frequency; it counts as an infinite loss."
+    )
+    if not n:
+        return [intro]
+    smallest = found.campaign.smallest_difference
+    lines = [
+        intro + " The difference is the median, over seeds, of the variant's loss minus its "
+        "baseline's; its interval covers the difference at the best learning rates, whichever of "
+        "those in contention they are.",
+        "",
+        f"*Better* and *worse*: by more than {smallest:g} nats, at every learning rate in "
+        f"contention (exact sign test; p corrected for {count(n, 'comparison')} by Holm's method; "
+        f"where nothing differs, at most {1 - LEVEL:.0%} of studies have any such verdict). "
+        f"*Equivalent*: the interval lies within {smallest:g} nats of zero. Intervals are not "
+        f"corrected: each holds {LEVEL:.0%} by itself. Shares of broken seeds are compared by "
+        "Fisher's exact test, corrected likewise as a family of their own.",
+        "",
+        f"*Seeds needed*: for an interval that reaches {smallest:g} nats to either side, by which "
+        "any difference is settled. The range is that of the spread, which these seeds tell only "
+        f"roughly ({SPREAD_LEVEL:.0%}).",
+    ]
+    return lines + _detectable(found)
+
+
+def _detectable(found: Analysis) -> list[str]:
+    seeds, n = len(found.campaign.seeds), found.campaign.comparisons
+    contenders = max(max(1, len(v.searched.contenders)) for v in found.variants)
+    spreads = [v.comparison.spread for v in found.variants if v.comparison is not None]
+    known = [spread for spread in spreads if spread > 0]
+    effect = detectable(seeds, n, contenders)
+    if effect is None or not known:
+        return []
+    spread = statistics.median(known)
+    return [
+        "",
+        f"With {seeds} seeds a difference beyond {found.campaign.smallest_difference:g} nats of "
+        f"{effect:.2f} standard deviations of the paired differences is found with probability "
+        f"{POWER:.0%} or more: {effect * spread:.3f} nats at their median of {spread:.4f}.",
+    ]
+
+
+def _broken(variant: Variant) -> str:
+    if not variant.runs:
+        return NONE
+    text = f"{variant.n_broken} of {len(variant.runs)}"
+    compared = variant.comparison
+    if compared is None or compared.broken_verdict is None:
+        return text
+    return f"{text}: {compared.broken_verdict} (p {compared.broken_p:.2g})"
 
 
 def _seeds(found: Analysis) -> list[str]:
@@ -119,8 +186,8 @@ def _seeds(found: Analysis) -> list[str]:
 def _difference(variant: Variant) -> str:
     if variant.comparison is None:
         return NONE
-    mean, low, high = variant.comparison.difference
-    return f"{mean:+.4f}" + (f" ({low:+.4f} to {high:+.4f})" if isfinite(low) else "")
+    middle, low, high = variant.comparison.difference
+    return f"{middle:+.4f}" + ("" if isnan(low) else f" ({low:+.4f} to {high:+.4f})")
 
 
 def _p(variant: Variant) -> str:
@@ -136,9 +203,10 @@ def _word(variant: Variant) -> str:
 
 
 def _needed(variant: Variant) -> str:
-    if variant.comparison is None or not variant.comparison.spread > 0:
+    if variant.needed is None:
         return NONE
-    return str(variant.needed) if variant.needed is not None else f"over {MOST_SEEDS}"
+    low, high = variant.needed
+    return f"{low} to {high}" if low <= MOST_SEEDS else f"over {MOST_SEEDS}"
 
 
 def _rates(found: Analysis) -> list[str]:
@@ -155,9 +223,11 @@ def _rates(found: Analysis) -> list[str]:
                 _largest(variant),
                 NONE if spread is None else f"{spread:.3f}",
                 str(len(scores)),
+                _contention(variant, found),
             )
         )
     over = ", ".join(f"{rate:.3g}" for rate in found.rates)
+    more = ("rates tried", "in contention")
     guesses = sorted({f"{loss:.3f}" for v in found.variants for loss in v.guess_losses})
     guess = f" ({' or '.join(guesses)} nats)" if guesses else ""
     return [
@@ -169,8 +239,14 @@ def _rates(found: Analysis) -> list[str]:
         "least half as much as the variant's best run does; ≥ stands where no higher one was "
         "tried.",
         "",
-        *table(("variant", "best", "largest that trains", "sensitivity", "rates tried"), rows),
+        *table(("variant", "best", "largest that trains", "sensitivity", *more), rows),
     ]
+
+
+def _contention(variant: Variant, found: Analysis) -> str:
+    search = found.campaign.search
+    contenders = variant.searched.contenders
+    return ", ".join(_rate(search.rate(k)) for k in sorted(contenders)) if search else NONE
 
 
 def _costs(found: Analysis) -> list[str]:
@@ -189,7 +265,7 @@ def _costs(found: Analysis) -> list[str]:
                 f"{speed:,.0f}" if speed else NONE,
                 f"{seconds:,.0f} s" if seconds else NONE,
                 f"{peak / 2**20:,.0f} MiB" if peak else "not told",
-                f"{variant.mean.mean:.4f}" if variant.mean else NONE,
+                _number(variant.median.estimate if variant.median else None),
             )
         )
     return [
@@ -228,15 +304,15 @@ def _method(found: Analysis, definition: Definition) -> list[str]:
         "initial weights and the order of the data, the same for all variants.",
     ]
     if search is not None:
+        lines.append(f"- Search: {search_text(search)}.")
         lines.append(
-            f"- Search: {search.n} rates from {search.lowest:.5g} on, each "
-            f"{search.ratio:.4g} times the one before, with seeds "
-            f"{', '.join(map(str, search.seeds))}; two more at a time while the best is an edge, "
-            f"at most {search.most}."
+            "- In contention: the best learning rate and those within two standard errors of it, "
+            f"at most {search.contenders}, all trained with the verdict's seeds. "
+            "docs/ablations/null_studies.md shows how often such a study errs."
         )
     lines.append(
-        f"- Intervals are {LEVEL:.0%} by Student's t, and by the bootstrap's percentiles, which "
-        "are too narrow for a few seeds; no verdict hangs on the latter."
+        f"- Intervals of medians lie between two order statistics and hold {LEVEL:.0%} or more "
+        "whatever the noise; those of learning curves are Student's."
     )
     return [*lines, ""]
 
@@ -256,5 +332,5 @@ def _number(value: float | None) -> str:
 
 
 def _ends(interval: Interval | None) -> str:
-    known = interval is not None and isfinite(interval.low)
+    known = interval is not None and not isnan(interval.low)
     return f"{interval.low:.4f} to {interval.high:.4f}" if interval and known else NONE

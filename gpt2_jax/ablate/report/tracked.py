@@ -15,8 +15,9 @@ from gpt2_jax.files import disk_errors, write_atomic
 from gpt2_jax.track.wandb_log import WandbLog, WandbOptions, sync_command
 
 COLUMNS = (
-    *("variant", "rate", "loss", "low", "high", "difference", "difference_low"),
-    *("difference_high", "p", "verdict", "parameters", "flops", "tokens_per_sec", "sensitivity"),
+    *("variant", "rate", "loss", "low", "high", "broken", "difference", "difference_low"),
+    *("difference_high", "p", "verdict", "broken_verdict", "parameters", "flops"),
+    *("tokens_per_sec", "sensitivity"),
 )
 
 
@@ -57,16 +58,18 @@ def offline_hint(workdir: Path) -> str | None:
 
 
 def _row(variant: Variant, found: Analysis) -> list[float | str | None]:
-    mean = variant.mean or (None, None, None)
+    median = variant.median or (None, None, None)
     compared = variant.comparison
     difference = compared.difference if compared else (None, None, None)
     return [
         variant.name,
         variant.rate,
-        *mean,
+        *median,
+        variant.n_broken,
         *difference,
         compared.corrected if compared else None,
         variant.word,
+        compared.broken_verdict if compared else None,
         variant.info.get("parameters"),
         variant.info.get("flops"),
         variant.tokens_per_sec,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 
 from gpt2_jax.ablate.campaign.cells import Cell, Outcome, Searched
 from gpt2_jax.ablate.campaign.design import Campaign, count
-from gpt2_jax.ablate.statistics import Comparison, Interval
+from gpt2_jax.ablate.statistics import Arm, Comparison, Interval
 from gpt2_jax.track.metrics import Row
 
 FIGURES = (
@@ -53,11 +52,12 @@ class Variant:
     """What is known of one variant.
 
     Attributes:
-      runs: of the verdict, in the order of seeds. searched: of its rate, with `search_runs`.
-      mean, bootstrap: of the final losses; None where not every seed came to its end.
+      runs: of the verdict, at the rate that it is judged at. rivals: at each other rate in
+        contention. searched: of its rate, with `search_runs`.
+      median: of the final losses; None where a seed is missing or failed.
       comparable: whether it is scored on the text and by the tokens that its baseline is.
-      comparison: with its baseline; None for a baseline, or where a run is missing or diverged.
-      needed: seeds that would see such a difference; None where that is not to be said.
+      comparison: with its baseline; None for a baseline, or where a run is missing or failed.
+      needed: range of seeds that would settle an open verdict; None where it cannot be known.
     """
 
     name: str
@@ -68,11 +68,11 @@ class Variant:
     search_runs: list[Run]
     runs: list[Run]
     missing: int
-    mean: Interval | None = None
-    bootstrap: Interval | None = None
+    rivals: tuple[list[Run], ...] = ()
+    median: Interval | None = None
     comparable: bool = True
     comparison: Comparison | None = None
-    needed: int | None = None
+    needed: tuple[int, int] | None = None
 
     @property
     def is_baseline(self) -> bool:
@@ -82,43 +82,46 @@ class Variant:
     @property
     def losses(self) -> dict[int, float]:
         """Final losses of the verdict's runs that came to their end, by seed."""
-        return {run.cell.seed: run.outcome.score for run in self.runs if run.is_finished}
+        known = {run.cell.seed: run.outcome.loss for run in self.runs if run.is_finished}
+        return {seed: loss for seed, loss in known.items() if loss is not None}
 
     @property
-    def lost(self) -> list[Run]:
-        """Runs of the verdict that diverged or failed."""
-        return [run for run in self.runs if not run.is_finished]
+    def arm(self) -> Arm:
+        """What is compared: losses by seed, infinite for broken seeds."""
+        in_order = lambda runs: [
+            run.outcome.score for run in sorted(runs, key=lambda run: run.cell.seed)
+        ]
+        return Arm(in_order(self.runs), [in_order(runs) for runs in self.rivals])
+
+    @property
+    def n_broken(self) -> int:
+        """Seeds of the verdict that diverged, or ended no better than guessing by frequency."""
+        return sum(run.outcome.is_broken for run in self.runs)
+
+    @property
+    def n_failed(self) -> int:
+        """Runs of the verdict that failed for another reason than that they diverged."""
+        runs = (*self.runs, *(run for rival in self.rivals for run in rival))
+        return sum(run.outcome.status == "failed" for run in runs)
 
     @property
     def is_whole(self) -> bool:
-        """Whether every seed of the verdict came to its end."""
-        return bool(self.runs) and not self.missing and not self.lost
-
-    @property
-    def lost_words(self) -> str:
-        """How many runs of the verdict diverged, and how many failed; empty where none did."""
-        counts = Counter(run.outcome.status for run in self.lost)
-        said = [f"{counts[status]} {status}" for status in ("diverged", "failed") if counts[status]]
-        return f"{' and '.join(said)} of {count(len(self.runs), 'seed')}" if said else ""
+        """Whether every run of the verdict came to its end or broke."""
+        return bool(self.runs) and not self.missing and not self.n_failed
 
     @property
     def word(self) -> str:
         """The verdict, or why there is none."""
-        ends = self.lost_words
+        if self.n_failed:
+            return f"{count(self.n_failed, 'run')} failed"
         if self.is_baseline:
-            return f"baseline: {ends}" if ends else "baseline"
+            return "baseline"
         if self.comparison is not None:
             return self.comparison.verdict
         if not self.comparable:
             return "scored on other text or tokens"
-        missing = f"{self.missing} runs missing" if self.missing else "baseline not complete"
-        return ends or missing
-
-    @property
-    def is_at_edge(self) -> bool:
-        """Whether the best rate is the lowest or the highest that was tried."""
-        scores, best = self.searched.scores, self.searched.best
-        return best is not None and best in (min(scores), max(scores))
+        missing = f"{count(self.missing, 'run')} missing"
+        return missing if self.missing else "baseline not complete"
 
     @property
     def info(self) -> dict[str, Any]:
@@ -189,8 +192,9 @@ class Analysis:
     @property
     def n_failed(self) -> int:
         """Cells that failed for another reason than that they diverged."""
-        runs = [run for v in self.variants for run in (*v.search_runs, *v.runs)]
-        return sum(run.outcome.status == "failed" for run in runs)
+        searched = [run for v in self.variants for run in v.search_runs]
+        failed = sum(run.outcome.status == "failed" for run in searched)
+        return failed + sum(variant.n_failed for variant in self.variants)
 
     def variant(self, name: str) -> Variant:
         """Returns the variant of that name."""

@@ -30,7 +30,7 @@ CAMPAIGN = Campaign(
     grid({P: ("pre_ln", "post_ln")}),
     {P: "pre_ln"},
     seeds=(1, 2, 3),
-    search=Search(2.0**-7, n=3),
+    search=Search(2.0**-7, n=3, seeds=(0,), contenders=1),
     at_once=2,
 )
 

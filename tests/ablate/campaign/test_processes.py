@@ -29,18 +29,18 @@ def get_config():
     config = configs.default()
     for section, fields in {base!r}.items():
         config[section].update(fields)
-    config.train.steps = 120
+    config.train.steps = 80
     config.train.checkpoint_every = 20
-    config.train.eval_every = 60
-    config.track.diagnostics_every = 60
+    config.train.eval_every = 40
+    config.track.diagnostics_every = 40
     return config
 
 def get_campaign():
     return Campaign(
         grid({{"model.placement": ("pre_ln", "post_ln")}}),
         {{"model.placement": "pre_ln"}},
-        seeds=(1, 2, 3),
-        search=Search(2.0**-7, n=3),
+        seeds=(1, 2, 3, 4, 5, 6),
+        search=Search(2.0**-7, n=3, seeds=(0,), contenders=1),
         at_once=2,
     )
 """
@@ -75,8 +75,10 @@ def left_alone(file, text_file, tmp_path_factory):
 @pytest.mark.slow
 def test_the_command_says_its_plan_and_leaves_a_report(left_alone):
     workdir, done = left_alone
-    assert "2 variants x (3 rates x 1 seed(s) + 3 fresh seeds) = 12" in done.stdout
-    assert "120 updates = 7,680 tokens each" in done.stdout
+    assert "cells      18, and more where a search goes beyond its grid" in done.stdout
+    assert "80 updates = 5,120 tokens each" in done.stdout
+    assert "warm-up 4 updates; weight decay 0.1 x learning rate" in done.stdout
+    assert "tokens per parameter" in done.stdout and "nats per token by 1.86" in done.stdout
     assert "2 cells at a time" in done.stdout and "on this machine alone" in done.stdout
     assert "placement=post_ln" in done.stderr and "validation loss" in done.stderr
     names = {p.name for p in workdir.iterdir() if not p.name.startswith(".")}

@@ -12,15 +12,24 @@ from gpt2_jax.ablate.campaign import Campaign, Search, crossed, grid
 from gpt2_jax.ablate.campaign.cells import Cells, Outcome, Plan, all_cells
 from gpt2_jax.ablate.campaign.definition import Definition, write
 from gpt2_jax.ablate.report.analysis import labels
+from gpt2_jax.ablate.report.markup import escaped
 from gpt2_jax.ablate.report.page import page, write_report
+from gpt2_jax.ablate.report.stored import verdicts
 from gpt2_jax.ablate.report.tracked import COLUMNS, offline_hint, track
-from gpt2_jax.ablate.statistics import compare, seeds_needed, t_interval
-from tests.tools import run, tiny
+from gpt2_jax.ablate.statistics import Arm, compare, detectable, median_interval, seeds_for
+from gpt2_jax.errors import UserError
+from tests.tools import ROOT, run, tiny
 
 P, LR = "model.placement", "optimizer.peak_lr"
 NOISE = [0.010, -0.012, 0.004, 0.007, -0.009]
 OFFSETS = {"pre_ln": 0.0, "deepnorm": -0.1, "post_ln": 0.05, "rezero": 0.0}
-CAMPAIGN = Campaign(grid({P: tuple(OFFSETS)}), {P: "pre_ln"}, (1, 2, 3, 4, 5), Search(2.0**-8, n=3))
+TWO = grid({P: ("pre_ln", "rezero")})
+SEEDS = (1, 2, 3, 4, 5, 6, 7, 8, 9)
+# The seed 10 has no noise of its own that could change which rate is the best.
+SEARCH = Search(2.0**-8, n=3, seeds=(10,), contenders=1)
+CAMPAIGN = Campaign(
+    grid({P: tuple(OFFSETS)}), {P: "pre_ln"}, SEEDS, SEARCH, smallest_difference=0.0002
+)
 
 
 def loss(cell):
@@ -99,15 +108,16 @@ def row(text, name, of="## Verdict"):
 def test_the_verdicts_are_those_of_the_losses(told):
     _, found, text = told
     of = lambda name: list(found.variant(name).losses.values())
-    expected = compare({n: (of(n), of("pre_ln")) for n in OFFSETS if n != "pre_ln"})
+    others = [name for name in OFFSETS if name != "pre_ln"]
+    expected = compare({n: (Arm(of(n)), Arm(of("pre_ln"))) for n in others}, smallest=0.0002)
     for name, comparison in expected.items():
         line = row(text, name.replace("_", r"\_"))
-        mean, low, high = t_interval(of(name))
-        assert line[2:4] == [f"{mean:.4f}", f"{low:.4f} to {high:.4f}"]
-        assert line[5].startswith(f"{comparison.difference.mean:+.4f} (")
+        middle, low, high = median_interval(of(name))
+        assert line[2:5] == [f"{middle:.4f}", f"{low:.4f} to {high:.4f}", "0 of 9"]
+        assert line[5].startswith(f"{comparison.difference.estimate:+.4f} (")
         assert line[6] == f"{comparison.corrected:.3g}"
-        effect = comparison.difference.mean / comparison.spread
-        assert line[8] == str(seeds_needed(effect, 3) or "over 1000")
+        low, high = seeds_for(0.0002, comparison.spread, 9)
+        assert line[8] == (f"{low} to {high}" if comparison.is_open else "–")
     words = {n: row(text, n.replace("_", r"\_"))[7] for n in OFFSETS}
     assert words == {
         "deepnorm": "**better**", "pre_ln": "baseline", "post_ln": "**worse**",
@@ -188,14 +198,24 @@ def test_html_is_one_file_with_its_text_escaped(told):
     assert not {"script", "b"} & set(raw.tags) and "<script>alert('y')</script>" in raw.text
 
 
-@pytest.mark.parametrize("cells", [0, 9, 17])
+def test_what_is_shared_and_what_can_be_detected_is_named(told):
+    _, found, text = told
+    assert "Warm-up of 0 updates; weight decay 0.1 x learning rate per step" in text
+    assert "; 9.1 to 10 tokens per parameter." in text
+    spread = sorted(v.comparison.spread for v in found.variants if v.comparison)[1]
+    effect = detectable(9, 3)
+    assert f"of {effect:.2f} standard deviations" in text and f"{effect * spread:.3f} nats" in text
+    assert "All variants share: warm-up, weight decay" in text
+
+
+@pytest.mark.parametrize("cells", [0, 9, 29])
 def test_an_unfinished_campaign_has_a_report(tmp_path, cells):
     play(tmp_path, cells=cells)
     found = write_report(tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert not found.complete and f"{cells} of {found.n_cells} cells known so far" in text
     assert "The campaign is not finished" in text
-    assert "**better**" not in text or cells == 17
+    assert "**better**" not in text or cells == 29
     assert json.loads((tmp_path / "results.json").read_text())["complete"] is False
     assert (tmp_path / "report.html").exists()
 
@@ -204,11 +224,12 @@ def test_a_best_rate_at_the_edge_is_said(tmp_path):
     def falling(cell):
         return 3.0 - 0.01 * math.log2(cell.values[LR])
 
-    campaign = Campaign(grid({P: ("pre_ln",)}), {P: "pre_ln"}, (1,), Search(2.0**-8, n=3, most=5))
+    campaign = Campaign(TWO, {P: "pre_ln"}, (1,), dataclasses.replace(SEARCH, most=5))
     play(tmp_path, campaign, of=falling)
     warnings = " ".join(write_report(tmp_path).warnings)
-    assert "pre_ln: its best rate is the edge of those tried" in warnings
-    assert "1 seed is too few" in warnings
+    assert "pre_ln: the search ended at its limit of 5 learning rates" in warnings
+    assert "1 seed is too few: it takes 6" in warnings
+    assert "With fewer than 4 search seeds" in warnings
 
 
 def test_without_a_search(tmp_path):
@@ -253,7 +274,7 @@ def test_names_have_no_more_than_tells_variants_apart(axes, names):
     assert labels(Campaign(axes, {P: "pre_ln"} if P in axes[0] else {})) == names
 
 
-def test_seeds_that_diverge_at_the_baseline_leave_nothing_to_compare(tmp_path):
+def test_seeds_that_diverge_at_the_baseline_are_compared_as_broken(tmp_path):
     def wild(cell):
         broken = cell.values[P] == "pre_ln" and cell.seed == 2
         return math.inf if broken else loss(cell)
@@ -262,9 +283,50 @@ def test_seeds_that_diverge_at_the_baseline_leave_nothing_to_compare(tmp_path):
     play(tmp_path, campaign, of=wild)
     found = write_report(tmp_path)
     text = (tmp_path / "report.md").read_text()
-    assert row(text, r"pre\_ln")[7] == "baseline: 1 diverged of 3 seeds"
-    assert row(text, "rezero")[5:] == ["–", "–", "baseline not complete", "–"]
-    assert any("nothing can be compared with it" in line for line in found.warnings)
+    assert row(text, r"pre\_ln")[4] == "1 of 3" and row(text, r"pre\_ln")[7] == "baseline"
+    assert row(text, "rezero")[7] == "**cannot be said: too few seeds**"
+    assert any("pre_ln: 1 of 3 seeds broke at its rate" in line for line in found.warnings)
+
+
+def broken_at_random(cell):
+    return 3.3 if cell.values[P] == "rezero" and 3 < cell.seed < 10 else loss(cell)
+
+
+def test_seeds_no_better_than_guessing_are_a_result(tmp_path):
+    """Six of nine, at the loss of guessing: the variant keeps its place among the comparisons."""
+    play(tmp_path, of=broken_at_random)
+    found = write_report(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    line = row(text, "rezero")
+    assert line[2] == "inf" and line[4].startswith("6 of 9: less stable (p 0.027")
+    assert all(v.comparison.broken_p == 1 for v in found.variants[1:3])
+    assert any("rezero: 6 of 9 seeds broke" in w and "30% to 93%" in w for w in found.warnings)
+    assert row(text, "deepnorm")[7] == "**better**"
+
+
+def test_a_verdict_says_at_which_rates_it_was_checked(tmp_path):
+    """Two rates are as good for the baseline with either seed: both get the verdict's seeds."""
+
+    def of(cell):
+        rate = math.log2(cell.values[LR])
+        if cell.values[P] == "pre_ln" and rate == -6:
+            return loss(cell) - 0.2 + 0.001 * (-1) ** cell.seed
+        return loss(cell)
+
+    search = Search(2.0**-8, n=3, seeds=(10, 11, 12, 13))
+    play(tmp_path, dataclasses.replace(CAMPAIGN, variants=TWO, search=search), of=of)
+    found = write_report(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert row(text, r"pre\_ln", "## Learning rates")[5] == "0.007812, 0.01562"
+    assert row(text, "rezero", "## Learning rates")[5] == "0.007812"
+    pre = found.variant("pre_ln")
+    assert [len(runs) for runs in pre.rivals] == [9] and pre.is_whole
+    only = compare({"rezero": (found.variant("rezero").arm, Arm(pre.arm.losses))}, 0.0002)
+    mine = found.variant("rezero").comparison
+    assert mine.difference.high >= only["rezero"].difference.high
+    assert not any("fewer than 4 search seeds" in line for line in found.warnings)
+    stored = json.loads((tmp_path / "results.json").read_text())
+    assert stored["format_version"] == 2 and len(stored["variants"][0]["contenders"]) == 2
 
 
 def test_losses_on_different_texts_are_not_compared(tmp_path):
@@ -298,7 +360,7 @@ def test_no_sensitivity_where_the_best_rate_is_the_last_that_all_have(tmp_path):
         best = -7 if cell.values[P] == "pre_ln" else -5  # of which the second looks further
         return 2.0 + 0.1 * abs(math.log2(cell.values[LR]) - best)
 
-    campaign = Campaign(grid({P: ("pre_ln", "lns")}), {P: "pre_ln"}, (1, 2), Search(2.0**-8, n=3))
+    campaign = Campaign(grid({P: ("pre_ln", "lns")}), {P: "pre_ln"}, (1, 2), SEARCH)
     play(tmp_path, campaign, of=of)
     found = write_report(tmp_path)
     assert found.rates == [2.0**-8, 2.0**-7, 2.0**-6] and set(found.sensitivities) == {"pre_ln"}
@@ -319,8 +381,8 @@ def test_one_seed_says_nothing_of_chance(tmp_path):
     play(tmp_path, campaign)
     write_report(tmp_path)
     line = row((tmp_path / "report.md").read_text(), "rezero")
-    assert line[3:5] == ["–", "–"] and re.fullmatch(r"[+-]\d\.\d{4}", line[5])
-    assert line[6:] == ["–", "**cannot be said: too few seeds**", "–"]
+    assert line[3:5] == ["–", "0 of 1"] and re.fullmatch(r"[+-]\d\.\d{4}", line[5])
+    assert line[6:] == ["1", "**cannot be said: too few seeds**", "–"]
 
 
 def test_cells_that_failed_before_they_were_described(tmp_path):
@@ -337,7 +399,7 @@ def test_cells_that_failed_before_they_were_described(tmp_path):
 
 def test_no_rate_trains_where_a_seed_diverges_at_each(tmp_path):
     of = lambda cell: math.inf if cell.seed == 9 else loss(cell)
-    search = Search(2.0**-8, n=3, seeds=(0, 9))
+    search = dataclasses.replace(SEARCH, seeds=(10, 9))
     play(tmp_path, Campaign(grid({P: ("pre_ln",)}), {P: "pre_ln"}, (1, 2), search), of=of)
     assert write_report(tmp_path).variants[0].largest_rate is None
 
@@ -349,7 +411,7 @@ def test_sixteen_variants_are_drawn_beside_their_own_baselines(tmp_path, monkeyp
         grid({"model.n_layer": (4, 8, 16, 32)}), grid({P: ("pre_ln", "deepnorm", "rezero", "lns")})
     )
     of = lambda cell: loss(cell) if cell.values[P] != "lns" else 2.0
-    play(tmp_path, Campaign(variants, {P: "pre_ln"}, (1, 2), Search(2.0**-8, n=3)), of=of)
+    play(tmp_path, Campaign(variants, {P: "pre_ln"}, (1, 2), SEARCH), of=of)
     write_report(tmp_path)
     drawn = {path.stem for path in (tmp_path / "report").iterdir()}
     assert {f"depth_end_{i}" for i in (1, 2, 3, 4)} <= drawn and "depth_end" not in drawn
@@ -388,6 +450,39 @@ def test_what_wandb_kept_is_told_how_to_upload(tmp_path):
     assert offline_hint(tmp_path) is None
     (tmp_path / "cells/a/wandb/offline-run-1").mkdir()
     assert f"{tmp_path}/cells/*/wandb/offline-run-*" in offline_hint(tmp_path)
+
+
+def test_verdicts_from_results_alone_are_those_of_the_report(told):
+    workdir, found, _ = told
+    text = "\n".join(verdicts(workdir / "results.json"))
+    for variant in found.variants:
+        line = row(text, escaped(f"placement={variant.name}"), "")
+        assert line[4] == f"{variant.median.estimate:.4f}"
+        assert line[7].strip("*") == variant.word
+        if compared := variant.comparison:
+            assert line[5].startswith(f"{compared.difference.estimate:+.4f} (")
+            assert line[6] == f"{compared.corrected:.3g}"
+
+
+def test_what_earlier_searches_do_not_support_is_listed():
+    """The committed results of version 1: OLMo 2's stopped search, Pre-LN's runner-up."""
+    text = "\n".join(verdicts(ROOT / "docs/ablations/placement/results.json"))
+    line = lambda name: next(x for x in text.splitlines() if x.startswith(f"- placement={name}:"))
+    assert "losses still fall: 0.0312, 0.0625 next" in line("olmo2")
+    assert "1 search seed; not ruled out, and without fresh seeds: 0.00391" in line(r"pre\_ln")
+    assert "losses still fall" not in line("deepnorm")
+    assert "**better**" not in text and "9 seeds can show any" in text
+    two = "\n".join(verdicts(ROOT / "docs/ablations/qk_norm/results.json"))
+    assert "- norms=pre: 2 search seeds; not ruled out, and without fresh seeds: 0.00781" in two
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"format_version": 9, "variants": [], "cells": []}']
+)
+def test_what_is_no_results_file_is_refused(tmp_path, text):
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(UserError, match=r"results\.json"):
+        verdicts(tmp_path / "results.json")
 
 
 def test_the_command(told, tmp_path):
