@@ -29,7 +29,10 @@ SIZE = 4  # bytes of each number on the socket
 
 
 class Forked(subprocess.Popen):
-    """`subprocess.Popen([sys.executable, ...], cwd=..., env=...)` by the server of this session."""
+    """`subprocess.Popen([sys.executable, ...], cwd=..., env=...)` by the server of this session.
+
+    Of Popen's other options it takes those of the standard streams.
+    """
 
     def _execute_child(self, args, *rest):
         (cwd, env), pipes = rest[4:6], rest[9:15]

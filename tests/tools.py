@@ -93,9 +93,17 @@ def environment(tmp: Path, **extra: str) -> dict[str, str]:
 def start(*command, tmp: Path, **options) -> subprocess.Popen:
     """Starts a Python program of the project; `options` are Popen's."""
     usual = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "env": environment(tmp)}
-    given = usual | {"cwd": ROOT, "text": True, "stdin": subprocess.DEVNULL} | options
-    process = Forked if sys.platform == "linux" else subprocess.Popen
+    usual |= {"cwd": ROOT, "text": True, "stdin": subprocess.DEVNULL}
+    given = usual | options
+    at_start = [_read_at_start(env) for env in (given["env"], usual["env"])]
+    forks = sys.platform == "linux" and given.keys() == usual.keys() and at_start[0] == at_start[1]
+    process = Forked if forks else subprocess.Popen
     return process([sys.executable, *map(str, command)], **given)
+
+
+def _read_at_start(env: dict[str, str]) -> dict[str, str]:
+    """Returns the variables that Python and jax read once, which a fork is too late for."""
+    return {k: v for k, v in env.items() if k.startswith(("JAX", "LANG", "LC_", "PYTHON"))}
 
 
 def run(*command, tmp: Path, timeout: float = 300, **extra: str) -> subprocess.CompletedProcess:

@@ -18,7 +18,7 @@ from gpt2_jax.train.restore import open_run
 from tests import tools
 from tests.tools import ROOT, environment, make_text, one_line_error
 
-STEPS = 200
+STEPS = 180
 AS_USERS = {"XLA_FLAGS": ""}  # programs compiled as they are outside of tests
 FLAGS = [
     "train.py",
@@ -192,7 +192,7 @@ def test_more_steps_continue_and_say_that_the_schedule_changed(place, alone, tmp
     workdir = tmp_path / "longer"
     subprocess.run(["cp", "-r", alone, workdir], check=True)
     more = f"--config.train.steps={STEPS + 10}"
-    done = run(place / "text.txt", workdir, place, more)
+    done = tools.run(*command(place / "text.txt", workdir, more), tmp=place)
     assert done.returncode == 0, done.stderr
     assert f"train.steps was {STEPS}, is now {STEPS + 10}" in done.stdout
     assert "learning-rate schedule now stretches" in done.stdout
@@ -212,10 +212,10 @@ def test_another_text_is_refused(place, alone, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text(make_text(20_000))
     workdir = tmp_path / "run"
-    short = ("--config.train.steps=11", "--config.train.eval_tokens=100")
-    assert run(text, workdir, place, *short).returncode == 0
+    short = command(text, workdir, "--config.train.steps=11", "--config.train.eval_tokens=100")
+    assert tools.run(*short, tmp=place).returncode == 0
     text.write_text(make_text(20_000, seed=1))
-    line = one_line_error(run(text, workdir, place, *short))
+    line = one_line_error(tools.run(*short, tmp=place))
     assert "was trained on another text" in line
 
 
