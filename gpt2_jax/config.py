@@ -107,7 +107,7 @@ FIELDS: dict[str, Field] = {
         "`adamw`, or `muon` for the blocks' matrices with AdamW for the rest",
         choices=("adamw", "muon"),
     ),
-    "optimizer.peak_lr": Field(6e-4, "learning rate after warm-up", above=0, maximum=1000),
+    "optimizer.peak_lr": Field(6e-4, "learning rate after warm-up", above=0, maximum=1e30),
     "optimizer.schedule": Field(
         "cosine",
         "after the warm-up; `wsd` is constant, then linear over the last `decay_fraction`",
@@ -131,14 +131,14 @@ FIELDS: dict[str, Field] = {
     "optimizer.eps": Field(1e-8, "Adam's epsilon", above=0, maximum=1),
     "optimizer.momentum": _share(0.95, "Muon's (Nesterov) momentum"),
     "optimizer.grad_clip": Field(
-        1.0, "largest global gradient norm; 0: no clipping", minimum=0, maximum=1e6
+        1.0, "largest global gradient norm; 0: no clipping", minimum=0, maximum=1e30
     ),
     "optimizer.skip_outliers": Field(
         None,
         "skip updates whose gradient norm is this many std above its running mean, after 50",
         float,
         above=0,
-        maximum=1e6,
+        maximum=1e30,
     ),
     "optimizer.max_skipped": _count(20, "stop after this many skipped updates in a row"),
     "optimizer.frozen": Field(

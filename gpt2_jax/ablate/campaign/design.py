@@ -35,7 +35,7 @@ NUMBERS = {
     "smallest_difference": Field(0.005, "nats per token", above=0, maximum=100.0),
 }
 SEARCH_NUMBERS = {
-    "lowest": Field(0.0, "the lowest rate", above=0, maximum=1000),
+    "lowest": Field(0.0, "the lowest rate", above=0, maximum=1e30),
     "n": Field(5, "rates", minimum=3, maximum=1000),
     "ratio": Field(2.0, "of a rate to the one before", minimum=1.05, maximum=1000),
     "most": Field(15, "rates at most", minimum=3, maximum=1000),
