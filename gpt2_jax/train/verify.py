@@ -28,8 +28,8 @@ from gpt2_jax.train.checkpoint import Checkpoints, damage
 from gpt2_jax.train.identity import META, Identity, read_meta
 from gpt2_jax.train.rundir import RunDirectory
 
-# What config.json may call otherwise than a checkpoint, which knows it by its fingerprint.
-BY_CONTENT = ("data.tokenizer",)
+TOKENIZER = "data.tokenizer"
+BUILT_IN = ("bytes", "gpt2")  # tokenizers that are not files, with ids:N
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,9 @@ def _check_config(directory: RunDirectory, folder: Path, identity: Identity) -> 
     """Refuses a config.json that is not what a checkpoint was trained with."""
     saved = configs.from_dict(identity.config, folder / META)
     changed = configs.fixed_difference(saved, configs.from_json(directory.config_path))
-    changed = {name: values for name, values in changed.items() if name not in BY_CONTENT}
+    names = changed.get(TOKENIZER, ())
+    if not any(name in BUILT_IN or name.startswith("ids:") for name in names):
+        changed.pop(TOKENIZER, None)  # a file by another path: known by its fingerprint
     if changed:
         raise UserError(
             f"{directory.config_path} is not the config that {folder} was trained with: "

@@ -149,6 +149,13 @@ REFUSED = {
     "another tokenizer": (lambda r: change(r / "run.json", tokenizer="x"), "tokenizer"),
     "config.json lost": (lambda r: (r / "config.json").unlink(), "config.json"),
     "another seed": (lambda r: change(r / "config.json", seed=5), "seed"),
+    "a tokenizer of another kind": (
+        lambda r: change(
+            r / "config.json",
+            data={**json.loads((r / "config.json").read_text())["data"], "tokenizer": "ids:257"},
+        ),
+        "data.tokenizer",
+    ),
     "metrics lost": (lambda r: (r / "metrics.jsonl").unlink(), "metrics.jsonl"),
     "metrics emptied": (lambda r: (r / "metrics.jsonl").write_text(""), "0 of the 7 rows"),
     "metrics a folder": (
@@ -294,6 +301,7 @@ def test_what_cannot_be_compiled_leaves_nothing_behind(made, tmp_path, monkeypat
 READ_REFUSED = [
     "a copy", "renamed", "no identity", "another's checkpoint", "run.json empty", "newer",
     "another corpus", "config.json lost", "another seed", "all damaged", "checkpoints a file",
+    "a tokenizer of another kind",
 ]  # fmt: skip
 
 

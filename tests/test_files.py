@@ -1,0 +1,74 @@
+"""Files that are whole or absent, and one line for what the system says of a disk."""
+
+import os
+
+import pytest
+
+from gpt2_jax.errors import DiskError, UserError
+from gpt2_jax.files import disk_errors, plain_path, read_file, remove_temporary, write_atomic
+
+FULL = "No space left on device"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, FULL, "x"),
+        ValueError("NOT_FOUND: writing [os_error_code='28']"),  # tensorstore
+        RuntimeError(f"Error while serializing: I/O error: {FULL} (os error 28)"),  # safetensors
+        RuntimeError('IoError(Os { code: 28, kind: StorageFull, message: "No space" })'),
+    ],
+)
+def test_a_full_disk_is_one_line_whoever_says_so(error):
+    with pytest.raises(DiskError, match=f"weights.*{FULL}") as caught, disk_errors("weights"):
+        raise error
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("error", [ValueError("code: 28"), UserError("mine"), KeyError("os error")])
+def test_what_is_not_about_a_disk_passes_through(error):
+    with pytest.raises(type(error)) as caught, disk_errors("weights"):
+        raise error
+    assert caught.value is error
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    (tmp_path / "a").write_text("old")
+
+    def full(handle):
+        raise OSError(28, FULL)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=FULL):
+        write_atomic(tmp_path / "a", "new")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a", "old")]
+
+
+def test_what_a_kill_left_of_a_write_is_deleted_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "replace", lambda *_: os._exit)
+    write_atomic(tmp_path / "a.json", "new")  # as if killed before the last step
+    names = {".env", ".a.tmp", "b.0123abcd.tmp", ".c.0123abcd.tmp.txt"}
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    assert len(list(tmp_path.iterdir())) == len(names) + 1
+    remove_temporary(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == names
+
+
+def test_what_is_not_a_file_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("pipe", "loop", "nothing", "."):
+        with pytest.raises(UserError, match=str(tmp_path)):
+            read_file(tmp_path / name)
+
+
+def test_a_folder_is_reached_by_a_plain_path(tmp_path, monkeypatch):
+    folder = tmp_path / "a[1] *"
+    folder.mkdir()
+    with plain_path(tmp_path) as same, plain_path(folder) as plain:
+        assert same == tmp_path and plain.samefile(folder) and not set("[]*") & set(str(plain))
+    assert not plain.exists() and folder.exists()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    with pytest.raises(UserError, match="TMPDIR"), plain_path(folder):
+        pass
