@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpt2_jax.files import disk_errors
-from gpt2_jax.track.canvas import load_matplotlib
+from gpt2_jax.track.canvas import load_matplotlib, printable
 from gpt2_jax.track.metrics import Row
 
 _BLUE, _PALE, _ORANGE, _GREY = "#2f6db3", "#b4cce6", "#d9622b", "#5f6670"
@@ -65,6 +65,7 @@ def plot_loss(rows: list[Row], path: Path, title: str, subtitle: str) -> None:
     axes.set_xlabel("step", fontsize=12)
     axes.set_ylabel("loss (nats per token)", fontsize=12)
     axes.tick_params(labelsize=11)
+    title, subtitle = printable(title), printable(subtitle)
     axes.set_title(title, loc="left", weight="bold", fontsize=13, pad=24)
     axes.text(0, 1.02, subtitle, transform=axes.transAxes, color=_GREY, fontsize=11, va="bottom")
     axes.grid(alpha=0.25)

@@ -122,6 +122,12 @@ def test_every_entry_of_the_legend_has_a_line_that_can_be_seen(n, labels):
     assert all(drawn.count(one) == 1 for one in drawn)
 
 
+@pytest.mark.parametrize("name", ["文字.txt", "a\udcffb", "a\0\x1b[31m\tb"])
+def test_names_that_no_font_has_can_be_drawn(tmp_path, recwarn, name):
+    plot_loss([{"step": 1, "train/loss": 1.0}], tmp_path / "loss.png", name, name)
+    assert not recwarn.list
+
+
 def test_names_with_dollar_signs_are_drawn_as_they_are(tmp_path):
     """As a formula, a$b_{$ is an error."""
     plot_loss([{"step": 1, "train/loss": 1.0}], tmp_path / "loss.png", "a$b_{$", "c$^$")
