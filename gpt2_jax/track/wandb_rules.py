@@ -39,10 +39,11 @@ def find_wandb_fault(given: ConfigDict) -> str | None:
 
 def _find_tag_fault(tags: tuple[str, ...]) -> str | None:
     field = "track.wandb.tags"
-    if not tags and "WANDB_TAGS" in os.environ:
-        field, tags = "WANDB_TAGS", tuple(os.environ["WANDB_TAGS"].split(","))
+    if not tags and (given := os.environ.get("WANDB_TAGS")):
+        field, tags = "WANDB_TAGS", tuple(given.split(","))
     for tag in tags:
         if not 1 <= len(tag) <= TAG_CHARS:
             shown = tag if len(tag) <= 24 else f"{tag[:20]}…"
-            return f"{field}: the tag {shown!r} has {len(tag)} characters; wandb allows 1 to {TAG_CHARS}"
+            chars = f"{len(tag)} characters; wandb allows 1 to {TAG_CHARS}"
+            return f"{field}: the tag {shown!r} has {chars}"
     return None
