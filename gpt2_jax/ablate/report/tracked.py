@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shlex
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -50,7 +51,8 @@ def offline_hint(workdir: Path) -> str | None:
     places = (workdir, *workdir.glob("cells/*"))
     if not any(True for place in places for _ in place.glob("wandb/offline-run-*")):
         return None
-    parts = f"{workdir}/wandb/offline-run-* {workdir}/cells/*/wandb/offline-run-*"
+    folder = shlex.quote(str(workdir))
+    parts = f"{folder}/wandb/offline-run-* {folder}/cells/*/wandb/offline-run-*"
     return f"wandb: offline; to upload: {sync_command(parts)}"
 
 
