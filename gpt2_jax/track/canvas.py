@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 
@@ -16,4 +17,11 @@ def load_matplotlib() -> Any:
 
     matplotlib.use("agg")
     matplotlib.rcParams["text.parse_math"] = False
+    # A character that the font lacks is drawn as a box, which says enough.
+    warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
     return matplotlib
+
+
+def printable(text: str) -> str:
+    """Returns a text with `�` for control characters, and for bytes of a path that are no text."""
+    return "".join(c if c.isprintable() else "�" for c in text)

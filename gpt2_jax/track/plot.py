@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ from typing import Any
 import numpy as np
 
 from gpt2_jax.files import disk_errors
-from gpt2_jax.track.canvas import load_matplotlib
+from gpt2_jax.track.canvas import load_matplotlib, printable
 from gpt2_jax.track.metrics import Row
 
 _BLUE, _PALE, _ORANGE, _GREY = "#2f6db3", "#b4cce6", "#d9622b", "#5f6670"
+
+
+Picture = tuple[list[Row], str, str]  # rows of metrics.jsonl, title, subtitle
 
 
 class LossCurve:
@@ -20,28 +24,33 @@ class LossCurve:
 
     Args:
       path: of the PNG.
+      picture: returns what to draw; called in the thread.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, picture: Callable[[], Picture]) -> None:
+        self._path, self._picture = path, picture
         self._thread = ThreadPoolExecutor(1, "loss curve")
         self._drawing: Future[None] | None = None
-        self._drawn = -1  # the last step of the last picture
+        self._drawn = -1  # the last row of the last picture
 
-    def draw(self, rows: list[Row], title: str, subtitle: str, wait: bool = False) -> None:
-        """Starts drawing rows; skipped while the picture before is not finished, unless `wait`.
+    def draw(self, step: int, wait: bool = False) -> None:
+        """Starts drawing rows up to a step; skipped while a picture is in progress, unless `wait`.
 
         Raises:
           DiskError: if `wait` and the picture cannot be written.
         """
         if self._drawing is not None and (wait or self._drawing.done()):
-            self._drawing.exception()  # a failure is reported by the next picture, or the last
+            if self._drawing.exception() is not None:
+                self._drawn = -1  # it is tried again, and the last try reports what it meets
             self._drawing = None
-        if self._drawing is None and rows and rows[-1]["step"] != self._drawn:
-            self._drawing = self._thread.submit(plot_loss, rows, self._path, title, subtitle)
-            self._drawn = rows[-1]["step"]
+        if self._drawing is None and step != self._drawn:
+            self._drawing, self._drawn = self._thread.submit(self._draw), step
             if wait:
                 self._drawing.result()
+
+    def _draw(self) -> None:
+        rows, title, subtitle = self._picture()
+        plot_loss(rows, self._path, title, subtitle)
 
     def close(self) -> None:
         """Ends the thread, once the picture in progress is written."""
@@ -65,6 +74,7 @@ def plot_loss(rows: list[Row], path: Path, title: str, subtitle: str) -> None:
     axes.set_xlabel("step", fontsize=12)
     axes.set_ylabel("loss (nats per token)", fontsize=12)
     axes.tick_params(labelsize=11)
+    title, subtitle = printable(title), printable(subtitle)
     axes.set_title(title, loc="left", weight="bold", fontsize=13, pad=24)
     axes.text(0, 1.02, subtitle, transform=axes.transAxes, color=_GREY, fontsize=11, va="bottom")
     axes.grid(alpha=0.25)

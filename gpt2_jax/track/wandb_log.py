@@ -12,6 +12,7 @@ import html
 import json
 import os
 import queue
+import shlex
 import subprocess
 import sys
 import threading
@@ -179,7 +180,8 @@ class WandbLog:
         self._say(line)
 
     def _sync_command(self, kind: str) -> str:
-        parts = f"{self._options.workdir}/wandb/{kind}-*-{self._options.run_id}"
+        folder = shlex.quote(str(self._options.workdir))
+        parts = f"{folder}/wandb/{kind}-*-{self._options.run_id}"
         return sync_command(parts, online=kind != OFFLINE)
 
     def _send(self, run: Any, row: Row) -> None:

@@ -1,4 +1,4 @@
-"""What wandb accepts as names, checked before a run; otherwise nothing of it would be tracked."""
+"""What wandb's client refuses, checked before a run: otherwise nothing of it would be tracked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpt2_jax.config import words
 
 MODES = ("online", "offline", "disabled")
 TAG_CHARS = 64
-NAME_CHARS = 128
+PROJECT_CHARS = 128
 NOT_IN_PROJECT = "/\\#?%:"
 
 
@@ -25,15 +25,13 @@ def find_wandb_fault(given: ConfigDict) -> str | None:
         return f"WANDB_MODE={mode} is not a valid mode; set it to one of {', '.join(MODES)}"
     if mode == "disabled":
         return None
-    names = {f"track.wandb.{leaf}": given[leaf] for leaf in ("entity", "name", "group")}
-    project = "track.wandb.project" if given.project else "WANDB_PROJECT"
-    names[project] = given.project or os.environ.get("WANDB_PROJECT")
-    for field, name in names.items():
-        if name and len(name) > NAME_CHARS:
-            return f"{field} has {len(name)} characters; wandb allows {NAME_CHARS}"
-    if found := [c for c in NOT_IN_PROJECT if c in (names[project] or "")]:
+    field = "track.wandb.project" if given.project else "WANDB_PROJECT"
+    project = given.project or os.environ.get("WANDB_PROJECT") or ""
+    if len(project) > PROJECT_CHARS:
+        return f"{field} has {len(project)} characters; wandb allows {PROJECT_CHARS}"
+    if found := [c for c in NOT_IN_PROJECT if c in project]:
         return (
-            f"{project}={names[project]!r} has {found[0]!r}; "
+            f"{field}={project!r} has {found[0]!r}; "
             f"wandb allows none of {NOT_IN_PROJECT} in the name of a project"
         )
     return _find_tag_fault(words(given.tags))
@@ -41,10 +39,11 @@ def find_wandb_fault(given: ConfigDict) -> str | None:
 
 def _find_tag_fault(tags: tuple[str, ...]) -> str | None:
     field = "track.wandb.tags"
-    if not tags and "WANDB_TAGS" in os.environ:
-        field, tags = "WANDB_TAGS", tuple(os.environ["WANDB_TAGS"].split(","))
+    if not tags and (given := os.environ.get("WANDB_TAGS")):
+        field, tags = "WANDB_TAGS", tuple(given.split(","))
     for tag in tags:
         if not 1 <= len(tag) <= TAG_CHARS:
             shown = tag if len(tag) <= 24 else f"{tag[:20]}…"
-            return f"{field}: the tag {shown!r} has {len(tag)} characters; wandb allows 1 to 64"
+            chars = f"{len(tag)} characters; wandb allows 1 to {TAG_CHARS}"
+            return f"{field}: the tag {shown!r} has {chars}"
     return None

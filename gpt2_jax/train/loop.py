@@ -343,7 +343,8 @@ class Run:
             row |= score.metrics(self.corpus.bytes_per_token("val"))
         self.record.write(row)
         if "val/loss" in row:
-            self.record.draw(last=self.step == self.config.train.steps)
+            last = self.step == self.config.train.steps or self.record.is_stale()
+            self.record.draw(last)
         if self.record.is_kept(row):
             self.record.save(self.step, self.state, row.get("val/loss"))
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from gpt2_jax.errors import Diverged
 from gpt2_jax.model.structure import Structure
 from gpt2_jax.track.metrics import MetricsFile, Row, evaluations_since_best, read_rows
-from gpt2_jax.track.plot import LossCurve
+from gpt2_jax.track.plot import LossCurve, Picture
 from gpt2_jax.track.throughput import utilisation
 from gpt2_jax.track.wandb_log import WandbLog
 from gpt2_jax.train import report
@@ -64,7 +64,7 @@ class Record:
         self._seconds_step = rows[-1]["step"] if rows else 0
         self._seconds = (rows[-1].get("perf/seconds") or 0.0) if rows else 0.0
         self._longest_skipped = 0
-        self._curve = LossCurve(self.directory.plot_path)
+        self._curve = LossCurve(self.directory.plot_path, self._picture)
         self.saved_step = self.found
         if rows and rows[-1]["step"] == self.found and self._lacks_evaluation(rows[-1]):
             self.unfinished = rows.pop()
@@ -192,15 +192,14 @@ class Record:
         self.saved_step = step
 
     def draw(self, last: bool = False) -> None:
-        """Draws the losses so far in another thread; of the last row, before this returns."""
-        rows, title, subtitle = self._picture()
-        self._curve.draw(rows, title, subtitle, wait=last)
+        """Draws the losses up to the last evaluation in another thread; waits if it is the last."""
+        self._curve.draw(self.evaluations[-1]["step"], wait=last)
 
     def finish(self, step: int, text: str | None, stopped: bool = False) -> None:
         """Draws the losses and tells wandb the end; a stopped run is not over there."""
-        rows, title, subtitle = self._picture()
+        rows = read_rows(self.directory.metrics_path)
         if rows:
-            self._curve.draw(rows, title, subtitle, wait=True)
+            self._curve.draw(rows[-1]["step"], wait=True)
         if stopped:
             return
         self.wandb.show(step, self.directory.plot_path, text)
@@ -213,8 +212,8 @@ class Record:
         }
         self.wandb.summarize({f"final/{name}": value for name, value in final.items()} | counts)
 
-    def _picture(self) -> tuple[list[Row], str, str]:
-        """Returns the rows, the title and the subtitle of the loss curve."""
+    def _picture(self) -> Picture:
+        """Returns what the loss curve shows."""
         rows = read_rows(self.directory.metrics_path)
         title = report.curve_title(self.config, self.directory)
         subtitle = f"{self.structure.n_params():,} parameters"

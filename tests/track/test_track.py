@@ -10,7 +10,7 @@ from gpt2_jax.ablate import drawing
 from gpt2_jax.errors import UserError
 from gpt2_jax.track.bar import Progress
 from gpt2_jax.track.metrics import MetricsFile, read_rows
-from gpt2_jax.track.plot import _draw_losses, plot_loss
+from gpt2_jax.track.plot import LossCurve, _draw_losses, plot_loss
 from gpt2_jax.track.throughput import peak_flops, utilisation
 
 
@@ -120,6 +120,29 @@ def test_every_entry_of_the_legend_has_a_line_that_can_be_seen(n, labels):
     assert all((line.get_alpha() or 1) == 1 for line in lines)
     drawn = [line.get_ydata().tolist() for line in lines]
     assert all(drawn.count(one) == 1 for one in drawn)
+
+
+def test_a_picture_that_failed_is_drawn_again(tmp_path):
+    tries = []
+
+    def picture():
+        tries.append(len(tries))
+        if len(tries) == 1:
+            raise OSError("no space")
+        return [{"step": 1, "train/loss": 1.0}], "title", "subtitle"
+
+    curve = LossCurve(tmp_path / "loss.png", picture)
+    curve.draw(1)
+    curve.draw(1, wait=True)
+    curve.draw(1, wait=True)
+    curve.close()
+    assert tries == [0, 1] and (tmp_path / "loss.png").exists()
+
+
+@pytest.mark.parametrize("name", ["文字.txt", "a\udcffb", "a\0\x1b[31m\tb"])
+def test_names_that_no_font_has_can_be_drawn(tmp_path, recwarn, name):
+    plot_loss([{"step": 1, "train/loss": 1.0}], tmp_path / "loss.png", name, name)
+    assert not recwarn.list
 
 
 def test_names_with_dollar_signs_are_drawn_as_they_are(tmp_path):

@@ -91,6 +91,8 @@ def test_rows_that_the_server_lacks_are_counted_and_can_be_synced(tmp_path, monk
     import wandb
 
     monkeypatch.setattr(wandb_log, "CONFIRM_SECONDS", 3)
+    tmp_path = tmp_path / "a folder"  # the command that is printed quotes it
+    tmp_path.mkdir()
     said, rows = [], [{"step": n, "train/loss": float(n)} for n in range(5)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with WandbServer(streams) as server:
