@@ -296,6 +296,7 @@ def _method(found: Analysis, definition: Definition) -> list[str]:
     lines = [
         f"- Campaign file: `{definition.file}`; every cell is a run directory under `cells/`, and "
         "results.json holds every loss.",
+        f"- Corpus: {_corpora(found, definition)}.",
         f"- Commit: {escaped(', '.join(commits)) or 'none'}.",
         f"- Versions: {escaped(listed)}.",
         f"- Devices: {escaped(', '.join(devices))}.",
@@ -314,6 +315,16 @@ def _method(found: Analysis, definition: Definition) -> list[str]:
         "whatever the noise; those of learning curves are Student's."
     )
     return [*lines, ""]
+
+
+def _corpora(found: Analysis, definition: Definition) -> str:
+    """Returns each data source with the hash of what was trained on."""
+    named: dict[str, None] = {}
+    for variant in found.variants:
+        source = config_of(variant, definition).data.source
+        digest = variant.info.get("corpus")
+        named[f"{source} (hash {digest})" if digest else str(source)] = None
+    return escaped(", ".join(named))
 
 
 def _largest(variant: Variant) -> str:
