@@ -169,7 +169,7 @@ def test_seeds_for_a_width_come_with_the_uncertainty_of_the_spread():
     assert seeds_for(0.01, math.nan, 9) is None and seeds_for(0.01, 0.0, 9) is None
 
 
-STUDIES = 150  # benchmarks/null_studies.py has 2,000 for each
+STUDIES = 100  # benchmarks/null_studies.py has 2,000 for each
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,8 @@ def _design(campaign: Campaign) -> dict[str, str]:
         out["detects"] = (
             f"with probability {POWER:.0%}, a median difference that exceeds "
             f"{campaign.smallest_difference:g} nats per token by {effect:.2f} standard deviations "
-            f"of the differences between runs of one seed ({count(comparisons, 'comparison')})"
+            f"of the differences between runs of one seed ({count(comparisons, 'comparison')}); "
+            "less often where several learning rates are in contention"
         )
     return out
 

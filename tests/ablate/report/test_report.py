@@ -79,7 +79,7 @@ def end(workdir, kept, cell, value):
     larger = 110 if cell.values.get(P) == "rezero" else 100
     info = {
         "parameters": larger, "flops": 6000 * larger, "flops_per_token": 6 * larger,
-        "devices": ["cpu"], "peak_bytes_per_device": None, "starts": [start],
+        "devices": ["cpu"], "peak_bytes_per_device": None, "corpus": "c0ffee", "starts": [start],
     }  # fmt: skip
     (path / "run.json").write_text(json.dumps(info))
     config = tiny(seed=cell.seed, model__placement=cell.values.get(P, "pre_ln"))
@@ -206,6 +206,7 @@ def test_what_is_shared_and_what_can_be_detected_is_named(told):
     effect = detectable(9, 3)
     assert f"of {effect:.2f} standard deviations" in text and f"{effect * spread:.3f} nats" in text
     assert "All variants share: warm-up, weight decay" in text
+    assert "a\\_b (hash c0ffee)." in text
 
 
 @pytest.mark.parametrize("cells", [0, 9, 29])
