@@ -97,6 +97,12 @@ def test_a_label_has_every_field_that_differs_from_the_baseline(variants, expect
     assert again == campaign  # as campaign.json gives it back
 
 
+def test_a_name_that_describes_another_variant_is_refused():
+    campaign = Campaign([PRE, POST, {P: "lns", "name": "post_ln"}], PRE)
+    with pytest.raises(UserError, match="two variants of the campaign are called 'post_ln'"):
+        labels(campaign)
+
+
 def test_a_name_changes_no_cell():
     named = Campaign([PRE, SANDWICH | {"name": "sandwich"}], PRE)
     plain = Campaign([PRE, SANDWICH], PRE)
