@@ -86,6 +86,7 @@ class Worker:
             directory = RunDirectory(str(self.cells.path(cell.name)))
             config = self.config(cell)
             check_same(directory, config)
+            self.cells.rows(cell.name)
             directory.check_corpus(self.corpus(config), f"data.source={config.data.source}")
         return known
 

@@ -77,6 +77,10 @@ def test_a_comparison_that_is_missing_or_with_itself_is_refused(variants, baseli
             [PRE, POST, SANDWICH],
             ["placement=pre_ln", "placement=post_ln", "placement=pre_ln,norms=pre+out"],
         ),
+        (
+            [PRE, {P: "lns", N: "pre+out"}],
+            ["placement=pre_ln", "placement=lns,norms=pre+out"],
+        ),
         ([{"name": "GPT-2"} | PRE, SANDWICH | {"name": "sandwich"}], ["GPT-2", "sandwich"]),
         ([PRE, POST | {"name": "Vaswani's"}], ["pre_ln", "Vaswani's"]),
         (
