@@ -312,6 +312,8 @@ class Cells:
           UserError: if there are none, or any is there twice or out of order.
         """
         rows = self.rows(name)
+        if not rows:
+            raise UserError(f"{self.path(name)} has no metrics.jsonl; bring the old one back")
         scored = [row for row in rows if "val/loss" in row]
         start = scored[0]["val/loss"] if scored and scored[0]["step"] == 0 else None
         patient = configs.from_json(self.path(name) / "config.json").train.patience is not None
@@ -326,15 +328,13 @@ class Cells:
         return Outcome("finished", step, loss, start, guess_loss)
 
     def rows(self, name: str) -> list[Row]:
-        """Returns a cell's metrics.
+        """Returns a cell's metrics, none if it has no row yet.
 
         Raises:
-          UserError: if there are none, or any is there twice or out of order.
+          UserError: if any is there twice or out of order.
         """
         path = self.path(name) / "metrics.jsonl"
         rows = read_rows(path)
-        if not rows:
-            raise UserError(f"{path} has no rows; bring the old one back")
         for before, after in itertools.pairwise(row["step"] for row in rows):
             if before >= after:
                 raise UserError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gpt2_jax.ablate.campaign.design import Campaign, describe
+from gpt2_jax.errors import UserError
 
 
 def labels(campaign: Campaign) -> list[str]:
@@ -13,12 +14,14 @@ def labels(campaign: Campaign) -> list[str]:
     A variant that has a `name` of its own keeps it. The others are described by the fields that
     tell the variants apart, and always by those in which a variant differs from its baseline;
     where all vary in one field alone, by its value.
+
+    Raises:
+      UserError: if a variant's own name is what describes another.
     """
     fields = list(dict.fromkeys(name for values in campaign.variants for name in values))
     set_by = {name: sum(name in values for values in campaign.variants) for name in fields}
-    for name in sorted(
-        set(fields) - differing(campaign), key=lambda f: (set_by[f], fields.index(f))
-    ):
+    needed = differing(campaign)
+    for name in sorted((f for f in fields if f not in needed), key=set_by.__getitem__):
         fewer = [other for other in fields if other != name]
         if fewer and len(set(_described(campaign, fewer))) == len(campaign.variants):
             fields = fewer
@@ -26,10 +29,13 @@ def labels(campaign: Campaign) -> list[str]:
     if len(fields) == 1 and all(described):
         described = [text.partition("=")[2] for text in described]
     own = campaign.names or (None,) * len(campaign.variants)
-    return [
+    found = [
         name or text or describe(values) or "base"
         for name, text, values in zip(own, described, campaign.variants, strict=True)
     ]
+    if twice := [name for i, name in enumerate(found) if name in found[:i]]:
+        raise UserError(f"two variants of the campaign are called {twice[0]!r}; change a name=")
+    return found
 
 
 def differing(campaign: Campaign) -> set[str]:

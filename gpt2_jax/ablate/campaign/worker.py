@@ -87,6 +87,7 @@ class Worker:
             directory = RunDirectory(str(self.cells.path(cell.name)))
             config = self.config(cell)
             check_same(directory, config)
+            self.cells.rows(cell.name)
             text = _corpus(*_data(config))
             directory.check_data(text.corpus, text.tokenizer, f"data.source={config.data.source}")
         return known

@@ -76,6 +76,15 @@ def test_a_cell_whose_checkpoints_are_gone_fails_and_keeps_its_record(done, text
     assert (second / "metrics.jsonl").read_bytes() == before
 
 
+def test_an_unfinished_cell_whose_rows_are_there_twice_is_refused(done, text_file, tmp_path):
+    workdir = shutil.copytree(done, tmp_path / "w")
+    shutil.rmtree(workdir / "outcomes")
+    metrics = sorted((workdir / "cells").iterdir())[1] / "metrics.jsonl"
+    metrics.write_text(metrics.read_text() * 2)
+    with pytest.raises(UserError, match=r"seed=2/metrics\.jsonl has step 0 after step 24"):
+        Worker(base(text_file), TWO, workdir).check()
+
+
 def test_a_cell_that_somebody_trains_by_hand_is_waited_for(text_file, tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "POLL_SECONDS", 0.05)
     worker = Worker(base(text_file), TWO, tmp_path)

@@ -77,6 +77,10 @@ def test_a_comparison_that_is_missing_or_with_itself_is_refused(variants, baseli
             [PRE, POST, SANDWICH],
             ["placement=pre_ln", "placement=post_ln", "placement=pre_ln,norms=pre+out"],
         ),
+        (
+            [PRE, {P: "lns", N: "pre+out"}],
+            ["placement=pre_ln", "placement=lns,norms=pre+out"],
+        ),
         ([{"name": "GPT-2"} | PRE, SANDWICH | {"name": "sandwich"}], ["GPT-2", "sandwich"]),
         ([PRE, POST | {"name": "Vaswani's"}], ["pre_ln", "Vaswani's"]),
         (
@@ -95,6 +99,12 @@ def test_a_label_has_every_field_that_differs_from_the_baseline(variants, expect
     assert set(said) <= set(expected) and base.startswith(expected[0])
     again = Campaign(campaign.variants, campaign.baseline, names=campaign.names)
     assert again == campaign  # as campaign.json gives it back
+
+
+def test_a_name_that_describes_another_variant_is_refused():
+    campaign = Campaign([PRE, POST, {P: "lns", "name": "post_ln"}], PRE)
+    with pytest.raises(UserError, match="two variants of the campaign are called 'post_ln'"):
+        labels(campaign)
 
 
 def test_a_name_changes_no_cell():
