@@ -190,8 +190,8 @@ def test_few_programs_are_compiled_for_many_lengths(model):
 @pytest.mark.parametrize(
     ("choice", "line"),
     [
-        (Choice(temperature=-1), "--temperature=-1 must be 0 or more"),
-        (Choice(top_p=0), "--top_p=0 must be above 0 and at most 1"),
+        (Choice(temperature=-1), "--temperature=-1"),
+        (Choice(top_p=0), "--top_p=0"),
         (Choice(temperature=np.inf), "--temperature=inf"),
         (Choice(temperature=np.nan), "--temperature=nan"),
         (Choice(repetition_penalty=0), "--repetition_penalty=0"),
