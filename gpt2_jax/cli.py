@@ -127,10 +127,10 @@ def _check_values() -> None:
             if isinstance(one, float) and not math.isfinite(one):
                 raise UserError(f"--{name}={one} is not a finite number")
             if isinstance(one, str) and name in PATHS:
-                check_path(one, f"--{name}")
+                check_path(typed(one), f"--{name}")
             elif isinstance(one, str):
                 lines = name in TEXTS
-                check_text(one, f"--{name}", longest=0 if lines else 4096, lines=lines)
+                check_text(typed(one), f"--{name}", longest=0 if lines else 4096, lines=lines)
 
 
 def use_utf8() -> None:

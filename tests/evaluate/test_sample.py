@@ -192,8 +192,7 @@ def test_few_programs_are_compiled_for_many_lengths(model):
     [
         (Choice(temperature=-1), "--temperature=-1"),
         (Choice(temperature=1e-38), "--temperature=1e-38"),
-        (Choice(temperature=float("inf")), "--temperature=inf"),
-        (Choice(top_p=0), "--top_p=0 must be above 0 and at most 1"),
+        (Choice(top_p=0), "--top_p=0"),
         (Choice(temperature=np.inf), "--temperature=inf"),
         (Choice(temperature=np.nan), "--temperature=nan"),
         (Choice(repetition_penalty=0), "--repetition_penalty=0"),
