@@ -27,7 +27,9 @@ def test_each_schedule(name, want):
     assert got[: len(want)] == pytest.approx(want, abs=1e-4)
 
 
-@pytest.mark.parametrize(("steps", "share", "same"), [(10, 0.2, 2), (10, 0.99, 9), (1, 0.5, 0)])
+@pytest.mark.parametrize(
+    ("steps", "share", "same"), [(10, 0.2, 2), (10, 0.29, 3), (10, 0.99, 9), (1, 0.5, 0)]
+)
 def test_a_warm_up_can_be_a_share_of_the_steps(steps, share, same):
     assert rates(steps, warmup_fraction=share) == rates(steps, warmup_steps=same)
 
