@@ -75,6 +75,7 @@ def _address() -> str:
     path = os.path.join(tempfile.mkdtemp(), "socket")
     server = subprocess.Popen(
         [sys.executable, "-m", "tests.forkserver", path],
+        cwd=os.path.dirname(os.path.dirname(__file__)),
         env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # else numpy starts threads
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
