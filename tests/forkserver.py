@@ -124,6 +124,10 @@ def _fork(selector: selectors.BaseSelector, client: socket.socket) -> list[str] 
     for own, given in enumerate(streams):
         os.dup2(given, own)
         os.close(given)
+    # As Python opens them at its start: these may be files where the server's are pipes.
+    sys.stdin = open(0, closefd=False)
+    sys.stdout = open(1, "w", closefd=False)
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
