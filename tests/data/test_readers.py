@@ -1,7 +1,7 @@
 """What a careful person expects of each kind of file: its texts, or a refusal with the place.
 
-The expected rows of CSV files are pandas 3.0's, `pandas.read_csv(file, sep=...)`, wherever pandas
-reads the file as the person who wrote it meant it.
+The expected rows of CSV files were compared with those of pandas 3.1,
+`pandas.read_csv(file, sep=..., keep_default_na=False)`, less empty texts.
 """
 
 import bz2
