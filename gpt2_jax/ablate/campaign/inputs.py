@@ -20,7 +20,6 @@ SEEDS = 2**32  # a seed is below it
 LONGEST = 1_000  # characters of a field's value
 LONGEST_NAME = 80  # characters of a variant's name
 DECADES = 30  # that a search may lead away from a learning rate of 1
-LARGEST_BUDGET = 1e30  # tokens or FLOPs
 
 
 def listed(value: Any, what: str) -> list[Any]:
@@ -169,15 +168,13 @@ def number(value: Any, what: str, kind: type) -> Any:
     """Returns a number of that kind, or None; `1e6` is an integer as well.
 
     Raises:
-      UserError: if it is not such a number, not finite, or beyond any use.
+      UserError: if it is not such a number, or not finite.
     """
     value = plain(value, what)
     if kind is int and isinstance(value, float) and value.is_integer():
         value = int(value)
     if value is not None and not _is_a(value, kind):
         raise UserError(f"{what} is {_shown(value)}, which is not a valid {kind.__name__}")
-    if value is not None and abs(value) > LARGEST_BUDGET:
-        raise UserError(f"{what} is beyond {LARGEST_BUDGET:g}")
     return value
 
 

@@ -9,7 +9,6 @@ from statistics import fmean
 from typing import NamedTuple
 
 from gpt2_jax.ablate.campaign import inputs
-from gpt2_jax.errors import UserError
 
 EXTENSION = 2  # learning rates that a search adds at a time
 NEAR = 2.0  # standard errors from the best within which a learning rate stays in contention
@@ -56,10 +55,8 @@ class Search:
     def __post_init__(self) -> None:
         set_ = lambda name, value: object.__setattr__(self, name, value)
         set_("seeds", inputs.seeds_of(self.seeds, "the search's seeds="))
-        for name, kind in (("lowest", float), ("ratio", float), ("n", int), ("most", int)):
-            set_(name, inputs.number(getattr(self, name), f"the search's {name}=", kind))
-            if getattr(self, name) is None:
-                raise UserError(f"the search's {name}= is not set")
+        for name in ("lowest", "n", "ratio", "most", "contenders"):
+            set_(name, inputs.plain(getattr(self, name), f"the search's {name}="))
 
     def rate(self, k: int) -> float:
         """Returns the learning rate number k, which may be negative."""
