@@ -16,6 +16,7 @@ from gpt2_jax.errors import UserError
 MOST_VARIANTS = 1_000
 MOST_SEEDS = 1_000
 MOST_CELLS = 10_000
+LONGEST_LIST = 10_000
 SEEDS = 2**32  # a seed is below it
 LONGEST = 1_000  # characters of a field's value
 LONGEST_NAME = 80  # characters of a variant's name
@@ -26,11 +27,13 @@ def listed(value: Any, what: str) -> list[Any]:
     """Returns the entries of a list, tuple, range or array.
 
     Raises:
-      UserError: if it is something else, such as a string.
+      UserError: if it is something else, such as a string, or too long.
     """
     wrong = isinstance(value, str | bytes | Mapping)
     if wrong or not (isinstance(value, Iterable) and isinstance(value, Sized)):
         raise UserError(f"{what} must be a list, not {_shown(value)}")
+    if len(value) > LONGEST_LIST:
+        raise UserError(f"{what} has {len(value):,} entries; at most {LONGEST_LIST:,} are allowed")
     return list(value)
 
 
