@@ -172,7 +172,8 @@ def test_help_shows_flags_and_fields(place, word):
 
 def test_fields_of_several_strings_take_commas_and_equal_signs(place):
     """The README's own words; the source that is not there is what the run ends at."""
-    done = command(place, 
+    done = command(
+        place,
         "train",
         "--config=configs/finetune.py",
         "--config.optimizer.frozen=wpe,blocks.0",

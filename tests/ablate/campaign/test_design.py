@@ -22,11 +22,12 @@ from gpt2_jax.ablate.campaign.design import (
 )  # fmt: skip
 from gpt2_jax.ablate.population import program_key
 from gpt2_jax.errors import UserError
+from gpt2_jax.model.placements import PRESETS
 from tests.tools import ROOT, tiny
 
 P, L, LR = "model.placement", "model.n_layer", "optimizer.peak_lr"
 TWO = grid({P: ("pre_ln", "post_ln")})
-TEN = grid({P: ("pre_ln", *"abcdefghi")})
+TEN = grid({P: tuple(PRESETS)[:10]})
 SIX = (1, 2, 3, 4, 5, 6)
 
 
@@ -54,17 +55,17 @@ def test_lists_of_variants():
         ({"seeds": (1, 2, 3, 4, 5)}, "5 seeds can show no difference in 1 comparison.* 6 seeds"),
         ({"variants": TEN, "seeds": range(1, 9)}, "in 9 comparisons.* it takes 9 seeds"),
         ({"smallest_difference": 0.0}, "smallest_difference=0.0 must be above 0"),
-        ({"search": Search(1e-3, contenders=0)}, "contenders=0 must be at least 1"),
+        ({"search": Search(1e-3, contenders=0)}, "contenders=0 must be"),
         ({"seeds": range(6)}, r"seeds of the verdict \(\[0\]\)"),
         ({"tokens": 10, "flops": 1e9}, "not in both"),
         ({"tokens": 0}, "tokens=0"),
-        ({"flops": math.inf}, "flops=inf"),
+        ({"flops": math.inf}, "flops= is inf"),
         ({"at_once": 0}, "at_once=0"),
         ({"search": Search(1e-3, n=2)}, "search: n=2"),
         ({"search": Search(0.0)}, "lowest=0.0"),
         ({"search": Search(1e-3, ratio=1e300)}, "ratio=1e"),
         ({"search": Search(1e-3, n="5")}, "n='5'"),
-        ({"seeds": (1, 2**64)}, "seeds: one=18446744073709551616"),
+        ({"seeds": (1, 2**64)}, "seeds= has 18446744073709551616"),
         ({"variants": grid({P: ("pre_nl",)})}, "placement='pre_nl' is unknown"),
         ({"variants": grid({"model.n_layer": (10**7,)})}, "n_layer=10000000"),
         ({"search": Search(1e-3, seeds=())}, "must be some"),

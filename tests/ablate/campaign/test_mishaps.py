@@ -13,7 +13,7 @@ from gpt2_jax.ablate.campaign import Campaign, grid
 from gpt2_jax.ablate.campaign import worker as workers
 from gpt2_jax.ablate.campaign.cells import Cells, Plan, cell_config
 from gpt2_jax.ablate.campaign.claims import Claims
-from gpt2_jax.ablate.campaign.pack import pack
+from gpt2_jax.ablate.campaign.packing import pack
 from gpt2_jax.ablate.campaign.worker import Worker
 from gpt2_jax.ablate.report.analysis import analyse
 from gpt2_jax.errors import EXIT_FINISHED, UserError

@@ -10,7 +10,7 @@ from gpt2_jax.ablate.campaign import Campaign, grid
 from gpt2_jax.ablate.campaign import definition as definitions
 from gpt2_jax.ablate.campaign.cells import Cells, Plan
 from gpt2_jax.ablate.campaign.definition import Definition
-from gpt2_jax.ablate.campaign.pack import pack
+from gpt2_jax.ablate.campaign.packing import pack
 from gpt2_jax.ablate.campaign.results import write_results
 from gpt2_jax.ablate.campaign.stored import VERSION
 from gpt2_jax.ablate.campaign.worker import Worker
