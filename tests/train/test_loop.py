@@ -12,7 +12,7 @@ from jax._src.array import ArrayImpl
 
 from gpt2_jax.errors import Diverged, UserError
 from gpt2_jax.track.metrics import read_rows
-from gpt2_jax.train import loop
+from gpt2_jax.train import loop, run
 from gpt2_jax.train.program import kernel_of
 from gpt2_jax.train.restore import open_run
 from tests import tools
@@ -58,7 +58,7 @@ class Reads:
             return self.allow(save, *args)
 
         patch.setattr(ArrayImpl, "_value", property(read))
-        patch.setattr(loop.jax, "device_get", device_get)
+        patch.setattr(jax, "device_get", device_get)
         patch.setattr(loop.Checkpoints, "save", save_checkpoint)
 
     def allow(self, f, *args):
@@ -183,14 +183,14 @@ def without_timings(workdir):
 
 def signal_in_evaluation(patch, at):
     """Sends SIGTERM in the evaluation after a step, between two batches."""
-    shown = loop.Progress.validating
+    shown = run.Progress.validating
 
     def validating(self, step, done, total):
         if step == at and done == 1:
             signal.raise_signal(signal.SIGTERM)
         shown(self, step, done, total)
 
-    patch.setattr(loop.Progress, "validating", validating)
+    patch.setattr(run.Progress, "validating", validating)
 
 
 def test_a_signal_in_an_evaluation_stops_it_and_the_next_start_makes_it(
@@ -236,7 +236,7 @@ def test_a_signal_before_the_first_step_leaves_nothing_to_save(
 
 def test_the_loss_curve_is_there_from_the_first_evaluation_on(text_file, tmp_path, monkeypatch):
     workdir, seen = tmp_path / "a$b_{$", []
-    real = loop.Record.is_kept
+    real = run.Record.is_kept
 
     def is_kept(self, row):
         if row["step"] == 20:
@@ -245,7 +245,7 @@ def test_the_loss_curve_is_there_from_the_first_evaluation_on(text_file, tmp_pat
             raise KeyboardInterrupt
         return real(self, row)
 
-    monkeypatch.setattr(loop.Record, "is_kept", is_kept)
+    monkeypatch.setattr(run.Record, "is_kept", is_kept)
     with pytest.raises(KeyboardInterrupt):
         loop.train(config(text_file, train__steps=40), str(workdir))
     assert seen == [b"\x89PNG"]
