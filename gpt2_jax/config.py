@@ -114,9 +114,15 @@ FIELDS: dict[str, Field] = {
         choices=("cosine", "wsd", "linear", "inverse_sqrt", "constant"),
     ),
     "optimizer.warmup_steps": Field(
-        0, "steps of linear warm-up; excludes `warmup_fraction`", minimum=0, maximum=INT_MAX
+        None,
+        "steps of linear warm-up; unset: `warmup_fraction` of them",
+        int,
+        minimum=0,
+        maximum=INT_MAX,
     ),
-    "optimizer.warmup_fraction": _share(0.0, "linear warm-up as a share of `train.steps`"),
+    "optimizer.warmup_fraction": _share(
+        0.0, "linear warm-up as a share of `train.steps`, unless `warmup_steps` is set"
+    ),
     "optimizer.final_lr_ratio": Field(
         0.1, "last learning rate over the peak (not inverse_sqrt)", minimum=0, maximum=1
     ),
@@ -182,15 +188,13 @@ FIELDS: dict[str, Field] = {
         None,
         "wandb project; unset: WANDB_PROJECT, else gpt2_jax",
         str,
-        longest=128,
-        forbidden="/\\#?%:",
     ),
     "track.wandb.entity": Field(None, "wandb team or user", str, longest=128),
     "track.wandb.name": Field(
         None, "wandb run name; unset: WANDB_NAME, else the work directory's", str, longest=128
     ),
     "track.wandb.group": Field(None, "wandb group", str, longest=128),
-    "track.wandb.tags": Field((), "wandb tags", longest=64),
+    "track.wandb.tags": Field((), "wandb tags"),
 }
 
 MAY_CHANGE = (

@@ -82,18 +82,11 @@ def check_split(fraction: float, val_source: str | None, label: str, val_label: 
 
 
 def _check_warmup(config: ConfigDict) -> None:
-    opt, steps = config.optimizer, config.train.steps
-    if opt.warmup_steps and opt.warmup_fraction:
+    warmup, steps = config.optimizer.warmup_steps, config.train.steps
+    if warmup is not None and warmup >= steps:
         raise UserError(
-            f"optimizer.warmup_steps={opt.warmup_steps} and "
-            f"optimizer.warmup_fraction={opt.warmup_fraction:g} exclude each other; "
-            "set one of them to 0"
-        )
-    if opt.warmup_steps >= steps:
-        raise UserError(
-            f"optimizer.warmup_steps={opt.warmup_steps} leaves nothing of train.steps={steps}; "
-            "shorten the warm-up, or set optimizer.warmup_steps=0 and a share of the steps, "
-            "such as optimizer.warmup_fraction=0.1"
+            f"optimizer.warmup_steps={warmup} leaves nothing of train.steps={steps}; shorten the "
+            "warm-up, or leave it unset and set optimizer.warmup_fraction"
         )
 
 

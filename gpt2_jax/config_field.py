@@ -36,7 +36,6 @@ class Field:
       minimum, maximum: inclusive bounds of a number. above, below: exclusive ones.
       longest: characters of a string, or of each of several; 0 for no limit but a path's.
       most: how many strings there may be, where there can be several.
-      forbidden: characters that a string must not contain.
       path: whether it can name a file, so that its parts are no longer than a file name.
     """
 
@@ -50,7 +49,6 @@ class Field:
     below: float | None = None
     longest: int = LONGEST_NAME
     most: int = 1000
-    forbidden: str = ""
     path: bool = False
 
     @property
@@ -136,8 +134,6 @@ class Field:
                 raise UserError(f"{label}={shown(text)} is unknown{hint}")
             return
         check_text(text, label, longest=0 if self.path else self.longest)
-        if wrong := sorted(set(text) & set(self.forbidden)):
-            raise UserError(f"{label}={shown(text)} must not contain {wrong[0]!r}")
         if self.path:
             check_path(text, label)
 

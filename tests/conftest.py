@@ -1,6 +1,7 @@
 """Eight CPU devices, quick compiles, and nothing of the user's own cache or wandb."""
 
 import os
+import signal
 import tempfile
 from importlib.metadata import version
 
@@ -25,6 +26,7 @@ import pytest
 from tests import tools
 
 jax.config.update("jax_num_cpu_devices", 8)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored, as runs do then
 
 
 # Files whose tests share something expensive and so stay with one worker: they must start first.

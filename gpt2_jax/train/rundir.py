@@ -275,7 +275,8 @@ class RunDirectory:
             ).items():
                 said.append(f"{name} was {was!r}, is now {now!r}")
                 opt = config.optimizer
-                if name == "train.steps" and (opt.schedule in STRETCHING or opt.warmup_fraction):
+                grows = opt.warmup_steps is None and opt.warmup_fraction > 0
+                if name == "train.steps" and (opt.schedule in STRETCHING or grows):
                     said.append("the learning-rate schedule now stretches over the new train.steps")
             if is_replaced(config.data.tokenizer, tokenizer.fingerprint):
                 said.append(

@@ -15,7 +15,7 @@ Schedule = Callable[[jax.Array | int], jax.Array]
 def warmup_steps(config: ConfigDict) -> int:
     """Returns the steps of linear warm-up, given as such or as a share of `train.steps`."""
     opt, steps = config.optimizer, config.train.steps
-    if not opt.warmup_fraction:
+    if opt.warmup_steps is not None:
         return opt.warmup_steps
     return min(round(opt.warmup_fraction * steps), steps - 1)
 

@@ -179,9 +179,9 @@ def test_a_journal_that_cannot_be_read_is_not_begun_again(tmp_path, monkeypatch)
 
     read = preparation.Path.read_text
 
-    def refuse(path):
+    def refuse(path, **how):
         if path.name != "progress.json":
-            return read(path)
+            return read(path, **how)
         raise OSError(5, "Input/output error", str(path))
 
     with monkeypatch.context() as patched:
@@ -357,7 +357,7 @@ class Fatal:
 def test_a_killed_tokenizing_process_is_one_line():
     batches = [[("train", SimpleNamespace(text=Fatal()))]]
     with pytest.raises(UserError, match=r"a tokenizing process was killed.*--processes=1"):
-        list(encode_in_processes("bytes", batches, 1))
+        list(encode_in_processes(BYTES, batches, 1))
 
 
 @pytest.mark.slow

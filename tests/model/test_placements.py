@@ -135,7 +135,7 @@ OTHER = {
     "connection": ["parallel", "parallel_shared", "b2t", "gpas", "gru", "highway", "plain"],
     "norms": ["pre", "post", "pre+qkv | pre+inner", "stream", "skip", "out", "qk_full | inner"],
     "norm": [n for n in NORMS if n != "none"],
-    "norm_eps": [30.0],
+    "norm_eps": [1.0],
     "norm_bias": [False, True],
     "norm_gain": ["0.7*l**-0.5"],
     "norm_alpha": ["0.3"],

@@ -133,7 +133,7 @@ class Claims:
         """Returns the time as the file system has it, which is everybody's."""
         # By its descriptor: another worker may remove the file between two calls by name.
         descriptor = os.open(self._clock, os.O_RDWR | os.O_CREAT, 0o644)
-        with open(descriptor, "w") as file:
+        with open(descriptor, "w", encoding="utf-8") as file:
             json.dump(self._me, file)
             file.flush()
             return os.fstat(descriptor).st_mtime

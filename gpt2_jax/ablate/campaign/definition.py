@@ -106,7 +106,7 @@ def read(workdir: Path) -> Definition:
         fields: dict[str, Any] = dict(stored["campaign"])
         if fields["search"] is not None:
             fields["search"] = Search(**fields["search"])
-        first, base = (configs.from_dict(stored[name], path) for name in ("given", "base"))
+        first, base = (configs.from_dict(dict(stored[name]), path) for name in ("given", "base"))
         return Definition(str(stored["file"]), first, base, Campaign(**fields))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise Damaged(f"{path} is damaged ({type(error).__name__}: {error})") from None

@@ -15,6 +15,7 @@ from gpt2_jax.ablate.report.markup import NONE, escaped, table
 from gpt2_jax.ablate.report.recipes import config_of, recipes, texts
 from gpt2_jax.ablate.report.variant import Analysis, Variant, rate_of
 from gpt2_jax.ablate.statistics import (
+from gpt2_jax.train.schedule import warmup_steps
     LEVEL,
     MOST_SEEDS,
     POWER,
@@ -57,7 +58,8 @@ def _head(found: Analysis, definition: Definition) -> list[str]:
     state = (
         "finished" if found.complete else f"{found.n_done} of {found.n_cells} cells known so far"
     )
-    flat = [configs.flatten(config_of(variant, definition)) for variant in found.variants]
+    own = [config_of(variant, definition) for variant in found.variants]
+    flat, warmup = [configs.flatten(one) for one in own], _either(warmup_steps(one) for one in own)
     given = lambda name: _either(one[name] for one in flat)
     infos = [v.info for v in found.variants if v.info.get("flops_per_token")]
     tokens = _either(round(i["flops"] / i["flops_per_token"]) for i in infos)
@@ -69,7 +71,7 @@ def _head(found: Analysis, definition: Definition) -> list[str]:
         f"{given('model.n_layer')} layers of width {given('model.n_embd')} on "
         f"{given('data.source')} (tokenizer {given('data.tokenizer')}), {given('optimizer.name')}"
         + (f"; {tokens} tokens a run." if tokens else "."),
-        f"Warm-up of {given('optimizer.warmup_steps')} updates; "
+        f"Warm-up of {warmup} steps; "
         + decay_text(one["optimizer.weight_decay"] for one in flat)
         + "".join(f"; {ratio}" for ratio in _tokens_per_parameter(found))
         + ".",
