@@ -15,7 +15,6 @@ from gpt2_jax.ablate.report.markup import NONE, escaped, table
 from gpt2_jax.ablate.report.recipes import config_of, recipes, texts
 from gpt2_jax.ablate.report.variant import Analysis, Variant, rate_of
 from gpt2_jax.ablate.statistics import (
-from gpt2_jax.train.schedule import warmup_steps
     LEVEL,
     MOST_SEEDS,
     POWER,
@@ -23,6 +22,7 @@ from gpt2_jax.train.schedule import warmup_steps
     Interval,
     detectable,
 )
+from gpt2_jax.train.schedule import warmup_steps
 
 NO_FIGURES = "None were asked for: set `track.diagnostics_every`."
 
