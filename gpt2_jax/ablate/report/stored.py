@@ -26,6 +26,7 @@ from gpt2_jax.ablate.statistics import (
 from gpt2_jax.errors import UserError
 
 Cell = dict[str, Any]
+ENDED = ("finished", "diverged")  # statuses of runs that have a result
 
 
 def verdicts(path: Path, smallest: float | None = None) -> list[str]:
@@ -43,9 +44,12 @@ def verdicts(path: Path, smallest: float | None = None) -> list[str]:
     arms = [_arm(stored, i) for i in range(len(variants))]
     names = [variant["name"] for variant in variants]
     others = {v["name"]: names.index(v["baseline"]) for v in variants if v["name"] != v["baseline"]}
-    both = {name: (arms[names.index(name)], arms[base]) for name, base in others.items()}
-    lengths = lambda pair: {len(losses) for arm in pair for losses in arm.all}
-    pairs = {name: pair for name, pair in both.items() if len(lengths(pair)) == 1}
+    seeds = [_seeds(stored, i) for i in range(len(variants))]
+    pairs = {}
+    for name, base in others.items():
+        own = names.index(name)
+        if seeds[own] and seeds[own] == seeds[base]:
+            pairs[name] = (arms[own], arms[base])
     found = compare(pairs, smallest, len(others))
     rows = [
         (escaped(v["name"]), *_row(v, arm, found.get(v["name"])))
@@ -81,9 +85,7 @@ def _cells(stored: dict[str, Any], variant: int, purpose: str) -> list[Cell]:
     return [
         cell
         for cell in stored["cells"]
-        if cell["variant"] == variant
-        and cell["purpose"] == purpose
-        and cell["status"] in ("finished", "diverged")
+        if cell["variant"] == variant and cell["purpose"] == purpose and cell["status"] in ENDED
     ]
 
 
@@ -97,6 +99,18 @@ def _arm(stored: dict[str, Any], variant: int) -> Arm:
     return Arm(own, tuple(by_rate.values()))
 
 
+def _seeds(stored: dict[str, Any], variant: int) -> list[int]:
+    """Returns the verdict's seeds, in order; none where a run is missing or failed at any rate."""
+    by_rate: dict[float | None, list[int]] = {}
+    for cell in stored["cells"]:
+        if cell["variant"] == variant and cell["purpose"] == "verdict":
+            if cell["status"] not in ENDED:
+                return []
+            by_rate.setdefault(cell["values"].get(RATE), []).append(cell["values"][SEED])
+    found = [sorted(seeds) for seeds in by_rate.values()]
+    return found[0] if found and all(seeds == found[0] for seeds in found) else []
+
+
 def _row(variant: dict[str, Any], arm: Arm, compared: Comparison | None) -> tuple[str, ...]:
     rate = NONE if variant["rate"] is None else f"{variant['rate']:.4g}"
     if not arm.losses:
@@ -107,7 +121,7 @@ def _row(variant: dict[str, Any], arm: Arm, compared: Comparison | None) -> tupl
         is_baseline = variant["name"] == variant["baseline"]
         return (*own, NONE, NONE, "baseline" if is_baseline else "not complete")
     estimate, low, high = compared.difference
-    shown = f"{estimate:+.4f} ({low:+.4f} to {high:+.4f})"
+    shown = f"{estimate:+.4f}" + ("" if math.isnan(low) else f" ({low:+.4f} to {high:+.4f})")
     return (*own, shown, f"{compared.corrected:.3g}", f"**{compared.verdict}**")
 
 
@@ -115,6 +129,8 @@ def _unsupported(stored: dict[str, Any], variant: int) -> str:
     """Returns a line about what the search of one variant would still do, or could not rule out."""
     tried = _cells(stored, variant, "search")
     named = escaped(stored["variants"][variant]["name"])
+    if not stored["variants"][variant]["settled"]:
+        return f"- {named}: its search is not finished."
     if not tried:
         return f"- {named}: no learning rate was searched for."
     rates = sorted({cell["values"][RATE] for cell in tried})

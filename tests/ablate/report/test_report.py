@@ -11,6 +11,7 @@ import pytest
 from gpt2_jax.ablate.campaign import Campaign, Search, crossed, grid
 from gpt2_jax.ablate.campaign.cells import Cells, Outcome, Plan, all_cells
 from gpt2_jax.ablate.campaign.definition import Definition, write
+from gpt2_jax.ablate.campaign.results import write_results
 from gpt2_jax.ablate.report.analysis import labels
 from gpt2_jax.ablate.report.markup import escaped
 from gpt2_jax.ablate.report.page import page, write_report
@@ -475,6 +476,44 @@ def test_what_earlier_searches_do_not_support_is_listed():
     assert "**better**" not in text and "9 seeds can show any" in text
     two = "\n".join(verdicts(ROOT / "docs/ablations/qk_norm/results.json"))
     assert "- norms=pre: 2 search seeds; not ruled out, and without fresh seeds: 0.00781" in two
+
+
+def without(stored, *excluded):
+    """Returns results without the verdict's runs of these (variant, seed)."""
+    is_out = lambda c: (
+        (c["purpose"], c["variant"], c["values"]["seed"]) in [("verdict", *one) for one in excluded]
+    )
+    return stored | {"cells": [c for c in stored["cells"] if not is_out(c)]}
+
+
+def test_results_of_an_unfinished_campaign_have_no_verdicts_on_what_is_missing(told, tmp_path):
+    stored = json.loads((told[0] / "results.json").read_text())
+    path = tmp_path / "results.json"
+    # As many seeds on both sides, but not the same ones.
+    path.write_text(json.dumps(without(stored, (0, 1), (1, 2), (3, 1))))
+    text = "\n".join(verdicts(path))
+    assert row(text, "placement=deepnorm", "")[7] == "not complete"
+    assert row(text, "placement=rezero", "")[7] != "not complete"
+    for cells in (0, 1, 2):
+        early = tmp_path / f"after_{cells}"
+        write_results(early, *play(early, cells=cells))
+        text = "\n".join(verdicts(early / "results.json"))
+        assert "rezero: its search is not finished" in text and "**" not in text
+
+
+def test_a_verdict_waits_for_every_rate_in_contention(tmp_path):
+    """The chosen rate's runs are all in, and one at the other rate in contention is not."""
+    search = Search(2.0**-8, n=3, seeds=(10,), contenders=2)
+    write_results(tmp_path, *play(tmp_path, Campaign(TWO, {P: "pre_ln"}, SEEDS, search)))
+    path = tmp_path / "results.json"
+    stored = json.loads(path.read_text())
+    assert row("\n".join(verdicts(path)), "placement=rezero", "")[7] != "not complete"
+    rival = stored["variants"][0]["contenders"][1]
+    cells = [c for c in stored["cells"] if c["values"][LR] == rival and c["variant"] == 0]
+    cells[-1]["status"] = "missing"
+    path.write_text(json.dumps(stored))
+    assert cells[-1]["purpose"] == "verdict"
+    assert row("\n".join(verdicts(path)), "placement=rezero", "")[7] == "not complete"
 
 
 @pytest.mark.parametrize(
