@@ -136,7 +136,8 @@ class Campaign:
         set_("variants", [without_name(variant) for variant in variants])
         set_("baseline", without_name(inputs.values_of(self.baseline, "baseline")))
         set_("seeds", inputs.seeds_of(self.seeds, "the campaign's seeds="))
-        for name, kind in (("tokens", int), ("flops", float), ("at_once", int)):
+        kinds = {"tokens": int, "flops": float, "at_once": int, "smallest_difference": float}
+        for name, kind in kinds.items():
             set_(name, inputs.number(getattr(self, name), f"the campaign's {name}=", kind))
 
     @property

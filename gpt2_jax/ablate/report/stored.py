@@ -13,7 +13,7 @@ from typing import Any
 from gpt2_jax.ablate.campaign.cells import Outcome
 from gpt2_jax.ablate.campaign.design import RATE, SEED, Campaign
 from gpt2_jax.ablate.campaign.search import Search, score
-from gpt2_jax.ablate.campaign.stored import read_stored
+from gpt2_jax.ablate.campaign.stored import Damaged, read_stored
 from gpt2_jax.ablate.report.markup import NONE, escaped, table
 from gpt2_jax.ablate.statistics import (
     LEVEL,
@@ -36,9 +36,16 @@ def verdicts(path: Path, smallest: float | None = None) -> list[str]:
       smallest: difference that matters; unset: the study's own, or a campaign's default.
 
     Raises:
-      UserError: if it is no such file, or of a version that is not known.
+      UserError: if it is not such a file, or of a version that is not known.
     """
     stored = _read(path)
+    try:
+        return _verdicts(stored, smallest)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise Damaged(f"{path} is damaged ({type(error).__name__}: {error})") from None
+
+
+def _verdicts(stored: dict[str, Any], smallest: float | None) -> list[str]:
     variants, chosen = stored["variants"], smallest or stored.get("smallest_difference")
     smallest = Campaign.smallest_difference if chosen is None else chosen
     arms = [_arm(stored, i) for i in range(len(variants))]

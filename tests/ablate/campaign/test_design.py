@@ -192,6 +192,7 @@ def test_lists_ranges_and_numpys_numbers_are_as_from_json(tmp_path):
         {"optimizer.frozen": []},
         seeds=range(10, 17),
         search=Search(1e-3, seeds=range(7, 9)),
+        smallest_difference=np.float32(0.25),
     )
     campaign.check()
     stored = definition.Definition("a.py", tiny(), tiny(), campaign)
