@@ -43,7 +43,7 @@ def plan_text(worker: Worker, known: Sequence[Cell], timed: bool = True) -> str:
     if timed:
         widths = [worker.width(config) for config in firsts.values()]
         lines["together"] = _range("cells", widths) + " at a time"
-        left = _left(worker, known, usual)
+        left = cells_left(worker, known, usual)
         lines["expected"] = expected(worker, firsts, left) if any(left.values()) else "nothing"
     ends = worker.cells.outcomes(list(known)).values()
     if done := sum(outcome.is_final for outcome in ends):
@@ -99,11 +99,18 @@ def _range(unit: str, values: list[int]) -> str:
     return f"{low:,} {unit}" if low == high else f"{low:,} to {high:,} {unit}"
 
 
-def _left(worker: Worker, known: Sequence[Cell], cells: int) -> dict[int, int]:
-    """Returns how many cells each variant still needs, of as many as it has without extensions."""
+def cells_left(worker: Worker, known: Sequence[Cell], usual: int) -> dict[int, int]:
+    """Returns how many cells each variant still needs: of those known once its search has ended.
+
+    Args:
+      usual: cells that a variant has in all, as expected while it is being searched for.
+    """
+    outcomes = worker.cells.outcomes(list(known))
     done = Counter(cell.variant for cell in known if worker.cells.is_done(cell.name))
-    variants = {cell.variant for cell in known}
-    return {variant: max(0, cells - done[variant]) for variant in sorted(variants)}
+    total = Counter(cell.variant for cell in known)
+    settled = {i: worker.plan.searched(i, outcomes).settled for i in total}
+    needed = {i: n if settled[i] else max(n, usual) for i, n in total.items()}
+    return {i: needed[i] - done[i] for i in sorted(needed)}
 
 
 def _corpora(worker: Worker, configs: Iterable[ConfigDict]) -> str:

@@ -45,11 +45,10 @@ def collect(plan: Plan, cells: Cells) -> dict[str, Any]:
             }
         )
     listed = [_of_cell(cell, outcomes.get(cell.name), cells) for cell in known]
-    missing = [cell.name for cell in known if cell.name not in outcomes]
-    settled = all(v["settled"] for v in variants)
+    is_in = all(cell.name in outcomes and outcomes[cell.name].is_final for cell in known)
     return {
         "format_version": VERSION,
-        "complete": settled and not missing,
+        "complete": is_in and all(v["settled"] for v in variants),
         "smallest_difference": campaign.smallest_difference,
         "corpora": corpora(cells.path(cell.name) for cell in known),
         "variants": variants,
