@@ -45,8 +45,9 @@ def caveats(found: Analysis) -> list[str]:
 
 def _of_variant(variant: Variant, found: Analysis) -> list[str]:
     out = []
-    if failed := [r for r in (*variant.search_runs, *variant.runs) if r.outcome.status == "failed"]:
-        out.append(f"{variant.name}: {len(failed)} cells failed ({failed[0].outcome.reason}).")
+    if failed := [r for r in variant.all_runs if r.outcome.status == "failed"]:
+        n = count(len(failed), "cell")
+        out.append(f"{variant.name}: {n} failed ({failed[0].outcome.reason}).")
     if variant.n_broken:
         out.append(
             f"{variant.name}: {variant.n_broken} of {count(len(variant.runs), 'seed')} broke at "
@@ -140,11 +141,12 @@ def _shared_recipe(found: Analysis) -> str:
     """Returns which settings, known to suit variants differently, are the same for all."""
     varied = {name for variant in found.variants for name in variant.values}
     settings = {
-        "optimizer.warmup_steps": "warm-up",
-        "optimizer.weight_decay": "weight decay (scaled by the learning rate)",
-        "train.steps": "tokens per parameter",
+        "warm-up": {"optimizer.warmup_steps", "optimizer.warmup_fraction"},
+        "weight decay (scaled by the learning rate)": {"optimizer.weight_decay"},
     }
-    shared = [text for name, text in settings.items() if name not in varied]
+    shared = [text for text, fields in settings.items() if not fields & varied]
+    if len({_tokens(variant) for variant in found.variants} - {None}) < 2:
+        shared.append("number of training tokens")
     return (
         f"All variants share: {', '.join(shared) or 'no such setting'}. Each may suit some better "
         "than others; as an axis of the study it would tell."

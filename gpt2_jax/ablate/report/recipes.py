@@ -30,7 +30,7 @@ def recipes(found: Analysis, definition: Definition) -> list[str]:
 
 def texts(found: Analysis) -> list[str]:
     """Returns what the runs were trained on, each text with the hash of its tokens."""
-    runs = [run for v in found.variants for run in (*v.runs, *v.search_runs)]
+    runs = [run for v in found.variants for run in v.all_runs]
     return [
         f"- Text: `{data['source']}`"
         + (f", validated on `{data['val_source']}`" if data["val_source"] else "")

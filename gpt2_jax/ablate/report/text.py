@@ -286,7 +286,7 @@ def _costs(found: Analysis) -> list[str]:
 
 
 def _method(found: Analysis, definition: Definition) -> list[str]:
-    starts = [s for v in found.variants for r in (*v.runs, *v.search_runs) for s in r.starts]
+    starts = [s for v in found.variants for r in v.all_runs for s in r.starts]
     commits = sorted({str(start.get("commit")) for start in starts})
     versions: dict[str, set[str]] = {}
     for start in starts:

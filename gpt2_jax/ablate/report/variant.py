@@ -80,6 +80,11 @@ class Variant:
         return self.name == self.baseline
 
     @property
+    def all_runs(self) -> list[Run]:
+        """Its runs at every rate, for the verdict and for the search."""
+        return [*self.runs, *(run for rival in self.rivals for run in rival), *self.search_runs]
+
+    @property
     def losses(self) -> dict[int, float]:
         """Final losses of the verdict's runs that came to their end, by seed."""
         known = {run.cell.seed: run.outcome.loss for run in self.runs if run.is_finished}
@@ -192,9 +197,8 @@ class Analysis:
     @property
     def n_failed(self) -> int:
         """Cells that failed for another reason than that they diverged."""
-        searched = [run for v in self.variants for run in v.search_runs]
-        failed = sum(run.outcome.status == "failed" for run in searched)
-        return failed + sum(variant.n_failed for variant in self.variants)
+        runs = [run for variant in self.variants for run in variant.all_runs]
+        return sum(run.outcome.status == "failed" for run in runs)
 
     def variant(self, name: str) -> Variant:
         """Returns the variant of that name."""

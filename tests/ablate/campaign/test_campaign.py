@@ -167,7 +167,7 @@ def test_a_failing_cell_is_tried_twice_and_the_rest_goes_on(text_file, tmp_path,
     status = {c["values"]["seed"]: c["status"] for c in results(tmp_path)["cells"]}
     assert status == {1: "finished", 2: "failed", 3: "finished"}
     found = write_report(tmp_path)
-    assert any("1 cells failed (RuntimeError: a cosmic ray)" in line for line in found.warnings)
+    assert any("1 cell failed (RuntimeError: a cosmic ray)" in line for line in found.warnings)
     assert found.n_failed == 1
     log = (tmp_path / "logs/placement=pre_ln,seed=2.txt").read_text()
     assert log.count("Traceback") == 2  # one a try

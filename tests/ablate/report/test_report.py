@@ -5,14 +5,16 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 
 from gpt2_jax.ablate.campaign import Campaign, Search, crossed, grid
 from gpt2_jax.ablate.campaign.cells import Cells, Outcome, Plan, all_cells
 from gpt2_jax.ablate.campaign.definition import Definition, write
-from gpt2_jax.ablate.campaign.results import write_results
-from gpt2_jax.ablate.report.analysis import labels
+from gpt2_jax.ablate.campaign.plan import cells_left
+from gpt2_jax.ablate.campaign.results import collect, write_results
+from gpt2_jax.ablate.report.analysis import analyse, labels
 from gpt2_jax.ablate.report.markup import escaped
 from gpt2_jax.ablate.report.page import page, write_report
 from gpt2_jax.ablate.report.stored import verdicts
@@ -207,6 +209,7 @@ def test_what_is_shared_and_what_can_be_detected_is_named(told):
     effect = detectable(9, 3)
     assert f"of {effect:.2f} standard deviations" in text and f"{effect * spread:.3f} nats" in text
     assert "All variants share: warm-up, weight decay" in text
+    assert "number of training tokens" in text
     assert "`c0ffee`" in text
 
 
@@ -329,6 +332,34 @@ def test_a_verdict_says_at_which_rates_it_was_checked(tmp_path):
     assert not any("fewer than 4 search seeds" in line for line in found.warnings)
     stored = json.loads((tmp_path / "results.json").read_text())
     assert stored["format_version"] == 2 and len(stored["variants"][0]["contenders"]) == 2
+
+
+def test_what_is_left_counts_every_rate_in_contention(tmp_path):
+    """Of two variants with two rates each in contention, 6 search runs and 14 of 18 are in."""
+    campaign = Campaign(TWO, {P: "pre_ln"}, SEEDS, dataclasses.replace(SEARCH, contenders=2))
+    plan, kept = play(tmp_path, campaign, cells=20)
+    known, _ = all_cells(plan, kept)
+    assert cells_left(SimpleNamespace(plan=plan, cells=kept), known, 12) == {0: 4, 1: 18}
+
+
+def test_a_run_that_is_to_be_tried_again_is_not_complete(tmp_path):
+    campaign = Campaign(TWO, {P: "pre_ln"}, (1, 2))
+    plan, kept = play(tmp_path, campaign)
+    assert collect(plan, kept)["complete"]
+    name = plan.cells({})[0].name
+    kept.close(name, Outcome("failed", 0, None, None, reason="OOM", attempts=1))
+    assert not collect(plan, Cells(tmp_path))["complete"]
+
+
+def test_a_failed_run_at_another_rate_in_contention_is_named(tmp_path):
+    search = dataclasses.replace(SEARCH, contenders=2)
+    plan, kept = play(tmp_path, Campaign(TWO, {P: "pre_ln"}, SEEDS, search))
+    rival = plan.searched(0, all_cells(plan, kept)[1]).contenders[1]
+    cell = plan.verdict_cells(0, rival)[0]
+    kept.close(cell.name, Outcome("failed", 0, None, None, reason="OOM", attempts=2))
+    found = analyse(plan, Cells(tmp_path))
+    assert "pre_ln: 1 cell failed (OOM)." in found.warnings and found.n_failed == 1
+    assert not any(variant.comparison for variant in found.variants)
 
 
 def test_losses_on_different_texts_are_not_compared(tmp_path):
@@ -517,7 +548,15 @@ def test_a_verdict_waits_for_every_rate_in_contention(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"format_version": 9, "variants": [], "cells": []}']
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"format_version": 9, "variants": [], "cells": []}',
+        '{"variants": [{"name": "a", "baseline": "b"}], "cells": []}',
+        '{"variants": [{"name": "a"}], "cells": [{"variant": 0}]}',
+    ],
 )
 def test_what_is_no_results_file_is_refused(tmp_path, text):
     (tmp_path / "results.json").write_text(text)
