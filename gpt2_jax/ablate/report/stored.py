@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_jax.ablate.campaign.cells import Outcome
-from gpt2_jax.ablate.campaign.design import RATE, SEED, Campaign
+from gpt2_jax.ablate.campaign.design import RATE, SEED, Campaign, count
 from gpt2_jax.ablate.campaign.search import Search, score
 from gpt2_jax.ablate.campaign.stored import Damaged, read_stored
 from gpt2_jax.ablate.report.markup import NONE, escaped, table
@@ -29,44 +29,46 @@ Cell = dict[str, Any]
 ENDED = ("finished", "diverged")  # statuses of runs that have a result
 
 
-def verdicts(path: Path, smallest: float | None = None) -> list[str]:
+def verdicts(path: Path) -> list[str]:
     """Returns the verdicts of a results.json as Markdown.
-
-    Args:
-      smallest: difference that matters; unset: the study's own, or a campaign's default.
 
     Raises:
       UserError: if it is not such a file, or of a version that is not known.
     """
     stored = _read(path)
     try:
-        return _verdicts(stored, smallest)
+        return _verdicts(stored)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise Damaged(f"{path} is damaged ({type(error).__name__}: {error})") from None
 
 
-def _verdicts(stored: dict[str, Any], smallest: float | None) -> list[str]:
-    variants, chosen = stored["variants"], smallest or stored.get("smallest_difference")
-    smallest = Campaign.smallest_difference if chosen is None else chosen
+def _verdicts(stored: dict[str, Any]) -> list[str]:
+    variants = stored["variants"]
+    smallest = stored.get("smallest_difference", Campaign.smallest_difference)  # format 1 has none
     arms = [_arm(stored, i) for i in range(len(variants))]
     names = [variant["name"] for variant in variants]
     others = {v["name"]: names.index(v["baseline"]) for v in variants if v["name"] != v["baseline"]}
     seeds = [_seeds(stored, i) for i in range(len(variants))]
-    pairs = {}
+    guesses = [_guesses(stored, i) for i in range(len(variants))]
+    pairs, why = {}, {}  # what can be compared, and why another cannot
     for name, base in others.items():
         own = names.index(name)
-        if seeds[own] and seeds[own] == seeds[base]:
+        if len(guesses[own] | guesses[base]) > 1:
+            why[name] = "scored on other text or tokens"
+        elif seeds[own] and seeds[own] == seeds[base]:
             pairs[name] = (arms[own], arms[base])
+        else:
+            why[name] = "not complete"
     found = compare(pairs, smallest, len(others))
     rows = [
-        (escaped(v["name"]), *_row(v, arm, found.get(v["name"])))
+        (escaped(v["name"]), *_row(v, arm, found.get(v["name"]), why.get(v["name"], "baseline")))
         for v, arm in zip(variants, arms, strict=True)
     ]
     return [
         "Medians over seeds of the losses, and of paired differences from the baseline, with exact "
-        f"{LEVEL:.0%} intervals; p of the sign test, corrected for {len(others)} comparisons, of "
-        f"which {seeds_to_reject(len(others))} seeds can show any. Differences of at most "
-        f"{smallest:g} nats do not matter.",
+        f"{LEVEL:.0%} intervals; p of the sign test, corrected for "
+        f"{count(len(others), 'comparison')}, in which it takes {seeds_to_reject(len(others))} "
+        f"seeds to show any difference. Differences of at most {smallest:g} nats do not matter.",
         "",
         *table(("variant", "rate", "seeds", "broken", "loss", "difference", "p", "verdict"), rows),
         "What the search does not support by the present rules:",
@@ -118,15 +120,28 @@ def _seeds(stored: dict[str, Any], variant: int) -> list[int]:
     return found[0] if found and all(seeds == found[0] for seeds in found) else []
 
 
-def _row(variant: dict[str, Any], arm: Arm, compared: Comparison | None) -> tuple[str, ...]:
+def _guesses(stored: dict[str, Any], variant: int) -> set[float]:
+    """Returns the losses of guessing on a variant's validation texts; one, if they are one."""
+    cells = [*_cells(stored, variant, "verdict"), *_cells(stored, variant, "search")]
+    known = (cell.get("guess_loss") for cell in cells)
+    return {loss for loss in known if loss is not None}
+
+
+def _row(
+    variant: dict[str, Any], arm: Arm, compared: Comparison | None, otherwise: str
+) -> tuple[str, ...]:
+    """Returns a row of the table, after its name.
+
+    Args:
+      otherwise: what to show where there is no comparison.
+    """
     rate = NONE if variant["rate"] is None else f"{variant['rate']:.4g}"
     if not arm.losses:
         return (rate, "0", *[NONE] * 5)
     middle = median_interval(arm.losses).estimate
     own = (rate, str(len(arm.losses)), str(sum(map(math.isinf, arm.losses))), f"{middle:.4f}")
     if compared is None:
-        is_baseline = variant["name"] == variant["baseline"]
-        return (*own, NONE, NONE, "baseline" if is_baseline else "not complete")
+        return (*own, NONE, NONE, otherwise)
     estimate, low, high = compared.difference
     shown = f"{estimate:+.4f}" + ("" if math.isnan(low) else f" ({low:+.4f} to {high:+.4f})")
     return (*own, shown, f"{compared.corrected:.3g}", f"**{compared.verdict}**")
