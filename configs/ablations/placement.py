@@ -4,7 +4,7 @@ r"""Which norm placement and residual connection trains best, each at its own le
         --workdir=runs/placement
 
 Models of 8 layers and width 96 (0.9M parameters) on the bytes of Python's standard library, with
-AdamW: 800 updates of 8 sequences x 128 = 0.8M bytes per run. Every variant is tried at six learning
+AdamW: 800 steps of 8 sequences x 128 = 0.8M bytes per run. Every variant is tried at six learning
 rates a factor of 2 apart, and at more where losses still fall at an end; those near the best with
 four seeds. It is then trained with nine fresh seeds, the fewest that can show a difference in nine
 comparisons, at its best learning rate and at any that the search could not rule out: 240 runs where

@@ -5,8 +5,9 @@ r"""Which placements keep their best learning rate as the model grows deeper?
 
 Four placements at 4, 8, 16 and 32 layers of width 64 (0.2M to 1.6M parameters), each compared with
 GPT-2's at the same depth: DeepNorm and LNS (scales by depth), and CompleteP, whose point is that
-the best rate of 4 layers is that of 32. 400 updates of 8 sequences x 128 = 0.4M bytes a cell; six
-rates a factor of 2 apart, and more where losses still fall at an end; nine fresh seeds.
+the best learning rate of 4 layers is that of 32. 400 steps of 8 sequences x 128 = 0.4M bytes per
+run; six learning rates a factor of 2 apart, and more where losses still fall at an end; nine fresh
+seeds.
 """
 
 from ml_collections import ConfigDict

@@ -67,7 +67,7 @@ def _of_variant(variant: Variant, found: Analysis) -> list[str]:
     out += [f"{variant.name}: {line}." for line in variant.searched.unresolved]
     if (gain := _off_grid(variant)) > found.campaign.smallest_difference:
         out.append(
-            f"{variant.name}: a parabola through its best rate and the two beside it is "
+            f"{variant.name}: a parabola through its best rate and its two neighbours is "
             f"{gain:.4f} nats lower between them; a finer grid may favour it."
         )
     baseline = found.variant(variant.baseline)
@@ -131,8 +131,8 @@ def _of_any(found: Analysis) -> list[str]:
         "differences between variants can change sign with any of them.",
         chosen,
         _shared_recipe(found),
-        "Verdicts are about medians over seeds: what happens to the unlucky ones, the broken seeds "
-        "and the seed-by-seed table tell.",
+        "Verdicts are about medians over seeds: the broken seeds and the seed-by-seed table show "
+        "the unlucky ones.",
         "Intervals are over seeds (initial weights and order of the data) alone.",
     ]
 
@@ -149,5 +149,5 @@ def _shared_recipe(found: Analysis) -> str:
         shared.append("number of training tokens")
     return (
         f"All variants share: {', '.join(shared) or 'no such setting'}. Each may suit some better "
-        "than others; as an axis of the study it would tell."
+        "than others; make it an axis of the study to find out."
     )
