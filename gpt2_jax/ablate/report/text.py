@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from math import isnan
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from gpt2_jax import config as configs
 from gpt2_jax.ablate.campaign.definition import Definition
 from gpt2_jax.ablate.campaign.design import count, describe
@@ -22,6 +24,7 @@ from gpt2_jax.ablate.statistics import (
     Interval,
     detectable,
 )
+from gpt2_jax.train.report import tokens_per_step
 from gpt2_jax.train.schedule import warmup_steps
 
 NO_FIGURES = "None were asked for: set `track.diagnostics_every`."
@@ -59,7 +62,8 @@ def _head(found: Analysis, definition: Definition) -> list[str]:
         "finished" if found.complete else f"{found.n_done} of {found.n_cells} cells known so far"
     )
     own = [config_of(variant, definition) for variant in found.variants]
-    flat, warmup = [configs.flatten(one) for one in own], _either(warmup_steps(one) for one in own)
+    flat = [configs.flatten(one) for one in own]
+    warmup = _either(map(_warmup, found.variants, own))
     given = lambda name: _either(one[name] for one in flat)
     infos = [v.info for v in found.variants if v.info.get("flops_per_token")]
     tokens = _either(round(i["flops"] / i["flops_per_token"]) for i in infos)
@@ -77,6 +81,15 @@ def _head(found: Analysis, definition: Definition) -> list[str]:
         + ".",
         "",
     ]
+
+
+def _warmup(variant: Variant, config: ConfigDict) -> int:
+    """Returns the steps of a variant's warm-up, which may be a share of the campaign's budget."""
+    info = variant.info
+    if info.get("flops_per_token"):
+        tokens = round(info["flops"] / info["flops_per_token"])
+        config.train.steps = max(1, round(tokens / tokens_per_step(config)))
+    return warmup_steps(config)
 
 
 def _tokens_per_parameter(found: Analysis) -> list[str]:

@@ -18,6 +18,7 @@ from gpt2_jax.ablate.report.analysis import analyse, labels
 from gpt2_jax.ablate.report.markup import escaped
 from gpt2_jax.ablate.report.page import page, write_report
 from gpt2_jax.ablate.report.stored import verdicts
+from gpt2_jax.ablate.report.text import markdown
 from gpt2_jax.ablate.report.tracked import COLUMNS, offline_hint, track
 from gpt2_jax.ablate.statistics import Arm, compare, detectable, median_interval, seeds_for
 from gpt2_jax.errors import UserError
@@ -211,6 +212,14 @@ def test_what_is_shared_and_what_can_be_detected_is_named(told):
     assert "All variants share: warm-up, weight decay" in text
     assert "number of training tokens" in text
     assert "`c0ffee`" in text
+
+
+def test_a_share_of_warm_up_is_that_of_the_budget(told):
+    """The base has 20 steps, the runs have 1,000 tokens: 10 steps of 8 x 12."""
+    _, found, _ = told
+    base = tiny(optimizer__warmup_steps=None, optimizer__warmup_fraction=0.5)
+    text = markdown(found, Definition("a.py", base, base, CAMPAIGN), {})
+    assert "Warm-up of 5 steps" in text
 
 
 @pytest.mark.parametrize("cells", [0, 9, 29])
