@@ -109,14 +109,13 @@ class Search:
             out.append("more than half of the seeds broke at every learning rate tried")
         elif len(self.seeds) < 2:
             out.append(
-                "with one search seed nothing is known of how sure the choice of its learning rate "
-                "is"
+                "with one search seed, nothing is known of the uncertainty of its learning rate"
             )
-        left = self._near(losses)[self.contenders :]
-        if left:
+        if left := self._near(losses)[self.contenders :]:
             out.append(
-                f"{len(left)} more learning rates are within two standard errors of its best "
-                f"({self.rate(best):.3g}) than the {self.contenders} that verdicts are checked at"
+                f"{len(left)} of the learning rates within two standard errors of its best "
+                f"({self.rate(best):.3g}) had no place among the {self.contenders} that verdicts "
+                "are checked at"
             )
         return out
 

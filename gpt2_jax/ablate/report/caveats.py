@@ -98,7 +98,8 @@ def _off_grid(variant: Variant) -> float:
     if best is None:
         return 0.0
     around = [scores.get(k, float("inf")) for k in (best - 1, best, best + 1)]
-    return between(*around) if all(map(isfinite, around)) else 0.0
+    is_lowest = around[1] == min(around)  # where seeds broke, another may have a lower mean
+    return between(*around) if is_lowest and all(map(isfinite, around)) else 0.0
 
 
 def _tokens(variant: Variant) -> int | None:

@@ -153,7 +153,7 @@ def test_verdicts_are_trained_at_every_rate_in_contention():
     alone = dataclasses.replace(campaign, search=dataclasses.replace(search, contenders=1))
     plan, outcomes = follow(alone, loss, lambda todo: todo)
     assert sum(c.purpose == "verdict" for c in plan.cells(outcomes)) == 2
-    assert "than the 1 that verdicts are checked at" in plan.searched(0, outcomes).unresolved[0]
+    assert "among the 1 that verdicts are checked at" in plan.searched(0, outcomes).unresolved[0]
 
 
 def test_a_run_no_better_than_guessing_is_broken():

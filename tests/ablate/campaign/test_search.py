@@ -81,13 +81,13 @@ def test_the_runner_up_is_in_contention_within_two_standard_errors():
     two = dataclasses.replace(search, contenders=2)
     losses = {0: near, 1: best, 2: near}
     assert two.in_contention(losses) == [1, 0]
-    assert "1 more learning rates are within two standard errors" in two.unresolved(losses)[0]
+    assert "1 of the learning rates within two standard errors" in two.unresolved(losses)[0]
 
 
 def test_with_one_seed_neighbours_cannot_be_ruled_out():
     search, losses = Search(1.0, n=3, seeds=(0,)), first([2.5, 2.0, 2.4, 3.0])
     assert search.in_contention(losses) == [1, 2, 0]
-    assert "nothing is known of how sure" in search.unresolved(losses)[0]
+    assert "one search seed" in search.unresolved(losses)[0]
 
 
 def test_a_broken_seed_neither_hides_a_rate_nor_makes_it_the_choice():
