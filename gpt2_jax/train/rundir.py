@@ -225,6 +225,10 @@ class RunDirectory:
         """Returns whether training has begun here, as run.json has it; an import alone has not."""
         return bool(self.read_info().get("starts"))
 
+    def is_claimed(self) -> bool:
+        """Returns whether a start has written config.json here, perhaps over that of an import."""
+        return self.is_started() or self.read_info().get("corpus") is not None
+
     def is_begun(self) -> bool:
         """Returns whether rows or checkpoints show that training has begun here."""
         return os.path.lexists(self.metrics_path) or os.path.lexists(self.checkpoints_path)
