@@ -149,22 +149,36 @@ def remembered_sha256(path: Path) -> str:
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """Yields a folder to fill, which becomes `target` at the end, and is gone if that fails.
+    """Yields a folder to fill, which becomes `target` at the end; a failure leaves nothing.
 
-    `target` must be empty or not there.
+    `target` must be empty or not exist.
     """
     partial = target.with_name(f".{target.name}.partial")
     with disk_errors(str(target)):
+        made = missing_folders(target.parent)
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
         try:
+            partial.mkdir(parents=True)
             yield partial
             if target.exists():
                 target.rmdir()
             partial.rename(target)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
+            remove_empty(made)
             raise
+
+
+def missing_folders(path: Path) -> list[Path]:
+    """Returns the folders that do not exist yet of a path and its parents, innermost first."""
+    return [folder for folder in (path, *path.parents) if not folder.exists()]
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Deletes folders, innermost first, except those that another process has put something in."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 @contextmanager

@@ -30,7 +30,9 @@ from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import (
     disk_errors,
+    missing_folders,
     read_errors,
+    remove_empty,
     remove_temporary,
     write_atomic,
     write_json,
@@ -110,18 +112,15 @@ class RunDirectory:
 
     def _try_to_make(self) -> None:
         with disk_errors(f"--workdir={self.path}"):
-            missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
+            missing = missing_folders(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
-            for path in missing:
-                with suppress(OSError):  # another process has put something there
-                    path.rmdir()
+            remove_empty(missing)
 
     def lock(self) -> None:
         """Makes the directory if it does not exist, and keeps other processes out of it."""
         self.check_usable()
         with disk_errors(f"--workdir={self.path}"):
-            mine = [self.path / ".lock", self.path, *self.path.parents]
-            self._made = [path for path in mine if not path.exists()]
+            self._made = missing_folders(self.path / ".lock")
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = self._take_lock()
             remove_temporary(self.path)
@@ -147,9 +146,11 @@ class RunDirectory:
         """Lets other processes in; if nothing was begun, the place is as it was before."""
         if self._lock is None:
             return
-        for path in () if self._claimed else self._made:
-            with suppress(OSError):  # another process has put something there
-                path.rmdir() if path.is_dir() else path.unlink()
+        if self._made and not self._claimed:
+            lock, *folders = self._made
+            with suppress(OSError):
+                lock.unlink()
+            remove_empty(folders)
         self._lock.close()
         self._lock = None
 
