@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_dict
 
 from gpt2_jax.config_field import INT_MAX, Field, page_of
 from gpt2_jax.errors import UserError, shown, suggestion
-from gpt2_jax.files import read_json
+from gpt2_jax.files import read_errors, read_json
 from gpt2_jax.model import placements
 from gpt2_jax.model.placements.axes import GATED
 from gpt2_jax.model.placements.resolve import resolve as resolve_placement
@@ -311,7 +311,9 @@ def from_json(path: Path) -> ConfigDict:
     Raises:
       UserError: if the file is missing, not JSON, or has a field or value that no config has.
     """
-    if not path.exists():
+    with read_errors(path):
+        exists = path.exists()
+    if not exists:
         raise UserError(f"{path} does not exist: is this a run's work directory?")
     stored = read_json(path)
     if not isinstance(stored, dict):

@@ -1,6 +1,7 @@
 """Import and export without torch: names, shapes, types, files, and what is refused."""
 
 import json
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -225,6 +226,17 @@ def test_an_index_cannot_point_out_of_its_folder(tmp_path, place):
         import_model(str(folder), str(tmp_path / "run"))
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "merges.txt"])
+def test_a_pipe_is_not_read(tmp_path, name):
+    folder = checkpoints.write(tmp_path / "theirs")
+    if name == "merges.txt":
+        (folder / "vocab.json").write_text('{"a": 0}')
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(UserError, match=name):
+        import_model(str(folder), str(tmp_path / "run"))
+
+
 def test_a_pickle_is_not_opened_unasked(tmp_path):
     folder = checkpoints.write(tmp_path / "theirs")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
@@ -261,7 +273,7 @@ def test_a_full_disk_ends_an_export_and_leaves_nothing(imported, tmp_path, monke
 
     monkeypatch.setattr(numpy, "save_file", full)
     with pytest.raises(DiskError, match=r"out.*No space left"):
-        export_model(str(imported / "run"), str(tmp_path / "out"))
+        export_model(str(imported / "run"), str(tmp_path / "a" / "out"))
     assert list(tmp_path.iterdir()) == []
 
 
