@@ -40,7 +40,7 @@ def open_shard(path: Path) -> np.ndarray:
     """Returns a shard's ids, memory-mapped.
 
     Raises:
-      UserError: if the file cannot be read, is no shard, or is shorter than its header says.
+      UserError: if the file cannot be read, is not a shard, or is shorter than its header says.
     """
     with read_errors(path), open(path, "rb") as file:
         values = np.frombuffer(file.read(HEADER_BYTES).ljust(HEADER_BYTES, b"\0"), np.int32)
@@ -85,12 +85,12 @@ class Corpus:
     val: Tokens
 
     def bytes_per_token(self, split: str) -> float | None:
-        """Returns the text's bytes a token in a split, or None where they were not counted."""
+        """Returns the text's bytes per token of a split, or None where they were not counted."""
         counts = self.manifest.splits[split]
         return counts.bytes / counts.tokens if counts.bytes else None
 
     def words_per_token(self, split: str) -> float | None:
-        """Returns the text's words a token in a split, or None where they were not counted."""
+        """Returns the text's words per token of a split, or None where they were not counted."""
         counts = self.manifest.splits[split]
         return counts.words / counts.tokens if counts.words else None
 

@@ -26,7 +26,7 @@ from gpt2_jax.evaluate.writing import (
 from gpt2_jax.files import to_json
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "the run")
-_STEP = flags.DEFINE_string("step", None, "its checkpoint: an update, or best; unset: the latest")
+_STEP = flags.DEFINE_string("step", None, "checkpoint: a step, or best; unset: the latest")
 _PROMPT = flags.DEFINE_string("prompt", None, "text to continue; unset or empty: a new document")
 _BATCH = flags.DEFINE_string(
     "batch_file", None, "prompts, one a line (.jsonl: strings, or objects with a prompt)"

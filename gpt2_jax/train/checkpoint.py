@@ -177,7 +177,7 @@ class Checkpoints:
         self._delete_old()
 
     def forget_after(self, step: int) -> None:
-        """Deletes the checkpoints of later updates, which are to be made again."""
+        """Deletes the checkpoints of later steps, which will be trained again."""
         for later in [other for other in self.steps() if other > step]:
             self._delete(later)
 
@@ -250,7 +250,7 @@ def render_sums(folder: Path) -> str:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yields the regular files beneath a folder."""
+    """Yields the regular files below a folder."""
 
     def fail(error: OSError) -> None:
         raise error

@@ -87,7 +87,7 @@ class RunDirectory:
         self._writing = threading.Lock()  # checkpoints are announced by a thread of their own
 
     def check_usable(self) -> None:
-        """Refuses a path at which no run can be, and leaves nothing there.
+        """Refuses a path that cannot hold a run, and leaves nothing there.
 
         Raises:
           UserError: if there is something else, or another process trains there.
@@ -143,7 +143,7 @@ class RunDirectory:
             file.close()  # it was deleted by the process that had it
 
     def unlock(self) -> None:
-        """Lets other processes in; if nothing was begun, the place is as it was before."""
+        """Lets other processes in; if no run was begun, removes what `lock` created."""
         if self._lock is None:
             return
         if self._made and not self._claimed:
@@ -266,8 +266,8 @@ class RunDirectory:
         info, fingerprint = self.read_info(), tokenizer.fingerprint
         if info.get("tokenizer", fingerprint) != fingerprint:
             raise UserError(
-                f"{self.path} was trained with another tokenizer than {tokenizer.name} is now; "
-                "choose another --workdir, or bring the old tokenizer back"
+                f"{self.path} was trained with a different tokenizer than {tokenizer.name} is now; "
+                "choose another --workdir, or restore the old tokenizer"
             )
         check_corpus(info.get("corpus"), corpus, source, self.path)
 
@@ -338,8 +338,8 @@ def check_corpus(known: str | None, corpus: Corpus, source: str, workdir: Path) 
     """
     if known not in (None, corpus.manifest.corpus_hash()):
         raise UserError(
-            f"{workdir} was trained on another text than {source} gives now (its content "
-            "or its split changed); choose another --workdir, or bring the old text back"
+            f"{workdir} was trained on another text than {source} holds now (its content "
+            "or its split changed); choose another --workdir, or restore the old text"
         )
 
 
