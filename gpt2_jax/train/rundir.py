@@ -40,7 +40,11 @@ from gpt2_jax.files import (
 from gpt2_jax.train.identity import FORMAT_VERSION, Identity, check_format, new_run_id, read_fields
 
 STRETCHING = ("cosine", "linear", "wsd")  # schedules that depend on train.steps
-INFO_TYPES = {"run_id": str, "starts": list, "first_checkpoint": int, "wandb_id": str}
+INFO_TYPES = {
+    **dict.fromkeys(("run_id", "wandb_id", "corpus", "tokenizer", "imported_from"), str),
+    "starts": list,
+    "first_checkpoint": int,
+}
 PACKAGES = (
     "jax",
     "jaxlib",
@@ -283,11 +287,11 @@ class RunDirectory:
                 grows = opt.warmup_steps is None and opt.warmup_fraction > 0
                 if name == "train.steps" and (opt.schedule in STRETCHING or grows):
                     said.append("the learning-rate schedule now stretches over the new train.steps")
-            if is_replaced(config.data.tokenizer, tokenizer.fingerprint):
-                said.append(
-                    f"data.tokenizer={config.data.tokenizer} is another file now; the run "
-                    f"continues with its copy, {self.path / TOKENIZER}"
-                )
+        if is_replaced(config.data.tokenizer, tokenizer.fingerprint):
+            said.append(
+                f"data.tokenizer={config.data.tokenizer} is another file now; the run "
+                f"continues with its copy, {self.path / TOKENIZER}"
+            )
         self._claimed = True
         self.change_info(
             format_version=FORMAT_VERSION,
