@@ -62,8 +62,9 @@ def main(argv: list[str]) -> None:
         prompts = read_prompts(Path(_BATCH.value))
     else:
         raise UserError("give --prompt or --batch_file, not both")
-    if _STREAM.value and (len(prompts) > 1 or _SAMPLES.value > 1):
-        raise UserError("--stream shows one text: leave out --num_samples and --batch_file")
+    for flag, given in (("--stream", _STREAM.value), ("--show_top", _SHOW_TOP.value is not None)):
+        if given and (len(prompts) > 1 or _SAMPLES.value > 1):
+            raise UserError(f"{flag} shows one text: leave out --num_samples and --batch_file")
     generator, tokenizer = open_generator(_WORKDIR.value, _STEP.value)
     how = (_NEW.value, choice, _SEED.value, [cli.typed(stop) for stop in _STOP.value])
     if _SHOW_TOP.value is not None:
