@@ -9,7 +9,7 @@ from gpt2_jax.errors import UserError
 from gpt2_jax.files import to_json
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "the run")
-_STEP = flags.DEFINE_string("step", None, "its checkpoint: an update, or best; unset: the latest")
+_STEP = flags.DEFINE_string("step", None, "checkpoint: a step, or best; unset: the latest")
 _DATA = flags.DEFINE_string("data", None, "text to evaluate on; unset: the run's validation text")
 _STRIDE = flags.DEFINE_integer(
     "stride", None, "tokens between windows; unset: seq_len, so that they do not overlap", 1, 2**24

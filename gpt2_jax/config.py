@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_dict
 
 from gpt2_jax.config_field import INT_MAX, Field, page_of
 from gpt2_jax.errors import UserError, shown, suggestion
-from gpt2_jax.files import read_json
+from gpt2_jax.files import read_errors, read_json
 from gpt2_jax.model import placements
 from gpt2_jax.model.placements.axes import GATED
 from gpt2_jax.model.placements.resolve import resolve as resolve_placement
@@ -141,25 +141,25 @@ FIELDS: dict[str, Field] = {
     ),
     "optimizer.skip_outliers": Field(
         None,
-        "skip updates whose gradient norm is this many std above its running mean, after 50",
+        "skip steps whose gradient norm is this many std above its running mean, after 50 steps",
         float,
         above=0,
         maximum=1e30,
     ),
-    "optimizer.max_skipped": _count(20, "stop after this many skipped updates in a row"),
+    "optimizer.max_skipped": _count(20, "stop after this many skipped steps in a row"),
     "optimizer.frozen": Field(
         (), "patterns of parameters that stay as they are: `wte`, `blocks.0`, `*.bias`"
     ),
     "optimizer.lr_multipliers": Field((), "learning rates of their own: `pattern=factor`"),
     # -- train
-    "train.steps": _count(1000, "updates in all"),
-    "train.batch_size": _count(32, "sequences per update, over all devices and accumulation"),
-    "train.accumulation": _count(1, "micro-batches per update"),
-    "train.log_every": _count(10, "updates between rows of metrics"),
-    "train.eval_every": _count(250, "updates between evaluations (also at 0 and at the end)"),
+    "train.steps": _count(1000, "training steps in total"),
+    "train.batch_size": _count(32, "sequences per step, over all devices and micro-batches"),
+    "train.accumulation": _count(1, "micro-batches per step"),
+    "train.log_every": _count(10, "steps between rows of metrics"),
+    "train.eval_every": _count(250, "steps between evaluations (also at 0 and at the end)"),
     "train.eval_tokens": _count(None, "validation tokens used; unset: all of them", 2**48),
-    "train.checkpoint_every": _count(250, "updates between checkpoints (also at the end)"),
-    "train.keep_checkpoints": _count(2, "latest checkpoints kept, besides the best"),
+    "train.checkpoint_every": _count(250, "steps between checkpoints (also at the end)"),
+    "train.keep_checkpoints": _count(2, "latest checkpoints kept, in addition to the best"),
     "train.patience": _count(
         None, "stop after this many evaluations without a lower validation loss"
     ),
@@ -175,7 +175,7 @@ FIELDS: dict[str, Field] = {
     # -- track
     "track.diagnostics_every": _count(
         None,
-        "updates between figures by depth (stream, branches, gradients, attention, what each "
+        "steps between figures by depth (stream, branches, gradients, attention, what each "
         "block is worth), also at 0 and at the end; unset: none",
     ),
     "track.wandb.mode": Field(
@@ -235,7 +235,7 @@ def value_of(config: ConfigDict, name: str) -> Any:
 
 
 def words(value: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the parts of a field of several strings; on a command line commas part them."""
+    """Returns the parts of a field of several strings; on a command line commas separate them."""
     return tuple(word.strip() for text in value for word in text.split(",") if word.strip())
 
 
@@ -311,7 +311,9 @@ def from_json(path: Path) -> ConfigDict:
     Raises:
       UserError: if the file is missing, not JSON, or has a field or value that no config has.
     """
-    if not path.exists():
+    with read_errors(path):
+        exists = path.exists()
+    if not exists:
         raise UserError(f"{path} does not exist: is this a run's work directory?")
     stored = read_json(path)
     if not isinstance(stored, dict):

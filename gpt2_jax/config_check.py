@@ -30,6 +30,8 @@ def check(config: ConfigDict) -> None:
       UserError: naming the field, its value and the fix.
     """
     check_sense(config)
+    if fault := find_wandb_fault(config.track.wandb):  # depends on WANDB_*, too
+        raise UserError(fault)
     check_devices(config)
     check_memory(config, training=True)
 
@@ -57,8 +59,6 @@ def check_sense(config: ConfigDict) -> None:
     _check_model(config)
     _check_batch(config)
     _check_warmup(config)
-    if fault := find_wandb_fault(config.track.wandb):
-        raise UserError(fault)
     check_split(
         config.data.val_fraction, config.data.val_source, "data.val_fraction", "data.val_source"
     )

@@ -20,9 +20,9 @@ from typing import Any
 from gpt2_jax.errors import DiskError, UserError
 
 LARGEST_JSON = 10_000_000  # bytes of a config; ours have about 3,000
-TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # the names that `write_atomic` gives
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # of files that `write_atomic` writes
 PLAIN = re.compile(r"[\w./ ,:=+@%-]+", re.ASCII)
-# How libraries beneath us quote the system's error: tensorstore, safetensors.
+# How tensorstore and safetensors quote the operating system's error.
 SYSTEM_ERROR = re.compile(r"os_error_code='(\d+)'|\(os error (\d+)\)|\bOs \{ code: (\d+)")
 
 
@@ -117,9 +117,9 @@ def sha256(path: Path) -> str:
 
 
 def cache_dir() -> Path:
-    """Returns `$XDG_CACHE_HOME/gpt2_jax` (default `~/.cache/gpt2_jax`), made if it is not there.
+    """Returns `$XDG_CACHE_HOME/gpt2_jax` (default `~/.cache/gpt2_jax`), created if missing.
 
-    A user without a home directory has it in the folder for temporary files.
+    Without a home directory it is in the folder for temporary files.
     """
     base = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
     with disk_errors("the cache (set XDG_CACHE_HOME)"):
@@ -149,30 +149,44 @@ def remembered_sha256(path: Path) -> str:
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """Yields a folder to fill, which becomes `target` at the end, and is gone if that fails.
+    """Yields a folder to fill, which becomes `target` at the end; a failure leaves nothing.
 
-    `target` must be empty or not there.
+    `target` must be empty or not exist.
     """
     partial = target.with_name(f".{target.name}.partial")
     with disk_errors(str(target)):
+        made = missing_folders(target.parent)
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
         try:
+            partial.mkdir(parents=True)
             yield partial
             if target.exists():
                 target.rmdir()
             partial.rename(target)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
+            remove_empty(made)
             raise
+
+
+def missing_folders(path: Path) -> list[Path]:
+    """Returns the folders that do not exist yet of a path and its parents, innermost first."""
+    return [folder for folder in (path, *path.parents) if not folder.exists()]
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Deletes folders, innermost first, except those that another process has put something in."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 @contextmanager
 def plain_path(folder: Path) -> Iterator[Path]:
     """Yields a path to a folder in which every character stands for itself.
 
-    orbax takes the path of a checkpoint for a pattern when it merges its files, so that a `[`, `*`
-    or `?` in any parent folder makes it miss them. Such a folder is reached through a link.
+    orbax treats the path of a checkpoint as a pattern when it merges its files, so that a `[`, `*`
+    or `?` in any parent folder makes it find none. Such a folder is reached through a link.
     """
     if PLAIN.fullmatch(str(folder)):
         yield folder
@@ -208,14 +222,14 @@ def read_errors(path: Path) -> Iterator[None]:
     """Turns a file or folder that cannot be read into one line that names it.
 
     Raises:
-      UserError: for what the system says of it, such as a lack of permission.
+      UserError: for any error of the operating system, such as missing permission.
     """
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"{error.filename or path} cannot be read: {error.strerror or error}; put that right "
-            "and start the same command again"
+            f"{error.filename or path} cannot be read: {error.strerror or error}; fix this and "
+            "run the same command again"
         ) from None
 
 

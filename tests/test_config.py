@@ -301,6 +301,15 @@ def test_a_damaged_config_file_is_one_line(tmp_path, text, line):
         configs.from_json(path)
 
 
+def test_a_config_file_in_a_closed_folder_is_one_line(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(configs.Path, "exists", refuse)
+    with pytest.raises(UserError, match=r"config\.json cannot be read: Permission denied"):
+        configs.from_json(tmp_path / "config.json")
+
+
 @pytest.mark.parametrize(
     "changes",
     [

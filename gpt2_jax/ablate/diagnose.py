@@ -34,7 +34,7 @@ _CONFIG = cli.define_config("config file of the models to start")
 _PLACEMENTS = flags.DEFINE_list("placements", None, "presets; unset: the config's")
 _DEPTHS = flags.DEFINE_list("depths", None, "numbers of blocks; unset: the config's")
 _WORKDIRS = flags.DEFINE_list("workdirs", None, "runs instead, each at a checkpoint")
-_STEP = flags.DEFINE_string("step", None, "its checkpoint: an update, or best; unset: the latest")
+_STEP = flags.DEFINE_string("step", None, "checkpoint: a step, or best; unset: the latest")
 _BATCHES = flags.DEFINE_integer(
     "batches", 16, "batches that gradients are averaged over", 1, 100_000
 )

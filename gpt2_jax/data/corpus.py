@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 
+from gpt2_jax.config_check import check_split
 from gpt2_jax.data import shards
 from gpt2_jax.data.manifest import MANIFEST
 from gpt2_jax.data.preparation import plan_key, prepare
 from gpt2_jax.data.separator import Separated
 from gpt2_jax.data.shards import Corpus
 from gpt2_jax.data.sources import Source, open_source
-from gpt2_jax.data.split import SMALLEST_FRACTION, Plan
+from gpt2_jax.data.split import Plan
 from gpt2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import cache_dir, disk_errors
@@ -51,7 +51,7 @@ def open_corpus(
             )
         if source:
             _check_separator(source, None, document_separator)
-            _check_fraction(val_source, val_fraction)
+            check_split(val_fraction, val_source, "data.val_fraction", "data.val_source")
         return shards.open_bins(main, val_source, val_fraction), load_tokenizer("gpt2")
     tokenizer = load_tokenizer(tokenizer_name)
     plan = open_plan(source, val_source, val_fraction, document_separator)
@@ -102,18 +102,10 @@ def open_plan(
         if given == "":
             raise UserError(f"{field} is empty; leave it out, or give a value")
     if source:
-        _check_fraction(val_source, val_fraction)
+        check_split(val_fraction, val_source, "data.val_fraction", "data.val_source")
 
     def opened(spec: str | None) -> Source | None:
         found = open_source(spec) if spec else None
         return Separated(found, document_separator) if found and document_separator else found
 
     return Plan(opened(source), opened(val_source), val_fraction, document_separator)
-
-
-def _check_fraction(val_source: str | None, fraction: float) -> None:
-    if not val_source and not (math.isfinite(fraction) and SMALLEST_FRACTION <= fraction < 1):
-        raise UserError(
-            f"data.val_fraction={fraction:g} must be at least {SMALLEST_FRACTION:g} and below 1; "
-            "or give data.val_source"
-        )

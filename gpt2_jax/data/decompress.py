@@ -41,7 +41,7 @@ def open_binary(path: Path) -> IO[bytes]:
 def open_text(path: Path) -> IO[bytes]:
     """Opens a text file as UTF-8 bytes without a byte order mark.
 
-    A byte order mark is no text. It names the encoding; a file without one is taken for UTF-8.
+    A byte order mark names the encoding and is not text; a file without one is read as UTF-8.
     """
     file = open_binary(path)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -55,7 +56,11 @@ def _encode(tokenizer_name: str, fingerprint: str, texts: list[str]) -> list[np.
 
 
 def _end_with_parent() -> None:
-    """Ends this process when its parent is killed, which cannot tell it to stop."""
+    """Ends this process when its parent is killed, which cannot tell it to stop.
+
+    Ctrl-C is left to the parent: the terminal sends it to every process.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_wait_for_parent, daemon=True).start()
 
 

@@ -29,7 +29,7 @@ from gpt2_jax.data.split import Marked, Plan
 from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.data.writer import ShardWriter, WriterState
 from gpt2_jax.errors import DiskError, UserError
-from gpt2_jax.files import disk_errors, write_json
+from gpt2_jax.files import disk_errors, missing_folders, remove_empty, write_json
 
 JOURNAL = "progress.json"
 SHARD_TOKENS = 100_000_000
@@ -74,7 +74,7 @@ def prepare(
     with disk_errors(f"the prepared data in {out}"):
         if (out / MANIFEST).exists():  # perhaps on a disk that cannot be written
             return _finished(out, key)
-        is_new = not out.exists()
+        made = missing_folders(out)
         out.mkdir(parents=True, exist_ok=True)
         with _only_one(out):
             if (out / MANIFEST).exists():
@@ -90,7 +90,7 @@ def prepare(
             except (DiskError, ProcessKilled):
                 raise  # the same call continues
             except UserError:
-                _discard(out, is_new)  # other text or options begin anew
+                _discard(out, made)  # other text or options begin anew
                 raise
 
 
@@ -106,13 +106,14 @@ def _only_one(out: Path) -> Iterator[None]:
         yield
 
 
-def _discard(out: Path, folder_too: bool) -> None:
+def _discard(out: Path, made: list[Path]) -> None:
+    """Deletes an unfinished preparation, and the folders that were made for it."""
     for path in out.iterdir():
         if path.name == JOURNAL or re.fullmatch(r"(train|val)_\d{6}\.(bin|partial)", path.name):
             path.unlink()
-    if folder_too:
+    if made:
         (out / ".lock").unlink()
-        out.rmdir()
+        remove_empty(made)
 
 
 def _finished(out: Path, key: str) -> Manifest:

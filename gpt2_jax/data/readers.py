@@ -130,7 +130,7 @@ def _read_csv(path: Path) -> Iterator[Piece]:
     with open_text(path) as file:
         lines = io.TextIOWrapper(file, "utf-8", newline="")
         head = lines.readline()
-        delimiter = _delimiter(head)
+        delimiter = _delimiter(head, path)
         rows = _csv_rows(path, lines, head, delimiter)
         names, _ = next(rows, ([], ""))
         field = text_field(names, str(path))
@@ -175,14 +175,18 @@ def _all_lines(head: str, lines: Iterator[str]) -> Iterator[str]:
     yield from lines
 
 
-def _delimiter(head: str) -> str:
-    """Returns the delimiter under which the header has a text column, or else most columns."""
+def _delimiter(head: str, path: Path) -> str:
+    """Returns the delimiter under which the header has a text column, or else most columns.
+
+    A header of one column does not show it; then the name of the file decides.
+    """
+    named = "\t" if ".tsv" in map(str.lower, path.suffixes) else ","
 
     def fit(delimiter: str) -> tuple[bool, int]:
         names = next(csv.reader([head], delimiter=delimiter), [])
         return any(name in texts.TEXT_FIELDS for name in names), len(names)
 
-    return max(_DELIMITERS, key=fit)
+    return max(named + _DELIMITERS, key=fit)  # of equal ones the first
 
 
 # -- Parquet and Arrow

@@ -18,7 +18,7 @@ from gpt2_jax.data.listing import matching_files
 from gpt2_jax.data.manifest import MANIFEST, Manifest, Shard, Split
 from gpt2_jax.data.tokenizer import gpt2_ranks
 from gpt2_jax.errors import UserError
-from gpt2_jax.files import remembered_sha256, sha256
+from gpt2_jax.files import read_errors, remembered_sha256, sha256
 
 HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
@@ -40,9 +40,9 @@ def open_shard(path: Path) -> np.ndarray:
     """Returns a shard's ids, memory-mapped.
 
     Raises:
-      UserError: if the file is no shard, or shorter than its header says.
+      UserError: if the file cannot be read, is not a shard, or is shorter than its header says.
     """
-    with open(path, "rb") as file:
+    with read_errors(path), open(path, "rb") as file:
         values = np.frombuffer(file.read(HEADER_BYTES).ljust(HEADER_BYTES, b"\0"), np.int32)
     if (values[0], values[1]) not in FORMATS:
         raise UserError(f"{path} is not a token shard (no header of llm.c's format)")
@@ -85,12 +85,12 @@ class Corpus:
     val: Tokens
 
     def bytes_per_token(self, split: str) -> float | None:
-        """Returns the text's bytes a token in a split, or None where they were not counted."""
+        """Returns the text's bytes per token of a split, or None where they were not counted."""
         counts = self.manifest.splits[split]
         return counts.bytes / counts.tokens if counts.bytes else None
 
     def words_per_token(self, split: str) -> float | None:
-        """Returns the text's words a token in a split, or None where they were not counted."""
+        """Returns the text's words per token of a split, or None where they were not counted."""
         counts = self.manifest.splits[split]
         return counts.words / counts.tokens if counts.words else None
 

@@ -15,7 +15,6 @@ from gpt2_jax.data.text import Piece
 from gpt2_jax.errors import UserError
 
 Marked = tuple[str, Piece]  # "train" or "val", and the text
-SMALLEST_FRACTION = 1e-6
 _SAMPLE = 20  # held-out documents in the sample that the share is judged by
 
 

@@ -31,7 +31,7 @@ class WriterState:
         """Reads what `to_dict` returned.
 
         Raises:
-          TypeError, ValueError: if the counts are no counts.
+          TypeError, ValueError: if the counts are not valid.
         """
         stored = dict(stored)
         in_open = stored.pop("open", 0)

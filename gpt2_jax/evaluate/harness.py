@@ -21,9 +21,9 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.config.group import GroupConfig
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from gpt2_jax import config as configs
 from gpt2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt2_jax.errors import UserError, suggestion
 from gpt2_jax.evaluate.choice import GREEDY, Choice
@@ -32,9 +32,10 @@ from gpt2_jax.evaluate.likelihood import Answer, Request, Scorer
 from gpt2_jax.evaluate.task_data import LocalTask, local_folder, parts_of_blimp
 from gpt2_jax.evaluate.writing import encode_prompts, write
 from gpt2_jax.files import cache_dir, disk_errors, write_json
+from gpt2_jax.model.structure import Structure
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.track.wandb_log import WandbLog
-from gpt2_jax.train.report import wandb_options
+from gpt2_jax.train.report import wandb_config, wandb_options
 from gpt2_jax.train.restore import OpenedRun, open_run
 from gpt2_jax.train.rundir import RunDirectory
 
@@ -237,7 +238,7 @@ def evaluate_tasks(
         )
     results = {"step": run.step, "asked": list(names), "limit": limit, **_kept(found)}
     _store(Path(workdir) / "evals", results)
-    _summarize(run.config, RunDirectory(workdir), results)
+    _summarize(run.structure, RunDirectory(workdir), results)
     return results
 
 
@@ -282,11 +283,15 @@ def _only_our_bars() -> Iterator[None]:
             module.tqdm = bar
 
 
-def _summarize(config: ConfigDict, directory: RunDirectory, results: dict[str, Any]) -> None:
-    """Adds the metrics to the summary of the run on wandb, as `eval/<task>/<metric>`."""
+def _summarize(structure: Structure, directory: RunDirectory, results: dict[str, Any]) -> None:
+    """Adds the metrics to the summary of the run on wandb, as `eval/<task>/<metric>`.
+
+    The config sent there is the one that training sent: it replaces what the server has.
+    """
+    config = configs.from_json(directory.config_path)
     log = WandbLog(
         wandb_options(config, directory),
-        config.to_dict(),
+        wandb_config(config, directory, structure),
         read_rows(directory.metrics_path),
         lambda line: print(line, file=sys.stderr),
     )

@@ -26,7 +26,7 @@ from gpt2_jax.evaluate.writing import (
 from gpt2_jax.files import to_json
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "the run")
-_STEP = flags.DEFINE_string("step", None, "its checkpoint: an update, or best; unset: the latest")
+_STEP = flags.DEFINE_string("step", None, "checkpoint: a step, or best; unset: the latest")
 _PROMPT = flags.DEFINE_string("prompt", None, "text to continue; unset or empty: a new document")
 _BATCH = flags.DEFINE_string(
     "batch_file", None, "prompts, one a line (.jsonl: strings, or objects with a prompt)"
@@ -62,8 +62,9 @@ def main(argv: list[str]) -> None:
         prompts = read_prompts(Path(_BATCH.value))
     else:
         raise UserError("give --prompt or --batch_file, not both")
-    if _STREAM.value and (len(prompts) > 1 or _SAMPLES.value > 1):
-        raise UserError("--stream shows one text: leave out --num_samples and --batch_file")
+    for flag, given in (("--stream", _STREAM.value), ("--show_top", _SHOW_TOP.value is not None)):
+        if given and (len(prompts) > 1 or _SAMPLES.value > 1):
+            raise UserError(f"{flag} shows one text: leave out --num_samples and --batch_file")
     generator, tokenizer = open_generator(_WORKDIR.value, _STEP.value)
     how = (_NEW.value, choice, _SEED.value, [cli.typed(stop) for stop in _STOP.value])
     if _SHOW_TOP.value is not None:

@@ -104,7 +104,7 @@ tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
 
 
 def shown_source(source: str) -> str:
-    """Returns `data.source` without the folders that it is in on this machine."""
+    """Returns `data.source` without the path of its folder on this machine."""
     prefix = "hf:" if source.startswith("hf:") else ""
     rest = source.removeprefix(prefix)
     on_the_hub = prefix and not rest.startswith(("/", ".", "~"))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpt2_jax.errors import UserError
-from gpt2_jax.files import write_json
+from gpt2_jax.files import read_errors, read_file, write_json
 from gpt2_jax.interop.weights import Tensors
 
 WANTED = ["*.json", "*.safetensors", "merges.txt"]
@@ -45,8 +45,10 @@ def refuse_full(folder: Path, flag: str) -> None:
     Raises:
       UserError: naming the flag.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{flag} is not empty; give a directory that is not there yet")
+    with read_errors(folder):
+        is_full = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if is_full:
+        raise UserError(f"{flag} is not empty; give a directory that does not exist yet")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -56,9 +58,7 @@ def read_json(path: Path) -> dict[str, Any]:
       UserError: if it is missing or holds something else.
     """
     try:
-        value = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
+        value = json.loads(read_file(path).decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):

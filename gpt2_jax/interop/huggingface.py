@@ -29,7 +29,7 @@ _DTYPE = flags.DEFINE_string("dtype", "float32", "export: float32, bfloat16 or f
 _TASK_DATA = flags.DEFINE_string(
     "task_data", None, "check: folder with wikitext2_raw/ and lambada/, for their two figures"
 )
-_STEP = flags.DEFINE_string("step", None, "export: an update, or best; unset: the latest")
+_STEP = flags.DEFINE_string("step", None, "export: a step, or best; unset: the latest")
 
 
 def main(command: str) -> None:

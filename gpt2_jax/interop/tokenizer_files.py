@@ -17,7 +17,7 @@ from gpt2_jax.data.tokenizer import (
     printable_bytes,
 )
 from gpt2_jax.errors import UserError
-from gpt2_jax.files import write_atomic, write_json
+from gpt2_jax.files import read_file, write_atomic, write_json
 from gpt2_jax.interop.files import read_json
 
 END_OF_TEXT = "<|endoftext|>"
@@ -147,7 +147,7 @@ def _optional_json(path: Path) -> dict[str, Any]:
 def _from_merges(folder: Path) -> dict[str, Any]:
     vocab = read_json(folder / "vocab.json")
     try:
-        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+        lines = read_file(folder / "merges.txt").decode().split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{folder / 'merges.txt'} is not UTF-8 text: {error}") from None
     lines = [line.removesuffix("\r") for line in lines]

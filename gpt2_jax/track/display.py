@@ -12,7 +12,7 @@ from gpt2_jax.track.screen import say
 
 
 class Display:
-    """Steps done of all that are known of, on a terminal as a bar, else as lines."""
+    """Shows the steps done out of the known total: a bar on a terminal, lines otherwise."""
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
@@ -29,24 +29,24 @@ class Display:
         self._running, self._losses = "", ""
 
     def expect(self, steps: int) -> None:
-        """Takes how many steps there are to be, as far as is known."""
+        """Sets the total number of steps, as far as it is known."""
         self._total = steps
 
     def done(self, steps: int) -> None:
-        """Takes how many of the steps belong to cells that have ended."""
+        """Sets how many of the steps belong to cells that have ended."""
         if self._first is None:
             self._first = self._bar.initial = steps
         self._done = steps
         self._show()
 
     def start(self, names: list[str], step: int) -> None:
-        """Takes what is being trained now, and from which step."""
+        """Sets the runs being trained now, and the step that they start from."""
         self._running, self._losses = _common(names), ""
         self._done += step * len(names)
         self._show(now=True)
 
     def advance(self, steps: int, losses: str) -> None:
-        """Takes steps made and the last losses."""
+        """Adds steps done, and sets the last losses."""
         self._done += steps
         self._losses = losses
         self._show()

@@ -1,4 +1,4 @@
-"""What a person reads while a run works: output that may fail, and a line for each phase."""
+"""Terminal output of a run: streams that never fail, and a line for each phase."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _end_line() -> None:
 
 
 def _open_closed_descriptors() -> None:
-    """Takes descriptors 1 and 2 where they are closed, lest a file get them and be written to."""
+    """Opens descriptors 1 and 2 if they are closed, so that no other file receives the output."""
     for descriptor in (1, 2):
         try:
             os.fstat(descriptor)

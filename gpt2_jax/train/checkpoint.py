@@ -100,18 +100,12 @@ class Checkpoints:
         for step in self.steps():
             try:
                 loss = _val_loss(self.path(step))
-                loss = self._later_loss(step) if loss is None else loss
             except UserError as error:
                 if os.path.lexists(self.path(step)):  # else training has just deleted it
                     say(f"{error}: passed over")
             else:
                 known |= {} if loss is None else {step: loss}
         return min(known, key=lambda step: known[step]) if known else None
-
-    def _later_loss(self, step: int) -> float | None:
-        """Returns the loss of a step whose evaluation a signal cut short, if it was made later."""
-        rows = read_rows(self._folder.parent / "metrics.jsonl")
-        return finite(next((row.get("val/loss") for row in rows if row["step"] == step), None))
 
     def path(self, step: int) -> Path:
         """Returns the folder of a step's checkpoint."""
@@ -183,7 +177,7 @@ class Checkpoints:
         self._delete_old()
 
     def forget_after(self, step: int) -> None:
-        """Deletes the checkpoints of later updates, which are to be made again."""
+        """Deletes the checkpoints of later steps, which will be trained again."""
         for later in [other for other in self.steps() if other > step]:
             self._delete(later)
 
@@ -256,7 +250,7 @@ def render_sums(folder: Path) -> str:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yields the regular files beneath a folder."""
+    """Yields the regular files below a folder."""
 
     def fail(error: OSError) -> None:
         raise error

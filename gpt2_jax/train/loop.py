@@ -69,7 +69,7 @@ def _train(config: ConfigDict, workdir: str, sample: Sample | None, stop: StopSi
     keep_freed_memory(config)
     configure_devices(config)
     if config.optimizer.frozen or config.optimizer.lr_multipliers:
-        rate_factors(config, structure(config.model))  # a wrong pattern is said at once
+        rate_factors(config, structure(config.model))  # report a wrong pattern at once
     say("preparing the text")
     with stop.immediate():
         corpus, tokenizer = open_corpus(

@@ -196,7 +196,7 @@ class Record:
         self._curve.draw(self.evaluations[-1]["step"], wait=last)
 
     def finish(self, step: int, text: str | None, stopped: bool = False) -> None:
-        """Draws the losses and tells wandb the end; a stopped run is not over there."""
+        """Draws the losses and, unless the run was stopped, sends wandb the final results."""
         rows = read_rows(self.directory.metrics_path)
         if rows:
             self._curve.draw(rows[-1]["step"], wait=True)

@@ -45,7 +45,7 @@ class OpenedRun:
 
 
 class _Replaced(Exception):
-    """A checkpoint was there, and was deleted by the training that goes on."""
+    """A checkpoint was deleted by training in progress."""
 
 
 def open_run(workdir: str, step: int | str | None = None, devices: int | None = None) -> OpenedRun:
@@ -105,7 +105,7 @@ def _with_checkpoint(
         except Exception:
             if folder is None or os.path.lexists(folder):
                 raise
-    raise UserError(f"the checkpoints of {directory.path} are replaced sooner than they are read")
+    raise UserError(f"the checkpoints of {directory.path} change faster than they can be read")
 
 
 def _find(directory: RunDirectory, asked: int | str | None) -> int:

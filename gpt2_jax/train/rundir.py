@@ -30,7 +30,9 @@ from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import (
     disk_errors,
+    missing_folders,
     read_errors,
+    remove_empty,
     remove_temporary,
     write_atomic,
     write_json,
@@ -38,7 +40,11 @@ from gpt2_jax.files import (
 from gpt2_jax.train.identity import FORMAT_VERSION, Identity, check_format, new_run_id, read_fields
 
 STRETCHING = ("cosine", "linear", "wsd")  # schedules that depend on train.steps
-INFO_TYPES = {"run_id": str, "starts": list, "first_checkpoint": int, "wandb_id": str}
+INFO_TYPES = {
+    **dict.fromkeys(("run_id", "wandb_id", "corpus", "tokenizer", "imported_from"), str),
+    "starts": list,
+    "first_checkpoint": int,
+}
 PACKAGES = (
     "jax",
     "jaxlib",
@@ -85,7 +91,7 @@ class RunDirectory:
         self._writing = threading.Lock()  # checkpoints are announced by a thread of their own
 
     def check_usable(self) -> None:
-        """Refuses a path at which no run can be, and leaves nothing there.
+        """Refuses a path that cannot hold a run, and leaves nothing there.
 
         Raises:
           UserError: if there is something else, or another process trains there.
@@ -110,18 +116,15 @@ class RunDirectory:
 
     def _try_to_make(self) -> None:
         with disk_errors(f"--workdir={self.path}"):
-            missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
+            missing = missing_folders(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
-            for path in missing:
-                with suppress(OSError):  # another process has put something there
-                    path.rmdir()
+            remove_empty(missing)
 
     def lock(self) -> None:
         """Makes the directory if it does not exist, and keeps other processes out of it."""
         self.check_usable()
         with disk_errors(f"--workdir={self.path}"):
-            mine = [self.path / ".lock", self.path, *self.path.parents]
-            self._made = [path for path in mine if not path.exists()]
+            self._made = missing_folders(self.path / ".lock")
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = self._take_lock()
             remove_temporary(self.path)
@@ -144,12 +147,14 @@ class RunDirectory:
             file.close()  # it was deleted by the process that had it
 
     def unlock(self) -> None:
-        """Lets other processes in; if nothing was begun, the place is as it was before."""
+        """Lets other processes in; if no run was begun, removes what `lock` created."""
         if self._lock is None:
             return
-        for path in () if self._claimed else self._made:
-            with suppress(OSError):  # another process has put something there
-                path.rmdir() if path.is_dir() else path.unlink()
+        if self._made and not self._claimed:
+            lock, *folders = self._made
+            with suppress(OSError):
+                lock.unlink()
+            remove_empty(folders)
         self._lock.close()
         self._lock = None
 
@@ -225,6 +230,10 @@ class RunDirectory:
         """Returns whether training has begun here, as run.json has it; an import alone has not."""
         return bool(self.read_info().get("starts"))
 
+    def is_claimed(self) -> bool:
+        """Returns whether a start has written config.json here, perhaps over that of an import."""
+        return self.is_started() or self.read_info().get("corpus") is not None
+
     def is_begun(self) -> bool:
         """Returns whether rows or checkpoints show that training has begun here."""
         return os.path.lexists(self.metrics_path) or os.path.lexists(self.checkpoints_path)
@@ -261,8 +270,8 @@ class RunDirectory:
         info, fingerprint = self.read_info(), tokenizer.fingerprint
         if info.get("tokenizer", fingerprint) != fingerprint:
             raise UserError(
-                f"{self.path} was trained with another tokenizer than {tokenizer.name} is now; "
-                "choose another --workdir, or bring the old tokenizer back"
+                f"{self.path} was trained with a different tokenizer than {tokenizer.name} is now; "
+                "choose another --workdir, or restore the old tokenizer"
             )
         check_corpus(info.get("corpus"), corpus, source, self.path)
 
@@ -278,11 +287,11 @@ class RunDirectory:
                 grows = opt.warmup_steps is None and opt.warmup_fraction > 0
                 if name == "train.steps" and (opt.schedule in STRETCHING or grows):
                     said.append("the learning-rate schedule now stretches over the new train.steps")
-            if is_replaced(config.data.tokenizer, tokenizer.fingerprint):
-                said.append(
-                    f"data.tokenizer={config.data.tokenizer} is another file now; the run "
-                    f"continues with its copy, {self.path / TOKENIZER}"
-                )
+        if is_replaced(config.data.tokenizer, tokenizer.fingerprint):
+            said.append(
+                f"data.tokenizer={config.data.tokenizer} is another file now; the run "
+                f"continues with its copy, {self.path / TOKENIZER}"
+            )
         self._claimed = True
         self.change_info(
             format_version=FORMAT_VERSION,
@@ -333,8 +342,8 @@ def check_corpus(known: str | None, corpus: Corpus, source: str, workdir: Path) 
     """
     if known not in (None, corpus.manifest.corpus_hash()):
         raise UserError(
-            f"{workdir} was trained on another text than {source} gives now (its content "
-            "or its split changed); choose another --workdir, or bring the old text back"
+            f"{workdir} was trained on another text than {source} holds now (its content "
+            "or its split changed); choose another --workdir, or restore the old text"
         )
 
 

@@ -126,7 +126,7 @@ def check_identity(directory: RunDirectory, step: int, folder: Path) -> str | No
             f"{folder} belongs to another run (run_id {meta.identity.run_id}, and run.json has "
             f"{known}); move it away, or bring back the files of one run"
         )
-    if not (imported and directory.is_started()):
+    if not (imported and directory.is_claimed()):  # its config.json is that of the training then
         _check_config(directory, folder, meta.identity)
     if known is None:
         return f"{directory.info_path} is missing, or has lost its run_id and more"

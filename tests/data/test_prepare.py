@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gpt2_jax.data import preparation
+from gpt2_jax.data import pool, preparation
 from gpt2_jax.data.corpus import open_corpus, open_plan
 from gpt2_jax.data.manifest import MANIFEST
 from gpt2_jax.data.pool import encode_in_processes
@@ -165,9 +165,11 @@ def test_a_refused_row_leaves_nothing_behind(tmp_path, monkeypatch, existed):
         file.write("no JSON\n")
     if existed:
         (tmp_path / "out").mkdir()
+    out = tmp_path / ("out" if existed else "new/out")
     with pytest.raises(UserError, match="line 301"):
-        prepare(open_plan(f"{tmp_path}/a.jsonl", None, 0.1), BYTES, tmp_path / "out", 5000)
-    assert [p.name for p in (tmp_path / "out").glob("*")] == [".lock"] * existed
+        prepare(open_plan(f"{tmp_path}/a.jsonl", None, 0.1), BYTES, out, 5000)
+    assert [p.name for p in out.glob("*")] == [".lock"] * existed
+    assert existed or not out.parent.exists()
 
 
 def test_a_journal_that_cannot_be_read_is_not_begun_again(tmp_path, monkeypatch):
@@ -383,3 +385,12 @@ def test_tokenizing_processes_end_with_a_killed_parent(tmp_path):
         time.sleep(0.01)
     os.kill(child, signal.SIGKILL)
     pytest.fail("the child outlived its parent by five seconds")
+
+
+def test_an_interrupt_is_left_to_the_parent_of_a_tokenizing_process():
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        pool._end_with_parent()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -44,6 +44,7 @@ READ = [
     ("a.csv", 'text;label\na river, wide;0\n"the séa";1\n'.encode(), AB),
     ("a.csv", "id\ttext\n1\ta river, wide\n2\tthe séa\n".encode(), AB),
     ("a.tsv", "id\ttext\n1\ta river, wide\n2\tthe séa\n".encode(), AB),
+    ("a.tsv", "text\na river, wide\nthe séa\n".encode(), AB),
     ("a.csv", "id|text\n1|a river, wide\n2|the séa\n".encode(), AB),
     ("a.csv", codecs.BOM_UTF8 + 'text,id\n"a river, wide",1\nthe séa,2\n'.encode(), AB),
     ("a.csv", 'text\n"a river, wide"\nthe séa\n'.encode("utf-16"), AB),

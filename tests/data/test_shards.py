@@ -71,6 +71,11 @@ def test_a_manifest_that_contradicts_itself_or_its_shards_is_refused(tmp_path, c
         open_prepared(folder)
 
 
+def test_a_shard_that_cannot_be_read_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path} cannot be read"):
+        open_shard(tmp_path)
+
+
 def test_a_folder_of_format_1_is_still_read(tmp_path):
     manifest, folder = small_folder(tmp_path)
 

@@ -90,7 +90,7 @@ def test_a_model_without_a_tokenizer_goes_on_from_ids(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--stream", "--num_samples=2"], "--stream shows one text"),
+        (["--show_top=3", "--num_samples=2"], "--show_top shows one text"),
         (["--stop=a", "--stop="], "--stop="),
         (["--prompt=a", "--batch_file=nowhere"], "--batch_file"),
         (["--step=3"], "has no checkpoint of step 3; there are: none"),

@@ -1,6 +1,9 @@
 """Import and export without torch: names, shapes, types, files, and what is refused."""
 
 import json
+import os
+import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +12,14 @@ import pytest
 from safetensors.numpy import load_file
 
 from gpt2_jax import config as configs
+from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import DiskError, UserError
 from gpt2_jax.interop import files, hf_config
 from gpt2_jax.interop.exporting import export_model, shown_source
 from gpt2_jax.interop.importing import import_model
+from gpt2_jax.train.origin import check_origin, find_origin
 from gpt2_jax.train.restore import open_run
+from gpt2_jax.train.rundir import RunDirectory
 from tests import tools
 from tests.interop import checkpoints
 from tests.model.test_sort_fixture import read
@@ -29,6 +35,17 @@ def imported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hf")
     import_model(str(checkpoints.write(folder / "theirs")), str(folder / "run"))
     return folder
+
+
+def test_training_that_was_killed_before_it_began_begins_again(imported, tmp_path):
+    """The claim writes config.json before run.json lists the start."""
+    folder = shutil.copytree(imported / "run", tmp_path / "run")
+    directory = RunDirectory(str(folder))
+    config = directory.read_config()
+    config.optimizer.peak_lr = 1e-5
+    corpus = SimpleNamespace(manifest=SimpleNamespace(corpus_hash=lambda: "hash"))
+    directory.claim(config, corpus, load_tokenizer(config.data.tokenizer))
+    check_origin(find_origin(config, RunDirectory(str(folder))))
 
 
 def test_a_trained_model_is_imported_with_its_activations(tmp_path):
@@ -209,6 +226,17 @@ def test_an_index_cannot_point_out_of_its_folder(tmp_path, place):
         import_model(str(folder), str(tmp_path / "run"))
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "merges.txt"])
+def test_a_pipe_is_not_read(tmp_path, name):
+    folder = checkpoints.write(tmp_path / "theirs")
+    if name == "merges.txt":
+        (folder / "vocab.json").write_text('{"a": 0}')
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(UserError, match=name):
+        import_model(str(folder), str(tmp_path / "run"))
+
+
 def test_a_pickle_is_not_opened_unasked(tmp_path):
     folder = checkpoints.write(tmp_path / "theirs")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
@@ -245,7 +273,7 @@ def test_a_full_disk_ends_an_export_and_leaves_nothing(imported, tmp_path, monke
 
     monkeypatch.setattr(numpy, "save_file", full)
     with pytest.raises(DiskError, match=r"out.*No space left"):
-        export_model(str(imported / "run"), str(tmp_path / "out"))
+        export_model(str(imported / "run"), str(tmp_path / "a" / "out"))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -237,3 +237,5 @@ def test_scores_reach_the_runs_summary_on_wandb(workdir, task_data, tmp_path):
         (stored,) = server.runs.values()
     assert "hellaswag                acc_norm" in done.stdout
     assert 0 <= stored.summary["eval/hellaswag/acc_norm"] <= 1
+    model = stored.config["model"]["value"]  # as training sends it: the placement is resolved
+    assert (model["norms"], model["connection"]) == ("pre", "plain")

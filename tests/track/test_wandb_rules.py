@@ -1,9 +1,11 @@
 """Names that wandb takes or refuses, held against wandb's own settings."""
 
+from pathlib import Path
+
 import pytest
 
 from gpt2_jax import config as configs
-from gpt2_jax.config_check import check
+from gpt2_jax.config_check import check, check_stored
 from gpt2_jax.errors import UserError
 from gpt2_jax.track.wandb_rules import find_wandb_fault
 from tests.tools import tiny
@@ -63,3 +65,4 @@ def test_a_config_is_refused_before_training_unless_wandb_is_disabled():
     config.track.wandb.mode = "online"
     with pytest.raises(UserError, match=r"track\.wandb\.tags"):
         check(config)
+    check_stored(config, Path("config.json"))  # a run that has it can be evaluated

@@ -11,7 +11,7 @@ from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.train import loop, restore
 from gpt2_jax.train.checkpoint import SUMS, render_sums
 from gpt2_jax.train.restore import find_checkpoint, open_run
-from gpt2_jax.train.rundir import RunDirectory
+from gpt2_jax.train.rundir import INFO_TYPES, RunDirectory
 from gpt2_jax.train.verify import examine
 from tests.train.test_loop import config
 
@@ -84,6 +84,13 @@ def lines(run, f):
 
 def content(folder):
     return {p: p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("name", INFO_TYPES)
+def test_a_field_of_run_json_with_another_type_is_named(tmp_path, name):
+    (tmp_path / "run.json").write_text(json.dumps({name: 0.5}))
+    with pytest.raises(UserError, match=f"run.json is damaged: {name}="):
+        RunDirectory(str(tmp_path)).read_info()
 
 
 def test_an_untouched_run_stands_at_its_last_step(run):
