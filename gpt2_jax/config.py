@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_dict
 
 from gpt2_jax.config_field import INT_MAX, Field, page_of
 from gpt2_jax.errors import UserError, shown, suggestion
-from gpt2_jax.files import read_errors, read_json
+from gpt2_jax.files import read_errors, read_fields
 from gpt2_jax.model import placements
 from gpt2_jax.model.placements.axes import GATED
 from gpt2_jax.model.placements.resolve import resolve as resolve_placement
@@ -197,6 +197,7 @@ FIELDS: dict[str, Field] = {
     "track.wandb.tags": Field((), "wandb tags"),
 }
 
+LARGEST = 10_000_000  # bytes of a config.json; ours have about 3,000
 MAY_CHANGE = (
     "track.",
     "mesh.",
@@ -315,10 +316,7 @@ def from_json(path: Path) -> ConfigDict:
         exists = path.exists()
     if not exists:
         raise UserError(f"{path} does not exist: is this a run's work directory?")
-    stored = read_json(path)
-    if not isinstance(stored, dict):
-        raise UserError(f"{path} is not a config: it holds no fields")
-    return from_dict(stored, path)
+    return from_dict(read_fields(path, LARGEST), path)
 
 
 def from_dict(stored: dict[str, Any], path: Path) -> ConfigDict:

@@ -26,6 +26,10 @@ class Diverged(UserError):
     exit_code = EXIT_DIVERGED
 
 
+class Damaged(UserError):
+    """A file that does not hold what it should."""
+
+
 class DiskError(UserError):
     """A full, missing or read-only disk, which everything else would meet as well."""
 

@@ -12,14 +12,13 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from gpt2_jax.errors import DiskError, UserError
+from gpt2_jax.errors import Damaged, DiskError, UserError
 
-LARGEST_JSON = 10_000_000  # bytes of a config; ours have about 3,000
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # of files that `write_atomic` writes
 PLAIN = re.compile(r"[\w./ ,:=+@%-]+", re.ASCII)
 # How tensorstore and safetensors quote the operating system's error.
@@ -93,21 +92,49 @@ def text_lines(text: str) -> list[str]:
     return [line.removesuffix("\r") for line in lines]
 
 
-def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
-    """Returns what a JSON file holds.
+def read_fields(path: Path, largest: int | None = None) -> dict[str, Any]:
+    """Returns the fields of a file that holds one JSON object.
+
+    Args:
+      largest: bytes that it may have; None for any number.
 
     Raises:
-      UserError: if it is not a regular file, too large, not UTF-8 or not JSON, naming it.
+      UserError: if it is missing, cannot be read, or is too large.
+      Damaged: if it holds something else.
     """
     with read_errors(path):
-        if path.is_file() and (size := path.stat().st_size) > largest:
+        if largest is not None and path.is_file() and (size := path.stat().st_size) > largest:
             raise UserError(f"{path} has {size:,} bytes; the most is {largest:,}")
+    content = read_file(path)
     try:
-        return json.loads(read_file(path).decode())
+        fields = json.loads(content.decode("utf-8-sig"))
+        if not isinstance(fields, dict):
+            raise ValueError("it is not a JSON object")
     except RecursionError:
-        raise UserError(f"{path} is not valid: it is nested too deeply") from None
+        raise Damaged(f"{path} is damaged: it is nested too deeply") from None
     except ValueError as error:
-        raise UserError(f"{path} is not valid: {error}") from None
+        raise Damaged(f"{path} is damaged: {error}; bring it back from a copy") from None
+    return fields
+
+
+def check_format(fields: Mapping[str, Any], path: Path, newest: int) -> None:
+    """Refuses a file whose `format_version` this program does not know.
+
+    Args:
+      newest: version that this program writes; a file without one is of version 1.
+
+    Raises:
+      Damaged: if it is not a version.
+      UserError: if a newer version of this program wrote the file.
+    """
+    version = fields.get("format_version", 1)
+    if type(version) is not int or version < 1:
+        raise Damaged(f"{path} is damaged: format_version={version!r}")
+    if version > newest:
+        raise UserError(
+            f"{path} has format_version {version}, and this program reads up to {newest}; use the "
+            "version of gpt2_jax that wrote it, or a newer one"
+        )
 
 
 def sha256(path: Path) -> str:

@@ -284,8 +284,8 @@ def test_json_gives_the_same_config_back(tmp_path):
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("{", "is not valid"),
-        ("[]", "is not a config"),
+        ("{", "is damaged"),
+        ("[]", "is damaged"),
         ("[" * 100_000, "nested too deeply"),
         ('{"model": {"n_layers": 3}}', "has a field 'model.n_layers' that this version"),
         ('{"train": {"steps": "many"}}', "train.steps='many'"),

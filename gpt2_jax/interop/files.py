@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from gpt2_jax.errors import UserError
-from gpt2_jax.files import read_errors, read_file, write_json
+from gpt2_jax.files import read_errors, read_fields, write_json
 from gpt2_jax.interop.weights import Tensors
 
 WANTED = ["*.json", "*.safetensors", "merges.txt"]
@@ -51,21 +50,6 @@ def refuse_full(folder: Path, flag: str) -> None:
         raise UserError(f"{flag} is not empty; give a directory that does not exist yet")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a file that holds one JSON object.
-
-    Raises:
-      UserError: if it is missing or holds something else.
-    """
-    try:
-        value = json.loads(read_file(path).decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object")
-    return value
-
-
 def read_tensors(folder: Path, allow_pickle: bool) -> Tensors:
     """Returns every tensor of a checkpoint: one safetensors file, indexed shards, or a pickle.
 
@@ -87,7 +71,7 @@ def read_tensors(folder: Path, allow_pickle: bool) -> Tensors:
 
 
 def _read_shards(folder: Path) -> Tensors:
-    places = read_json(folder / INDEX).get("weight_map")
+    places = read_fields(folder / INDEX).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
         raise UserError(f"{folder / INDEX} has no weight_map of names to files")
     out: Tensors = {}

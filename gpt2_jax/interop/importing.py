@@ -11,7 +11,7 @@ from gpt2_jax.config_check import check_stored
 from gpt2_jax.data.kept_tokenizer import keep_tokenizer
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
-from gpt2_jax.files import whole_folder, write_atomic, write_json
+from gpt2_jax.files import read_fields, whole_folder, write_atomic, write_json
 from gpt2_jax.interop import files, hf_config
 from gpt2_jax.interop.tokenizer_files import find_tokenizer
 from gpt2_jax.interop.weights import from_huggingface
@@ -38,7 +38,7 @@ def import_model(
     target = RunDirectory(workdir).path.absolute()
     files.refuse_full(target, f"--workdir={workdir}")
     folder = files.locate(model, allow_pickle)
-    theirs = files.read_json(folder / "config.json")
+    theirs = read_fields(folder / "config.json")
     config = hf_config.from_huggingface(theirs)
     check_stored(config, folder / "config.json")
     built = structure(config.model)

@@ -17,8 +17,7 @@ from gpt2_jax.data.tokenizer import (
     printable_bytes,
 )
 from gpt2_jax.errors import UserError
-from gpt2_jax.files import read_file, write_atomic, write_json
-from gpt2_jax.interop.files import read_json
+from gpt2_jax.files import read_fields, read_file, write_atomic, write_json
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -123,7 +122,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
     special_tokens_map.json, added_tokens.json and config.json say about them. None without files.
     """
     if (folder / FILE).exists():
-        content = read_json(folder / FILE)
+        content = read_fields(folder / FILE)
     elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
         content = _from_merges(folder)
     else:
@@ -141,11 +140,11 @@ def _read(folder: Path) -> dict[str, Any] | None:
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
+    return read_fields(path) if path.exists() else {}
 
 
 def _from_merges(folder: Path) -> dict[str, Any]:
-    vocab = read_json(folder / "vocab.json")
+    vocab = read_fields(folder / "vocab.json")
     try:
         lines = read_file(folder / "merges.txt").decode().split("\n")
     except UnicodeDecodeError as error:

@@ -8,7 +8,6 @@ before version 1 of this format say nothing of it; they can be read, but not con
 
 from __future__ import annotations
 
-import json
 import math
 import secrets
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_jax.errors import UserError
-from gpt2_jax.files import read_file
+from gpt2_jax.files import check_format, read_fields
 from gpt2_jax.track.metrics import Seal
 
 FORMAT_VERSION = 1  # of run directories and checkpoints
@@ -78,7 +77,7 @@ def read_meta(folder: Path) -> Meta:
     """
     path = folder / META
     fields = read_fields(path)
-    check_format(fields, path)
+    check_format(fields, path, FORMAT_VERSION)
     try:
         step, loss = fields["step"], fields["val_loss"]
         if type(step) is not int or type(loss) not in (int, float, type(None)):
@@ -98,35 +97,3 @@ def read_meta(folder: Path) -> Meta:
 def finite(loss: float | None) -> float | None:
     """Returns a loss, None for one that is not finite and so cannot be the lowest."""
     return loss if loss is not None and math.isfinite(loss) else None
-
-
-def read_fields(path: Path) -> dict[str, Any]:
-    """Returns the fields of a JSON object.
-
-    Raises:
-      UserError: if the file cannot be read or holds something else.
-    """
-    content = read_file(path)
-    try:
-        fields = json.loads(content.decode())
-        if not isinstance(fields, dict):
-            raise ValueError("it is not a JSON object")
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {error}; bring it back from a copy") from None
-    return fields
-
-
-def check_format(fields: dict[str, Any], path: Path) -> None:
-    """Refuses a file of a newer version of this program.
-
-    Raises:
-      UserError: naming its format version.
-    """
-    version = fields.get("format_version", FORMAT_VERSION)
-    if type(version) is not int or version < 1:
-        raise UserError(f"{path} is damaged: format_version={version!r}")
-    if version > FORMAT_VERSION:
-        raise UserError(
-            f"{path} has format_version {version}, and this program reads up to {FORMAT_VERSION}; "
-            "use the version of gpt2_jax that wrote it, or a newer one"
-        )

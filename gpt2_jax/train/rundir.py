@@ -29,15 +29,17 @@ from gpt2_jax.data.shards import Corpus
 from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import (
+    check_format,
     disk_errors,
     missing_folders,
     read_errors,
+    read_fields,
     remove_empty,
     remove_temporary,
     write_atomic,
     write_json,
 )
-from gpt2_jax.train.identity import FORMAT_VERSION, Identity, check_format, new_run_id, read_fields
+from gpt2_jax.train.identity import FORMAT_VERSION, Identity, new_run_id
 
 STRETCHING = ("cosine", "linear", "wsd")  # schedules that depend on train.steps
 INFO_TYPES = {
@@ -210,7 +212,7 @@ class RunDirectory:
         if not os.path.lexists(self.info_path):
             return {}
         info = read_fields(self.info_path)
-        check_format(info, self.info_path)
+        check_format(info, self.info_path, FORMAT_VERSION)
         for name, kind in INFO_TYPES.items():
             if type(info.get(name)) not in (kind, type(None)):
                 raise UserError(f"{self.info_path} is damaged: {name}={info[name]!r}")

@@ -251,7 +251,7 @@ def test_damaged_files_are_named(tmp_path):
     with pytest.raises(UserError, match=r"model.safetensors is damaged"):
         import_model(str(folder), str(tmp_path / "run"))
     (folder / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config.json is not JSON"):
+    with pytest.raises(UserError, match=r"config.json is damaged"):
         import_model(str(folder), str(tmp_path / "run"))
 
 

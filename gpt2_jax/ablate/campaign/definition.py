@@ -15,10 +15,10 @@ from gpt2_jax import config as configs
 from gpt2_jax.ablate.campaign.cells import DEFINITION, MOVABLE, SILENT
 from gpt2_jax.ablate.campaign.design import RATE, Campaign
 from gpt2_jax.ablate.campaign.search import Search
-from gpt2_jax.ablate.campaign.stored import VERSION, Damaged, read_stored
+from gpt2_jax.ablate.campaign.stored import VERSION, read_stored
 from gpt2_jax.ablate.campaign.variants import given
 from gpt2_jax.config_file import executing
-from gpt2_jax.errors import UserError
+from gpt2_jax.errors import Damaged, UserError
 from gpt2_jax.files import disk_errors, write_json
 
 

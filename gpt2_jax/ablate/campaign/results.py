@@ -12,7 +12,8 @@ from typing import Any
 from gpt2_jax import config as configs
 from gpt2_jax.ablate.campaign.cells import Cell, Cells, Outcome, Plan, all_cells
 from gpt2_jax.ablate.campaign.design import count, describe
-from gpt2_jax.ablate.campaign.stored import VERSION, Damaged, read_stored
+from gpt2_jax.ablate.campaign.stored import VERSION, read_stored
+from gpt2_jax.errors import Damaged
 from gpt2_jax.files import disk_errors, sha256, to_json, write_json
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.train.rundir import RunDirectory

@@ -13,7 +13,7 @@ from typing import Any
 from gpt2_jax.ablate.campaign.cells import Outcome
 from gpt2_jax.ablate.campaign.design import RATE, SEED, Campaign, count
 from gpt2_jax.ablate.campaign.search import Search, score
-from gpt2_jax.ablate.campaign.stored import Damaged, read_stored
+from gpt2_jax.ablate.campaign.stored import read_stored
 from gpt2_jax.ablate.report.markup import NONE, escaped, table
 from gpt2_jax.ablate.statistics import (
     LEVEL,
@@ -23,7 +23,7 @@ from gpt2_jax.ablate.statistics import (
     median_interval,
     seeds_to_reject,
 )
-from gpt2_jax.errors import UserError
+from gpt2_jax.errors import Damaged, UserError
 
 Cell = dict[str, Any]
 ENDED = ("finished", "diverged")  # statuses of runs that have a result
