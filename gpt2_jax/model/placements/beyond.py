@@ -34,7 +34,7 @@ BEYOND: dict[str, Placement] = {
         citation="nGPT (Loshchilov et al. 2024), 2410.01131; NVIDIA/ngpt model.py, train.py",
         note="vector biases stay; train it without warm-up, and untied (model.tie_head=False); "
         "rotary positions rotate channels i and i + K/2 together, as in the paper, where "
-        "NVIDIA's code pairs sines and cosines of different angles, which is no rotation",
+        "NVIDIA's code pairs sines and cosines of different angles, which is not a rotation",
         connection="slerp",
         norms="unit_qk | none",
         norm="l2",
