@@ -78,7 +78,7 @@ def test_the_command_says_its_plan_and_leaves_a_report(left_alone):
     assert "cells      18, and more where a search goes beyond its grid" in done.stdout
     assert "80 steps = 5,120 tokens each" in done.stdout
     assert "warm-up 4 steps; weight decay 0.1 x learning rate" in done.stdout
-    assert "tokens per parameter" in done.stdout and "nats per token by 1.86" in done.stdout
+    assert "tokens per parameter" in done.stdout and "nats per token by 1.79" in done.stdout
     assert "2 cells at a time" in done.stdout and "on this machine alone" in done.stdout
     assert "placement=post_ln" in done.stderr and "validation loss" in done.stderr
     names = {p.name for p in workdir.iterdir() if not p.name.startswith(".")}

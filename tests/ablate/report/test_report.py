@@ -430,7 +430,7 @@ def test_one_seed_says_nothing_of_chance(tmp_path):
 def test_cells_that_failed_before_they_were_described(tmp_path):
     _, kept = play(tmp_path)
     for path in (tmp_path / "cells").glob("placement=rezero*"):
-        (path / "run.json").write_text('{"corpus": {}}')
+        (path / "run.json").write_text("{}")
         kept.close(path.name, Outcome("failed", 0, None, None, reason="OOM", attempts=2))
     found = write_report(tmp_path)
     assert any("rezero: 3 cells failed (OOM)" in line for line in found.warnings)
