@@ -76,6 +76,14 @@ def test_a_shard_that_cannot_be_read_is_one_line(tmp_path):
         open_shard(tmp_path)
 
 
+@pytest.mark.parametrize("ids", [2, 4])
+def test_a_shard_of_another_length_than_its_header_says_is_refused(tmp_path, ids):
+    path = tmp_path / "a.bin"
+    path.write_bytes(header(3, np.dtype(np.uint16)) + bytes(2 * ids))
+    with pytest.raises(UserError, match=r"a\.bin"):
+        open_shard(path)
+
+
 def test_a_folder_of_format_1_is_still_read(tmp_path):
     manifest, folder = small_folder(tmp_path)
 
