@@ -111,6 +111,11 @@ def _logarithmic(panel: Any, decades: float) -> None:
     panel.yaxis.set_minor_formatter("")
 
 
+def whole_numbers(axis: Any) -> None:
+    """Keeps the ticks of a linear axis on whole numbers, as blocks have them."""
+    axis.get_major_locator().set_params(integer=True)
+
+
 def powers_of_two(axis: Any) -> None:
     """Labels a logarithmic axis of base 2 with its powers, as 2⁻⁹."""
     raised = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt2_jax.ablate.diagnosis import Diagnosis
-from gpt2_jax.ablate.drawing import Look, finish, legend, looks, panels, save
+from gpt2_jax.ablate.drawing import Look, finish, legend, looks, panels, save, whole_numbers
 
 # (title, figure, figure drawn thin, logarithmic)
 BLOCK_PANELS = (
@@ -50,6 +50,7 @@ def plot_by_block(
             if thin:
                 panel.plot(blocks, one.by_block[thin], **look | THIN)
         finish(panel, title, "block", logarithmic)
+        whole_numbers(panel.xaxis)
     legend(figure, axes)
     save(figure, path)
 

@@ -18,6 +18,7 @@ from gpt2_jax.ablate.drawing import (
     plain,
     powers_of_two,
     save,
+    whole_numbers,
 )
 from gpt2_jax.ablate.report.variant import FIGURES, Analysis, Variant, rate_of
 from gpt2_jax.ablate.statistics import t_interval
@@ -182,13 +183,14 @@ def _curves(found: Analysis, path: Path) -> None:
             panel.axis("off")
         elif one[1] is None:
             _curves_of(one[0], every, panel)
-            plain(panel, wrapped(f"nats per token, {one[0][0].baseline} thick"), "step")
+            plain(panel, wrapped(f"nats per token (thick: {one[0][0].baseline})"), "step")
         else:
             _band(panel, every[one[1].name], _by_step(_differences(found, one[1])))
             panel.axhline(0, color=GREY, linewidth=1)
             look = every[one[1].name]
             plain(panel, wrapped(one[1].name), "step")
             panel.set_title(wrapped(one[1].name), loc="left", color=look["color"])
+            panel.set_ylabel("difference (nats)")
     save(figure, path, SUFFIXES)
 
 
@@ -269,5 +271,6 @@ def _depth(
                 panel.plot(np.arange(1, len(values) + 1), values, label=variant.name, **look)
         title, logarithmic = TITLES[name]
         finish(panel, title, "block", logarithmic)
+        whole_numbers(panel.xaxis)
     legend(figure, axes)
     save(figure, path, SUFFIXES)
