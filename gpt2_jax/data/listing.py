@@ -49,7 +49,7 @@ def list_files(spec: str) -> Listing:
 
 
 def matching_files(spec: str) -> list[Path]:
-    """Returns the files that a path or a glob names, in order; a path that exists is no glob.
+    """Returns the files that a path or a glob names, in order; a path that exists is not a glob.
 
     Raises:
       UserError: if the path is a device or a pipe, which could not be read twice.

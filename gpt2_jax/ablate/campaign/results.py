@@ -94,7 +94,7 @@ def _of_cell(cell: Cell, outcome: Outcome | None, cells: Cells) -> dict[str, Any
 def write_results(workdir: Path, plan: Plan, cells: Cells) -> str | None:
     """Writes results.json if it is to change, and never a poorer one than is there.
 
-    One that is damaged, or whose losses were others, is kept beside it.
+    A damaged one, or one with other losses, is kept next to it under another name.
 
     Returns:
       What the one that is there holds and the directory no longer does, if anything.
