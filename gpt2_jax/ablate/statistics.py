@@ -19,7 +19,7 @@ its own. This intersection-union test (Berger 1982) needs no further correction.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -54,7 +54,8 @@ def median_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     """Returns the median with the exact interval between two order statistics.
 
     It covers the median of any distribution with probability `level` or more. nan ends: fewer
-    values than it takes (6 for 95 %). Infinite values are in order.
+    values than it takes (6 for 95 %). Infinite values are in order; a median between -inf and inf
+    is nan.
     """
     x = sorted(float(value) for value in values)
     rank = _rank(len(x), level)
@@ -107,16 +108,20 @@ class Comparison:
     Attributes:
       difference: variant - baseline, median over the seeds; below 0 is better. The interval covers
         the difference at the best learning rates, whichever of those in contention they are.
+      bounds: the same, wide enough for the intervals of all comparisons to cover theirs together
+        (Bonferroni).
       mean: mean of the differences of seeds that broke in neither.
       spread: std of those; nan for fewer than two.
       p: two-sided, of a difference of at most `smallest`; corrected: for the number of comparisons.
       n: seeds. smallest: difference that matters, in the losses' unit.
       broken: number of broken seeds of the variant and of its baseline; broken_p: Fisher's exact
-        test of these, two-sided, corrected for the number of comparisons.
+        test of their shares at every learning rate in contention, two-sided, corrected for the
+        number of comparisons.
       decidable: whether so many seeds can show any difference after the correction.
     """
 
     difference: Interval
+    bounds: Interval
     mean: float
     spread: float
     p: float
@@ -132,7 +137,7 @@ class Comparison:
         """The verdict on the loss."""
         if self.decidable and self.corrected <= 1 - LEVEL:
             return "better" if self.difference.estimate < 0 else "worse"
-        if -self.smallest <= self.difference.low and self.difference.high <= self.smallest:
+        if -self.smallest <= self.bounds.low and self.bounds.high <= self.smallest:
             return "equivalent"
         return "not distinguishable" if self.decidable else "cannot be said: too few seeds"
 
@@ -162,16 +167,17 @@ def compare(
 
     p-values are corrected together by Holm's method (Holm 1979), those of losses in one family and
     those of broken seeds in another: where no difference exceeds `smallest`, the probability that
-    any variant is called better or worse is at most 1 - level.
+    any variant is called better or worse is at most 1 - level. So is the probability that any is
+    called equivalent whose difference exceeds `smallest`.
 
     Args:
       smallest: a difference of at most this does not matter: only larger ones are better or worse.
       family: comparisons that the study plans, if more than these: what is missing still counts.
     """
     family = max(family, len(pairs))
-    ps = {name: _p(*pair, smallest) for name, pair in pairs.items()}
-    broken = {name: (_broken(a.losses), _broken(b.losses)) for name, (a, b) in pairs.items()}
-    shares = {name: _share_p(*broken[name], len(pairs[name][0].losses)) for name in pairs}
+    lower = lambda losses, other: _sign_p(losses, other, smallest)
+    ps = {name: _two_sided(*pair, lower) for name, pair in pairs.items()}
+    shares = {name: _two_sided(*pair, _share_p) for name, pair in pairs.items()}
     corrected, broken_p = holm(ps, family), holm(shares, family)
     out = {}
     for name, (variant, baseline) in pairs.items():
@@ -179,13 +185,14 @@ def compare(
         n = len(variant.losses)
         out[name] = Comparison(
             difference=_interval(variant, baseline, level),
+            bounds=_interval(variant, baseline, 1 - (1 - level) / max(1, family)),
             mean=mean,
             spread=spread,
             p=ps[name],
             corrected=corrected[name],
             n=n,
             smallest=smallest,
-            broken=broken[name],
+            broken=(_broken(variant.losses), _broken(baseline.losses)),
             broken_p=broken_p[name],
             decidable=n >= seeds_to_reject(family),
         )
@@ -197,12 +204,17 @@ def differences(variant: Sequence[float], baseline: Sequence[float]) -> list[flo
     return [0.0 if a == b else a - b for a, b in zip(variant, baseline, strict=True)]
 
 
-def _p(variant: Arm, baseline: Arm, smallest: float) -> float:
-    """Returns the two-sided p-value: the sign test's against every learning rate in contention."""
-    n = len(variant.losses)
-    better = max(_sign_p(variant.losses, other, smallest) for other in baseline.all)
-    worse = max(_sign_p(baseline.losses, other, smallest) for other in variant.all)
-    return min(1.0, 2 * min(better, worse)) if n else np.nan
+def _two_sided(
+    variant: Arm, baseline: Arm, lower: Callable[[Sequence[float], Sequence[float]], float]
+) -> float:
+    """Returns the two-sided p-value of a test against every learning rate in contention.
+
+    Args:
+      lower: the one-sided p-value of the first losses not being lower than the second.
+    """
+    better = max(lower(variant.losses, other) for other in baseline.all)
+    worse = max(lower(baseline.losses, other) for other in variant.all)
+    return min(1.0, 2 * min(better, worse)) if variant.losses else np.nan
 
 
 def _sign_p(losses: Sequence[float], other: Sequence[float], smallest: float) -> float:
@@ -241,12 +253,16 @@ def _broken(losses: Sequence[float]) -> int:
     return sum(math.isinf(loss) for loss in losses)
 
 
+def _share_p(losses: Sequence[float], other: Sequence[float]) -> float:
+    """Returns the one-sided p-value of no fewer seeds being broken than of others."""
+    return _fewer_p(_broken(losses), _broken(other), len(losses))
+
+
 @cache
-def _share_p(mine: int, theirs: int, n: int) -> float:
+def _fewer_p(mine: int, theirs: int, n: int) -> float:
     """Returns Fisher's exact p-value of two counts of n; seeds broken together only weaken it."""
-    if mine == theirs:
-        return 1.0
-    return float(stats.fisher_exact([[mine, n - mine], [theirs, n - theirs]]).pvalue)
+    found = stats.fisher_exact([[mine, n - mine], [theirs, n - theirs]], alternative="less")
+    return float(found.pvalue)
 
 
 def share_interval(broken: int, n: int, level: float = LEVEL) -> tuple[float, float]:

@@ -93,6 +93,16 @@ def test_a_difference_that_does_not_matter_is_no_better():
     assert one([0.0] * 9).verdict == "equivalent"
 
 
+def test_equivalence_is_corrected_for_the_number_of_comparisons():
+    """Of nine values the second smallest and largest bound the median with 96.1 %, not 99.4 %."""
+    values = [-0.01, 0.01, *[0.001] * 7]
+    assert one(values, 0.005).verdict == "equivalent"
+    found = one(values, 0.005, family=9)
+    assert found.verdict == "not distinguishable"
+    assert found.bounds == pytest.approx((0.001, -0.01, 0.01))
+    assert found.difference == pytest.approx((0.001, 0.001, 0.001))
+
+
 def test_too_few_seeds_are_said_and_how_many_it_takes():
     assert one([-1.0] * 5).verdict == "cannot be said: too few seeds"
     assert one([-1.0] * 6).verdict == "better"
@@ -130,8 +140,21 @@ def test_broken_seeds_count_against_the_loss_and_have_a_verdict_of_their_own():
     assert compare({"a": (both, both)})["a"].broken_verdict == "not distinguishable"
     all_broken = one([INF] * 9)
     assert all_broken.verdict == "worse" and math.isnan(all_broken.spread)
+    each = compare({"a": (Arm([3.0, INF] * 3), Arm([INF, 3.0] * 3))})["a"]  # never both broken
+    assert math.isnan(each.difference.estimate) and each.difference[1:] == (-INF, INF)
+    assert each.verdict == each.broken_verdict == "not distinguishable"
     low, high = share_interval(0, 9)
     assert low == 0 and high == pytest.approx(1 - 0.025 ** (1 / 9))
+
+
+def test_shares_of_broken_seeds_are_compared_at_every_rate_in_contention():
+    whole, half = [3.0] * 9, [3.0] * 4 + [INF] * 5
+    of = lambda variant, baseline: compare({"a": (variant, baseline)})["a"].broken_verdict
+    assert of(Arm(half), Arm(whole)) == "less stable"
+    assert of(Arm(half, [whole]), Arm(whole)) == "not distinguishable"
+    assert of(Arm(half), Arm(whole, [half])) == "less stable"
+    assert of(Arm(whole), Arm(half)) == "more stable"
+    assert of(Arm(whole), Arm(half, [whole])) == "not distinguishable"
 
 
 def test_all_comparisons_stay_in_the_family():

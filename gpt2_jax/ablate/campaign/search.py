@@ -28,7 +28,7 @@ class Gap(NamedTuple):
     @property
     def error(self) -> float:
         """Standard error; infinite where nothing is known of it."""
-        return self.sd / math.sqrt(self.n)
+        return self.sd / math.sqrt(max(1, self.n))
 
 
 @dataclass(frozen=True)
@@ -143,14 +143,15 @@ class Search:
     def _near(self, losses: Losses) -> list[int]:
         """Returns the best and all within two standard errors of it, in order of their losses.
 
-        Where no standard error is known, those are its neighbours.
+        With one seed, nothing is known of that error, and they are its neighbours; with several of
+        which a learning rate shares too few unbroken ones with the best, that is near as well.
         """
         best = self.best(losses)
         if math.isinf(score(losses[best])):
             return [best]
         gaps = {k: _gap(losses, k, best) for k in losses if k != best}
         if len(self.seeds) > 1:
-            near = [k for k, g in gaps.items() if g.n > 1 and g.mean <= NEAR * g.error]
+            near = [k for k, g in gaps.items() if len(losses[k]) > 1 and g.mean <= NEAR * g.error]
         else:
             near = [k for k, g in gaps.items() if abs(k - best) == 1]
         finite = [k for k in near if math.isfinite(gaps[k].mean)]

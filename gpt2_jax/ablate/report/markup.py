@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import isnan
+
+from gpt2_jax.ablate.statistics import Interval
 
 NONE = "–"
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Returns a Markdown table of escaped words and the empty line behind it."""
+    """Returns a Markdown table of escaped words and the empty line after it."""
     line = lambda words: f"| {' | '.join(words)} |"
     return [line(columns), "|---" * len(columns) + "|", *map(line, rows), ""]
 
@@ -16,3 +19,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 def escaped(text: str) -> str:
     """Returns text that Markdown shows as it is."""
     return "".join(f"\\{c}" if c in r"\`*_{}[]<>#|" else c for c in text)
+
+
+def signed(difference: Interval) -> str:
+    """Returns a difference with its interval, or alone where it has none."""
+    middle, low, high = difference
+    shown = "undefined" if isnan(middle) else f"{middle:+.4f}"
+    return shown if isnan(low) else f"{shown} ({low:+.4f} to {high:+.4f})"

@@ -14,7 +14,7 @@ from gpt2_jax.ablate.campaign.cells import Outcome
 from gpt2_jax.ablate.campaign.design import RATE, SEED, Campaign, count
 from gpt2_jax.ablate.campaign.search import Search, score
 from gpt2_jax.ablate.campaign.stored import read_stored
-from gpt2_jax.ablate.report.markup import NONE, escaped, table
+from gpt2_jax.ablate.report.markup import NONE, escaped, signed, table
 from gpt2_jax.ablate.statistics import (
     LEVEL,
     Arm,
@@ -142,9 +142,12 @@ def _row(
     own = (rate, str(len(arm.losses)), str(sum(map(math.isinf, arm.losses))), f"{middle:.4f}")
     if compared is None:
         return (*own, NONE, NONE, otherwise)
-    estimate, low, high = compared.difference
-    shown = f"{estimate:+.4f}" + ("" if math.isnan(low) else f" ({low:+.4f} to {high:+.4f})")
-    return (*own, shown, f"{compared.corrected:.3g}", f"**{compared.verdict}**")
+    return (
+        *own,
+        signed(compared.difference),
+        f"{compared.corrected:.3g}",
+        f"**{compared.verdict}**",
+    )
 
 
 def _unsupported(stored: dict[str, Any], variant: int) -> str:

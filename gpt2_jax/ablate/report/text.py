@@ -13,7 +13,7 @@ from gpt2_jax import config as configs
 from gpt2_jax.ablate.campaign.definition import Definition
 from gpt2_jax.ablate.campaign.design import count, describe
 from gpt2_jax.ablate.campaign.terms import decay_text, search_text, tokens_per_parameter
-from gpt2_jax.ablate.report.markup import NONE, escaped, table
+from gpt2_jax.ablate.report.markup import NONE, escaped, signed, table
 from gpt2_jax.ablate.report.recipes import config_of, recipes, texts
 from gpt2_jax.ablate.report.variant import Analysis, Variant, rate_of
 from gpt2_jax.ablate.statistics import (
@@ -115,7 +115,7 @@ def _verdict(found: Analysis) -> list[str]:
             _number(v.median.estimate if v.median else None),
             _ends(v.median),
             _broken(v),
-            _difference(v),
+            signed(v.comparison.difference) if v.comparison else NONE,
             _p(v),
             _word(v),
             _needed(v),
@@ -150,9 +150,10 @@ def _explained(found: Analysis) -> list[str]:
         f"*Better* and *worse*: by more than {smallest:g} nats, at every learning rate in "
         f"contention (exact sign test; p corrected for {count(n, 'comparison')} by Holm's method; "
         f"where nothing differs, at most {1 - LEVEL:.0%} of studies have any such verdict). "
-        f"*Equivalent*: the interval lies within {smallest:g} nats of zero. Intervals are not "
-        f"corrected: each holds {LEVEL:.0%} by itself. Shares of broken seeds are compared by "
-        "Fisher's exact test, corrected likewise as a family of their own.",
+        f"*Equivalent*: within {smallest:g} nats of zero, by an interval wide enough for all "
+        f"comparisons together (Bonferroni). The intervals shown are not corrected: each holds "
+        f"{LEVEL:.0%} by itself. Shares of broken seeds are compared by Fisher's exact test, also "
+        "at every learning rate in contention, and corrected as a family of their own.",
         "",
         f"*Seeds needed*: for an interval that reaches {smallest:g} nats to either side, by which "
         "any difference is settled. The range is that of the spread, which these seeds tell only "
@@ -196,13 +197,6 @@ def _seeds(found: Analysis) -> list[str]:
         if v.losses
     ]
     return ["Seed by seed:", "", *table(("variant", *map(str, seeds)), rows)]
-
-
-def _difference(variant: Variant) -> str:
-    if variant.comparison is None:
-        return NONE
-    middle, low, high = variant.comparison.difference
-    return f"{middle:+.4f}" + ("" if isnan(low) else f" ({low:+.4f} to {high:+.4f})")
 
 
 def _p(variant: Variant) -> str:

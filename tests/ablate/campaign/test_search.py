@@ -102,6 +102,8 @@ def test_a_broken_seed_neither_hides_a_rate_nor_makes_it_the_choice():
     assert search.best(losses) == 2 and search.in_contention(losses) == [2]
     near = losses | {3: [2.01, 2.02, 1.97, 2.0]}
     assert search.in_contention(near) == [3, 2]
+    apart = losses | {3: [2.0, INF, INF, 2.05]}  # each with the best in one seed alone: not known
+    assert search.in_contention(apart | {2: [INF, 2.02, 1.98, 2.01]}) == [2, 3]
     half = losses | {2: [INF, INF, INF, 2.0]}  # more than half: no rate to train at
     assert 2 not in search.in_contention(half)
     every = follow(search, lambda k, i: INF)
