@@ -25,6 +25,7 @@ from gpt2_jax.errors import (
     suggestion,
     without_credentials,
 )
+from gpt2_jax.files import ensure_home
 
 HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
 # Flags whose values name files or folders, and those whose values are text of any length.
@@ -50,6 +51,7 @@ def guarded(main: Callable[[list[str]], Any]) -> Callable[[list[str]], Any]:
     def run(argv: list[str]) -> Any:
         logging.set_verbosity(logging.FATAL)  # jax and orbax narrate, in tracebacks too
         try:
+            ensure_home()
             if len(argv) > 1:
                 raise UserError(f"{argv[1]!r} is no flag; flags look like --name=value")
             return main(argv)

@@ -59,9 +59,6 @@ def check_sense(config: ConfigDict) -> None:
     _check_model(config)
     _check_batch(config)
     _check_warmup(config)
-    check_split(
-        config.data.val_fraction, config.data.val_source, "data.val_fraction", "data.val_source"
-    )
 
 
 def check_split(fraction: float, val_source: str | None, label: str, val_label: str) -> None:

@@ -40,14 +40,17 @@ def write_atomic(path: Path, data: str | bytes) -> None:
         raise
 
 
-def remove_temporary(folder: Path) -> None:
+def remove_temporary(folder: Path, older_than: float = math.inf) -> None:
     """Deletes what `write_atomic` left in a folder when it was killed.
 
-    Only for a folder that no other process writes to.
+    Args:
+      older_than: time of the last change, in seconds since the epoch, for a folder that other
+        processes may be writing to.
     """
     for path in folder.iterdir():
-        if TEMPORARY.fullmatch(path.name) and path.is_file():
-            path.unlink(missing_ok=True)
+        with suppress(OSError):  # another process may delete it as well
+            if TEMPORARY.fullmatch(path.name) and path.stat().st_mtime < older_than:
+                path.unlink()
 
 
 def read_file(path: Path) -> bytes:
@@ -148,16 +151,27 @@ def cache_dir() -> Path:
 
     Without a home directory it is in the folder for temporary files.
     """
+    ensure_home()
     base = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
     with disk_errors("the cache (set XDG_CACHE_HOME)"):
-        if base.parts[:1] and base.parts[0].startswith("~"):  # there is no such home directory
-            base = Path(tempfile.gettempdir(), f"gpt2_jax-{os.getuid()}")
-            base.mkdir(mode=0o700, exist_ok=True)
-            if base.stat().st_uid != os.getuid():
-                raise PermissionError(errno.EPERM, "it belongs to another user", str(base))
         path = base / "gpt2_jax"
         path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def ensure_home() -> None:
+    """Gives a user without a home directory one in the folder for temporary files, by `$HOME`.
+
+    Libraries would make a folder named `~` in the current one for their caches.
+    """
+    if not os.path.expanduser("~").startswith("~"):
+        return
+    home = Path(tempfile.gettempdir(), f"gpt2_jax-{os.getuid()}")
+    with disk_errors("the home directory (set HOME)"):
+        home.mkdir(mode=0o700, exist_ok=True)
+        if home.stat().st_uid != os.getuid():
+            raise PermissionError(errno.EPERM, "it belongs to another user", str(home))
+    os.environ["HOME"] = str(home)
 
 
 def remembered_sha256(path: Path) -> str:

@@ -251,10 +251,6 @@ def test_gpt2_is_gpt2():
             {"track.wandb.mode": "onlin"},
             "track.wandb.mode='onlin' is unknown; did you mean 'online'?",
         ),
-        (
-            {"data.val_fraction": 0.0},
-            "data.val_fraction=0 is below 1e-06 and needs a data.val_source to validate on",
-        ),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_field_and_the_fix(changes, line):

@@ -56,13 +56,17 @@ class Separated:
                 if text or begun:
                     yield Piece(text)
                 held, begun, after = "", False, False
-            elif held and not self._may_continue(held):
-                if text := trimmed(held):
+            else:
+                settled = self._settled(held)
+                if text := trimmed(settled):
                     yield Piece(text, last=False)
                     begun = True
-                held = ""
+                held = held[len(settled) :]
 
-    def _may_continue(self, text: str) -> bool:
-        """Returns whether the next piece could complete a separator that `text` begins."""
-        lengths = range(1, len(self.separator))
-        return any(text.endswith(self.separator[:n]) for n in lengths)
+    def _settled(self, text: str) -> str:
+        """Returns the text less what may be a separator, or line breaks before one, further on."""
+        for n in reversed(range(1, len(self.separator))):
+            if text.endswith(self.separator[:n]):
+                text = text[:-n]
+                break
+        return text.rstrip("\r\n")

@@ -189,7 +189,8 @@ def _stdlib() -> Files:
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(set(folders) - skipped)
         paths += [Path(folder, n) for n in sorted(names) if n.endswith((".py", ".txt", ".rst"))]
-    kept = [path for path in paths if path.stat().st_size and _is_utf8(path)]
+    with readable("source stdlib cannot be read whole"):
+        kept = [path for path in paths if path.stat().st_size and _is_utf8(path)]
     if not kept:
         raise UserError(f"source stdlib: no sources under {root}; give another data.source")
     return Files("stdlib", kept)

@@ -33,7 +33,7 @@ def import_model(
       allow_pickle: whether pytorch_model.bin may be read, as weights alone.
 
     Raises:
-      UserError: naming the field or tensor that does not fit, before anything is written.
+      UserError: naming the field or tensor that does not fit; nothing is left in `workdir` then.
     """
     target = RunDirectory(workdir).path.absolute()
     files.refuse_full(target, f"--workdir={workdir}")
@@ -42,10 +42,10 @@ def import_model(
     config = hf_config.from_huggingface(theirs)
     check_stored(config, folder / "config.json")
     built = structure(config.model)
-    params = from_huggingface(built, files.read_tensors(folder, allow_pickle))
     with whole_folder(target) as partial:
         said = _describe(folder, config.model.vocab_size, partial, target, tokenizer)
         config.data.tokenizer, fingerprint, line = said
+        params = from_huggingface(built, files.read_tensors(folder, allow_pickle))
         write_atomic(partial / "config.json", configs.to_json(config))
         identity = Identity(new_run_id(), config.to_dict(), None, fingerprint)
         info = {"format_version": FORMAT_VERSION, "run_id": identity.run_id}

@@ -18,10 +18,10 @@ from gpt2_jax.model.structure import structure
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.track.screen import forgiving_output, say, status
 from gpt2_jax.train import report
-from gpt2_jax.train.checkpoint import Checkpoints, restore_params
+from gpt2_jax.train.checkpoint import Checkpoints
 from gpt2_jax.train.memory import keep_freed_memory
 from gpt2_jax.train.mesh import configure_devices
-from gpt2_jax.train.origin import Origin, adopt, check_origin, find_origin
+from gpt2_jax.train.origin import Origin, adopt, check_origin, find_origin, restore_origin
 from gpt2_jax.train.patterns import rate_factors
 from gpt2_jax.train.program import Program, compile_program, memory_errors
 from gpt2_jax.train.record import is_stale
@@ -161,8 +161,7 @@ def _open_run(
     if found is None:
         state = program.start(sampler.batch(0))
         if origin is not None:
-            params = restore_params(origin.folder, program.shapes.params, origin.step)
-            state = state._replace(params=params)
+            state = state._replace(params=restore_origin(origin, program.shapes.params))
             print(f"weights from {origin.name}")
     else:
         state = checkpoints.restore(found, program.shapes)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -15,7 +17,7 @@ from gpt2_jax.errors import UserError
 from gpt2_jax.model.placements import AXES
 from gpt2_jax.model.placements.axes import SCALES
 from gpt2_jax.model.placements.resolve import resolve
-from gpt2_jax.train.checkpoint import damage
+from gpt2_jax.train.checkpoint import damage, restore_params
 from gpt2_jax.train.restore import find_checkpoint
 from gpt2_jax.train.rundir import RunDirectory
 from gpt2_jax.train.verify import check_identity
@@ -136,6 +138,23 @@ def open_origin(given: str) -> Origin:
     except UserError as error:
         raise UserError(f"train.init_from={given}: {error}") from None
     return Origin(directory.folder_of(number), config, f"{path}@{number}", number)
+
+
+def restore_origin(origin: Origin, like: Any) -> Any:
+    """Returns the weights, with the shapes and shardings of `like`.
+
+    Raises:
+      UserError: if they are another model's, or were deleted by the run that saved them.
+    """
+    try:
+        return restore_params(origin.folder, like, origin.step)
+    except Exception:
+        if os.path.lexists(origin.folder):
+            raise
+        raise UserError(
+            f"{origin.folder} was deleted before its weights were read, perhaps by the run that "
+            "saved it; begin in another --workdir from a checkpoint that is still there"
+        ) from None
 
 
 def check_origin(origin: Origin) -> None:

@@ -27,7 +27,7 @@ from gpt2_jax.data.kept_tokenizer import (
 )
 from gpt2_jax.data.shards import Corpus
 from gpt2_jax.data.tokenizer import Tokenizer
-from gpt2_jax.errors import UserError
+from gpt2_jax.errors import UserError, shown
 from gpt2_jax.files import (
     check_format,
     disk_errors,
@@ -44,8 +44,10 @@ from gpt2_jax.train.identity import FORMAT_VERSION, Identity, new_run_id
 STRETCHING = ("cosine", "linear", "wsd")  # schedules that depend on train.steps
 INFO_TYPES = {
     **dict.fromkeys(("run_id", "wandb_id", "corpus", "tokenizer", "imported_from"), str),
-    "starts": list,
-    "first_checkpoint": int,
+    **dict.fromkeys(("starts", "devices"), list),
+    **dict.fromkeys(("first_checkpoint", "parameters", "flops_per_token", "flops"), int),
+    "peak_bytes_per_device": int,
+    **dict.fromkeys(("placement", "changed"), dict),
 }
 PACKAGES = (
     "jax",
@@ -215,7 +217,10 @@ class RunDirectory:
         check_format(info, self.info_path, FORMAT_VERSION)
         for name, kind in INFO_TYPES.items():
             if type(info.get(name)) not in (kind, type(None)):
-                raise UserError(f"{self.info_path} is damaged: {name}={info[name]!r}")
+                raise UserError(f"{self.info_path} is damaged: {name}={shown(info[name])}")
+        for start in info.get("starts") or []:
+            if not isinstance(start, dict) or not isinstance(start.get("versions", {}), dict):
+                raise UserError(f"{self.info_path} is damaged: starts has {shown(start)}")
         return info
 
     def change_info(self, **fields: Any) -> None:
@@ -275,7 +280,8 @@ class RunDirectory:
                 f"{self.path} was trained with a different tokenizer than {tokenizer.name} is now; "
                 "choose another --workdir, or restore the old tokenizer"
             )
-        check_corpus(info.get("corpus"), corpus, source, self.path)
+        if self.is_started() or self.is_begun():  # else a start was killed before it trained
+            check_corpus(info.get("corpus"), corpus, source, self.path)
 
     def claim(self, config: ConfigDict, corpus: Corpus, tokenizer: Tokenizer) -> list[str]:
         """Writes the config and the run's identity, and returns lines that say what is new."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import pwd
 
 import pytest
 
@@ -9,17 +10,24 @@ from gpt2_jax import files
 from gpt2_jax.errors import UserError
 
 
+def no_entry(uid):
+    raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+
 def test_a_user_without_a_home_has_a_cache_among_temporary_files(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as without a passwd entry
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", no_entry)
     monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / f"gpt2_jax-{os.getuid()}"
-    assert files.cache_dir() == folder / "gpt2_jax"
+    assert files.cache_dir() == folder / ".cache" / "gpt2_jax"
+    assert os.path.expanduser("~/.cache/huggingface") == f"{folder}/.cache/huggingface"
     assert folder.stat().st_mode & 0o777 == 0o700 and not (tmp_path / "~").exists()
+    monkeypatch.delenv("HOME")
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     (tmp_path / "gpt2_jax-12345").mkdir()
-    with pytest.raises(UserError, match=r"XDG_CACHE_HOME.*another user"):
+    with pytest.raises(UserError, match=r"HOME.*another user"):
         files.cache_dir()
 
 

@@ -331,6 +331,7 @@ def test_shards_are_no_longer_than_their_header_counts(tmp_path, shard_tokens):
 @pytest.mark.parametrize(
     ("given", "line"),
     [
+        ({"val_fraction": 0.0}, r"data\.val_fraction=0 .*data\.val_source"),
         ({"val_fraction": 1e-300}, r"data\.val_fraction=1e-300"),
         ({"val_fraction": float("nan")}, r"data\.val_fraction=nan"),
         ({"val_fraction": 1.0}, r"data\.val_fraction=1"),

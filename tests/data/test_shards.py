@@ -138,6 +138,7 @@ def test_a_prepared_folder_is_a_source_and_keeps_its_tokenizer(tmp_path):
     small_folder(tmp_path)
     corpus, tokenizer = open_corpus(str(tmp_path / "out"), None, "bytes", 0.1)
     assert tokenizer.name == "bytes" and len(corpus.train) > 1000
+    assert open_corpus(str(tmp_path / "out"), None, "bytes", 0.0)[0].manifest == corpus.manifest
     with pytest.raises(UserError, match=r"was prepared with tokenizer bytes; set data\.tokenizer"):
         open_corpus(str(tmp_path / "out"), None, "gpt2", 0.1)
 

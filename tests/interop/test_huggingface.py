@@ -214,6 +214,15 @@ def test_a_tensor_that_does_not_fit_is_named(tmp_path, change, says):
     folder = checkpoints.write(tmp_path / "t", {k: v for k, v in given.items() if v is not None})
     with pytest.raises(UserError, match=says):
         import_model(str(folder), str(tmp_path / "run"))
+    assert [p.name for p in tmp_path.iterdir()] == ["t"]
+
+
+def test_the_tokenizer_is_checked_before_the_tensors_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "read_tensors", pytest.fail)
+    folder = checkpoints.write(tmp_path / "theirs")
+    with pytest.raises(UserError, match=r"tokenizer gpt2 has ids up to 50256.*--tokenizer"):
+        import_model(str(folder), str(tmp_path / "run"), tokenizer="gpt2")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("place", ["../secret.safetensors", "/etc/x.safetensors", "a/../../b"])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import jax
 import numpy as np
@@ -59,8 +60,6 @@ def test_a_run_begins_with_anothers_weights_and_a_fresh_optimizer(source, text_f
 
 
 def test_a_run_goes_on_though_its_source_has_moved_on(source, text_file, tmp_path):
-    import shutil
-
     moving = shutil.copytree(source, tmp_path / "moving")
     given = begin(text_file, moving)
     assert loop.train(given, str(tmp_path / "run")) == 0
@@ -76,9 +75,23 @@ def test_a_run_goes_on_though_its_source_has_moved_on(source, text_file, tmp_pat
         loop.train(given, str(tmp_path / "run"))
 
 
-def test_the_best_and_a_step_are_remembered_as_numbers(source, text_file, tmp_path):
-    import shutil
+def test_weights_that_are_deleted_while_the_step_compiles_are_named(
+    source, text_file, tmp_path, monkeypatch
+):
+    """As by a run in progress, which keeps its newest checkpoints alone."""
+    moving = shutil.copytree(source, tmp_path / "moving")
+    compiled = loop.compile_program(config(text_file, train__steps=20))
 
+    def compile_program(given):
+        shutil.rmtree(moving / "checkpoints" / "00000020")
+        return compiled
+
+    monkeypatch.setattr(loop, "compile_program", compile_program)
+    with pytest.raises(UserError, match=r"checkpoints/00000020 was deleted before"):
+        loop.train(begin(text_file, moving), str(tmp_path / "run"))
+
+
+def test_the_best_and_a_step_are_remembered_as_numbers(source, text_file, tmp_path):
     moved = shutil.copytree(source, tmp_path / "me@host" / "source")  # the sign is no step
     for name, suffix in (("best", "@best"), ("plain", "")):
         given = begin(text_file, f"{moved}{suffix}")

@@ -3,9 +3,11 @@
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
+from gpt2_jax.data.corpus import open_corpus
 from gpt2_jax.errors import UserError
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.train import loop, restore
@@ -150,6 +152,12 @@ REFUSED = {
     ),
     "no starts": (lambda r: change(r / "run.json", starts=None), "starts"),
     "starts of another type": (lambda r: change(r / "run.json", starts=5), "starts"),
+    "a start of another type": (lambda r: change(r / "run.json", starts=[1]), "starts"),
+    "versions of another type": (
+        lambda r: change(r / "run.json", starts=[{"versions": "1.0"}]),
+        "starts",
+    ),
+    "counts of another type": (lambda r: change(r / "run.json", flops="many"), "flops"),
     "no run_id": (lambda r: change(r / "run.json", run_id=None), "run_id"),
     "newer": (lambda r: change(r / "run.json", format_version=2), "format_version 2"),
     "another corpus": (lambda r: change(r / "run.json", corpus="0" * 64), "corpus"),
@@ -257,6 +265,21 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(runs, run, made):
     shutil.rmtree(run / "checkpoints")
     change(run / "run.json", first_checkpoint=None)  # as if killed before the first was announced
     assert examine(RunDirectory(str(run))).step is None
+
+
+def test_a_start_that_was_killed_before_it_trained_binds_nothing(made, tmp_path):
+    """It had written run.json and config.json, and another text is given now."""
+    directory = RunDirectory(str(tmp_path / "run"))
+    directory.path.mkdir()
+    data = made.data
+    corpus, tokenizer = open_corpus(data.source, None, data.tokenizer, data.val_fraction)
+    directory.claim(made, corpus, tokenizer)
+    other = SimpleNamespace(manifest=SimpleNamespace(corpus_hash=lambda: "0" * 64))
+    directory.check_data(other, tokenizer, "data.source=other.txt")
+    directory.change_info(starts=[{}])
+    directory.check_data(corpus, tokenizer, f"data.source={data.source}")
+    with pytest.raises(UserError, match=r"another text than data\.source=other\.txt"):
+        directory.check_data(other, tokenizer, "data.source=other.txt")
 
 
 def test_what_a_kill_left_behind_is_cleared_away(run, made):

@@ -22,11 +22,12 @@ from ml_collections import config_flags
 from gpt2_jax import cli
 from gpt2_jax.ablate.campaign.definition import Definition, check_place, check_same, load, write
 from gpt2_jax.ablate.campaign.submit import CLUSTERS, parse_resources, submit
-from gpt2_jax.errors import EXIT_FINISHED, UserError
+from gpt2_jax.errors import EXIT_FINISHED, EXIT_STOPPED, UserError
 from gpt2_jax.track.screen import forgiving_output
 
 if TYPE_CHECKING:
     from gpt2_jax.ablate.campaign.worker import Worker
+    from gpt2_jax.train.signals import StopSignal
 
 _CONFIG = cli.define_config(
     "campaign file; --config.section.field=value changes a field of its base"
@@ -101,10 +102,9 @@ def run(definition: Definition, workdir: Path, shard: tuple[int, int]) -> int:
     # Imported once the flags are known to be right: jax takes a second to load.
     import jax
 
-    from gpt2_jax.ablate.campaign.plan import plan_text
     from gpt2_jax.ablate.campaign.worker import Worker
-    from gpt2_jax.train.memory import keep_freed_memory
     from gpt2_jax.train.mesh import configure_devices, cores
+    from gpt2_jax.train.signals import Stopped, StopSignal
 
     if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", cores())
@@ -112,42 +112,55 @@ def run(definition: Definition, workdir: Path, shard: tuple[int, int]) -> int:
     check_place(workdir)
     check_same(workdir, definition)
     worker = Worker(definition.base, definition.campaign, workdir, shard)
-    known = worker.check()
-    keep_freed_memory(worker.config(known[0]))
+    try:
+        with StopSignal() as stop:
+            code = _work(worker, definition, stop)
+    except Stopped as signal:
+        print(f"stopped by {signal} before training began; the same command starts it again")
+        return EXIT_STOPPED
+    if stop.requested:
+        print(f"stopped by {stop.requested}, saved; the same command continues")
+    elif code is not None:
+        _report(workdir, definition)
+    return code or EXIT_FINISHED
+
+
+def _work(worker: Worker, definition: Definition, stop: StopSignal) -> int | None:
+    """Prints the plan and trains; returns None where nothing was to be trained here."""
+    from gpt2_jax.ablate.campaign.plan import plan_text
+    from gpt2_jax.track.display import Display
+    from gpt2_jax.train.memory import keep_freed_memory
+
     cluster = _SUBMIT.value
-    print(plan_text(worker, known, timed=cluster is None), flush=True)
+    with stop.immediate():
+        known = worker.check()
+        keep_freed_memory(worker.config(known[0]))
+        print(plan_text(worker, known, timed=cluster is None), flush=True)
     if _DRY_RUN.value:
-        return EXIT_FINISHED
-    write(workdir, definition)
+        return None
+    write(worker.workdir, definition)
     if _RETRY.value and (n := worker.cells.forget_failures(known)):
         print(f"{n} cells that failed are tried again")
     if cluster is not None:
-        submit_all(cluster, definition, workdir)
-        return EXIT_FINISHED
-    return _work(worker, definition)
+        submit_all(cluster, definition, worker.workdir)
+        return None
+    display = Display()
+    code = worker.work(display, stop)
+    display.close()
+    return code
 
 
-def _work(worker: Worker, definition: Definition) -> int:
+def _report(workdir: Path, definition: Definition) -> None:
     from gpt2_jax.ablate.report.page import write_report
     from gpt2_jax.ablate.report.tracked import offline_hint, track
-    from gpt2_jax.track.display import Display
-    from gpt2_jax.train.signals import StopSignal
 
-    display, workdir = Display(), worker.workdir
-    with StopSignal() as stop:
-        code = worker.work(display, stop)
-    display.close()
-    if stop.requested:
-        print(f"stopped by {stop.requested}, saved; the same command goes on")
-    else:
-        found = write_report(workdir)
-        track(workdir, definition, found)
-        print(f"left in {workdir}: report.html report.md report/ results.json cells/")
-        if hint := offline_hint(workdir):
-            print(hint)
-        if found.n_failed:
-            print(f"failed: {found.n_failed} cells (logs/ says why); --retry_failed tries again")
-    return code
+    found = write_report(workdir)
+    track(workdir, definition, found)
+    print(f"left in {workdir}: report.html report.md report/ results.json cells/")
+    if hint := offline_hint(workdir):
+        print(hint)
+    if found.n_failed:
+        print(f"failed: {found.n_failed} cells (logs/ says why); --retry_failed tries again")
 
 
 if __name__ == "__main__":

@@ -16,9 +16,8 @@ from typing import Literal
 from gpt2_jax.ablate.campaign.cells import Cells
 from gpt2_jax.ablate.campaign.claims import Claims
 from gpt2_jax.ablate.campaign.definition import read
-from gpt2_jax.ablate.campaign.leftovers import TEMPORARY
 from gpt2_jax.errors import UserError
-from gpt2_jax.files import disk_errors
+from gpt2_jax.files import TEMPORARY, disk_errors
 
 KINDS: dict[str, Literal["w", "w:gz"]] = {".tar": "w", ".tar.gz": "w:gz"}
 OF_THIS_MACHINE = ("claims", "jobs")  # folders

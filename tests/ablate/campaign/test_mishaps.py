@@ -4,12 +4,15 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import tarfile
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from gpt2_jax.ablate.campaign import Campaign, grid
+from gpt2_jax.ablate.campaign import __main__ as command
 from gpt2_jax.ablate.campaign import worker as workers
 from gpt2_jax.ablate.campaign.cells import Cells, Plan, cell_config
 from gpt2_jax.ablate.campaign.claims import Claims
@@ -19,7 +22,7 @@ from gpt2_jax.ablate.report.analysis import analyse
 from gpt2_jax.errors import EXIT_FINISHED, UserError
 from gpt2_jax.track.display import Display
 from gpt2_jax.train.rundir import RunDirectory
-from gpt2_jax.train.signals import StopSignal
+from gpt2_jax.train.signals import Stopped, StopSignal
 from tests.ablate.campaign.small import P, base, conduct, results, starts
 from tests.tools import make_text
 
@@ -219,3 +222,11 @@ def test_checkpoints_are_dropped_if_the_file_asks_for_it(done, text_file, tmp_pa
     assert not list(workdir.glob("cells/*/checkpoints"))
     assert (workdir / "results.json").read_bytes() == before
     assert len(list(workdir.glob("cells/*/metrics.jsonl"))) == 2
+
+
+def test_a_signal_during_the_plan_ends_it_at_once(monkeypatch):
+    """A text may take minutes to prepare then."""
+    worker = SimpleNamespace(check=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(command, "_SUBMIT", SimpleNamespace(value=None))
+    with pytest.raises(Stopped, match="SIGTERM"), StopSignal() as stop:
+        command._work(worker, None, stop)
