@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
@@ -141,6 +142,20 @@ class IdTokenizer:
         return " ".join(str(int(i)) for i in ids).encode()
 
 
+@contextmanager
+def library_errors(what: str) -> Iterator[None]:
+    """Turns whatever the `tokenizers` library raises into one line.
+
+    It raises bare Exception, and where its Rust code panics a PanicException, which is none.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+            raise
+        raise UserError(f"{what}: {error}") from None
+
+
 class JsonTokenizer:
     """A Hugging Face `tokenizer.json`, through the `tokenizers` library.
 
@@ -165,12 +180,10 @@ class JsonTokenizer:
     def __init__(self, name: str, content: bytes) -> None:
         import tokenizers
 
-        try:
+        with library_errors(f"data.tokenizer={name} is not a tokenizer.json"):
             text = content.decode("utf-8-sig")
             self._tokenizer: Any = tokenizers.Tokenizer.from_str(text)
             added = json.loads(text).get("added_tokens") or []
-        except Exception as error:  # the library raises bare Exception
-            raise UserError(f"data.tokenizer={name} is not a tokenizer.json: {error}") from None
         self.name, self.content = name, content
         self._tokenizer.encode_special_tokens = True  # in a text they are only text
         altered = self._encode_whole_texts()
@@ -203,10 +216,9 @@ class JsonTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         kind = np.uint16 if self.size <= 2**16 else np.uint32
-        try:
+        # For example a word that a vocabulary without [UNK] lacks.
+        with library_errors(f"data.tokenizer={self.name} cannot encode the text"):
             encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        except Exception as error:  # for example a word that a vocabulary without [UNK] lacks
-            raise UserError(f"data.tokenizer={self.name} cannot encode the text: {error}") from None
         return [np.asarray(one.ids, kind) for one in encoded]
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:

@@ -15,6 +15,9 @@ from tests.data import tokenizers
 from tests.tools import ROOT, SHARED
 
 VECTORS = ROOT / "tests" / "fixtures" / "gpt2_vectors"
+# Merges that do not begin with the prefix: the library panics instead of raising.
+PANICKING = tokenizers.bpe()
+PANICKING["model"]["continuing_subword_prefix"] = "##"
 
 
 def vectors():
@@ -115,6 +118,7 @@ def test_any_tokenizer_json(tmp_path):
     [
         (None, "No such file or directory; give `bytes`, `gpt2`, or the path"),
         ("{}", "is not a tokenizer.json"),
+        (json.dumps(PANICKING), "is not a tokenizer.json"),
     ],
 )
 def test_a_tokenizer_that_is_none(tmp_path, content, line):
