@@ -206,6 +206,19 @@ def whole_folder(target: Path) -> Iterator[Path]:
             raise
 
 
+def check_creatable(path: Path) -> None:
+    """Creates a folder and its parents where they are missing, and removes them again.
+
+    Raises:
+      OSError: if that is not possible; then nothing is left, either.
+    """
+    missing = missing_folders(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    finally:
+        remove_empty(missing)
+
+
 def missing_folders(path: Path) -> list[Path]:
     """Returns the folders that do not exist yet of a path and its parents, innermost first."""
     return [folder for folder in (path, *path.parents) if not folder.exists()]
