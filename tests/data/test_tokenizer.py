@@ -184,6 +184,18 @@ def test_a_text_that_the_vocabulary_cannot_express_is_refused(tmp_path):
         load(tmp_path / "t.json", content).encode(["unknown"])
 
 
+def test_no_character_is_lost_without_a_word(tmp_path):
+    """BPE without an unknown token, which skips what it has no token for."""
+    tokenizer = load(tmp_path / "t.json", tokenizers.bpe())
+    with pytest.raises(UserError, match=r"t\.json.*unk_token"):
+        tokenizer.encode(["the river", "the séa"])
+    content = tokenizers.bpe()
+    content["model"]["vocab"]["?"] = 40
+    content["model"]["unk_token"] = "?"
+    with_unknown = load(tmp_path / "u.json", content)
+    assert with_unknown.encode(["the z"])[0].tolist()[-1] == 40
+
+
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="pipe"):
