@@ -62,6 +62,10 @@ def guarded(main: Callable[[list[str]], Any]) -> Callable[[list[str]], Any]:
             die(str(error), error.exit_code)
         except KeyboardInterrupt:
             die("interrupted", 130)
+        except FileNotFoundError:
+            if os.path.exists(os.curdir):
+                raise
+            die("the current directory was deleted; change to another, and start again")
 
     return run
 
@@ -173,7 +177,7 @@ def _quote_words(argv: list[str]) -> list[str]:
 
 def _check_flag_files(words: Sequence[str], within: tuple[str, ...] = ()) -> None:
     """Refuses a --flagfile, also in another one, that is no file of text: a pipe may never end."""
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    for word, after in zip(words, [*words[1:], ""], strict=False):
         given = re.fullmatch(r"--?flagfile(?:=(.*))?", word.strip(), re.DOTALL)
         name = given and (after if given[1] is None else given[1])
         if not name or name in within:

@@ -13,7 +13,7 @@ from gpt2_jax.interop.weights import Tensors
 
 WANTED = ["*.json", "*.safetensors", "merges.txt"]
 SHARD_BYTES = 5_000_000_000  # as large as their hub's shards
-SMALL_FLOATS = ("F8", "F6", "F4")  # numpy has none of them
+SMALL_FLOATS = ("F8_", "F6_", "F4")  # numpy has none of them
 FILE, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 
 
