@@ -63,11 +63,32 @@ def guarded(main: Callable[[list[str]], Any]) -> Callable[[list[str]], Any]:
         except KeyboardInterrupt:
             die("interrupted", 130)
         except FileNotFoundError:
-            if os.path.exists(os.curdir):
+            if _has_directory():
                 raise
             die("the current directory was deleted; change to another, and start again")
+        except (RuntimeError, AssertionError):
+            _check_devices()
+            raise
 
     return run
+
+
+def _has_directory() -> bool:
+    try:
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False
+
+
+def _check_devices() -> None:
+    """Ends the process if jax has no devices, which it reports wherever it is first used."""
+    if "jax" in sys.modules:
+        from gpt2_jax.train.mesh import find_devices
+
+        try:
+            find_devices()
+        except UserError as error:
+            die(str(error))
 
 
 def run_commands(main: Callable[[str], Any], commands: Sequence[str]) -> None:

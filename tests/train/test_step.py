@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gpt2_jax.cli import guarded
 from gpt2_jax.data.sampler import Sampler
 from gpt2_jax.data.shards import Tokens
 from gpt2_jax.errors import UserError
@@ -205,3 +206,6 @@ def test_a_platform_without_devices_is_one_line(monkeypatch, error):
     with pytest.raises(UserError, match="JAX_PLATFORMS") as caught:
         find_devices()
     assert "\n" not in str(caught.value)
+    with pytest.raises(SystemExit) as ended:  # wherever a command first uses jax
+        guarded(lambda argv: jax.devices())(["command"])
+    assert ended.value.code == 2
