@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from difflib import SequenceMatcher
+from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
@@ -25,9 +26,9 @@ from gpt2_jax.errors import (
     suggestion,
     without_credentials,
 )
-from gpt2_jax.files import ensure_home
+from gpt2_jax.files import ensure_home, read_file
 
-HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
+HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull", "--helpxml"}
 # Flags whose values name files or folders, and those whose values are text of any length.
 PATHS = {
     *("workdir", "workdirs", "out", "batch_file", "task_data"),
@@ -39,8 +40,11 @@ TEXTS = {"prompt", "stop"}
 def define_config(meaning: str) -> flags.FlagHolder:
     """Defines --config, and --config.section.field for every field that is given."""
     try:
+        _check_flag_files(sys.argv[1:])  # config_flags reads them already
         return config_flags.DEFINE_config_file("config", None, meaning)
-    except flags.Error as error:  # it looks into --flagfile already
+    except UserError as error:
+        die(str(error))
+    except flags.Error as error:
         die(one_line(error))
     raise AssertionError("unreachable")
 
@@ -59,8 +63,33 @@ def guarded(main: Callable[[list[str]], Any]) -> Callable[[list[str]], Any]:
             die(str(error), error.exit_code)
         except KeyboardInterrupt:
             die("interrupted", 130)
+        except FileNotFoundError:
+            if _has_directory():
+                raise
+            die("the current directory was deleted; change to another, and start again")
+        except (RuntimeError, AssertionError):
+            _check_devices()
+            raise
 
     return run
+
+
+def _has_directory() -> bool:
+    try:
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False
+
+
+def _check_devices() -> None:
+    """Ends the process if jax has no devices, which it reports wherever it is first used."""
+    if "jax" in sys.modules:
+        from gpt2_jax.train.mesh import find_devices
+
+        try:
+            find_devices()
+        except UserError as error:
+            die(str(error))
 
 
 def run_commands(main: Callable[[str], Any], commands: Sequence[str]) -> None:
@@ -86,6 +115,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         show_help()
     logging.set_verbosity(logging.FATAL)  # config_flags warns of what is an error here
     try:
+        _check_flag_files(argv[1:])
         _check_file(argv)
         with redirect_stdout(sys.stderr):  # a config file may print; stdout is for results
             rest = flags.FLAGS(_quote_words(argv))
@@ -125,6 +155,8 @@ def _check_values() -> None:
         value = flags.FLAGS[name].value
         if name.startswith("config") or flags.FLAGS[name].using_default_value:
             continue
+        if isinstance(value, list) and name not in TEXTS and "" in (value or [""]):
+            raise UserError(f"--{name} has an empty entry; leave it out, or give a value")
         for one in value if isinstance(value, list) else [value]:
             if isinstance(one, float) and not math.isfinite(one):
                 raise UserError(f"--{name}={one} is not a finite number")
@@ -163,6 +195,20 @@ def _quote_words(argv: list[str]) -> list[str]:
             arg = f"--config.{given[1]}={configs.words((given[2],))!r}"
         out.append(arg)
     return out
+
+
+def _check_flag_files(words: Sequence[str], within: tuple[str, ...] = ()) -> None:
+    """Refuses a --flagfile, also in another one, that is no file of text: a pipe may never end."""
+    for word, after in zip(words, [*words[1:], ""], strict=False):
+        given = re.fullmatch(r"--?flagfile(?:=(.*))?", word.strip(), re.DOTALL)
+        name = given and (after if given[1] is None else given[1])
+        if not name or name in within:
+            continue
+        try:
+            text = read_file(Path(os.path.expanduser(name))).decode()
+        except (UserError, ValueError) as error:  # ValueError: not UTF-8
+            raise UserError(f"--flagfile={name}: {error}") from None
+        _check_flag_files(text.split("\n"), (*within, name))
 
 
 def _check_file(argv: list[str]) -> None:

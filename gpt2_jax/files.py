@@ -59,10 +59,20 @@ def read_file(path: Path) -> bytes:
     Raises:
       UserError: if it cannot be read, or is not a regular file: reading a pipe may never end.
     """
+    check_regular(path)
+    with read_errors(path):
+        return path.read_bytes()
+
+
+def check_regular(path: Path) -> None:
+    """Refuses what is not a regular file: reading a pipe or a device may never end.
+
+    Raises:
+      UserError: if it is something else, or cannot be looked at.
+    """
     with read_errors(path):
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise OSError(None, "it is not a regular file", str(path))
-        return path.read_bytes()
 
 
 def to_json(value: Any, indent: int | None = None, ascii_only: bool = True) -> str:
@@ -178,7 +188,7 @@ def remembered_sha256(path: Path) -> str:
     """Returns a file's sha256, hashed again only if its size or time of change is new."""
     stat = path.stat()
     state = f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
-    memo = cache_dir() / "hashes" / hashlib.sha256(state.encode()).hexdigest()
+    memo = cache_dir() / "hashes" / hashlib.sha256(os.fsencode(state)).hexdigest()
     if memo.exists():
         return memo.read_text(encoding="utf-8")
     digest = sha256(path)
@@ -208,6 +218,19 @@ def whole_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
             remove_empty(made)
             raise
+
+
+def check_creatable(path: Path) -> None:
+    """Creates a folder and its parents where they are missing, and removes them again.
+
+    Raises:
+      OSError: if that is not possible; then nothing is left, either.
+    """
+    missing = missing_folders(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    finally:
+        remove_empty(missing)
 
 
 def missing_folders(path: Path) -> list[Path]:

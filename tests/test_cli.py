@@ -24,6 +24,7 @@ def place(tmp_path_factory):
     for name, lines in CONFIG_FILES.items():
         (tmp / f"{name}.py").write_text("\n".join([*HEADER, *lines]))
     os.mkfifo(tmp / "pipe")
+    (tmp / "flags").write_text(f"# a comment\n--flagfile={tmp}/flags\n--flagfile={tmp}/pipe\n")
     return tmp
 
 
@@ -230,6 +231,10 @@ SAMPLE = "gpt2_jax.evaluate.sample"
         ("train", [QUICK, "--workdir=W/\udcff"], "UTF-8"),
         ("train", [QUICK, "--wokdir=\x1b[31m", "\x1b[2J"], "--wokdir"),
         ("train", ["--flagfile=W/nowhere"], "flagfile"),
+        ("train", ["--flagfile=W/pipe"], "--flagfile"),
+        ("eval", ["--flagfile", "W/pipe"], "--flagfile"),
+        ("eval", ["--flagfile=W/flags"], "--flagfile"),
+        ("train", [QUICK, "--flagfile=W/binary.txt"], "--flagfile"),
         ("eval", ["--workdir=W/v", "--stride=0"], "stride"),
         ("eval", ["--workdir=W/v", "--limit=99999999999"], "limit"),
         (SAMPLE, ["--workdir=W/v", "--max_new_tokens=10000000000000"], "max_new_tokens"),

@@ -2,11 +2,20 @@
 
 import os
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from gpt2_jax.errors import DiskError, UserError
-from gpt2_jax.files import disk_errors, plain_path, read_file, remove_temporary, write_atomic
+from gpt2_jax.files import (
+    check_creatable,
+    disk_errors,
+    plain_path,
+    read_file,
+    remove_temporary,
+    write_atomic,
+)
 
 FULL = "No space left on device"
 
@@ -56,6 +65,18 @@ def test_what_a_kill_left_of_a_write_is_deleted_and_nothing_else(tmp_path, monke
     assert len(list(tmp_path.iterdir())) == len(names) + 1
     remove_temporary(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == names
+
+
+def test_a_folder_that_can_be_made_is_tried_and_nothing_stays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_creatable(Path("new/sub"))
+    (tmp_path / "file").write_text("")
+    for path in (Path("new/file"), Path("other/../file/sub"), Path("new/" + "x" * 300)):
+        with suppress(OSError):
+            check_creatable(path)
+        assert os.listdir(tmp_path) == ["file"]
+    with pytest.raises(OSError, match="file"):
+        check_creatable(Path("other/../file/sub"))
 
 
 def test_what_is_not_a_file_is_not_read(tmp_path):

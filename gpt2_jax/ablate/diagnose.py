@@ -23,7 +23,7 @@ from gpt2_jax.config_check import check
 from gpt2_jax.data.corpus import open_corpus
 from gpt2_jax.data.sampler import Sampler
 from gpt2_jax.errors import UserError, suggestion
-from gpt2_jax.files import disk_errors, whole_folder
+from gpt2_jax.files import check_creatable, disk_errors, whole_folder
 from gpt2_jax.model.placements import PRESETS
 from gpt2_jax.train.mesh import configure_devices
 from gpt2_jax.train.program import memory_errors
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--out={out} is there already; choose another, or remove it")
     _check_flags()
     with disk_errors(f"--out={out}"):
-        out.parent.mkdir(parents=True, exist_ok=True)
+        check_creatable(out.parent)
     found = []
     print(f"{'model':<28} {'blocks':>6} {'update':>7}  " + "  ".join(WHOLE))
     with memory_errors():

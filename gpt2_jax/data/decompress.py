@@ -7,6 +7,7 @@ import codecs
 import gzip
 import io
 import lzma
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,11 +30,14 @@ def open_binary(path: Path) -> IO[bytes]:
         case ".gz":
             return io.BufferedReader(gzip.open(path, "rb"))
         case ".bz2":
-            return bz2.open(path, "rb")
+            return _framed(path, bz2.BZ2Decompressor, _at_most_a_chunk)
         case ".xz":
-            return lzma.open(path, "rb")
+            return _framed(path, lzma.LZMADecompressor, _at_most_a_chunk)
         case ".zst":
-            return io.BufferedReader(_Zstd(path), _CHUNK)
+            import zstandard
+
+            library = zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW)
+            return _framed(path, library.decompressobj, lambda frame, data: frame.decompress(data))
         case _:
             return open(path, "rb")
 
@@ -83,19 +87,32 @@ class _Recoded(io.RawIOBase):
         super().close()
 
 
-class _Zstd(io.RawIOBase):
-    """The content of all frames of a .zst file.
+def _framed(path: Path, new: Callable[[], Any], unpack: Callable[[Any, bytes], bytes]) -> IO[bytes]:
+    return io.BufferedReader(_Frames(path, new, unpack), _CHUNK)
 
-    The library's own stream reader takes a truncated frame for the end of the file.
+
+def _at_most_a_chunk(frame: Any, data: bytes) -> bytes:
+    """Unpacks so much at a time that a file of one repeated character needs no more memory."""
+    return bytes(frame.decompress(data, _CHUNK))
+
+
+class _Frames(io.RawIOBase):
+    """The content of all frames (of bz2 and xz: streams) of a compressed file.
+
+    The readers of the libraries take a truncated zstd frame, or a damaged second stream of bz2 or
+    xz, for the end of the file.
+
+    Args:
+      new: returns a decompressor of one frame. unpack: passes it bytes, and returns the text's.
     """
 
-    def __init__(self, path: Path) -> None:
-        import zstandard
-
+    def __init__(
+        self, path: Path, new: Callable[[], Any], unpack: Callable[[Any, bytes], bytes]
+    ) -> None:
         self._file = open(path, "rb")
-        self._library = zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW)
-        self._frame = self._library.decompressobj()
-        self._begun = False
+        self._new, self._unpack = new, unpack
+        self._frame = new()
+        self._n_frames, self._begun = 0, False
         self._packed, self._ready = b"", memoryview(b"")
 
     def readable(self) -> bool:
@@ -103,19 +120,40 @@ class _Zstd(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self._ready:
-            self._packed = self._packed or self._file.read(_CHUNK >> 4)
-            if not self._packed:
-                if self._begun:
-                    raise EOFError("the compressed file ends within a frame")
+            if not self._feed():
                 return 0
-            self._ready = memoryview(self._frame.decompress(self._packed))
-            self._begun = True
-            self._packed = self._frame.unused_data
-            if self._frame.eof:
-                self._frame, self._begun = self._library.decompressobj(), False
         now, self._ready = self._ready[: len(buffer)], self._ready[len(buffer) :]
         buffer[: len(now)] = now
         return len(now)
+
+    def _feed(self) -> bool:
+        """Unpacks the next bytes of the file; returns whether there were any.
+
+        Raises:
+          EOFError: if the file ends within a frame.
+        """
+        if getattr(self._frame, "needs_input", True):  # else it holds back part of the text
+            self._packed = self._packed or self._file.read(_CHUNK >> 4)
+            if self._n_frames and not self._begun:
+                self._packed = self._packed.lstrip(b"\0") or self._after_padding()
+            if not self._packed:
+                if self._begun or not self._n_frames:
+                    raise EOFError("the compressed file ends within a frame")
+                return False
+        self._ready = memoryview(self._unpack(self._frame, self._packed))
+        self._begun, self._packed = True, b""
+        if self._frame.eof:
+            self._packed = self._frame.unused_data
+            self._frame, self._begun = self._new(), False
+            self._n_frames += 1
+        return True
+
+    def _after_padding(self) -> bytes:
+        """Returns the next bytes after the zeros that may follow a frame; nothing at the end."""
+        while data := self._file.read(_CHUNK >> 4):
+            if data := data.lstrip(b"\0"):
+                return data
+        return b""
 
     def close(self) -> None:
         self._file.close()

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from gpt2_jax.data.text import TEXT_FIELDS, shown
 from gpt2_jax.errors import UserError
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Returns what a JSON text holds.
+
+    Raises:
+      ValueError: if it is not JSON, or an object has its text twice, of which one would be lost.
+    """
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        for name in TEXT_FIELDS if len(fields) > 1 else fields:
+            if names.count(name) > 1:
+                raise ValueError(f"an object has the field '{name}' {names.count(name)} times")
+    return fields
 
 
 def find_records(parsed: Any, where: str) -> list[Any]:

@@ -12,6 +12,7 @@ from gpt2_jax.data.decompress import COMPRESSED
 from gpt2_jax.data.readers import kind
 from gpt2_jax.data.text import shown
 from gpt2_jax.errors import UserError
+from gpt2_jax.files import read_errors
 
 _DOCUMENTATION = (".md", ".rst", ".txt")
 
@@ -104,7 +105,9 @@ def _walked(folder: Path) -> tuple[list[Path], int]:
 
     for here, folders, names in os.walk(folder, onerror=refuse):
         linked += sum(os.path.islink(os.path.join(here, name)) for name in folders)
-        found += [path for name in names if (path := Path(here, name)).is_file()]
+        for path in (Path(here, name) for name in names):
+            with read_errors(path):  # a link may lead to where one may not look
+                found += [path] if path.is_file() else []
     return sorted(found), linked
 
 

@@ -28,7 +28,7 @@ from gpt2_jax.data.pool import ProcessKilled, encode_in_processes
 from gpt2_jax.data.split import Marked, Plan
 from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.data.writer import ShardWriter, WriterState
-from gpt2_jax.errors import DiskError, UserError
+from gpt2_jax.errors import DiskError, UserError, printable
 from gpt2_jax.files import disk_errors, missing_folders, remove_empty, write_json
 
 JOURNAL = "progress.json"
@@ -76,15 +76,10 @@ def prepare(
             return _finished(out, key)
         made = missing_folders(out)
         out.mkdir(parents=True, exist_ok=True)
+        _refuse_strange(out)  # before there is a lock, so that nothing is left behind
         with _only_one(out):
             if (out / MANIFEST).exists():
                 return _finished(out, key)
-            strange = [p.name for p in out.iterdir() if not p.name.startswith(".")]
-            if strange and not (out / JOURNAL).exists():
-                raise UserError(
-                    f"{out} is not empty and holds no prepared data ({sorted(strange)[0]}); "
-                    "choose another --out"
-                )
             try:
                 return _Preparation(plan, tokenizer, out, shard_tokens, processes, key).run()
             except (DiskError, ProcessKilled):
@@ -92,6 +87,16 @@ def prepare(
             except UserError:
                 _discard(out, made)  # other text or options begin anew
                 raise
+
+
+def _refuse_strange(out: Path) -> None:
+    """Refuses a folder with files of somebody else's."""
+    names = [path.name for path in out.iterdir() if not path.name.startswith(".")]
+    if names and not {JOURNAL, MANIFEST} & set(names):
+        raise UserError(
+            f"{out} is not empty and holds no prepared data ({sorted(names)[0]}); "
+            "choose another --out"
+        )
 
 
 @contextmanager
@@ -138,7 +143,7 @@ class _Preparation:
     def run(self) -> Manifest:
         for source in (self.plan.source, self.plan.val_source):
             if source is not None and source.summary:
-                print(f"preparing {source.summary}", file=sys.stderr)
+                print(f"preparing {printable(source.summary)}", file=sys.stderr)
         done, ended, writers = self._continued() or (0, {}, self._writers({}))
         if done:
             print(f"preparing {self.out}: continuing after {done} texts", file=sys.stderr)

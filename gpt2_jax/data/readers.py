@@ -13,13 +13,14 @@ from typing import Any
 
 from gpt2_jax.data import text as texts
 from gpt2_jax.data.decompress import COMPRESSED, open_binary, open_text
-from gpt2_jax.data.json_records import find_records
+from gpt2_jax.data.json_records import find_records, parse_json
 from gpt2_jax.data.text import Piece, readable, row_text, shown, split_long, text_field
 from gpt2_jax.errors import UserError
 
 _DELIMITERS = ",;\t|"
 _LONGEST_NAME_WORDS = 3  # in the header of a CSV file with one column
 _ROWS = 1024
+_ARROW_END = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream, since Arrow 0.15
 
 
 def kind(path: Path) -> str | None:
@@ -77,7 +78,7 @@ def _parsed_lines(file: Iterable[bytes], path: Path) -> Iterator[tuple[Any, str]
     for number, line in enumerate(file, 1):
         if line.strip():
             try:
-                yield json.loads(line), f"{path} line {number}"
+                yield parse_json(line), f"{path} line {number}"
             except RecursionError:
                 raise UserError(f"{path} line {number} is nested too deeply") from None
             except ValueError as error:
@@ -88,7 +89,7 @@ def _read_json(path: Path) -> Iterator[Piece]:
     with open_text(path) as file:
         content = file.read()
     try:
-        found = find_records(json.loads(content), str(path))
+        found = find_records(parse_json(content), str(path))
     except json.JSONDecodeError as error:
         if error.msg != "Extra data":
             raise UserError(f"{path} is not JSON: {error}") from None
@@ -134,7 +135,7 @@ def _read_csv(path: Path) -> Iterator[Piece]:
         rows = _csv_rows(path, lines, head, delimiter)
         names, _ = next(rows, ([], ""))
         field = text_field(names, str(path))
-        if len(names) == 1 and len(field.split()) > _LONGEST_NAME_WORDS:
+        if len(names) == 1 and (field[:1] in "{[" or len(field.split()) > _LONGEST_NAME_WORDS):
             raise UserError(
                 f"{path} row 1, {field[:40]!r}, does not look like a column's name; give the file "
                 "a header such as 'text', or name it .txt"
@@ -195,7 +196,9 @@ def _delimiter(head: str, path: Path) -> str:
 def _read_parquet(path: Path) -> Iterator[Piece]:
     import pyarrow.dataset as ds
 
-    table = ds.dataset(path, format="parquet")
+    options = ds.ParquetFragmentScanOptions(page_checksum_verification=True)  # where there are any
+    format_ = ds.ParquetFileFormat(default_fragment_scan_options=options)
+    table = ds.dataset(path, format=format_)
     field = _text_column(table.schema, path)
     # An expression names the column itself: a plain name with a dot would mean a nested field.
     scanner = table.scanner(
@@ -215,14 +218,29 @@ def _read_arrow(path: Path) -> Iterator[Piece]:
     with source:
         try:
             batches: Any = pa.ipc.open_stream(source)
-            schema = batches.schema
+            schema, is_stream = batches.schema, True
         except pa.ArrowInvalid:
             opened = pa.ipc.open_file(source)
-            schema = opened.schema
+            schema, is_stream = opened.schema, False
             batches = (opened.get_batch(i) for i in range(opened.num_record_batches))
         field = _text_column(schema, path)
         column = schema.get_field_index(field)
         yield from _column_texts((batch.column(column) for batch in batches), path, field)
+        if is_stream:
+            _check_end(source, path)
+
+
+def _check_end(stream: Any, path: Path) -> None:
+    """Refuses an Arrow stream that was cut between two batches, or that another one follows.
+
+    Arrow's reader takes the end of the file, too, for the end of the stream.
+    """
+    end = stream.tell()
+    stream.seek(max(0, end - len(_ARROW_END)))
+    if stream.read(len(_ARROW_END)) != _ARROW_END:
+        raise UserError(f"{path} has no end-of-stream mark: it was cut short; write it again")
+    if stream.read(1):
+        raise UserError(f"{path} holds more after the end of its stream; write one stream per file")
 
 
 def _text_column(schema: Any, path: Path) -> str:

@@ -47,7 +47,7 @@ def open_shard(path: Path) -> np.ndarray:
     if (values[0], values[1]) not in FORMATS:
         raise UserError(f"{path} is not a token shard (no header of llm.c's format)")
     dtype, n_tokens = np.dtype(FORMATS[values[0], values[1]]), int(values[2])
-    if path.stat().st_size != HEADER_BYTES + n_tokens * dtype.itemsize:
+    if n_tokens < 0 or path.stat().st_size != HEADER_BYTES + n_tokens * dtype.itemsize:
         raise UserError(f"{path} is damaged: its size does not fit its {n_tokens} tokens")
     return np.memmap(path, dtype, "r", HEADER_BYTES, (n_tokens,))
 
@@ -83,6 +83,18 @@ class Corpus:
     manifest: Manifest
     train: Tokens | None
     val: Tokens
+
+    def check_validation(self) -> None:
+        """Refuses validation text in which there is nothing to predict.
+
+        Raises:
+          UserError: naming the fields that it depends on.
+        """
+        if len(self.val) < 2:
+            raise UserError(
+                f"the validation text of data.source={self.manifest.source} has fewer than two "
+                "tokens; raise data.val_fraction, or give more text as data.val_source"
+            )
 
     def bytes_per_token(self, split: str) -> float | None:
         """Returns the text's bytes per token of a split, or None where they were not counted."""

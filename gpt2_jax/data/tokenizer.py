@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
@@ -17,6 +18,7 @@ from gpt2_jax.errors import UserError, shown
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 MOST_DIGITS = 9  # of an id
+NO_UNKNOWN = "<no unknown token>"
 END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 
 
@@ -141,6 +143,20 @@ class IdTokenizer:
         return " ".join(str(int(i)) for i in ids).encode()
 
 
+@contextmanager
+def library_errors(what: str) -> Iterator[None]:
+    """Turns whatever the `tokenizers` library raises into one line.
+
+    It raises bare Exception, and where its Rust code panics a PanicException, which is none.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+            raise
+        raise UserError(f"{what}: {error}") from None
+
+
 class JsonTokenizer:
     """A Hugging Face `tokenizer.json`, through the `tokenizers` library.
 
@@ -165,14 +181,13 @@ class JsonTokenizer:
     def __init__(self, name: str, content: bytes) -> None:
         import tokenizers
 
-        try:
+        with library_errors(f"data.tokenizer={name} is not a tokenizer.json"):
             text = content.decode("utf-8-sig")
             self._tokenizer: Any = tokenizers.Tokenizer.from_str(text)
             added = json.loads(text).get("added_tokens") or []
-        except Exception as error:  # the library raises bare Exception
-            raise UserError(f"data.tokenizer={name} is not a tokenizer.json: {error}") from None
         self.name, self.content = name, content
         self._tokenizer.encode_special_tokens = True  # in a text they are only text
+        self._lose_no_characters()
         altered = self._encode_whole_texts()
         ids = self._tokenizer.get_vocab(with_added_tokens=True)
         # Ids may have gaps: the model needs a row for the largest.
@@ -190,6 +205,15 @@ class JsonTokenizer:
             )
         self.end_of_text_name, self.end_of_text = known[0], ids[known[0]]
 
+    def _lose_no_characters(self) -> None:
+        """Makes BPE without an unknown token raise, as other models do, where it would skip text.
+
+        The name is not in the vocabulary, which the library finds out when it needs the token.
+        """
+        model = self._tokenizer.model
+        if getattr(model, "unk_token", "") is None:
+            model.unk_token = NO_UNKNOWN
+
     def _encode_whole_texts(self) -> bool:
         """Switches off truncation, padding and dropout; returns whether any was on."""
         tokenizer, model = self._tokenizer, self._tokenizer.model
@@ -203,10 +227,18 @@ class JsonTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         kind = np.uint16 if self.size <= 2**16 else np.uint32
-        try:
-            encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        except Exception as error:  # for example a word that a vocabulary without [UNK] lacks
-            raise UserError(f"data.tokenizer={self.name} cannot encode the text: {error}") from None
+        # For example a word that a vocabulary without [UNK] lacks.
+        with library_errors(f"data.tokenizer={self.name} cannot encode the text"):
+            try:
+                encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            except Exception as error:
+                if NO_UNKNOWN not in str(error):
+                    raise
+                raise UserError(
+                    "it has no token for some of its characters, and no unk_token: they would be "
+                    "lost; train it on every character (of ByteLevel, initial_alphabet=ByteLevel."
+                    "alphabet()), or give it an unk_token"
+                ) from None
         return [np.asarray(one.ids, kind) for one in encoded]
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:

@@ -321,6 +321,8 @@ def rows(results: dict[str, Any]) -> Iterator[tuple[str, str, float, float | Non
 
 def _tasks(manager: TaskManager, names: Sequence[str], task_data: str | None) -> list[Any]:
     known = set(manager.all_tasks)
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise UserError(f"--tasks has {twice[0]} twice")
     for name in names:
         if name not in known:
             near = suggestion(name, known)
@@ -339,6 +341,11 @@ def _load(manager: TaskManager, name: str, task_data: str | None) -> list[Any]:
         raise
     except Exception as error:  # each source of data, and each task's code, has its own
         reason = " ".join(str(error).split())[:200]
+        if task_data is not None:
+            raise UserError(
+                f"--task_data={task_data} does not hold what {name} needs "
+                f"({type(error).__name__}: {reason})"
+            ) from None
         raise UserError(
             f"--tasks: {name} cannot be had ({type(error).__name__}: {reason}); is there a "
             "network, and what the task itself needs?"

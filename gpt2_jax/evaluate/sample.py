@@ -29,7 +29,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "the run")
 _STEP = flags.DEFINE_string("step", None, "checkpoint: a step, or best; unset: the latest")
 _PROMPT = flags.DEFINE_string("prompt", None, "text to continue; unset or empty: a new document")
 _BATCH = flags.DEFINE_string(
-    "batch_file", None, "prompts, one a line (.jsonl: strings, or objects with a prompt)"
+    "batch_file", None, "prompts, one per line (.jsonl: strings, or objects with a prompt)"
 )
 _SAMPLES = flags.DEFINE_integer("num_samples", 1, "texts for each prompt", 1, 100_000)
 _NEW = flags.DEFINE_integer("max_new_tokens", 200, "tokens at most", 1, 1_000_000)

@@ -7,15 +7,19 @@ for: JSON lines, and a README that names them as configurations (the hub's repos
 from __future__ import annotations
 
 import hashlib
+import json
+import lzma
 import re
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import (
     cache_dir,
+    check_regular,
     remembered_sha256,
     text_lines,
     to_json,
@@ -60,11 +64,12 @@ def local_folder(task: LocalTask, source: Path) -> Path:
     """Returns a folder that `datasets` reads, made from the task's file under `source`.
 
     Raises:
-      UserError: if the file is not there.
+      UserError: if the file is not there, or does not hold what it should.
     """
     found = sorted(source.glob(task.pattern))
     if not found:
         raise UserError(f"--task_data={source} has no {task.pattern} for {task.kind}")
+    check_regular(found[0])
     digest = hashlib.sha256(f"2 {task.kind} {remembered_sha256(found[0])}".encode()).hexdigest()
     folder = cache_dir() / "tasks" / f"{task.kind}-{digest[:16]}"
     if folder.exists():
@@ -72,11 +77,25 @@ def local_folder(task: LocalTask, source: Path) -> Path:
     with whole_folder(folder) as partial:
         names = []
         for name, split, lines in task.parts(found[0]):
+            _check_lines(lines, f"--task_data: {found[0]} ({name})")
             write_atomic(partial / f"{name}.jsonl", "".join(f"{line}\n" for line in lines))
             files = f"  data_files:\n  - split: {split}\n    path: {name}.jsonl"
             names.append(f"- config_name: {name}\n{files}")
         write_atomic(partial / "README.md", "---\nconfigs:\n" + "\n".join(names) + "\n---\n")
     return folder
+
+
+def _check_lines(lines: list[str], where: str) -> None:
+    """Refuses what is not JSON lines: `datasets` does not say which file and line it is about."""
+    if not lines:
+        raise UserError(f"{where} is empty")
+    for number, line in enumerate(lines, 1):
+        try:
+            valid = isinstance(json.loads(line), dict)
+        except (ValueError, RecursionError):
+            valid = False
+        if not valid:
+            raise UserError(f"{where} line {number} is not a JSON object")
 
 
 def parts_of_blimp(folder: Path) -> list[str]:
@@ -85,10 +104,18 @@ def parts_of_blimp(folder: Path) -> list[str]:
 
 
 def _read(path: Path) -> str:
-    try:
+    with _named(path):
         return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"--task_data: {path} is not UTF-8 text: {error}") from None
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Turns what is wrong with a file's bytes into one line that names it."""
+    try:
+        yield
+    except (ValueError, tarfile.TarError, lzma.LZMAError, EOFError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"--task_data: {path} is damaged, or not UTF-8 text: {reason}") from None
 
 
 def _lambada(path: Path) -> Iterator[Part]:
@@ -100,7 +127,7 @@ def _hellaswag(path: Path) -> Iterator[Part]:
 
 
 def _blimp(path: Path) -> Iterator[Part]:
-    with tarfile.open(path) as archive:
+    with _named(path), tarfile.open(path) as archive:
         for member in sorted(archive.getmembers(), key=lambda member: member.name):
             file = archive.extractfile(member)
             if file is not None and member.name.endswith(".jsonl"):
@@ -109,13 +136,17 @@ def _blimp(path: Path) -> Iterator[Part]:
 
 def wikitext_pages(text: str) -> list[str]:
     """Returns WikiText's articles: each begins at a heading of the first level."""
-    starts = [match.start() for match in re.finditer(r"^ = [^=].*[^=] = $", text, re.MULTILINE)]
+    starts = [
+        match.start() for match in re.finditer(r"^ = [^=](?:.*[^=])? = $", text, re.MULTILINE)
+    ]
     ends = [*starts[1:], len(text)]
-    return [text[a:b] for a, b in zip(starts, ends, strict=True)]
+    return [text[a:b] for a, b in zip(starts, ends, strict=False)]  # one end if no start
 
 
 def _wikitext(path: Path) -> Iterator[Part]:
     pages = wikitext_pages(_read(path))
+    if not pages:
+        raise UserError(f"--task_data: {path} has no heading of an article, such as ` = Title = `")
     yield "wikitext-2-raw-v1", "test", [to_json({"page": page}) for page in pages]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from gpt2_jax.data.readers import kind
 from gpt2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.evaluate.choice import Choice
@@ -35,7 +36,7 @@ def sample_text(config: ConfigDict, structure: Structure, params: Any, tokenizer
 
 
 def read_prompts(path: Path) -> list[str]:
-    """Returns the prompts of a UTF-8 file, one per line.
+    """Returns the prompts of a UTF-8 file, one per line: text, or JSON by the file's name.
 
     Only a line feed ends a line, with or without a carriage return before it; a byte order mark is
     not part of the text.
@@ -43,6 +44,8 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
       UserError: naming the line that holds none.
     """
+    if kind(path) not in (None, ".txt", ".jsonl"):
+        raise UserError(f"--batch_file={path} is not a list of prompts: give a .txt or .jsonl file")
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"--batch_file={path} is not a file")
@@ -51,7 +54,7 @@ def read_prompts(path: Path) -> list[str]:
         raise UserError(f"--batch_file={path} cannot be read as UTF-8 text: {error}") from None
     if not lines:
         raise UserError(f"--batch_file={path} is empty")
-    if path.suffix != ".jsonl":
+    if kind(path) in (None, ".txt"):
         return lines
     prompts = []
     for number, line in enumerate(lines, start=1):

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from gpt2_jax.errors import UserError
-from gpt2_jax.files import read_errors, read_fields, write_json
+from gpt2_jax.errors import UserError, shown
+from gpt2_jax.files import check_regular, read_errors, read_fields, write_json
 from gpt2_jax.interop.weights import Tensors
 
 WANTED = ["*.json", "*.safetensors", "merges.txt"]
 SHARD_BYTES = 5_000_000_000  # as large as their hub's shards
+SMALL_FLOATS = ("F8_", "F6_", "F4")  # numpy has none of them
 FILE, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 
 
@@ -79,6 +80,10 @@ def _read_shards(folder: Path) -> Tensors:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
             raise UserError(f"{folder / INDEX} points out of its folder, to {name!r}: refused")
+        if path.suffix != ".safetensors" or not name.isprintable():
+            raise UserError(
+                f"{folder / INDEX} names {shown(name)}, which is not a .safetensors file"
+            )
         here = _read_safetensors(folder / path)
         wrong = [tensor for tensor in here if places.get(tensor) != name]
         if wrong:
@@ -92,9 +97,16 @@ def _read_shards(folder: Path) -> Tensors:
 def _read_safetensors(path: Path) -> Tensors:
     from safetensors import SafetensorError, safe_open
 
+    check_regular(path)
     try:
         with safe_open(path, framework="numpy") as file:
             names = file.keys()  # the file itself is not iterable
+            kinds = {name: file.get_slice(name).get_dtype() for name in names}
+            if small := [name for name in names if kinds[name].startswith(SMALL_FLOATS)]:
+                raise UserError(
+                    f"{path}: tensor {small[0]} is {kinds[small[0]]}; only float32, float16 and "
+                    "bfloat16 are read"
+                )
             return {name: file.get_tensor(name) for name in names}
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
@@ -103,6 +115,7 @@ def _read_safetensors(path: Path) -> Tensors:
 
 
 def _read_pickle(path: Path) -> Tensors:
+    check_regular(path)
     try:
         import torch
     except ImportError:

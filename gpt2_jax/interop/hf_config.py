@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from gpt2_jax import config as configs
-from gpt2_jax.errors import UserError
+from gpt2_jax.errors import UserError, shown
 from gpt2_jax.model import placements
 from gpt2_jax.model.placements.axes import INITIAL
 from gpt2_jax.model.placements.resolve import differences, resolve
@@ -62,7 +62,7 @@ def dropout_note(theirs: dict[str, Any]) -> str | None:
     rates = {name: theirs[name] for name in DROPOUTS if theirs.get(name)}
     if not rates:
         return None
-    listed = ", ".join(f"{name}={rate}" for name, rate in rates.items())
+    listed = ", ".join(f"{name}={shown(rate)}" for name, rate in rates.items())
     return f"it was trained with {listed}; set model.dropout to train on with any"
 
 

@@ -13,6 +13,7 @@ from gpt2_jax.data.tokenizer import (
     JsonTokenizer,
     gpt2_merges,
     gpt2_ranks,
+    library_errors,
     load_tokenizer,
     printable_bytes,
 )
@@ -127,10 +128,9 @@ def _read(folder: Path) -> dict[str, Any] | None:
         content = _from_merges(folder)
     else:
         return None
-    try:  # what the library accepts has the types that are relied on below
+    with library_errors(f"{folder}: its tokenizer is not valid"):
+        # What the library accepts has the types that are relied on below.
         tokenizers.Tokenizer.from_str(json.dumps(content))
-    except Exception as error:  # the library raises bare Exception
-        raise UserError(f"{folder}: its tokenizer is not valid: {error}") from None
     content["added_tokens"] = content.get("added_tokens") or []
     settings = _optional_json(folder / "tokenizer_config.json")
     _set_prefix_space(content, settings)

@@ -13,7 +13,7 @@ from gpt2_jax.data.corpus import open_corpus
 from gpt2_jax.data.sampler import Sampler
 from gpt2_jax.data.shards import Corpus
 from gpt2_jax.data.tokenizer import load_tokenizer
-from gpt2_jax.errors import EXIT_FINISHED, EXIT_STOPPED, UserError
+from gpt2_jax.errors import EXIT_FINISHED, EXIT_STOPPED
 from gpt2_jax.model.structure import structure
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.track.screen import forgiving_output, say, status
@@ -81,8 +81,7 @@ def _train(config: ConfigDict, workdir: str, sample: Sample | None, stop: StopSi
         )
     assert corpus.train is not None
     sampler = Sampler(corpus.train, data.seq_len, config.train.batch_size, config.seed)
-    if len(corpus.val) < 2:
-        raise UserError("the validation text has fewer than two tokens; give more of it")
+    corpus.check_validation()
     directory.lock()
     try:
         directory.check_config(config)  # again: nobody else can write now

@@ -43,11 +43,28 @@ def make_mesh(config: ConfigDict) -> Mesh:
     Raises:
       UserError: if there are fewer devices than `mesh.data`.
     """
-    devices = jax.devices()
+    devices = find_devices()
     n = config.mesh.data or _largest_divisor(_micro_batch(config), len(devices))
     if n > len(devices):
         raise UserError(f"mesh.data={n}, but there are {len(devices)} devices; lower or unset it")
     return Mesh(devices[:n], (DATA,), axis_types=(AxisType.Auto,))
+
+
+def find_devices() -> list[jax.Device]:
+    """Returns jax's devices.
+
+    Raises:
+      UserError: if it has none, as with a JAX_PLATFORMS that this machine or installation lacks.
+    """
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: known, but without devices
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        reason = " ".join(str(error).split()) or "there is no such device"
+        raise UserError(
+            f"jax cannot start (JAX_PLATFORMS={asked}): {reason}; unset JAX_PLATFORMS, or install "
+            "the jax that is made for the device"
+        ) from None
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -55,8 +55,9 @@ def rate_factors(config: ConfigDict, structure: Structure) -> Any | None:
 
     tree = jax.tree_util.tree_map_with_path(factor, structure.shapes)
     if unused := [text for text, *_ in rules if text not in used]:
+        field = "frozen" if unused[0] in words(config.optimizer.frozen) else "lr_multipliers"
         raise UserError(
-            f"the pattern {unused[0]!r} matches no parameter; paths look like "
+            f"optimizer.{field}: the pattern {unused[0]!r} matches no parameter; paths look like "
             f"{', '.join(dict.fromkeys([seen[-1], seen[0], seen[len(seen) // 2], seen[-3]]))}"
         )
     if not any((leaf != 0).any() for leaf in jax.tree.leaves(tree)):

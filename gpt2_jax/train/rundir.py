@@ -29,6 +29,7 @@ from gpt2_jax.data.shards import Corpus
 from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.errors import UserError, shown
 from gpt2_jax.files import (
+    check_creatable,
     check_format,
     disk_errors,
     missing_folders,
@@ -120,9 +121,7 @@ class RunDirectory:
 
     def _try_to_make(self) -> None:
         with disk_errors(f"--workdir={self.path}"):
-            missing = missing_folders(self.path)
-            self.path.mkdir(parents=True, exist_ok=True)
-            remove_empty(missing)
+            check_creatable(self.path)
 
     def lock(self) -> None:
         """Makes the directory if it does not exist, and keeps other processes out of it."""

@@ -173,8 +173,14 @@ def test_a_checkpoint_is_diagnosed(flags):
             "--step is of a checkpoint: give --workdirs in place of --config",
         ),
         (["--out=x", "--depths=2,4,2"], "--depths has 2 twice"),
+        (["--out=x", "--depths="], "--depths"),
         (["--out=x", "--config.train.init_from=a"], "train.init_from is not used before training"),
     ],
 )
 def test_what_is_wrong_is_one_line(flags, more, line):
     assert line in one_line_error(command(flags, *more))
+
+
+def test_a_refusal_leaves_no_folder(flags):
+    command(flags, f"--out={flags[0]}/new/out", "--depths=0")
+    assert not (flags[0] / "new").exists()

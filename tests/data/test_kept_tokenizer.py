@@ -44,7 +44,7 @@ def config(tmp_path, monkeypatch):
     """A config with a relative tokenizer, whose run has begun in the working directory."""
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "t.json", MINE)
-    (tmp_path / "text.txt").write_text("the river bends. the rivers bend.\n" * 40)
+    (tmp_path / "text.txt").write_text("the river bends the rivers bend " * 40)
     config = tools.tiny(data__source=str(tmp_path / "text.txt"), model__vocab_size=30)
     config.data.tokenizer = "t.json"
     begin(config)

@@ -154,6 +154,17 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path):
     with pytest.raises(UserError, match="is not empty and holds no prepared data"):
         prepare(plan, BYTES, tmp_path)
     assert (tmp_path / "train_notes.jsonl").read_text() == before
+    assert os.listdir(tmp_path) == ["train_notes.jsonl"]
+
+
+def test_what_is_said_of_a_folder_cannot_steer_the_terminal(tmp_path, capsys):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in ("a.txt", "b.txt", "c.\x1b[31mred"):
+        (folder / name).write_text(f"text {name}")
+    prepare(open_plan(str(folder), None, 0.5), BYTES, tmp_path / "out")
+    said = capsys.readouterr().err
+    assert "\x1b" not in said and r"\x1b[31mred" in said
 
 
 @pytest.mark.parametrize("existed", [False, True])

@@ -7,6 +7,7 @@ The expected rows of CSV files were compared with those of pandas 3.1,
 import bz2
 import codecs
 import gzip
+import io
 import json
 import lzma
 from pathlib import Path
@@ -123,6 +124,9 @@ REFUSED = [
     ("a.jsonl", b'{"text": "x"}\n{"a":' + b"[" * 100_000, "line 2 is nested too deeply"),
     ("a.jsonl", b'{"a": "x", "b": "y"}\n', "line 1.*columns are a, b"),
     ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl"),
+    ("a.jsonl", b'{"text": "x", "n": 1}\n{"text": "y", "n": 2, "text": "z"}\n', "line 2.*'text'"),
+    ("a.json", b'{"story": ["x"], "story": ["y"]}', "a.json.*'story'"),
+    ("a.csv", b'{"text": "x"}\n{"text": "y"}\n', "a.csv row 1"),
     ("a.txt", b"abc\0def", "a.txt is binary"),
     ("a.txt", b"caf\xe9 caf\xe9", "a.txt is not UTF-8"),
     ("a.txt", "the séa".encode("utf-16")[:-1], "a.txt"),
@@ -217,6 +221,57 @@ def test_a_truncated_file_is_not_read_as_a_whole_one(tmp_path, suffix):
         (tmp_path / f"a.txt{suffix}").write_bytes(whole + packed[:cut])
         with pytest.raises(UserError, match=f"a.txt{suffix}"):
             documents(tmp_path / f"a.txt{suffix}")
+
+
+@pytest.mark.parametrize("suffix", PACK)
+def test_a_damaged_member_is_not_read_as_the_end(tmp_path, suffix):
+    text = b"the river bends twice, and the town is in the second bend. "
+    first, second = PACK[suffix](text), PACK[suffix](text[::-1])
+    path = tmp_path / f"a.txt{suffix}"
+    for behind in (b"garbage", *(damaged(second, at) for at in range(len(second)))):
+        path.write_bytes(first + behind)
+        try:  # gzip's time of writing, and a zstd frame without a checksum, are free to differ
+            assert len("".join(documents(path))) == 2 * len(text)
+        except UserError as error:
+            assert str(path) in str(error)
+
+
+def damaged(content, at):
+    return content[:at] + bytes([content[at] ^ 0x5A]) + content[at + 1 :]
+
+
+def test_zeros_between_streams_are_padding(tmp_path):
+    # As the .xz format has it (section 2.2, Stream Padding) and `xz -d` accepts it.
+    for pad in (4, 8, 200_000):
+        packed = lzma.compress(b"the s") + bytes(pad) + lzma.compress("éa".encode()) + bytes(pad)
+        (tmp_path / "a.txt.xz").write_bytes(packed)
+        assert documents(tmp_path / "a.txt.xz") == ["the séa"]
+
+
+def test_a_stream_of_arrow_is_whole_and_alone(tmp_path):
+    sink, table = io.BytesIO(), pa.table({"text": AB})
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    whole = sink.getvalue()
+    for suffix, pack in {"": bytes, **PACK}.items():
+        path = tmp_path / f"a.arrow{suffix}"
+        path.write_bytes(pack(whole))
+        assert documents(path) == AB
+        for content in (whole[:-8], whole + whole):
+            path.write_bytes(pack(content))
+            with pytest.raises(UserError, match=r"a\.arrow"):
+                documents(path)
+
+
+def test_a_flipped_bit_under_a_checksum_of_parquet(tmp_path):
+    path = tmp_path / "a.parquet"
+    table = pa.table({"text": AB})
+    options = {"use_dictionary": False, "compression": "none", "write_statistics": False}
+    pq.write_table(table, path, write_page_checksum=True, **options)
+    content = path.read_bytes()
+    path.write_bytes(damaged(content, content.index(b"a river")))
+    with pytest.raises(UserError, match=r"a\.parquet"):
+        documents(path)
 
 
 def test_frames_that_zstd_itself_writes(tmp_path):

@@ -184,12 +184,20 @@ def test_bin_shards_alone_are_split_at_a_document(tmp_path):
         (b"short", "is not a token shard"),
         (b"\0" * 2048, "is not a token shard"),
         (header(100, np.dtype(np.uint16)) + b"\0" * 10, "its size does not fit its 100 tokens"),
+        (header(-5, np.dtype(np.uint16))[:-10], "its size does not fit its -5 tokens"),
     ],
 )
 def test_what_is_no_shard_is_named(tmp_path, content, line):
     (tmp_path / "a.bin").write_bytes(content)
     with pytest.raises(UserError, match=line):
         open_shard(tmp_path / "a.bin")
+
+
+def test_too_little_validation_text_is_said_with_its_fields(tmp_path):
+    write_bin(tmp_path / "a.bin", range(100))
+    corpus = open_corpus(str(tmp_path / "a.bin"), None, "gpt2", 1e-5)[0]
+    with pytest.raises(UserError, match=r"data\.val_fraction.*data\.val_source"):
+        corpus.check_validation()
 
 
 def test_shards_of_another_vocabulary_are_refused(tmp_path):

@@ -151,6 +151,16 @@ def test_a_folder_says_what_it_reads_and_what_it_leaves_out(tmp_path):
     assert "README.md" in [path.name for path in open_source(str(tmp_path)).paths]
 
 
+def test_odd_names_in_a_folder(tmp_path):
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("one")  # not UTF-8
+    (tmp_path / "two\nlines.txt").write_text("two")
+    source = open_source(str(tmp_path))
+    assert documents(tmp_path) == ["one", "two"] and source.fingerprint()
+    (tmp_path / "x.txt").symlink_to("a" * 300)  # whose target cannot be looked up
+    with pytest.raises(UserError, match=r"x\.txt cannot be read"):
+        open_source(str(tmp_path))
+
+
 def test_the_shipped_shakespeare_is_the_well_known_one():
     text = "".join(piece.text for piece in open_source("shakespeare").pieces())
     assert len(text) == 1_115_394 and text.startswith("First Citizen:\nBefore we proceed")

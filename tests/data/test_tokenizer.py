@@ -15,6 +15,9 @@ from tests.data import tokenizers
 from tests.tools import ROOT, SHARED
 
 VECTORS = ROOT / "tests" / "fixtures" / "gpt2_vectors"
+# Merges that do not begin with the prefix: the library panics instead of raising.
+PANICKING = tokenizers.bpe()
+PANICKING["model"]["continuing_subword_prefix"] = "##"
 
 
 def vectors():
@@ -115,6 +118,7 @@ def test_any_tokenizer_json(tmp_path):
     [
         (None, "No such file or directory; give `bytes`, `gpt2`, or the path"),
         ("{}", "is not a tokenizer.json"),
+        (json.dumps(PANICKING), "is not a tokenizer.json"),
     ],
 )
 def test_a_tokenizer_that_is_none(tmp_path, content, line):
@@ -178,6 +182,18 @@ def test_a_text_that_the_vocabulary_cannot_express_is_refused(tmp_path):
     del content["model"]["vocab"]["[UNK]"]
     with pytest.raises(UserError, match=r"data\.tokenizer"):
         load(tmp_path / "t.json", content).encode(["unknown"])
+
+
+def test_no_character_is_lost_without_a_word(tmp_path):
+    """BPE without an unknown token, which skips what it has no token for."""
+    tokenizer = load(tmp_path / "t.json", tokenizers.bpe())
+    with pytest.raises(UserError, match=r"t\.json.*unk_token"):
+        tokenizer.encode(["the river", "the séa"])
+    content = tokenizers.bpe()
+    content["model"]["vocab"]["?"] = 40
+    content["model"]["unk_token"] = "?"
+    with_unknown = load(tmp_path / "u.json", content)
+    assert with_unknown.encode(["the z"])[0].tolist()[-1] == 40
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):

@@ -135,6 +135,9 @@ def test_logits_from_python_have_the_vocabularys_columns(model):
         ("p.txt", "a\x0cb\nc\u2028d\r\n\ne\x85\n", ["a\x0cb", "c\u2028d", "", "e\x85"]),
         ("p.txt", "\ufeffa\n\u00e9", ["a", "\u00e9"]),
         ("p.jsonl", '\ufeff"a\u2028b"\n\n{"prompt": "c"}\r\n', ["a\u2028b", "c"]),
+        ("P.JSONL", '"a"\n', ["a"]),
+        ("p.ndjson", '{"prompt": "a"}\n', ["a"]),
+        ("prompts", '"a"\n', ['"a"']),
     ],
 )
 def test_only_line_feeds_separate_prompts(tmp_path, name, content, prompts):
@@ -148,6 +151,13 @@ def test_a_file_without_prompts_is_refused(tmp_path, content):
         (tmp_path / "p.jsonl").write_bytes(content)
     with pytest.raises(UserError, match=r"p\.jsonl"):
         writing.read_prompts(tmp_path / "p.jsonl")
+
+
+@pytest.mark.parametrize("name", ["p.json", "p.csv", "p.parquet"])
+def test_a_file_of_another_kind_is_no_list_of_prompts(tmp_path, name):
+    (tmp_path / name).write_text('["a", "b"]')
+    with pytest.raises(UserError, match=f"--batch_file=.*{name}"):
+        writing.read_prompts(tmp_path / name)
 
 
 def test_half_a_character_is_no_prompt():

@@ -1,6 +1,9 @@
 """Local files of the harness's tasks become folders that `datasets` reads."""
 
+import io
 import json
+import os
+import tarfile
 
 import pytest
 
@@ -14,6 +17,8 @@ ARTICLE = " = First = \n \n Text = here = it is . \n = = Part = = \n More . \n"
 def test_articles_begin_at_headings_of_the_first_level():
     other = ARTICLE.replace("First", "Second")
     assert wikitext_pages(" \n" + ARTICLE + other) == [ARTICLE, other]
+    short = ARTICLE.replace("First", "I")
+    assert wikitext_pages(ARTICLE + short) == [ARTICLE, short] and wikitext_pages("text") == []
 
 
 def test_a_folder_has_the_splits_that_the_task_asks_for(tmp_path):
@@ -37,6 +42,43 @@ def test_what_has_no_local_form_or_file_is_named(tmp_path):
     assert LocalTask.of("blimp_wh_island").kind == "blimp"
     with pytest.raises(UserError, match=r"has no blimp/\*\.tar\.xz for blimp"):
         local_folder(LocalTask.of("blimp"), tmp_path)
+
+
+def packed(cut=None, **members):
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w:xz") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(f"data/{name}.jsonl")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return sink.getvalue()[:cut]
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "content"),
+    [
+        ("lambada_openai", "lambada/a.jsonl", b""),
+        ("lambada_openai", "lambada/a.jsonl", b'{"text": "a b"}\n{"te'),
+        ("lambada_openai", "lambada/a.jsonl", b'{"text": "\xe9"}\n'),
+        ("lambada_openai", "lambada/a.jsonl", None),  # a pipe
+        ("hellaswag", "hellaswag/a.jsonl", b"[1]\n"),
+        ("blimp", "blimp/a.tar.xz", b"no archive"),
+        ("blimp", "blimp/a.tar.xz", packed(60, wh_island=b'{"a": 1}\n')),
+        ("blimp", "blimp/a.tar.xz", packed(wh_island=b"\xe9\n")),
+        ("blimp", "blimp/a.tar.xz", packed(wh_island=b"hello\n")),
+        ("wikitext", "wikitext2_raw/a.raw", b"no heading\n"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, task, name, content):
+    path = tmp_path / name
+    path.parent.mkdir()
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=path.name) as caught:
+        local_folder(LocalTask.of(task), tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif(not tools.SHARED.exists(), reason="needs the published files")

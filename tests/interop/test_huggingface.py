@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import struct
 from types import SimpleNamespace
 
 import jax
@@ -235,7 +236,34 @@ def test_an_index_cannot_point_out_of_its_folder(tmp_path, place):
         import_model(str(folder), str(tmp_path / "run"))
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "merges.txt"])
+@pytest.mark.parametrize("place", ["", ".", "a\0.safetensors", "\ud800.safetensors", "a.bin"])
+def test_an_index_names_safetensors_files(tmp_path, place):
+    folder = checkpoints.write(tmp_path / "theirs")
+    names = dict.fromkeys(checkpoints.tensors(), place)
+    (folder / files.INDEX).write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(UserError, match=files.INDEX):
+        import_model(str(folder), str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("kind", ["F8_E4M3", "F8_E5M2"])
+def test_a_tensor_of_8_bits_is_refused(tmp_path, kind):
+    folder = checkpoints.write(tmp_path / "theirs")
+    head = json.dumps({"wte.weight": {"dtype": kind, "shape": [4], "data_offsets": [0, 4]}})
+    packed = struct.pack("<Q", len(head)) + head.encode() + bytes(4)
+    (folder / "model.safetensors").write_bytes(packed)
+    with pytest.raises(UserError, match=f"model.safetensors: tensor wte.weight is {kind}"):
+        import_model(str(folder), str(tmp_path / "run"))
+
+
+def test_a_note_has_no_control_characters():
+    note = hf_config.dropout_note({"embd_pdrop": "\x1b[31m", "attn_pdrop": 0.1})
+    assert note.isprintable() and "attn_pdrop=0.1" in note
+
+
+PIPES = ["config.json", "tokenizer.json", "merges.txt", "model.safetensors"]
+
+
+@pytest.mark.parametrize("name", PIPES)
 def test_a_pipe_is_not_read(tmp_path, name):
     folder = checkpoints.write(tmp_path / "theirs")
     if name == "merges.txt":

@@ -224,8 +224,11 @@ def test_multipliers_scale_the_updates_and_the_last_counts():
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"frozen": ("wte", "blocks.7")}, "'blocks.7' matches no parameter; paths look like wte"),
-        ({"lr_multipliers": ("head=1",)}, "'head=1' matches no parameter"),
+        (
+            {"frozen": ("wte", "blocks.7")},
+            "frozen.*'blocks.7' matches no param.* paths look like wte",
+        ),
+        ({"lr_multipliers": ("head=1",)}, "multipliers.*'head=1' matches no parameter"),
         ({"lr_multipliers": ("wte",)}, "'wte', which is no pattern=factor"),
         ({"lr_multipliers": ("wte=-1",)}, "'wte=-1', which is no pattern=factor"),
         ({"frozen": ("*",)}, "leaves nothing to train"),

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gpt2_jax.cli import guarded
 from gpt2_jax.data.sampler import Sampler
 from gpt2_jax.data.shards import Tokens
+from gpt2_jax.errors import UserError
 from gpt2_jax.model.structure import structure
-from gpt2_jax.train.mesh import by_rows, make_mesh
+from gpt2_jax.train.mesh import by_rows, find_devices, make_mesh
 from gpt2_jax.train.optimizer import make_optimizer
 from gpt2_jax.train.state import make_init
 from gpt2_jax.train.step import make_step
@@ -191,3 +193,19 @@ def test_the_program_for_a_gpu_makes_the_same_updates(monkeypatch, one_device):
     assert trainer.run(1)[0]["skipped"] == 1
     after = jax.tree.map(np.array, (trainer.state.params, trainer.state.opt_state))
     jax.tree.map(np.testing.assert_array_equal, after, before)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Unable to initialize\nbackend"), AssertionError()])
+def test_a_platform_without_devices_is_one_line(monkeypatch, error):
+    """What `jax.devices()` raises for a platform that it does not know, or has no device of."""
+
+    def fail():
+        raise error
+
+    monkeypatch.setattr(jax, "devices", fail)
+    with pytest.raises(UserError, match="JAX_PLATFORMS") as caught:
+        find_devices()
+    assert "\n" not in str(caught.value)
+    with pytest.raises(SystemExit) as ended:  # wherever a command first uses jax
+        guarded(lambda argv: jax.devices())(["command"])
+    assert ended.value.code == 2

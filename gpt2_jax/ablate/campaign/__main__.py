@@ -56,6 +56,7 @@ def main(argv: list[str]) -> None:
     shard = parse_shard(_SHARD.value)
     if _SUBMIT.value is None and (_ELEMENTS.value or _RESOURCES.value):
         raise UserError("--elements and --resources are of --submit=slurm or --submit=local")
+    parse_resources(_RESOURCES.value)  # refused before anything is written
     file = config_flags.get_config_filename(flags.FLAGS["config"])
     with forgiving_output():
         sys.exit(run(load(file, _CONFIG.value), Path(_WORKDIR.value), shard))

@@ -19,7 +19,7 @@ from gpt2_jax.ablate.campaign.stored import VERSION, read_stored
 from gpt2_jax.ablate.campaign.variants import given
 from gpt2_jax.config_file import executing
 from gpt2_jax.errors import Damaged, UserError
-from gpt2_jax.files import disk_errors, write_json
+from gpt2_jax.files import check_creatable, disk_errors, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +70,12 @@ def load(argument: str, base: ConfigDict) -> Definition:
             raise UserError(f"--config={path}: get_campaign() must return a Campaign")
         campaign.check()
     configs.validate(config, f"--config={path}: ")
-    axes = {name for variant in campaign.variants for name in variant}
-    if given := [name for name in configs.difference(config, base) if name in axes]:
-        raise UserError(f"--config.{given[0]} has no effect: the campaign's variants set it")
+    set_here = campaign.sets()
+    if given := [name for name in configs.difference(config, base) if name in set_here]:
+        raise UserError(
+            f"--config.{given[0]} has no effect: the campaign sets it for every cell; change "
+            f"get_campaign() in {path}, or leave the flag out"
+        )
     return Definition(argument, config, base, campaign)
 
 
@@ -128,6 +131,8 @@ def check_place(workdir: Path) -> None:
         raise UserError(f"--workdir={workdir}: {there} is a file; choose another")
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"--workdir={workdir}: {there} cannot be written; choose another")
+    with disk_errors(f"--workdir={workdir}"):
+        check_creatable(workdir)
 
 
 def check_same(workdir: Path, definition: Definition) -> None:

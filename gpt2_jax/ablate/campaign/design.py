@@ -145,6 +145,13 @@ class Campaign:
         """How many variants are compared with another."""
         return sum(self.baseline_of(variant) != variant for variant in self.variants)
 
+    def sets(self) -> set[str]:
+        """Returns the fields that cells have from the campaign, whatever the base says."""
+        searched = {RATE} if self.search else set()
+        budget = {"train.steps"} if self.tokens or self.flops else set()
+        axes = {name for variant in self.variants for name in variant}
+        return axes | searched | budget | {SEED, "track.wandb.name"}
+
     def baseline_of(self, variant: Values) -> Values:
         """Returns the variant that this one is compared with; of a baseline, itself.
 
@@ -224,6 +231,11 @@ class Campaign:
             raise UserError(f"the campaign varies '{name}', no field{suggestion(name, FIELDS)}")
         if name == SEED:
             raise UserError("the campaign's seeds are those of `seeds=`, not an axis")
+        if name == "train.eval_tokens":
+            raise UserError(
+                f"the campaign varies {name}, so that losses would be those of different texts; "
+                "set it in get_config(), for all variants"
+            )
         if name == RATE and self.search is not None:
             raise UserError(f"the campaign has {RATE} as an axis and searches for it; do either")
         if name == "train.steps" and (self.tokens or self.flops):

@@ -188,8 +188,9 @@ def names_of(values: Sequence[dict[str, Any]], names: Any) -> tuple[str | None, 
       UserError: if a name is not a short line of text, or two variants have it.
     """
     kept = listed(names, "the campaign's names=")
-    if len(kept) != len(values):
-        kept = [None] * len(values)
+    if kept and len(kept) != len(values):
+        raise UserError(f"the campaign has {len(kept)} names= for {len(values)} variants")
+    kept = kept or [None] * len(values)
     found = [one.get(NAME, old) for one, old in zip(values, kept, strict=True)]
     known = [name for name in found if name is not None]
     for i, name in enumerate(known):

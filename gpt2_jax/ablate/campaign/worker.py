@@ -45,6 +45,7 @@ from gpt2_jax.model.structure import structure
 from gpt2_jax.track.display import Display
 from gpt2_jax.train.checkpoint import Checkpoints
 from gpt2_jax.train.loop import train
+from gpt2_jax.train.mesh import find_devices
 from gpt2_jax.train.rundir import Busy, RunDirectory
 from gpt2_jax.train.signals import StopSignal
 
@@ -147,7 +148,7 @@ class Worker:
             return self.campaign.at_once
         if model.n_params() > SMALL:
             return 1
-        n = len(jax.devices())
+        n = len(find_devices())
         return n if jax.default_backend() == "cpu" else ON_ACCELERATOR * n
 
     def corpus(self, config: ConfigDict) -> Corpus:
@@ -378,6 +379,5 @@ def _corpus(
 ) -> Text:
     """Returns the text of a config's cells, opened once."""
     corpus, opened = open_corpus(source, val_source, tokenizer, val_fraction, document_separator)
-    if len(corpus.val) < 2:
-        raise UserError("the validation text has fewer than two tokens; give more of it")
+    corpus.check_validation()
     return Text(corpus, opened, guessing(corpus.val))

@@ -69,6 +69,8 @@ def test_lists_of_variants():
         ({"variants": grid({P: ("pre_nl",)})}, "placement='pre_nl' is unknown"),
         ({"variants": grid({"model.n_layer": (10**7,)})}, "n_layer=10000000"),
         ({"search": Search(1e-3, seeds=())}, "must be some"),
+        ({"variants": grid({"train.eval_tokens": (64, 128)}), "baseline": {}}, "different texts"),
+        ({"names": ["a"]}, "1 names= for 2 variants"),
         ({"variants": grid({"train.steps": (5,)}), "tokens": 10, "baseline": {}}, "take one"),
     ],
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt2_jax import config as configs
 from gpt2_jax.ablate.campaign import Campaign, grid
 from gpt2_jax.ablate.campaign import definition as definitions
 from gpt2_jax.ablate.campaign.cells import Cells, Plan
@@ -231,3 +232,32 @@ def test_what_is_wrong_with_a_file_is_one_line(text, tmp_path):
     with pytest.raises(UserError, match=FILES[text]) as refused:
         definitions.load(str(tmp_path / "a.py"), tiny())
     assert "\n" not in str(refused.value)
+
+
+SETTING = """
+from gpt2_jax import config as configs
+from gpt2_jax.ablate.campaign import Campaign, Search, grid
+def get_config(): return configs.default()
+def get_campaign():
+    variants = grid({"model.placement": ("pre_ln", "post_ln")})
+    return Campaign(variants, {"model.placement": "pre_ln"}, search=Search(1e-3), tokens=10**6)
+"""
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model.placement", "post_ln"),
+        ("optimizer.peak_lr", 1e-2),  # searched for
+        ("train.steps", 5),  # made of the budget
+        ("seed", 3),
+        ("track.wandb.name", "mine"),
+    ],
+)
+def test_a_flag_without_effect_on_any_cell_is_refused(field, value, tmp_path):
+    (tmp_path / "a.py").write_text(SETTING)
+    config = configs.default()
+    definitions.load(str(tmp_path / "a.py"), config)
+    configs.set_value(config, field, value)
+    with pytest.raises(UserError, match=f"{field} has no effect"):
+        definitions.load(str(tmp_path / "a.py"), config)
