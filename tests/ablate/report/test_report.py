@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import re
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ P, LR = "model.placement", "optimizer.peak_lr"
 NOISE = [0.010, -0.012, 0.004, 0.007, -0.009]
 OFFSETS = {"pre_ln": 0.0, "deepnorm": -0.1, "post_ln": 0.05, "rezero": 0.0}
 TWO = grid({P: ("pre_ln", "rezero")})
+KILLED, YOUNG = ".report.md.0123abcd.tmp", ".report.md.4567cdef.tmp"
 SEEDS = (1, 2, 3, 4, 5, 6, 7, 8, 9)
 # The seed 10 has no noise of its own that could change which rate is the best.
 SEARCH = Search(2.0**-8, n=3, seeds=(10,), contenders=1)
@@ -100,7 +102,14 @@ def end(workdir, kept, cell, value):
 def told(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("report")
     play(workdir)
+    for name in (KILLED, YOUNG):
+        (workdir / name).write_text("")
+    os.utime(workdir / KILLED, (1, 1))
     return workdir, write_report(workdir), (workdir / "report.md").read_text()
+
+
+def test_what_a_killed_report_left_is_deleted(told):
+    assert not (told[0] / KILLED).exists() and (told[0] / YOUNG).exists()
 
 
 def row(text, name, of="## Verdict"):
