@@ -141,8 +141,10 @@ def _work(worker: Worker, definition: Definition) -> int:
         print(f"stopped by {stop.requested}, saved; the same command goes on")
     else:
         found = write_report(workdir)
-        track(workdir, definition, found)
+        problem = track(workdir, definition, found)
         print(f"left in {workdir}: report.html report.md report/ results.json cells/")
+        if problem is not None:
+            print(f"report: {problem}")
         if hint := offline_hint(workdir):
             print(hint)
         if found.n_failed:

@@ -474,6 +474,8 @@ def test_a_report_goes_to_wandb_as_a_run(told, monkeypatch):
     logged = {}
 
     class Log:
+        problem = "rows are missing"
+
         def __init__(self, options, config, rows, say):
             logged["options"] = options
 
@@ -485,15 +487,18 @@ def test_a_report_goes_to_wandb_as_a_run(told, monkeypatch):
 
     monkeypatch.setattr("gpt2_jax.ablate.report.tracked.WandbLog", Log)
     for _ in range(2):
-        track(workdir, Definition("a.py", base, base, CAMPAIGN), found)
+        problem = track(workdir, Definition("a.py", base, base, CAMPAIGN), found)
         ids = logged.setdefault("ids", set())
         ids.add(logged["options"].run_id)
-    assert len(ids) == 1 and logged["options"].group == workdir.name
+    assert len(ids) == 1 and problem == Log.problem and logged["options"].group == workdir.name
     columns, rows = logged["tables"]["verdict"]
     assert columns == COLUMNS and len(rows) == 4
     best = dict(zip(columns, rows[1], strict=True))
     assert best["verdict"] == "better" and best["difference"] == pytest.approx(-0.1, abs=0.02)
     assert set(logged["images"]) == {"losses", "rates", "curves", "depth_start", "depth_end"}
+    (workdir / ".wandb_id").write_bytes(b"\xff")
+    track(workdir, Definition("a.py", base, base, CAMPAIGN), found)
+    assert re.fullmatch("[0-9a-f]{8}", logged["options"].run_id)
 
 
 def test_what_wandb_kept_is_told_how_to_upload(tmp_path):
