@@ -20,6 +20,7 @@ from typing import Any
 from gpt2_jax.errors import Damaged, DiskError, UserError
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # of files that `write_atomic` writes
+HASH = re.compile("[0-9a-f]{64}")
 PLAIN = re.compile(r"[\w./ ,:=+@%-]+", re.ASCII)
 # How tensorstore and safetensors quote the operating system's error.
 SYSTEM_ERROR = re.compile(r"os_error_code='(\d+)'|\(os error (\d+)\)|\bOs \{ code: (\d+)")
@@ -184,17 +185,24 @@ def ensure_home() -> None:
     os.environ["HOME"] = str(home)
 
 
+def fields_sha256(fields: Mapping[str, Any]) -> str:
+    """Returns the hexadecimal sha256 of fields, whatever their order, as JSON."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
 def remembered_sha256(path: Path) -> str:
     """Returns a file's sha256, hashed again only if its size or time of change is new."""
     stat = path.stat()
     state = f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
     memo = cache_dir() / "hashes" / hashlib.sha256(os.fsencode(state)).hexdigest()
-    if memo.exists():
-        return memo.read_text(encoding="utf-8")
+    with suppress(OSError, UserError, ValueError):
+        if HASH.fullmatch(known := read_file(memo).decode()):
+            return known
     digest = sha256(path)
+    # Not atomically: a torn memo is not a hash, and a killed process leaves no temporary file.
     with suppress(OSError):  # a cache that cannot be written only costs the hash again
         memo.parent.mkdir(exist_ok=True)
-        write_atomic(memo, digest)
+        memo.write_text(digest, encoding="utf-8")
     return digest
 
 

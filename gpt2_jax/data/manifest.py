@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_jax.errors import UserError
+from gpt2_jax.files import fields_sha256
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2  # 1 had no checksum and no document_separator
@@ -59,7 +60,7 @@ class Manifest:
     def to_dict(self) -> dict[str, Any]:
         """Returns the manifest as `manifest.json` holds it."""
         stored = {"format_version": FORMAT_VERSION, **asdict(self)}
-        return stored | {"checksum": _checksum(stored)}
+        return stored | {"checksum": fields_sha256(stored)}
 
     @staticmethod
     def read(folder: Path) -> Manifest:
@@ -82,10 +83,6 @@ class Manifest:
         return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
 
-def _checksum(stored: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()
-
-
 def _parsed(stored: dict[str, Any], path: Path) -> Manifest:
     version = stored.get("format_version", stored.pop("format", None))
     if isinstance(version, int) and version > FORMAT_VERSION:
@@ -95,7 +92,7 @@ def _parsed(stored: dict[str, Any], path: Path) -> Manifest:
         )
     if version not in (1, FORMAT_VERSION) or isinstance(version, bool):
         raise ValueError(f"format_version is {version!r}")
-    if version == FORMAT_VERSION and stored.pop("checksum") != _checksum(stored):
+    if version == FORMAT_VERSION and stored.pop("checksum") != fields_sha256(stored):
         raise UserError(
             f"{path} was changed after it was written; restore it, or delete {path.parent} and "
             "prepare the data again"

@@ -14,7 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,14 @@ from gpt2_jax.data.split import Marked, Plan
 from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.data.writer import ShardWriter, WriterState
 from gpt2_jax.errors import DiskError, UserError, printable
-from gpt2_jax.files import disk_errors, missing_folders, remove_empty, write_json
+from gpt2_jax.files import (
+    disk_errors,
+    fields_sha256,
+    missing_folders,
+    remove_empty,
+    remove_temporary,
+    write_json,
+)
 
 JOURNAL = "progress.json"
 SHARD_TOKENS = 100_000_000
@@ -102,12 +109,13 @@ def _refuse_strange(out: Path) -> None:
 @contextmanager
 def _only_one(out: Path) -> Iterator[None]:
     """Lets one process at a time prepare a folder; the kernel frees the lock of a dead one."""
-    with open(out / ".lock", "w", encoding="utf-8") as lock:
+    with open(out / ".lock", "a", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"another process is preparing {out}: waiting for it", file=sys.stderr)
             fcntl.flock(lock, fcntl.LOCK_EX)
+        remove_temporary(out)
         yield
 
 
@@ -128,6 +136,9 @@ def _finished(out: Path, key: str) -> Manifest:
             f"{out} holds another corpus, other options, or data that an earlier version of "
             "gpt2_jax prepared; choose another --out"
         )
+    with suppress(OSError):  # left by a kill just before the end; the disk may be read-only
+        (out / JOURNAL).unlink(missing_ok=True)
+        remove_temporary(out)
     return manifest
 
 
@@ -162,9 +173,11 @@ class _Preparation:
 
     def _continued(self) -> tuple[int, dict[str, bool], dict[str, ShardWriter]] | None:
         """Returns what the journal says, or None if it is absent, another's or does not hold."""
+        if not (self.out / JOURNAL).is_file():  # reading a pipe may never end
+            return None
         try:
             journal = json.loads((self.out / JOURNAL).read_text(encoding="utf-8"))
-            if journal["key"] != self.key:
+            if journal["key"] != self.key or journal.pop("checksum") != fields_sha256(journal):
                 return None
             return journal["pieces"], dict(journal["ended"]), self._writers(journal["splits"])
         except (*_MALFORMED, FileNotFoundError):  # any other OSError is no damage: it is reported
@@ -175,7 +188,7 @@ class _Preparation:
             writer.sync()
         splits = {name: writer.state.to_dict() for name, writer in writers.items()}
         state = {"key": self.key, "pieces": pieces, "ended": ended, "splits": splits}
-        write_json(self.out / JOURNAL, state)
+        write_json(self.out / JOURNAL, state | {"checksum": fields_sha256(state)})
 
     def _write_all(
         self, writers: dict[str, ShardWriter], done: int, ended: dict[str, bool]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from dataclasses import asdict, dataclass, field
@@ -15,16 +16,23 @@ from gpt2_jax.data.manifest import Shard, Split
 from gpt2_jax.data.text import Piece
 from gpt2_jax.files import remembered_sha256
 
+HASH_BYTES = 1 << 20  # read at a time
+
 
 @dataclass
 class WriterState:
-    """What is safely on disk: complete shards, counts, and the ids in the open shard."""
+    """What is safely on disk: complete shards, counts, and the ids in the open shard.
+
+    Attributes:
+      in_open: number of ids in the open shard. open_sha256: of their bytes.
+    """
 
     split: Split = field(default_factory=Split)
     in_open: int = 0
+    open_sha256: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self.split), "open": self.in_open}
+        return {**asdict(self.split), "open": self.in_open, "open_sha256": self.open_sha256}
 
     @staticmethod
     def parse(stored: dict[str, Any]) -> WriterState:
@@ -34,19 +42,19 @@ class WriterState:
           TypeError, ValueError: if the counts are not valid.
         """
         stored = dict(stored)
-        in_open = stored.pop("open", 0)
+        in_open, open_sha256 = stored.pop("open", 0), stored.pop("open_sha256", "")
         complete = [Shard(**shard) for shard in stored.pop("shards", [])]
         split = Split(**stored, shards=complete)
         if in_open < 0 or split.tokens != in_open + sum(shard.tokens for shard in complete):
             raise ValueError("the journal's counts do not add up")
-        return WriterState(split, in_open)
+        return WriterState(split, in_open, open_sha256)
 
 
 class ShardWriter:
     """Appends ids to the shards of one split, from a known state on.
 
     Raises:
-      ValueError: if the open shard holds fewer ids than the state says.
+      ValueError: if a shard does not hold the ids that the state says.
     """
 
     def __init__(
@@ -54,6 +62,11 @@ class ShardWriter:
     ) -> None:
         self.out, self.name, self.dtype, self.limit, self.state = out, name, dtype, limit, state
         self._file: Any = None
+        self._hash = hashlib.sha256()  # of the ids in the open shard
+        for shard in state.split.shards:
+            path = out / shard.file
+            if not path.is_file() or remembered_sha256(path) != shard.sha256:
+                raise ValueError(f"{path} is not the shard that was written")
         if state.in_open:
             self._open_again()
         known = {shard.file for shard in state.split.shards}
@@ -73,7 +86,11 @@ class ShardWriter:
             raise ValueError(f"{partial} is not the shard that was begun")
         self._file = open(partial, "r+b")
         self._file.truncate(end)
-        self._file.seek(0, os.SEEK_END)
+        self._file.seek(shards.HEADER_BYTES)
+        while block := self._file.read(HASH_BYTES):
+            self._hash.update(block)
+        if self._hash.hexdigest() != self.state.open_sha256:
+            raise ValueError(f"{partial} does not hold the ids that were written")
 
     def _path(self, suffix: str) -> Path:
         return self.out / f"{self.name}_{len(self.state.split.shards):06d}.{suffix}"
@@ -86,6 +103,7 @@ class ShardWriter:
                 self._file.write(b"\0" * shards.HEADER_BYTES)
             now, ids = np.split(ids, [self.limit - self.state.in_open])
             self._file.write(now.tobytes())
+            self._hash.update(now.tobytes())
             self.state.in_open += len(now)
             self.state.split.tokens += len(now)
             if self.state.in_open == self.limit:
@@ -103,6 +121,7 @@ class ShardWriter:
         if self._file is not None:
             self._file.flush()
             os.fsync(self._file.fileno())
+        self.state.open_sha256 = self._hash.hexdigest()
 
     def close_shard(self) -> None:
         if self._file is None:
@@ -115,4 +134,4 @@ class ShardWriter:
         os.replace(self._path("partial"), final)
         digest = remembered_sha256(final)
         self.state.split.shards.append(Shard(final.name, self.state.in_open, digest))
-        self._file, self.state.in_open = None, 0
+        self._file, self.state.in_open, self._hash = None, 0, hashlib.sha256()

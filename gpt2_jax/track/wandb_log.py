@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,8 @@ class WandbLog:
         self._hand_over(send)
 
     def report(self, tables: dict[str, Table], images: dict[str, Path]) -> None:
-        """Hands over tables (columns and rows) and pictures, each under its name."""
+        """Hands over tables (columns and rows) and pictures, each under its name, as a row."""
+        self._n_rows += 1
 
         def send(run: Any) -> None:
             import wandb
@@ -157,6 +159,8 @@ class WandbLog:
             return run
         except Exception as error:
             self._fail(f"wandb: no longer tracked there ({_line(error)})")
+            if isinstance(error, ConnectionError):  # its own process is gone
+                _end_service()
             return None
 
     def _confirm(self, path: str) -> None:
@@ -207,7 +211,7 @@ class WandbLog:
                 return run
             except Exception as error:
                 self._say(f"wandb: cannot be reached ({_line(error)}); continuing offline")
-                wandb.teardown()
+                _end_service()
         earlier = offline_runs(self._options.workdir, self._options.run_id)
         run = self._init("offline")
         self._next_step = 1 + max(map(last_step, earlier), default=-1)
@@ -241,6 +245,17 @@ class WandbLog:
                 x_transaction_log_flush_interval=SEND_SECONDS,
             ),
         )
+
+
+def _end_service() -> None:
+    """Ends wandb's own process, so that another is started at the next need.
+
+    If it was killed or crashed, this forgets it; else wandb would fail at the end of this process.
+    """
+    import wandb
+
+    with suppress(Exception, SystemExit):  # it ends with the exit code of that process
+        wandb.teardown()
 
 
 def sync_command(parts: str, online: bool = False) -> str:

@@ -32,9 +32,21 @@ def test_a_user_without_a_home_has_a_cache_among_temporary_files(tmp_path, monke
 
 
 def test_a_cache_that_cannot_be_written_still_hashes(tmp_path, monkeypatch):
-    def refuse(path, data):
+    def refuse(path, *_, **how):
         raise OSError(30, "Read-only file system", str(path))
 
-    monkeypatch.setattr(files, "write_atomic", refuse)
+    monkeypatch.setattr(files.Path, "write_text", refuse)
     (tmp_path / "a").write_bytes(b"abc")
     assert files.remembered_sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+
+
+@pytest.mark.parametrize("content", [b"", b"0" * 63, b"\xff" * 64, None])
+def test_a_memo_of_a_hash_that_is_torn_or_damaged_is_made_again(tmp_path, monkeypatch, content):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "a").write_bytes(b"abc")
+    expected = files.remembered_sha256(tmp_path / "a")
+    (memo,) = (tmp_path / "cache/gpt2_jax/hashes").iterdir()
+    memo.unlink()
+    memo.mkdir() if content is None else memo.write_bytes(content)
+    assert files.remembered_sha256(tmp_path / "a") == expected
+    assert content is None or memo.read_text() == expected

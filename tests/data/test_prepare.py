@@ -274,13 +274,30 @@ def test_a_finished_folder_on_a_disk_that_cannot_be_written(tmp_path, monkeypatc
     assert not (folder / ".lock").exists()
 
 
+def flip(path, at):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def change_pieces(out):
+    journal = json.loads((out / "progress.json").read_text())
+    (out / "progress.json").write_text(json.dumps(journal | {"pieces": journal["pieces"] + 1}))
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         lambda out: (out / "progress.json").write_text("[]"),
         lambda out: (out / "progress.json").write_text("[" * 100_000),
-        lambda out: (out / "train_000000.partial").write_bytes(b"short"),
-        lambda out: (out / "train_000000.partial").unlink(),
+        lambda out: (out / "train_000001.partial").write_bytes(b"short"),
+        lambda out: (out / "train_000001.partial").unlink(),
+        lambda out: (out / "train_000000.bin").unlink(),
+        lambda out: flip(out / "progress.json", -5),
+        lambda out: flip(out / "train_000000.bin", 2000),
+        lambda out: flip(out / "train_000001.partial", 1024),
+        change_pieces,
+        lambda out: (out / "progress.json").unlink() or os.mkfifo(out / "progress.json"),
     ],
 )
 def test_a_journal_that_does_not_hold_begins_again(tmp_path, monkeypatch, damage):
@@ -288,11 +305,26 @@ def test_a_journal_that_does_not_hold_begins_again(tmp_path, monkeypatch, damage
     monkeypatch.setattr(preparation, "JOURNAL_CHARS", 2000)
     write_documents(tmp_path / "a.jsonl", 60)
     plan = open_plan(str(tmp_path / "a.jsonl"), None, 0.1)
-    whole = prepare(plan, BYTES, tmp_path / "whole")
+    whole = prepare(plan, BYTES, tmp_path / "whole", 4000)
     with pytest.raises(RuntimeError):
-        prepare(plan, breaking_after(3), tmp_path / "out")
+        prepare(plan, breaking_after(3), tmp_path / "out", 4000)
     damage(tmp_path / "out")
-    assert prepare(plan, BYTES, tmp_path / "out") == whole
+    assert prepare(plan, BYTES, tmp_path / "out", 4000) == whole
+    open_prepared(tmp_path / "out")
+
+
+def test_what_kills_left_is_deleted(tmp_path):
+    manifest, folder = small_folder(tmp_path)
+    before, plan = sorted(folder.iterdir()), open_plan(str(tmp_path / "a.jsonl"), None, 0.1)
+    for name in (".progress.json.0123abcd.tmp", "progress.json"):  # before and after the manifest
+        (folder / name).write_text("{}")
+    assert prepare(plan, BYTES, folder) == manifest
+    assert sorted(folder.iterdir()) == before
+    (folder / MANIFEST).unlink()
+    (folder / "progress.json").write_text("{}")
+    (folder / ".progress.json.0123abcd.tmp").write_text("{")
+    assert prepare(plan, BYTES, folder) == manifest
+    assert sorted(folder.iterdir()) == before
 
 
 def test_an_open_shard_that_is_a_link_is_not_written_through(tmp_path, monkeypatch):

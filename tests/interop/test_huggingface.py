@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import struct
 from types import SimpleNamespace
 
@@ -36,6 +37,19 @@ def imported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hf")
     import_model(str(checkpoints.write(folder / "theirs")), str(folder / "run"))
     return folder
+
+
+def test_a_hub_that_takes_the_connection_and_says_nothing_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "HUB_SECONDS", 0.1)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        with pytest.raises(UserError, match=f"--model=some/model.*{url} does not answer"):
+            import_model("some/model", str(tmp_path / "run"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_training_that_was_killed_before_it_began_begins_again(imported, tmp_path):

@@ -121,6 +121,45 @@ def test_rows_that_the_server_lacks_are_counted_and_can_be_synced(tmp_path, monk
         assert_every_row_arrived_once(stored.history(), tmp_path)
 
 
+@pytest.mark.parametrize("dies", ["at once", "later"])
+def test_where_wandbs_own_process_dies_another_is_started(tmp_path, monkeypatch, dies):
+    """And the one that died is forgotten, lest wandb raise at the end of this process."""
+    import wandb
+
+    ended, modes = [], []
+
+    class Run:
+        starting_step, path, url = 0, "e/p/r", "http://x"
+
+        def log(self, values, step):
+            raise ConnectionResetError("Connection lost")
+
+        def finish(self, exit_code):
+            pass
+
+    def init(mode, **_):
+        modes.append(mode)
+        if dies == "at once" and mode == "online":
+            raise RuntimeError("no answer")
+        return Run()
+
+    def teardown():
+        ended.append(True)
+        raise SystemExit(2)  # the exit code of its process
+
+    for name, fake in (("setup", lambda _: None), ("init", init), ("teardown", teardown)):
+        monkeypatch.setattr(wandb, name, fake)
+    monkeypatch.setattr(wandb_log, "_rows_on_server", lambda *_: 1)
+    unset = dict.fromkeys(("project", "entity", "name", "group"))
+    options = WandbOptions(run_id="abcd1234", workdir=tmp_path, mode="online", tags=(),
+                           job_type="train", **unset)  # fmt: skip
+    log = WandbLog(options, {}, [], lambda line: None)
+    log.log({"step": 0, "train/loss": 1.0})
+    log.close(0)
+    assert "Connection lost" in log.problem
+    assert len(ended) == len(modes) == (2 if dies == "at once" else 1)
+
+
 def test_a_kill_and_a_resume_leave_one_run_with_every_row_once(place):
     workdir, flags = place / "killed", ("--config.train.steps=200",)
     with WandbServer() as server:

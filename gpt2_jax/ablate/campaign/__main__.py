@@ -156,8 +156,10 @@ def _report(workdir: Path, definition: Definition) -> None:
     from gpt2_jax.ablate.report.tracked import offline_hint, track
 
     found = write_report(workdir)
-    track(workdir, definition, found)
+    problem = track(workdir, definition, found)
     print(f"left in {workdir}: report.html report.md report/ results.json cells/")
+    if problem is not None:
+        print(f"report: {problem}")
     if hint := offline_hint(workdir):
         print(hint)
     if found.n_failed:

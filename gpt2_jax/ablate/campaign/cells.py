@@ -236,8 +236,11 @@ class Cells:
         self._final: dict[str, Outcome] = {}
 
     def exist(self) -> bool:
-        """Returns whether the directory is a campaign's, be it one without cells yet."""
-        return self._definition.exists()
+        """Returns whether the directory is a campaign's, be it one without cells yet.
+
+        It still is if campaign.json was lost: cells and outcomes are checked one by one.
+        """
+        return self._definition.exists() or (self._folder.is_dir() and self._ends.is_dir())
 
     def path(self, name: str) -> Path:
         """Returns the run directory of a cell."""

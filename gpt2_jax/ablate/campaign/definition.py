@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import os
 import re
 from pathlib import Path
@@ -19,7 +20,7 @@ from gpt2_jax.ablate.campaign.stored import VERSION, read_stored
 from gpt2_jax.ablate.campaign.variants import given
 from gpt2_jax.config_file import executing
 from gpt2_jax.errors import Damaged, UserError
-from gpt2_jax.files import check_creatable, disk_errors, write_json
+from gpt2_jax.files import check_creatable, disk_errors, fields_sha256, to_json, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,31 +81,40 @@ def load(argument: str, base: ConfigDict) -> Definition:
 
 
 def write(workdir: Path, definition: Definition) -> None:
-    """Writes campaign.json."""
+    """Writes campaign.json, with a hash of itself."""
+    fields = {
+        "format_version": VERSION,
+        "file": definition.file,
+        "given": definition.given.to_dict(),
+        "base": definition.base.to_dict(),
+        "campaign": dataclasses.asdict(definition.campaign),
+    }
+    stored = json.loads(to_json(fields))  # as it is read again
     with disk_errors(f"--workdir={workdir}"):
         workdir.mkdir(parents=True, exist_ok=True)
-        write_json(
-            workdir / DEFINITION,
-            {
-                "format_version": VERSION,
-                "file": definition.file,
-                "given": definition.given.to_dict(),
-                "base": definition.base.to_dict(),
-                "campaign": dataclasses.asdict(definition.campaign),
-            },
-        )
+        write_json(workdir / DEFINITION, stored | {"sha256": fields_sha256(stored)})
 
 
 def read(workdir: Path) -> Definition:
     """Returns what `write` wrote.
 
     Raises:
-      UserError: if there is no campaign.
+      UserError: if there is no campaign, or its file was damaged.
     """
     path = workdir / DEFINITION
     if not os.path.exists(path):  # unlike Path's, also where a name is too long to be one
         raise UserError(f"{path} does not exist: is this a campaign's work directory?")
-    stored = read_stored(path)
+    try:
+        stored = read_stored(path)
+        digest = stored.pop("sha256", None)  # older versions wrote none
+        if digest not in (None, fields_sha256(stored)):
+            raise Damaged(
+                f"{path} is damaged: it was changed after it was written; bring it back from a copy"
+            )
+    except Damaged as error:
+        raise Damaged(
+            f"{error}; or remove it, and the campaign's command writes it again"
+        ) from None
     try:
         fields: dict[str, Any] = dict(stored["campaign"])
         if fields["search"] is not None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from gpt2_jax.ablate.campaign.stored import VERSION, read_stored
 from gpt2_jax.errors import UserError
-from gpt2_jax.files import sha256, write_json
+from gpt2_jax.files import fields_sha256, sha256, write_json
 
 ATTEMPTS = 2  # at a cell that fails for another reason than divergence
 RECORD = ("config.json", "metrics.jsonl")  # a run's files that its outcome follows from
@@ -63,7 +61,7 @@ def write_outcome(path: Path, outcome: Outcome, run: Path) -> None:
     """
     record = {} if outcome.status == "failed" else _record(run)  # it is tried again, and changes
     stored = {"format_version": VERSION, **asdict(outcome), "record": record}
-    write_json(path, stored | {"sha256": _digest(stored)})
+    write_json(path, stored | {"sha256": fields_sha256(stored)})
 
 
 def read_outcome(path: Path, run: Path) -> tuple[Outcome, bool]:
@@ -84,7 +82,7 @@ def read_outcome(path: Path, run: Path) -> tuple[Outcome, bool]:
     if "format_version" not in stored:
         return outcome, False
     digest = stored.pop("sha256", None)
-    if digest != _digest(stored):
+    if digest != fields_sha256(stored):
         raise UserError(f"{path} was changed after it was written; {_remedy(path)}")
     if stored["record"] and not run.is_dir():
         raise UserError(f"{run} is missing, whose end {path} tells; {_restore(path)}")
@@ -139,7 +137,3 @@ def _parsed(stored: dict[str, Any]) -> Outcome:
 def _record(run: Path) -> dict[str, str | None]:
     paths = {name: run / name for name in RECORD}
     return {name: sha256(path) if path.is_file() else None for name, path in paths.items()}
-
-
-def _digest(stored: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import re
+import time
 from pathlib import Path
 
 from markdown_it import MarkdownIt
 
 from gpt2_jax.ablate.campaign.cells import Cells, Plan
 from gpt2_jax.ablate.campaign.definition import read
+from gpt2_jax.ablate.campaign.leftovers import sweep
 from gpt2_jax.ablate.campaign.results import write_results
 from gpt2_jax.ablate.report.analysis import analyse
 from gpt2_jax.ablate.report.figures import draw_all
@@ -18,6 +20,7 @@ from gpt2_jax.ablate.report.variant import Analysis
 from gpt2_jax.files import disk_errors, write_atomic
 
 FIGURES = "report"  # folder beside report.md
+ABANDONED_SECONDS = 600.0  # age of a temporary file that no process is still writing
 STYLE = """
 body { max-width: 78em; margin: 2em auto; padding: 0 1em; color: #222;
   font: 15px/1.5 system-ui, sans-serif; }
@@ -47,6 +50,7 @@ def write_report(workdir: Path) -> Analysis:
     found = analyse(plan, cells)
     if kept := write_results(workdir, plan, cells):
         found.warnings.insert(0, kept)
+    sweep(workdir, time.time() - ABANDONED_SECONDS)
     with disk_errors(f"--workdir={workdir}"):
         folder = workdir / FIGURES
         folder.mkdir(exist_ok=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import shlex
+from contextlib import suppress
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -11,7 +13,8 @@ from ml_collections import ConfigDict
 from gpt2_jax import config as configs
 from gpt2_jax.ablate.campaign.definition import Definition
 from gpt2_jax.ablate.report.variant import Analysis, Variant
-from gpt2_jax.files import disk_errors, write_atomic
+from gpt2_jax.errors import UserError
+from gpt2_jax.files import disk_errors, read_file, write_atomic
 from gpt2_jax.track.wandb_log import WandbLog, WandbOptions, sync_command
 
 COLUMNS = (
@@ -26,8 +29,12 @@ def group(base: ConfigDict, workdir: Path) -> str:
     return base.track.wandb.group or workdir.absolute().name
 
 
-def track(workdir: Path, definition: Definition, found: Analysis) -> None:
-    """Logs the report to wandb; without wandb, or a network, nothing is lost but that."""
+def track(workdir: Path, definition: Definition, found: Analysis) -> str | None:
+    """Logs the report to wandb; without wandb, or a network, nothing is lost but that.
+
+    Returns:
+      What went wrong, if anything.
+    """
     given = definition.base.track.wandb
     options = WandbOptions(
         run_id=_run_id(workdir),
@@ -45,6 +52,7 @@ def track(workdir: Path, definition: Definition, found: Analysis) -> None:
     pictures = {path.stem: path for path in sorted((workdir / "report").glob("*.png"))}
     log.report({"verdict": table}, pictures)
     log.close(0)
+    return log.problem
 
 
 def offline_hint(workdir: Path) -> str | None:
@@ -80,7 +88,11 @@ def _row(variant: Variant, found: Analysis) -> list[float | str | None]:
 def _run_id(workdir: Path) -> str:
     """Returns the report's wandb id, the same for each of its versions."""
     path = workdir / ".wandb_id"
-    if not path.exists():
-        with disk_errors(str(path)):
-            write_atomic(path, secrets.token_hex(4))
-    return path.read_text(encoding="utf-8")
+    with suppress(UserError):
+        known = read_file(path).decode(errors="replace")
+        if re.fullmatch("[0-9a-f]{8}", known):
+            return known
+    new = secrets.token_hex(4)
+    with disk_errors(str(path)):
+        write_atomic(path, new)
+    return new

@@ -196,6 +196,14 @@ def test_what_cannot_be_packed_is_said(done, tmp_path):
     assert not (tmp_path / "z.tar").exists() and not list(tmp_path.glob(".*"))
 
 
+def test_a_lost_definition_is_no_obstacle(done, text_file, tmp_path):
+    workdir = shutil.copytree(done, tmp_path / "w")
+    (workdir / "campaign.json").unlink()
+    assert len(Worker(base(text_file), TWO, workdir).check()) == 2
+    with pytest.raises(UserError, match=r"optimizer\.b2"):
+        Worker(base(text_file, optimizer__b2=0.5), TWO, workdir).check()
+
+
 def test_leftovers_are_removed_and_nothing_else(done, text_file, tmp_path):
     workdir = shutil.copytree(done, tmp_path / "w")
     cell = sorted((workdir / "cells").iterdir())[0]

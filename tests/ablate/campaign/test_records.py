@@ -163,9 +163,10 @@ def test_rows_that_are_there_twice_make_no_outcome(study):
     [
         (lambda path: path.write_text(path.read_text()[:100]), "damaged"),
         (lambda path: edit(path, format_version=VERSION + 1), f"format_version {VERSION + 1}"),
-        (lambda path: edit(path, campaign={"variants": []}), "damaged"),
-        (lambda path: edit(path, base=3), "damaged"),
-        (lambda path: edit(path, base={"mesh": {"depth": 1}}), "mesh.depth"),
+        (lambda path: edit(path, campaign={"variants": []}, sha256=None), "damaged"),
+        (lambda path: edit(path, base=3, sha256=None), "damaged"),
+        (lambda path: edit(path, base={"mesh": {"depth": 1}}, sha256=None), "mesh.depth"),
+        (lambda path: path.write_text(path.read_text().replace("0.005", "0.007")), "remove it"),
     ],
 )
 def test_a_damaged_definition_is_one_line(study, change, named):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import re
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ P, LR = "model.placement", "optimizer.peak_lr"
 NOISE = [0.010, -0.012, 0.004, 0.007, -0.009]
 OFFSETS = {"pre_ln": 0.0, "deepnorm": -0.1, "post_ln": 0.05, "rezero": 0.0}
 TWO = grid({P: ("pre_ln", "rezero")})
+KILLED, YOUNG = ".report.md.0123abcd.tmp", ".report.md.4567cdef.tmp"
 SEEDS = (1, 2, 3, 4, 5, 6, 7, 8, 9)
 # The seed 10 has no noise of its own that could change which rate is the best.
 SEARCH = Search(2.0**-8, n=3, seeds=(10,), contenders=1)
@@ -100,7 +102,14 @@ def end(workdir, kept, cell, value):
 def told(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("report")
     play(workdir)
+    for name in (KILLED, YOUNG):
+        (workdir / name).write_text("")
+    os.utime(workdir / KILLED, (1, 1))
     return workdir, write_report(workdir), (workdir / "report.md").read_text()
+
+
+def test_what_a_killed_report_left_is_deleted(told):
+    assert not (told[0] / KILLED).exists() and (told[0] / YOUNG).exists()
 
 
 def row(text, name, of="## Verdict"):
@@ -465,6 +474,8 @@ def test_a_report_goes_to_wandb_as_a_run(told, monkeypatch):
     logged = {}
 
     class Log:
+        problem = "rows are missing"
+
         def __init__(self, options, config, rows, say):
             logged["options"] = options
 
@@ -476,15 +487,18 @@ def test_a_report_goes_to_wandb_as_a_run(told, monkeypatch):
 
     monkeypatch.setattr("gpt2_jax.ablate.report.tracked.WandbLog", Log)
     for _ in range(2):
-        track(workdir, Definition("a.py", base, base, CAMPAIGN), found)
+        problem = track(workdir, Definition("a.py", base, base, CAMPAIGN), found)
         ids = logged.setdefault("ids", set())
         ids.add(logged["options"].run_id)
-    assert len(ids) == 1 and logged["options"].group == workdir.name
+    assert len(ids) == 1 and problem == Log.problem and logged["options"].group == workdir.name
     columns, rows = logged["tables"]["verdict"]
     assert columns == COLUMNS and len(rows) == 4
     best = dict(zip(columns, rows[1], strict=True))
     assert best["verdict"] == "better" and best["difference"] == pytest.approx(-0.1, abs=0.02)
     assert set(logged["images"]) == {"losses", "rates", "curves", "depth_start", "depth_end"}
+    (workdir / ".wandb_id").write_bytes(b"\xff")
+    track(workdir, Definition("a.py", base, base, CAMPAIGN), found)
+    assert re.fullmatch("[0-9a-f]{8}", logged["options"].run_id)
 
 
 def test_what_wandb_kept_is_told_how_to_upload(tmp_path):
