@@ -207,7 +207,7 @@ def test_mistakes_on_the_command_line_are_said(file, text_file, tmp_path):
     unused = command(file, text_file, tmp_path / "w", "--elements=2")
     assert "are of --submit=slurm" in one_line_error(run(*unused, tmp=tmp_path))
     axis = command(file, text_file, tmp_path / "w", "--config.model.placement=rezero")
-    assert "the campaign's variants set it" in one_line_error(run(*axis, tmp=tmp_path))
+    assert "the campaign sets it" in one_line_error(run(*axis, tmp=tmp_path))
     (tmp_path / "w").mkdir()
     (tmp_path / "w/thesis.tex").write_text("")
     words = command(file, text_file, tmp_path / "w", "--submit=local")
