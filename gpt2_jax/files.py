@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from gpt2_jax.errors import Damaged, DiskError, UserError
 
@@ -74,6 +74,19 @@ def check_regular(path: Path) -> None:
     with read_errors(path):
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise OSError(None, "it is not a regular file", str(path))
+
+
+def open_lock(path: Path) -> IO[str]:
+    """Opens a file that is only locked; its content, if any, is left alone.
+
+    Raises:
+      UserError: if it is not a regular file: opening a pipe may never end.
+    """
+    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
+    if stat.S_ISREG(os.fstat(number).st_mode):
+        return os.fdopen(number, "r+", encoding="utf-8")
+    os.close(number)
+    raise UserError(f"{path} is not a regular file; remove it")
 
 
 def to_json(value: Any, indent: int | None = None, ascii_only: bool = True) -> str:

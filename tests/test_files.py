@@ -11,6 +11,7 @@ from gpt2_jax.errors import DiskError, UserError
 from gpt2_jax.files import (
     check_creatable,
     disk_errors,
+    open_lock,
     plain_path,
     read_file,
     remove_temporary,
@@ -85,6 +86,8 @@ def test_what_is_not_a_file_is_not_read(tmp_path):
     for name in ("pipe", "loop", "nothing", "."):
         with pytest.raises(UserError, match=str(tmp_path)):
             read_file(tmp_path / name)
+    with pytest.raises(UserError, match="pipe is not a regular file"):
+        open_lock(tmp_path / "pipe")
 
 
 def test_a_folder_is_reached_by_a_plain_path(tmp_path, monkeypatch):

@@ -33,6 +33,7 @@ from gpt2_jax.files import (
     disk_errors,
     fields_sha256,
     missing_folders,
+    open_lock,
     remove_empty,
     remove_temporary,
     write_json,
@@ -109,7 +110,7 @@ def _refuse_strange(out: Path) -> None:
 @contextmanager
 def _only_one(out: Path) -> Iterator[None]:
     """Lets one process at a time prepare a folder; the kernel frees the lock of a dead one."""
-    with open(out / ".lock", "a", encoding="utf-8") as lock:
+    with open_lock(out / ".lock") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

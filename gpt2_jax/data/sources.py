@@ -16,6 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
 
+from gpt2_jax.data.hub import find_hub_fault
 from gpt2_jax.data.listing import Listing, list_files
 from gpt2_jax.data.readers import kind, read_documents
 from gpt2_jax.data.text import Piece, readable, row_text, text_field
@@ -119,6 +120,11 @@ def open_hub(spec: str) -> Rows:
     if not split:
         raise UserError(f"source hf:{spec} names no split; write hf:{spec}@train")
     datasets.disable_progress_bars()
+    if not os.path.exists(path) and (fault := find_hub_fault()):
+        raise UserError(
+            f"source hf:{spec}: {fault}; try again, or set HF_HUB_OFFLINE=1 to use what was "
+            "downloaded before"
+        )
     try:
         rows = datasets.load_dataset(path, config or None, split=split)
     except Exception as error:  # the library raises many kinds, with many lines

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import urllib.request
-from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from gpt2_jax.data.hub import find_hub_fault
 from gpt2_jax.errors import UserError, shown
 from gpt2_jax.files import check_regular, read_errors, read_fields, write_json
 from gpt2_jax.interop.weights import Tensors
@@ -16,7 +15,6 @@ from gpt2_jax.interop.weights import Tensors
 WANTED = ["*.json", "*.safetensors", "merges.txt"]
 SHARD_BYTES = 5_000_000_000  # as large as their hub's shards
 SMALL_FLOATS = ("F8_", "F6_", "F4")  # numpy has none of them
-HUB_SECONDS = 30.0  # that the hub has to begin its answer
 FILE, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 
 
@@ -30,30 +28,18 @@ def locate(model: str, allow_pickle: bool) -> Path:
         return Path(model)
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise UserError(f"--model={model} is no folder")
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import snapshot_download
 
-    wanted = [*WANTED, PICKLE] if allow_pickle else WANTED
-    is_away = not constants.HF_HUB_OFFLINE and not _answers(constants.ENDPOINT)
+    wanted, fault = [*WANTED, PICKLE] if allow_pickle else WANTED, find_hub_fault()
     try:
-        return Path(snapshot_download(model, allow_patterns=wanted, local_files_only=is_away))
+        # Without the hub, what was downloaded before serves.
+        found = snapshot_download(model, allow_patterns=wanted, local_files_only=fault is not None)
+        return Path(found)
     except Exception as error:  # the hub's library raises its own, requests' and httpx's errors
-        reason = " ".join(str(error).split())[:200]
-        if is_away:
-            reason = f"{constants.ENDPOINT} does not answer"
+        reason = fault or " ".join(str(error).split())[:200]
         raise UserError(
             f"--model={model} is no folder, and the Hugging Face hub did not give it: {reason}"
         ) from None
-
-
-def _answers(url: str) -> bool:
-    """Returns whether a server answers in any way; `snapshot_download` would wait without end."""
-    try:
-        urllib.request.urlopen(url, timeout=HUB_SECONDS).close()
-    except TimeoutError:
-        return False
-    except (OSError, HTTPException) as error:
-        return not isinstance(getattr(error, "reason", None), TimeoutError)
-    return True
 
 
 def refuse_full(folder: Path, flag: str) -> None:

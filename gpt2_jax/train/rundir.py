@@ -33,6 +33,7 @@ from gpt2_jax.files import (
     check_format,
     disk_errors,
     missing_folders,
+    open_lock,
     read_errors,
     read_fields,
     remove_empty,
@@ -135,7 +136,7 @@ class RunDirectory:
     def _take_lock(self) -> IO[str]:
         path = self.path / ".lock"
         while True:
-            file = open(path, "a", encoding="utf-8")
+            file = open_lock(path)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):

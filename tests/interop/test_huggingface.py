@@ -14,6 +14,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from gpt2_jax import config as configs
+from gpt2_jax.data import hub
+from gpt2_jax.data.sources import open_source
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import DiskError, UserError
 from gpt2_jax.interop import files, hf_config
@@ -40,7 +42,7 @@ def imported(tmp_path_factory):
 
 
 def test_a_hub_that_takes_the_connection_and_says_nothing_is_not_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "HUB_SECONDS", 0.1)
+    monkeypatch.setattr(hub, "HUB_SECONDS", 0.1)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -49,6 +51,10 @@ def test_a_hub_that_takes_the_connection_and_says_nothing_is_not_waited_for(tmp_
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
         with pytest.raises(UserError, match=f"--model=some/model.*{url} does not answer"):
             import_model("some/model", str(tmp_path / "run"))
+        with pytest.raises(UserError, match=f"source hf:some/data@train: {url} does not answer"):
+            open_source("hf:some/data@train")
+    with pytest.raises(UserError, match=f"source hf:some/data@train: {url} cannot be reached"):
+        open_source("hf:some/data@train")  # the port is closed now
     assert not list(tmp_path.iterdir())
 
 
