@@ -198,7 +198,7 @@ def _quote_words(argv: list[str]) -> list[str]:
 
 
 def _check_flag_files(words: Sequence[str], within: tuple[str, ...] = ()) -> None:
-    """Refuses a --flagfile, also in another one, that is no file of text: a pipe may never end."""
+    """Refuses a --flagfile, also in another one, that is not a text file: a pipe may never end."""
     for word, after in zip(words, [*words[1:], ""], strict=False):
         given = re.fullmatch(r"--?flagfile(?:=(.*))?", word.strip(), re.DOTALL)
         name = given and (after if given[1] is None else given[1])

@@ -21,6 +21,7 @@ from gpt2_jax.errors import Damaged, DiskError, UserError
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # of files that `write_atomic` writes
 HASH = re.compile("[0-9a-f]{64}")
+ABANDONED_SECONDS = 600.0  # age at which no process is still writing a temporary file
 PLAIN = re.compile(r"[\w./ ,:=+@%-]+", re.ASCII)
 # How tensorstore and safetensors quote the operating system's error.
 SYSTEM_ERROR = re.compile(r"os_error_code='(\d+)'|\(os error (\d+)\)|\bOs \{ code: (\d+)")

@@ -32,7 +32,13 @@ from gpt2_jax.evaluate.generate import Generator
 from gpt2_jax.evaluate.likelihood import Answer, Request, Scorer
 from gpt2_jax.evaluate.task_data import LocalTask, local_folder, parts_of_blimp
 from gpt2_jax.evaluate.writing import encode_prompts, write
-from gpt2_jax.files import cache_dir, disk_errors, remove_temporary, write_json
+from gpt2_jax.files import (
+    ABANDONED_SECONDS,
+    cache_dir,
+    disk_errors,
+    remove_temporary,
+    write_json,
+)
 from gpt2_jax.model.structure import Structure
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.track.wandb_log import WandbLog
@@ -42,7 +48,6 @@ from gpt2_jax.train.rundir import RunDirectory
 
 USUAL_NEW_TOKENS = 256
 TEXTS_AT_ONCE = 16
-OLD_SECONDS = 3600  # after which a temporary file is a killed process's
 SCORING = 2  # raised when scoring changes, so that answers kept before are not taken for new ones
 
 
@@ -259,7 +264,7 @@ def _store(folder: Path, results: dict[str, Any]) -> None:
     first = f"-first{results['limit']}" if results["limit"] else ""
     with disk_errors("evals/"):
         folder.mkdir(exist_ok=True)
-        remove_temporary(folder, time.time() - OLD_SECONDS)
+        remove_temporary(folder, time.time() - ABANDONED_SECONDS)
         write_json(folder / f"{label}-{results['step']}{first}.json", results)
 
 

@@ -228,8 +228,8 @@ def test_a_damaged_member_is_not_read_as_the_end(tmp_path, suffix):
     text = b"the river bends twice, and the town is in the second bend. "
     first, second = PACK[suffix](text), PACK[suffix](text[::-1])
     path = tmp_path / f"a.txt{suffix}"
-    for behind in (b"garbage", *(damaged(second, at) for at in range(len(second)))):
-        path.write_bytes(first + behind)
+    for after in (b"garbage", *(damaged(second, at) for at in range(len(second)))):
+        path.write_bytes(first + after)
         try:  # gzip's time of writing, and a zstd frame without a checksum, are free to differ
             assert len("".join(documents(path))) == 2 * len(text)
         except UserError as error:

@@ -17,10 +17,9 @@ from gpt2_jax.ablate.report.analysis import analyse
 from gpt2_jax.ablate.report.figures import draw_all
 from gpt2_jax.ablate.report.text import markdown
 from gpt2_jax.ablate.report.variant import Analysis
-from gpt2_jax.files import disk_errors, write_atomic
+from gpt2_jax.files import ABANDONED_SECONDS, disk_errors, write_atomic
 
 FIGURES = "report"  # folder beside report.md
-ABANDONED_SECONDS = 600.0  # age of a temporary file that no process is still writing
 STYLE = """
 body { max-width: 78em; margin: 2em auto; padding: 0 1em; color: #222;
   font: 15px/1.5 system-ui, sans-serif; }
