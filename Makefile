@@ -21,7 +21,7 @@ EXTRAS := $(sort dev $(shell cat $(VENV)/.extras 2>/dev/null) $(subst $(comma), 
 INSTALLED := $(VENV)/.installed-$(MINOR)
 STAMP := $(INSTALLED)-$(subst $(space),-,$(EXTRAS))
 
-.PHONY: quickstart test test-slow test-peers peers-tests check format clean install
+.PHONY: quickstart test test-slow test-peers peers-tests docs docs-site check format clean install
 .DELETE_ON_ERROR:
 
 quickstart: install
@@ -44,10 +44,19 @@ test-peers:
 peers-tests: install
 	$(RUN) -m pytest -m peers
 
+# The documentation site, in build/site; any warning, such as a broken link, is an error.
+docs:
+	$(MAKE) --no-print-directory docs-site EXTRA=docs
+
+docs-site: install
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
 check: install
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports --no-cache
+	$(RUN) -m benchmarks.config_modules
 
 format: install
 	$(RUN) -m ruff check --fix .

@@ -1,47 +1,8 @@
 """Evaluates a run: `python eval.py --workdir=runs/quickstart [--data=SOURCE] [--stride=S]`."""
 
-from __future__ import annotations
+import sys
 
-from absl import app, flags
-
-from gpt2_jax import cli
-from gpt2_jax.errors import UserError
-from gpt2_jax.files import to_json
-
-_WORKDIR = flags.DEFINE_string("workdir", None, "the run")
-_STEP = flags.DEFINE_string("step", None, "checkpoint: a step, or best; unset: the latest")
-_DATA = flags.DEFINE_string("data", None, "text to evaluate on; unset: the run's validation text")
-_STRIDE = flags.DEFINE_integer(
-    "stride", None, "tokens between windows; unset: seq_len, so that they do not overlap", 1, 2**24
-)
-_TASKS = flags.DEFINE_list("tasks", None, "tasks of lm-evaluation-harness instead, with commas")
-_TASK_DATA = flags.DEFINE_string("task_data", None, "folder with the tasks' data; unset: the hub's")
-_LIMIT = flags.DEFINE_integer("limit", None, "documents of each task; unset: all", 1, 2**31 - 1)
-_JSON = flags.DEFINE_bool("json", False, "print one JSON object instead of lines")
-
-
-def main(argv: list[str]) -> None:
-    """Prints loss, accuracy, perplexity and bits per byte."""
-    del argv
-    if not _WORKDIR.value:
-        raise UserError("give --workdir, the directory of a run")
-    if _TASKS.value:
-        evaluate_tasks(_WORKDIR.value, _TASKS.value)
-        return
-    from gpt2_jax.evaluate.perplexity import as_lines, evaluate_run
-
-    result = evaluate_run(_WORKDIR.value, _STEP.value, _DATA.value, _STRIDE.value)
-    print(to_json(result) if _JSON.value else "\n".join(as_lines(result)))
-
-
-def evaluate_tasks(workdir: str, names: list[str]) -> None:
-    """Prints the harness's results as a table or as JSON."""
-    from gpt2_jax.evaluate.extra import load_harness
-
-    harness = load_harness()
-    results = harness.evaluate_tasks(workdir, names, _STEP.value, _TASK_DATA.value, _LIMIT.value)
-    print(to_json(results) if _JSON.value else harness.table(results))
-
+from gpt2_jax.cli.evaluate import run
 
 if __name__ == "__main__":
-    app.run(cli.guarded(main), flags_parser=cli.parse_flags)
+    run(sys.argv)

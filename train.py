@@ -1,33 +1,8 @@
 """Pretrains a model: `python train.py --config=configs/quickstart.py --workdir=runs/quickstart`."""
 
-from __future__ import annotations
-
 import sys
 
-from absl import app, flags
-
-from gpt2_jax import cli
-from gpt2_jax.errors import UserError
-from gpt2_jax.train.signals import StopSignal
-
-_CONFIG = cli.define_config("config file; --config.section.field=value changes a field")
-_WORKDIR = flags.DEFINE_string("workdir", None, "where the run is, or is to be")
-
-
-def main(argv: list[str]) -> None:
-    """Trains what the flags say."""
-    del argv
-    if _CONFIG.value is None:
-        raise UserError("give --config, for example --config=configs/quickstart.py")
-    if not _WORKDIR.value:
-        raise UserError("give --workdir, for example --workdir=runs/quickstart")
-    with StopSignal() as stop:
-        # Imported once the flags are known to be right: jax takes a second to load.
-        from gpt2_jax.evaluate.writing import sample_text
-        from gpt2_jax.train.loop import train
-
-        sys.exit(train(_CONFIG.value, _WORKDIR.value, sample_text, stop))
-
+from gpt2_jax.cli.train import run
 
 if __name__ == "__main__":
-    app.run(cli.guarded(main), flags_parser=cli.parse_flags)
+    run(sys.argv)

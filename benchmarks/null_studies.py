@@ -1,11 +1,11 @@
-"""How often studies without any difference find one: simulated studies through the real search.
+"""How often studies find a difference where there is none: simulations with the real search.
 
     python -m benchmarks.null_studies --studies=2000 > docs/ablations/null_studies.md
 
-Each study has ten variants that are copies of one recipe. `Search.next` chooses the learning rates,
-`Search.in_contention` those that verdicts must hold at, and `compare` makes the verdicts, as in a
-real study; a loss is drawn instead of trained. Scales are those of Pre-LN in
-docs/ablations/*/results.json: curve, and spread of seeds (0.02 nats).
+Each study has ten variants that are copies of one recipe. As in a real study, `Search.next` chooses
+the learning rates, `Search.in_contention` those at which verdicts must hold, and `compare` returns
+the verdicts; only the losses are drawn at random instead of trained. Their scales are those of
+Pre-LN in docs/ablations/*/results.json: the curve, and the spread between seeds (0.02 nats).
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from typing import Any
 
 import numpy as np
 
-from gpt2_jax.ablate.campaign.search import Search
-from gpt2_jax.ablate.statistics import LEVEL, Arm, Comparison, compare, detectable, power
+from gpt2_jax.ablation.statistics import LEVEL, Arm, Comparison, compare, detectable, power
+from gpt2_jax.ablation.study.search import Search
 
 VARIANTS, SEEDS, SPREAD = 10, 9, 0.02
 SEARCH = Search(lowest=2.0**-11, n=6)
-# Mean losses of Pre-LN at 2**-11 ... 2**-5, both studies' runs together, above that at 2**-8.
+# Mean losses of Pre-LN at 2**-11 ... 2**-5 in both studies, minus that at 2**-8.
 PRE_LN = (0.256, 0.190, 0.111, 0.0, 0.035, 0.345, 0.544)
 
 
 def quadratic(best: float, gap: float) -> Callable[[int], float]:
-    """Returns a parabola over the number of the learning rate, `gap` nats at a distance of 1."""
+    """Returns a parabola over the index of the learning rate, `gap` nats at a distance of 1."""
     return lambda k: gap * (k - best) ** 2
 
 
 def pre_ln(k: int) -> float:
-    """Returns Pre-LN's loss above its best, continued linearly beyond the rates measured."""
+    """Returns Pre-LN's excess loss, extrapolated linearly beyond the measured learning rates."""
     inside = min(max(k, 0), len(PRE_LN) - 1)
     return PRE_LN[inside] + 0.1 * abs(k - inside)
 
@@ -50,7 +50,7 @@ CURVES: dict[str, Callable[[int], float]] = {
 }
 
 Draw = Callable[[np.random.Generator], float]
-# Each with median 0 and a spread of about 1.
+# Each with median 0 and a standard deviation of about 1.
 NOISES: dict[str, Draw] = {
     "normal": lambda rng: rng.standard_normal(),
     "skewed": lambda rng: rng.standard_exponential() - math.log(2),
@@ -58,18 +58,18 @@ NOISES: dict[str, Draw] = {
     "very skewed": lambda rng: (math.exp(rng.standard_normal()) - 1) / 2.16,
     "15 % broken": lambda rng: math.inf if rng.random() < 0.15 else rng.standard_normal(),
 }
-ALONE = " in one variant alone"  # that is not the baseline; the others have normal noise
+ALONE = " in one variant alone"  # not the baseline; the others have normal noise
 
 
 @dataclass
 class Tally:
-    """What became of the studies of one cell of the table."""
+    """The verdicts of the studies in one row of the table."""
 
     studies: int = 0
-    wrong: int = 0  # with a verdict that is wrong
-    covered: list[float] = field(default_factory=list)  # share of a study's intervals
-    favoured: int = 0  # called better, of the first variant that is not the baseline
-    found: int = 0  # called worse, the same variant
+    wrong: int = 0  # studies with a wrong verdict
+    covered: list[float] = field(default_factory=list)  # proportion of a study's intervals
+    favoured: int = 0  # the first variant other than the baseline is called better
+    found: int = 0  # the same variant is called worse
     runs: list[int] = field(default_factory=list)
     contenders: list[float] = field(default_factory=list)
 
@@ -82,7 +82,7 @@ def simulate(
     search: Search = SEARCH,
     seeds: int = SEEDS,
 ) -> tuple[dict[str, Comparison], int, float]:
-    """Returns one study's comparisons, its number of runs, and rates in contention per variant."""
+    """Returns a study's comparisons, its runs, and learning rates in contention per variant."""
     arms, runs, contenders = [], 0, 0
     for noise, effect in zip(noises, effects, strict=True):
         loss = lambda k, noise=noise, effect=effect: 2 + effect + curve(k) + SPREAD * noise(rng)
@@ -91,8 +91,8 @@ def simulate(
             for k, _ in asked:
                 losses.setdefault(k, []).append(loss(k))
         chosen = search.in_contention(losses)
-        best, *rivals = [[loss(k) for _ in range(seeds)] for k in chosen]
-        arms.append(Arm(best, rivals))
+        best, *alternatives = [[loss(k) for _ in range(seeds)] for k in chosen]
+        arms.append(Arm(best, alternatives))
         runs += sum(map(len, losses.values())) + seeds * len(chosen)
         contenders += len(chosen)
     pairs = {str(i): (arm, arms[0]) for i, arm in enumerate(arms[1:], 1)}
@@ -102,7 +102,7 @@ def simulate(
 def tally(
     curve: str, noise: str, studies: int, seed: int, effect: float = 0.0, **settings: Any
 ) -> Tally:
-    """Returns what becomes of studies in which one variant at most differs, by an effect."""
+    """Returns the verdicts of studies in which at most one variant differs, by an effect."""
     rng, out = np.random.default_rng([seed, *map(ord, curve + noise)]), Tally()
     name, alone, _ = noise.partition(ALONE)
     draws = [NOISES["normal"] if alone else NOISES[name]] * VARIANTS
@@ -127,17 +127,17 @@ def tally(
 
 @cache
 def _centre(noise: str) -> float:
-    """Returns the median of this noise less normal noise, in units of the spread."""
+    """Returns the median of this noise minus normal noise, in units of the spread."""
     rng = np.random.default_rng(0)
     draws = [NOISES[noise](rng) - rng.standard_normal() for _ in range(200_000)]
     return float(np.median(draws))
 
 
 def null_table(studies: int, seed: int) -> list[str]:
-    """Returns the table of studies in which nothing differs."""
+    """Returns the table of studies without any difference."""
     lines = [
-        "| learning-rate curve | noise | wrong verdict in a study | interval covers | "
-        "the skewed one called better | rates in contention | runs |",
+        "| learning rate curve | noise | studies with a wrong verdict | interval coverage | "
+        "skewed variant called better | learning rates in contention | runs |",
         "|---|---|---|---|---|---|---|",
     ]
     kinds = [*NOISES, "skewed" + ALONE, "very skewed" + ALONE]
@@ -153,13 +153,13 @@ def null_table(studies: int, seed: int) -> list[str]:
 
 
 def power_table(studies: int, seed: int) -> list[str]:
-    """Returns the table of studies in which one variant is worse by what reports call detectable.
+    """Returns the table of studies in which one variant is worse by the detectable difference.
 
-    The report's figure holds for as many learning rates in contention as there are at most.
+    Reports state it for the largest number of learning rates in contention of any variant.
     """
     lines = [
-        "| learning-rate curve | seeds | effect, nats | stated power, one to three rates in "
-        "contention | found |",
+        "| learning rate curve | seeds | effect, nats | stated power, one to three learning rates "
+        "in contention | detected |",
         "|---|---|---|---|---|",
     ]
     n = VARIANTS - 1
@@ -175,17 +175,17 @@ def power_table(studies: int, seed: int) -> list[str]:
 
 
 def choices_table(studies: int, seed: int) -> list[str]:
-    """Returns the table of what less search, or less trust in its choice, would do."""
+    """Returns the table of other designs: less search, or more trust in its choice."""
     designs = {
-        "one search seed, its choice trusted": replace(SEARCH, seeds=(0,), contenders=1),
-        "four search seeds, their choice trusted": replace(SEARCH, contenders=1),
-        "four search seeds, the runner-up in contention": replace(SEARCH, contenders=2),
+        "one search seed, its choice trusted": replace(SEARCH, seeds=(0,), max_contenders=1),
+        "four search seeds, their choice trusted": replace(SEARCH, max_contenders=1),
+        "four search seeds, the runner-up in contention": replace(SEARCH, max_contenders=2),
         "one search seed, neighbours in contention": replace(SEARCH, seeds=(0,)),
         "the default": SEARCH,
     }
     lines = [
-        "| design | learning-rate curve | noise | wrong verdict in a study | interval covers | "
-        "runs |",
+        "| design | learning rate curve | noise | studies with a wrong verdict | interval "
+        "coverage | runs |",
         "|---|---|---|---|---|---|",
     ]
     for name, search in designs.items():

@@ -1,8 +1,8 @@
-"""Times the train step of every placement beside pre_ln's, and writes the table of it.
+"""Times the train step of every placement against that of pre_ln, and prints a table.
 
     python benchmarks/placements.py > docs/placements_speed.md
 
-At the quickstart's size (4 layers, width 128, 8 x 128 bytes an update) with AdamW. Both steps are
+At the quickstart's size (4 layers, width 128, 8 x 128 bytes per step) with AdamW. Both steps are
 compiled in one process and run in turn, so that the ratio is that of one machine in one minute.
 """
 
@@ -19,41 +19,42 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from gpt2_jax import config as configs
-from gpt2_jax.config_check import check
-from gpt2_jax.model.placements import PRESETS
-from gpt2_jax.train.memory import keep_freed_memory
+from gpt2_jax.config import Config, freeze, resolve
+from gpt2_jax.config.check import check
+from gpt2_jax.data.batch import Batch
+from gpt2_jax.placements import PRESETS
+from gpt2_jax.train.compiled_step import CompiledStep, compile_step
+from gpt2_jax.train.malloc import keep_freed_memory
 from gpt2_jax.train.mesh import configure_devices
-from gpt2_jax.train.program import Program, compile_program
 
 ROOT = Path(__file__).parent.parent
 BASE = "pre_ln"
-HEADER = """# The train step of every placement beside pre_ln's
+HEADER = """# Speed of each placement
 
 Written by `python benchmarks/placements.py > docs/placements_speed.md`. The quickstart's size:
-4 layers, width 128, 8 x 128 bytes an update; AdamW, float32. Medians of rounds in turn with
-pre_ln's step, in one process; the ratio is what lasts, milliseconds are this machine's.
+4 layers, width 128, 8 x 128 bytes per step; AdamW, float32. Medians of rounds that alternate with
+pre_ln's step, in one process. The ratio is what carries over; milliseconds are this machine's.
 
 """
 
 
-def quickstart(placement: str) -> ConfigDict:
+def quickstart(placement: str) -> Config:
     config = runpy.run_path(str(ROOT / "configs/quickstart.py"))["get_config"]()
-    config.model.placement = placement
+    config.placement.preset = placement
     config.optimizer.name = "adamw"  # the placements' cost, not that of Muon on their matrices
-    check(config)
-    return configs.resolve(config, 257)
+    frozen = freeze(config)
+    check(frozen)
+    return resolve(frozen, 257)
 
 
-def batch(config: ConfigDict) -> np.ndarray:
+def batch(config: Config) -> Batch:
     shape = (config.train.batch_size, config.data.seq_len + 1)
-    return np.random.default_rng(0).integers(0, 257, shape, np.int32)
+    return Batch(np.random.default_rng(0).integers(0, 257, shape, np.int32))
 
 
-def timed(program: Program, state: Any, tokens: Any, n: int) -> tuple[Any, float]:
-    """Returns the state after n updates, and the milliseconds of one."""
+def timed(program: CompiledStep, state: Any, tokens: Any, n: int) -> tuple[Any, float]:
+    """Returns the state after n steps, and the milliseconds per step."""
     started = time.perf_counter()
     for _ in range(n):
         state, metrics = program.step(state, tokens)
@@ -61,10 +62,12 @@ def timed(program: Program, state: Any, tokens: Any, n: int) -> tuple[Any, float
     return state, (time.perf_counter() - started) / n * 1e3
 
 
-def compare(name: str, base: Program, rounds: int, n: int) -> tuple[Program, float, float]:
-    """Returns the program, its milliseconds an update, and their ratio to the base's."""
+def compare(
+    name: str, base: CompiledStep, rounds: int, n: int
+) -> tuple[CompiledStep, float, float]:
+    """Returns the program, its milliseconds per step, and their ratio to the base's."""
     config = quickstart(name)
-    program = compile_program(config)
+    program = compile_step(config)
     tokens, runs = program.put(batch(config)), {}
     for key, one in (("own", program), ("base", base)):
         runs[key] = timed(one, one.start(batch(config)), tokens, 3)[0]
@@ -80,21 +83,21 @@ def compare(name: str, base: Program, rounds: int, n: int) -> tuple[Program, flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--updates", type=int, default=12, help="of each program in a round")
+    parser.add_argument("--steps", type=int, default=12, help="of each program in a round")
     parser.add_argument("--placements", default=",".join(PRESETS))
     args = parser.parse_args()
     config = quickstart(BASE)
-    keep_freed_memory(config)
-    configure_devices(config)
-    base = compile_program(config)
+    keep_freed_memory(config.model)
+    configure_devices(config.train, config.mesh)
+    base = compile_step(config)
     devices = base.mesh.devices
     where = f"{devices.size} x {devices.flat[0].device_kind} devices, jax {jax.__version__}"
     print(f"{HEADER}{where}, Python {platform.python_version()}.\n")
-    print("| placement | ms an update | beside pre_ln | parameters | compile, s |")
+    print("| placement | ms per step | compared with pre_ln | parameters | compile, s |")
     print("|---|---|---|---|---|")
     for name in args.placements.split(","):
-        program, ms, ratio = compare(name, base, args.rounds, args.updates)
-        size = program.structure.n_params()
+        program, ms, ratio = compare(name, base, args.rounds, args.steps)
+        size = program.model_def.n_params()
         row = f"| `{name}` | {ms:.1f} | {ratio:.2f} | {size:,} | {program.compile_seconds:.1f} |"
         print(row, flush=True)
         print(row, file=sys.stderr)

@@ -20,24 +20,23 @@ import numpy as np
 import torch
 import transformers
 
-from gpt2_jax import config as configs
-from gpt2_jax.evaluate.choice import GREEDY
+from gpt2_jax.config import Config, replace, resolve, to_json
 from gpt2_jax.evaluate.generate import Generator
-from gpt2_jax.interop.exporting import export_model
-from gpt2_jax.model.structure import structure
+from gpt2_jax.evaluate.sampling import GREEDY
+from gpt2_jax.interop.export_model import export_model
+from gpt2_jax.model.definition import define_model
 from gpt2_jax.train.checkpoint import save_params
-from gpt2_jax.train.restore import open_run
+from gpt2_jax.train.open_run import open_run
 
 PROMPT_TOKENS = 32
 
 
 def random_run(folder: Path) -> str:
-    config = configs.default()
-    config.data.tokenizer = "gpt2"
-    config = configs.resolve(config, 50257)
+    config = resolve(replace(Config(), {"data.tokenizer": "gpt2"}), 50257)
     folder.mkdir()
-    (folder / "config.json").write_text(configs.to_json(config))
-    save_params(folder / "weights", jax.jit(structure(config.model).init)(jax.random.key(0)))
+    (folder / "config.json").write_text(to_json(config))
+    model = define_model(config.model, config.placement)
+    save_params(folder / "weights", jax.jit(model.init)(jax.random.key(0)))
     return str(folder)
 
 
@@ -92,7 +91,7 @@ def main() -> None:
         run = open_run(workdir, devices=1)
         export_model(workdir, f"{folder}/theirs", step=run.step)
         theirs = transformers.GPT2LMHeadModel.from_pretrained(f"{folder}/theirs").eval()
-    ours = Generator(run.structure, run.params, run.step, run.config.data.seq_len)
+    ours = Generator(run.model_def, run.params, run.step, run.config.data.seq_len)
     window = run.config.data.seq_len
     if PROMPT_TOKENS + args.new_tokens > window:
         parser.error(f"--new_tokens must leave room for {PROMPT_TOKENS} of {window} positions")

@@ -29,7 +29,7 @@ SIZES = {
 
 def get_config(size: str = "124m") -> ConfigDict:
     if size not in SIZES:
-        raise UserError(f"configs/gpt2.py: {size!r} is no size{suggestion(size, SIZES)}")
+        raise UserError(f"configs/gpt2.py: {size!r} is not a size{suggestion(size, SIZES)}")
     config = configs.default()
     n_layer, n_head, n_embd, peak_lr, accumulation, remat = SIZES[size]
     config.model.n_layer = n_layer

@@ -1,4 +1,4 @@
-"""What a person is told when a run cannot go on, and the exit codes that scripts read."""
+"""Exceptions that end a command with a one-line message, exit codes, and message formatting."""
 
 from __future__ import annotations
 
@@ -11,58 +11,90 @@ from typing import Any
 EXIT_FINISHED = 0
 EXIT_DIVERGED = 1
 EXIT_WRONG_INPUT = 2
-EXIT_STOPPED = 75  # EX_TEMPFAIL: saved, and the same command continues
+EXIT_STOPPED = 75  # EX_TEMPFAIL: progress is saved, and the same command continues
+# Errors of study files written for earlier versions, and what to do.
+RENAMED = {
+    "No module named 'gpt2_jax.ablate'": "import Study from gpt2_jax.ablation.study",
+    "argument 'at_once'": "it is now trials_per_batch",
+    "argument 'most'": "it is now max_n",
+    "argument 'contenders'": "it is now max_contenders",
+}
 
 
 class UserError(Exception):
-    """Wrong input: one line that says what is wrong, where, and what to do."""
+    """Invalid input. The message is one line: what is wrong, where, and how to fix it."""
 
     exit_code = EXIT_WRONG_INPUT
 
 
 class Diverged(UserError):
-    """The run itself went wrong: too many updates in a row had to be skipped."""
+    """Training diverged.
+
+    Attributes:
+      reason: the message without advice on what to do.
+    """
 
     exit_code = EXIT_DIVERGED
 
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(f"{reason}; {advice}")
+        self.reason = reason
+
 
 class Damaged(UserError):
-    """A file that does not hold what it should."""
+    """A file with unexpected content."""
 
 
 class DiskError(UserError):
-    """A full, missing or read-only disk, which everything else would meet as well."""
+    """A full, missing or read-only disk. Other writes would fail too."""
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """Returns `; did you mean 'x'?` for the nearest known word, else the words there are."""
+    """Returns `; did you mean 'x'?` if a known word is similar, else lists the known words."""
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean '{near[0]}'?" if near else f"; there are: {', '.join(known)}"
+    return f"; did you mean '{near[0]}'?" if near else f"; choose one of {', '.join(known)}"
 
 
 def printable(text: str) -> str:
-    """Returns the text with everything escaped that could steer a terminal or hide itself.
+    """Returns a text on one line, with characters escaped that are invisible or control a terminal.
 
-    These are Unicode's categories of control, format, surrogate, private and unassigned
-    characters and of line separators. The result is one line.
+    They are Unicode's control, format, surrogate, private-use and unassigned characters and the
+    line and paragraph separators.
     """
     escape = lambda c: c.encode("unicode_escape", "surrogatepass").decode()
     hidden = lambda c: unicodedata.category(c)[0] == "C" or unicodedata.category(c) in ("Zl", "Zp")
     return "".join(escape(c) if hidden(c) else c for c in text)
 
 
-def shown(value: Any, longest: int = 80) -> str:
-    """Returns `repr(value)` for an error message, cut to a length that fits a line."""
+def quoted(value: Any, longest: int = 80) -> str:
+    """Returns `repr(value)` for an error message, truncated to `longest` characters."""
     if isinstance(value, str | bytes):
         value = value[: longest + 1]
     try:
         text = repr(value)
-    except Exception:  # an integer of over 4,300 digits, nesting without end, somebody's __repr__
+    except Exception:  # an integer of over 4,300 digits, deep nesting, a user's __repr__
         text = f"<{type(value).__name__}>"
     return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def without_credentials(text: str) -> str:
-    """Returns a text in which the user name and password of every URL are replaced by `***`."""
+    """Replaces the user name and password of every URL in a text by `***`."""
     return re.sub(r"(\b[A-Za-z][A-Za-z0-9+.-]*://)[^\s'\"]*@", r"\1***@", text)
+
+
+def one_line(error: BaseException) -> str:
+    """Returns an exception's type and text, without the traceback that its text may hold."""
+    try:
+        text = str(error)
+    except Exception:  # somebody's __str__
+        text = ""
+    head, _, trace = text.partition("Traceback")
+    if trace:
+        lines = trace.strip().splitlines()
+        indented = [number for number, line in enumerate(lines) if line.startswith(" ")]
+        text = f"{head} {' '.join(lines[max(indented, default=-1) + 1 :])}"
+    text = " ".join(text.partition(" Other fields present")[0].split())[:300]
+    text = text[1:-1] if text[:1] == text[-1:] and text[:1] in "'\"" else text
+    hint = next((f"; {hint}" for former, hint in RENAMED.items() if former in text), "")
+    return f"{type(error).__name__}: {text}{hint}"

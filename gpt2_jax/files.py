@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, hashes, the cache folder."""
+"""Reads and writes files: atomic writes, JSON, hashes, the cache folder, and disk errors."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from typing import IO, Any
 
 from gpt2_jax.errors import Damaged, DiskError, UserError
 
-TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # of files that `write_atomic` writes
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # names of temporary files of `write_atomic`
 HASH = re.compile("[0-9a-f]{64}")
-ABANDONED_SECONDS = 600.0  # age at which no process is still writing a temporary file
-PLAIN = re.compile(r"[\w./ ,:=+@%-]+", re.ASCII)
-# How tensorstore and safetensors quote the operating system's error.
+ABANDONED_SECONDS = 600.0  # an older temporary file is no longer being written
+GLOB_SAFE = re.compile(r"[\w./ ,:=+@%-]+", re.ASCII)
+# How tensorstore and safetensors report the operating system's error number.
 SYSTEM_ERROR = re.compile(r"os_error_code='(\d+)'|\(os error (\d+)\)|\bOs \{ code: (\d+)")
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
-    """Writes a file that a reader, or a kill at any moment, finds either old or new."""
-    # Not the process's number: on machines that share the folder it may be the same.
+    """Writes a file atomically: readers see the old or the new content, even after a crash."""
+    # Random, because process ids are not unique on machines that share the folder.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -43,14 +43,14 @@ def write_atomic(path: Path, data: str | bytes) -> None:
 
 
 def remove_temporary(folder: Path, older_than: float = math.inf) -> None:
-    """Deletes what `write_atomic` left in a folder when it was killed.
+    """Deletes the temporary files that a killed `write_atomic` left in a folder.
 
     Args:
-      older_than: time of the last change, in seconds since the epoch, for a folder that other
-        processes may be writing to.
+      older_than: deletes only files last modified before this time, in seconds since the epoch,
+        for folders that other processes may be writing to.
     """
     for path in folder.iterdir():
-        with suppress(OSError):  # another process may delete it as well
+        with suppress(OSError):  # another process may have deleted it
             if TEMPORARY.fullmatch(path.name) and path.stat().st_mtime < older_than:
                 path.unlink()
 
@@ -59,7 +59,7 @@ def read_file(path: Path) -> bytes:
     """Returns the content of a file.
 
     Raises:
-      UserError: if it cannot be read, or is not a regular file: reading a pipe may never end.
+      UserError: if it cannot be read or is not a regular file.
     """
     check_regular(path)
     with read_errors(path):
@@ -67,10 +67,10 @@ def read_file(path: Path) -> bytes:
 
 
 def check_regular(path: Path) -> None:
-    """Refuses what is not a regular file: reading a pipe or a device may never end.
+    """Checks that a path is a regular file: reading a pipe or a device may never end.
 
     Raises:
-      UserError: if it is something else, or cannot be looked at.
+      UserError: if it is not, or its type cannot be read.
     """
     with read_errors(path):
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -78,28 +78,28 @@ def check_regular(path: Path) -> None:
 
 
 def open_lock(path: Path) -> IO[str]:
-    """Opens a file that is only locked; its content, if any, is left alone.
+    """Opens a lock file without changing its content, creating it if missing.
 
     Raises:
       UserError: if it is not a regular file: opening a pipe may never end.
     """
-    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
-    if stat.S_ISREG(os.fstat(number).st_mode):
-        return os.fdopen(number, "r+", encoding="utf-8")
-    os.close(number)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "r+", encoding="utf-8")
+    os.close(descriptor)
     raise UserError(f"{path} is not a regular file; remove it")
 
 
 def to_json(value: Any, indent: int | None = None, ascii_only: bool = True) -> str:
-    """Returns JSON in which a number that is not finite is `null`: JSON has no such numbers."""
-    return json.dumps(_finite(value), indent=indent, ensure_ascii=ascii_only, allow_nan=False)
+    """Returns JSON with `null` for NaN and infinity, which JSON cannot represent."""
+    return json.dumps(_nan_to_null(value), indent=indent, ensure_ascii=ascii_only, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def _nan_to_null(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
+        return {name: _nan_to_null(one) for name, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
+        return [_nan_to_null(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -109,10 +109,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def text_lines(text: str) -> list[str]:
-    """Returns the lines of a text; unlike `str.splitlines`, only line feeds separate them.
+    """Splits a text into lines at LF and CRLF only, unlike `str.splitlines`.
 
-    A carriage return before the line feed is not part of a line, and the text's last line feed
-    does not begin another line.
+    A line ending at the end of the text does not start another line.
     """
     lines = text.split("\n")
     if lines[-1] == "":
@@ -120,19 +119,19 @@ def text_lines(text: str) -> list[str]:
     return [line.removesuffix("\r") for line in lines]
 
 
-def read_fields(path: Path, largest: int | None = None) -> dict[str, Any]:
-    """Returns the fields of a file that holds one JSON object.
+def read_fields(path: Path, max_bytes: int | None = None) -> dict[str, Any]:
+    """Returns the fields of a JSON file that contains one object.
 
     Args:
-      largest: bytes that it may have; None for any number.
+      max_bytes: limit on the file size; None for no limit.
 
     Raises:
-      UserError: if it is missing, cannot be read, or is too large.
-      Damaged: if it holds something else.
+      UserError: if the file is missing, cannot be read, or is too large.
+      Damaged: if it is not a JSON object.
     """
     with read_errors(path):
-        if largest is not None and path.is_file() and (size := path.stat().st_size) > largest:
-            raise UserError(f"{path} has {size:,} bytes; the most is {largest:,}")
+        if max_bytes is not None and path.is_file() and (size := path.stat().st_size) > max_bytes:
+            raise UserError(f"{path} has {size:,} bytes; the limit is {max_bytes:,}")
     content = read_file(path)
     try:
         fields = json.loads(content.decode("utf-8-sig"))
@@ -141,41 +140,38 @@ def read_fields(path: Path, largest: int | None = None) -> dict[str, Any]:
     except RecursionError:
         raise Damaged(f"{path} is damaged: it is nested too deeply") from None
     except ValueError as error:
-        raise Damaged(f"{path} is damaged: {error}; bring it back from a copy") from None
+        raise Damaged(f"{path} is damaged: {error}; restore it from a backup") from None
     return fields
 
 
 def check_format(fields: Mapping[str, Any], path: Path, newest: int) -> None:
-    """Refuses a file whose `format_version` this program does not know.
+    """Checks the `format_version` of a file; the default is 1.
 
     Args:
-      newest: version that this program writes; a file without one is of version 1.
+      newest: the latest version that this program can read.
 
     Raises:
-      Damaged: if it is not a version.
-      UserError: if a newer version of this program wrote the file.
+      Damaged: if the version is not a positive integer.
+      UserError: if the version is newer than this program.
     """
     version = fields.get("format_version", 1)
     if type(version) is not int or version < 1:
         raise Damaged(f"{path} is damaged: format_version={version!r}")
     if version > newest:
         raise UserError(
-            f"{path} has format_version {version}, and this program reads up to {newest}; use the "
-            "version of gpt2_jax that wrote it, or a newer one"
+            f"{path} has format_version {version}, but this version of gpt2_jax reads at most "
+            f"{newest}; use the version that wrote it, or a newer one"
         )
 
 
 def sha256(path: Path) -> str:
-    """Returns the hexadecimal sha256 of a file's content."""
+    """Returns the SHA-256 of a file as a hexadecimal string."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cache_dir() -> Path:
-    """Returns `$XDG_CACHE_HOME/gpt2_jax` (default `~/.cache/gpt2_jax`), created if missing.
-
-    Without a home directory it is in the folder for temporary files.
-    """
+    """Returns `$XDG_CACHE_HOME/gpt2_jax` (default `~/.cache/gpt2_jax`), created if missing."""
     ensure_home()
     base = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
     with disk_errors("the cache (set XDG_CACHE_HOME)"):
@@ -185,9 +181,9 @@ def cache_dir() -> Path:
 
 
 def ensure_home() -> None:
-    """Gives a user without a home directory one in the folder for temporary files, by `$HOME`.
+    """Sets `$HOME` to a temporary folder if the user has no home directory.
 
-    Libraries would make a folder named `~` in the current one for their caches.
+    Otherwise libraries would create a folder named `~` for their caches.
     """
     if not os.path.expanduser("~").startswith("~"):
         return
@@ -200,35 +196,35 @@ def ensure_home() -> None:
 
 
 def fields_sha256(fields: Mapping[str, Any]) -> str:
-    """Returns the hexadecimal sha256 of fields, whatever their order, as JSON."""
+    """Returns the hexadecimal SHA-256 of fields as JSON, independent of their order."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
-def remembered_sha256(path: Path) -> str:
-    """Returns a file's sha256, hashed again only if its size or time of change is new."""
+def cached_sha256(path: Path) -> str:
+    """Returns a file's SHA-256, cached by its path, size and modification time."""
     stat = path.stat()
     state = f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
-    memo = cache_dir() / "hashes" / hashlib.sha256(os.fsencode(state)).hexdigest()
+    entry = cache_dir() / "hashes" / hashlib.sha256(os.fsencode(state)).hexdigest()
     with suppress(OSError, UserError, ValueError):
-        if HASH.fullmatch(known := read_file(memo).decode()):
+        if HASH.fullmatch(known := read_file(entry).decode()):
             return known
     digest = sha256(path)
-    # Not atomically: a torn memo is not a hash, and a killed process leaves no temporary file.
-    with suppress(OSError):  # a cache that cannot be written only costs the hash again
-        memo.parent.mkdir(exist_ok=True)
-        memo.write_text(digest, encoding="utf-8")
+    # Need not be atomic: a partially written entry is not a valid hash.
+    with suppress(OSError):  # the cache may be read-only
+        entry.parent.mkdir(exist_ok=True)
+        entry.write_text(digest, encoding="utf-8")
     return digest
 
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """Yields a folder to fill, which becomes `target` at the end; a failure leaves nothing.
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yields a temporary folder that is renamed to `target` on success and deleted on failure.
 
     `target` must be empty or not exist.
     """
     partial = target.with_name(f".{target.name}.partial")
     with disk_errors(str(target)):
-        made = missing_folders(target.parent)
+        created = missing_folders(target.parent)
         shutil.rmtree(partial, ignore_errors=True)
         try:
             partial.mkdir(parents=True)
@@ -238,30 +234,30 @@ def whole_folder(target: Path) -> Iterator[Path]:
             partial.rename(target)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
-            remove_empty(made)
+            remove_empty_folders(created)
             raise
 
 
 def check_creatable(path: Path) -> None:
-    """Creates a folder and its parents where they are missing, and removes them again.
+    """Checks that a folder can be created, by creating it and deleting it again.
 
     Raises:
-      OSError: if that is not possible; then nothing is left, either.
+      OSError: if it cannot.
     """
     missing = missing_folders(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     finally:
-        remove_empty(missing)
+        remove_empty_folders(missing)
 
 
 def missing_folders(path: Path) -> list[Path]:
-    """Returns the folders that do not exist yet of a path and its parents, innermost first."""
+    """Returns the missing folders among a path and its parents, innermost first."""
     return [folder for folder in (path, *path.parents) if not folder.exists()]
 
 
-def remove_empty(folders: list[Path]) -> None:
-    """Deletes folders, innermost first, except those that another process has put something in."""
+def remove_empty_folders(folders: list[Path]) -> None:
+    """Deletes folders in the given order, skipping those that are not empty."""
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()
@@ -269,47 +265,43 @@ def remove_empty(folders: list[Path]) -> None:
 
 @contextmanager
 def plain_path(folder: Path) -> Iterator[Path]:
-    """Yields a path to a folder in which every character stands for itself.
+    """Yields a path to a folder without glob characters, through a symbolic link if necessary.
 
-    orbax treats the path of a checkpoint as a pattern when it merges its files, so that a `[`, `*`
-    or `?` in any parent folder makes it find none. Such a folder is reached through a link.
+    orbax globs a checkpoint's path when it merges the files, and finds none if a parent folder has
+    `[`, `*` or `?` in its name.
     """
-    if PLAIN.fullmatch(str(folder)):
+    if GLOB_SAFE.fullmatch(str(folder)):
         yield folder
         return
-    with tempfile.TemporaryDirectory(prefix="gpt2_jax_") as place:
-        link = Path(place) / "link"
+    with tempfile.TemporaryDirectory(prefix="gpt2_jax_") as temporary:
+        link = Path(temporary) / "link"
         link.symlink_to(folder, target_is_directory=True)
-        if not PLAIN.fullmatch(str(link)):
-            raise UserError(f"set TMPDIR to a folder without special characters (it is {place})")
+        if not GLOB_SAFE.fullmatch(str(link)):
+            raise UserError(f"set TMPDIR to a path without special characters (it is {temporary})")
         yield link
 
 
 @contextmanager
-def disk_errors(doing: str) -> Iterator[None]:
-    """Turns a full, missing or read-only disk into one line that names what was being written."""
+def disk_errors(what: str) -> Iterator[None]:
+    """Turns errors of a full, missing or read-only disk into a `DiskError` naming `what`."""
     try:
         yield
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        raise DiskError(_cannot(f"{doing}{where}", error.strerror or str(error))) from None
+        raise DiskError(_cannot_write(f"{what}{where}", error.strerror or str(error))) from None
     except UserError:
         raise
-    except Exception as error:  # libraries raise ValueError, or exceptions of their own
+    except Exception as error:  # libraries raise ValueError or their own exceptions
         code = SYSTEM_ERROR.search(str(error))
         if code is None:
             raise
         reason = os.strerror(int(next(filter(None, code.groups()))))
-        raise DiskError(_cannot(doing, reason)) from None
+        raise DiskError(_cannot_write(what, reason)) from None
 
 
 @contextmanager
 def read_errors(path: Path) -> Iterator[None]:
-    """Turns a file or folder that cannot be read into one line that names it.
-
-    Raises:
-      UserError: for any error of the operating system, such as missing permission.
-    """
+    """Turns an OSError, such as a missing permission, into a `UserError` naming the file."""
     try:
         yield
     except OSError as error:
@@ -319,8 +311,8 @@ def read_errors(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _cannot(doing: str, reason: str) -> str:
+def _cannot_write(what: str, reason: str) -> str:
     return (
-        f"cannot write {doing}: {reason}; make room or choose another place, and start the same "
+        f"cannot write {what}: {reason}; free disk space or choose another place, and run the same "
         "command again"
     )

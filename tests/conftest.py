@@ -32,7 +32,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored,
 # Files whose tests share something expensive and so stay with one worker: they must start first.
 LONGEST = (
     "train/test_processes.py",
-    "campaign/test_campaign.py",
+    "study/test_study.py",
     "track/test_wandb.py",
     "model/test_every_placement.py",
     "model/test_placements.py",

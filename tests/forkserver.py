@@ -19,8 +19,8 @@ import tempfile
 from functools import cache
 
 PRELOADED = (
-    "gpt2_jax.config_check",
-    "gpt2_jax.evaluate.writing",
+    "gpt2_jax.config.check",
+    "gpt2_jax.evaluate.text_generation",
     "gpt2_jax.train.loop",
     "matplotlib.backends.backend_agg",
     "scipy.stats",

@@ -2,10 +2,10 @@
 
 import pytest
 
-from gpt2_jax.model.placements import PRESETS
+from gpt2_jax.placements import PRESETS
 
 FAMILIES = (
-    "hybridnorm_star",  # segments, norms on q, k, v and on the stream
+    "hybridnorm_star",  # several stacks, norms on q, k, v and on the stream
     "b2t",  # a connection of the whole block, ending in a norm
     "parallel_gptj",
     "universal",  # shared blocks, positions added in each
@@ -41,5 +41,5 @@ def depth(name):
     if PRESETS[name].depth_groups:
         return 5  # ten sublayers, so that a group has two
     one = PRESETS[name]
-    alike = not one.exceptions and one.values == "own" and one.across == "none"
+    alike = not one.layer_overrides and one.value_residual == one.cross_layer == "none"
     return 2 if alike else 4  # Mix-LN has no Post-LN below four, and a U-net no order to pop in

@@ -29,7 +29,7 @@ def place(tmp_path_factory):
 
 
 def command(place, module, *flags):
-    return run("-m", module, *flags, tmp=place)
+    return run("-m", *module.split(), *flags, tmp=place)
 
 
 HEADER = ["import sys", "from gpt2_jax import config as configs"]
@@ -57,6 +57,17 @@ CONFIG_FILES = {
         "    config.train.steps = True",
         "    return config",
     ],
+    "old_name": [
+        "def get_config():",
+        "    config = configs.default()",
+        "    config.model.norms = 'post'",
+        "    return config",
+    ],
+    "old_name_read": [
+        "def get_config():",
+        "    config = configs.default()",
+        "    return config if config.model.placement else None",
+    ],
     "colours": ["def get_config(): raise ValueError('\\x1b[31mred\\nline')"],
     "prints": ["print('one')", "def get_config(): return print('two') or configs.default()"],
 }
@@ -65,11 +76,15 @@ QUICK = "--config=configs/quickstart.py"
 TRAIN_ERRORS = [
     (
         [QUICK, "--config.model.n_layers=3", "--workdir=W/a"],
-        "--config.model.n_layers is no field; did you mean 'model.n_layer'?",
+        "--config.model.n_layers is not a known field; did you mean 'model.n_layer'?",
+    ),
+    (
+        [QUICK, "--config.model.placement=deepnorm", "--workdir=W/a"],
+        "--config.model.placement is not a known field; it is 'placement.preset' now",
     ),
     (
         [QUICK, "--config.trian.steps=3", "--workdir=W/a"],
-        "--config.trian.steps is no field; did you mean 'train.steps'?",
+        "--config.trian.steps is not a known field; did you mean 'train.steps'?",
     ),
     (
         [QUICK, "--config.train.steps=many", "--workdir=W/a"],
@@ -82,14 +97,14 @@ TRAIN_ERRORS = [
     ([QUICK + ":x", "--workdir=W/a"], "TypeError: get_config() takes 0 positional arguments"),
     ([QUICK, "--workdir=W/file/below"], "cannot write --workdir="),
     ([QUICK, "--workdir=/proc/run"], "cannot write --workdir=/proc/run"),
-    ([QUICK, "--worksdir=W/a"], "--worksdir is no flag; did you mean 'workdir'?"),
+    ([QUICK, "--worksdir=W/a"], "--worksdir is not a known flag; did you mean 'workdir'?"),
     ([QUICK], "give --workdir, for example --workdir=runs/quickstart"),
-    ([QUICK, "--workdir=W/a", "extra"], "'extra' is no flag; flags look like --name=value"),
+    ([QUICK, "--workdir=W/a", "extra"], "'extra' is not a flag; flags look like --name=value"),
     (["--config=configs/nowhere.py", "--workdir=W/a"], "configs/nowhere.py"),
     (["--config=W/broken.py", "--workdir=W/a"], "broken.py"),
     (
         ["--config=configs/gpt2.py:small", "--workdir=W/a"],
-        "configs/gpt2.py: 'small' is no size; there are: 124m, 1558m, 350m, 774m",
+        "configs/gpt2.py: 'small' is not a size; choose one of 124m, 1558m, 350m, 774m",
     ),
     (
         [QUICK, "--workdir=W/a", "--config.model.n_head=3"],
@@ -107,17 +122,16 @@ TRAIN_ERRORS = [
     ),
     (
         [QUICK, "--workdir=gs://bucket/run"],
-        "--workdir=gs://bucket/run is a remote path; metrics and checkpoints need a local or "
-        "mounted file system",
+        "--workdir=gs://bucket/run is a remote path; give one on a local or mounted file system",
     ),
     ([QUICK, "--workdir=W/file"], "/file is"),
     (
         [QUICK, "--workdir=W/strange"],
-        "strange is not empty and holds no run (thesis.tex); choose another",
+        "strange is not empty and contains no run (thesis.tex); choose another",
     ),
     (
         [QUICK, "--workdir=W/a", "--config.data.tokenizer=gpt3"],
-        "data.tokenizer=gpt3: No such file or directory; give `bytes`, `gpt2`",
+        "data.tokenizer=gpt3: No such file or directory; set it to `bytes`, `gpt2`",
     ),
     (
         [QUICK, "--workdir=W/a", "--config.model.vocab_size=100"],
@@ -167,12 +181,12 @@ def test_help_shows_flags_and_fields(place, word):
     assert done.returncode == 0 and not done.stderr
     assert "--workdir" in done.stdout
     assert all(f"--config.{name}:" in done.stdout for name in configs.FIELDS)
-    done = command(place, "gpt2_jax.interop.huggingface", "import", word)
+    done = command(place, "gpt2_jax import", word)
     assert done.returncode == 0 and "--model" in done.stdout and "--config" not in done.stdout
 
 
 def test_fields_of_several_strings_take_commas_and_equal_signs(place):
-    """The README's own words; the source that is not there is what the run ends at."""
+    """As in the guide to fine-tuning; the run ends at the source, which does not exist."""
     done = command(
         place,
         "train",
@@ -197,6 +211,8 @@ def test_fields_of_several_strings_take_commas_and_equal_signs(place):
         ("adds", "model.mine"),
         ("lacks", "model.n_layer"),
         ("wrong_type", "train.steps=True"),
+        ("old_name", "placement.norm_sites"),
+        ("old_name_read", "placement.preset"),
         ("colours", r"\x1b[31mred line"),
     ],
 )
@@ -213,7 +229,7 @@ def test_what_a_config_file_prints_is_no_result(place):
     assert done.stderr.split()[:2] == ["one", "two"]
 
 
-SAMPLE = "gpt2_jax.evaluate.sample"
+SAMPLE = "gpt2_jax sample"
 
 
 @pytest.mark.parametrize(
@@ -223,7 +239,11 @@ SAMPLE = "gpt2_jax.evaluate.sample"
         ("train", [QUICK, "--config.train.steps=1e12", "--workdir=W/v"], "config.train.steps"),
         ("train", [QUICK, "--config.optimizer.peak_lr=nan", "--workdir=W/v"], "optimizer.peak_lr"),
         ("train", [QUICK, "--config.model.n_embd=1000000007", "--workdir=W/v"], "model.n_embd"),
-        ("train", [QUICK, "--config.model.skip_scale=9**9**9**9", "--workdir=W/v"], "skip_scale"),
+        (
+            "train",
+            [QUICK, "--config.placement.skip_scale=9**9**9**9", "--workdir=W/v"],
+            "skip_scale",
+        ),
         ("train", [QUICK, "--config.data.source=W/pipe", "--workdir=W/v"], "data.source"),
         ("train", [QUICK, "--config.data.tokenizer=/dev/zero", "--workdir=W/v"], "data.tokenizer"),
         ("train", [QUICK, "--workdir=W/" + "v" * 256], "--workdir"),

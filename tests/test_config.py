@@ -3,16 +3,18 @@
 import dataclasses
 import importlib.util
 import inspect
+from pathlib import Path
 
 import pytest
 
-from gpt2_jax import capacity
 from gpt2_jax import config as configs
-from gpt2_jax.config_check import check, check_sense, check_stored
+from gpt2_jax.ablation.study.design import Study
+from gpt2_jax.config import capacity
+from gpt2_jax.config.check import check, check_sense, check_stored
+from gpt2_jax.config.renamed import RENAMED
 from gpt2_jax.errors import UserError
-from gpt2_jax.model.placements import AXES
-from gpt2_jax.model.placements.resolve import resolve
-from gpt2_jax.model.structure import structure
+from gpt2_jax.model.definition import define_model
+from gpt2_jax.placements import AXES
 from gpt2_jax.train.schedule import warmup_steps
 from tests.tools import ROOT, tiny
 
@@ -54,33 +56,32 @@ def test_no_shipped_config_is_forgotten():
 
 @pytest.mark.parametrize(("file", "arg"), SHIPPED)
 def test_every_shipped_config_is_valid_and_locked(file, arg):
-    config = load(file, arg)
-    check_sense(config)
-    assert config.is_locked
-    size = 50257 if config.data.tokenizer == "gpt2" else 257
-    model = structure(configs.resolve(config, size).model)
-    if arg:
-        assert model.n_params() == GPT2_SIZES[arg]
+    given = load(file, arg)
     with pytest.raises(AttributeError):
-        config.model.n_layers = 3
+        given.model.n_layers = 3
+    config = configs.freeze(given)
+    check_sense(config)
+    config = configs.resolve(config, 50257 if config.data.tokenizer == "gpt2" else 257)
+    if arg:
+        assert define_model(config.model, config.placement).n_params() == GPT2_SIZES[arg]
 
 
 @pytest.mark.parametrize(("file", "arg"), SHIPPED)
 def test_a_short_trial_of_a_shipped_config_needs_one_override(file, arg):
-    config = load(file, arg)
-    share = warmup_steps(config) / config.train.steps
-    config.train.steps = 40
-    check_sense(config)
-    assert warmup_steps(config) == round(40 * share) > 0
+    config = configs.freeze(load(file, arg))
+    share = warmup_steps(config.optimizer, config.train.steps) / config.train.steps
+    check_sense(configs.replace(config, {"train.steps": 40}))
+    assert warmup_steps(config.optimizer, 40) == round(40 * share) > 0
 
 
 def test_the_warm_up_of_the_committed_studies_is_what_it_was():
-    lengths = {name: warmup_steps(load(f"configs/{name}.py", arg)) for name, arg in [
+    given = [load(f"configs/{name}.py", arg) for name, arg in [
         ("quickstart", None), ("shakespeare", None), ("finetune", None), ("gpt2", "124m"),
         ("ablations/placement", None), ("ablations/qk_norm", None),
         ("ablations/residual_scale_depth", None),
-    ]}  # fmt: skip
-    assert [*lengths.values()] == [100, 100, 50, 700, 100, 100, 50]
+    ]]  # fmt: skip
+    lengths = [warmup_steps(config.optimizer, config.train.steps) for config in given]
+    assert lengths == [100, 100, 50, 700, 100, 100, 50]
 
 
 def test_a_model_beyond_the_memory_is_refused_before_it_is_built(monkeypatch):
@@ -99,8 +100,9 @@ def test_a_model_beyond_the_memory_is_refused_before_it_is_built(monkeypatch):
     "placement", ["pre_ln", "albert", "svformer", "simplified_skipless", "laurel_lr", "ngpt"]
 )
 def test_the_estimate_of_parameters_is_a_lower_bound(placement):
-    config = tiny(**{"model.placement": placement, "model.n_embd": 64, "model.vocab_multiple": 1})
-    assert 0.7 <= capacity.least_parameters(config) / structure(config.model).n_params() <= 1
+    config = tiny(**{"placement.preset": placement, "model.n_embd": 64, "model.vocab_multiple": 1})
+    n_params = define_model(config.model, config.placement).n_params()
+    assert 0.7 <= capacity.least_parameters(config) / n_params <= 1
 
 
 def test_the_host_memory_is_that_of_the_machine_and_of_the_container(monkeypatch, tmp_path):
@@ -115,16 +117,16 @@ def test_the_host_memory_is_that_of_the_machine_and_of_the_container(monkeypatch
 
 
 def test_an_unknown_size_is_named():
-    with pytest.raises(UserError, match="'small' is no size; there are: 124m, 1558m, 350m, 774m"):
+    with pytest.raises(
+        UserError, match="'small' is not a size; choose one of 124m, 1558m, 350m, 774m"
+    ):
         load("configs/gpt2.py", "small")
 
 
 def test_gpt2_is_gpt2():
     """The published architecture, in full."""
-    model = load("configs/gpt2.py", "124m").model
-    sizes = {name: value for name, value in model.to_dict().items() if name not in AXES}
-    assert sizes == {
-        "placement": "pre_ln",
+    config = configs.freeze(load("configs/gpt2.py", "124m"))
+    assert dataclasses.asdict(config.model) == {
         "n_layer": 12,
         "n_head": 12,
         "n_embd": 768,
@@ -142,11 +144,12 @@ def test_gpt2_is_gpt2():
         "unroll": True,
         "remat": "none",
     }
-    placement = dataclasses.asdict(resolve(model))
+    assert config.placement.preset == "pre_ln"
+    placement = dataclasses.asdict(config.placement.resolve())
     assert {name: placement[name] for name in AXES} == {
         "connection": "plain",
-        "norms": "pre",
-        "norm": "layernorm",
+        "norm_sites": "pre",
+        "norm_type": "layernorm",
         "norm_eps": 1e-5,
         "norm_bias": True,
         "norm_gain": "1",
@@ -154,12 +157,12 @@ def test_gpt2_is_gpt2():
         "embedding_norm": False,
         "final_norm": "auto",
         "skip_scale": "1",
-        "profiled": False,
+        "data_dependent_init": False,
         "branch_scale": "1",
         "input_scale": "1",
         "drop_path": "0",
         "gate_bias": 2.0,
-        "exceptions": "",
+        "layer_overrides": "",
         "init": "normal",
         "residual_init": "(2*L)**-0.5",
         "value_init": "1",
@@ -167,7 +170,7 @@ def test_gpt2_is_gpt2():
         "key_init": "1",
         "embedding_std": "std",
         "embedding_multiplier": "1",
-        "multiplied": "tokens",
+        "multiplier_target": "tokens",
         "fixnorm": False,
         "positions": "learned",
         "positions_at": "embedding",
@@ -179,8 +182,8 @@ def test_gpt2_is_gpt2():
         "unit_weights": False,
         "hidden_scale": False,
         "logit_scale": False,
-        "values": "own",
-        "across": "none",
+        "value_residual": "none",
+        "cross_layer": "none",
         "x0_scales": "1 | 0",
         "share_blocks": 0,
         "parametrization": "standard",
@@ -214,12 +217,12 @@ def test_gpt2_is_gpt2():
             "train.accumulation); choose one of 1, 2, 4, 8",
         ),
         (
-            {"model.placement": "pre_nl"},
-            "model.placement='pre_nl' is unknown; did you mean 'pre_ln'?",
+            {"placement.preset": "pre_nl"},
+            "placement.preset='pre_nl' is unknown; did you mean 'pre_ln'?",
         ),
         (
             {"optimizer.schedule": "step"},
-            "optimizer.schedule='step' is unknown; there are: constant, cosine, inverse_sqrt, "
+            "optimizer.schedule='step' is unknown; choose one of constant, cosine, inverse_sqrt, "
             "linear, wsd",
         ),
         ({"model.dropout": 1.0}, "model.dropout=1.0 must be at least 0 and below 1"),
@@ -236,7 +239,7 @@ def test_gpt2_is_gpt2():
         ),
         (
             {"mesh.data": 4096, "train.batch_size": 4096},
-            "mesh.data=4096 is more than the 256 devices that a CPU can be",
+            "mesh.data=4096 is more than the 256 devices that a CPU can simulate",
         ),
         (
             {"model.attention": "cudnn"},
@@ -259,6 +262,49 @@ def test_a_mistake_is_one_line_that_names_the_field_and_the_fix(changes, line):
     assert str(caught.value) == line
 
 
+def test_a_replaced_field_may_be_anything_and_leaves_the_rest():
+    traced = object()
+    made = configs.replace(tiny(), {"optimizer.peak_lr": traced, "track.wandb.name": "a"})
+    assert made.optimizer.peak_lr is traced and made.track.wandb.name == "a"
+    assert configs.difference(made, tiny()).keys() == {"optimizer.peak_lr", "track.wandb.name"}
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.seed = 3
+
+
+def test_every_field_is_declared_with_its_own_type():
+    for name, field in configs.FIELDS.items():
+        assert field.kind in (int, float, bool, str, tuple), name
+        assert field.optional or type(field.default) is field.kind, name
+
+
+def test_every_axis_is_a_field_that_starts_unset():
+    for axis in AXES:
+        assert configs.FIELDS[f"placement.{axis}"].optional
+    assert configs.Config().placement.overrides == {}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("model.placement", "placement.preset"),
+        ("model.norms", "placement.norm_sites"),
+        ("model.activation", "placement.activation"),
+    ],
+)
+def test_an_old_name_is_answered_with_the_new_one(old, new, tmp_path):
+    with pytest.raises(UserError, match=f"{old}.*{new}"):
+        configs.validated(old, "x")
+    section, _, leaf = old.partition(".")
+    with pytest.raises(UserError, match=f"config.json.*{old}.*{new}"):
+        configs.from_dict({section: {leaf: "x"}}, tmp_path / "config.json")
+    with pytest.raises(UserError, match=f"{old}.*{new}"):
+        Study([{old: "x"}], {}).check()
+
+
+def test_old_names_are_of_no_field_and_new_ones_are():
+    assert not {*RENAMED} & {*configs.FIELDS} and {*RENAMED.values()} <= {*configs.FIELDS}
+
+
 def test_a_vocabulary_smaller_than_the_tokens_is_refused():
     with pytest.raises(UserError) as caught:
         configs.resolve(tiny(), 257)
@@ -273,8 +319,7 @@ def test_json_gives_the_same_config_back(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(configs.to_json(config))
     again = configs.from_json(path)
-    assert configs.flatten(again) == configs.flatten(config)
-    assert again.is_locked
+    assert again == config
 
 
 @pytest.mark.parametrize(
@@ -283,11 +328,14 @@ def test_json_gives_the_same_config_back(tmp_path):
         ("{", "is damaged"),
         ("[]", "is damaged"),
         ("[" * 100_000, "nested too deeply"),
-        ('{"model": {"n_layers": 3}}', "has a field 'model.n_layers' that this version"),
+        (
+            '{"model": {"n_layers": 3}}',
+            "'model.n_layers' is not a config field; did you mean 'model.n_layer'",
+        ),
         ('{"train": {"steps": "many"}}', "train.steps='many'"),
         ('{"train": {"steps": true}}', "train.steps=True"),
         ('{"train": 3}', "train=3"),
-        ('{"model": {"norm_eps": 1%s}}' % ("0" * 400), "model.norm_eps"),
+        ('{"placement": {"norm_eps": 1%s}}' % ("0" * 400), "placement.norm_eps"),
     ],
 )
 def test_a_damaged_config_file_is_one_line(tmp_path, text, line):
@@ -301,7 +349,7 @@ def test_a_config_file_in_a_closed_folder_is_one_line(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(configs.Path, "exists", refuse)
+    monkeypatch.setattr(Path, "exists", refuse)
     with pytest.raises(UserError, match=r"config\.json cannot be read: Permission denied"):
         configs.from_json(tmp_path / "config.json")
 
@@ -335,8 +383,3 @@ def test_any_other_difference_is_refused_by_name(tmp_path, changes, named):
     with pytest.raises(UserError) as caught:
         configs.check_resumable(tiny(), tiny(**changes), tmp_path)
     assert named in str(caught.value)
-
-
-def test_the_page_of_fields_is_current():
-    """`python -m gpt2_jax.config > docs/config.md` writes it."""
-    assert (ROOT / "docs" / "config.md").read_text() == configs.page()

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and one line for what the system says of a disk."""
+"""Atomic writes, and errors of the disk in one line."""
 
 import os
 import time
@@ -30,20 +30,20 @@ FULL = "No space left on device"
         RuntimeError('IoError(Os { code: 28, kind: StorageFull, message: "No space" })'),
     ],
 )
-def test_a_full_disk_is_one_line_whoever_says_so(error):
+def test_full_disk_is_a_disk_error(error):
     with pytest.raises(DiskError, match=f"weights.*{FULL}") as caught, disk_errors("weights"):
         raise error
     assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize("error", [ValueError("code: 28"), UserError("mine"), KeyError("os error")])
-def test_what_is_not_about_a_disk_passes_through(error):
+def test_other_errors_are_not_changed(error):
     with pytest.raises(type(error)) as caught, disk_errors("weights"):
         raise error
     assert caught.value is error
 
 
-def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     (tmp_path / "a").write_text("old")
 
     def full(handle):
@@ -55,9 +55,9 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a", "old")]
 
 
-def test_what_a_kill_left_of_a_write_is_deleted_and_nothing_else(tmp_path, monkeypatch):
+def test_only_temporary_files_are_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda *_: os._exit)
-    write_atomic(tmp_path / "a.json", "new")  # as if killed before the last step
+    write_atomic(tmp_path / "a.json", "new")  # as if killed before the rename
     names = {".env", ".a.tmp", "b.0123abcd.tmp", ".c.0123abcd.tmp.txt"}
     for name in names:
         (tmp_path / name).write_text("mine")
@@ -68,7 +68,7 @@ def test_what_a_kill_left_of_a_write_is_deleted_and_nothing_else(tmp_path, monke
     assert {p.name for p in tmp_path.iterdir()} == names
 
 
-def test_a_folder_that_can_be_made_is_tried_and_nothing_stays(tmp_path, monkeypatch):
+def test_check_creatable_leaves_no_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     check_creatable(Path("new/sub"))
     (tmp_path / "file").write_text("")
@@ -80,7 +80,7 @@ def test_a_folder_that_can_be_made_is_tried_and_nothing_stays(tmp_path, monkeypa
         check_creatable(Path("other/../file/sub"))
 
 
-def test_what_is_not_a_file_is_not_read(tmp_path):
+def test_only_regular_files_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")
     for name in ("pipe", "loop", "nothing", "."):
@@ -90,7 +90,7 @@ def test_what_is_not_a_file_is_not_read(tmp_path):
         open_lock(tmp_path / "pipe")
 
 
-def test_a_folder_is_reached_by_a_plain_path(tmp_path, monkeypatch):
+def test_glob_safe_path(tmp_path, monkeypatch):
     folder = tmp_path / "a[1] *"
     folder.mkdir()
     with plain_path(tmp_path) as same, plain_path(folder) as plain:

@@ -7,14 +7,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpt2_jax import config as configs
-from gpt2_jax.ablate.campaign.design import Campaign
-from gpt2_jax.config_check import check, check_stored
-from gpt2_jax.config_field import FLOAT_MAX, FLOAT_TINY, Field
+from gpt2_jax.ablation.study.design import Study
+from gpt2_jax.config.check import check, check_stored
 from gpt2_jax.errors import UserError, printable
-from gpt2_jax.evaluate.choice import Choice
+from gpt2_jax.evaluate.sampling import SamplingParams
+from gpt2_jax.fields import FLOAT_MAX, FLOAT_TINY, Field
 from gpt2_jax.interop.hf_config import from_huggingface
-from gpt2_jax.model.placements.axes import SCALES
-from gpt2_jax.model.placements.rules import FUNCTIONS, NAMES, rule, scale
+from gpt2_jax.placements.axes import SCALES
+from gpt2_jax.placements.expressions import FUNCTIONS, NAMES, parse_expression, parse_scale
 
 few = settings(
     max_examples=60, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -48,21 +48,24 @@ def refused(action, *args):
     return False
 
 
+def replaced(changes):
+    values = {name: configs.validated(name, value) for name, value in changes.items()}
+    return configs.replace(configs.Config(), values)
+
+
 @few
 @given(st.dictionaries(NAMES_OF_FIELDS, VALUES, max_size=3))
 def test_any_value_of_any_field_is_typed_and_bounded_or_refused(changes):
-    config = configs.default()
-
     def enter():
-        for name, value in changes.items():
-            configs.set_value(config, name, value)
+        config = replaced(changes)
         check(config)
+        return config
 
     if not refused(enter):
-        again = configs.from_dict(config.to_dict(), "config.json")
-        assert configs.flatten(again) == configs.flatten(config)
+        config = enter()
+        assert configs.from_dict(configs.to_dict(config), "config.json") == config
         for name, value in configs.flatten(config).items():
-            assert value is None or type(value) is configs.FIELDS[name].type
+            assert value is None or type(value) is configs.FIELDS[name].kind
 
 
 @few
@@ -103,41 +106,32 @@ def test_any_huggingface_config_is_ours_or_refused(tmp_path, changes):
     VALUES,
 )
 def test_any_study_is_one_or_refused(variants, seeds, budget):
-    refused(lambda: Campaign(variants, {}, seeds=tuple(seeds), tokens=budget).check())
+    refused(lambda: Study(variants, {}, seeds=tuple(seeds), tokens=budget).check())
 
 
 @few
 @given(st.sampled_from(SCALES), RULE_TEXT)
 def test_any_rule_has_finite_values_or_is_refused(axis, text):
-    config = configs.default()
-
     def enter():
-        configs.set_value(config, f"model.{axis}", text)
-        check(config)
+        check(replaced({f"placement.{axis}": text}))
 
     if not refused(enter):
         for part in text.split("|"):
             values = {"l": 1.0, "L": 12.0, "s": 1.0, "S": 24.0, "d": 768.0, "t": 0.0, "std": 0.02}
-            assert math.isfinite(scale(part).rule(values))
+            assert math.isfinite(parse_scale(part).first(values))
 
 
 @few
 @given(st.text(max_size=30))
-def test_any_exceptions_are_sound_or_refused(text):
-    config = configs.default()
-
-    def enter():
-        configs.set_value(config, "model.exceptions", text)
-        check(config)
-
-    refused(enter)
+def test_any_layer_overrides_are_sound_or_refused(text):
+    refused(lambda: check(replaced({"placement.layer_overrides": text})))
 
 
 @few
 @given(*[VALUES] * 2, NUMBERS, NUMBERS)
 def test_any_choice_of_tokens_is_one_or_refused(penalty, temperature, top_k, top_p):
     numbers = [x if isinstance(x, int | float) else 1.0 for x in (penalty, temperature)]
-    refused(Choice(*numbers, top_k, top_p).check)
+    refused(SamplingParams(*numbers, top_k, top_p).check)
 
 
 @few
@@ -151,20 +145,32 @@ def test_what_is_printed_cannot_steer_a_terminal(text):
 @pytest.mark.parametrize(
     ("field", "good", "bad"),
     [
-        (Field(1, "", minimum=1, maximum=5), [1, 5], [0, 6, 10**5000, True, 1.0, "1", None, [1]]),
-        (Field(1.0, "", above=0, below=1), [0.5, 1e-30], [0, 1, 0.0, 1.0, math.nan, "0.5", True]),
-        (Field(1.0, ""), [3, FLOAT_MAX, FLOAT_TINY], [math.inf, 1e39, 1e-39, 10**400]),
-        (Field(False, ""), [True, False], [0, 1, "true", None]),
-        (Field("a", "", choices=("a", "b")), ["a", "b"], ["c", "", None, 1]),
-        (Field(None, "", str, longest=3), ["abc", None], ["abcd", "\x1b", "\n", b"a", "\ud800"]),
-        (Field("a", "", path=True), ["a/" * 200], ["b" * 256, "a/" * 2100, "\0", "é" * 128]),
-        (Field((), "", longest=2), [("a", "bb"), [], ["a"]], ["a", ("abc",), (1,), None, {"a": 1}]),
+        (
+            Field(1, int, "", minimum=1, maximum=5),
+            [1, 5],
+            [0, 6, 10**5000, True, 1.0, "1", None, [1]],
+        ),
+        (
+            Field(1.0, float, "", above=0, below=1),
+            [0.5, 1e-30],
+            [0, 1, 0.0, 1.0, math.nan, "0.5", True],
+        ),
+        (Field(1.0, float, ""), [3, FLOAT_MAX, FLOAT_TINY], [math.inf, 1e39, 1e-39, 10**400]),
+        (Field(False, bool, ""), [True, False], [0, 1, "true", None]),
+        (Field("a", str, "", choices=("a", "b")), ["a", "b"], ["c", "", None, 1]),
+        (Field(None, str, "", longest=3), ["abc", None], ["abcd", "\x1b", "\n", b"a", "\ud800"]),
+        (Field("a", str, "", path=True), ["a/" * 200], ["b" * 256, "a/" * 2100, "\0", "é" * 128]),
+        (
+            Field((), tuple, "", longest=2),
+            [("a", "bb"), [], ["a"]],
+            ["a", ("abc",), (1,), None, {"a": 1}],
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_field_takes_what_it_declares(field, good, bad):
     for value in good:
         taken = field.validated(value, "x")
-        assert taken is None or type(taken) is field.type
+        assert taken is None or type(taken) is field.kind
     for value in bad:
         with pytest.raises(UserError, match=r"^x"):
             field.validated(value, "x")
@@ -172,12 +178,12 @@ def test_a_field_takes_what_it_declares(field, good, bad):
 
 def test_every_number_of_the_config_is_bounded():
     for name, field in configs.FIELDS.items():
-        if field.type in (int, float):
+        if field.kind in (int, float):
             low = field.minimum if field.minimum is not None else field.above
             high = field.maximum if field.maximum is not None else field.below
             assert low is not None and high is not None and low < high, name
-            assert field.type is float or high <= 2**48, name
-        for value in () if field.kind else (field.default,):
+            assert field.kind is float or high <= 2**48, name
+        for value in () if field.optional else (field.default,):
             assert field.validated(value, name) == value
 
 
@@ -192,7 +198,7 @@ def test_every_number_of_the_config_is_bounded():
     ],
 )
 def test_numbers_are_computed_in_float64(text, value):
-    assert rule(text)({"l": 1.0}) == value
+    assert parse_expression(text)({"l": 1.0}) == value
 
 
 @pytest.mark.parametrize(
@@ -204,7 +210,5 @@ def test_numbers_are_computed_in_float64(text, value):
     ],
 )  # fmt: skip
 def test_what_a_rule_cannot_be_is_refused_by_field(text):
-    config = configs.default()
-    with pytest.raises(UserError, match=r"^model\.branch_scale"):
-        configs.set_value(config, "model.branch_scale", text)
-        check(config)
+    with pytest.raises(UserError, match=r"^placement\.branch_scale"):
+        check(replaced({"placement.branch_scale": text}))

@@ -1,4 +1,4 @@
-"""Text in files and from other programs is UTF-8 in every locale."""
+"""Text files and pipes are UTF-8 in every locale."""
 
 import ast
 
@@ -7,11 +7,11 @@ import pytest
 from tests.tools import ROOT
 
 SOURCES = [ROOT / "train.py", ROOT / "eval.py", *sorted((ROOT / "gpt2_jax").rglob("*.py"))]
-POSITION = {"read_text": 0, "write_text": 1}  # of `encoding` among a method's arguments
+POSITION = {"read_text": 0, "write_text": 1}  # of the `encoding` argument
 
 
-def leaves_encoding_open(call: ast.Call) -> bool:
-    """Returns whether a call reads or writes text in the locale's encoding."""
+def uses_locale_encoding(call: ast.Call) -> bool:
+    """Returns whether a call reads or writes text without an explicit encoding."""
     given = {keyword.arg: keyword.value for keyword in call.keywords}
     if "encoding" in given:
         return False
@@ -38,15 +38,15 @@ def leaves_encoding_open(call: ast.Call) -> bool:
         ("subprocess.run(c, text=True, encoding='utf-8')", False),
     ],
 )
-def test_calls_that_follow_the_locale_are_found(code, is_open):
-    assert leaves_encoding_open(ast.parse(code).body[0].value) == is_open
+def test_calls_without_encoding_are_found(code, is_open):
+    assert uses_locale_encoding(ast.parse(code).body[0].value) == is_open
 
 
-def test_no_text_is_read_or_written_in_the_locales_encoding():
+def test_all_calls_pass_an_encoding():
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in SOURCES
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and leaves_encoding_open(node)
+        if isinstance(node, ast.Call) and uses_locale_encoding(node)
     ]
     assert found == []

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt2_jax import config as configs
-from gpt2_jax.config_check import check
-from gpt2_jax.model.structure import structure
+from gpt2_jax.config import Config, replace, resolve
+from gpt2_jax.config.check import check
+from gpt2_jax.model.definition import define_model
 from tests.forkserver import Forked
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +30,6 @@ def make_text(n_chars: int, seed: int = 0) -> str:
 
 def tiny(**changes):
     """Returns a resolved config of two layers, width 16, vocabulary 11; changes by dotted name."""
-    config = configs.default()
     defaults = {
         "model.n_layer": 2,
         "model.n_head": 2,
@@ -43,22 +42,18 @@ def tiny(**changes):
         "train.steps": 20,
         "optimizer.peak_lr": 1e-2,
     }
-    for name, value in (defaults | {k.replace("__", "."): v for k, v in changes.items()}).items():
-        *sections, leaf = name.split(".")
-        at = config
-        for section in sections:
-            at = at[section]
-        at[leaf] = value
+    given = {name.replace("__", "."): value for name, value in changes.items()}
+    config = replace(Config(), defaults | given)
     check(config)
-    return configs.resolve(config, 1)
+    return resolve(config, 1)
 
 
 def tiny_model(**changes):
-    """Returns the structure of `tiny` and parameters with noise on every one of them."""
+    """Returns the definition of `tiny` and parameters with noise on every one of them."""
     import jax
 
     config = tiny(**changes)
-    model = structure(config.model)
+    model = define_model(config.model, config.placement)
     # Without jit: the draws of all tests' models share their small programs.
     return model, noisy(model.init(jax.random.key(0)))
 

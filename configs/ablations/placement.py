@@ -1,20 +1,20 @@
-r"""Which norm placement and residual connection trains best, each at its own learning rate.
+r"""Which norm placement and residual connection trains best, each at its own learning rate?
 
-    python -m gpt2_jax.ablate.campaign --config=configs/ablations/placement.py \
-        --workdir=runs/placement
+    gpt2-jax ablate --config=configs/ablations/placement.py --workdir=runs/placement
 
-Models of 8 layers and width 96 (0.9M parameters) on the bytes of Python's standard library, with
-AdamW: 800 steps of 8 sequences x 128 = 0.8M bytes per run. Every variant is tried at six learning
-rates a factor of 2 apart, and at more where losses still fall at an end; those near the best with
-four seeds. It is then trained with nine fresh seeds, the fewest that can show a difference in nine
-comparisons, at its best learning rate and at any that the search could not rule out: 240 runs where
-one stands out for each, about 270 with curves and noise like Pre-LN's.
+Models with 8 layers of width 96 (0.9M parameters), trained on the bytes of Python's standard
+library with AdamW: 800 steps of 8 sequences x 128 = 0.8M bytes per run. Each variant is tried at
+six learning rates, each twice the one before, and at more if losses still fall at an end; those
+near the best are tried with four seeds. Each variant is then trained with nine fresh seeds, the
+fewest that can show a difference in nine comparisons, at its best learning rate and at any other
+that the search could not rule out. That is 240 runs if one learning rate stands out per variant,
+and about 270 with learning-rate curves and noise like Pre-LN's.
 """
 
 from ml_collections import ConfigDict
 
 from gpt2_jax import config as configs
-from gpt2_jax.ablate.campaign import Campaign, Search, grid
+from gpt2_jax.ablation.study import Search, Study, grid
 
 PLACEMENTS = (
     *("pre_ln", "post_ln", "peri_ln", "olmo2", "deepnorm", "rezero", "lns"),
@@ -44,10 +44,10 @@ def get_config() -> ConfigDict:
     return config
 
 
-def get_campaign() -> Campaign:
-    return Campaign(
-        variants=grid({"model.placement": PLACEMENTS}),
-        baseline={"model.placement": "pre_ln"},
+def get_study() -> Study:
+    return Study(
+        variants=grid({"placement.preset": PLACEMENTS}),
+        baseline={"placement.preset": "pre_ln"},
         search=Search(lowest=2.0**-11, n=6),
         seeds=(1, 2, 3, 4, 5, 6, 7, 8, 9),
         smallest_difference=0.005,

@@ -1,18 +1,18 @@
-r"""Does a norm on queries and keys let a model train at larger learning rates?
+r"""Does a norm on queries and keys allow training at larger learning rates?
 
-    python -m gpt2_jax.ablate.campaign --config=configs/ablations/qk_norm.py --workdir=runs/qk_norm
+    gpt2-jax ablate --config=configs/ablations/qk_norm.py --workdir=runs/qk_norm
 
-Wortsman et al. 2023 (2309.14322) say so of larger models. GPT-2's placement as it is, with a norm
-on q and k, and with one on v as well (HybridNorm's), over eight learning rates a factor of 2 apart,
-since it is the edge of what trains that is asked for, those near the best with four seeds; then ten
-fresh seeds. Model and text are those of configs/ablations/placement.py: 0.9M parameters, 0.8M bytes
-per run.
+Wortsman et al. 2023 (2309.14322) report this for larger models. The variants are GPT-2's placement
+unchanged, with a norm on q and k, and with a norm on v as well (as in HybridNorm). Because the
+question is about the largest learning rate that trains, eight are tried, each twice the one before;
+those near the best are tried with four seeds, followed by ten fresh seeds. Model and text are those
+of configs/ablations/placement.py: 0.9M parameters, 0.8M bytes per run.
 """
 
 from ml_collections import ConfigDict
 
 from gpt2_jax import config as configs
-from gpt2_jax.ablate.campaign import Campaign, Search, grid
+from gpt2_jax.ablation.study import Search, Study, grid
 
 
 def get_config() -> ConfigDict:
@@ -36,10 +36,10 @@ def get_config() -> ConfigDict:
     return config
 
 
-def get_campaign() -> Campaign:
-    return Campaign(
-        variants=grid({"model.norms": ("pre", "pre+qk | pre", "pre+qkv | pre")}),
-        baseline={"model.norms": "pre"},
+def get_study() -> Study:
+    return Study(
+        variants=grid({"placement.norm_sites": ("pre", "pre+qk | pre", "pre+qkv | pre")}),
+        baseline={"placement.norm_sites": "pre"},
         search=Search(lowest=2.0**-10, n=8, seeds=(0, 100, 101, 102)),
         seeds=(1, 2, 3, 4, 5, 6, 7, 8, 9, 10),
         smallest_difference=0.005,

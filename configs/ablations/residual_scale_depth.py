@@ -1,22 +1,21 @@
 r"""Which placements keep their best learning rate as the model grows deeper?
 
-    python -m gpt2_jax.ablate.campaign --config=configs/ablations/residual_scale_depth.py \
-        --workdir=runs/depth
+    gpt2-jax ablate --config=configs/ablations/residual_scale_depth.py --workdir=runs/depth
 
 Four placements at 4, 8, 16 and 32 layers of width 64 (0.2M to 1.6M parameters), each compared with
-GPT-2's at the same depth: DeepNorm and LNS (scales by depth), and CompleteP, whose point is that
-the best learning rate of 4 layers is that of 32. 400 steps of 8 sequences x 128 = 0.4M bytes per
-run; six learning rates a factor of 2 apart, and more where losses still fall at an end; nine fresh
-seeds.
+GPT-2's at the same depth: DeepNorm and LNS, which scale by depth, and CompleteP, with which the
+best learning rate at 4 layers should be the best at 32. There are 400 steps of 8 sequences x 128 =
+0.4M bytes per run; six learning rates, each twice the one before, and more if losses still fall at
+an end; and nine fresh seeds.
 """
 
 from ml_collections import ConfigDict
 
 from gpt2_jax import config as configs
-from gpt2_jax.ablate.campaign import Campaign, Search, crossed, grid
+from gpt2_jax.ablation.study import Search, Study, crossed, grid
 
-BASE = {"model.base_n_layer": 4, "model.base_n_embd": 64}  # where CompleteP changes nothing
-COMPLETEP = {"name": "placement=completep", "model.placement": "completep"} | BASE
+BASE = {"placement.base_n_layer": 4, "placement.base_n_embd": 64}  # CompleteP is neutral
+COMPLETEP = {"name": "placement=completep", "placement.preset": "completep"} | BASE
 
 
 def get_config() -> ConfigDict:
@@ -25,7 +24,7 @@ def get_config() -> ConfigDict:
     config.model.n_head = 4
     config.model.n_embd = 64
     config.model.n_positions = 128
-    config.model.unroll = False  # 32 blocks compile in seconds, not in a minute
+    config.model.unroll = False  # 32 blocks compile in seconds instead of a minute
     config.data.source = "stdlib"
     config.data.seq_len = 128
     config.optimizer.schedule = "linear"
@@ -41,13 +40,13 @@ def get_config() -> ConfigDict:
     return config
 
 
-def get_campaign() -> Campaign:
-    return Campaign(
+def get_study() -> Study:
+    return Study(
         variants=crossed(
             grid({"model.n_layer": (4, 8, 16, 32)}),
-            [*grid({"model.placement": ("pre_ln", "deepnorm", "lns")}), COMPLETEP],
+            [*grid({"placement.preset": ("pre_ln", "deepnorm", "lns")}), COMPLETEP],
         ),
-        baseline={"model.placement": "pre_ln"},
+        baseline={"placement.preset": "pre_ln"},
         search=Search(lowest=2.0**-11, n=6),
         seeds=(1, 2, 3, 4, 5, 6, 7, 8, 9),
         smallest_difference=0.005,

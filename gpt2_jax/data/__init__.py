@@ -1,1 +1,1 @@
-"""Text to tokens, tokens to shards, shards to batches. No jax here."""
+"""Text to tokens, tokens to shards, shards to batches; does not import jax."""

@@ -1,18 +1,17 @@
-"""What `data.*` names, opened: prepared folders, .bin shards, or text prepared into the cache."""
+"""Opens the corpus of a config's `data` section, tokenizing text into the cache if necessary."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from gpt2_jax.config_check import check_split
 from gpt2_jax.data import shards
 from gpt2_jax.data.manifest import MANIFEST
 from gpt2_jax.data.preparation import plan_key, prepare
-from gpt2_jax.data.separator import Separated
+from gpt2_jax.data.separator import SeparatedSource
 from gpt2_jax.data.shards import Corpus
 from gpt2_jax.data.sources import Source, open_source
-from gpt2_jax.data.split import Plan
+from gpt2_jax.data.split import Plan, check_split
 from gpt2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import cache_dir, disk_errors
@@ -25,12 +24,9 @@ def open_corpus(
     val_fraction: float,
     document_separator: str | None = None,
 ) -> tuple[Corpus, Tokenizer]:
-    """Returns tokens ready to be read, preparing text into the cache the first time.
+    """Opens a prepared folder, .bin shards, or text, which is tokenized once and then cached.
 
-    Args:
-      source: as `data.source`; None for validation text alone.
-      val_source: as `data.val_source`.
-      document_separator: as `data.document_separator`.
+    The arguments are fields of the `data` section; `source` is None for validation text only.
 
     Raises:
       UserError: if there is no text, or it cannot be read or stored.
@@ -38,21 +34,21 @@ def open_corpus(
     main = source or val_source or ""
     if main and os.path.isfile(os.path.join(main, MANIFEST)):
         if source and val_source:
-            raise UserError(f"{source} is prepared with a validation part; unset data.val_source")
-        found, tokenizer = _open_prepared(Path(main), source is None, tokenizer_name)
+            raise UserError(f"{source} already has a validation split; unset data.val_source")
+        found, tokenizer = _open_prepared(Path(main), source is not None, tokenizer_name)
         if source:
             _check_separator(source, found.manifest.document_separator, document_separator)
         return found, tokenizer
     if main.endswith(".bin"):
         if tokenizer_name != "gpt2":
             raise UserError(
-                f"{main}: .bin shards hold GPT-2 tokens; set data.tokenizer=gpt2 "
+                f"{main}: .bin shards contain GPT-2 tokens; set data.tokenizer=gpt2 "
                 f"(it is {tokenizer_name})"
             )
         if source:
             _check_separator(source, None, document_separator)
             check_split(val_fraction, val_source, "data.val_fraction", "data.val_source")
-        return shards.open_bins(main, val_source, val_fraction), load_tokenizer("gpt2")
+        return shards.open_bin_shards(main, val_source, val_fraction), load_tokenizer("gpt2")
     tokenizer = load_tokenizer(tokenizer_name)
     plan = open_plan(source, val_source, val_fraction, document_separator)
     folder = cache_dir() / "corpora" / plan_key(plan, tokenizer)[:24]
@@ -62,24 +58,27 @@ def open_corpus(
     return shards.open_prepared(folder), tokenizer
 
 
-def _open_prepared(folder: Path, anything: bool, tokenizer_name: str) -> tuple[Corpus, Tokenizer]:
+def _open_prepared(
+    folder: Path, needs_train: bool, tokenizer_name: str
+) -> tuple[Corpus, Tokenizer]:
     found = shards.open_prepared(folder)
     tokenizer = load_tokenizer(tokenizer_name)
     if found.manifest.tokenizer["fingerprint"] != tokenizer.fingerprint:
         raise UserError(
-            f"{folder} was prepared with tokenizer {found.manifest.tokenizer['name']}; "
-            f"set data.tokenizer to it (it is {tokenizer_name})"
+            f"{folder} was prepared with another tokenizer; set data.tokenizer="
+            f"{found.manifest.tokenizer['name']} (it is {tokenizer_name})"
         )
-    if found.train is None and not anything:
-        raise UserError(f"{folder} holds validation text only")
+    if found.train is None and needs_train:
+        raise UserError(f"{folder} contains only validation text")
     return found, tokenizer
 
 
-def _check_separator(main: str, prepared_with: str | None, asked: str | None) -> None:
-    if asked is not None and asked != prepared_with:
+def _check_separator(source: str, prepared_with: str | None, requested: str | None) -> None:
+    if requested is not None and requested != prepared_with:
         raise UserError(
-            f"{main} holds tokens that were not split at data.document_separator={asked!r}; unset "
-            "it, or prepare the text again with --document_separator"
+            f"{source} contains tokens that were not split at "
+            f"data.document_separator={requested!r}; unset it, or prepare the text again with "
+            "--document_separator"
         )
 
 
@@ -89,23 +88,25 @@ def open_plan(
     val_fraction: float,
     document_separator: str | None = None,
 ) -> Plan:
-    """Returns the plan of a corpus given as `data.*` fields; named sources and files are found.
+    """Opens the sources of a corpus and plans its split; the arguments are as for `open_corpus`.
 
     Raises:
-      UserError: if a source is not there, or there would be nothing to validate on.
+      UserError: if a source does not exist, or no text would be left for validation.
     """
-    for field, given in (
+    for field, value in (
         ("data.source", source),
         ("data.val_source", val_source),
         ("data.document_separator", document_separator),
     ):
-        if given == "":
-            raise UserError(f"{field} is empty; leave it out, or give a value")
+        if value == "":
+            raise UserError(f"{field} is empty; unset it, or set a value")
     if source:
         check_split(val_fraction, val_source, "data.val_fraction", "data.val_source")
 
-    def opened(spec: str | None) -> Source | None:
+    def open_separated(spec: str | None) -> Source | None:
         found = open_source(spec) if spec else None
-        return Separated(found, document_separator) if found and document_separator else found
+        return SeparatedSource(found, document_separator) if found and document_separator else found
 
-    return Plan(opened(source), opened(val_source), val_fraction, document_separator)
+    return Plan(
+        open_separated(source), open_separated(val_source), val_fraction, document_separator
+    )

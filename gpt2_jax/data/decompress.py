@@ -1,4 +1,4 @@
-"""Files as streams of UTF-8 bytes, whatever their compression and Unicode encoding."""
+"""Opens compressed files, and text files in any Unicode encoding as a stream of UTF-8 bytes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import IO, Any
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _CHUNK = 1 << 20
-_LARGEST_WINDOW = 1 << 31  # what `zstd --long=31` needs
-# UTF-32's little-endian mark begins with UTF-16's, so it comes first.
-_MARKS = (
+_MAX_ZSTD_WINDOW = 1 << 31  # as written by `zstd --long=31`
+# UTF-32 is first: its little-endian mark starts with that of UTF-16.
+_BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -25,19 +25,20 @@ _MARKS = (
 
 
 def open_binary(path: Path) -> IO[bytes]:
-    """Opens a file, decompressed as its suffix says; several members or frames are one text."""
+    """Opens a file, decompressing it by its suffix; multiple members or frames are concatenated."""
     match path.suffix.lower():
         case ".gz":
             return io.BufferedReader(gzip.open(path, "rb"))
         case ".bz2":
-            return _framed(path, bz2.BZ2Decompressor, _at_most_a_chunk)
+            return _open_frames(path, bz2.BZ2Decompressor, _decompress_chunk)
         case ".xz":
-            return _framed(path, lzma.LZMADecompressor, _at_most_a_chunk)
+            return _open_frames(path, lzma.LZMADecompressor, _decompress_chunk)
         case ".zst":
             import zstandard
 
-            library = zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW)
-            return _framed(path, library.decompressobj, lambda frame, data: frame.decompress(data))
+            library = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW)
+            decompress = lambda frame, data: frame.decompress(data)
+            return _open_frames(path, library.decompressobj, decompress)
         case _:
             return open(path, "rb")
 
@@ -45,111 +46,117 @@ def open_binary(path: Path) -> IO[bytes]:
 def open_text(path: Path) -> IO[bytes]:
     """Opens a text file as UTF-8 bytes without a byte order mark.
 
-    A byte order mark names the encoding and is not text; a file without one is read as UTF-8.
+    The byte order mark determines the encoding; the default is UTF-8.
     """
-    file = open_binary(path)
+    file: Any = open_binary(path)
     try:
-        mark, encoding = next(
-            ((mark, name) for mark, name in _MARKS if _starts_with(file, mark)), (b"", "utf-8")
-        )
-        if encoding != "utf-8":
-            return io.BufferedReader(_Recoded(file, encoding), _CHUNK)
-        file.read(len(mark))
+        for mark, encoding in _BYTE_ORDER_MARKS:
+            if file.peek(len(mark)).startswith(mark):
+                if encoding != "utf-8":
+                    return io.BufferedReader(_Utf8Reader(file, encoding), _CHUNK)
+                file.read(len(mark))
+                break
         return file
     except BaseException:
         file.close()
         raise
 
 
-def _starts_with(file: Any, mark: bytes) -> bool:
-    return bool(file.peek(len(mark))[: len(mark)] == mark)
+class _ChunkReader(io.RawIOBase):
+    """Base class of raw streams that produce their content in chunks of any size."""
 
+    def __init__(self) -> None:
+        self._chunk = memoryview(b"")
 
-class _Recoded(io.RawIOBase):
-    """The UTF-8 bytes of a file in another encoding."""
-
-    def __init__(self, file: IO[bytes], encoding: str) -> None:
-        self._text = io.TextIOWrapper(file, encoding, newline="")
-        self._ready = memoryview(b"")
+    def _next_chunk(self) -> bytes:
+        """Returns the next bytes, or none at the end of the stream."""
+        raise NotImplementedError
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        if not self._ready:
-            self._ready = memoryview(self._text.read(_CHUNK).encode())
-        now, self._ready = self._ready[: len(buffer)], self._ready[len(buffer) :]
+        self._chunk = self._chunk or memoryview(self._next_chunk())
+        now, self._chunk = self._chunk[: len(buffer)], self._chunk[len(buffer) :]
         buffer[: len(now)] = now
         return len(now)
+
+
+class _Utf8Reader(_ChunkReader):
+    """The content of a file in another encoding as UTF-8 bytes."""
+
+    def __init__(self, file: IO[bytes], encoding: str) -> None:
+        super().__init__()
+        self._text = io.TextIOWrapper(file, encoding, newline="")
+
+    def _next_chunk(self) -> bytes:
+        return self._text.read(_CHUNK).encode()
 
     def close(self) -> None:
         self._text.close()
         super().close()
 
 
-def _framed(path: Path, new: Callable[[], Any], unpack: Callable[[Any, bytes], bytes]) -> IO[bytes]:
-    return io.BufferedReader(_Frames(path, new, unpack), _CHUNK)
+def _open_frames(
+    path: Path, new: Callable[[], Any], decompress: Callable[[Any, bytes], bytes]
+) -> IO[bytes]:
+    return io.BufferedReader(_FrameReader(path, new, decompress), _CHUNK)
 
 
-def _at_most_a_chunk(frame: Any, data: bytes) -> bytes:
-    """Unpacks so much at a time that a file of one repeated character needs no more memory."""
+def _decompress_chunk(frame: Any, data: bytes) -> bytes:
+    """Decompresses at most one chunk, to bound the memory for a highly compressed file."""
     return bytes(frame.decompress(data, _CHUNK))
 
 
-class _Frames(io.RawIOBase):
-    """The content of all frames (of bz2 and xz: streams) of a compressed file.
+class _FrameReader(_ChunkReader):
+    """The decompressed content of all frames (for bz2 and xz: streams) of a file.
 
-    The readers of the libraries take a truncated zstd frame, or a damaged second stream of bz2 or
-    xz, for the end of the file.
+    The libraries' own readers take a truncated zstd frame, or a damaged second stream of bz2 or xz,
+    for the end of the file.
 
     Args:
-      new: returns a decompressor of one frame. unpack: passes it bytes, and returns the text's.
+      new: returns a decompressor for one frame.
+      decompress: passes bytes to a decompressor and returns its output.
+
+    Raises:
+      EOFError: when reading a file that ends within a frame.
     """
 
     def __init__(
-        self, path: Path, new: Callable[[], Any], unpack: Callable[[Any, bytes], bytes]
+        self, path: Path, new: Callable[[], Any], decompress: Callable[[Any, bytes], bytes]
     ) -> None:
+        super().__init__()
         self._file = open(path, "rb")
-        self._new, self._unpack = new, unpack
+        self._new, self._decompress = new, decompress
         self._frame = new()
-        self._n_frames, self._begun = 0, False
-        self._packed, self._ready = b"", memoryview(b"")
+        self._n_frames, self._in_frame = 0, False
+        self._input = b""
 
-    def readable(self) -> bool:
-        return True
+    def _next_chunk(self) -> bytes:
+        while self._read_input():
+            chunk = self._decompress(self._frame, self._input)
+            self._in_frame, self._input = True, b""
+            if self._frame.eof:
+                self._input = self._frame.unused_data
+                self._frame, self._in_frame = self._new(), False
+                self._n_frames += 1
+            if chunk:
+                return chunk
+        return b""
 
-    def readinto(self, buffer: Any) -> int:
-        while not self._ready:
-            if not self._feed():
-                return 0
-        now, self._ready = self._ready[: len(buffer)], self._ready[len(buffer) :]
-        buffer[: len(now)] = now
-        return len(now)
+    def _read_input(self) -> bool:
+        """Reads the next input for the decompressor; returns whether there may be more output."""
+        if not getattr(self._frame, "needs_input", True):  # it has unreturned output
+            return True
+        self._input = self._input or self._file.read(_CHUNK >> 4)
+        if self._n_frames and not self._in_frame:
+            self._input = self._input.lstrip(b"\0") or self._skip_padding()
+        if not self._input and (self._in_frame or not self._n_frames):
+            raise EOFError("the compressed file ends within a frame")
+        return bool(self._input)
 
-    def _feed(self) -> bool:
-        """Unpacks the next bytes of the file; returns whether there were any.
-
-        Raises:
-          EOFError: if the file ends within a frame.
-        """
-        if getattr(self._frame, "needs_input", True):  # else it holds back part of the text
-            self._packed = self._packed or self._file.read(_CHUNK >> 4)
-            if self._n_frames and not self._begun:
-                self._packed = self._packed.lstrip(b"\0") or self._after_padding()
-            if not self._packed:
-                if self._begun or not self._n_frames:
-                    raise EOFError("the compressed file ends within a frame")
-                return False
-        self._ready = memoryview(self._unpack(self._frame, self._packed))
-        self._begun, self._packed = True, b""
-        if self._frame.eof:
-            self._packed = self._frame.unused_data
-            self._frame, self._begun = self._new(), False
-            self._n_frames += 1
-        return True
-
-    def _after_padding(self) -> bytes:
-        """Returns the next bytes after the zeros that may follow a frame; nothing at the end."""
+    def _skip_padding(self) -> bytes:
+        """Returns the next bytes after the zeros that may follow a frame; none at the end."""
         while data := self._file.read(_CHUNK >> 4):
             if data := data.lstrip(b"\0"):
                 return data

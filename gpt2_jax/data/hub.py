@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub is there: its libraries retry for a minute, or wait without end."""
+"""Checks that the Hugging Face hub is reachable, because its libraries may wait forever."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import socket
 import urllib.request
 from http.client import HTTPException
 
-HUB_SECONDS = 30.0  # that the hub has to begin its answer
+HUB_TIMEOUT_SECONDS = 30.0  # for the first byte of a response
 
 
-def find_hub_fault() -> str | None:
-    """Returns why the hub cannot be asked; None if it answers in any way, or by HF_HUB_OFFLINE."""
+def hub_error() -> str | None:
+    """Returns why the hub is unreachable, or None if it responds or HF_HUB_OFFLINE is set."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return None
     try:
-        urllib.request.urlopen(constants.ENDPOINT, timeout=HUB_SECONDS).close()
+        urllib.request.urlopen(constants.ENDPOINT, timeout=HUB_TIMEOUT_SECONDS).close()
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, TimeoutError):
-            return f"{constants.ENDPOINT} does not answer"
+            return f"{constants.ENDPOINT} does not respond"
         if isinstance(reason, ConnectionError | socket.gaierror):
             return f"{constants.ENDPOINT} cannot be reached ({reason})"
     return None

@@ -1,19 +1,19 @@
-"""Which part of a parsed JSON file holds the documents."""
+"""Parses JSON, and finds the records in a parsed JSON file."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from gpt2_jax.data.text import TEXT_FIELDS, shown
+from gpt2_jax.data.text import TEXT_FIELDS, short_list
 from gpt2_jax.errors import UserError
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Returns what a JSON text holds.
+    """Parses JSON.
 
     Raises:
-      ValueError: if it is not JSON, or an object has its text twice, of which one would be lost.
+      ValueError: if it is not valid, or an object has its text field more than once.
     """
     return json.loads(text, object_pairs_hook=_object)
 
@@ -29,14 +29,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def find_records(parsed: Any, where: str) -> list[Any]:
-    """Returns the records of a JSON file: objects with a text field, or the texts themselves.
+    """Returns the records of a JSON file: objects with a text field, or strings.
 
-    A list is a list of records. An object is one record or a table of columns if it has a text
-    field (`text`, `content` or `body`), or else holds the records in its only list of objects, or
+    A list is a list of records. An object with a text field (`text`, `content` or `body`) is one
+    record or a table of columns. Any other object has its records in its only list of objects, or
     in its only field.
 
     Raises:
-      UserError: if the file could be read in several ways, or in none.
+      UserError: if the records are ambiguous or not found.
     """
     if isinstance(parsed, list):
         return parsed
@@ -48,8 +48,8 @@ def find_records(parsed: Any, where: str) -> list[Any]:
         tables = [name for name in tables if any(f in parsed[name][0] for f in TEXT_FIELDS)]
     if len(fields[:1] + tables) > 1:
         raise UserError(
-            f"{where} holds text in several places ({shown(fields[:1] + tables)}); write the one "
-            "to train on into a file of its own"
+            f"{where} has text in several fields ({short_list(fields[:1] + tables)}); save the one "
+            "to train on as a separate file"
         )
     if fields:
         return _column(parsed, fields[0])
@@ -58,8 +58,8 @@ def find_records(parsed: Any, where: str) -> list[Any]:
     if len(parsed) == 1:
         return _column(parsed, next(iter(parsed)))
     raise UserError(
-        f"{where} is an object without a field {' or '.join(TEXT_FIELDS)} and without a list of "
-        f"records; its fields are {shown(list(parsed))}"
+        f"{where} is an object without a field {' or '.join(TEXT_FIELDS)} or a list of records; "
+        f"its fields are {short_list(list(parsed))}"
     )
 
 
@@ -68,7 +68,7 @@ def _is_table(value: Any) -> bool:
 
 
 def _column(parsed: dict[str, Any], name: str) -> list[Any]:
-    """Returns the values of a column, or the object itself if it is one record."""
+    """Returns the values of a column, or the object itself if it is a record."""
     value = parsed[name]
     if isinstance(value, dict) and list(value) == [str(i) for i in range(len(value))]:
         return list(value.values())  # pandas writes a column as {"0": first, "1": second}

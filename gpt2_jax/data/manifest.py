@@ -1,4 +1,4 @@
-"""What a prepared folder says about itself: `manifest.json`, written last and checked when read."""
+"""The manifest of a prepared folder: `manifest.json`, which is written last."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from gpt2_jax.errors import UserError
 from gpt2_jax.files import fields_sha256
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 2  # 1 had no checksum and no document_separator
+FORMAT_VERSION = 2  # version 1 had no checksum and no document_separator
 
 
 @dataclass
 class Shard:
-    """One file of a split."""
+    """A file of tokens."""
 
     file: str
     tokens: int
@@ -27,9 +27,9 @@ class Shard:
 
 @dataclass
 class Split:
-    """Counts of a split and its files.
+    """The counts and shards of a split.
 
-    `bytes` is the text's UTF-8 size, `words` are what white space separates; None if unknown.
+    `bytes` is the UTF-8 size of the text; `words` are separated by white space. None means unknown.
     """
 
     tokens: int = 0
@@ -41,12 +41,13 @@ class Split:
 
 @dataclass
 class Manifest:
-    """What a prepared folder holds.
+    """The contents of a prepared folder and how they were made.
 
     Attributes:
-      key: hash of the source's content and of every option that changes a token.
+      key: hash of the source's content and of all options that affect the shards.
+      source, val_source, val_fraction, document_separator: as the fields of the `data` section.
       tokenizer: name, fingerprint, size and end-of-text id.
-      document_separator: string at which documents were split, or None.
+      splits: by name, `train` and `val`.
     """
 
     key: str
@@ -58,36 +59,36 @@ class Manifest:
     document_separator: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the manifest as `manifest.json` holds it."""
+        """Returns the content of `manifest.json`."""
         stored = {"format_version": FORMAT_VERSION, **asdict(self)}
         return stored | {"checksum": fields_sha256(stored)}
 
     @staticmethod
     def read(folder: Path) -> Manifest:
-        """Reads a prepared folder's manifest; one of format 1 is converted in memory.
+        """Reads the manifest of a prepared folder, in format version 1 or 2.
 
         Raises:
-          UserError: if it is not one, was changed by hand, or is of a newer version.
+          UserError: if it is missing or invalid, was edited, or has a newer version.
         """
         path = folder / MANIFEST
         try:
             if not path.is_file():
-                raise ValueError("there is no such file")
-            return _parsed(json.loads(path.read_text(encoding="utf-8")), path)
+                raise ValueError("no such file")
+            return _parse(json.loads(path.read_text(encoding="utf-8")), path)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UserError(f"{path} is not a manifest of prepared data: {error}") from None
 
     def corpus_hash(self) -> str:
-        """Returns a hash of every token in order: two corpora with one hash train alike."""
+        """Returns a hash of all tokens in order, which identifies the corpus for training."""
         sums = [[s.sha256 for s in split.shards] for _, split in sorted(self.splits.items())]
         return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
 
-def _parsed(stored: dict[str, Any], path: Path) -> Manifest:
+def _parse(stored: dict[str, Any], path: Path) -> Manifest:
     version = stored.get("format_version", stored.pop("format", None))
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise UserError(
-            f"{path} has format_version {version}, and this version of gpt2_jax reads up to "
+            f"{path} has format_version {version}, but this version of gpt2_jax reads at most "
             f"{FORMAT_VERSION}; upgrade gpt2_jax, or prepare the data again"
         )
     if version not in (1, FORMAT_VERSION) or isinstance(version, bool):
@@ -108,7 +109,7 @@ def _parsed(stored: dict[str, Any], path: Path) -> Manifest:
 
 
 def _check_counts(manifest: Manifest) -> None:
-    """Refuses counts that contradict each other; those of shards are compared on opening."""
+    """Checks that the manifest is consistent; shards are compared with it when they are opened."""
     if set(manifest.splits) != {"train", "val"}:
         raise ValueError(f"its splits are {sorted(manifest.splits)}")
     for key, expected in (("name", str), ("fingerprint", str), ("size", int), ("end_of_text", int)):
@@ -117,7 +118,7 @@ def _check_counts(manifest: Manifest) -> None:
     for name, split in manifest.splits.items():
         for shard in split.shards:
             if not re.fullmatch(rf"{name}_\d{{6}}\.bin", shard.file):
-                raise ValueError(f"{shard.file!r} is not the name of a shard of {name}")
+                raise ValueError(f"{shard.file!r} is not a shard name of split {name}")
         counts = [split.tokens, split.documents, split.bytes, split.words or 0]
         if not all(type(count) is int and count >= 0 for count in counts):
             raise ValueError(f"the counts of {name} are {counts}")

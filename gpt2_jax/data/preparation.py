@@ -1,7 +1,7 @@
-"""Text to verified shards, once, also when it is killed on the way.
+"""Tokenizes text into shards; a killed preparation can be resumed.
 
-A folder becomes a prepared one by its manifest, which is written last. Until then a journal says
-how much of the text is safely in the shards, so that a killed preparation continues from there.
+The manifest is written last and marks a folder as complete. Until then a journal records how much
+of the text has been synced to disk, which is where preparation resumes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ from tqdm import tqdm
 
 from gpt2_jax.data import shards
 from gpt2_jax.data.manifest import MANIFEST, Manifest
-from gpt2_jax.data.pool import ProcessKilled, encode_in_processes
-from gpt2_jax.data.split import Marked, Plan
-from gpt2_jax.data.tokenizer import Tokenizer
+from gpt2_jax.data.split import Plan, SplitPiece
+from gpt2_jax.data.tokenizer import Tokenizer, id_dtype
+from gpt2_jax.data.tokenizer_pool import ProcessKilled, encode_parallel
 from gpt2_jax.data.writer import ShardWriter, WriterState
 from gpt2_jax.errors import DiskError, UserError, printable
 from gpt2_jax.files import (
@@ -34,7 +35,7 @@ from gpt2_jax.files import (
     fields_sha256,
     missing_folders,
     open_lock,
-    remove_empty,
+    remove_empty_folders,
     remove_temporary,
     write_json,
 )
@@ -42,14 +43,14 @@ from gpt2_jax.files import (
 JOURNAL = "progress.json"
 SHARD_TOKENS = 100_000_000
 BATCH_CHARS = 1 << 20
-JOURNAL_CHARS = 64 << 20
-PARALLEL_BYTES = 32 << 20  # below this, starting processes costs more than they bring
+JOURNAL_CHARS = 64 << 20  # between writes of the journal
+PARALLEL_BYTES = 32 << 20  # smaller sources are tokenized faster without starting processes
 _MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
-KEY_VERSION = 2  # raised when the same facts come to give other shards: readers, split
+KEY_VERSION = 2  # increment when a change of the code, such as a reader, changes the shards
 
 
 def plan_key(plan: Plan, tokenizer: Tokenizer, shard_tokens: int = SHARD_TOKENS) -> str:
-    """Returns a hash of all that decides the shards: the content, the tokenizer, the split."""
+    """Returns a hash of all that determines the shards: text, tokenizer, split, shard size."""
     facts = [
         KEY_VERSION,
         plan.source.fingerprint() if plan.source else None,
@@ -68,48 +69,51 @@ def prepare(
     shard_tokens: int = SHARD_TOKENS,
     processes: int = os.cpu_count() or 1,
 ) -> Manifest:
-    """Writes shards and a manifest into `out`, continuing where a killed call stopped.
+    """Writes shards and a manifest to `out`, resuming an unfinished preparation.
+
+    Args:
+      out: folder, which is empty, does not exist, or has the same corpus.
+      shard_tokens: tokens per shard.
 
     Raises:
-      UserError: if `out` holds another corpus, or the text is empty or not text.
+      UserError: if `out` has other files or another corpus, or the text is empty or not valid.
     """
-    if not 1 <= shard_tokens <= shards.LARGEST_SHARD:
+    if not 1 <= shard_tokens <= shards.MAX_SHARD_TOKENS:
         raise UserError(
-            f"shard_tokens={shard_tokens} must be between 1 and {shards.LARGEST_SHARD}: a shard's "
-            "header counts its tokens in 32 bits"
+            f"shard_tokens={shard_tokens} must be between 1 and {shards.MAX_SHARD_TOKENS}, the "
+            "limit of the shard header"
         )
     key = plan_key(plan, tokenizer, shard_tokens)
     with disk_errors(f"the prepared data in {out}"):
-        if (out / MANIFEST).exists():  # perhaps on a disk that cannot be written
-            return _finished(out, key)
-        made = missing_folders(out)
+        if (out / MANIFEST).exists():  # before the lock: the disk may be read-only
+            return _read_finished(out, key)
+        created = missing_folders(out)
         out.mkdir(parents=True, exist_ok=True)
-        _refuse_strange(out)  # before there is a lock, so that nothing is left behind
-        with _only_one(out):
+        _check_no_other_files(out)  # before the lock creates a file
+        with _exclusive_lock(out):
             if (out / MANIFEST).exists():
-                return _finished(out, key)
+                return _read_finished(out, key)
             try:
                 return _Preparation(plan, tokenizer, out, shard_tokens, processes, key).run()
             except (DiskError, ProcessKilled):
-                raise  # the same call continues
+                raise  # the next call resumes
             except UserError:
-                _discard(out, made)  # other text or options begin anew
+                _delete_unfinished(out, created)
                 raise
 
 
-def _refuse_strange(out: Path) -> None:
-    """Refuses a folder with files of somebody else's."""
+def _check_no_other_files(out: Path) -> None:
+    """Raises a `UserError` if a folder has files but no preparation, finished or not."""
     names = [path.name for path in out.iterdir() if not path.name.startswith(".")]
     if names and not {JOURNAL, MANIFEST} & set(names):
         raise UserError(
-            f"{out} is not empty and holds no prepared data ({sorted(names)[0]}); "
-            "choose another --out"
+            f"{out} has files other than prepared data ({sorted(names)[0]}); choose another --out"
         )
 
 
 @contextmanager
-def _only_one(out: Path) -> Iterator[None]:
-    """Lets one process at a time prepare a folder; the kernel frees the lock of a dead one."""
+def _exclusive_lock(out: Path) -> Iterator[None]:
+    """Waits until no other process prepares the folder; the kernel releases a dead one's lock."""
     with open_lock(out / ".lock") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -120,24 +124,25 @@ def _only_one(out: Path) -> Iterator[None]:
         yield
 
 
-def _discard(out: Path, made: list[Path]) -> None:
-    """Deletes an unfinished preparation, and the folders that were made for it."""
+def _delete_unfinished(out: Path, created: list[Path]) -> None:
+    """Deletes an unfinished preparation, and the folders that were created for it."""
     for path in out.iterdir():
         if path.name == JOURNAL or re.fullmatch(r"(train|val)_\d{6}\.(bin|partial)", path.name):
             path.unlink()
-    if made:
+    if created:
         (out / ".lock").unlink()
-        remove_empty(made)
+        remove_empty_folders(created)
 
 
-def _finished(out: Path, key: str) -> Manifest:
+def _read_finished(out: Path, key: str) -> Manifest:
+    """Returns the manifest of a finished preparation, which must have this key."""
     manifest = Manifest.read(out)
     if manifest.key != key:
         raise UserError(
-            f"{out} holds another corpus, other options, or data that an earlier version of "
-            "gpt2_jax prepared; choose another --out"
+            f"{out} was prepared from another corpus, with other options, or by an earlier version "
+            "of gpt2_jax; choose another --out"
         )
-    with suppress(OSError):  # left by a kill just before the end; the disk may be read-only
+    with suppress(OSError):  # the disk may be read-only
         (out / JOURNAL).unlink(missing_ok=True)
         remove_temporary(out)
     return manifest
@@ -156,15 +161,15 @@ class _Preparation:
         for source in (self.plan.source, self.plan.val_source):
             if source is not None and source.summary:
                 print(f"preparing {printable(source.summary)}", file=sys.stderr)
-        done, ended, writers = self._continued() or (0, {}, self._writers({}))
+        done, ended, writers = self._read_journal() or (0, {}, self._open_writers({}))
         if done:
             print(f"preparing {self.out}: continuing after {done} texts", file=sys.stderr)
-        self._write_journal(writers, done, ended)  # from now on the folder is ours
+        self._write_journal(writers, done, ended)  # marks the folder as a preparation
         self._write_all(writers, done, ended)
         return self._finish(writers)
 
-    def _writers(self, splits: dict[str, Any]) -> dict[str, ShardWriter]:
-        dtype = np.dtype(np.uint16 if self.tokenizer.size <= 2**16 else np.uint32)
+    def _open_writers(self, splits: dict[str, Any]) -> dict[str, ShardWriter]:
+        dtype = np.dtype(id_dtype(self.tokenizer.size))
         return {
             name: ShardWriter(
                 self.out, name, dtype, self.shard_tokens, WriterState.parse(splits.get(name, {}))
@@ -172,16 +177,20 @@ class _Preparation:
             for name in ("train", "val")
         }
 
-    def _continued(self) -> tuple[int, dict[str, bool], dict[str, ShardWriter]] | None:
-        """Returns what the journal says, or None if it is absent, another's or does not hold."""
+    def _read_journal(self) -> tuple[int, dict[str, bool], dict[str, ShardWriter]] | None:
+        """Returns the state to resume from; None if the journal is missing, invalid or unrelated.
+
+        It consists of the number of pieces written, whether each split ends with a complete
+        document, and the writers.
+        """
         if not (self.out / JOURNAL).is_file():  # reading a pipe may never end
             return None
         try:
             journal = json.loads((self.out / JOURNAL).read_text(encoding="utf-8"))
             if journal["key"] != self.key or journal.pop("checksum") != fields_sha256(journal):
                 return None
-            return journal["pieces"], dict(journal["ended"]), self._writers(journal["splits"])
-        except (*_MALFORMED, FileNotFoundError):  # any other OSError is no damage: it is reported
+            return journal["pieces"], dict(journal["ended"]), self._open_writers(journal["splits"])
+        except (*_MALFORMED, FileNotFoundError):  # other OSErrors are reported
             return None
 
     def _write_journal(self, writers: dict[str, ShardWriter], pieces: int, ended: dict) -> None:
@@ -194,62 +203,60 @@ class _Preparation:
     def _write_all(
         self, writers: dict[str, ShardWriter], done: int, ended: dict[str, bool]
     ) -> None:
-        """`ended[split]`: whether its last document is complete, so that the next needs an EOT."""
-        separator = np.array([self.tokenizer.end_of_text])
-        since = 0
+        """Writes the text from piece `done` on, with an end-of-text id between documents.
+
+        `ended[split]` is True if the last document of a split is complete.
+        """
+        end_of_text = np.array([self.tokenizer.end_of_text])
+        chars = 0  # since the journal was written
         pieces = done
-        with self._bar(writers) as bar:
+        with self._progress_bar(writers) as bar:
             for batch, encoded in self._encoded(done):
                 for (name, piece), ids in zip(batch, encoded, strict=True):
                     writer = writers[name]
                     if ended.get(name):
-                        writer.append(separator)
+                        writer.append(end_of_text)
                     writer.append(ids)
                     bar.update(writer.count(piece))
                     ended[name] = piece.last
-                    since += len(piece.text)
+                    chars += len(piece.text)
                 pieces += len(batch)
-                if since >= JOURNAL_CHARS:
+                if chars >= JOURNAL_CHARS:
                     self._write_journal(writers, pieces, ended)
-                    since = 0
+                    chars = 0
 
-    def _bar(self, writers: dict[str, ShardWriter]) -> Any:
+    def _progress_bar(self, writers: dict[str, ShardWriter]) -> Any:
         done = sum(writer.state.split.bytes or 0 for writer in writers.values())
         return tqdm(
             disable=None,
             unit="B",
             unit_scale=True,
             desc="preparing",
-            total=self._total(),
+            total=self._total_bytes(),
             initial=done,
         )
 
-    def _total(self) -> int | None:
+    def _total_bytes(self) -> int | None:
         sizes = [s.size for s in (self.plan.source, self.plan.val_source) if s is not None]
         return sum(s for s in sizes if s is not None) if all(sizes) else None
 
-    def _encoded(self, done: int) -> Iterator[tuple[list[Marked], list[np.ndarray]]]:
-        """Yields batches of texts, from the one after the first `done`, with their ids."""
-        batches = _batches(self._skip(done))
-        total = self._total()
+    def _encoded(self, done: int) -> Iterator[tuple[list[SplitPiece], list[np.ndarray]]]:
+        """Yields batches of pieces, skipping the first `done`, with the ids of their texts."""
+        batches = _batches(islice(self.plan.pieces(), done, None))
+        total = self._total_bytes()
         if self.processes == 1 or (total is not None and total < PARALLEL_BYTES):
             for batch in batches:
                 yield batch, self.tokenizer.encode([piece.text for _, piece in batch])
             return
-        yield from encode_in_processes(self.tokenizer, batches, self.processes)
-
-    def _skip(self, done: int) -> Iterator[Marked]:
-        for number, marked in enumerate(self.plan.pieces()):
-            if number >= done:
-                yield marked
+        yield from encode_parallel(self.tokenizer, batches, self.processes)
 
     def _finish(self, writers: dict[str, ShardWriter]) -> Manifest:
         for writer in writers.values():
             writer.close_shard()
         splits = {name: dataclasses.replace(w.state.split) for name, w in writers.items()}
         plan, tokenizer = self.plan, self.tokenizer
-        plan.check_result(splits["train"], splits["val"])
-        if note := plan.share_note(splits["train"], splits["val"]):
+        plan.check_splits(splits["train"], splits["val"])
+        if note := plan.val_fraction_note(splits["train"], splits["val"]):
             print(f"preparing {self.out}: {note}", file=sys.stderr)
         manifest = Manifest(
             key=self.key,
@@ -270,12 +277,12 @@ class _Preparation:
         return manifest
 
 
-def _batches(marked: Iterable[Marked]) -> Iterator[list[Marked]]:
-    batch: list[Marked] = []
+def _batches(pieces: Iterable[SplitPiece]) -> Iterator[list[SplitPiece]]:
+    batch: list[SplitPiece] = []
     size = 0
-    for one in marked:
-        batch.append(one)
-        size += len(one[1].text)
+    for split, piece in pieces:
+        batch.append((split, piece))
+        size += len(piece.text)
         if size >= BATCH_CHARS:
             yield batch
             batch, size = [], 0

@@ -1,4 +1,4 @@
-"""The documents in one file, read as what its name ends in: text, JSON, CSV, Parquet, Arrow."""
+"""Reads the documents of a file: text, JSON, JSON Lines, CSV, Parquet or Arrow."""
 
 from __future__ import annotations
 
@@ -8,53 +8,54 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from gpt2_jax.data import text as texts
 from gpt2_jax.data.decompress import COMPRESSED, open_binary, open_text
 from gpt2_jax.data.json_records import find_records, parse_json
-from gpt2_jax.data.text import Piece, readable, row_text, shown, split_long, text_field
+from gpt2_jax.data.text import Piece, reader_errors, row_text, short_list, split_long, text_field
 from gpt2_jax.errors import UserError
 
 _DELIMITERS = ",;\t|"
-_LONGEST_NAME_WORDS = 3  # in the header of a CSV file with one column
-_ROWS = 1024
-_ARROW_END = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream, since Arrow 0.15
+_MAX_NAME_WORDS = 3  # in the column name of a CSV file with one column
+_BATCH_ROWS = 1024
+_ARROW_END = b"\xff\xff\xff\xff\0\0\0\0"  # end-of-stream marker, since Arrow 0.15
 
 
-def kind(path: Path) -> str | None:
-    """Returns how a file is read, such as `.jsonl`, or None if its name does not say."""
+def file_format(path: Path) -> str | None:
+    """Returns the format of a file, such as `.jsonl`, from its name; None if it is unknown."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     while suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
-    return _KINDS.get(suffixes[-1]) if suffixes else None
+    return _FORMATS.get(suffixes[-1]) if suffixes else None
 
 
 def read_documents(path: Path) -> Iterator[Piece]:
-    """Yields the documents of a file in order, in pieces.
+    """Yields the documents of a file in order, in pieces. A file of unknown format is read as text.
 
     Raises:
-      UserError: naming the file, and the row if there are rows, if it cannot be read.
+      UserError: if the file cannot be read, naming the file and the row.
     """
-    with readable(f"cannot read {path}"):
-        yield from _READERS[kind(path) or ".txt"](path)
+    with reader_errors(f"cannot read {path}"):
+        yield from _READERS[file_format(path) or ".txt"](path)
 
 
 def _read_text(path: Path) -> Iterator[Piece]:
     decoder = codecs.getincrementaldecoder("utf-8")()
-    held = ""
+    pending = ""
     with open_text(path) as file:
         while chunk := file.read(texts.PIECE_CHARS):
             if b"\0" in chunk:
-                raise UserError(f"{path} is binary, not text (it holds a zero byte)")
-            held += _decode(decoder, chunk, path)
-            pieces = list(split_long(held))
-            held = pieces.pop().text if pieces else ""
+                raise UserError(f"{path} is binary, not text (it has a zero byte)")
+            pending += _decode(decoder, chunk, path)
+            pieces = list(split_long(pending))
+            pending = pieces.pop().text if pieces else ""
             yield from pieces
-    held += _decode(decoder, b"", path, final=True)
-    if held:
-        yield Piece(held)
+    pending += _decode(decoder, b"", path, final=True)
+    if pending:
+        yield Piece(pending)
 
 
 def _decode(decoder: Any, chunk: bytes, path: Path, final: bool = False) -> str:
@@ -71,10 +72,10 @@ def _decode(decoder: Any, chunk: bytes, path: Path, final: bool = False) -> str:
 
 def _read_jsonl(path: Path) -> Iterator[Piece]:
     with open_text(path) as file:
-        yield from _row_texts(_parsed_lines(file, path))
+        yield from _row_texts(_parse_lines(file, path))
 
 
-def _parsed_lines(file: Iterable[bytes], path: Path) -> Iterator[tuple[Any, str]]:
+def _parse_lines(file: Iterable[bytes], path: Path) -> Iterator[tuple[Any, str]]:
     for number, line in enumerate(file, 1):
         if line.strip():
             try:
@@ -93,8 +94,8 @@ def _read_json(path: Path) -> Iterator[Piece]:
     except json.JSONDecodeError as error:
         if error.msg != "Extra data":
             raise UserError(f"{path} is not JSON: {error}") from None
-        # JSON Lines are often named .json; each line must then be JSON of its own.
-        yield from _row_texts(_parsed_lines(io.BytesIO(content), path))
+        # JSON Lines files are often named .json.
+        yield from _row_texts(_parse_lines(io.BytesIO(content), path))
         return
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from None
@@ -102,12 +103,12 @@ def _read_json(path: Path) -> Iterator[Piece]:
 
 
 def _row_texts(rows: Iterable[tuple[Any, str]]) -> Iterator[Piece]:
-    """Yields the texts of JSON rows, which are all strings or all have the first one's field."""
+    """Yields the texts of JSON rows: all strings, or objects with the text field of the first."""
     field: str | None = None
     for number, (row, where) in enumerate(rows):
         if not isinstance(row, dict):
             if field is not None:
-                raise UserError(f"{where} is not an object, as those before it are")
+                raise UserError(f"{where} is not an object, unlike those before it")
             yield from row_text(row, where)
             continue
         if field is None:
@@ -116,8 +117,8 @@ def _row_texts(rows: Iterable[tuple[Any, str]]) -> Iterator[Piece]:
             field = text_field(list(row), where)
         if field not in row:
             raise UserError(
-                f"{where} has no field '{field}', which the text is read from; "
-                f"its fields are {shown(list(row))}"
+                f"{where} has no field '{field}', unlike those before it; "
+                f"its fields are {short_list(list(row))}"
             )
         yield from row_text(row[field], f"{where} ('{field}')")
 
@@ -126,35 +127,33 @@ def _row_texts(rows: Iterable[tuple[Any, str]]) -> Iterator[Piece]:
 
 
 def _read_csv(path: Path) -> Iterator[Piece]:
-    """Reads RFC 4180 strictly: pyarrow and pandas each accept files that have lost a quote."""
+    """Reads RFC 4180 strictly: pyarrow and pandas accept some files with unbalanced quotes."""
     csv.field_size_limit(sys.maxsize)
     with open_text(path) as file:
         lines = io.TextIOWrapper(file, "utf-8", newline="")
-        head = lines.readline()
-        delimiter = _delimiter(head, path)
-        rows = _csv_rows(path, lines, head, delimiter)
+        header = lines.readline()
+        delimiter = _delimiter(header, path)
+        rows = _csv_rows(path, chain([header] if header else [], lines), delimiter)
         names, _ = next(rows, ([], ""))
         field = text_field(names, str(path))
-        if len(names) == 1 and (field[:1] in "{[" or len(field.split()) > _LONGEST_NAME_WORDS):
+        if len(names) == 1 and (field[:1] in "{[" or len(field.split()) > _MAX_NAME_WORDS):
             raise UserError(
-                f"{path} row 1, {field[:40]!r}, does not look like a column's name; give the file "
-                "a header such as 'text', or name it .txt"
+                f"{path} row 1, {field[:40]!r}, does not look like a column name; add a header "
+                "such as 'text', or rename the file to .txt"
             )
         column = names.index(field)
         for cells, where in rows:
             if len(cells) != len(names):
                 raise UserError(
                     f"{where} has {len(cells)} cells, but the header has {len(names)}; "
-                    "quote cells that hold the delimiter or a line break"
+                    "quote cells that contain the delimiter or a line break"
                 )
             yield from row_text(cells[column], where)
 
 
-def _csv_rows(
-    path: Path, lines: Iterator[str], head: str, delimiter: str
-) -> Iterator[tuple[list[str], str]]:
-    """Yields the rows that are not blank, with the place of each for an error message."""
-    reader = csv.reader(_all_lines(head, lines), delimiter=delimiter, strict=True)
+def _csv_rows(path: Path, lines: Iterable[str], delimiter: str) -> Iterator[tuple[list[str], str]]:
+    """Yields the cells of each row that is not blank, and its location for error messages."""
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     number = 0
     while True:
         number, line = number + 1, reader.line_num + 1
@@ -170,24 +169,18 @@ def _csv_rows(
             yield cells, where
 
 
-def _all_lines(head: str, lines: Iterator[str]) -> Iterator[str]:
-    if head:
-        yield head
-    yield from lines
+def _delimiter(header: str, path: Path) -> str:
+    """Returns the delimiter that splits the header into a text column, or else most columns.
 
-
-def _delimiter(head: str, path: Path) -> str:
-    """Returns the delimiter under which the header has a text column, or else most columns.
-
-    A header of one column does not show it; then the name of the file decides.
+    In a tie, such as a single column, the suffix of the file decides.
     """
-    named = "\t" if ".tsv" in map(str.lower, path.suffixes) else ","
+    by_suffix = "\t" if ".tsv" in map(str.lower, path.suffixes) else ","
 
-    def fit(delimiter: str) -> tuple[bool, int]:
-        names = next(csv.reader([head], delimiter=delimiter), [])
+    def score(delimiter: str) -> tuple[bool, int]:
+        names = next(csv.reader([header], delimiter=delimiter), [])
         return any(name in texts.TEXT_FIELDS for name in names), len(names)
 
-    return max(named + _DELIMITERS, key=fit)  # of equal ones the first
+    return max(by_suffix + _DELIMITERS, key=score)
 
 
 # -- Parquet and Arrow
@@ -196,13 +189,16 @@ def _delimiter(head: str, path: Path) -> str:
 def _read_parquet(path: Path) -> Iterator[Piece]:
     import pyarrow.dataset as ds
 
-    options = ds.ParquetFragmentScanOptions(page_checksum_verification=True)  # where there are any
+    options = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
     format_ = ds.ParquetFileFormat(default_fragment_scan_options=options)
     table = ds.dataset(path, format=format_)
     field = _text_column(table.schema, path)
-    # An expression names the column itself: a plain name with a dot would mean a nested field.
+    # An expression, because a plain column name with a dot would refer to a nested field.
     scanner = table.scanner(
-        columns={"text": ds.field(field)}, batch_size=_ROWS, batch_readahead=1, fragment_readahead=1
+        columns={"text": ds.field(field)},
+        batch_size=_BATCH_ROWS,
+        batch_readahead=1,
+        fragment_readahead=1,
     )
     yield from _column_texts((batch.column(0) for batch in scanner.to_batches()), path, field)
 
@@ -231,28 +227,28 @@ def _read_arrow(path: Path) -> Iterator[Piece]:
 
 
 def _check_end(stream: Any, path: Path) -> None:
-    """Refuses an Arrow stream that was cut between two batches, or that another one follows.
+    """Checks that an Arrow stream ends with its marker, at the end of the file.
 
-    Arrow's reader takes the end of the file, too, for the end of the stream.
+    Arrow's reader also takes the end of a truncated file for the end of the stream.
     """
     end = stream.tell()
     stream.seek(max(0, end - len(_ARROW_END)))
     if stream.read(len(_ARROW_END)) != _ARROW_END:
-        raise UserError(f"{path} has no end-of-stream mark: it was cut short; write it again")
+        raise UserError(f"{path} has no end-of-stream marker: it is truncated; write it again")
     if stream.read(1):
-        raise UserError(f"{path} holds more after the end of its stream; write one stream per file")
+        raise UserError(f"{path} has data after the end of its stream; write one stream per file")
 
 
 def _text_column(schema: Any, path: Path) -> str:
-    """Returns the name of the text column after checking its type."""
+    """Returns the name of the text column, after checking its type."""
     import pyarrow.types as types
 
     field = text_field(schema.names, str(path))
     found = schema.field(field).type
     inner = found.value_type if types.is_dictionary(found) else found
-    kinds = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
-    if str(inner) not in (*kinds, "null"):
-        raise UserError(f"{path} column '{field}' has no text, but {inner}")
+    text_types = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
+    if str(inner) not in (*text_types, "null"):
+        raise UserError(f"{path} column '{field}' is not text but {inner}")
     return field
 
 
@@ -272,7 +268,7 @@ _READERS: dict[str, Callable[[Path], Iterator[Piece]]] = {
     ".csv": _read_csv,
     ".arrow": _read_arrow,
 }
-_KINDS = {suffix: suffix for suffix in _READERS} | {
+_FORMATS = {suffix: suffix for suffix in _READERS} | {
     **dict.fromkeys((".md", ".rst", ".py", ".raw", ".text"), ".txt"),
     **dict.fromkeys((".ndjson", ".jsonlines"), ".jsonl"),
     ".tsv": ".csv",

@@ -1,14 +1,15 @@
 """Batches as a pure function of (seed, step): shuffled windows without replacement.
 
-An epoch cuts the tokens into windows of `seq_len` predictions, at an offset of its own, and takes
-them in a random order. The order is a keyed permutation that gives any place in constant time
-and memory, so a run resumes at any step, and each process computes only its own rows.
+Each epoch cuts the tokens into windows of `seq_len` predictions, at its own offset, and takes
+them in random order. The order is a keyed permutation, which is evaluated at any position in
+constant time and memory, so a run resumes at any step and each process computes only its own rows.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from gpt2_jax.data.batch import Batch
 from gpt2_jax.data.shards import Tokens
 from gpt2_jax.errors import UserError
 
@@ -25,14 +26,14 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 
 def permute(index: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
-    """Returns the images of `index` under a permutation of 0 .. n-1 that `key` chooses.
+    """Returns the images of `index` under the permutation of 0 .. n-1 that `key` selects.
 
-    A Feistel network over the next even number of bits; images beyond n-1 walk on along their
-    cycle until they fall inside (Black & Rogaway 2002, method 3).
+    A Feistel network over the next even number of bits. Images above n-1 are permuted again until
+    they are in range (cycle walking; Black & Rogaway 2002, method 3).
 
     Args:
       index: uint64, below n.
-      key: uint64, one for each index.
+      key: uint64, one per index.
     """
     half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
     low = (np.uint64(1) << half) - np.uint64(1)
@@ -52,9 +53,12 @@ class Sampler:
 
     Args:
       tokens: the training tokens.
-      seq_len: predictions in a window, which holds `seq_len + 1` tokens.
-      batch_size: windows in a batch.
+      seq_len: predictions per window, which has `seq_len + 1` tokens.
+      batch_size: windows per batch.
       seed: of the order.
+
+    Raises:
+      UserError: if there are too few tokens.
     """
 
     def __init__(self, tokens: Tokens, seq_len: int, batch_size: int, seed: int) -> None:
@@ -64,8 +68,8 @@ class Sampler:
                 f"data.seq_len={seq_len}; give more text or shorten it"
             )
         self._tokens, self._seq_len, self._batch_size = tokens, seq_len, batch_size
-        self._seed = np.array([seed], np.uint64)  # an array wraps around in silence
-        # One window is given up so that every offset below seq_len leaves the same number.
+        self._seed = np.array([seed], np.uint64)  # an array overflows without a warning
+        # One window fewer, so that every offset below seq_len leaves the same number of them.
         self.windows_per_epoch = (len(tokens) - seq_len) // seq_len
 
     def starts(self, step: int, rows: slice = slice(None)) -> np.ndarray:
@@ -79,11 +83,12 @@ class Sampler:
         window = permute(index, n, key)
         return (window * np.uint64(self._seq_len) + offset).astype(np.int64)
 
-    def batch(self, step: int, rows: slice = slice(None)) -> np.ndarray:
-        """Returns batch `step`, counted from 0, as int32 ids (rows, seq_len + 1).
+    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
+        """Returns batch `step`, counted from 0, with int32 ids (rows, seq_len + 1).
 
         Args:
           rows: those of this process; the batch is the same for any number of processes.
         """
         length = self._seq_len + 1
-        return np.stack([self._tokens.window(s, length) for s in self.starts(step, rows).tolist()])
+        starts = self.starts(step, rows).tolist()
+        return Batch(np.stack([self._tokens.window(start, length) for start in starts]))

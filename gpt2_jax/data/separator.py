@@ -1,4 +1,4 @@
-"""Documents split at a separator that the text holds, such as `<|endoftext|>`."""
+"""Splits documents at a separator in the text, such as `<|endoftext|>`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from gpt2_jax.data.text import Piece
 
 
 @dataclass(frozen=True)
-class Separated:
-    """A source whose documents are those between separators.
+class SeparatedSource:
+    """A source with its documents split at a separator.
 
-    The separator itself and the line breaks around it are not text.
+    The separator and the line breaks around it are dropped.
     """
 
     source: Source
@@ -37,34 +37,34 @@ class Separated:
         return hashlib.sha256(facts.encode()).hexdigest()
 
     def pieces(self) -> Iterator[Piece]:
-        held = ""
-        begun = False  # part of the present document was yielded
-        after = False  # the present document follows a separator
+        pending = ""
+        started = False  # part of the current document was yielded
+        after_separator = False  # the current document follows a separator
 
-        def trimmed(text: str) -> str:
-            return text.lstrip("\r\n") if after and not begun else text
+        def strip_start(text: str) -> str:
+            return text.lstrip("\r\n") if after_separator and not started else text
 
         for piece in self.source.pieces():
-            *complete, held = (held + piece.text).split(self.separator)
+            *complete, pending = (pending + piece.text).split(self.separator)
             for text in complete:
-                text = trimmed(text).rstrip("\r\n")
-                if text or begun:
+                text = strip_start(text).rstrip("\r\n")
+                if text or started:
                     yield Piece(text)
-                begun, after = False, True
+                started, after_separator = False, True
             if piece.last:
-                text = trimmed(held)
-                if text or begun:
+                text = strip_start(pending)
+                if text or started:
                     yield Piece(text)
-                held, begun, after = "", False, False
+                pending, started, after_separator = "", False, False
             else:
-                settled = self._settled(held)
-                if text := trimmed(settled):
+                safe = self._without_partial_separator(pending)
+                if text := strip_start(safe):
                     yield Piece(text, last=False)
-                    begun = True
-                held = held[len(settled) :]
+                    started = True
+                pending = pending[len(safe) :]
 
-    def _settled(self, text: str) -> str:
-        """Returns the text less what may be a separator, or line breaks before one, further on."""
+    def _without_partial_separator(self, text: str) -> str:
+        """Strips the start of a separator, and line breaks, from the end of an incomplete text."""
         for n in reversed(range(1, len(self.separator))):
             if text.endswith(self.separator[:n]):
                 text = text[:-n]

@@ -1,7 +1,7 @@
-"""Where text comes from: files, the shipped Shakespeare, the standard library, `datasets`.
+"""Sources of text: files, Tiny Shakespeare, the Python standard library, and `datasets`.
 
-A source gives its documents as a stream of pieces, so that neither a corpus nor one of its
-documents needs to fit into memory.
+A source yields its documents in pieces, so that neither a corpus nor a document has to fit into
+memory.
 """
 
 from __future__ import annotations
@@ -12,27 +12,28 @@ import lzma
 import os
 import sysconfig
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
 
-from gpt2_jax.data.hub import find_hub_fault
-from gpt2_jax.data.listing import Listing, list_files
-from gpt2_jax.data.readers import kind, read_documents
-from gpt2_jax.data.text import Piece, readable, row_text, text_field
+from gpt2_jax.data.file_list import list_files
+from gpt2_jax.data.hub import hub_error
+from gpt2_jax.data.readers import file_format, read_documents
+from gpt2_jax.data.text import Piece, reader_errors, row_text, text_field
 from gpt2_jax.errors import UserError, without_credentials
-from gpt2_jax.files import remembered_sha256
+from gpt2_jax.files import cached_sha256
 
 _TEST_FOLDERS = ("test", "tests", "idle_test")
 
 
 class Source(Protocol):
-    """A corpus.
+    """A sequence of documents.
 
     Attributes:
-      name: as `data.source` gives it.
-      summary: what is read and what is left out, in a line, or nothing if that is plain.
-      size: bytes on disk, for a progress bar; None if unknown.
+      name: as in `data.source`.
+      summary: the files that are read and skipped, on one line; may be empty.
+      size: bytes on disk, for the progress bar; None if unknown.
     """
 
     @property
@@ -52,15 +53,15 @@ class Source(Protocol):
 
 
 class Files:
-    """Documents in local files, each read by what its name ends in, compressed or not."""
+    """The documents in local files, each read in the format of its suffix."""
 
     def __init__(self, name: str, paths: list[Path], summary: str = "") -> None:
         self.name, self.paths, self.summary = name, paths, summary
         self.size = sum(path.stat().st_size for path in paths)
 
     def fingerprint(self) -> str:
-        with readable("the source cannot be read"):
-            facts = [[kind(p), p.suffix, remembered_sha256(p)] for p in self.paths]
+        with reader_errors("the source cannot be read"):
+            facts = [[file_format(p), p.suffix, cached_sha256(p)] for p in self.paths]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def pieces(self) -> Iterator[Piece]:
@@ -69,7 +70,7 @@ class Files:
 
 
 class Shakespeare:
-    """Tiny Shakespeare, which the package ships: 1,115,394 bytes, one document."""
+    """Tiny Shakespeare, included in the package: one document of 1,115,394 bytes."""
 
     name, size, summary = "shakespeare", 1_115_394, ""
     _SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -79,7 +80,7 @@ class Shakespeare:
 
     def pieces(self) -> Iterator[Piece]:
         packed = resources.files("gpt2_jax.data").joinpath("tiny_shakespeare.txt.xz")
-        with readable("the text of source shakespeare cannot be read; reinstall gpt2_jax"):
+        with reader_errors("the text of source shakespeare cannot be read; reinstall gpt2_jax"):
             content = lzma.decompress(packed.read_bytes())
         if hashlib.sha256(content).hexdigest() != self._SHA256:
             raise UserError("the text of source shakespeare is damaged; reinstall gpt2_jax")
@@ -87,10 +88,10 @@ class Shakespeare:
 
 
 class Rows:
-    """Rows of a dataset of the `datasets` library, opened by `open_hub` or `open_saved`.
+    """The rows of a dataset of the `datasets` library.
 
     Args:
-      version: changes with the content.
+      version: JSON values that change with the content.
     """
 
     size, summary = None, ""
@@ -108,10 +109,13 @@ class Rows:
 
 
 def open_hub(spec: str) -> Rows:
-    """Opens anything that `datasets.load_dataset` loads, `name[:config]@split`.
+    """Opens a dataset with `datasets.load_dataset`.
+
+    Args:
+      spec: `name[:config]@split`.
 
     Raises:
-      UserError: if the library cannot load it.
+      UserError: if the dataset cannot be loaded.
     """
     import datasets
 
@@ -120,15 +124,13 @@ def open_hub(spec: str) -> Rows:
     if not split:
         raise UserError(f"source hf:{spec} names no split; write hf:{spec}@train")
     datasets.disable_progress_bars()
-    if not os.path.exists(path) and (fault := find_hub_fault()):
+    if not os.path.exists(path) and (fault := hub_error()):
         raise UserError(
-            f"source hf:{spec}: {fault}; try again, or set HF_HUB_OFFLINE=1 to use what was "
-            "downloaded before"
+            f"source hf:{spec}: {fault}; try again, or set HF_HUB_OFFLINE=1 to use an earlier "
+            "download"
         )
-    try:
+    with _datasets_errors(f"hf:{spec}"):
         rows = datasets.load_dataset(path, config or None, split=split)
-    except Exception as error:  # the library raises many kinds, with many lines
-        raise UserError(f"source hf:{spec}: datasets cannot load it: {_first(error)}") from None
     sums = rows.info.download_checksums or {}
     version = [f"hf:{spec}", rows.num_rows, rows.info.dataset_size, sorted(sums.items())]
     return Rows(f"hf:{spec}", rows, [*version, rows._fingerprint])
@@ -138,32 +140,36 @@ def open_saved(folder: Path) -> Rows:
     """Opens a folder that `Dataset.save_to_disk` wrote.
 
     Raises:
-      UserError: if it holds several splits, or cannot be loaded.
+      UserError: if it has several splits or cannot be loaded.
     """
     import datasets
 
     if (folder / "dataset_dict.json").is_file():
         raise UserError(
-            f"source {folder} holds several splits; name one, such as {folder / 'train'}, and "
-            "set data.val_source if another one validates"
+            f"source {folder} has several splits; choose one, such as {folder / 'train'}, and set "
+            "data.val_source to use another for validation"
         )
-    try:
+    with _datasets_errors(str(folder)):
         rows = datasets.load_from_disk(str(folder))
-        content = [[p.name, remembered_sha256(p)] for p in sorted(folder.iterdir()) if p.is_file()]
-    except Exception as error:  # the library raises many kinds, with many lines
-        raise UserError(f"source {folder}: datasets cannot load it: {_first(error)}") from None
-    return Rows(str(folder), rows, content)
+        files = [[p.name, cached_sha256(p)] for p in sorted(folder.iterdir()) if p.is_file()]
+    return Rows(str(folder), rows, files)
 
 
-def _first(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+@contextmanager
+def _datasets_errors(source: str) -> Iterator[None]:
+    """Turns any exception of the `datasets` library into a `UserError` with its first line."""
+    try:
+        yield
+    except Exception as error:  # it raises many types
+        lines = str(error).strip().splitlines() or [repr(error)]
+        raise UserError(f"source {source}: datasets cannot load it: {lines[0]}") from None
 
 
 def open_source(spec: str) -> Source:
-    """Returns the corpus that `data.source` names.
+    """Opens the source that a value of `data.source` names.
 
     Raises:
-      UserError: if nothing is there, or it is not text.
+      UserError: if it does not exist or has no text.
     """
     if spec == "stdlib":
         return _stdlib()
@@ -178,12 +184,11 @@ def open_source(spec: str) -> Source:
         )
     if _is_saved(spec):
         return open_saved(Path(spec))
-    listing: Listing = list_files(spec)
-    return Files(spec, listing.paths, listing.summary)
+    return Files(spec, *list_files(spec))
 
 
 def _is_saved(folder: str) -> bool:
-    """Returns whether a folder holds what `save_to_disk` writes."""
+    """Returns whether a folder was written by `Dataset.save_to_disk`."""
     has = lambda name: os.path.isfile(os.path.join(folder, name))
     return has("dataset_dict.json") or (has("dataset_info.json") and has("state.json"))
 
@@ -195,11 +200,11 @@ def _stdlib() -> Files:
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(set(folders) - skipped)
         paths += [Path(folder, n) for n in sorted(names) if n.endswith((".py", ".txt", ".rst"))]
-    with readable("source stdlib cannot be read whole"):
-        kept = [path for path in paths if path.stat().st_size and _is_utf8(path)]
-    if not kept:
-        raise UserError(f"source stdlib: no sources under {root}; give another data.source")
-    return Files("stdlib", kept)
+    with reader_errors("source stdlib cannot be read"):
+        valid = [path for path in paths if path.stat().st_size and _is_utf8(path)]
+    if not valid:
+        raise UserError(f"source stdlib: no files in {root}; choose another data.source")
+    return Files("stdlib", valid)
 
 
 def _is_utf8(path: Path) -> bool:

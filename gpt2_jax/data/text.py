@@ -1,4 +1,4 @@
-"""Documents as pieces of text, and the column of a table that holds them."""
+"""Splits documents into pieces of text, and finds the text column of a table."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ TEXT_FIELDS = ("text", "content", "body")
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of text, and whether it is the last of its document."""
+    """A document or part of one; `last` marks the final piece of each document."""
 
     text: str
     last: bool = True
 
 
 def split_long(text: str) -> Iterator[Piece]:
-    """Yields a document in pieces, cut before white space, where no tokenizer's token crosses.
+    """Yields a document in pieces of at most `PIECE_CHARS`, cut where white space begins.
 
-    GPT-2's pattern starts a new word at white space that follows other characters, so the ids of
-    the pieces are the ids of the whole.
+    No token of GPT-2's tokenizer crosses such a cut, so the ids of the pieces are those of the
+    whole document. A piece without white space is cut at its maximum length.
     """
     if not text:
         return
@@ -45,9 +45,9 @@ def split_long(text: str) -> Iterator[Piece]:
 
 
 def row_text(value: Any, where: str) -> Iterator[Piece]:
-    """Yields the text of one row; a null or empty value is not a document.
+    """Yields the text of one row; a null or empty value yields nothing.
 
-    Binary values are read as UTF-8, because many programs write text without marking it as such.
+    Binary values are decoded as UTF-8, because many programs do not declare text columns as text.
 
     Raises:
       UserError: if the value is not text.
@@ -58,28 +58,28 @@ def row_text(value: Any, where: str) -> Iterator[Piece]:
         except UnicodeDecodeError as error:
             raise UserError(f"{where} is not UTF-8 text ({error.reason})") from None
     if value is not None and not isinstance(value, str):
-        raise UserError(f"{where} has no text, but {type(value).__name__}")
+        raise UserError(f"{where} is not text but {type(value).__name__}")
     if value and not value.isascii():
         check_encodable(value, where)
     yield from split_long(value or "")
 
 
 def check_encodable(text: str, where: str) -> None:
-    """Refuses lone surrogates, which JSON can write and UTF-8 cannot."""
+    """Raises a `UserError` for lone surrogates, which JSON can encode but UTF-8 cannot."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{where} is not text: it holds half of a surrogate pair, "
+            f"{where} is not valid text: it has half of a surrogate pair, "
             f"{text[error.start]!a}, at character {error.start}"
         ) from None
 
 
 def text_field(columns: list[str], where: str) -> str:
-    """Returns the column that holds the text: `text`, `content`, `body`, or the only one.
+    """Returns the name of the text column: `text`, `content`, `body`, or the only column.
 
     Raises:
-      UserError: if there is no such column, or two columns have its name.
+      UserError: if there is no such column, or more than one of that name.
     """
     for name in TEXT_FIELDS:
         if columns.count(name) > 1:
@@ -89,19 +89,20 @@ def text_field(columns: list[str], where: str) -> str:
     if len(columns) == 1:
         return columns[0]
     raise UserError(
-        f"{where} has no column named {' or '.join(TEXT_FIELDS)}; its columns are {shown(columns)}"
+        f"{where} has no column named {' or '.join(TEXT_FIELDS)}; "
+        f"its columns are {short_list(columns)}"
     )
 
 
-def shown(names: list[str], limit: int = 8) -> str:
-    """Returns names as a short list for an error message."""
+def short_list(names: list[str], limit: int = 8) -> str:
+    """Joins names for an error message, shortening long names and long lists."""
     listed = ", ".join(name if len(name) <= 40 else name[:40] + "…" for name in names[:limit])
     return f"{listed} and {len(names) - limit} more" if len(names) > limit else listed
 
 
 @contextmanager
-def readable(what: str) -> Iterator[None]:
-    """Turns what any reader raises on a file that is not what its name says into one line."""
+def reader_errors(what: str) -> Iterator[None]:
+    """Turns the exceptions of all readers for an unreadable file into a `UserError`."""
     import pyarrow as pa
     import zstandard
 

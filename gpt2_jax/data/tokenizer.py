@@ -1,4 +1,4 @@
-"""Text to token ids and back: `bytes`, `gpt2`, `ids:N`, and any Hugging Face tokenizer.json."""
+"""Tokenizers: `bytes`, `gpt2`, `ids:N`, and any Hugging Face tokenizer.json."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gpt2_jax.errors import UserError, shown
+from gpt2_jax.errors import UserError, quoted
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-MOST_DIGITS = 9  # of an id
+MAX_ID_DIGITS = 9
 NO_UNKNOWN = "<no unknown token>"
 END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 
 
 class Tokenizer(Protocol):
-    """What a tokenizer is.
+    """Converts between text and token ids.
 
     Attributes:
-      name: as `data.tokenizer` gives it.
-      fingerprint: changes when the ids of any text would.
-      size: number of ids.
-      end_of_text: the id between documents.
+      name: as in `data.tokenizer`.
+      fingerprint: identifies the mapping from text to ids.
+      size: vocabulary size, which is the largest id + 1.
+      end_of_text: the id that separates documents.
     """
 
     name: str
@@ -38,14 +38,19 @@ class Tokenizer(Protocol):
     end_of_text: int
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Returns the ids of each text; no text stands for a special token."""
+        """Returns the ids (n,) of each text; special tokens in a text are encoded as plain text."""
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """Returns the text's UTF-8 bytes, end-of-text left out."""
+        """Returns the text of ids as UTF-8 bytes, without end-of-text."""
+
+
+def id_dtype(size: int) -> type[np.unsignedinteger]:
+    """Returns the smallest type for the ids of a vocabulary: uint16 or uint32."""
+    return np.uint16 if size <= 2**16 else np.uint32
 
 
 class ByteTokenizer:
-    """UTF-8 bytes as ids 0 to 255; end-of-text is 256."""
+    """Ids 0 to 255 are the UTF-8 bytes of the text; 256 is end-of-text."""
 
     name, fingerprint, size, end_of_text = "bytes", "bytes-1", 257, 256
 
@@ -57,7 +62,7 @@ class ByteTokenizer:
 
 
 class GPT2Tokenizer:
-    """OpenAI's byte-level BPE, exact and offline, from the merges that the package ships."""
+    """OpenAI's byte-level BPE, from the merges included in the package."""
 
     name, fingerprint, size, end_of_text = "gpt2", "gpt2-1", 50257, 50256
 
@@ -80,10 +85,10 @@ class GPT2Tokenizer:
 
 
 def printable_bytes() -> dict[int, str]:
-    """Returns the character that stands for each byte in GPT-2's files, in the order of the ids.
+    """Returns the character that represents each byte in GPT-2's files, in the order of the ids.
 
-    The 188 bytes that print stand for themselves and come first; the other 68 are characters from
-    U+0100 on (openai/gpt-2 src/encoder.py).
+    The 188 printable bytes are first and represent themselves; the other 68 are represented by the
+    characters from U+0100 on (openai/gpt-2 src/encoder.py).
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]
@@ -91,7 +96,7 @@ def printable_bytes() -> dict[int, str]:
 
 
 def gpt2_merges() -> list[tuple[str, str]]:
-    """Returns the 50,000 merges in order, in the characters of `printable_bytes`."""
+    """Returns the 50,000 merges in order, written in the characters of `printable_bytes`."""
     packed = resources.files("gpt2_jax.data").joinpath("gpt2_merges.bpe.xz").read_bytes()
     lines = lzma.decompress(packed).decode().split("\n")[1:-1]
     pairs = (line.split() for line in lines)
@@ -99,43 +104,44 @@ def gpt2_merges() -> list[tuple[str, str]]:
 
 
 def gpt2_ranks() -> dict[bytes, int]:
-    """Returns GPT-2's table of token bytes to ids, rebuilt from the merges alone.
+    """Returns the id of each of GPT-2's tokens, given as bytes.
 
-    The first 256 ids are single bytes; each merge then names two known tokens whose join is the
-    next id (openai/gpt-2 src/encoder.py).
+    The first 256 ids are single bytes; each merge then joins two tokens to the one with the next id
+    (openai/gpt-2 src/encoder.py).
     """
-    shown = printable_bytes()
-    byte_of = {character: b for b, character in shown.items()}
-    ranks = {bytes([b]): rank for rank, b in enumerate(shown)}
+    characters = printable_bytes()
+    byte_of = {character: b for b, character in characters.items()}
+    ranks = {bytes([b]): rank for rank, b in enumerate(characters)}
     for left, right in gpt2_merges():
         ranks[bytes(byte_of[c] for c in left + right)] = len(ranks)
     return ranks
 
 
 class IdTokenizer:
-    """Decimal ids between spaces, for models whose tokenizer is not at hand: `ids:SIZE`.
+    """`ids:SIZE`, for models whose tokenizer is not available: texts are token ids in decimal.
 
-    The last id parts documents, as one has to; in a text it is an id like the others.
+    The last id is end-of-text, but may also occur in a text.
     """
 
     def __init__(self, name: str) -> None:
         size = name.removeprefix("ids:")
-        if not size.isdecimal() or len(size) > MOST_DIGITS or int(size) < 2:
+        if not size.isdecimal() or len(size) > MAX_ID_DIGITS or int(size) < 2:
             raise UserError(
-                f"data.tokenizer={shown(name)} needs a number of ids from 2 on, as in ids:50257"
+                f"data.tokenizer={quoted(name)} needs a vocabulary size of at least 2, as in "
+                "ids:50257"
             )
         self.name, self.fingerprint = name, f"{name}-1"
         self.size = int(size)
         self.end_of_text = self.size - 1
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        kind = np.uint16 if self.size <= 2**16 else np.uint32
-        return [np.array([self._id(word) for word in text.split()], kind) for text in texts]
+        dtype = id_dtype(self.size)
+        return [np.array([self._id(word) for word in text.split()], dtype) for text in texts]
 
     def _id(self, word: str) -> int:
-        if not word.isdecimal() or len(word) > MOST_DIGITS or int(word) >= self.size:
+        if not word.isdecimal() or len(word) > MAX_ID_DIGITS or int(word) >= self.size:
             raise UserError(
-                f"{shown(word)} is not a token id below {self.size} (data.tokenizer={self.name})"
+                f"{quoted(word)} is not a token id below {self.size} (data.tokenizer={self.name})"
             )
         return int(word)
 
@@ -145,9 +151,9 @@ class IdTokenizer:
 
 @contextmanager
 def library_errors(what: str) -> Iterator[None]:
-    """Turns whatever the `tokenizers` library raises into one line.
+    """Turns the exceptions of the `tokenizers` library into a `UserError`.
 
-    It raises bare Exception, and where its Rust code panics a PanicException, which is none.
+    It raises bare `Exception`, and `PanicException`, a `BaseException`, if its Rust code panics.
     """
     try:
         yield
@@ -158,20 +164,20 @@ def library_errors(what: str) -> Iterator[None]:
 
 
 class JsonTokenizer:
-    """A Hugging Face `tokenizer.json`, through the `tokenizers` library.
+    """A Hugging Face `tokenizer.json`, loaded with the `tokenizers` library.
 
-    Truncation, padding and BPE dropout are switched off: they prepare batches for a model, and
-    would cut, fill or vary the text of a corpus or a prompt.
+    Truncation, padding and BPE dropout are disabled: they are meant for batches of training
+    examples, and would change the text of a corpus or prompt.
 
-    The end-of-text token is the added token marked `"end_of_text": true` (an import marks the
-    checkpoint's own), otherwise the first of `END_OF_TEXT_NAMES` in the vocabulary.
+    The end-of-text token is the added token with `"end_of_text": true`, which an import sets, or
+    else the first of `END_OF_TEXT_NAMES` in the vocabulary.
 
     Args:
-      name: as `data.tokenizer`, used in errors.
-      content: of the file.
+      name: as in `data.tokenizer`, for error messages.
+      content: bytes of the file.
 
     Attributes:
-      content: of the file, byte for byte.
+      content: bytes of the file.
       end_of_text_name: the end-of-text token as text.
 
     Raises:
@@ -186,36 +192,36 @@ class JsonTokenizer:
             self._tokenizer: Any = tokenizers.Tokenizer.from_str(text)
             added = json.loads(text).get("added_tokens") or []
         self.name, self.content = name, content
-        self._tokenizer.encode_special_tokens = True  # in a text they are only text
-        self._lose_no_characters()
-        altered = self._encode_whole_texts()
+        self._tokenizer.encode_special_tokens = True  # as plain text
+        self._fail_on_unknown_characters()
+        altered = self._disable_truncation_padding_dropout()
         ids = self._tokenizer.get_vocab(with_added_tokens=True)
-        # Ids may have gaps: the model needs a row for the largest.
+        # Ids may have gaps; the model needs an embedding for the largest.
         self.size = max(ids.values(), default=-1) + 1
         altered |= self.size != len(ids)
-        # What was prepared before these were handled held other ids: it gets another fingerprint.
+        # Earlier versions encoded text differently with such tokenizers.
         versioned = content + b"\nversion 2" if altered else content
         self.fingerprint = hashlib.sha256(versioned).hexdigest()
         marked = [token["content"] for token in added if token.get("end_of_text")]
         known = [name for name in (*marked, *END_OF_TEXT_NAMES) if name in ids]
         if not known:
             raise UserError(
-                f"data.tokenizer={name} has no end-of-text token "
-                f"(one of {', '.join(END_OF_TEXT_NAMES)}); add one to its added_tokens"
+                f"data.tokenizer={name} has no end-of-text token; add one of "
+                f"{', '.join(END_OF_TEXT_NAMES)} to its added_tokens"
             )
         self.end_of_text_name, self.end_of_text = known[0], ids[known[0]]
 
-    def _lose_no_characters(self) -> None:
-        """Makes BPE without an unknown token raise, as other models do, where it would skip text.
+    def _fail_on_unknown_characters(self) -> None:
+        """Makes BPE without an unknown token raise an error instead of skipping characters.
 
-        The name is not in the vocabulary, which the library finds out when it needs the token.
+        The unknown token is set to one that is not in the vocabulary, which is an error on use.
         """
         model = self._tokenizer.model
         if getattr(model, "unk_token", "") is None:
             model.unk_token = NO_UNKNOWN
 
-    def _encode_whole_texts(self) -> bool:
-        """Switches off truncation, padding and dropout; returns whether any was on."""
+    def _disable_truncation_padding_dropout(self) -> bool:
+        """Disables truncation, padding and BPE dropout; returns whether any was enabled."""
         tokenizer, model = self._tokenizer, self._tokenizer.model
         dropout = getattr(model, "dropout", None) is not None
         altered = dropout or tokenizer.truncation is not None or tokenizer.padding is not None
@@ -226,8 +232,7 @@ class JsonTokenizer:
         return altered
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        kind = np.uint16 if self.size <= 2**16 else np.uint32
-        # For example a word that a vocabulary without [UNK] lacks.
+        # Fails, for example, for an unknown word if the vocabulary has no [UNK].
         with library_errors(f"data.tokenizer={self.name} cannot encode the text"):
             try:
                 encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -235,15 +240,15 @@ class JsonTokenizer:
                 if NO_UNKNOWN not in str(error):
                     raise
                 raise UserError(
-                    "it has no token for some of its characters, and no unk_token: they would be "
-                    "lost; train it on every character (of ByteLevel, initial_alphabet=ByteLevel."
-                    "alphabet()), or give it an unk_token"
+                    "it has neither tokens for some characters nor an unk_token, so they would be "
+                    "lost; train it on all characters (for ByteLevel, initial_alphabet=ByteLevel."
+                    "alphabet()), or set its unk_token"
                 ) from None
-        return [np.asarray(one.ids, kind) for one in encoded]
+        return [np.asarray(one.ids, id_dtype(self.size)) for one in encoded]
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        kept = [int(i) for i in ids if i != self.end_of_text]
-        return self._tokenizer.decode(kept, skip_special_tokens=False).encode()
+        text_ids = [int(i) for i in ids if i != self.end_of_text]
+        return self._tokenizer.decode(text_ids, skip_special_tokens=False).encode()
 
 
 _json_tokenizer = lru_cache(maxsize=8)(JsonTokenizer)
@@ -255,21 +260,21 @@ def _gpt2_tokenizer() -> GPT2Tokenizer:
 
 
 def load_tokenizer(name: str, fingerprint: str | None = None) -> Tokenizer:
-    """Returns the tokenizer that `data.tokenizer` names.
+    """Loads the tokenizer that a value of `data.tokenizer` names.
 
-    A file is read at each call, so that a changed file, or the same relative path in another
-    working directory, never returns an earlier tokenizer.
+    A file is read at each call, because it, or the working directory of a relative path, may have
+    changed.
 
     Args:
-      fingerprint: that the tokenizer must have; None for any.
+      name: `bytes`, `gpt2`, `ids:N`, or the path of a tokenizer.json.
+      fingerprint: expected fingerprint; None for any.
 
     Raises:
-      UserError: if it is neither `bytes`, `gpt2`, `ids:N` nor a readable tokenizer.json, or has
-        another fingerprint.
+      UserError: if there is no such tokenizer, or it has another fingerprint.
     """
     tokenizer = _load(name)
     if fingerprint not in (None, tokenizer.fingerprint):
-        raise UserError(f"data.tokenizer={name} changed in the meantime; start again")
+        raise UserError(f"data.tokenizer={name} changed while it was used; run the command again")
     return tokenizer
 
 
@@ -284,19 +289,19 @@ def _load(name: str) -> Tokenizer:
 
 
 def is_tokenizer_file(name: str) -> bool:
-    """Returns whether `data.tokenizer` is the path of a file, not one of the built-in names."""
+    """Returns whether a value of `data.tokenizer` is a path instead of a built-in name."""
     return name not in ("bytes", "gpt2") and not name.startswith("ids:")
 
 
 def _read_tokenizer_file(name: str) -> bytes:
     path = Path(name)
     try:
-        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-            raise UserError(f"data.tokenizer={name} is not a file; give a tokenizer.json")
+        if path.exists() and not path.is_file():  # reading a pipe may never end
+            raise UserError(f"data.tokenizer={name} is not a file; set it to a tokenizer.json")
         return path.read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"data.tokenizer={name}: {reason}; give `bytes`, `gpt2`, or the path of "
-            "a tokenizer.json"
+            f"data.tokenizer={name}: {reason}; set it to `bytes`, `gpt2`, or the path of a "
+            "tokenizer.json"
         ) from None

@@ -1,4 +1,4 @@
-"""Appends ids to the shards of one split, so that a killed preparation can continue."""
+"""Writes the shards of one split, with a state from which writing can be resumed."""
 
 from __future__ import annotations
 
@@ -14,47 +14,53 @@ import numpy as np
 from gpt2_jax.data import shards
 from gpt2_jax.data.manifest import Shard, Split
 from gpt2_jax.data.text import Piece
-from gpt2_jax.files import remembered_sha256
+from gpt2_jax.files import cached_sha256
 
-HASH_BYTES = 1 << 20  # read at a time
+HASH_CHUNK_BYTES = 1 << 20
 
 
 @dataclass
 class WriterState:
-    """What is safely on disk: complete shards, counts, and the ids in the open shard.
+    """The data synced to disk: complete shards, counts, and the open shard.
 
     Attributes:
-      in_open: number of ids in the open shard. open_sha256: of their bytes.
+      split: counts, which include the open shard, and the complete shards.
+      open_tokens: number of ids in the open shard.
+      open_sha256: hash of these ids.
     """
 
     split: Split = field(default_factory=Split)
-    in_open: int = 0
+    open_tokens: int = 0
     open_sha256: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self.split), "open": self.in_open, "open_sha256": self.open_sha256}
+        return {**asdict(self.split), "open": self.open_tokens, "open_sha256": self.open_sha256}
 
     @staticmethod
     def parse(stored: dict[str, Any]) -> WriterState:
-        """Reads what `to_dict` returned.
+        """Parses the result of `to_dict`.
 
         Raises:
-          TypeError, ValueError: if the counts are not valid.
+          TypeError, ValueError: if it is not valid.
         """
         stored = dict(stored)
-        in_open, open_sha256 = stored.pop("open", 0), stored.pop("open_sha256", "")
+        open_tokens, open_sha256 = stored.pop("open", 0), stored.pop("open_sha256", "")
         complete = [Shard(**shard) for shard in stored.pop("shards", [])]
         split = Split(**stored, shards=complete)
-        if in_open < 0 or split.tokens != in_open + sum(shard.tokens for shard in complete):
+        if open_tokens < 0 or split.tokens != open_tokens + sum(shard.tokens for shard in complete):
             raise ValueError("the journal's counts do not add up")
-        return WriterState(split, in_open, open_sha256)
+        return WriterState(split, open_tokens, open_sha256)
 
 
 class ShardWriter:
-    """Appends ids to the shards of one split, from a known state on.
+    """Appends ids to the shards of one split, starting from a stored state.
+
+    Args:
+      name: of the split.
+      limit: tokens per shard.
 
     Raises:
-      ValueError: if a shard does not hold the ids that the state says.
+      ValueError: if a shard differs from the state.
     """
 
     def __init__(
@@ -65,52 +71,53 @@ class ShardWriter:
         self._hash = hashlib.sha256()  # of the ids in the open shard
         for shard in state.split.shards:
             path = out / shard.file
-            if not path.is_file() or remembered_sha256(path) != shard.sha256:
-                raise ValueError(f"{path} is not the shard that was written")
-        if state.in_open:
-            self._open_again()
+            if not path.is_file() or cached_sha256(path) != shard.sha256:
+                raise ValueError(f"{path} differs from the shard that was written")
+        if state.open_tokens:
+            self._reopen()
         known = {shard.file for shard in state.split.shards}
-        for path in out.glob(f"{name}_*"):  # begun after the journal's last entry
-            ours = re.fullmatch(rf"{name}_\d{{6}}\.(bin|partial)", path.name)
-            open_now = self._file is not None and path == self._path("partial")
-            if ours and path.name not in known and not open_now:
+        for path in out.glob(f"{name}_*"):  # started after the journal was last written
+            is_shard = re.fullmatch(rf"{name}_\d{{6}}\.(bin|partial)", path.name)
+            is_open = self._file is not None and path == self._path("partial")
+            if is_shard and path.name not in known and not is_open:
                 path.unlink()
 
-    def _open_again(self) -> None:
+    def _reopen(self) -> None:
         partial = self._path("partial")
         if not partial.exists():
-            # Completed after the journal's last entry: open again, and cut below.
+            # It was completed after the journal was last written.
             os.replace(self._path("bin"), partial)
-        end = shards.HEADER_BYTES + self.state.in_open * self.dtype.itemsize
+        end = shards.HEADER_BYTES + self.state.open_tokens * self.dtype.itemsize
         if partial.is_symlink() or partial.stat().st_size < end:
-            raise ValueError(f"{partial} is not the shard that was begun")
+            raise ValueError(f"{partial} is a link or too short")
         self._file = open(partial, "r+b")
         self._file.truncate(end)
         self._file.seek(shards.HEADER_BYTES)
-        while block := self._file.read(HASH_BYTES):
+        while block := self._file.read(HASH_CHUNK_BYTES):
             self._hash.update(block)
         if self._hash.hexdigest() != self.state.open_sha256:
-            raise ValueError(f"{partial} does not hold the ids that were written")
+            raise ValueError(f"{partial} differs from the ids that were written")
 
     def _path(self, suffix: str) -> Path:
         return self.out / f"{self.name}_{len(self.state.split.shards):06d}.{suffix}"
 
     def append(self, ids: np.ndarray) -> None:
+        """Writes ids (n,), starting a new shard whenever one is full."""
         ids = ids.astype(self.dtype)
         while len(ids):
             if self._file is None:
                 self._file = open(self._path("partial"), "xb")
                 self._file.write(b"\0" * shards.HEADER_BYTES)
-            now, ids = np.split(ids, [self.limit - self.state.in_open])
-            self._file.write(now.tobytes())
-            self._hash.update(now.tobytes())
-            self.state.in_open += len(now)
-            self.state.split.tokens += len(now)
-            if self.state.in_open == self.limit:
+            chunk, ids = np.split(ids, [self.limit - self.state.open_tokens])
+            self._file.write(chunk.tobytes())
+            self._hash.update(chunk.tobytes())
+            self.state.open_tokens += len(chunk)
+            self.state.split.tokens += len(chunk)
+            if self.state.open_tokens == self.limit:
                 self.close_shard()
 
     def count(self, piece: Piece) -> int:
-        """Counts the text that was appended, and returns its bytes."""
+        """Adds an appended piece to the counts and returns its size in UTF-8 bytes."""
         split, n_bytes = self.state.split, len(piece.text.encode())
         split.bytes = (split.bytes or 0) + n_bytes
         split.documents = (split.documents or 0) + piece.last
@@ -118,20 +125,22 @@ class ShardWriter:
         return n_bytes
 
     def sync(self) -> None:
+        """Flushes the open shard to disk and updates its hash in the state."""
         if self._file is not None:
             self._file.flush()
             os.fsync(self._file.fileno())
         self.state.open_sha256 = self._hash.hexdigest()
 
     def close_shard(self) -> None:
+        """Completes the open shard, if any: writes its header, renames and hashes it."""
         if self._file is None:
             return
         self._file.seek(0)
-        self._file.write(shards.header(self.state.in_open, self.dtype))
+        self._file.write(shards.shard_header(self.state.open_tokens, self.dtype))
         self.sync()
         self._file.close()
         final = self._path("bin")
         os.replace(self._path("partial"), final)
-        digest = remembered_sha256(final)
-        self.state.split.shards.append(Shard(final.name, self.state.in_open, digest))
-        self._file, self.state.in_open, self._hash = None, 0, hashlib.sha256()
+        digest = cached_sha256(final)
+        self.state.split.shards.append(Shard(final.name, self.state.open_tokens, digest))
+        self._file, self.state.open_tokens, self._hash = None, 0, hashlib.sha256()

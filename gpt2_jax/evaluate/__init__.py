@@ -1,1 +1,1 @@
-"""What a trained model can be asked: texts, likelihoods, perplexity, the standard harness."""
+"""Evaluation of trained models: text generation, likelihoods, perplexity, lm-evaluation-harness."""

@@ -1,4 +1,4 @@
-"""What needs the extra `eval`."""
+"""Import of modules that need the optional dependencies `eval`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gpt2_jax.errors import UserError
 
 
 def load_harness() -> ModuleType:
-    """Returns `gpt2_jax.evaluate.harness`.
+    """Returns the module `gpt2_jax.evaluate.harness`.
 
     Raises:
       UserError: if lm-evaluation-harness is not installed.
@@ -17,7 +17,7 @@ def load_harness() -> ModuleType:
         from gpt2_jax.evaluate import harness
     except ImportError as error:
         raise UserError(
-            f"this needs lm-evaluation-harness ({error.name} is not there): "
+            f"this needs lm-evaluation-harness ({error.name} is not installed): run "
             "make install EXTRA=eval, or pip install lm_eval"
         ) from None
     return harness

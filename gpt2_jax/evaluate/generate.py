@@ -1,8 +1,8 @@
-"""Prompts continued over a cache: prefill and the loop over tokens in one compiled program.
+"""Generation with a key/value cache: prefill and token loop in one compiled program.
 
-Prompts of a batch may differ in length; they are padded on the left, and no token sees the padding.
-A model sees at most `window` tokens. When they are full, it reads the last half of them again as a
-prompt and goes on; a prompt that fills the window is cut to its last half in the same way.
+The prompts of a batch may differ in length: they are padded on the left, and padding is masked.
+A model sees at most `window` tokens. When the window is full, its last half becomes the prompt of a
+new one; a prompt that fills the window is cut to its last half in the same way.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from gpt2_jax.evaluate.choice import Choice, draw
+from gpt2_jax.evaluate.sampling import SamplingParams, sample
 from gpt2_jax.model.decode import (
-    Apart,
-    Bound,
     Caches,
-    bind_apart,
+    UnstackedModel,
+    UnstackedParams,
+    bind_unstacked,
     decode,
     empty_caches,
-    take_apart,
+    unstack_params,
 )
-from gpt2_jax.model.structure import Structure
+from gpt2_jax.model.definition import ModelDef
 
-SMALLEST_BUCKET = 16  # columns; prompts are padded to a power of two, to compile seldom
+MIN_LENGTH = 16  # columns that prompts and caches are padded to at least
 
 
 class Decoding(NamedTuple):
-    """A batch between two tokens.
+    """The state of a batch between two tokens.
 
     Attributes:
       column: of the next token. logits_BV: its distribution. seen_BV: ids in each row's text.
-      done_B: rows that have reached their end.
+      done_B: rows that have ended.
     """
 
     caches: Caches
@@ -48,24 +48,24 @@ class Decoding(NamedTuple):
 
 
 class Generator:
-    """Continues prompts under one model.
+    """Continues prompts with one model.
 
     Args:
-      step: updates that the parameters have behind them.
-      window: tokens that the model sees at most, not above `n_positions`.
-      end: the id that ends a text and is not part of it; None for texts without end.
+      step: number of steps that the parameters have been trained for.
+      window: number of tokens that the model sees at most, not above `n_positions`.
+      end: the id that ends a text and is not part of it; None if there is none.
     """
 
     def __init__(
-        self, structure: Structure, params: Any, step: int, window: int, end: int | None = None
+        self, model_def: ModelDef, params: Any, step: int, window: int, end: int | None = None
     ) -> None:
-        self._structure, self._window, self._end = structure, window, end
-        self._apart = take_apart(structure, params, step)
+        self._model_def, self._window, self._end = model_def, window, end
+        self._unstacked = unstack_params(model_def, params, step)
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], n_new: int, choice: Choice, seed: int = 0
+        self, prompts: Sequence[Sequence[int]], n_new: int, sampling: SamplingParams, seed: int = 0
     ) -> list[list[int]]:
-        """Returns up to `n_new` ids that go on from each prompt, without the end's."""
+        """Returns up to `n_new` ids that continue each prompt, without `end`."""
         contexts: list[list[int]] = [list(prompt) for prompt in prompts]
         texts: list[list[int]] = [[] for _ in prompts]
         made = 0
@@ -75,16 +75,16 @@ class Generator:
             tokens_BT, padding_B, room = self._pad(contexts)
             n = min(room, n_new - made)
             new_BN, done_B = _generate(
-                self._structure,
-                self._apart,
+                self._model_def,
+                self._unstacked,
                 tokens_BT,
                 padding_B,
                 done_B,
                 jax.random.key(seed),
                 made,
                 n,
-                length=tokens_BT.shape[1] + bucket(n),
-                choice=choice,
+                length=tokens_BT.shape[1] + next_power_of_two(n, MIN_LENGTH),
+                sampling=sampling,
                 end=self._end,
             )
             done_B = np.asarray(done_B)
@@ -95,9 +95,9 @@ class Generator:
         return [self._until_end(text) for text in texts]
 
     def stream(
-        self, prompts: Sequence[Sequence[int]], n_new: int, choice: Choice, seed: int = 0
+        self, prompts: Sequence[Sequence[int]], n_new: int, sampling: SamplingParams, seed: int = 0
     ) -> Iterator[list[int | None]]:
-        """Yields the same ids column by column, as they are made; None in rows that have ended."""
+        """Yields the same ids column by column, as they are sampled; None in ended rows."""
         contexts: list[list[int]] = [list(prompt) for prompt in prompts]
         made = 0
         done_B = np.zeros(len(contexts), bool)
@@ -105,14 +105,14 @@ class Generator:
             contexts = [self._cut(context) for context in contexts]
             tokens_BT, padding_B, room = self._pad(contexts)
             n = min(room, n_new - made)
-            length = tokens_BT.shape[1] + bucket(n)
+            length = tokens_BT.shape[1] + next_power_of_two(n, MIN_LENGTH)
             state = _prefill(
-                self._structure, self._apart, tokens_BT, padding_B, done_B, length=length
+                self._model_def, self._unstacked, tokens_BT, padding_B, done_B, length=length
             )
             for _ in range(n):
                 key = jax.random.fold_in(jax.random.key(seed), made)
                 ids_B, state = _advance(
-                    self._structure, self._apart, state, key, choice=choice, end=self._end
+                    self._model_def, self._unstacked, state, key, sampling=sampling, end=self._end
                 )
                 done_B, made = np.asarray(state.done_B), made + 1
                 yield [None if d else int(i) for i, d in zip(ids_B, done_B, strict=True)]
@@ -126,37 +126,41 @@ class Generator:
         tokens_BT, padding_B, _ = self._pad([self._cut(list(prompt))])
         nobody = np.zeros(1, bool)
         state = _prefill(
-            self._structure, self._apart, tokens_BT, padding_B, nobody, length=tokens_BT.shape[1]
+            self._model_def,
+            self._unstacked,
+            tokens_BT,
+            padding_B,
+            nobody,
+            length=tokens_BT.shape[1],
         )
         log_p_BV = jax.nn.log_softmax(state.logits_BV)
-        return np.asarray(log_p_BV)[0, : self._structure.cfg.vocab_size]
+        return np.asarray(log_p_BV)[0, : self._model_def.cfg.vocab_size]
 
     def logits(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
-        """Returns the logits (B, T, V) after each token of prompts of one length, float32.
+        """Returns the logits (B, T, V) after each token of prompts of equal length, float32.
 
-        V is the size of the vocabulary: the model itself pads it to a multiple of
-        `model.vocab_multiple`.
+        V is the size of the vocabulary, without the padding that the model adds to it.
 
         Raises:
           ValueError: if the prompts are empty, differ in length, or are longer than the window.
         """
         lengths = {len(prompt) for prompt in prompts}
         if len(lengths) != 1 or not 1 <= lengths.copy().pop() <= self._window:
-            raise ValueError(f"prompts need one length, from 1 to {self._window} tokens")
+            raise ValueError(f"prompts must have the same length, from 1 to {self._window} tokens")
         tokens_BT = np.array(prompts, np.int32)
-        logits_BTV = _logits(self._structure, self._apart, tokens_BT)
-        return np.asarray(logits_BTV, np.float32)[..., : self._structure.cfg.vocab_size]
+        logits_BTV = _logits(self._model_def, self._unstacked, tokens_BT)
+        return np.asarray(logits_BTV, np.float32)[..., : self._model_def.cfg.vocab_size]
 
     def _cut(self, context: list[int]) -> list[int]:
-        """Returns what a model goes on from: all of it, or the last half of a full window."""
+        """Returns the context to continue: all of it, or the last half of a full window."""
         if not context:
             raise ValueError("a prompt needs at least one token")
         return context if len(context) < self._window else context[-max(1, self._window // 2) :]
 
     def _pad(self, contexts: list[list[int]]) -> tuple[np.ndarray, np.ndarray, int]:
-        """Returns a padded batch, its padding, and how many tokens fit behind the longest row."""
+        """Returns a padded batch, its padding, and how many tokens fit after the longest row."""
         longest = max(map(len, contexts))
-        width = min(self._window, bucket(longest))
+        width = min(self._window, next_power_of_two(longest, MIN_LENGTH))
         tokens_BT = np.zeros((len(contexts), width), np.int32)
         padding_B = np.zeros(len(contexts), np.int32)
         for row, context in enumerate(contexts):
@@ -168,13 +172,13 @@ class Generator:
         return ids[: ids.index(self._end)] if self._end in ids else ids
 
 
-def bucket(n: int) -> int:
-    """Returns the power of two that `n` columns are rounded up to."""
-    return max(SMALLEST_BUCKET, 1 << (n - 1).bit_length())
+def next_power_of_two(n: int, minimum: int) -> int:
+    """Returns the length that `n` columns are padded to, so that few lengths are compiled."""
+    return max(minimum, 1 << (n - 1).bit_length())
 
 
 def prefill(
-    bound: Bound, tokens_BT: jax.Array, padding_B: jax.Array, done_B: Any, length: int
+    bound: UnstackedModel, tokens_BT: jax.Array, padding_B: jax.Array, done_B: Any, length: int
 ) -> Decoding:
     """Reads padded prompts (B, T) into caches of `length` columns."""
     n_rows, width = tokens_BT.shape
@@ -188,12 +192,16 @@ def prefill(
 
 
 def advance(
-    bound: Bound, state: Decoding, key: jax.Array, choice: Choice, end: int | None
+    bound: UnstackedModel,
+    state: Decoding,
+    key: jax.Array,
+    sampling: SamplingParams,
+    end: int | None,
 ) -> tuple[jax.Array, Decoding]:
-    """Returns the next id of each row (the end's own where a row is done) and the state after."""
+    """Returns the next id of each row (`end` if the row has ended) and the state after it."""
     rows_B = jnp.arange(state.done_B.shape[0])
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, rows_B)
-    ids_B = draw(choice, state.logits_BV, state.seen_BV, keys_B).astype(jnp.int32)
+    ids_B = sample(sampling, state.logits_BV, state.seen_BV, keys_B).astype(jnp.int32)
     done_B = state.done_B
     if end is not None:
         ids_B = jnp.where(done_B, end, ids_B)
@@ -204,10 +212,10 @@ def advance(
     return ids_B, Decoding(caches, state.column + 1, logits_BV, seen_BV, state.padding_B, done_B)
 
 
-@partial(jax.jit, static_argnames=("structure", "length", "choice", "end"))
+@partial(jax.jit, static_argnames=("model_def", "length", "sampling", "end"))
 def _generate(
-    structure: Structure,
-    apart: Apart,
+    model_def: ModelDef,
+    unstacked: UnstackedParams,
     tokens_BT: jax.Array,
     padding_B: jax.Array,
     done_B: jax.Array,
@@ -216,15 +224,15 @@ def _generate(
     n: jax.Array,
     *,
     length: int,
-    choice: Choice,
+    sampling: SamplingParams,
     end: int | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns ids (B, length - T), the first `n` of them made, and which rows are done.
+    """Returns ids (B, length - T), of which the first `n` are sampled, and which rows are done.
 
     Args:
-      made: how many ids the rows got before, so that each id has a key of its own.
+      made: number of ids sampled before, so that each id has its own key.
     """
-    bound = bind_apart(structure, apart)
+    bound = bind_unstacked(model_def, unstacked)
     width = tokens_BT.shape[1]
     state = prefill(bound, tokens_BT, padding_B, done_B, length)
     blank = 0 if end is None else end
@@ -237,37 +245,43 @@ def _generate(
         state, new_NB = carry
         at = state.column - width
         here = jax.random.fold_in(key, made + at)
-        ids_B, state = advance(bound, state, here, choice, end)
+        ids_B, state = advance(bound, state, here, sampling, end)
         return state, new_NB.at[at].set(ids_B)
 
     state, new_NB = lax.while_loop(more, body, (state, new_NB))
     return new_NB.T, state.done_B
 
 
-@partial(jax.jit, static_argnames=("structure",))
-def _logits(structure: Structure, apart: Apart, tokens_BT: Any) -> jax.Array:
-    bound = bind_apart(structure, apart)
+@partial(jax.jit, static_argnames=("model_def",))
+def _logits(model_def: ModelDef, unstacked: UnstackedParams, tokens_BT: Any) -> jax.Array:
+    bound = bind_unstacked(model_def, unstacked)
     n_rows, width = tokens_BT.shape
     caches = empty_caches(bound.model.cfg, n_rows, width)
     x_BTD, _ = decode(bound, tokens_BT, caches, 0, jnp.zeros(n_rows, jnp.int32))
     return bound.model.logits(x_BTD)
 
 
-@partial(jax.jit, static_argnames=("structure", "length"))
+@partial(jax.jit, static_argnames=("model_def", "length"))
 def _prefill(
-    structure: Structure, apart: Apart, tokens_BT: Any, padding_B: Any, done_B: Any, *, length: int
+    model_def: ModelDef,
+    unstacked: UnstackedParams,
+    tokens_BT: Any,
+    padding_B: Any,
+    done_B: Any,
+    *,
+    length: int,
 ) -> Decoding:
-    return prefill(bind_apart(structure, apart), tokens_BT, padding_B, done_B, length)
+    return prefill(bind_unstacked(model_def, unstacked), tokens_BT, padding_B, done_B, length)
 
 
-@partial(jax.jit, static_argnames=("structure", "choice", "end"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("model_def", "sampling", "end"), donate_argnames="state")
 def _advance(
-    structure: Structure,
-    apart: Apart,
+    model_def: ModelDef,
+    unstacked: UnstackedParams,
     state: Decoding,
     key: jax.Array,
     *,
-    choice: Choice,
+    sampling: SamplingParams,
     end: int | None,
 ) -> tuple[jax.Array, Decoding]:
-    return advance(bind_apart(structure, apart), state, key, choice, end)
+    return advance(bind_unstacked(model_def, unstacked), state, key, sampling, end)

@@ -1,4 +1,4 @@
-"""EleutherAI's lm-evaluation-harness over a run's model."""
+"""EleutherAI's lm-evaluation-harness on a run's model."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from gpt2_jax import config as configs
+from gpt2_jax.config import from_json
 from gpt2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt2_jax.errors import UserError, suggestion
-from gpt2_jax.evaluate.choice import GREEDY, Choice
 from gpt2_jax.evaluate.generate import Generator
-from gpt2_jax.evaluate.likelihood import Answer, Request, Scorer
+from gpt2_jax.evaluate.likelihood import LogLikelihood, Request, Scorer
+from gpt2_jax.evaluate.sampling import GREEDY, SamplingParams
 from gpt2_jax.evaluate.task_data import LocalTask, local_folder, parts_of_blimp
-from gpt2_jax.evaluate.writing import encode_prompts, write
+from gpt2_jax.evaluate.text_generation import encode_prompts, generate_texts
 from gpt2_jax.files import (
     ABANDONED_SECONDS,
     cache_dir,
@@ -39,38 +39,38 @@ from gpt2_jax.files import (
     remove_temporary,
     write_json,
 )
-from gpt2_jax.model.structure import Structure
+from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.track.wandb_log import WandbLog
+from gpt2_jax.train.open_run import OpenedRun, open_run
 from gpt2_jax.train.report import wandb_config, wandb_options
-from gpt2_jax.train.restore import OpenedRun, open_run
 from gpt2_jax.train.rundir import RunDirectory
 
-USUAL_NEW_TOKENS = 256
-TEXTS_AT_ONCE = 16
-SCORING = 2  # raised when scoring changes, so that answers kept before are not taken for new ones
+DEFAULT_NEW_TOKENS = 256
+BATCH_TEXTS = 16
+SCORING = 2  # incremented when scoring changes, so that cached results are not reused
 
 
 class HarnessModel(TemplateLM):
-    """A model as the harness asks it: likelihoods, rolling likelihoods, and texts."""
+    """The harness's interface to a model: likelihoods, rolling likelihoods, and generated text."""
 
     def __init__(self, run: OpenedRun, tokenizer: Tokenizer) -> None:
         super().__init__()
         self._window = run.config.data.seq_len
         self._tokenizer = tokenizer
-        self._scorer = Scorer(run.structure, run.params, run.step, self._window)
+        self._scorer = Scorer(run.model_def, run.params, run.step, self._window)
         end = tokenizer.end_of_text
-        self._generator = Generator(run.structure, run.params, run.step, self._window, end)
+        self._generator = Generator(run.model_def, run.params, run.step, self._window, end)
 
     @property
     def eot_token_id(self) -> int:
-        """The token that an empty context is."""
+        """The token that replaces an empty context."""
         return self._tokenizer.end_of_text
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Returns ids; our tokenizers add no special tokens."""
+        """Returns ids; the tokenizers here add no special tokens."""
         del add_special_tokens, kwargs
         (ids,) = self._tokenizer.encode([string])
         return ids.tolist()
@@ -79,8 +79,8 @@ class HarnessModel(TemplateLM):
         """Returns the ids of a context and of a continuation.
 
         As in the harness's `hf` adapter, spaces at the end of the context belong to the
-        continuation, and the ids are those of the whole text, split after the context's own.
-        Where the two merge into one token there is no such split: each is encoded by itself.
+        continuation, and the whole text is encoded and then split after the ids of the context.
+        If a token spans the boundary there is no such split: each part is encoded separately.
         """
         whole_text = context + continuation
         context = context.rstrip()
@@ -96,7 +96,7 @@ class HarnessModel(TemplateLM):
         """Returns each continuation's log-likelihood and whether greedy decoding produces it.
 
         Raises:
-          UserError: if a continuation has no tokens: as a choice it would always win.
+          UserError: if a continuation has no tokens: it would always be the most likely choice.
         """
         pairs = []
         for request in requests:
@@ -107,8 +107,8 @@ class HarnessModel(TemplateLM):
             if not new:
                 raise UserError(
                     f"--tasks: {request.task_name or 'a task'} asks for the likelihood of the "
-                    f"empty continuation {continuation!r} after {context[-40:]!r}; nothing can be "
-                    "scored: leave the task out"
+                    f"continuation {continuation!r} after {context[-40:]!r}, which has no "
+                    "tokens to score; leave the task out"
                 )
             pairs.append((request.args, before, new))
         return self._loglikelihood_tokens(pairs, disable_tqdm=disable_tqdm)
@@ -119,29 +119,29 @@ class HarnessModel(TemplateLM):
         disable_tqdm: bool = False,
         **kwargs: Any,
     ) -> list[tuple[float, bool]]:
-        def said(i: int, answer: Answer) -> None:
-            given = (answer.log_p, answer.is_greedy)
-            self.cache_hook.add_partial("loglikelihood", requests[i][0], given)
+        def cache(i: int, result: LogLikelihood) -> None:
+            pair = (result.log_p, result.is_greedy)
+            self.cache_hook.add_partial("loglikelihood", requests[i][0], pair)
 
         pairs = [(context, new) for _, context, new in requests]
-        answers = self._score(pairs, said, "loglikelihood", disable_tqdm)
-        return [(answer.log_p, answer.is_greedy) for answer in answers]
+        results = self._score(pairs, cache, "loglikelihood", disable_tqdm)
+        return [(result.log_p, result.is_greedy) for result in results]
 
     def _score(
         self,
         pairs: Sequence[tuple[list[int], list[int]]],
-        said: Callable[[int, Answer], None],
-        what: str,
+        on_result: Callable[[int, LogLikelihood], None],
+        label: str,
         disable_tqdm: bool,
-    ) -> list[Answer]:
+    ) -> list[LogLikelihood]:
         asked = [Request(tuple(context), tuple(new)) for context, new in pairs]
-        with tqdm(total=len(asked), desc=what, disable=disable_tqdm) as bar:
+        with tqdm(total=len(asked), desc=label, disable=disable_tqdm) as bar:
 
-            def counted(i: int, answer: Answer) -> None:
+            def count(i: int, result: LogLikelihood) -> None:
                 bar.update()
-                said(i, answer)
+                on_result(i, result)
 
-            return self._scorer.score(asked, counted)
+            return self._scorer.score(asked, count)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Returns the log-likelihood of each whole text, in windows that do not overlap."""
@@ -161,51 +161,55 @@ class HarnessModel(TemplateLM):
                 owners.append(owner)
                 waiting[owner] += 1
 
-        def said(i: int, answer: Answer) -> None:
+        def add(i: int, result: LogLikelihood) -> None:
             owner = owners[i]
-            totals[owner] += answer.log_p
+            totals[owner] += result.log_p
             waiting[owner] -= 1
             if waiting[owner] == 0:
-                kept = ("loglikelihood_rolling", requests[owner].args, totals[owner])
-                self.cache_hook.add_partial(*kept)
+                entry = ("loglikelihood_rolling", requests[owner].args, totals[owner])
+                self.cache_hook.add_partial(*entry)
 
-        self._score(windows, said, "loglikelihood_rolling", disable_tqdm)
+        self._score(windows, add, "loglikelihood_rolling", disable_tqdm)
         return totals
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Returns the text after each context, up to a stop string or the asked length."""
+        """Returns the text after each context, up to a stop string or the requested length."""
         texts: dict[int, str] = {}
         groups: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
             groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(i)
         with tqdm(total=len(requests), desc="generate_until", disable=disable_tqdm) as bar:
-            for how, indices in groups.items():
+            for options, indices in groups.items():
                 indices.sort(key=lambda i: len(requests[i].args[0]))
-                for start in range(0, len(indices), TEXTS_AT_ONCE):
-                    some = indices[start : start + TEXTS_AT_ONCE]
-                    contexts = [requests[i].args[0] for i in some]
-                    for i, text in zip(some, self._write(contexts, json.loads(how)), strict=True):
+                for start in range(0, len(indices), BATCH_TEXTS):
+                    batch = indices[start : start + BATCH_TEXTS]
+                    contexts = [requests[i].args[0] for i in batch]
+                    for i, text in zip(
+                        batch, self._generate(contexts, json.loads(options)), strict=True
+                    ):
                         texts[i] = text
                         self.cache_hook.add_partial("generate_until", requests[i].args, text)
-                    bar.update(len(some))
+                    bar.update(len(batch))
         return [texts[i] for i in range(len(requests))]
 
-    def _write(self, contexts: list[str], how: dict[str, Any]) -> list[str]:
-        stops = how.get("until") or []
+    def _generate(self, contexts: list[str], options: dict[str, Any]) -> list[str]:
+        stops = options.get("until") or []
         stops = [stop for stop in ([stops] if isinstance(stops, str) else stops) if stop]
-        n_new = int(how.get("max_gen_toks") or how.get("max_tokens") or USUAL_NEW_TOKENS)
-        choice = GREEDY
-        if how.get("do_sample") and how.get("temperature", 1.0) > 0:
-            choice = Choice(
-                how.get("repetition_penalty", 1.0),
-                how.get("temperature", 1.0),
-                how.get("top_k", 0),
-                how.get("top_p", 1.0),
+        n_new = int(options.get("max_gen_toks") or options.get("max_tokens") or DEFAULT_NEW_TOKENS)
+        sampling = GREEDY
+        if options.get("do_sample") and options.get("temperature", 1.0) > 0:
+            sampling = SamplingParams(
+                options.get("repetition_penalty", 1.0),
+                options.get("temperature", 1.0),
+                options.get("top_k", 0),
+                options.get("top_p", 1.0),
             )
-        room = self._window - n_new
+        n_context = self._window - n_new
         ids = encode_prompts(self._tokenizer, contexts)
-        kept = [one[-room:] if room > 0 else one for one in ids]
-        return write(self._generator, self._tokenizer, kept, n_new, choice, stops=stops)
+        prompts = [prompt[-n_context:] if n_context > 0 else prompt for prompt in ids]
+        return generate_texts(
+            self._generator, self._tokenizer, prompts, n_new, sampling, stops=stops
+        )
 
 
 def evaluate_tasks(
@@ -215,17 +219,17 @@ def evaluate_tasks(
     task_data: str | None = None,
     limit: int | None = None,
 ) -> dict[str, Any]:
-    """Returns the harness's results, and leaves them in the run directory as JSON.
+    """Returns the harness's results, and writes them to the run directory as JSON.
 
     Args:
       names: tasks or groups by the harness's names.
-      task_data: folder of local files to take the tasks' data from; None for the hub's.
-      limit: documents of each task; None for all of them.
+      task_data: folder of local files with the tasks' data; None to use the hub.
+      limit: number of documents per task; None for all of them.
 
     Raises:
-      UserError: if there is no such run or task, or its data are not there.
+      UserError: if there is no such run or task, or its data is missing.
     """
-    # Its bootstrap forks, which a process with jax's threads must not.
+    # Its bootstrap forks, which is unsafe in a process with jax's threads.
     os.environ["DISABLE_MULTIPROC"] = "1"
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = TaskManager()
@@ -233,24 +237,24 @@ def evaluate_tasks(
     run = open_run(workdir, step, devices=1)
     tokenizer = load_tokenizer(run.config.data.tokenizer)
     model = HarnessModel(run, tokenizer)
-    with _only_our_bars():
+    with _without_task_bars():
         found = simple_evaluate(
             model=model,
             tasks=tasks,
             task_manager=manager,
             limit=limit,
-            use_cache=str(_answers(run, tokenizer)),
+            use_cache=str(_cache_path(run, tokenizer)),
             log_samples=False,
             bootstrap_iters=1000,
         )
-    results = {"step": run.step, "asked": list(names), "limit": limit, **_kept(found)}
+    results = {"step": run.step, "asked": list(names), "limit": limit, **_results_of(found)}
     _store(Path(workdir) / "evals", results)
-    _summarize(run.structure, RunDirectory(workdir), results)
+    _summarize(run.model_def, RunDirectory(workdir), results)
     return results
 
 
-def _kept(found: Any) -> dict[str, Any]:
-    """Returns what of the harness's report is a result, and not how it was come by."""
+def _results_of(found: Any) -> dict[str, Any]:
+    """Returns the results in the harness's report, without its settings."""
     return {
         "results": found["results"],
         "groups": found.get("groups", {}),
@@ -268,18 +272,18 @@ def _store(folder: Path, results: dict[str, Any]) -> None:
         write_json(folder / f"{label}-{results['step']}{first}.json", results)
 
 
-def _answers(run: OpenedRun, tokenizer: Tokenizer) -> Path:
-    """Returns where the harness keeps the answers of a checkpoint and its tokenizer.
+def _cache_path(run: OpenedRun, tokenizer: Tokenizer) -> Path:
+    """Returns where the harness caches the results of a checkpoint and its tokenizer.
 
-    Not in the run directory: it unpickles them, and that directory may be somebody else's.
+    Not in the run directory: it unpickles them, and that directory may come from somebody else.
     """
     facts = f"{SCORING} {run.sums} {tokenizer.fingerprint}"
     return cache_dir() / "answers" / hashlib.sha256(facts.encode()).hexdigest()[:32]
 
 
 @contextmanager
-def _only_our_bars() -> Iterator[None]:
-    """Leaves out the harness's progress bars, one for each of hundreds of tasks."""
+def _without_task_bars() -> Iterator[None]:
+    """Disables the harness's progress bars, of which there is one per task."""
     modules = (lm_eval.api.task, lm_eval.api.model)
     kept = [module.tqdm for module in modules]
     for module in modules:
@@ -291,15 +295,15 @@ def _only_our_bars() -> Iterator[None]:
             module.tqdm = bar
 
 
-def _summarize(structure: Structure, directory: RunDirectory, results: dict[str, Any]) -> None:
+def _summarize(model_def: ModelDef, directory: RunDirectory, results: dict[str, Any]) -> None:
     """Adds the metrics to the summary of the run on wandb, as `eval/<task>/<metric>`.
 
-    The config sent there is the one that training sent: it replaces what the server has.
+    The config is sent again as training sent it, because it replaces the one on the server.
     """
-    config = configs.from_json(directory.config_path)
+    config = from_json(directory.config_path)
     log = WandbLog(
         wandb_options(config, directory),
-        wandb_config(config, directory, structure),
+        wandb_config(config, directory, model_def),
         read_rows(directory.metrics_path),
         lambda line: print(line, file=sys.stderr),
     )
@@ -310,7 +314,7 @@ def _summarize(structure: Structure, directory: RunDirectory, results: dict[str,
 def rows(results: dict[str, Any]) -> Iterator[tuple[str, str, float, float | None]]:
     """Yields task, metric (with its filter), value and standard error.
 
-    Of a group's parts only those that were asked for by name.
+    Subtasks of a group are included only if they were requested by name.
     """
     for name, values in results["results"].items():
         part = any(name.startswith(f"{group}_") for group in results["groups"])
@@ -326,34 +330,34 @@ def rows(results: dict[str, Any]) -> Iterator[tuple[str, str, float, float | Non
 
 def _tasks(manager: TaskManager, names: Sequence[str], task_data: str | None) -> list[Any]:
     known = set(manager.all_tasks)
-    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
-        raise UserError(f"--tasks has {twice[0]} twice")
+    if duplicates := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise UserError(f"--tasks has {duplicates[0]} twice; remove one")
     for name in names:
         if name not in known:
             near = suggestion(name, known)
             hint = near if "did you mean" in near else "; see `lm_eval ls tasks`"
-            raise UserError(f"--tasks: {name} is no task of the harness{hint}")
+            raise UserError(f"--tasks: {name} is not a task of lm-evaluation-harness{hint}")
     return [task for name in names for task in _load(manager, name, task_data)]
 
 
 def _load(manager: TaskManager, name: str, task_data: str | None) -> list[Any]:
-    """Returns a task, a group, or what a tag stands for, with their data."""
+    """Returns a task, a group, or the tasks of a tag, with their data."""
     try:
         if task_data is not None:
             return [_local_task(manager, name, Path(task_data))]
         loaded = manager.load([name])
     except UserError:
         raise
-    except Exception as error:  # each source of data, and each task's code, has its own
+    except Exception as error:  # data sources and task code raise exceptions of any kind
         reason = " ".join(str(error).split())[:200]
         if task_data is not None:
             raise UserError(
-                f"--task_data={task_data} does not hold what {name} needs "
+                f"--task_data={task_data} does not contain the data of {name} "
                 f"({type(error).__name__}: {reason})"
             ) from None
         raise UserError(
-            f"--tasks: {name} cannot be had ({type(error).__name__}: {reason}); is there a "
-            "network, and what the task itself needs?"
+            f"--tasks: {name} cannot be loaded ({type(error).__name__}: {reason}); check the "
+            "network, and install what the task needs"
         ) from None
     if name in loaded["groups"]:
         return [loaded["groups"][name]]
@@ -363,7 +367,7 @@ def _load(manager: TaskManager, name: str, task_data: str | None) -> list[Any]:
 def _local_task(manager: TaskManager, name: str, task_data: Path) -> Any:
     """Returns the harness's own task or group, reading local data.
 
-    Registered tasks take other data only as members of a group that is written out here.
+    The harness lets registered tasks read other data only as members of an inline group.
     """
     local = LocalTask.of(name)
     folder = local_folder(local, task_data)
@@ -372,7 +376,7 @@ def _local_task(manager: TaskManager, name: str, task_data: Path) -> Any:
         raise UserError(f"--task_data={task_data} has no data for {name}")
     changes = {"dataset_path": str(folder), **dict.fromkeys(local.absent)}
     members = [{"task": task, **changes} for task in wanted]
-    tasks = manager.load({"group": "given", "task": members})["tasks"]
+    tasks = manager.load({"group": "local", "task": members})["tasks"]
     if name != "blimp":
         return tasks[name]
     mean = {"metric": "acc", "weight_by_size": False}
@@ -383,7 +387,7 @@ def _local_task(manager: TaskManager, name: str, task_data: Path) -> Any:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Returns the metrics with their standard errors, one a line."""
+    """Returns the metrics with their standard errors, one per line."""
     lines = [f"{'task':<24} {'metric':<16} {'value':>12}   {'± stderr':<12} documents"]
     for name, metric, value, error in rows(results):
         shown = "" if error is None else f"± {error:.4g}"

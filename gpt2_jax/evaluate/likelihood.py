@@ -1,4 +1,4 @@
-"""Log-likelihoods of continuations, many at a time, batched by length with few compilations."""
+"""Log-likelihoods of continuations, batched by length so that few programs are compiled."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt2_jax.model.structure import Structure
+from gpt2_jax.evaluate.generate import next_power_of_two
+from gpt2_jax.model.definition import ModelDef
 
 BATCH_TOKENS = 2048
-SHORTEST = 16  # tokens; lengths are rounded up to powers of two
+MIN_SCORED = 4  # predictions that continuations are padded to at least
+MIN_LENGTH = 16  # tokens that requests are padded to at least
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Request:
     """A continuation to score, given its context.
 
     Raises:
-      ValueError: if either is empty: nothing is certain, and would beat every other continuation.
+      ValueError: if either is empty: an empty continuation would always have probability 1.
     """
 
     context: tuple[int, ...]
@@ -35,34 +37,36 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A continuation's log-probability in nats, and whether greedy decoding would have given it."""
+class LogLikelihood:
+    """A continuation's log-probability in nats, and whether greedy decoding produces it."""
 
     log_p: float
     is_greedy: bool
 
 
 class Scorer:
-    """Scores requests under a model.
+    """Scores requests with a model.
 
     Args:
-      step: updates that the parameters have behind them.
-      window: tokens that the model sees at most; of a longer request the beginning is cut off. A
-        continuation longer than that is scored in full, half a window at a time, each part after
-        the tokens before it.
+      step: number of steps that the parameters have been trained for.
+      window: number of tokens that the model sees at most. The beginning of a longer request is
+        cut off; a continuation longer than the window is scored in full, half a window at a time,
+        each part given the tokens before it.
     """
 
-    def __init__(self, structure: Structure, params: Any, step: int, window: int) -> None:
-        self._structure, self._params, self._window = structure, params, window
+    def __init__(self, model_def: ModelDef, params: Any, step: int, window: int) -> None:
+        self._model_def, self._params, self._window = model_def, params, window
         self._step = np.int32(step)
 
     def score(
-        self, requests: Sequence[Request], said: Callable[[int, Answer], None] = lambda i, a: None
-    ) -> list[Answer]:
-        """Returns an answer for each request, in their order.
+        self,
+        requests: Sequence[Request],
+        on_result: Callable[[int, LogLikelihood], None] = lambda i, a: None,
+    ) -> list[LogLikelihood]:
+        """Returns the log-likelihood of each request, in the order of the requests.
 
         Args:
-          said: called with the index of each request and its answer once it is known.
+          on_result: called with the index of each request and its result as soon as it is known.
         """
         parts: list[Request] = []
         owners: list[int] = []
@@ -70,18 +74,20 @@ class Scorer:
             parts += (own := self._parts(request))
             owners += [i] * len(own)
         missing = Counter(owners)
-        totals = [Answer(0.0, True)] * len(requests)
+        totals = [LogLikelihood(0.0, True)] * len(requests)
         for part, found in self._score_parts(parts):
             i = owners[part]
             before = totals[i]
-            totals[i] = Answer(before.log_p + found.log_p, before.is_greedy and found.is_greedy)
+            totals[i] = LogLikelihood(
+                before.log_p + found.log_p, before.is_greedy and found.is_greedy
+            )
             missing[i] -= 1
             if missing[i] == 0:
-                said(i, totals[i])
+                on_result(i, totals[i])
         return totals
 
     def _parts(self, request: Request) -> list[Request]:
-        """Returns requests whose continuations fit into the window and follow one another."""
+        """Returns consecutive requests whose continuations fit into the window."""
         context, continuation = request.context, request.continuation
         if len(continuation) <= self._window:
             return [request]
@@ -91,22 +97,22 @@ class Scorer:
             for start in range(0, len(continuation), size)
         ]
 
-    def _score_parts(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
+    def _score_parts(self, requests: Sequence[Request]) -> Iterator[tuple[int, LogLikelihood]]:
         for indices, inputs_BT, targets_BC, at_BC, mask_BC in self._batches(requests):
             log_p_B, greedy_B = _score(
-                self._structure, self._params, self._step, inputs_BT, targets_BC, at_BC, mask_BC
+                self._model_def, self._params, self._step, inputs_BT, targets_BC, at_BC, mask_BC
             )
             pairs = zip(np.asarray(log_p_B).tolist(), np.asarray(greedy_B).tolist(), strict=True)
             for i, (log_p, greedy) in zip(indices, pairs, strict=False):
-                yield i, Answer(log_p, greedy)
+                yield i, LogLikelihood(log_p, greedy)
 
     def _batches(self, requests: Sequence[Request]) -> Iterator[tuple[Any, ...]]:
-        """Yields indices, inputs, targets, where they are predicted, and which are real."""
+        """Yields request indices, inputs, targets, their positions, and a mask of real targets."""
         rows: dict[tuple[int, int], list[int]] = {}
         for i, request in enumerate(requests):
             n = min(len(request.context) + len(request.continuation) - 1, self._window)
-            n_scored = bucket(len(request.continuation), 4)
-            width = min(bucket(n, SHORTEST), self._window)
+            n_scored = next_power_of_two(len(request.continuation), MIN_SCORED)
+            width = min(next_power_of_two(n, MIN_LENGTH), self._window)
             rows.setdefault((width, min(n_scored, width)), []).append(i)
         for width, n_scored in sorted(rows, reverse=True):
             indices = rows[width, n_scored]
@@ -133,14 +139,9 @@ class Scorer:
         return inputs_BT, targets_BC, at_BC, mask_BC
 
 
-def bucket(n: int, smallest: int) -> int:
-    """Returns the power of two that `n` is rounded up to."""
-    return max(smallest, 1 << (n - 1).bit_length())
-
-
-@partial(jax.jit, static_argnames=("structure",))
+@partial(jax.jit, static_argnames=("model_def",))
 def _score(
-    structure: Structure,
+    model_def: ModelDef,
     params: Any,
     step: jax.Array,
     inputs_BT: jax.Array,
@@ -148,10 +149,10 @@ def _score(
     at_BC: jax.Array,
     mask_BC: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns sums of log-probabilities (B) and whether each target is the likeliest token (B)."""
-    model = structure.bind(params)
+    """Returns sums of log-probabilities (B), and whether all targets are the likeliest ids (B)."""
+    model = model_def.bind(params)
     x_BTD = model.hidden(inputs_BT, step=step)
-    # The head is as large as several blocks: only where something is predicted.
+    # The head costs as much as several blocks, so it is applied to scored positions only.
     x_BCD = jnp.take_along_axis(x_BTD, at_BC[..., None], axis=1)
     logits_BCV = model.logits(x_BCD)
     log_p_BCV = jax.nn.log_softmax(logits_BCV)

@@ -11,10 +11,10 @@ from gpt2_jax.data.corpus import open_corpus
 from gpt2_jax.data.shards import Corpus
 from gpt2_jax.errors import UserError
 from gpt2_jax.train.evaluation import Evaluator
-from gpt2_jax.train.restore import OpenedRun, open_run
+from gpt2_jax.train.open_run import OpenedRun, open_run
 from gpt2_jax.train.rundir import check_corpus
 
-LOGITS_BYTES = 1 << 30  # of one batch; an imported model brings no batch size of its own
+MAX_LOGITS_BYTES = 1 << 30  # per batch; an imported model has no batch size of its own
 
 
 def evaluate_run(
@@ -22,15 +22,14 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Returns what `eval.py` prints: counts, loss in nats, accuracy, perplexities, bits per byte.
 
-    Perplexity is exp(nats / units), for tokens, and for the words and bytes of the text, which do
-    not depend on the tokenizer. `notes` says why a figure is None; a count that the corpus does not
-    have leaves its figures None without a note.
+    Perplexity is exp(nats / units), per token, and per word and byte of the text, which do not
+    depend on the tokenizer. `notes` says why a figure is None, unless the corpus lacks the count.
 
     Args:
-      step: of the checkpoint; None for the latest.
-      data: as `data.source`; all of it is evaluated. None for the run's own validation text, of
-        which the same tokens are taken as in training.
-      stride: predictions scored in each window, at most `seq_len`; None for all of them.
+      step: of the checkpoint; `best`, or None for the latest.
+      data: as `data.source`; all of it is evaluated. None for the run's validation text, on the
+        same tokens as in training.
+      stride: number of predictions scored per window, at most `seq_len`; None for all of them.
 
     Raises:
       UserError: if there is no such run, checkpoint or text.
@@ -42,7 +41,7 @@ def evaluate_run(
     corpus = _corpus(run, workdir, data)
     train = run.config.train
     rows = _rows(run, train.batch_size // train.accumulation)
-    evaluator = Evaluator(run.structure, run.mesh, fields.seq_len, rows)
+    evaluator = Evaluator(run.model_def, run.mesh, fields.seq_len, rows)
     limit = train.eval_tokens if data is None and stride is None else None
     score = evaluator.score(run.params, run.step, corpus.val, limit, stride)
     bytes_per_token, words_per_token = corpus.bytes_per_token("val"), corpus.words_per_token("val")
@@ -69,19 +68,19 @@ def evaluate_run(
 MEANINGS = {
     "loss": "nats per token",
     "perplexity": "per token: exp(loss)",
-    "word_perplexity": "per word: exp(nats per word), so an untrained model has a huge one",
+    "word_perplexity": "per word: exp(nats per word); huge for an untrained model",
     "byte_perplexity": "per byte of text",
-    "accuracy": "share of tokens that were the likeliest",
+    "accuracy": "fraction of tokens predicted as the most likely one",
 }
 
 
 def as_lines(result: dict[str, Any]) -> Iterator[str]:
-    """Yields `evaluate_run`'s figures with their units, one per line."""
+    """Yields the figures of `evaluate_run` with their units, one per line."""
     for name, value in result.items():
         if name == "notes" or (value is None and name not in result["notes"]):
             continue
         if name == "byte_perplexity" and _is_about(value, result["perplexity"]):
-            continue  # tokens are bytes: the same figure but for the ends of documents
+            continue  # tokens are bytes: the same figure except for the ends of documents
         shown = f"{value:,.6g}" if isinstance(value, float) else str(value)
         meaning = MEANINGS.get(name, "")
         if value is None:
@@ -89,11 +88,11 @@ def as_lines(result: dict[str, Any]) -> Iterator[str]:
         yield f"{name:<22} {shown:<12} {meaning}".rstrip()
 
 
-def _rows(run: OpenedRun, usual: int) -> int:
-    """Returns how many windows to score at a time: as in training, or what the logits allow."""
+def _rows(run: OpenedRun, default: int) -> int:
+    """Returns the number of windows per batch: as in training, or fewer if the logits are large."""
     n_devices = run.mesh.devices.size
     logits_bytes = 4 * run.config.data.seq_len * run.config.model.vocab_size
-    return max(n_devices, min(usual, LOGITS_BYTES // logits_bytes) // n_devices * n_devices)
+    return max(n_devices, min(default, MAX_LOGITS_BYTES // logits_bytes) // n_devices * n_devices)
 
 
 def _is_about(value: float | None, other: float | None) -> bool:
@@ -101,7 +100,7 @@ def _is_about(value: float | None, other: float | None) -> bool:
 
 
 def _exp(nats: float) -> float | None:
-    """Returns exp(nats), None where no float holds it: a word of an untrained model, or NaN."""
+    """Returns exp(nats), None if it is NaN or overflows, as per word of an untrained model."""
     return math.exp(nats) if nats < 700 else None
 
 
@@ -124,5 +123,5 @@ def _corpus(run: OpenedRun, workdir: str, data: str | None) -> Corpus:
         separator = fields.document_separator
         corpus, _ = open_corpus(None, data, fields.tokenizer, fields.val_fraction, separator)
     if len(corpus.val) < 2:
-        raise UserError(f"--data={data} has fewer than two tokens")
+        raise UserError(f"--data={data} has fewer than two tokens; give a longer text")
     return corpus

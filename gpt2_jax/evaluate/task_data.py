@@ -1,7 +1,7 @@
-"""Local files as the data of the harness's tasks, so that they run without the network.
+"""Local files as data of the harness's tasks, so that they run without a network.
 
-Each kind becomes a folder in the cache that `datasets` reads under the names that the task asks
-for: JSON lines, and a README that names them as configurations (the hub's repository format).
+Each kind is converted to a folder in the cache that `datasets` can read: JSON lines, and a README
+that lists them under the configuration names of the task (the format of the hub's repositories).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pathlib import Path
 
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import (
+    atomic_folder,
     cache_dir,
+    cached_sha256,
     check_regular,
-    remembered_sha256,
     text_lines,
     to_json,
-    whole_folder,
     write_atomic,
 )
 
@@ -33,12 +33,12 @@ Part = tuple[str, str, list[str]]
 
 @dataclass(frozen=True)
 class LocalTask:
-    """A kind of task whose data may be local.
+    """A kind of task whose data can be local.
 
     Attributes:
-      kind: the beginning of its name in the harness.
-      pattern: its file under the task folder. parts: reads that file.
-      absent: fields of the harness's task that name splits which the file has not.
+      kind: prefix of its name in the harness.
+      pattern: of its file under the task folder. parts: reads that file.
+      absent: fields of the harness's task for splits that the file does not have.
     """
 
     kind: str
@@ -51,7 +51,7 @@ class LocalTask:
         """Returns the kind that a task's name belongs to.
 
         Raises:
-          UserError: if there is no local form of its data.
+          UserError: if its data cannot be local.
         """
         for task in LOCAL_TASKS:
             if name == task.kind or (task.kind == "blimp" and name.startswith("blimp_")):
@@ -64,17 +64,17 @@ def local_folder(task: LocalTask, source: Path) -> Path:
     """Returns a folder that `datasets` reads, made from the task's file under `source`.
 
     Raises:
-      UserError: if the file is not there, or does not hold what it should.
+      UserError: if the file is missing or invalid.
     """
     found = sorted(source.glob(task.pattern))
     if not found:
         raise UserError(f"--task_data={source} has no {task.pattern} for {task.kind}")
     check_regular(found[0])
-    digest = hashlib.sha256(f"2 {task.kind} {remembered_sha256(found[0])}".encode()).hexdigest()
+    digest = hashlib.sha256(f"2 {task.kind} {cached_sha256(found[0])}".encode()).hexdigest()
     folder = cache_dir() / "tasks" / f"{task.kind}-{digest[:16]}"
     if folder.exists():
         return folder
-    with whole_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         names = []
         for name, split, lines in task.parts(found[0]):
             _check_lines(lines, f"--task_data: {found[0]} ({name})")
@@ -86,9 +86,9 @@ def local_folder(task: LocalTask, source: Path) -> Path:
 
 
 def _check_lines(lines: list[str], where: str) -> None:
-    """Refuses what is not JSON lines: `datasets` does not say which file and line it is about."""
+    """Refuses invalid JSON lines: the errors of `datasets` do not name the file and line."""
     if not lines:
-        raise UserError(f"{where} is empty")
+        raise UserError(f"{where} is empty; restore it")
     for number, line in enumerate(lines, 1):
         try:
             valid = isinstance(json.loads(line), dict)
@@ -99,7 +99,7 @@ def _check_lines(lines: list[str], where: str) -> None:
 
 
 def parts_of_blimp(folder: Path) -> list[str]:
-    """Returns the names of the harness's tasks that a folder of BLiMP has."""
+    """Returns the harness's names of the BLiMP tasks in a folder."""
     return [f"blimp_{path.stem}" for path in sorted(folder.glob("*.jsonl"))]
 
 
@@ -110,7 +110,7 @@ def _read(path: Path) -> str:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Turns what is wrong with a file's bytes into one line that names it."""
+    """Turns errors in a file's content into one line that names the file."""
     try:
         yield
     except (ValueError, tarfile.TarError, lzma.LZMAError, EOFError) as error:
@@ -135,18 +135,18 @@ def _blimp(path: Path) -> Iterator[Part]:
 
 
 def wikitext_pages(text: str) -> list[str]:
-    """Returns WikiText's articles: each begins at a heading of the first level."""
+    """Returns WikiText's articles: each starts with a first-level heading."""
     starts = [
         match.start() for match in re.finditer(r"^ = [^=](?:.*[^=])? = $", text, re.MULTILINE)
     ]
     ends = [*starts[1:], len(text)]
-    return [text[a:b] for a, b in zip(starts, ends, strict=False)]  # one end if no start
+    return [text[a:b] for a, b in zip(starts, ends, strict=False)]  # an extra end if no heading
 
 
 def _wikitext(path: Path) -> Iterator[Part]:
     pages = wikitext_pages(_read(path))
     if not pages:
-        raise UserError(f"--task_data: {path} has no heading of an article, such as ` = Title = `")
+        raise UserError(f"--task_data: {path} has no article heading such as ` = Title = `")
     yield "wikitext-2-raw-v1", "test", [to_json({"page": page}) for page in pages]
 
 

@@ -1,1 +1,1 @@
-"""Checkpoints in and out of the Hugging Face world."""
+"""Imports and exports Hugging Face checkpoints."""

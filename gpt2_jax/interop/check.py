@@ -1,8 +1,7 @@
-"""What is known of OpenAI's released 124M checkpoint, measured on an imported one.
+"""Compares an imported GPT-2 124M with the results of the reference implementations.
 
-The figures are those of the reference implementations: parameters and loss of transformers'
-GPT2LMHeadModel, perplexity by the strided procedure of Hugging Face's guide, LAMBADA by
-lm-evaluation-harness.
+These are the parameter count, loss and greedy text of transformers' GPT2LMHeadModel, the strided
+WikiText-2 perplexity of Hugging Face's guide, and LAMBADA of lm-evaluation-harness.
 """
 
 from __future__ import annotations
@@ -15,15 +14,16 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+from gpt2_jax.data.batch import Batch
 from gpt2_jax.data.shards import Tokens
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
-from gpt2_jax.evaluate.choice import GREEDY
 from gpt2_jax.evaluate.extra import load_harness
 from gpt2_jax.evaluate.generate import Generator
+from gpt2_jax.evaluate.sampling import GREEDY
 from gpt2_jax.train.evaluation import Evaluator
-from gpt2_jax.train.restore import OpenedRun, open_run
-from gpt2_jax.train.step import mean_loss
+from gpt2_jax.train.loss import mean_loss
+from gpt2_jax.train.open_run import OpenedRun, open_run
 
 PARAMETERS = 124_439_808
 LOSS_IDS, LOSS = [50256, 15496, 995, 0], 5.3318558
@@ -38,7 +38,7 @@ LAMBADA_ACCURACY = 0.3256
 
 @dataclass(frozen=True)
 class Finding:
-    """A figure as it should be and as it is."""
+    """A result, compared with its reference value."""
 
     name: str
     expected: str
@@ -46,28 +46,29 @@ class Finding:
     agrees: bool
 
     def __str__(self) -> str:
-        verdict = "as published" if self.agrees else f"DIFFERS from {self.expected}"
+        verdict = "as expected" if self.agrees else f"DIFFERS from {self.expected}"
         return f"{self.name:<34} {self.found:<22} {verdict}"
 
 
 def check_gpt2(workdir: str, task_data: str | None) -> Iterator[Finding]:
-    """Yields what was found, the quick figures first.
+    """Yields the results of a run, the fast ones first.
 
     Args:
-      task_data: folder with wikitext2_raw/ and lambada/; None leaves those two out.
+      workdir: run directory of the imported checkpoint.
+      task_data: folder with wikitext2_raw/ and lambada/; None skips these two.
 
     Raises:
-      UserError: if the run is not of GPT-2's vocabulary.
+      UserError: if the model has a smaller vocabulary than GPT-2.
     """
     harness = None if task_data is None else load_harness()
     run = open_run(workdir, devices=1)
     if run.config.model.vocab_size < load_tokenizer("gpt2").size:
-        raise UserError(f"{workdir} is not of GPT-2's vocabulary of 50257 tokens")
-    count = run.structure.n_params()
+        raise UserError(f"{workdir} does not have GPT-2's vocabulary of 50257 tokens")
+    count = run.model_def.n_params()
     yield Finding("parameters", f"{PARAMETERS:,}", f"{count:,}", count == PARAMETERS)
-    loss = float(mean_loss(run.params, run.structure, jnp.array([LOSS_IDS]), None, run.step))
+    loss = float(mean_loss(run.params, run.model_def, Batch(jnp.array([LOSS_IDS])), None, run.step))
     yield _close("mean loss of 50256 15496 995 0", LOSS, loss, 1e-4, 7)
-    generator = Generator(run.structure, run.params, run.step, run.config.data.seq_len)
+    generator = Generator(run.model_def, run.params, run.step, run.config.data.seq_len)
     (text,) = generator.generate([PROMPT], len(CONTINUATION), GREEDY)
     shown = " ".join(map(str, text[:4])) + " …"
     yield Finding("greedy text after 464 3290", "373 1043 287 257 …", shown, text == CONTINUATION)
@@ -81,16 +82,16 @@ def check_gpt2(workdir: str, task_data: str | None) -> Iterator[Finding]:
 
 
 def wikitext_text(raw: str) -> str:
-    """Returns WikiText joined by blank lines, as the guide to perplexity joins its rows."""
+    """Joins the rows of WikiText with blank lines, as in Hugging Face's perplexity guide."""
     rows = [f"{line}\n" if line.strip() else "" for line in raw.split("\n")]
     return "\n\n".join(rows[:-1])
 
 
 def wikitext_perplexity(run: OpenedRun, task_data: Path) -> float:
-    """Returns the perplexity a token of WikiText-2's raw test part, at a stride of 512.
+    """Returns the perplexity per token of the raw WikiText-2 test set, with stride 512.
 
     Raises:
-      UserError: if the text is not there, or not that text.
+      UserError: if the file is missing or has another number of tokens.
     """
     found = sorted(task_data.glob("wikitext2_raw/*.raw"))
     if not found:
@@ -98,15 +99,15 @@ def wikitext_perplexity(run: OpenedRun, task_data: Path) -> float:
     (ids,) = load_tokenizer("gpt2").encode([wikitext_text(found[0].read_text(encoding="utf-8"))])
     if len(ids) != WIKITEXT_TOKENS:
         raise UserError(
-            f"{found[0]} has {len(ids):,} tokens, where WikiText-2's raw test part has "
+            f"{found[0]} has {len(ids):,} tokens, but the raw WikiText-2 test set has "
             f"{WIKITEXT_TOKENS:,}"
         )
     seq_len = run.config.model.n_positions
-    evaluator = Evaluator(run.structure, run.mesh, seq_len, batch_size=2)
+    evaluator = Evaluator(run.model_def, run.mesh, seq_len, batch_size=2)
     score = evaluator.score(run.params, run.step, Tokens([np.asarray(ids)]), stride=WIKITEXT_STRIDE)
     return math.exp(score.loss)
 
 
-def _close(name: str, expected: float, found: float, within: float, digits: int) -> Finding:
-    agrees = abs(found - expected) <= within
+def _close(name: str, expected: float, found: float, tolerance: float, digits: int) -> Finding:
+    agrees = abs(found - expected) <= tolerance
     return Finding(name, f"{expected:.{digits}f}", f"{found:.{digits}f}", agrees)

@@ -1,18 +1,17 @@
-"""Hugging Face's config.json for GPT-2, and ours: what one says of a model, said by the other."""
+"""Converts between Hugging Face's config.json of GPT-2 and our config."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from gpt2_jax import config as configs
-from gpt2_jax.errors import UserError, shown
-from gpt2_jax.model import placements
-from gpt2_jax.model.placements.axes import INITIAL
-from gpt2_jax.model.placements.resolve import differences, resolve
+from gpt2_jax import placements
+from gpt2_jax.config import Config
+from gpt2_jax.errors import UserError, quoted
+from gpt2_jax.placements.axes import INITIAL
+from gpt2_jax.placements.resolve import differences
 
-# Their names for nonlinearities that are ours.
+# Hugging Face's name of an activation: our name.
 ACTIVATIONS = {
     "gelu_new": "gelu_new",
     "gelu_pytorch_tanh": "gelu_new",
@@ -23,69 +22,82 @@ ACTIVATIONS = {
     "tanh": "tanh",
 }
 SIZES = ("n_layer", "n_head", "n_embd", "vocab_size")
-# All else in a GPT-2 config is no part of the function: defaults of generation, heads for other
-# tasks, how a library is to run it.
+# Other unknown fields do not affect the logits: generation defaults, task heads, library options.
 UNSUPPORTED = ("add_cross_attention", "is_encoder_decoder")
-# What a GPT-2 may differ in: the config says it, or it is nothing but an initial value.
+# Axes in which an exported model may differ from `GPT2`: they are fields of config.json, or affect
+# only training.
 FREE = ("activation", "norm_eps", "drop_path", *INITIAL)
 GPT2 = placements.PRESETS["pre_ln"]
+# Their fields that may be missing: our field, and the value that is meant then.
+DEFAULTED = {
+    "layer_norm_epsilon": ("placement.norm_eps", 1e-5),
+    "initializer_range": ("model.init_std", 0.02),
+    "tie_word_embeddings": ("model.tie_head", True),
+    "scale_attn_weights": ("model.scale_attn_weights", True),
+    "scale_attn_by_inverse_layer_idx": ("model.scale_attn_by_inverse_layer_idx", False),
+}
 DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
 
 
-def from_huggingface(theirs: dict[str, Any]) -> ConfigDict:
-    """Returns our config of the model that their config.json describes.
+def from_huggingface(fields: dict[str, Any]) -> Config:
+    """Returns our config of the model that the fields of a config.json describe.
 
     Raises:
-      UserError: if a field is missing or asks for something that this model does not do.
+      UserError: naming a field that is missing, invalid or not supported.
     """
-    _refuse(theirs)
-    ours = configs.default()
-    model = ours.model
-    for name in SIZES:
-        model[name] = _taken(theirs, name, name)
-    longest = "n_positions" if "n_positions" in theirs else "n_ctx"
-    model.n_positions = _taken(theirs, longest, "n_positions")
-    inner = theirs.get("n_inner") is not None
-    model.n_inner = _taken(theirs, "n_inner", "n_inner") if inner else 4 * model.n_embd
-    model.activation = _activation(theirs)
-    model.norm_eps = _taken(theirs, "layer_norm_epsilon", "norm_eps", 1e-5)
-    model.init_std = _taken(theirs, "initializer_range", "init_std", 0.02)
-    model.tie_head = _taken(theirs, "tie_word_embeddings", "tie_head", True)
-    for name, usual in (("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False)):
-        model[name] = _taken(theirs, name, name, usual)
-    ours.data.seq_len = model.n_positions
-    return ours
+    _check_supported(fields)
+    ours = {f"model.{name}": _read_field(fields, name, f"model.{name}") for name in SIZES}
+    longest = "n_positions" if "n_positions" in fields else "n_ctx"
+    length = _read_field(fields, longest, "model.n_positions")
+    inner = fields.get("n_inner") is not None
+    usual_inner = 4 * ours["model.n_embd"]
+    ours |= {
+        "model.n_positions": length,
+        "model.n_inner": _read_field(fields, "n_inner", "model.n_inner") if inner else usual_inner,
+        "placement.activation": _read_activation(fields),
+        "data.seq_len": length,
+    }
+    for name, (field, usual) in DEFAULTED.items():
+        ours[field] = _read_field(fields, name, field, usual)
+    return configs.replace(Config(), ours)
 
 
-def dropout_note(theirs: dict[str, Any]) -> str | None:
-    """Returns a line about dropout rates, which are left to the config that trains the model."""
-    rates = {name: theirs[name] for name in DROPOUTS if theirs.get(name)}
+def dropout_note(fields: dict[str, Any]) -> str | None:
+    """Returns a note about the dropout rates, which are not imported; None if they are 0."""
+    rates = {name: fields[name] for name in DROPOUTS if fields.get(name)}
     if not rates:
         return None
-    listed = ", ".join(f"{name}={shown(rate)}" for name, rate in rates.items())
-    return f"it was trained with {listed}; set model.dropout to train on with any"
+    listed = ", ".join(f"{name}={quoted(rate)}" for name, rate in rates.items())
+    return f"it was trained with {listed}; set model.dropout to use dropout in further training"
 
 
-def to_huggingface(ours: ConfigDict, end_of_text: int | None, dtype: str) -> dict[str, Any]:
-    """Returns config.json for `GPT2LMHeadModel`.
+def to_huggingface(config: Config, end_of_text: int | None, dtype: str) -> dict[str, Any]:
+    """Returns the config.json of a `GPT2LMHeadModel`.
+
+    Args:
+      end_of_text: id of the tokenizer's end-of-text token, or None.
+      dtype: of the exported tensors.
 
     Raises:
-      UserError: if Hugging Face's GPT-2 cannot express the model.
+      UserError: if the model cannot be represented as Hugging Face's GPT-2.
     """
-    model = ours.model
-    placement = resolve(model)
+    model = config.model
+    placement = config.placement.resolve()
     if extra := [name for name in differences(placement, GPT2) if name not in FREE]:
         listed = ", ".join(f"{name}={getattr(placement, name)!r}" for name in extra)
         raise UserError(
-            f"model.placement={model.placement} cannot be exported: Hugging Face's GPT-2 has norms "
-            f"before each sublayer and after the last block, and nothing else (here {listed})"
+            f"placement.preset={config.placement.preset} cannot be exported: Hugging Face's GPT-2 "
+            "has norms before each sublayer and after the last block, and nothing else "
+            f"(here {listed})"
         )
     if placement.activation not in ACTIVATIONS:
-        raise UserError(f"model.activation={placement.activation} is none of Hugging Face's GPT-2")
+        raise UserError(
+            f"placement.activation={placement.activation} is not supported by Hugging Face"
+        )
     return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
-        **{name: model[name] for name in SIZES},
+        **{name: getattr(model, name) for name in SIZES},
         "n_positions": model.n_positions,
         "n_inner": None if model.n_inner == 4 * model.n_embd else model.n_inner,
         "activation_function": placement.activation,
@@ -101,33 +113,31 @@ def to_huggingface(ours: ConfigDict, end_of_text: int | None, dtype: str) -> dic
     }
 
 
-def _refuse(theirs: dict[str, Any]) -> None:
-    kind = theirs.get("model_type", "gpt2")
-    if kind != "gpt2":
-        raise UserError(f"config.json: model_type={kind!r} is no GPT-2")
+def _check_supported(fields: dict[str, Any]) -> None:
+    model_type = fields.get("model_type", "gpt2")
+    if model_type != "gpt2":
+        raise UserError(f"config.json: {model_type=} is not supported; it must be gpt2")
     for name in UNSUPPORTED:
-        if theirs.get(name):
-            raise UserError(f"config.json: {name}={theirs[name]!r} is not supported here")
-    if theirs.get("quantization_config"):
-        raise UserError("config.json: quantized weights are not supported; take the original ones")
+        if fields.get(name):
+            raise UserError(f"config.json: {name}={fields[name]!r} is not supported")
+    if fields.get("quantization_config"):
+        raise UserError("config.json: quantized weights are not supported; use the original ones")
 
 
-def _taken(theirs: dict[str, Any], name: str, ours: str, usual: Any = None) -> Any:
-    """Returns a field of theirs, or what it usually is, as a value of our `model.<ours>`.
+def _read_field(fields: dict[str, Any], name: str, ours: str, default: Any = None) -> Any:
+    """Returns a field of config.json, or its default, as a value of our field `ours`.
 
     Raises:
-      UserError: if it is missing, of another type or out of bounds, naming it.
+      UserError: naming the field, if it is missing, has another type or is out of bounds.
     """
-    value = theirs.get(name)
-    if value is None and usual is None:
+    value = fields.get(name)
+    if value is None and default is None:
         raise UserError(f"config.json has no {name}")
-    return configs.validated(
-        f"model.{ours}", usual if value is None else value, f"config.json: {name}"
-    )
+    return configs.validated(ours, default if value is None else value, f"config.json: {name}")
 
 
-def _activation(theirs: dict[str, Any]) -> str:
-    name = theirs.get("activation_function", "gelu_new")
+def _read_activation(fields: dict[str, Any]) -> str:
+    name = fields.get("activation_function", "gelu_new")
     if not isinstance(name, str) or name not in ACTIVATIONS:
         known = ", ".join(sorted(ACTIVATIONS))
         raise UserError(f"config.json: activation_function={name!r} is not one of {known}")

@@ -1,4 +1,4 @@
-"""A tokenizer as Hugging Face's files, and those files as one of our tokenizers."""
+"""Converts between our tokenizers and Hugging Face's tokenizer files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import tokenizers
 
-from gpt2_jax.data.kept_tokenizer import TOKENIZER as FILE
+from gpt2_jax.data.saved_tokenizer import TOKENIZER as FILE
 from gpt2_jax.data.tokenizer import (
     JsonTokenizer,
     gpt2_merges,
@@ -18,46 +18,49 @@ from gpt2_jax.data.tokenizer import (
     printable_bytes,
 )
 from gpt2_jax.errors import UserError
-from gpt2_jax.files import read_fields, read_file, write_atomic, write_json
+from gpt2_jax.files import read_fields, read_file, text_lines, write_atomic, write_json
 
 END_OF_TEXT = "<|endoftext|>"
 
 
 def find_tokenizer(folder: Path, vocab_size: int, workdir: Path) -> tuple[str, str]:
-    """Returns `data.tokenizer` for a checkpoint's folder, and a line that says why.
+    """Returns the `data.tokenizer` of a checkpoint's folder, and a one-line explanation.
 
-    GPT-2's own files become `gpt2`, our exported bytes `bytes`; others are copied into `workdir`
-    as one tokenizer.json.
+    It is `gpt2` or `bytes` if the files are equivalent; otherwise they are combined into a
+    tokenizer.json in `workdir`.
+
+    Args:
+      vocab_size: of the model, which decides if the checkpoint has no tokenizer.
 
     Raises:
-      UserError: if its files are damaged or have no end-of-text token.
+      UserError: if the files are invalid or have no end-of-text token.
     """
-    found = _read(folder)
+    found = _read_tokenizer(folder)
     if found is None and vocab_size == load_tokenizer("gpt2").size:
-        return "gpt2", f"{folder} has no tokenizer; its vocabulary has the size of GPT-2's"
+        return "gpt2", f"no tokenizer in {folder}: using gpt2, which has the same vocabulary size"
     if found is None:
-        return f"ids:{vocab_size}", f"{folder} has no tokenizer: texts are decimal token ids"
+        return f"ids:{vocab_size}", f"no tokenizer in {folder}: texts are decimal token ids"
     target = workdir / FILE
     write_json(target, found)
-    load_tokenizer(str(target))  # refuses what is no tokenizer
+    load_tokenizer(str(target))  # raises if it is not valid
     for name in ("gpt2", "bytes"):
-        if _gives_ids_of(found, name):
+        if _is_equivalent(found, name):
             target.unlink()
-            return name, f"its tokenizer is `{name}`"
-    return str(target), f"its tokenizer is now {target}"
+            return name, f"tokenizer: {name}"
+    return str(target), f"tokenizer: {target}"
 
 
 def write_tokenizer(name: str, n_positions: int, out: Path) -> int | None:
-    """Writes the files of our tokenizer `name` into `out`; returns its end-of-text id.
+    """Writes the files of the tokenizer `name` to `out` and returns its end-of-text id.
 
-    `ids:N` has none, since it stands for text that is not there.
+    For `ids:N`, nothing is written and the result is None.
     """
     if name.startswith("ids:"):
         return None
     tokenizer = load_tokenizer(name)
     if isinstance(tokenizer, JsonTokenizer):
         content, end = json.loads(tokenizer.content.decode("utf-8-sig")), tokenizer.end_of_text_name
-        # The mark is ours: transformers reads eos_token below.
+        # The attribute is ours; transformers reads eos_token of tokenizer_config.json.
         for token in content.get("added_tokens", []):
             token.pop("end_of_text", None)
         content |= {"truncation": None, "padding": None}
@@ -66,7 +69,7 @@ def write_tokenizer(name: str, n_positions: int, out: Path) -> int | None:
     else:
         content, end = byte_level(name), END_OF_TEXT
     write_json(out / FILE, content)
-    if name == "gpt2":  # for tools that know only these two
+    if name == "gpt2":  # for tools that do not read tokenizer.json
         write_json(out / "vocab.json", content["model"]["vocab"])
         lines = "".join(f"{left} {right}\n" for left, right in content["model"]["merges"])
         write_atomic(out / "merges.txt", "#version: 0.2\n" + lines)
@@ -84,13 +87,13 @@ def write_tokenizer(name: str, n_positions: int, out: Path) -> int | None:
 
 
 def byte_level(name: str) -> dict[str, Any]:
-    """Returns tokenizer.json of `gpt2`, or of `bytes`, which is the same with no merges."""
-    shown = printable_bytes()
+    """Returns the tokenizer.json of `gpt2`, or of `bytes`, which has no merges."""
+    characters = printable_bytes()
     if name == "gpt2":
         ranks, merges = gpt2_ranks(), gpt2_merges()
     else:
         ranks, merges = {bytes([b]): b for b in range(256)}, []
-    vocab = {"".join(shown[b] for b in token): rank for token, rank in ranks.items()}
+    vocab = {"".join(characters[b] for b in token): rank for token, rank in ranks.items()}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     return {
         "version": "1.0",
@@ -116,20 +119,21 @@ def byte_level(name: str) -> dict[str, Any]:
     }
 
 
-def _read(folder: Path) -> dict[str, Any] | None:
-    """Returns a tokenizer.json of the checkpoint's tokenizer as transformers would load it.
+def _read_tokenizer(folder: Path) -> dict[str, Any] | None:
+    """Combines a checkpoint's tokenizer files into a tokenizer.json as transformers reads them.
 
-    Read are tokenizer.json, or vocab.json and merges.txt, and what tokenizer_config.json,
-    special_tokens_map.json, added_tokens.json and config.json say about them. None without files.
+    These are tokenizer.json, or vocab.json and merges.txt, and the settings of
+    tokenizer_config.json, special_tokens_map.json, added_tokens.json and config.json. Returns None
+    if the checkpoint has no tokenizer.
     """
     if (folder / FILE).exists():
         content = read_fields(folder / FILE)
     elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-        content = _from_merges(folder)
+        content = _from_vocab_and_merges(folder)
     else:
         return None
     with library_errors(f"{folder}: its tokenizer is not valid"):
-        # What the library accepts has the types that are relied on below.
+        # Also checks the types that the code below relies on.
         tokenizers.Tokenizer.from_str(json.dumps(content))
     content["added_tokens"] = content.get("added_tokens") or []
     settings = _optional_json(folder / "tokenizer_config.json")
@@ -143,16 +147,15 @@ def _optional_json(path: Path) -> dict[str, Any]:
     return read_fields(path) if path.exists() else {}
 
 
-def _from_merges(folder: Path) -> dict[str, Any]:
+def _from_vocab_and_merges(folder: Path) -> dict[str, Any]:
     vocab = read_fields(folder / "vocab.json")
     try:
-        lines = read_file(folder / "merges.txt").decode().split("\n")
+        lines = text_lines(read_file(folder / "merges.txt").decode())
     except UnicodeDecodeError as error:
         raise UserError(f"{folder / 'merges.txt'} is not UTF-8 text: {error}") from None
-    lines = [line.removesuffix("\r") for line in lines]
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     if not vocab or any(len(pair) != 2 for pair in merges):
-        raise UserError(f"{folder}: vocab.json and merges.txt are not GPT-2's kind of tokenizer")
+        raise UserError(f"{folder}: vocab.json and merges.txt are not a GPT-2 tokenizer")
     content = byte_level("gpt2")
     content["model"] |= {"vocab": vocab, "merges": merges}
     content["added_tokens"] = []
@@ -167,18 +170,18 @@ def _added_token(text: str, token_id: Any, special: bool) -> dict[str, Any]:
 
 
 def _set_prefix_space(content: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Applies `add_prefix_space`, which GPT-2's tokenizer class takes from its config alone."""
+    """Applies `add_prefix_space`, which the GPT-2 classes read only from tokenizer_config.json."""
     name = settings.get("tokenizer_class") or "GPT2Tokenizer"
     if name not in ("GPT2Tokenizer", "GPT2TokenizerFast"):
         return
     pre_tokenizer = content.get("pre_tokenizer") or {}
-    for part in [pre_tokenizer, *pre_tokenizer.get("pretokenizers", [])]:
-        if part.get("type") == "ByteLevel":
-            part["add_prefix_space"] = bool(settings.get("add_prefix_space", False))
+    for step in [pre_tokenizer, *pre_tokenizer.get("pretokenizers", [])]:
+        if step.get("type") == "ByteLevel":
+            step["add_prefix_space"] = bool(settings.get("add_prefix_space", False))
 
 
 def _add_tokens(content: dict[str, Any], settings: dict[str, Any], folder: Path) -> None:
-    """Adds the tokens that other files name and tokenizer.json does not."""
+    """Adds the tokens of added_tokens.json and tokenizer_config.json to those of tokenizer.json."""
     added = content["added_tokens"]
     present = {token.get("id") for token in added}
     named = [
@@ -207,7 +210,7 @@ def _is_token(token: dict[str, Any]) -> bool:
 
 
 def _mark_end_of_text(content: dict[str, Any], settings: dict[str, Any], folder: Path) -> None:
-    """Marks the checkpoint's end-of-text token for `JsonTokenizer`; none if nothing names one."""
+    """Marks the checkpoint's end-of-text token, if it specifies one, for `JsonTokenizer`."""
     ids = _ids(content)
     special = _optional_json(folder / "special_tokens_map.json")
     chosen = special.get("eos_token") or settings.get("eos_token")
@@ -221,7 +224,7 @@ def _mark_end_of_text(content: dict[str, Any], settings: dict[str, Any], folder:
     if not isinstance(chosen, str) or chosen not in ids:
         raise UserError(
             f"{folder}: the tokenizer's eos_token {chosen!r} is not in its vocabulary; "
-            "add it to added_tokens in tokenizer.json, or give --tokenizer"
+            "add it to added_tokens in tokenizer.json, or pass --tokenizer"
         )
     added = content["added_tokens"]
     if all(token.get("content") != chosen for token in added):
@@ -233,7 +236,7 @@ def _mark_end_of_text(content: dict[str, Any], settings: dict[str, Any], folder:
 
 
 def _ids(content: dict[str, Any]) -> dict[str, int]:
-    """Returns the id of each token; a Unigram model lists its tokens in the order of their ids."""
+    """Returns the id of each token. A Unigram model lists its tokens in the order of their ids."""
     vocab = content["model"].get("vocab", {})
     if isinstance(vocab, list):
         vocab = {entry[0]: i for i, entry in enumerate(vocab) if entry}
@@ -241,17 +244,17 @@ def _ids(content: dict[str, Any]) -> dict[str, int]:
     return vocab | added
 
 
-def _gives_ids_of(content: dict[str, Any], name: str) -> bool:
-    """Returns whether a tokenizer.json gives our tokenizer's ids, with no added tokens besides."""
-    model, want = content.get("model", {}), byte_level(name)
+def _is_equivalent(content: dict[str, Any], name: str) -> bool:
+    """Returns whether a tokenizer.json produces the ids of our tokenizer `gpt2` or `bytes`."""
+    model, ours = content.get("model", {}), byte_level(name)
     merges = [
         pair.split(" ") if isinstance(pair, str) else pair for pair in model.get("merges", [])
     ]
     level = content.get("pre_tokenizer") or {}
     added = {token.get("content") for token in content.get("added_tokens", [])}
     return (
-        model.get("vocab") == want["model"]["vocab"]
-        and merges == want["model"]["merges"]
+        model.get("vocab") == ours["model"]["vocab"]
+        and merges == ours["model"]["merges"]
         and level.get("type") == "ByteLevel"
         and not level.get("add_prefix_space")
         and (name == "bytes" or level.get("use_regex", True))
@@ -262,6 +265,6 @@ def _gives_ids_of(content: dict[str, Any], name: str) -> bool:
 
 
 def _end_of_text(content: dict[str, Any]) -> str | None:
-    """Returns the token that an import marked as the end of a text."""
+    """Returns the token that is marked as end-of-text."""
     marked = [t["content"] for t in content.get("added_tokens", []) if t.get("end_of_text")]
     return marked[0] if marked else None

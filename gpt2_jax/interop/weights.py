@@ -1,7 +1,7 @@
-"""Hugging Face's tensor names and shapes for GPT-2, and ours: one table, read in both directions.
+"""Converts GPT-2 parameters between Hugging Face's tensors and ours.
 
-Their Conv1D keeps a matrix as (in, out), as we do, with heads flattened into one axis; their blocks
-are numbered where ours are stacked.
+Their Conv1D has kernels of shape (in, out), as ours, but with the heads flattened into one axis.
+Their blocks are separate tensors; ours are stacked.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import jax
 import numpy as np
 
 from gpt2_jax.errors import UserError
-from gpt2_jax.model.structure import Structure
+from gpt2_jax.model.definition import ModelDef
 
 Tensors = dict[str, np.ndarray]
 
-# Path in our tree: name in theirs.
+# Path in our parameter tree: Hugging Face tensor name.
 OUTSIDE_BLOCKS = {
-    "wte": "wte.weight",
-    "wpe": "wpe.weight",
+    "embedding.wte": "wte.weight",
+    "embedding.wpe": "wpe.weight",
     "ln_f.gain": "ln_f.weight",
     "ln_f.bias": "ln_f.bias",
 }
@@ -41,73 +41,73 @@ IN_BLOCKS = {
 }
 HEAD = "lm_head.weight"
 PREFIX = "transformer."
-# Constants that older versions of transformers saved beside the weights.
+# Constants that older versions of transformers saved with the weights.
 BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)$")
-EXACT = (np.dtype("float32"), np.dtype("float16"))  # bfloat16 besides, which numpy only borrows
+EXACT = (np.dtype("float32"), np.dtype("float16"))  # exact in float32, as is bfloat16
 
 
-def to_huggingface(structure: Structure, params: Any) -> Tensors:
-    """Returns the tensors of a `GPT2LMHeadModel` with these parameters, float32.
+def to_huggingface(model_def: ModelDef, params: Any) -> Tensors:
+    """Returns the float32 tensors of a `GPT2LMHeadModel` with these parameters.
 
     Raises:
-      KeyError: if the model has parameters that GPT-2 has not.
+      KeyError: if the model has parameters that GPT-2 does not have.
     """
     flat = dict(_leaves(jax.device_get(params)))
     out: Tensors = {}
     for path, name in OUTSIDE_BLOCKS.items():
         out[PREFIX + name] = flat.pop(path)
     for path, name in IN_BLOCKS.items():
-        stacked = flat.pop(f"blocks.{path}")
+        stacked = flat.pop(f"blocks.all.{path}")
         for layer, value in enumerate(stacked):
             out[f"{PREFIX}h.{layer}.{name}"] = value.reshape(_flat_shape(path, value.shape))
-    if not structure.cfg.tie_head:
+    if not model_def.cfg.tie_head:
         out[HEAD] = flat.pop("head")
     if flat:
-        raise KeyError(f"no name for {', '.join(flat)}")
+        raise KeyError(f"no tensor name for {', '.join(flat)}")
     for name in {PREFIX + "wte.weight", HEAD} & set(out):
-        out[name] = out[name][: structure.cfg.vocab_size]
+        out[name] = out[name][: model_def.cfg.vocab_size]
     return {name: np.ascontiguousarray(value) for name, value in out.items()}
 
 
-def from_huggingface(structure: Structure, tensors: Tensors) -> Any:
-    """Returns our parameters, float32, from the tensors of any GPT-2 checkpoint.
+def from_huggingface(model_def: ModelDef, tensors: Tensors) -> Any:
+    """Returns our float32 parameters from the tensors of a GPT-2 checkpoint.
 
     Raises:
-      UserError: naming the tensor that is missing, left over, of another shape or another type.
+      UserError: naming a tensor that is missing or unexpected, or has a wrong shape, type or value.
     """
-    given = _plain_names(tensors, tied=structure.cfg.tie_head)
-    shapes = dict(_leaves(structure.shapes))
+    remaining = _normalize(tensors, tied=model_def.cfg.tie_head)
+    shapes = dict(_leaves(model_def.shapes))
     flat: dict[str, np.ndarray] = {}
     for path, name in OUTSIDE_BLOCKS.items():
-        flat[path] = _take(given, name, _their_shape(structure, path, shapes[path].shape))
+        flat[path] = _take(remaining, name, _unpadded(model_def, path, shapes[path].shape))
     for path, name in IN_BLOCKS.items():
-        shape = shapes[f"blocks.{path}"].shape
+        shape = shapes[f"blocks.all.{path}"].shape
         layers = [
-            _take(given, f"h.{layer}.{name}", _flat_shape(path, shape[1:])).reshape(shape[1:])
+            _take(remaining, f"h.{layer}.{name}", _flat_shape(path, shape[1:])).reshape(shape[1:])
             for layer in range(shape[0])
         ]
-        flat[f"blocks.{path}"] = np.stack(layers)
-    if not structure.cfg.tie_head:
-        flat["head"] = _take(given, HEAD, _their_shape(structure, "head", shapes["head"].shape))
-    if given:
+        flat[f"blocks.all.{path}"] = np.stack(layers)
+    if not model_def.cfg.tie_head:
+        flat["head"] = _take(remaining, HEAD, _unpadded(model_def, "head", shapes["head"].shape))
+    if remaining:
         raise UserError(
-            f"the checkpoint has {len(given)} tensors that GPT-2 has no place for: "
-            f"{', '.join(sorted(given)[:3])}; is it another kind of model?"
+            f"the checkpoint has {len(remaining)} tensors that GPT-2 does not have: "
+            f"{', '.join(sorted(remaining)[:3])}; is it a different model?"
         )
-    for path in {"wte", "head"} & set(flat):
+    for path in {"embedding.wte", "head"} & set(flat):
         rows = shapes[path].shape[0] - len(flat[path])
         flat[path] = np.pad(flat[path], ((0, rows), (0, 0)))
-    leaves = [flat[path] for path, _ in _leaves(structure.shapes)]
-    return jax.tree.unflatten(jax.tree.structure(structure.shapes), leaves)
+    leaves = [flat[path] for path, _ in _leaves(model_def.shapes)]
+    return jax.tree.unflatten(jax.tree.structure(model_def.shapes), leaves)
 
 
-def _plain_names(tensors: Tensors, tied: bool) -> Tensors:
-    """Returns the tensors without prefix, buffers, and a head that only repeats the embedding."""
+def _normalize(tensors: Tensors, tied: bool) -> Tensors:
+    """Removes the prefix of names, buffers, and a head that is a copy of the embedding."""
     out: Tensors = {}
     for name, value in tensors.items():
         plain = name.removeprefix(PREFIX)
         if plain in out:
-            raise UserError(f"the checkpoint has {plain} twice, with {PREFIX} and without")
+            raise UserError(f"the checkpoint has {plain} twice, with and without {PREFIX}")
         if not BUFFERS.match(plain):
             out[plain] = value
     if tied and HEAD in out:
@@ -115,29 +115,30 @@ def _plain_names(tensors: Tensors, tied: bool) -> Tensors:
         if not np.array_equal(head, out.setdefault("wte.weight", head)):
             raise UserError(
                 f"config.json ties the head to the embedding, but {HEAD} differs from wte.weight; "
-                'set "tie_word_embeddings": false in config.json if the head is its own'
+                'set "tie_word_embeddings": false in config.json if the head is separate'
             )
     return out
 
 
-def _take(given: Tensors, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    value = given.pop(name, None)
+def _take(remaining: Tensors, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Removes a tensor and returns it as float32, after checking its shape, type and values."""
+    value = remaining.pop(name, None)
     if value is None:
-        raise UserError(f"the checkpoint has no tensor {name}, of shape {shape} by its config.json")
+        raise UserError(f"the checkpoint has no tensor {name}; config.json requires shape {shape}")
     if value.shape != shape:
-        raise UserError(f"tensor {name} has shape {value.shape}, and its config.json says {shape}")
+        raise UserError(f"tensor {name} has shape {value.shape}, but config.json requires {shape}")
     if value.dtype not in EXACT and value.dtype.name != "bfloat16":
         raise UserError(
-            f"tensor {name} is {value.dtype}; only float32, float16 and bfloat16 are taken"
+            f"tensor {name} is {value.dtype}; only float32, float16 and bfloat16 are supported"
         )
     value = value.astype(np.float32)
     if not np.isfinite(value).all():
-        raise UserError(f"tensor {name} holds values that are not finite (NaN or infinity)")
+        raise UserError(f"tensor {name} has values that are not finite (NaN or infinity)")
     return value
 
 
 def _flat_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the shape of one block's tensor with the heads flattened, as they keep it."""
+    """Returns Hugging Face's shape of a block's parameter, which has the heads flattened."""
     match path:
         case "attn.sublayer.qkv.kernel":
             return shape[0], int(np.prod(shape[1:]))
@@ -148,9 +149,9 @@ def _flat_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def _their_shape(structure: Structure, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the shape without the vocabulary's padding."""
-    return (structure.cfg.vocab_size, *shape[1:]) if path in ("wte", "head") else shape
+def _unpadded(model_def: ModelDef, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns a shape without the padding of the vocabulary."""
+    return (model_def.cfg.vocab_size, *shape[1:]) if path in ("embedding.wte", "head") else shape
 
 
 def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:

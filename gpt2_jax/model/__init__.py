@@ -1,6 +1,6 @@
-"""The architecture and nothing else.
+"""The architecture: from typed specs to a Flax NNX module and its parameters.
 
-Shapes are suffixes of the names, one letter an axis:
+Shapes are suffixes of the names, one letter per axis:
 
     B batch   T sequence   S cached sequence   D width (n_embd)   H heads   K head width
     F hidden (n_inner)   V vocabulary (padded)   L layers   N rows (B times T)

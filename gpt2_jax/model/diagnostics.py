@@ -1,28 +1,29 @@
-"""What goes on in a model by depth: sizes of stream, branches and gradients, attention's focus.
+"""Figures by depth: sizes of the residual stream, sublayer outputs and gradients; attention.
 
-Each figure is one number a block, (L), float32, over all tokens that are given. A figure has the
-same name here, in metrics.jsonl, on wandb and in the CSV files.
+Each figure is one number per block, (L), float32, over all tokens of the batch. A figure has the
+same name here, in metrics.jsonl, in wandb and in the CSV files.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from gpt2_jax.model.attention import Left
-from gpt2_jax.model.gpt2 import Params
-from gpt2_jax.model.structure import Structure
+from gpt2_jax.model.definition import ModelDef
+from gpt2_jax.model.residual.base import Aux
+from gpt2_jax.model.stack import Params
 
 
 class ByDepth(NamedTuple):
     """Figures of one block each.
 
     Attributes:
-      stream_rms: of the stream behind the block, or of what several streams amount to.
-      attn_ratio, mlp_ratio: RMS of what a branch gives over the RMS of what it was given.
-      cosine: between the stream before the block and behind it.
+      stream_rms: of the stream after the block, or of what several streams amount to.
+      attn_ratio, mlp_ratio: RMS of a sublayer's output over the RMS of its input.
+      cosine: between the stream before the block and after it.
       entropy: of attention's weights, nats. largest_score: before the softmax.
     """
 
@@ -35,52 +36,86 @@ class ByDepth(NamedTuple):
 
 
 def observe(
-    structure: Structure, params: Params, tokens_BT: jax.Array, step: jax.Array | int
+    model_def: ModelDef, params: Params, tokens_BT: jax.Array, step: jax.Array | int
 ) -> ByDepth:
-    """Returns figures by depth of a model after `step` updates, on a batch of ids; one pass."""
-    model = structure.bind(params)
+    """Returns figures by depth of a model after `step` steps, on a batch of ids; one pass."""
+    model = model_def.bind(params)
+    reduce = model.blocks.adapter.reduce
 
-    def figures(before: Any, behind: Any, left: Left) -> ByDepth:
-        (attn_in, attn_out), (mlp_in, mlp_out) = left.branches
-        assert left.entropy is not None and left.largest_score is not None
-        before_BTD, behind_BTD = model.ends.whole(before), model.ends.whole(behind)
+    def figures(before: Any, after: Any, auxes: Aux) -> ByDepth:
+        attn, mlp = auxes
+        assert attn.entropy is not None and attn.largest_score is not None
+        before_BTD, after_BTD = reduce(before), reduce(after)
         return ByDepth(
-            stream_rms=rms(behind_BTD),
-            attn_ratio=rms(attn_out) / rms(attn_in),
-            mlp_ratio=rms(mlp_out) / rms(mlp_in),
-            cosine=cosine(before_BTD, behind_BTD),
-            entropy=left.entropy,
-            largest_score=left.largest_score,
+            stream_rms=rms(after_BTD),
+            attn_ratio=rms(attn.output) / rms(attn.input),
+            mlp_ratio=rms(mlp.output) / rms(mlp.input),
+            cosine=cosine(before_BTD, after_BTD),
+            entropy=attn.entropy,
+            largest_score=attn.largest_score,
         )
 
-    context = model.context(jnp.arange(tokens_BT.shape[1]), None, step)._replace(probe=figures)
-    _, kept = model.run_blocks(model.embed(tokens_BT, context), context)
-    return kept
+    context = model.context(jnp.arange(tokens_BT.shape[1]), None, step)
+    return model.run(tokens_BT, context._replace(observe=figures))[1]
 
 
 def streams(
-    structure: Structure, params: Params, tokens_BT: jax.Array, step: jax.Array | int
+    model_def: ModelDef, params: Params, tokens_BT: jax.Array, step: jax.Array | int
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the stream behind each block (L, B, T, D), and what the head reads (B, T, D)."""
-    model = structure.bind(params)
+    """Returns the stream after each block (L, B, T, D), and what the head reads (B, T, D)."""
+    model = model_def.bind(params)
+    reduce = model.blocks.adapter.reduce
     context = model.context(jnp.arange(tokens_BT.shape[1]), None, step)
-    context = context._replace(probe=lambda before, behind, left: model.ends.whole(behind))
-    carry, kept = model.run_blocks(model.embed(tokens_BT, context), context)
-    return kept, model.readout(carry)
+    context = context._replace(observe=lambda before, after, auxes: reduce(after))
+    carry, kept = model.run(tokens_BT, context)
+    return kept, model.head_input(carry)
+
+
+class Activations(NamedTuple):
+    """The residual stream before the first block and after each, and what sublayers return.
+
+    Attributes:
+      sublayer_LBTD: the output of each sublayer by its name, with its norms and scales.
+      head_input_BTD: what the head reads.
+    """
+
+    embedding_BTD: jax.Array
+    stream_LBTD: jax.Array
+    sublayer_LBTD: dict[str, jax.Array]
+    head_input_BTD: jax.Array
+
+
+@partial(jax.jit, static_argnames="model_def")
+def activations(
+    model_def: ModelDef, params: Params, tokens_BT: jax.Array, step: jax.Array | int
+) -> Activations:
+    """Returns the activations of a model after `step` steps, on a batch of ids; one pass."""
+    model = model_def.bind(params)
+    reduce = model.blocks.adapter.reduce
+    names = [sublayer.name for sublayer in model_def.spec.stacks[0].block.sublayers]
+
+    def keep(before: Any, after: Any, auxes: Aux) -> tuple[jax.Array, dict[str, Any]]:
+        del before
+        return reduce(after), {n: aux.output for n, aux in zip(names, auxes, strict=True)}
+
+    context = model.context(jnp.arange(tokens_BT.shape[1]), None, step)
+    carry, (stream, outputs) = model.run(tokens_BT, context._replace(observe=keep))
+    embedding = reduce(model.blocks.begin(model.embedding(tokens_BT, context)).stream)
+    return Activations(embedding, stream, outputs, model.head_input(carry))
 
 
 def logits_without(
-    structure: Structure, params: Params, tokens_BT: jax.Array, step: jax.Array | int, muted: Any
+    model_def: ModelDef, params: Params, tokens_BT: jax.Array, step: jax.Array | int, layer: Any
 ) -> jax.Array:
-    """Returns the logits (B, T, V) where both branches of block `muted` (0-based) give 0."""
-    model = structure.bind(params)
-    context = model.context(jnp.arange(tokens_BT.shape[1]), None, step)._replace(muted=muted)
-    carry, _ = model.run_blocks(model.embed(tokens_BT, context), context)
-    return model.logits(model.readout(carry))
+    """Returns the logits (B, T, V) where the sublayers of a block (0-based) return 0."""
+    model = model_def.bind(params)
+    context = model.context(jnp.arange(tokens_BT.shape[1]), None, step)
+    carry, _ = model.run(tokens_BT, context._replace(ablated_layer=layer))
+    return model.logits(model.head_input(carry))
 
 
 def rms(x: Any) -> jax.Array:
-    """Returns the root of the mean square of all entries, be it one array or several."""
+    """Returns the root mean square of all entries of one array or several."""
     squares = [jnp.square(leaf.astype(jnp.float32)).mean() for leaf in jax.tree.leaves(x)]
     return jnp.sqrt(sum(squares) / len(squares))
 
@@ -92,16 +127,16 @@ def cosine(x_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
     return (dot(x_BTD, y_BTD) / jnp.maximum(lengths, SMALLEST)).mean()
 
 
-SMALLEST = 1e-30  # a product of lengths that is as good as zero
+SMALLEST = 1e-30  # product of lengths that counts as zero
 
 
-def gradient_norms(structure: Structure, grads: Params) -> jax.Array:
+def gradient_norms(model_def: ModelDef, grads: Params) -> jax.Array:
     """Returns the norm of each block's gradient, (L); of shared blocks that of their sum."""
     rows = []
-    for segment in structure.segments:
+    for stack in model_def.spec.stacks:
         squares = [
-            jnp.square(g.astype(jnp.float32)).reshape(segment.rows, -1).sum(-1)
-            for g in jax.tree.leaves(grads[segment.name])
+            jnp.square(g.astype(jnp.float32)).reshape(stack.n_rows, -1).sum(-1)
+            for g in jax.tree.leaves(grads["blocks"][stack.name])
         ]
-        rows.append(jnp.repeat(jnp.sqrt(sum(squares)), segment.repeats))
+        rows.append(jnp.repeat(jnp.sqrt(sum(squares)), stack.repeats))
     return jnp.concatenate(rows)

@@ -6,56 +6,61 @@ not in the program.
 
 from __future__ import annotations
 
-from ml_collections import FrozenConfigDict
-
-from gpt2_jax.model.parts import Rates, Role
-from gpt2_jax.model.placements.axes import Placement
+from gpt2_jax.config.sections import ModelConfig
+from gpt2_jax.nn.param import HyperScales, Role
+from gpt2_jax.placements.spec import ModelSpec, Parametrization
 
 DEPTH_EXPONENT = {"depth_mup": 0.5, "completep": 1.0}  # the paper's alpha
 
 
-def _ratios(cfg: FrozenConfigDict, placement: Placement) -> tuple[float, float, float] | None:
+def _ratios(
+    cfg: ModelConfig, parametrization: Parametrization
+) -> tuple[float, float, float] | None:
     """Returns (m_L, m_N, alpha), or None for the standard parametrization."""
-    alpha = DEPTH_EXPONENT.get(placement.parametrization)
+    alpha = DEPTH_EXPONENT.get(parametrization.kind)
     if alpha is None:
         return None
-    return cfg.n_layer / placement.base_n_layer, cfg.n_embd / placement.base_n_embd, alpha
+    return (
+        cfg.n_layer / parametrization.base_n_layer,
+        cfg.n_embd / parametrization.base_n_embd,
+        alpha,
+    )
 
 
-def branch_factor(cfg: FrozenConfigDict, placement: Placement) -> float:
-    """Returns the factor on every branch, m_L^-alpha."""
-    ratios = _ratios(cfg, placement)
+def branch_factor(cfg: ModelConfig, parametrization: Parametrization) -> float:
+    """Returns the factor on every sublayer's output, m_L^-alpha."""
+    ratios = _ratios(cfg, parametrization)
     return ratios[0] ** -ratios[2] if ratios else 1.0
 
 
-def init_factor(cfg: FrozenConfigDict, placement: Placement) -> float:
+def init_factor(cfg: ModelConfig, parametrization: Parametrization) -> float:
     """Returns the factor on the std of the blocks' initial matrices, m_N^-1/2."""
-    ratios = _ratios(cfg, placement)
+    ratios = _ratios(cfg, parametrization)
     return ratios[1] ** -0.5 if ratios else 1.0
 
 
-def logits_factor(cfg: FrozenConfigDict, placement: Placement) -> float:
+def logits_factor(cfg: ModelConfig, parametrization: Parametrization) -> float:
     """Returns the factor on the logits, 1/m_N."""
-    ratios = _ratios(cfg, placement)
+    ratios = _ratios(cfg, parametrization)
     return 1.0 / ratios[1] if ratios else 1.0
 
 
-def score_exponent(placement: Placement) -> float:
+def score_exponent(parametrization: Parametrization) -> float:
     """Returns e of the attention scores' factor, (head width)^e: -1 under muP."""
-    return -1.0 if placement.parametrization in DEPTH_EXPONENT else -0.5
+    return -1.0 if parametrization.kind in DEPTH_EXPONENT else -0.5
 
 
-def rates(cfg: FrozenConfigDict, placement: Placement, role: Role, in_block: bool) -> Rates:
+def hyper_scales(cfg: ModelConfig, spec: ModelSpec, role: Role, in_block: bool) -> HyperScales:
     """Returns the factors on a parameter's learning rate, decay and epsilon."""
-    ratios = _ratios(cfg, placement)
-    if placement.unit_weights:
-        return Rates(decay=0.0)  # what is normed after each update has no size to decay
+    ratios = _ratios(cfg, spec.parametrization)
+    if spec.unit_weights:
+        return HyperScales(decay=0.0)  # what is normalized after each step has no size to decay
     if ratios is None:
-        return Rates()
+        return HyperScales()
     m_l, m_n, alpha = ratios
     eps = m_l**-alpha / m_n
     if not in_block:
-        return Rates(eps=eps)
+        return HyperScales(eps=eps)
     depth = m_l ** (alpha - 1.0)
     mapping = role in (Role.MATRIX, Role.MAP)
-    return Rates(depth / m_n, m_n, eps) if mapping else Rates(depth, 1.0, eps)
+    return HyperScales(depth / m_n, m_n, eps) if mapping else HyperScales(depth, 1.0, eps)

@@ -1,1 +1,1 @@
-"""What a run says of itself: metrics.jsonl, wandb, the bar, the plot, throughput."""
+"""Tracking of a run: metrics.jsonl, wandb, the progress bar, the loss curve, throughput."""

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object per line, the record that everything else is drawn from."""
+"""metrics.jsonl: one JSON object per line, the source of all plots, tables and reports."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Seal:
-    """What a checkpoint keeps of the rows up to its step, to recognize them.
+class RowsDigest:
+    """A digest of the rows up to a step, stored in a checkpoint to recognize them.
 
     Attributes:
-      count: of the rows. last: step of the last one, -1 if there are none.
+      count: number of rows. last: step of the last one, -1 if there are none.
       sha256: of their lines.
     """
 
@@ -32,7 +32,7 @@ class Seal:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Returns the whole rows of a metrics file; a last line torn by a kill is left out.
+    """Returns the complete rows of a metrics file; a last line cut short by a kill is left out.
 
     Raises:
       UserError: if any other line is damaged, or the file cannot be read.
@@ -52,55 +52,55 @@ def read_rows(path: Path) -> list[Row]:
         except (ValueError, TypeError, KeyError, RecursionError):
             if number < last:
                 raise UserError(
-                    f"{path} line {number + 1} is damaged; bring the line back, or remove it if it "
+                    f"{path} line {number + 1} is damaged; restore the line, or remove it if it "
                     "belongs to a step after the last checkpoint"
                 ) from None
     return rows
 
 
-def seal(rows: list[Row], step: int, evaluated: bool) -> Seal:
-    """Returns the seal of the rows up to a step.
+def digest_rows(rows: list[Row], step: int, evaluated: bool) -> RowsDigest:
+    """Returns the digest of the rows up to a step.
 
     Args:
-      evaluated: whether the step's own evaluation is part of its row; if not, the evaluation may
-        be added to the row later, and the seal does not cover it.
+      evaluated: whether the row of the step includes its evaluation. If not, the evaluation may
+        be added later, and the digest does not cover it.
     """
     kept = [row for row in rows if row["step"] <= step]
     if kept:
-        kept[-1] = _sealed(kept[-1], step, evaluated)
+        kept[-1] = _covered(kept[-1], step, evaluated)
     digest = hashlib.sha256("".join(map(_line, kept)).encode()).hexdigest()
-    return Seal(len(kept), kept[-1]["step"] if kept else -1, digest)
+    return RowsDigest(len(kept), kept[-1]["step"] if kept else -1, digest)
 
 
-def _sealed(row: Row, step: int, evaluated: bool) -> Row:
+def _covered(row: Row, step: int, evaluated: bool) -> Row:
     if evaluated or row["step"] != step:
         return row
     return {name: value for name, value in row.items() if not name.startswith("val/")}
 
 
-def find_fault(rows: list[Row], step: int, evaluated: bool, expected: Seal) -> str | None:
-    """Returns how rows differ from those that were sealed at a step, None if they do not."""
+def find_fault(rows: list[Row], step: int, evaluated: bool, expected: RowsDigest) -> str | None:
+    """Returns how rows differ from those of a digest taken at a step, None if they do not."""
     for number, (before, after) in enumerate(pairwise(rows), 2):
         if after["step"] <= before["step"]:
             return f"row {number}, of step {after['step']}, comes after step {before['step']}"
-    found = seal(rows, step, evaluated)
+    found = digest_rows(rows, step, evaluated)
     if found.count != expected.count:
         until = "" if found.last == expected.last else f", and ends at step {found.last}"
         return f"it has {found.count} of the {expected.count} rows up to step {step}{until}"
-    return None if found == expected else f"a row up to step {step} is not the one written then"
+    return None if found == expected else f"a row up to step {step} was changed"
 
 
 def evaluations_since_best(rows: list[Row]) -> int:
-    """Returns how many evaluations came after the one of lowest validation loss."""
+    """Returns the number of evaluations after the one with the lowest validation loss."""
     losses = [row["val/loss"] for row in rows if "val/loss" in row]
     known = [math.inf if loss is None or not math.isfinite(loss) else loss for loss in losses]
     return len(known) - 1 - known.index(min(known)) if known else 0
 
 
 class MetricsFile:
-    """Appends rows to a file, from the one after `last_step` on.
+    """Appends rows to a file, after the row of `last_step`.
 
-    A row past it, or torn by a kill, belongs to steps that will be done again, and is cut off.
+    Rows of later steps, or cut short by a kill, are removed: those steps will be done again.
     """
 
     def __init__(self, path: Path, last_step: int) -> None:
@@ -108,15 +108,14 @@ class MetricsFile:
         kept = [row for row in read_rows(path) if row["step"] <= last_step]
         self._last = kept[-1] if kept else None
         self._count = len(kept)
-        self._before = hashlib.sha256(
-            "".join(map(_line, kept[:-1])).encode()
-        )  # of all but the last
+        before_last = "".join(map(_line, kept[:-1]))
+        self._before = hashlib.sha256(before_last.encode())
         with disk_errors("metrics.jsonl"):
             write_atomic(path, "".join(map(_line, kept)))
             self._file = open(path, "a", buffering=1, encoding="utf-8")
 
     def write(self, row: Row) -> None:
-        """Appends a row; non-finite numbers become null, as JSON has none."""
+        """Appends a row; non-finite numbers, which JSON lacks, become null."""
         with disk_errors("metrics.jsonl"):
             self._file.write(_line(row))
         if self._last is not None:
@@ -124,7 +123,7 @@ class MetricsFile:
         self._last, self._count = row, self._count + 1
 
     def replace_last(self, row: Row) -> None:
-        """Writes a row in place of the last one; a kill leaves either of them."""
+        """Replaces the last row atomically."""
         kept = read_rows(self._path)[:-1]
         with disk_errors("metrics.jsonl"):
             self._file.close()
@@ -132,16 +131,16 @@ class MetricsFile:
             self._file = open(self._path, "a", buffering=1, encoding="utf-8")
         self._last = row
 
-    def seal(self, step: int, evaluated: bool) -> Seal:
-        """Returns the seal of the rows written so far, of which none is past `step`."""
-        digest = self._before.copy()
+    def digest(self, step: int, evaluated: bool) -> RowsDigest:
+        """Returns the digest of the rows written so far, all of which are of `step` or earlier."""
+        sha256 = self._before.copy()
         if self._last is None:
-            return Seal(0, -1, digest.hexdigest())
-        digest.update(_line(_sealed(self._last, step, evaluated)).encode())
-        return Seal(self._count, self._last["step"], digest.hexdigest())
+            return RowsDigest(0, -1, sha256.hexdigest())
+        sha256.update(_line(_covered(self._last, step, evaluated)).encode())
+        return RowsDigest(self._count, self._last["step"], sha256.hexdigest())
 
     def sync(self) -> None:
-        """Returns once every row written is on disk."""
+        """Returns when every row written is on disk."""
         with disk_errors("metrics.jsonl"):
             self._file.flush()
             os.fsync(self._file.fileno())

@@ -1,7 +1,8 @@
-"""The loss curve as a picture that can be shown, drawn while a run trains."""
+"""The loss curve of a run, drawn while it trains."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -10,17 +11,15 @@ from typing import Any
 import numpy as np
 
 from gpt2_jax.files import disk_errors
-from gpt2_jax.track.canvas import load_matplotlib, printable
 from gpt2_jax.track.metrics import Row
 
 _BLUE, _PALE, _ORANGE, _GREY = "#2f6db3", "#b4cce6", "#d9622b", "#5f6670"
-
 
 Picture = tuple[list[Row], str, str]  # rows of metrics.jsonl, title, subtitle
 
 
 class LossCurve:
-    """The loss curve of a run, drawn in a thread of its own, one picture at a time.
+    """The loss curve of a run, drawn in a separate thread, one picture at a time.
 
     Args:
       path: of the PNG.
@@ -31,17 +30,17 @@ class LossCurve:
         self._path, self._picture = path, picture
         self._thread = ThreadPoolExecutor(1, "loss curve")
         self._drawing: Future[None] | None = None
-        self._drawn = -1  # the last row of the last picture
+        self._drawn = -1  # step of the last row in the last picture
 
     def draw(self, step: int, wait: bool = False) -> None:
-        """Starts drawing rows up to a step; skipped while a picture is in progress, unless `wait`.
+        """Starts drawing rows up to a step; skipped if a drawing is in progress, unless `wait`.
 
         Raises:
-          DiskError: if `wait` and the picture cannot be written.
+          DiskError: if `wait` is set and the picture cannot be written.
         """
         if self._drawing is not None and (wait or self._drawing.done()):
             if self._drawing.exception() is not None:
-                self._drawn = -1  # it is tried again, and the last try reports what it meets
+                self._drawn = -1  # drawn again; the last attempt reports its error
             self._drawing = None
         if self._drawing is None and step != self._drawn:
             self._drawing, self._drawn = self._thread.submit(self._draw), step
@@ -53,19 +52,19 @@ class LossCurve:
         plot_loss(rows, self._path, title, subtitle)
 
     def close(self) -> None:
-        """Ends the thread, once the picture in progress is written."""
+        """Ends the thread after the picture in progress is written."""
         self._thread.shutdown()
 
 
 def plot_loss(rows: list[Row], path: Path, title: str, subtitle: str) -> None:
-    """Draws training loss (every row pale, their running mean strong) and validation loss.
+    """Draws the training loss (each row in a pale color, and a running mean) and validation loss.
 
     Args:
       rows: of metrics.jsonl.
-      path: of the PNG, written whole or not at all.
+      path: of the PNG, which is written atomically.
     """
     load_matplotlib()
-    # Without pyplot, which keeps a list of figures that threads cannot share.
+    # Not pyplot: its list of figures is not thread-safe.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.8), dpi=160, layout="constrained")
@@ -91,12 +90,12 @@ def _draw_losses(axes: Any, train: np.ndarray, val: np.ndarray) -> None:
     if len(train):
         smooth = _smooth(train[:, 1])
         label = "training"
-        if not np.allclose(smooth, train[:, 1]):  # else one line would hide the other
+        if not np.allclose(smooth, train[:, 1]):  # otherwise one line would hide the other
             axes.plot(*train.T, color=_PALE, linewidth=1.2, label="training")
             label = "training, running mean"
         axes.plot(train[:, 0], smooth, color=_BLUE, linewidth=2, label=label)
     if len(val) > 1 and val[0, 0] == 0:
-        val = val[1:]  # the loss before the first step would stretch the axis for all the others
+        val = val[1:]  # the loss before the first step would stretch the axis
     if len(val):
         axes.plot(*val.T, "o-", color=_ORANGE, linewidth=2, markersize=5, label="validation")
         axes.annotate(
@@ -121,9 +120,30 @@ def _series(rows: list[Row], name: str) -> np.ndarray:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Returns the mean of each value and those before it, over up to a twelfth of them."""
+    """Returns a running mean over the last twelfth of the values."""
     width = max(1, len(values) // 12)
     sums = np.cumsum(np.concatenate([[0.0], values]))
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(0, ends - width)
     return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def load_matplotlib() -> Any:
+    """Returns matplotlib, set up to draw to files and to treat `$` in text as a plain character.
+
+    Names of files, runs and variants are drawn as they are: a name with two dollar signs would
+    otherwise be read as a formula, and an invalid formula raises an error. Logarithmic axes need
+    a custom formatter, since matplotlib's writes formulas.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    matplotlib.rcParams["text.parse_math"] = False
+    # A character that the font lacks is drawn as a box; a warning would add nothing.
+    warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
+    return matplotlib
+
+
+def printable(text: str) -> str:
+    """Returns a text with `�` for control characters and for bytes of a path that are not text."""
+    return "".join(c if c.isprintable() else "�" for c in text)

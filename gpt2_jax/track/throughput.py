@@ -1,9 +1,9 @@
-"""Model FLOPs utilisation against a device's dense bf16 peak."""
+"""Model FLOPs utilization (MFU) relative to a device's dense bf16 peak."""
 
 from __future__ import annotations
 
-# FLOP/s, dense, bf16 (V100: fp16), from the vendors' data sheets; a TPU's are of what jax calls a
-# device: a core up to v3, a chip from v4 on, half a chip for v7x.
+# FLOP/s, dense, bf16 (V100: fp16), from the vendors' data sheets. TPUs: per jax device, which is a
+# core up to v3, a chip from v4 on, and half a chip for v7x.
 PEAK_FLOPS: dict[str, float] = {
     "NVIDIA B200": 2250e12,
     "NVIDIA GB200": 2500e12,
@@ -33,14 +33,14 @@ PEAK_FLOPS: dict[str, float] = {
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Returns a device's dense bf16 FLOP/s, or None if it is not known."""
+    """Returns a device's peak FLOP/s in dense bf16, None if it is unknown."""
     matches = [name for name in PEAK_FLOPS if device_kind.startswith(name)]
     return PEAK_FLOPS[max(matches, key=len)] if matches else None
 
 
-def utilisation(
+def mfu(
     tokens_per_sec: float, flops_per_token: int, device_kind: str, n_devices: int
 ) -> float | None:
-    """Returns the share of the devices' peak that the model's FLOPs take, None if unknown."""
+    """Returns the model's FLOP/s as a fraction of the devices' peak, None if that is unknown."""
     peak = peak_flops(device_kind)
     return None if peak is None else tokens_per_sec * flops_per_token / (peak * n_devices)

@@ -1,9 +1,9 @@
-"""Rows to wandb from a thread of its own: failing, slow or away, it never holds up the run.
+"""Logging to wandb from a separate thread: errors, slowness or outages never delay the run.
 
-metrics.jsonl is the record and wandb a copy of it. A copy begins after the last row that wandb
-already has, be it on the server or in an offline run's file, and rows that a kill kept from it are
-taken from the record. So every row arrives once, in order, under one run id. At the end the rows
-that the server has are counted.
+metrics.jsonl is the source and wandb a copy of it. Logging starts after the last row that wandb
+already has, on the server or in the file of an offline run, and rows that are missing because of a
+kill are read from metrics.jsonl. So every row arrives once, in order, under one run id. At the end
+the rows on the server are counted.
 """
 
 from __future__ import annotations
@@ -28,16 +28,15 @@ from gpt2_jax.track.metrics import Row
 INIT_SECONDS = 10
 FINISH_SECONDS = 15
 CONFIRM_SECONDS = 10
-OFFLINE = "offline-run"  # how the folders of offline parts begin
-SEND_SECONDS = 2  # how often rows leave; wandb's own 15 s are lost when the process is killed
-
+OFFLINE = "offline-run"  # prefix of the folders of offline parts
+SEND_SECONDS = 2  # interval of uploads; with wandb's 15 s, a kill would lose that much
 
 Table = tuple[Sequence[str], Sequence[Sequence[Any]]]  # columns, rows
 
 
 @dataclass(frozen=True)
 class WandbOptions:
-    """What `track.wandb.*` and the run directory decide; None leaves it to WANDB_* or to wandb."""
+    """Settings from `track.wandb.*` and the run directory; None: WANDB_*, or wandb's default."""
 
     run_id: str
     workdir: Path
@@ -54,11 +53,11 @@ class WandbLog:
     """A run on wandb.
 
     Args:
-      rows: those of metrics.jsonl so far, for what wandb does not have yet.
-      say: called with one line on where the run can be seen, or on what went wrong.
+      rows: rows of metrics.jsonl so far, to log those that wandb does not have yet.
+      say: called with a line that tells where to see the run, or what went wrong.
 
     Attributes:
-      problem: the last line on what went wrong, None if nothing did.
+      problem: the last line that tells what went wrong, None if nothing did.
     """
 
     def __init__(
@@ -81,16 +80,16 @@ class WandbLog:
             self._thread.start()
 
     def log(self, row: Row) -> None:
-        """Hands over a row of metrics.jsonl."""
+        """Logs a row of metrics.jsonl."""
         self._n_rows += 1
-        self._hand_over(lambda run: self._send(run, row))
+        self._enqueue(lambda run: self._send(run, row))
 
     def summarize(self, values: dict[str, Any]) -> None:
         """Sets fields of the run's summary."""
-        self._hand_over(lambda run: run.summary.update(values))
+        self._enqueue(lambda run: run.summary.update(values))
 
     def show(self, step: int, image: Path | None, text: str | None) -> None:
-        """Hands over the loss curve and a sample text, to stand in the last row."""
+        """Logs the loss curve and a sample text, as part of the last row."""
 
         def send(run: Any) -> None:
             import wandb
@@ -102,10 +101,10 @@ class WandbLog:
                 media["sample"] = wandb.Html(f"<pre>{html.escape(text)}</pre>", inject=False)
             run.log(media, step=step)
 
-        self._hand_over(send)
+        self._enqueue(send)
 
     def report(self, tables: dict[str, Table], images: dict[str, Path]) -> None:
-        """Hands over tables (columns and rows) and pictures, each under its name, as a row."""
+        """Logs tables (columns and rows) and images, each under its name, as one row."""
         self._n_rows += 1
 
         def send(run: Any) -> None:
@@ -117,19 +116,19 @@ class WandbLog:
             }
             run.log(media | {name: wandb.Image(str(path)) for name, path in images.items()})
 
-        self._hand_over(send)
+        self._enqueue(send)
 
     def close(self, exit_code: int) -> None:
-        """Gives wandb a bounded time to finish, and goes on without it after that."""
+        """Waits for wandb to finish, for a limited time."""
         if self._thread is None:
             return
         self._exit_code = exit_code
         self._queue.put(None)
         self._thread.join(INIT_SECONDS + FINISH_SECONDS + CONFIRM_SECONDS + 5)
         if self._thread.is_alive():
-            self._fail(f"wandb does not answer; to upload later: {self._sync_command('*run')}")
+            self._fail(f"wandb does not respond; to upload later: {self._sync_command('*run')}")
 
-    def _hand_over(self, task: Callable[[Any], None]) -> None:
+    def _enqueue(self, task: Callable[[Any], None]) -> None:
         if self._thread is not None:
             self._queue.put(task)
 
@@ -142,7 +141,7 @@ class WandbLog:
             for row in self._rows:
                 self._send(run, row)
         except Exception as error:
-            self._fail(f"wandb: not tracked there ({_line(error)})")
+            self._fail(f"wandb: not logging ({_line(error)})")
         finally:
             sys.excepthook, sys.exit = excepthook, sys_exit
         while (task := self._queue.get()) is not None:
@@ -158,13 +157,13 @@ class WandbLog:
             task(run)
             return run
         except Exception as error:
-            self._fail(f"wandb: no longer tracked there ({_line(error)})")
-            if isinstance(error, ConnectionError):  # its own process is gone
+            self._fail(f"wandb: stopped logging ({_line(error)})")
+            if isinstance(error, ConnectionError):  # wandb's service process has died
                 _end_service()
             return None
 
     def _confirm(self, path: str) -> None:
-        """Reports how many rows the server lacks: it may take a run and fail all of its rows."""
+        """Reports missing rows: a server may accept a run and reject all of its rows."""
         try:
             arrived = _rows_on_server(path, self._n_rows)
         except Exception as error:
@@ -191,11 +190,11 @@ class WandbLog:
     def _send(self, run: Any, row: Row) -> None:
         if row["step"] >= self._next_step:
             values = {k: v for k, v in row.items() if k != "step" and v is not None}
-            run.log(values, step=row["step"])  # open for more until a row of a later step
+            run.log(values, step=row["step"])  # wandb keeps it open until a row of a later step
             self._next_step = row["step"] + 1
 
     def _start(self) -> Any:
-        # Its error reports would add 10 s to the end of a run without a network.
+        # Without a network, error reports would delay the end of a run by 10 s.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
@@ -210,7 +209,7 @@ class WandbLog:
                 self._say(f"wandb: {run.url}")
                 return run
             except Exception as error:
-                self._say(f"wandb: cannot be reached ({_line(error)}); continuing offline")
+                self._say(f"wandb: not reachable ({_line(error)}); continuing offline")
                 _end_service()
         earlier = offline_runs(self._options.workdir, self._options.run_id)
         run = self._init("offline")
@@ -225,7 +224,7 @@ class WandbLog:
         return wandb.init(
             id=options.run_id,
             resume="allow",
-            reinit="create_new",  # several runs of one process, side by side
+            reinit="create_new",  # several concurrent runs in one process
             mode=mode,
             dir=str(options.workdir),
             project=options.project or env.get("WANDB_PROJECT") or "gpt2_jax",
@@ -248,30 +247,30 @@ class WandbLog:
 
 
 def _end_service() -> None:
-    """Ends wandb's own process, so that another is started at the next need.
+    """Ends wandb's service process, so that a new one is started when needed.
 
-    If it was killed or crashed, this forgets it; else wandb would fail at the end of this process.
+    If it was killed or crashed, wandb would otherwise fail at the end of this process.
     """
     import wandb
 
-    with suppress(Exception, SystemExit):  # it ends with the exit code of that process
+    with suppress(Exception, SystemExit):  # it exits with the exit code of that process
         wandb.teardown()
 
 
 def sync_command(parts: str, online: bool = False) -> str:
     """Returns the command that uploads parts, given as globs, one by one.
 
-    Given several at once, wandb uploads them side by side, and one cut short stops the others.
+    wandb uploads several in parallel, and an incomplete one would stop the others.
 
     Args:
-      online: whether there are parts of online runs among them, which wandb skips otherwise.
+      online: whether to include parts of online runs, which wandb skips by default.
     """
     flag = " --include-online" if online else ""
     return f'for p in {parts}; do wandb sync{flag} "$p"; done'
 
 
 def _rows_on_server(path: str, wanted: int) -> int:
-    """Returns how many rows of a run the server has; waits a while for `wanted` of them."""
+    """Returns the number of rows that the server has of a run; waits a while for `wanted`."""
     import wandb
 
     deadline = time.monotonic() + CONFIRM_SECONDS / 2
@@ -288,7 +287,7 @@ def offline_runs(workdir: Path, run_id: str) -> list[Path]:
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
-    """Returns the rows of an offline part, as wandb itself reads them."""
+    """Returns the rows of an offline part, read by wandb itself."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
     records = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

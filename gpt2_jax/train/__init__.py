@@ -1,1 +1,1 @@
-"""The train step, its optimizer and mesh, the loop that feeds it, and the checkpoints it leaves."""
+"""The train step, optimizer and mesh, the training loop, checkpoints and run directories."""

@@ -1,13 +1,13 @@
-"""Checkpoints that are whole or absent, and proved undamaged before they are used.
+"""Checkpoints: written atomically, and verified by hash before they are used.
 
 checkpoints/00000500.partial/   being written; deleted at the next start
-checkpoints/00000500/           valid: renamed into place when all of it is on disk
-    state/                      orbax
-    meta.json                   step, validation loss, and which run it belongs to (identity.py)
-    SHA256SUMS                  of every other file (`sha256sum -c` reads it)
-weights/                        next to checkpoints/: the same with the parameters alone
-checkpoints/00000500.damaged/   failed its sums; kept, never used
-checkpoints/00000500.deleted/   no longer wanted; being deleted
+checkpoints/00000500/           valid: renamed after all of it is on disk
+    state/                      orbax; all parameters in one tree, moments of trainable ones only
+    meta.json                   step, validation loss, and the run it belongs to (identity.py)
+    SHA256SUMS                  of all other files (`sha256sum -c` reads it)
+weights/                        next to checkpoints/: the same with parameters only
+checkpoints/00000500.damaged/   its files do not match SHA256SUMS; kept, never used
+checkpoints/00000500.deleted/   no longer needed; being deleted
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cache, cached_property
@@ -29,14 +28,11 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from gpt2_jax.errors import UserError
-from gpt2_jax.files import disk_errors, plain_path, read_errors, sha256, write_atomic, write_json
-from gpt2_jax.track.metrics import Seal, read_rows
+from gpt2_jax.files import disk_errors, plain_path, read_errors, write_atomic, write_json
+from gpt2_jax.track.metrics import RowsDigest, read_rows
+from gpt2_jax.train.checksums import SUMS, is_intact, render_sums
 from gpt2_jax.train.identity import META, Identity, Meta, finite, read_meta
 from gpt2_jax.train.state import State
-
-SUMS = "SHA256SUMS"
-# What is wrong with a folder's structure; any other error of the system is not damage.
-MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 class Checkpoints:
@@ -44,31 +40,33 @@ class Checkpoints:
 
     Args:
       folder: `checkpoints/` of the run directory.
-      keep: how many of the latest stay; the one of lowest validation loss stays as well.
-      identity: of the run, None for checkpoints that are only read.
+      keep: number of latest checkpoints to keep; the one with the lowest validation loss is kept
+        as well.
+      identity: of the run; None for checkpoints that are only read.
 
     Attributes:
-      before_commit: called in the saving thread once a checkpoint's files are on disk and before
-        it becomes valid; what it raises keeps the checkpoint from becoming valid.
+      before_commit: called in the saving thread after a checkpoint's files are on disk and before
+        it becomes valid, which an exception prevents.
       announce: called after that with the step, also before the checkpoint becomes valid.
-      seal: returns the seal of metrics.jsonl at a step, given whether the step was evaluated.
+      digest_rows: returns the digest of metrics.jsonl at a step; receives the step and whether it
+        was evaluated.
     """
 
     def __init__(self, folder: Path, keep: int = 2, identity: Identity | None = None) -> None:
         self._folder, self._keep, self._identity = folder, keep, identity
         self.before_commit: Callable[[], None] = lambda: None
         self.announce: Callable[[int], None] = lambda step: None
-        self.seal: Callable[[int, bool], Seal | None] = lambda step, evaluated: None
+        self.digest_rows: Callable[[int, bool], RowsDigest | None] = lambda step, evaluated: None
         self._thread = ThreadPoolExecutor(1)
         self._saving: Future[None] | None = None
 
     @cached_property
     def _orbax(self) -> ocp.StandardCheckpointer:
         _drop_late_callbacks()
-        return ocp.StandardCheckpointer()  # starts jax's backend, so not before it is needed
+        return ocp.StandardCheckpointer()  # starts jax's backend, so only when needed
 
     def names(self) -> list[str]:
-        """Returns the names of everything in the folder, none if there is no folder.
+        """Returns the names of everything in the folder; none if it does not exist.
 
         Raises:
           UserError: if the folder cannot be read.
@@ -79,22 +77,22 @@ class Checkpoints:
             return sorted(os.listdir(self._folder))
 
     def clean(self) -> None:
-        """Deletes what a killed process left half written or half deleted."""
+        """Deletes checkpoints that a killed process was writing or deleting."""
         for name in self.names():
             if ".partial" in name or name.endswith(".deleted"):
                 with disk_errors("checkpoints/"):
                     _remove(self._folder / name)
 
     def steps(self) -> list[int]:
-        """Returns the steps that have a checkpoint, oldest first; it may still be damaged."""
+        """Returns the steps that have a checkpoint, damaged or not, oldest first."""
         numbers = [int(name) for name in self.names() if re.fullmatch("[0-9]{8,}", name)]
         return sorted(step for step in numbers if os.path.lexists(self.path(step)))
 
     def best(self, say: Callable[[str], None] = lambda line: None) -> int | None:
-        """Returns the step of lowest validation loss among the checkpoints that have one.
+        """Returns the step with the lowest validation loss among checkpoints that have one.
 
         Args:
-          say: called with a line for each checkpoint whose loss cannot be trusted.
+          say: called with a line for each checkpoint whose stored loss is damaged.
         """
         known: dict[int, float] = {}
         for step in self.steps():
@@ -102,7 +100,7 @@ class Checkpoints:
                 loss = _val_loss(self.path(step))
             except UserError as error:
                 if os.path.lexists(self.path(step)):  # else training has just deleted it
-                    say(f"{error}: passed over")
+                    say(f"{error}: skipped")
             else:
                 known |= {} if loss is None else {step: loss}
         return min(known, key=lambda step: known[step]) if known else None
@@ -112,43 +110,54 @@ class Checkpoints:
         return self._folder / f"{step:08d}"
 
     def save(self, step: int, state: State, val_loss: float | None) -> None:
-        """Starts saving; returns when `state` may be donated. Raises what the save before met."""
+        """Starts saving; returns when `state` may be donated.
+
+        Raises:
+          DiskError: if this save cannot start, or the previous one failed.
+        """
         self.wait()
         partial = self._folder / f"{step:08d}.partial"
         val_loss = finite(val_loss)
-        meta = Meta(step, val_loss, self.seal(step, val_loss is not None), self._identity)
+        meta = Meta(step, val_loss, self.digest_rows(step, val_loss is not None), self._identity)
         with disk_errors(f"checkpoint {step}"), ExitStack() as stack:
             partial.mkdir(parents=True)
             write_json(partial / META, meta.to_dict())
             plain = stack.enter_context(plain_path(partial))
-            with jax.transfer_guard("allow"):  # the loop forbids what orbax does here
-                self._orbax.save(plain / "state", state)
+            with jax.transfer_guard("allow"):  # the training loop disallows transfers
+                self._orbax.save(plain / "state", _stored(state))
             self._saving = self._thread.submit(self._commit, step, partial, stack.pop_all())
 
     def wait(self) -> None:
-        """Returns once the last save is valid; raises what kept it from becoming so."""
+        """Returns when the last save is valid.
+
+        Raises:
+          DiskError: if it failed.
+        """
         if self._saving is not None:
             saving, self._saving = self._saving, None
             with disk_errors("a checkpoint"):
                 saving.result()
 
     def restore(self, step: int, like: State) -> State:
-        """Returns the state of a checkpoint, laid out as `like` is (arrays or their shapes).
+        """Returns the state of a checkpoint, with the shapes and the sharding of `like`.
 
         Raises:
-          UserError: if another version of this program saved another kind of state, or the state
-            is that of another step.
+          UserError: if a version of this program with another state saved it, or it is the state
+            of another step.
         """
         path = self.path(step)
         try:
             with plain_path(path) as plain:
-                state = self._orbax.restore(plain / "state", jax.tree.map(_abstract, like))
+                stored = self._orbax.restore(plain / "state", _abstract(like))
         except ValueError as error:
             if "do not match" not in str(error):
                 raise
-            raise UserError(f"{path} was saved by a version with another train state") from None
-        _check_step(path, step, state.step)
-        return state
+            raise UserError(
+                f"{path} was saved by a version of this program with another train state; use that "
+                "version"
+            ) from None
+        _check_step(path, step, stored["step"])
+        return State(**stored, frozen=like.frozen).replace_params(stored["params"])
 
     def close(self) -> None:
         """Waits for the last save and ends the threads."""
@@ -177,7 +186,7 @@ class Checkpoints:
         self._delete_old()
 
     def forget_after(self, step: int) -> None:
-        """Deletes the checkpoints of later steps, which will be trained again."""
+        """Deletes the checkpoints of later steps, which will be done again."""
         for later in [other for other in self.steps() if other > step]:
             self._delete(later)
 
@@ -188,12 +197,12 @@ class Checkpoints:
                 self._delete(step)
 
     def _delete(self, step: int) -> None:
-        # Renamed first: a kill while deleting must not leave what looks like damage.
+        # Renamed first: if it is killed, what is left must not look like damage.
         _remove(self.path(step).rename(self._folder / f"{step:08d}.deleted"))
 
 
 def save_params(folder: Path, params: Any, identity: Identity | None = None) -> None:
-    """Writes a checkpoint that holds parameters alone; it is whole or absent."""
+    """Writes a checkpoint of parameters only, atomically."""
     partial = folder.with_name(f"{folder.name}.partial")
     _drop_late_callbacks()
     with disk_errors(str(folder)), ocp.StandardCheckpointer() as orbax:
@@ -209,11 +218,11 @@ def save_params(folder: Path, params: Any, identity: Identity | None = None) -> 
 
 
 def restore_params(folder: Path, like: Any, step: int = 0) -> Any:
-    """Returns the parameters of a checkpoint and reads nothing else of it but its step.
+    """Returns the parameters of a checkpoint; apart from them only its step is read.
 
     Args:
-      like: their shapes with the shardings that they are to have.
-      step: that the checkpoint is of; parameters alone have none.
+      like: their shapes, with the shardings to restore them with.
+      step: expected step; not checked if only parameters were saved.
 
     Raises:
       UserError: if they are another model's or another step's.
@@ -222,7 +231,9 @@ def restore_params(folder: Path, like: Any, step: int = 0) -> Any:
         saved = orbax.metadata(plain / "state").item_metadata.tree
         shapes = jax.tree.map(lambda x: tuple(x.shape), saved["params"])
         if shapes != jax.tree.map(lambda x: x.shape, like):
-            raise UserError(f"{folder} holds the parameters of another model than its config.json")
+            raise UserError(
+                f"{folder} holds parameters that do not fit the model of its config.json"
+            )
         item = {"params": like}
         if "step" in saved:
             sharding = jax.tree.leaves(like)[0].sharding
@@ -240,62 +251,9 @@ def restore_params(folder: Path, like: Any, step: int = 0) -> Any:
 
 def _check_step(folder: Path, step: int, found: jax.Array) -> None:
     if int(jax.device_get(found)) != step:
-        raise UserError(f"{folder} holds the state of step {found}; move it away")
-
-
-def render_sums(folder: Path) -> str:
-    """Returns the text of SHA256SUMS: a line for each other file, in the order of their names."""
-    files = sorted(path for path in _files(folder) if path != folder / SUMS)
-    return "".join(f"{sha256(path)}  {path.relative_to(folder)}\n" for path in files)
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """Yields the regular files below a folder."""
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    for place, _, names in os.walk(folder, onerror=fail):
-        for path in (Path(place) / name for name in names):
-            try:
-                regular = stat.S_ISREG(os.stat(path).st_mode)
-            except FileNotFoundError:  # a link that leads nowhere
-                continue
-            if regular:
-                yield path
-
-
-def damage(folder: Path) -> str | None:
-    """Returns what is wrong with a checkpoint's files, None if every bit is as it was saved.
-
-    Raises:
-      UserError: if a file is there and cannot be read, which is not damage.
-    """
-    with read_errors(folder):
-        try:
-            expected = _sums(folder)
-            found = render_sums(folder)
-        except MISSING as error:
-            return f"{Path(error.filename or folder).name}: {error.strerror}"
-    if expected is None:
-        return f"no {SUMS}"
-    if found.encode() == expected:
-        return None
-    want, have = _by_name(expected.decode(errors="replace")), _by_name(found)
-    if set(want) != set(have):
-        return f"files differ from {SUMS}: {', '.join(sorted(set(want) ^ set(have))[:3])}"
-    wrong = [name for name in have if want[name] != have[name]]
-    return f"{', '.join(wrong[:3]) or SUMS} changed"
-
-
-def _sums(folder: Path) -> bytes | None:
-    """Returns the content of SHA256SUMS, None if there is no such file."""
-    try:
-        if not stat.S_ISREG(os.stat(folder / SUMS).st_mode):
-            return None
-        return (folder / SUMS).read_bytes()
-    except MISSING:
-        return None
+        raise UserError(
+            f"{folder} holds the state of step {found}, not of step {step}; move it away"
+        )
 
 
 def _val_loss(folder: Path) -> float | None:
@@ -304,23 +262,17 @@ def _val_loss(folder: Path) -> float | None:
     Raises:
       UserError: if its meta.json is damaged.
     """
-    with read_errors(folder):
-        try:
-            sums = _by_name((_sums(folder) or b"").decode(errors="replace"))
-            regular = stat.S_ISREG(os.stat(folder / META).st_mode)
-            whole = regular and sums.get(META) == sha256(folder / META)
-        except MISSING:
-            whole = False
-    if not whole:
+    if not is_intact(folder, META):
         raise UserError(f"checkpoint {folder} is damaged ({META} changed)")
     meta = read_meta(folder)
     return _recorded_loss(folder, meta.step) if meta.val_loss is None else meta.val_loss
 
 
 def _recorded_loss(folder: Path, step: int) -> float | None:
-    """Returns a step's validation loss in metrics.jsonl: of an evaluation made after a restart.
+    """Returns a step's validation loss from metrics.jsonl.
 
-    A signal that ends an evaluation saves the step without its loss.
+    If a signal interrupts an evaluation, the step is saved without its loss, which the next start
+    adds to the metrics only.
     """
     try:
         rows = read_rows(folder.parent.parent / "metrics.jsonl")
@@ -329,13 +281,20 @@ def _recorded_loss(folder: Path, step: int) -> float | None:
     return finite(next((row.get("val/loss") for row in rows if row["step"] == step), None))
 
 
-def _by_name(sums: str) -> dict[str, str]:
-    lines = [line.split("  ", 1) for line in sums.splitlines() if "  " in line]
-    return {name: digest for digest, name in lines}
+def _stored(state: State) -> dict[str, Any]:
+    """Returns the content of a checkpoint: all parameters in one tree, trainable or not."""
+    fields = state._asdict() | {"params": state.all_params}
+    del fields["frozen"]
+    return fields
 
 
-def _abstract(x: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+def _abstract(like: State) -> dict[str, Any]:
+    """Returns the shapes of what is stored, with the sharding of `like`."""
+    sharding = like.step.sharding
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        jax.eval_shape(_stored, like),
+    )
 
 
 def _sync_folder(folder: Path) -> None:
@@ -356,9 +315,9 @@ def _remove(path: Path) -> None:
 
 @cache
 def _drop_late_callbacks() -> None:
-    """Keeps writes that end after another one failed from filling the screen.
+    """Suppresses the errors of writes that end after another one has failed.
 
-    When a disk is full, orbax closes its event loop at the first write that fails, and tensorstore
+    When a disk is full, orbax closes its event loop at the first failed write, and tensorstore
     reports each of the others to the closed loop: hundreds of tracebacks before the one line that
     says what happened.
     """

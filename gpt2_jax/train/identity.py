@@ -1,9 +1,9 @@
-"""What a run is, as run.json and each of its checkpoints record it.
+"""The identity of a run, recorded in run.json and in each checkpoint.
 
-A run has a random id, a config, a dataset and a tokenizer. They are written into run.json when it
-starts and into meta.json of every checkpoint, so that files which do not belong together are
-noticed: another run's checkpoint, a replaced config.json, a run.json that was lost. Files written
-before version 1 of this format say nothing of it; they can be read, but not continued.
+A run has a random id, a config, a dataset and a tokenizer. They are written to run.json when it
+starts and to meta.json of every checkpoint, so that files which do not belong together are
+detected: another run's checkpoint, a replaced config.json, a lost run.json. Checkpoints of format
+version 1 are refused because their parameters have other names.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from typing import Any
 
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import check_format, read_fields
-from gpt2_jax.track.metrics import Seal
+from gpt2_jax.track.metrics import RowsDigest
 
-FORMAT_VERSION = 1  # of run directories and checkpoints
+FORMAT_VERSION = 2  # of run directories and checkpoints
 META = "meta.json"
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What makes a run this run.
+    """What identifies a run.
 
     Attributes:
       run_id: random, chosen when the run starts.
-      config: resolved, as config.json holds it.
-      corpus: hash of the dataset's tokens, None where nothing was trained on yet.
-      tokenizer: its fingerprint, None where it is not known.
+      config: resolved, as in config.json.
+      corpus: hash of the dataset's tokens, None before training.
+      tokenizer: its fingerprint, None if unknown.
     """
 
     run_id: str
@@ -45,27 +45,30 @@ class Meta:
 
     Attributes:
       val_loss: of the step, None if it was not evaluated.
-      rows: those of metrics.jsonl up to the step, None for weights without a record.
-      identity: None where an older version of this program saved the checkpoint.
+      rows: digest of metrics.jsonl up to the step, None for weights without metrics.
+      identity: None for weights saved without a run.
+      version: of the format.
     """
 
     step: int
     val_loss: float | None
-    rows: Seal | None = None
+    rows: RowsDigest | None = None
     identity: Identity | None = None
+    version: int = FORMAT_VERSION
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as meta.json holds them."""
-        fields: dict[str, Any] = {"step": self.step, "val_loss": self.val_loss}
+        """Returns the fields as in meta.json."""
+        fields: dict[str, Any] = {"format_version": self.version, "step": self.step}
+        fields["val_loss"] = self.val_loss
         if self.rows is not None:
             fields["rows"] = asdict(self.rows)
         if self.identity is not None:
-            fields |= {"format_version": FORMAT_VERSION, **asdict(self.identity)}
+            fields |= asdict(self.identity)
         return fields
 
 
 def new_run_id() -> str:
-    """Returns the id of a run that starts now."""
+    """Returns a random id for a new run."""
     return secrets.token_hex(8)
 
 
@@ -82,18 +85,18 @@ def read_meta(folder: Path) -> Meta:
         step, loss = fields["step"], fields["val_loss"]
         if type(step) is not int or type(loss) not in (int, float, type(None)):
             raise ValueError("its step or its loss is not a number")
-        rows = None if fields.get("rows") is None else Seal(**fields["rows"])
+        rows = None if fields.get("rows") is None else RowsDigest(**fields["rows"])
         identity = None
-        if "format_version" in fields:
+        if "run_id" in fields:
             names = ("run_id", "config", "corpus", "tokenizer")
             identity = Identity(**{name: fields[name] for name in names})
             if not isinstance(identity.config, dict):
-                raise ValueError("its config has no fields")
+                raise ValueError("its config is not an object")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from None
-    return Meta(step, finite(loss), rows, identity)
+    return Meta(step, finite(loss), rows, identity, fields.get("format_version", 1))
 
 
 def finite(loss: float | None) -> float | None:
-    """Returns a loss, None for one that is not finite and so cannot be the lowest."""
+    """Returns a loss, or None if it is not finite."""
     return loss if loss is not None and math.isfinite(loss) else None

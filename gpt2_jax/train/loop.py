@@ -1,56 +1,62 @@
-"""From a config and a directory to a run: what is checked, compiled and restored before it."""
+"""From a config and a directory to a training run: checks, compilation, restoring."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
 
-from ml_collections import ConfigDict
-
 from gpt2_jax import config as configs
-from gpt2_jax.capacity import check_memory
-from gpt2_jax.config_check import check
+from gpt2_jax.config import Config
+from gpt2_jax.config.capacity import check_memory
+from gpt2_jax.config.check import check
 from gpt2_jax.data.corpus import open_corpus
 from gpt2_jax.data.sampler import Sampler
 from gpt2_jax.data.shards import Corpus
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import EXIT_FINISHED, EXIT_STOPPED
-from gpt2_jax.model.structure import structure
+from gpt2_jax.model.definition import define_model
+from gpt2_jax.track.console import forgiving_output, say, status
 from gpt2_jax.track.metrics import read_rows
-from gpt2_jax.track.screen import forgiving_output, say, status
 from gpt2_jax.train import report
 from gpt2_jax.train.checkpoint import Checkpoints
-from gpt2_jax.train.memory import keep_freed_memory
+from gpt2_jax.train.compiled_step import CompiledStep, compile_step, memory_errors
+from gpt2_jax.train.malloc import keep_freed_memory
 from gpt2_jax.train.mesh import configure_devices
-from gpt2_jax.train.origin import Origin, adopt, check_origin, find_origin, restore_origin
-from gpt2_jax.train.patterns import rate_factors
-from gpt2_jax.train.program import Program, compile_program, memory_errors
-from gpt2_jax.train.record import is_stale
-from gpt2_jax.train.run import Run, Sample, how_to_continue
+from gpt2_jax.train.param_patterns import lr_factors
+from gpt2_jax.train.pretrained import (
+    PretrainedSource,
+    adopt_model,
+    check_source,
+    find_source,
+    load_pretrained,
+)
+from gpt2_jax.train.run import Run, SampleFn, how_to_continue
+from gpt2_jax.train.run_logger import is_stale
 from gpt2_jax.train.rundir import RunDirectory
 from gpt2_jax.train.signals import Stopped, StopSignal
-from gpt2_jax.train.verify import Standing, examine, open_checkpoints
+from gpt2_jax.train.state import State, abstract_params
+from gpt2_jax.train.verify import ResumePoint, find_resume_point, open_checkpoints
 
 
 def train(
-    config: ConfigDict,
+    config: Config,
     workdir: str,
-    sample: Sample | None = None,
+    sample: SampleFn | None = None,
     stop: StopSignal | None = None,
 ) -> int:
     """Trains, or continues, the run in `workdir`, and returns the process's exit code.
 
     A run is resumed in this order: 1. the config, the text and the tokenizer must be those of the
-    directory, and what lies in it must fit together; 2. the step is compiled; 3. the newest
-    undamaged checkpoint is restored; 4. rows of metrics.jsonl past it are cut off; 5. batches
-    start at its step. Nothing is created before all that can be checked has been.
+    directory, and its files must be consistent; 2. the step is compiled; 3. the newest undamaged
+    checkpoint is restored; 4. later rows of metrics.jsonl are removed; 5. batches start at its
+    step. Nothing is created before everything that can be checked has been.
 
     Args:
-      sample: makes the text that is shown at the end.
-      stop: entered already; unset: the run's own.
+      sample: returns the text that is shown at the end.
+      stop: already entered; None: the run uses its own.
 
     Raises:
       UserError: for wrong input, before anything expensive.
-      Diverged: if too many steps in a row had to be skipped.
+      Diverged: if too many consecutive steps had to be skipped.
     """
     with forgiving_output(), StopSignal() if stop is None else nullcontext(stop) as stop:
         try:
@@ -60,16 +66,17 @@ def train(
             return EXIT_STOPPED
 
 
-def _train(config: ConfigDict, workdir: str, sample: Sample | None, stop: StopSignal) -> int:
+def _train(config: Config, workdir: str, sample: SampleFn | None, stop: StopSignal) -> int:
     directory = RunDirectory(workdir)
     directory.check_usable()
-    config, origin = _complete(config, directory)
+    config, source = _complete(config, directory)
     directory.check_config(config)
     data = config.data
-    keep_freed_memory(config)
-    configure_devices(config)
+    keep_freed_memory(config.model)
+    configure_devices(config.train, config.mesh)
     if config.optimizer.frozen or config.optimizer.lr_multipliers:
-        rate_factors(config, structure(config.model))  # report a wrong pattern at once
+        model = define_model(config.model, config.placement)
+        lr_factors(config.optimizer, model)  # reports a wrong pattern at once
     say("preparing the text")
     with stop.immediate():
         corpus, tokenizer = open_corpus(
@@ -86,85 +93,93 @@ def _train(config: ConfigDict, workdir: str, sample: Sample | None, stop: StopSi
     try:
         directory.check_config(config)  # again: nobody else can write now
         directory.check_data(corpus, tokenizer, f"data.source={data.source}")
-        standing = examine(directory)
-        if _is_finished(config, directory, standing):
-            _say_finished(config, directory)
+        resume = find_resume_point(directory)
+        if _is_finished(config, directory, resume):
+            _print_finished(config, directory)
             return EXIT_FINISHED
-        if standing.step is None and origin is not None:
-            check_origin(origin)
+        if resume.step is None and source is not None:
+            check_source(source)
         with memory_errors():
             with stop.immediate(), status("compiling the train step"):
-                program = compile_program(config)
+                compiled = compile_step(config)
             for line in directory.claim(config, corpus, tokenizer):
                 print(f"changed: {line}")
-            run = _open_run(config, directory, standing, origin, corpus, program, sampler, stop)
-            return run.go(tokenizer, sample)
+            run = _open_run(config, directory, resume, source, corpus, compiled, sampler, stop)
+            return run.train(tokenizer, sample)
     finally:
         directory.unlock()
 
 
-def _complete(config: ConfigDict, directory: RunDirectory) -> tuple[ConfigDict, Origin | None]:
-    """Returns the config with everything in it that weights and tokenizer decide, checked."""
-    origin = find_origin(config, directory)
-    if origin is not None:
-        config = adopt(config, origin, lambda line: print(line))
+def _complete(config: Config, directory: RunDirectory) -> tuple[Config, PretrainedSource | None]:
+    """Returns the checked config, with all fields that weights and tokenizer determine."""
+    source = find_source(config, directory)
+    if source is not None:
+        config = adopt_model(config, source, lambda line: print(line))
     check(config)
     tokenizer = load_tokenizer(directory.tokenizer_for(config))
     config = configs.resolve(config, tokenizer.size)
-    check_memory(config, training=True)  # again, with the vocabulary's size
-    return config, origin
+    check_memory(config, training=True)  # again, now that the vocabulary's size is known
+    return config, source
 
 
-def _say_finished(config: ConfigDict, directory: RunDirectory) -> None:
+def _print_finished(config: Config, directory: RunDirectory) -> None:
     early = not Checkpoints(directory.checkpoints_path).path(config.train.steps).exists()
     field = "train.patience" if early else "train.steps"
     print(f"{directory.path} is finished: raise {field} to continue it")
     report.print_end(directory)
 
 
-def _is_finished(config: ConfigDict, directory: RunDirectory, standing: Standing) -> bool:
-    """Returns whether the run has all that it is to have, so that nothing need be compiled."""
+def _is_finished(config: Config, directory: RunDirectory, resume: ResumePoint) -> bool:
+    """Returns whether the run is complete, so that nothing needs to be compiled."""
     wanted = [directory.config_path, directory.metrics_path, directory.plot_path]
     if config.train.sample_tokens:
         wanted.append(directory.sample_path)
-    if standing.step is None or standing.damaged or not all(path.is_file() for path in wanted):
+    if resume.step is None or resume.damaged or not all(path.is_file() for path in wanted):
         return False
     rows = read_rows(directory.metrics_path)
     if not rows or "val/loss" not in rows[-1]:
-        return False  # stopped in the last evaluation
+        return False  # stopped during the last evaluation
     last = rows[-1]["step"]
     wanted_step = last if is_stale(config, rows) else config.train.steps
-    return standing.step == wanted_step and last <= standing.step
+    return resume.step == wanted_step and last <= resume.step
 
 
 def _open_run(
-    config: ConfigDict,
+    config: Config,
     directory: RunDirectory,
-    standing: Standing,
-    origin: Origin | None,
+    resume: ResumePoint,
+    source: PretrainedSource | None,
     corpus: Corpus,
-    program: Program,
+    compiled: CompiledStep,
     sampler: Sampler,
     stop: StopSignal,
 ) -> Run:
-    for step, fault in standing.damaged:
-        print(f"warning: checkpoint {directory.folder_of(step)} is damaged ({fault}): passed over")
-    checkpoints = open_checkpoints(directory, config.train.keep_checkpoints, standing)
-    found = standing.step
-    first = found or 0
-    remaining = config.train.steps - first
+    for step, fault in resume.damaged:
+        print(f"warning: checkpoint {directory.folder_of(step)} is damaged ({fault}): skipped")
+    checkpoints = open_checkpoints(directory, config.train.keep_checkpoints, resume)
+    first = resume.step or 0
     seconds = None
-    if remaining >= 10:
+    if config.train.steps - first >= 10:
         with stop.immediate(), status("timing a few steps"):
-            seconds = program.trial_seconds(sampler.batch(first))
-    if found is None:
-        state = program.start(sampler.batch(0))
-        if origin is not None:
-            state = state._replace(params=restore_origin(origin, program.shapes.params))
-            print(f"weights from {origin.name}")
+            seconds = compiled.trial_seconds(sampler.batch(first))
+    if resume.step is None:
+        state = _initial_state(compiled, sampler, source)
     else:
-        state = checkpoints.restore(found, program.shapes)
-        print(f"continuing {directory.path} after step {found}")
-    print(report.start_report(config, program, corpus, first, seconds), flush=True)
-    directory.describe(config, report.facts(config, program), first)
-    return Run(config, directory, corpus, program, sampler, checkpoints, state, first, found, stop)
+        state = checkpoints.restore(resume.step, compiled.shapes)
+        print(f"continuing {directory.path} after step {first}")
+    print(report.start_report(config, compiled, corpus, first, seconds), flush=True)
+    directory.describe(config, report.facts(config, compiled), first)
+    return Run(
+        config, directory, corpus, compiled, sampler, checkpoints, state, first, resume.step, stop
+    )
+
+
+def _initial_state(
+    compiled: CompiledStep, sampler: Sampler, source: PretrainedSource | None
+) -> State:
+    state = compiled.start(sampler.batch(0))
+    if source is None:
+        return state
+    params = load_pretrained(source, abstract_params(compiled.model_def, compiled.mesh))
+    print(f"weights from {source.name}")
+    return state.replace_params(params)

@@ -1,4 +1,4 @@
-"""Which devices run the program, and how arrays lie on them."""
+"""The devices that run a program, and how arrays are laid out on them."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
+from gpt2_jax.config.sections import MeshConfig, TrainConfig
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import cache_dir
 
 DATA = "data"
 
 
-def configure_devices(config: ConfigDict) -> None:
+def configure_devices(train: TrainConfig, mesh: MeshConfig) -> None:
     """Sets what jax fixes at its first use: CPU devices, deterministic kernels, compile cache.
 
-    On a CPU every core becomes a device, as far as the batch can be split over them: one program
-    on many cores leaves them idle between its small operations. Call before jax is used.
+    On a CPU every core becomes a device, as far as the batch can be split: one program on many
+    cores leaves them idle between its small operations. Call before jax is used.
     """
     settings: Any = jax.config
     flags = os.environ.get("XLA_FLAGS", "")
-    if config.train.deterministic:
+    if train.deterministic:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
-    # Somebody else's choice, or an earlier call's, stands.
+    # A choice of the user's, or of an earlier call, is kept.
     if settings.jax_num_cpu_devices <= 0 and "host_platform_device_count" not in flags:
-        wanted = config.mesh.data or _largest_divisor(_micro_batch(config), cores())
-        with suppress(RuntimeError):  # jax is in use, as in a notebook: its devices stay
+        wanted = mesh.data or _largest_divisor(_micro_batch(train), cores())
+        with suppress(RuntimeError):  # jax is in use, as in a notebook: it keeps its devices
             settings.update("jax_num_cpu_devices", wanted)
     if settings.jax_compilation_cache_dir is None:
         settings.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
@@ -37,14 +37,14 @@ def configure_devices(config: ConfigDict) -> None:
         settings.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def make_mesh(config: ConfigDict) -> Mesh:
+def make_mesh(train: TrainConfig, mesh: MeshConfig) -> Mesh:
     """Returns a mesh with a `data` axis: `mesh.data` devices, or as many as divide the batch.
 
     Raises:
       UserError: if there are fewer devices than `mesh.data`.
     """
     devices = find_devices()
-    n = config.mesh.data or _largest_divisor(_micro_batch(config), len(devices))
+    n = mesh.data or _largest_divisor(_micro_batch(train), len(devices))
     if n > len(devices):
         raise UserError(f"mesh.data={n}, but there are {len(devices)} devices; lower or unset it")
     return Mesh(devices[:n], (DATA,), axis_types=(AxisType.Auto,))
@@ -54,7 +54,7 @@ def find_devices() -> list[jax.Device]:
     """Returns jax's devices.
 
     Raises:
-      UserError: if it has none, as with a JAX_PLATFORMS that this machine or installation lacks.
+      UserError: if it has none, for example because JAX_PLATFORMS names a missing platform.
     """
     try:
         return jax.devices()
@@ -63,29 +63,29 @@ def find_devices() -> list[jax.Device]:
         reason = " ".join(str(error).split()) or "there is no such device"
         raise UserError(
             f"jax cannot start (JAX_PLATFORMS={asked}): {reason}; unset JAX_PLATFORMS, or install "
-            "the jax that is made for the device"
+            "the jax plugin for the device"
         ) from None
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of what every device holds whole: the train state."""
+    """Returns the sharding of arrays that every device holds in full, as the train state."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def by_rows(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of a batch: rows spread over the `data` axis."""
+    """Returns the sharding of a batch: rows split over the `data` axis."""
     return NamedSharding(mesh, PartitionSpec(DATA))
 
 
 def cores() -> int:
-    """Returns the cores that this process may use; not every system tells them from all."""
+    """Returns the number of cores that this process may use, as far as the system tells."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def _micro_batch(config: ConfigDict) -> int:
-    return config.train.batch_size // config.train.accumulation
+def _micro_batch(train: TrainConfig) -> int:
+    return train.batch_size // train.accumulation
 
 
 def _largest_divisor(n: int, limit: int) -> int:

@@ -1,7 +1,7 @@
-"""AdamW and Muon over stacked parameters, told what each one is by its role.
+"""AdamW and Muon over stacked parameters, by the role of each parameter.
 
-A stacked gain is two-dimensional and a stacked matrix three: what is decayed, and what Muon takes,
-is therefore read from the role that the model wrote on a parameter, never from its ndim.
+A stacked gain has two dimensions and a stacked matrix three, so the number of dimensions does not
+say which parameters are decayed and which ones Muon takes. The roles in the metadata do.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 from optax.contrib import MuonDimensionNumbers, muon
 
-from gpt2_jax.model.parts import Rates, Role
-from gpt2_jax.model.structure import Info
+from gpt2_jax.config.sections import OptimizerConfig
+from gpt2_jax.model.definition import ModelDef, is_info
+from gpt2_jax.nn.param import HyperScales, ParamInfo, Role
+from gpt2_jax.train.frozen_params import drop_frozen, frozen_rows
 
 DECAYED: dict[Role, bool] = {
     Role.MATRIX: True,
@@ -27,62 +28,65 @@ DECAYED: dict[Role, bool] = {
     Role.BIAS: False,
     Role.SCALAR: False,
 }
-# Updates as large as AdamW's usual ones, so that one rate and one decay serve both
+# RMS of Muon's updates: that of AdamW's, so that both use one learning rate and one weight decay
 # (Liu et al. 2025, "Muon is scalable for LLM training", eq. 4).
 MUON_RMS = 0.2
 
 
-def make_optimizer(config: ConfigDict, infos: dict[str, Any]) -> optax.GradientTransformation:
+def make_optimizer(opt: OptimizerConfig, infos: dict[str, Any]) -> optax.GradientTransformation:
     """Returns the transformation from clipped gradients to updates at learning rate 1.
 
-    The caller multiplies the updates by the rate, which thus stays plain data.
+    The caller multiplies the updates by the learning rate.
 
     Args:
-      infos: tree of `Info`, as `Structure.infos`.
+      infos: tree of `ParamInfo` of the trained parameters: `ModelDef.infos` if that is all.
 
     Raises:
-      KeyError: if a parameter has a role that is in no rule.
+      KeyError: if a parameter's role has no rule.
     """
-    plain = _by_name(config, infos)
-    is_info = lambda x: isinstance(x, Info)
-    if all(info.rates == Rates() for info in jax.tree.leaves(infos, is_leaf=is_info)):
+    plain = _by_name(opt, infos)
+    if all(info.scales == HyperScales() for info in jax.tree.leaves(infos, is_leaf=is_info)):
         return plain
     return optax.chain(_divided(infos, "eps"), plain, _multiplied(infos, "lr"))
 
 
-def _by_name(config: ConfigDict, infos: dict[str, Any]) -> optax.GradientTransformation:
+def trainable_infos(config: OptimizerConfig, model_def: ModelDef) -> dict[str, Any]:
+    """Returns the infos of the parameters of which at least a part is trained."""
+    return drop_frozen(model_def.infos, frozen_rows(config, model_def))
+
+
+def _by_name(opt: OptimizerConfig, infos: dict[str, Any]) -> optax.GradientTransformation:
     decays = _map(_decay, infos)
-    match config.optimizer.name:
+    match opt.name:
         case "adamw":
-            return _adamw(config, decays)
+            return _adamw(opt, decays)
         case "muon":
             labels = _map(lambda i: "muon" if i.role == Role.MATRIX else "adamw", infos)
             return optax.partition(
-                {"muon": _muon(config, infos), "adamw": _adamw(config, _without_matrices(infos))},
+                {"muon": _muon(opt, infos), "adamw": _adamw(opt, _without_matrices(infos))},
                 labels,
             )
-    raise ValueError(config.optimizer.name)
+    raise ValueError(opt.name)
 
 
-def _decay(info: Info) -> float:
+def _decay(info: ParamInfo) -> float:
     """Returns the factor on a parameter's weight decay."""
-    return info.rates.decay if DECAYED[info.role] else 0.0
+    return info.scales.decay if DECAYED[info.role] else 0.0
 
 
 def _divided(infos: dict[str, Any], name: str) -> optax.GradientTransformation:
-    """Divides gradients by a factor: to Adam that is an epsilon larger by it, and nothing else."""
-    factors = _map(lambda info: getattr(info.rates, name), infos)
+    """Divides gradients by a factor, which to Adam is the same as multiplying its epsilon by it."""
+    factors = _map(lambda info: getattr(info.scales, name), infos)
     return optax.stateless(lambda grads, _: jax.tree.map(lambda g, f: g / f, grads, factors))
 
 
 def _multiplied(infos: dict[str, Any], name: str) -> optax.GradientTransformation:
-    factors = _map(lambda info: getattr(info.rates, name), infos)
+    factors = _map(lambda info: getattr(info.scales, name), infos)
     return optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factors))
 
 
-def _adamw(config: ConfigDict, decays: Any) -> optax.GradientTransformation:
-    """Adam with decoupled decay (Loshchilov & Hutter 2017), a factor on it for each parameter."""
-    opt = config.optimizer
+def _adamw(opt: OptimizerConfig, decays: Any) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2017), scaled for each parameter."""
 
     def decay(updates: Any, params: Any) -> Any:
         add = lambda u, p, factor: u + opt.weight_decay * factor * p if factor else u
@@ -92,11 +96,10 @@ def _adamw(config: ConfigDict, decays: Any) -> optax.GradientTransformation:
     return optax.chain(adam, optax.stateless(decay), optax.scale(-1.0))
 
 
-def _muon(config: ConfigDict, infos: dict[str, Any]) -> optax.GradientTransformation:
-    opt = config.optimizer
-    is_info = lambda x: isinstance(x, Info)
+def _muon(opt: OptimizerConfig, infos: dict[str, Any]) -> optax.GradientTransformation:
     leaves = jax.tree.leaves(infos, is_leaf=is_info)
-    (factor,) = {info.rates.decay for info in leaves if info.role == Role.MATRIX}
+    factors = {info.scales.decay for info in leaves if info.role == Role.MATRIX}
+    (factor,) = factors or {1.0}  # all matrices may be frozen
     return muon(
         1.0,
         beta=opt.momentum,
@@ -106,8 +109,8 @@ def _muon(config: ConfigDict, infos: dict[str, Any]) -> optax.GradientTransforma
     )
 
 
-def _dimension_numbers(info: Info) -> MuonDimensionNumbers | optax.MaskedNode:
-    """Axes in neither tuple (layers; q, k, v) are batch axes: each holds matrices of its own."""
+def _dimension_numbers(info: ParamInfo) -> MuonDimensionNumbers | optax.MaskedNode:
+    """Returns the axes of a matrix; those in neither tuple (layers; q, k, v) are batch axes."""
     if info.role != Role.MATRIX:
         return optax.MaskedNode()
     return MuonDimensionNumbers(info.in_axes, info.out_axes)
@@ -118,4 +121,4 @@ def _without_matrices(infos: dict[str, Any]) -> Any:
 
 
 def _map(f: Any, infos: dict[str, Any]) -> Any:
-    return jax.tree.map(f, infos, is_leaf=lambda x: isinstance(x, Info))
+    return jax.tree.map(f, infos, is_leaf=is_info)

@@ -1,4 +1,4 @@
-"""What a run prints before its first step and after its last one, and what describes it."""
+"""The report of a run before its first step and after its last one, and its description."""
 
 from __future__ import annotations
 
@@ -10,45 +10,48 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from gpt2_jax import config as configs
+from gpt2_jax.config import Config
+from gpt2_jax.config.sections import PlacementConfig
 from gpt2_jax.data.shards import Corpus
-from gpt2_jax.model.placements import AXES, PRESETS
-from gpt2_jax.model.placements.resolve import differences, resolve
-from gpt2_jax.model.structure import Structure
+from gpt2_jax.model.definition import ModelDef
+from gpt2_jax.placements import AXES, PRESETS
+from gpt2_jax.placements.resolve import differences
 from gpt2_jax.track.metrics import Row, read_rows
 from gpt2_jax.track.throughput import peak_flops
 from gpt2_jax.track.wandb_log import WandbOptions
-from gpt2_jax.train.program import Program
+from gpt2_jax.train.compiled_step import CompiledStep
 from gpt2_jax.train.rundir import RunDirectory
 
-SAME = 1e-3  # relative difference below which nats per token and per byte are one number
-# Of run.json, for wandb's config.
+SAME = 1e-3  # relative difference below which nats per token and per byte are not both shown
+# Fields of run.json that are part of wandb's config.
 DESCRIBED = (
     *("parameters", "flops_per_token", "flops", "devices", "platform", "attention"),
     *("peak_bytes_per_device", "corpus"),
 )
 
 
-def facts(config: ConfigDict, program: Program) -> dict[str, Any]:
-    """Returns the counts and the machine, as `run.json` keeps them."""
-    return counts(config, program.structure, program.devices, program.attention, program.peak_bytes)
+def facts(config: Config, compiled: CompiledStep) -> dict[str, Any]:
+    """Returns counts and the hardware, as stored in `run.json`."""
+    return counts(
+        config, compiled.model_def, compiled.devices, compiled.attention, compiled.peak_bytes
+    )
 
 
 def counts(
-    config: ConfigDict,
-    structure: Structure,
+    config: Config,
+    model_def: ModelDef,
     devices: list[str],
     attention: str,
     peak_bytes: int | None,
 ) -> dict[str, Any]:
-    """Returns `facts` of a run that is trained by another program."""
+    """Returns `facts` of a run that is not trained by a `CompiledStep`."""
     return {
-        "parameters": structure.n_params(),
-        "placement": {name: getattr(structure.placement, name) for name in AXES},
-        "flops_per_token": structure.flops_per_token(config.data.seq_len),
-        "flops": structure.flops_per_token(config.data.seq_len) * total_tokens(config),
+        "parameters": model_def.n_params(),
+        "placement": {name: getattr(model_def.placement, name) for name in AXES},
+        "flops_per_token": model_def.flops_per_token(config.data.seq_len),
+        "flops": model_def.flops_per_token(config.data.seq_len) * total_tokens(config),
         "devices": devices,
         "platform": jax.default_backend(),
         "attention": attention,
@@ -56,19 +59,19 @@ def counts(
     }
 
 
-def tokens_per_step(config: ConfigDict) -> int:
-    """Returns the tokens predicted in one step."""
+def tokens_per_step(config: Config) -> int:
+    """Returns the number of tokens predicted per step."""
     return config.train.batch_size * config.data.seq_len
 
 
-def total_tokens(config: ConfigDict) -> int:
-    """Returns the tokens predicted in the whole run."""
+def total_tokens(config: Config) -> int:
+    """Returns the number of tokens predicted in the whole run."""
     return tokens_per_step(config) * config.train.steps
 
 
 def start_report(
-    config: ConfigDict,
-    program: Program,
+    config: Config,
+    compiled: CompiledStep,
     corpus: Corpus,
     first_step: int,
     step_seconds: float | None,
@@ -76,43 +79,43 @@ def start_report(
     """Returns the lines printed before the first step.
 
     Args:
-      step_seconds: measured time of a step; None if too few are left to measure it.
+      step_seconds: measured time per step; None if too few steps are left to measure it.
     """
     model, train = config.model, config.train
-    known, devices = facts(config, program), program.mesh.devices.size
+    known, devices = facts(config, compiled), compiled.mesh.devices.size
     batch, tokens = tokens_per_step(config), total_tokens(config)
     n_train = len(corpus.train or ())
     peak = peak_flops(known["devices"][0])
     lines = {
-        "model": f"{model.placement}{_overrides(model)}, {model.n_layer} layers, "
-        f"{model.n_head} heads, width {model.n_embd}: {known['parameters']:,} parameters, "
-        f"computing in {model.dtype}",
-        "data": f"{config.data.source} as {config.data.tokenizer}: {n_train:,} tokens to train, "
-        f"{len(corpus.val):,} to validate",
+        "model": f"{config.placement.preset}{_overrides(config.placement)}, "
+        f"{model.n_layer} layers, {model.n_head} heads, width {model.n_embd}: "
+        f"{known['parameters']:,} parameters, computing in {model.dtype}",
+        "data": f"{config.data.source} as {config.data.tokenizer}: {n_train:,} training tokens, "
+        f"{len(corpus.val):,} validation tokens",
         "batch": f"{train.batch_size} sequences x {config.data.seq_len} = {batch:,} tokens per "
         f"step: {devices} device(s) x {train.accumulation} accumulated x "
         f"{train.batch_size // devices // train.accumulation}",
         "length": f"{train.steps:,} steps = {tokens:,} tokens = {tokens / n_train:.2f} epochs",
         "compute": f"{_si(known['flops_per_token'])}FLOP per token, "
-        f"{_si(known['flops'])}FLOP in all",
+        f"{_si(known['flops'])}FLOP in total",
         "devices": f"{devices} x {known['devices'][0]} ({known['platform']}), "
         + (f"peak {_si(peak)}FLOP/s each" if peak else "peak unknown, so no MFU"),
-        "attention": f"{program.attention} (found in the compiled step)",
-        "memory": f"{_si(program.peak_bytes)}B per device at the step's peak"
-        if program.peak_bytes
+        "attention": f"{compiled.attention} (found in the compiled step)",
+        "memory": f"{_si(compiled.peak_bytes)}B per device at the step's peak"
+        if compiled.peak_bytes
         else "not reported by the compiler on this platform",
         "expected": _expected(train.steps - first_step, step_seconds)
-        + f"; compiled in {program.compile_seconds:.1f} s",
+        + f"; compiled in {compiled.compile_seconds:.1f} s",
     }
     width = shutil.get_terminal_size(fallback=(100, 24)).columns
     wrap = textwrap.TextWrapper(width, subsequent_indent=" " * 11, break_on_hyphens=False)
     return "\n".join(wrap.fill(f"{name:<10} {text}") for name, text in lines.items())
 
 
-def _overrides(model: ConfigDict) -> str:
-    """Returns the axes that differ from those of the placement's name."""
-    now = resolve(model)
-    changed = differences(now, PRESETS[model.placement])
+def _overrides(placement: PlacementConfig) -> str:
+    """Returns the axes that differ from those of the preset."""
+    now = placement.resolve()
+    changed = differences(now, PRESETS[placement.preset])
     listed = ", ".join(f"{name}={getattr(now, name)}" for name in changed)
     return f" ({listed})" if listed else ""
 
@@ -133,7 +136,7 @@ def _si(value: float) -> str:
 
 
 def print_end(directory: RunDirectory) -> None:
-    """Prints the sample, the last losses and what is in the directory."""
+    """Prints the sample, the last losses and the contents of the directory."""
     rows = read_rows(directory.metrics_path)
     if directory.sample_path.exists():
         print(
@@ -146,7 +149,7 @@ def print_end(directory: RunDirectory) -> None:
 
 
 def result_lines(rows: list[Row]) -> list[str]:
-    """Returns the last training loss if no evaluation follows it, and the last validation loss."""
+    """Returns the last validation loss, preceded by the training loss if that is newer."""
     trained = next((row for row in reversed(rows) if row.get("train/loss") is not None), None)
     scored = next((row for row in reversed(rows) if row.get("val/loss") is not None), None)
     if scored is None or (trained is not None and trained["step"] > scored["step"]):
@@ -161,7 +164,7 @@ def result_lines(rows: list[Row]) -> list[str]:
 
 
 def _score(row: Row) -> str:
-    """Returns a validation loss in each unit that makes another number of it."""
+    """Returns a validation loss in each unit in which its number differs."""
     loss, bits = row["val/loss"], row.get("val/bits_per_byte")
     if bits is None:
         return f"{loss:.4f} nats per token"
@@ -171,20 +174,18 @@ def _score(row: Row) -> str:
     return f"{loss:.4f} nats per token; {per_byte:.4f} nats or {bits:.4f} bits per byte"
 
 
-def curve_title(config: ConfigDict, directory: RunDirectory) -> str:
-    """Returns the title of the loss curve: the run, its placement and its text, without paths."""
+def curve_title(config: Config, directory: RunDirectory) -> str:
+    """Returns the title of the loss curve: the names of the run, its placement and its text."""
     source = config.data.source
     name = source if source.startswith("hf:") else Path(source).name
-    title = f"{directory.path.absolute().name}: {config.model.placement} on {name}"
+    title = f"{directory.path.absolute().name}: {config.placement.preset} on {name}"
     return title if len(title) <= 80 else f"{title[:79]}…"
 
 
-def wandb_config(
-    config: ConfigDict, directory: RunDirectory, structure: Structure
-) -> dict[str, Any]:
-    """Returns the config for wandb: axes as the placement resolves them, and parts of run.json."""
-    described = config.to_dict()
-    described["model"] |= {name: getattr(structure.placement, name) for name in AXES}
+def wandb_config(config: Config, directory: RunDirectory, model_def: ModelDef) -> dict[str, Any]:
+    """Returns the config for wandb, with all axes of the placement and parts of run.json."""
+    described = configs.to_dict(config)
+    described["placement"] |= {name: getattr(model_def.placement, name) for name in AXES}
     info = directory.read_info()
     run = {name: info[name] for name in DESCRIBED if name in info}
     start = info["starts"][-1] if info.get("starts") else {}
@@ -192,8 +193,8 @@ def wandb_config(
     return described | {"run": run}
 
 
-def wandb_options(config: ConfigDict, directory: RunDirectory) -> WandbOptions:
-    """Returns what the tracker needs of the config and the run directory."""
+def wandb_options(config: Config, directory: RunDirectory) -> WandbOptions:
+    """Returns the settings of wandb from the config and the run directory."""
     given = config.track.wandb
     return WandbOptions(
         run_id=directory.wandb_id(),

@@ -1,4 +1,4 @@
-"""Learning rates over a run, as shares of the peak."""
+"""Learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -7,50 +7,49 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
+
+from gpt2_jax.config.sections import OptimizerConfig
 
 Schedule = Callable[[jax.Array | int], jax.Array]
 
 
-def warmup_steps(config: ConfigDict) -> int:
-    """Returns the steps of linear warm-up, given as such or as a share of `train.steps`."""
-    opt, steps = config.optimizer, config.train.steps
+def warmup_steps(opt: OptimizerConfig, steps: int) -> int:
+    """Returns the number of linear warm-up steps, also if given as a fraction of all `steps`."""
     if opt.warmup_steps is not None:
         return opt.warmup_steps
     return min(round(opt.warmup_fraction * steps), steps - 1)
 
 
-def make_schedule(config: ConfigDict) -> Schedule:
-    """Returns the learning rate of the update that follows `n` others.
+def make_schedule(opt: OptimizerConfig, steps: int) -> Schedule:
+    """Returns a function from the number of steps done to the learning rate of the next step.
 
-    Warm-up is linear over w = `warmup_steps(config)` steps, from peak/w at the first step to the
-    peak at step w. After it: `cosine` and `linear` fall to `final_lr_ratio` over the remaining
-    steps, `wsd` (Hu et al. 2024, MiniCPM) holds the peak and falls linearly over the last
-    `decay_fraction` of all steps, `inverse_sqrt` is peak sqrt(w / n)
+    Warm-up is linear over w = `warmup_steps(opt, steps)`, from peak/w at the first step to the
+    peak at step w. After it, `cosine` and `linear` decay to `final_lr_ratio` over the remaining
+    steps, `wsd` (Hu et al. 2024, MiniCPM) holds the peak and decays linearly over the last
+    `decay_fraction` of all steps, and `inverse_sqrt` is peak sqrt(w / n)
     (Vaswani et al. 2017, section 5.3).
 
-    Every number may be traced (optax's schedules want Python's), so that runs that differ in them
+    All numbers may be traced, unlike those of optax's schedules, so that runs that differ in them
     share a compiled program.
     """
-    opt, steps = config.optimizer, config.train.steps
-    w = warmup_steps(config)
+    w = warmup_steps(opt, steps)
 
-    def rate(n: jax.Array | int) -> jax.Array:
+    def learning_rate(n: jax.Array | int) -> jax.Array:
         warmup = jnp.maximum(w, 1)
         warm = jnp.minimum(1.0, (n + 1) / warmup)
-        behind = jnp.maximum(n - w, 0)
+        since_warmup = jnp.maximum(n - w, 0)
         rest = jnp.maximum(steps - w, 1)
         cooldown = jnp.clip(jnp.round(opt.decay_fraction * steps), 1, rest)
         last = opt.final_lr_ratio
-        done = jnp.minimum(behind / rest, 1.0)
-        cooled = jnp.clip((behind - (rest - cooldown)) / cooldown, 0.0, 1.0)
+        done = jnp.minimum(since_warmup / rest, 1.0)
+        cooled = jnp.clip((since_warmup - (rest - cooldown)) / cooldown, 0.0, 1.0)
         after: dict[str, Any] = {
             "cosine": last + (1 - last) * (1 + jnp.cos(jnp.pi * done)) / 2,
             "linear": 1 - (1 - last) * done,
             "wsd": 1 - (1 - last) * cooled,
-            "inverse_sqrt": jnp.sqrt(warmup / (behind + warmup)),
+            "inverse_sqrt": jnp.sqrt(warmup / (since_warmup + warmup)),
             "constant": 1.0,
         }
         return opt.peak_lr * warm * after[opt.schedule]
 
-    return rate
+    return learning_rate

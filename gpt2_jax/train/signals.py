@@ -14,13 +14,13 @@ SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
 class Stopped(BaseException):
-    """A signal ended what was in progress; not an error, so that nothing else catches it."""
+    """Work was ended by a signal. A BaseException, so that `except Exception` does not catch it."""
 
 
 class StopSignal:
-    """While it is entered, the first of `SIGNALS` sets `requested`; a second Ctrl-C interrupts.
+    """Inside its `with`, the first of `SIGNALS` sets `requested`, and a second Ctrl-C interrupts.
 
-    A long piece of work either calls `check` where it can stop, or runs inside `immediate`.
+    Long work either calls `check` where it can stop, or runs inside `immediate`.
     """
 
     def __init__(self) -> None:
@@ -41,13 +41,13 @@ class StopSignal:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """Raises `Stopped` if a signal has come."""
+        """Raises `Stopped` if a signal has arrived."""
         if self.requested is not None:
             raise Stopped(self.requested)
 
     @contextmanager
     def immediate(self) -> Iterator[None]:
-        """Lets a signal raise `Stopped` at once: for work that can be dropped at any point."""
+        """Lets a signal raise `Stopped` at once, for work that can be abandoned at any point."""
         self._immediate = True
         try:
             self.check()
@@ -59,7 +59,7 @@ class StopSignal:
         if self.requested is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = signal.Signals(number).name
-        with suppress(OSError):  # the terminal may be gone
+        with suppress(OSError):  # the terminal may be closed
             # Not print(): a handler may interrupt one.
             os.write(2, f"\n{self.requested}: stopping at the next safe point\n".encode())
         if self._immediate:

@@ -1,4 +1,4 @@
-"""Everything that the next update depends on, as one plain pytree."""
+"""Everything that the next step depends on, as one pytree."""
 
 from __future__ import annotations
 
@@ -9,35 +9,38 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from gpt2_jax.model.structure import Structure
+from gpt2_jax.config.sections import OptimizerConfig
+from gpt2_jax.model.definition import ModelDef
+from gpt2_jax.train.frozen_params import frozen_rows, join, split
 from gpt2_jax.train.mesh import replicated
 
 
 class Guard(NamedTuple):
-    """What decides whether an update is skipped.
+    """What decides whether a step is skipped.
 
     Attributes:
-      skipped: updates skipped so far. in_a_row: of them, directly before now. longest: the most
-        that ever were, so that a row of them is seen however seldom one looks.
-      taken: updates taken. norm_mean, norm_var: running moments of their gradients' norm.
+      skipped: steps skipped so far. consecutive: those directly before now. max_consecutive: the
+        highest that `consecutive` has been, so that a series is noticed however rarely it is read.
+      taken: steps taken. norm_mean, norm_var: running moments of their gradient norm.
     """
 
     skipped: jax.Array
-    in_a_row: jax.Array
-    longest: jax.Array
+    consecutive: jax.Array
+    max_consecutive: jax.Array
     taken: jax.Array
     norm_mean: jax.Array
     norm_var: jax.Array
 
 
 class State(NamedTuple):
-    """A run between two updates.
+    """A run between two steps.
 
     Attributes:
-      step: updates done (skipped ones included).
+      step: steps done, skipped ones included.
       seed: of the run; every random number is folded from it, the step and a purpose.
+      params: trainable parameters. frozen: the others (see `frozen_params.py`), None if none are.
+      opt_state: of the trainable parameters.
     """
 
     step: jax.Array
@@ -45,6 +48,17 @@ class State(NamedTuple):
     params: dict[str, Any]
     opt_state: optax.OptState
     guard: Guard
+    frozen: dict[str, Any] | None = None
+
+    @property
+    def all_params(self) -> dict[str, Any]:
+        """The parameters of the model, trainable or not."""
+        return join(self.params, self.frozen)
+
+    def replace_params(self, all_params: dict[str, Any]) -> State:
+        """Returns the state with other values of the model's parameters."""
+        params, frozen = split(all_params, self.frozen)
+        return self._replace(params=params, frozen=frozen)
 
 
 def purpose_key(seed: jax.Array | int, purpose: str) -> jax.Array:
@@ -54,41 +68,48 @@ def purpose_key(seed: jax.Array | int, purpose: str) -> jax.Array:
 
 
 def new_state(
-    structure: Structure, optimizer: optax.GradientTransformation, seed: jax.Array
+    config: OptimizerConfig,
+    model_def: ModelDef,
+    optimizer: optax.GradientTransformation,
+    seed: jax.Array,
 ) -> State:
-    """Returns the state before the first update."""
-    params = structure.init(purpose_key(seed, "init"))
+    """Returns the state before the first step."""
+    all_params = model_def.init(purpose_key(seed, "init"))
+    params, frozen = split(all_params, frozen_rows(config, model_def))
     zero = jnp.int32(0)
     guard = Guard(zero, zero, zero, zero, jnp.float32(0), jnp.float32(0))
-    return State(zero, seed, params, optimizer.init(params), guard)
+    return State(zero, seed, params, optimizer.init(params), guard, frozen)
 
 
 def make_init(
-    config: ConfigDict, structure: Structure, optimizer: optax.GradientTransformation, mesh: Mesh
+    seed: int,
+    config: OptimizerConfig,
+    model_def: ModelDef,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
 ) -> Callable[[], State]:
-    """Returns the jitted maker of the state before the first update, laid out on the mesh."""
-    init = lambda: new_state(structure, optimizer, jnp.uint32(config.seed))
+    """Returns a jitted function that returns the state before the first step, on the mesh."""
+    init = lambda: new_state(config, model_def, optimizer, jnp.uint32(seed))
     return jit_once(init, mesh)
 
 
 def jit_once(init: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
-    """Returns a function jitted onto the mesh that runs once: compiling it well would not pay."""
+    """Jits a function that runs once, so that optimizing its program would not pay off."""
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     sharding = None if mesh is None else replicated(mesh)
     return jax.jit(init, out_shardings=sharding, compiler_options=quick)
 
 
-def abstract_params(structure: Structure, mesh: Mesh) -> dict[str, Any]:
-    """Returns the shapes, types and shardings of the parameters."""
-    whole = replicated(mesh)
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), structure.shapes
-    )
+def abstract_params(model_def: ModelDef, mesh: Mesh) -> dict[str, Any]:
+    """Returns the shapes, types and shardings of all parameters."""
+    return _abstract(model_def.shapes, mesh)
 
 
 def abstract(init: Callable[[], State], mesh: Mesh) -> State:
     """Returns the shapes, types and shardings of the state, with nothing allocated."""
-    whole = replicated(mesh)
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(init)
-    )
+    return _abstract(jax.eval_shape(init), mesh)
+
+
+def _abstract(tree: Any, mesh: Mesh) -> Any:
+    sharding = replicated(mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

@@ -1,4 +1,4 @@
-"""Small corpora, prepared, and how their tokens are read back."""
+"""Small prepared corpora, and functions to read their tokens."""
 
 import json
 
@@ -22,7 +22,7 @@ def ids_of(tokens: Tokens) -> list[int]:
 
 
 def split_documents(tokens: Tokens) -> list[str]:
-    """The text between end-of-text ids."""
+    """Returns the text of each document."""
     out: list[list[int]] = [[]]
     for i in ids_of(tokens):
         out.append([]) if i == 256 else out[-1].append(i)

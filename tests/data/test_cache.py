@@ -1,4 +1,4 @@
-"""The cache folder of users without a home or without the right to write."""
+"""The cache folder, without a home directory or write permission, and cached hashes."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ def no_entry(uid):
     raise KeyError(f"getpwuid(): uid not found: {uid}")
 
 
-def test_a_user_without_a_home_has_a_cache_among_temporary_files(tmp_path, monkeypatch):
+def test_cache_of_a_user_without_home_directory(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(pwd, "getpwuid", no_entry)
@@ -31,22 +31,22 @@ def test_a_user_without_a_home_has_a_cache_among_temporary_files(tmp_path, monke
         files.cache_dir()
 
 
-def test_a_cache_that_cannot_be_written_still_hashes(tmp_path, monkeypatch):
+def test_read_only_cache_still_hashes(tmp_path, monkeypatch):
     def refuse(path, *_, **how):
         raise OSError(30, "Read-only file system", str(path))
 
     monkeypatch.setattr(files.Path, "write_text", refuse)
     (tmp_path / "a").write_bytes(b"abc")
-    assert files.remembered_sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+    assert files.cached_sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
 
 
 @pytest.mark.parametrize("content", [b"", b"0" * 63, b"\xff" * 64, None])
-def test_a_memo_of_a_hash_that_is_torn_or_damaged_is_made_again(tmp_path, monkeypatch, content):
+def test_damaged_hash_cache_entry_is_replaced(tmp_path, monkeypatch, content):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "a").write_bytes(b"abc")
-    expected = files.remembered_sha256(tmp_path / "a")
+    expected = files.cached_sha256(tmp_path / "a")
     (memo,) = (tmp_path / "cache/gpt2_jax/hashes").iterdir()
     memo.unlink()
     memo.mkdir() if content is None else memo.write_bytes(content)
-    assert files.remembered_sha256(tmp_path / "a") == expected
+    assert files.cached_sha256(tmp_path / "a") == expected
     assert content is None or memo.read_text() == expected

@@ -1,4 +1,4 @@
-"""Preparation: the split, the shards, and being killed on the way."""
+"""Preparation: the split, the shards, and resuming after a kill."""
 
 import json
 import os
@@ -10,13 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from gpt2_jax.data import pool, preparation
+from gpt2_jax.data import preparation, tokenizer_pool
 from gpt2_jax.data.corpus import open_corpus, open_plan
 from gpt2_jax.data.manifest import MANIFEST
-from gpt2_jax.data.pool import encode_in_processes
 from gpt2_jax.data.preparation import prepare
 from gpt2_jax.data.shards import open_prepared
 from gpt2_jax.data.tokenizer import load_tokenizer
+from gpt2_jax.data.tokenizer_pool import encode_parallel
 from gpt2_jax.errors import UserError
 from tests import tools
 from tests.data.prepared import (
@@ -30,7 +30,7 @@ from tests.data.prepared import (
 from tests.tools import ROOT, make_text
 
 
-def test_documents_are_split_whole_once_and_in_order(tmp_path):
+def test_each_document_is_in_one_split_in_order(tmp_path):
     docs = write_documents(tmp_path / "a.jsonl", 400)
     plan = open_plan(str(tmp_path / "a.jsonl"), None, 0.1)
     manifest = prepare(plan, BYTES, tmp_path / "out")
@@ -46,7 +46,7 @@ def test_documents_are_split_whole_once_and_in_order(tmp_path):
     assert manifest.tokenizer["name"] == "bytes" and manifest.source.endswith("a.jsonl")
 
 
-def test_the_split_of_a_document_does_not_depend_on_the_others(tmp_path):
+def test_split_of_a_document_is_independent_of_the_others(tmp_path):
     docs = write_documents(tmp_path / "a.jsonl", 400)
     (tmp_path / "b.jsonl").write_text("".join((tmp_path / "a.jsonl").open().readlines()[:300]))
     val = []
@@ -56,7 +56,7 @@ def test_the_split_of_a_document_does_not_depend_on_the_others(tmp_path):
     assert val[1] == val[0] & set(docs[:300])
 
 
-def test_a_validation_source_of_its_own(tmp_path):
+def test_separate_validation_source(tmp_path):
     docs = write_documents(tmp_path / "a.jsonl", 5)
     (tmp_path / "val.txt").write_text("held out")
     corpus, _ = open_corpus(str(tmp_path / "a.jsonl"), str(tmp_path / "val.txt"), "bytes", 0.1)
@@ -64,7 +64,7 @@ def test_a_validation_source_of_its_own(tmp_path):
     assert split_documents(corpus.val) == ["held out"]
 
 
-def test_shards_are_cut_at_their_size_and_read_as_one(tmp_path):
+def test_shard_size_does_not_change_the_tokens(tmp_path):
     docs = write_documents(tmp_path / "a.jsonl", 100)
     plan = open_plan(str(tmp_path / "a.jsonl"), None, 0.1)
     prepare(plan, BYTES, tmp_path / "small", shard_tokens=1000)
@@ -75,7 +75,7 @@ def test_shards_are_cut_at_their_size_and_read_as_one(tmp_path):
     assert ids_of(small.train) == ids_of(large.train) and len(docs) == 100
 
 
-def test_processes_write_the_same_bits(tmp_path, monkeypatch):
+def test_number_of_processes_does_not_change_the_shards(tmp_path, monkeypatch):
     monkeypatch.setattr(preparation, "PARALLEL_BYTES", 0)
     monkeypatch.setattr(preparation, "BATCH_CHARS", 3000)
     write_documents(tmp_path / "a.jsonl", 100)
@@ -88,7 +88,7 @@ def test_processes_write_the_same_bits(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 3, 8])
-def test_a_preparation_that_broke_off_goes_on_and_ends_the_same(tmp_path, monkeypatch, stop_after):
+def test_interrupted_preparation_resumes_with_the_same_result(tmp_path, monkeypatch, stop_after):
     monkeypatch.setattr(preparation, "BATCH_CHARS", 2000)
     monkeypatch.setattr(preparation, "JOURNAL_CHARS", 4000)
     write_documents(tmp_path / "a.jsonl", 100)
@@ -123,7 +123,7 @@ def test_a_preparation_that_broke_off_goes_on_and_ends_the_same(tmp_path, monkey
     )
 
 
-def test_a_shard_completed_after_the_journal_is_opened_again(tmp_path, monkeypatch):
+def test_shard_completed_after_the_journal_is_reopened(tmp_path, monkeypatch):
     monkeypatch.setattr(preparation, "BATCH_CHARS", 1000)
     monkeypatch.setattr(preparation, "JOURNAL_CHARS", 2500)
     write_documents(tmp_path / "a.jsonl", 60)
@@ -135,7 +135,7 @@ def test_a_shard_completed_after_the_journal_is_opened_again(tmp_path, monkeypat
 
         def encode(self, texts):
             Breaks.calls += 1
-            if Breaks.calls > 5:  # the first shard is full, the journal knows 3,000 of it
+            if Breaks.calls > 5:  # the first shard is full; the journal has 3,000 of its tokens
                 raise RuntimeError("killed")
             return super().encode(texts)
 
@@ -147,28 +147,28 @@ def test_a_shard_completed_after_the_journal_is_opened_again(tmp_path, monkeypat
     assert prepare(plan, BYTES, tmp_path / "out", shard_tokens=4000).to_dict() == whole.to_dict()
 
 
-def test_a_folder_with_other_things_is_left_alone(tmp_path):
+def test_folder_with_other_files_is_rejected_unchanged(tmp_path):
     write_documents(tmp_path / "train_notes.jsonl", 30)
     before = (tmp_path / "train_notes.jsonl").read_text()
     plan = open_plan(str(tmp_path / "train_notes.jsonl"), None, 0.1)
-    with pytest.raises(UserError, match="is not empty and holds no prepared data"):
+    with pytest.raises(UserError, match=r"train_notes\.jsonl.*--out"):
         prepare(plan, BYTES, tmp_path)
     assert (tmp_path / "train_notes.jsonl").read_text() == before
     assert os.listdir(tmp_path) == ["train_notes.jsonl"]
 
 
-def test_what_is_said_of_a_folder_cannot_steer_the_terminal(tmp_path, capsys):
+def test_folder_summary_escapes_control_characters(tmp_path, capsys):
     folder = tmp_path / "texts"
     folder.mkdir()
     for name in ("a.txt", "b.txt", "c.\x1b[31mred"):
         (folder / name).write_text(f"text {name}")
     prepare(open_plan(str(folder), None, 0.5), BYTES, tmp_path / "out")
-    said = capsys.readouterr().err
-    assert "\x1b" not in said and r"\x1b[31mred" in said
+    err = capsys.readouterr().err
+    assert "\x1b" not in err and r"\x1b[31mred" in err
 
 
 @pytest.mark.parametrize("existed", [False, True])
-def test_a_refused_row_leaves_nothing_behind(tmp_path, monkeypatch, existed):
+def test_invalid_row_leaves_no_files(tmp_path, monkeypatch, existed):
     monkeypatch.setattr(preparation, "BATCH_CHARS", 1000)
     monkeypatch.setattr(preparation, "JOURNAL_CHARS", 1000)
     write_documents(tmp_path / "a.jsonl", 300)
@@ -183,7 +183,7 @@ def test_a_refused_row_leaves_nothing_behind(tmp_path, monkeypatch, existed):
     assert existed or not out.parent.exists()
 
 
-def test_a_journal_that_cannot_be_read_is_not_begun_again(tmp_path, monkeypatch):
+def test_unreadable_journal_is_not_overwritten(tmp_path, monkeypatch):
     write_documents(tmp_path / "a.jsonl", 30)
     plan = open_plan(f"{tmp_path}/a.jsonl", None, 0.1)
     with pytest.raises(RuntimeError):
@@ -204,17 +204,17 @@ def test_a_journal_that_cannot_be_read_is_not_begun_again(tmp_path, monkeypatch)
     assert (tmp_path / "out" / "progress.json").read_bytes() == before
 
 
-def test_a_prepared_folder_has_its_own_validation_part(tmp_path):
+def test_val_source_is_rejected_for_a_prepared_folder(tmp_path):
     write_documents(tmp_path / "a.jsonl", 30)
     prepare(open_plan(str(tmp_path / "a.jsonl"), None, 0.1), BYTES, tmp_path / "out")
     with pytest.raises(UserError, match=r"unset data\.val_source"):
         open_corpus(str(tmp_path / "out"), "other.txt", "bytes", 0.1)
 
 
-def test_a_killed_process_leaves_nothing_that_looks_finished(tmp_path):
+def test_killed_preparation_is_unfinished_and_resumes(tmp_path):
     write_documents(tmp_path / "a.jsonl", 1000, length=3000)
     command = [
-        "-m", "gpt2_jax.data.prepare", f"--source={tmp_path}/a.jsonl",
+        "-m", "gpt2_jax", "prepare", f"--source={tmp_path}/a.jsonl",
         f"--out={tmp_path}/out", "--tokenizer=gpt2", "--shard_tokens=100000", "--processes=1",
     ]  # fmt: skip
     process = tools.start(*command, tmp=tmp_path)
@@ -230,12 +230,12 @@ def test_a_killed_process_leaves_nothing_that_looks_finished(tmp_path):
     manifest = prepare(plan, load_tokenizer("gpt2"), tmp_path / "out", 100_000, 1)
     assert sum(s.documents for s in manifest.splits.values()) == 1000
     again = prepare(plan, load_tokenizer("gpt2"), tmp_path / "out", 100_000, 1)
-    assert again == manifest  # finished: nothing to do
-    with pytest.raises(UserError, match=r"other options.*choose another --out"):
+    assert again == manifest
+    with pytest.raises(UserError, match=r"out was prepared.*--out"):
         prepare(plan, load_tokenizer("gpt2"), tmp_path / "out", 200_000, 1)
 
 
-def test_two_processes_prepare_one_text_once(tmp_path):
+def test_concurrent_preparations_run_once(tmp_path):
     write_documents(tmp_path / "a.jsonl", 1000, length=3000)
     code = (
         "from gpt2_jax.data.corpus import open_corpus; "
@@ -247,7 +247,7 @@ def test_two_processes_prepare_one_text_once(tmp_path):
     assert sum("waiting for it" in err for _, err in outs) == 1
 
 
-def test_text_is_prepared_once_and_again_when_it_changes(tmp_path):
+def test_changed_text_is_prepared_again(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text(make_text(1000))
     first, _ = open_corpus(str(path), None, "bytes", 0.1)
@@ -259,14 +259,14 @@ def test_text_is_prepared_once_and_again_when_it_changes(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "\n\n"])
-def test_an_empty_source_is_one_line(tmp_path, content):
+def test_empty_source_is_rejected(tmp_path, content):
     path = tmp_path / "a.jsonl"
     path.write_text(content)
     with pytest.raises(UserError, match="is empty"):
         open_corpus(str(path), None, "bytes", 0.1)
 
 
-def test_a_finished_folder_on_a_disk_that_cannot_be_written(tmp_path, monkeypatch):
+def test_finished_folder_is_not_locked(tmp_path, monkeypatch):
     manifest, folder = small_folder(tmp_path)
     (folder / ".lock").unlink()
     plan = open_plan(str(tmp_path / "a.jsonl"), None, 0.1)
@@ -300,7 +300,7 @@ def change_pieces(out):
         lambda out: (out / "progress.json").unlink() or os.mkfifo(out / "progress.json"),
     ],
 )
-def test_a_journal_that_does_not_hold_begins_again(tmp_path, monkeypatch, damage):
+def test_invalid_journal_restarts_preparation(tmp_path, monkeypatch, damage):
     monkeypatch.setattr(preparation, "BATCH_CHARS", 2000)
     monkeypatch.setattr(preparation, "JOURNAL_CHARS", 2000)
     write_documents(tmp_path / "a.jsonl", 60)
@@ -313,7 +313,7 @@ def test_a_journal_that_does_not_hold_begins_again(tmp_path, monkeypatch, damage
     open_prepared(tmp_path / "out")
 
 
-def test_what_kills_left_is_deleted(tmp_path):
+def test_leftovers_of_killed_processes_are_deleted(tmp_path):
     manifest, folder = small_folder(tmp_path)
     before, plan = sorted(folder.iterdir()), open_plan(str(tmp_path / "a.jsonl"), None, 0.1)
     for name in (".progress.json.0123abcd.tmp", "progress.json"):  # before and after the manifest
@@ -327,7 +327,7 @@ def test_what_kills_left_is_deleted(tmp_path):
     assert sorted(folder.iterdir()) == before
 
 
-def test_an_open_shard_that_is_a_link_is_not_written_through(tmp_path, monkeypatch):
+def test_symlinked_partial_shard_is_not_written_to(tmp_path, monkeypatch):
     monkeypatch.setattr(preparation, "BATCH_CHARS", 2000)
     monkeypatch.setattr(preparation, "JOURNAL_CHARS", 2000)
     write_documents(tmp_path / "a.jsonl", 60)
@@ -342,7 +342,7 @@ def test_an_open_shard_that_is_a_link_is_not_written_through(tmp_path, monkeypat
     assert (tmp_path / "elsewhere").read_bytes() == before
 
 
-def test_a_separator_of_documents_is_part_of_the_prepared_data(tmp_path):
+def test_document_separator_is_recorded_in_the_manifest(tmp_path):
     (tmp_path / "a.txt").write_text("".join(f"Story {i}.\n<|endoftext|>\n" for i in range(30)))
     prepare(open_plan(f"{tmp_path}/a.txt", None, 0.1, "<|endoftext|>"), BYTES, tmp_path / "out")
     corpus, _ = open_corpus(str(tmp_path / "out"), None, "bytes", 0.1, "<|endoftext|>")
@@ -356,14 +356,14 @@ def test_a_separator_of_documents_is_part_of_the_prepared_data(tmp_path):
         open_corpus(str(tmp_path / "out"), None, "bytes", 0.1, "###")
 
 
-def test_shakespeare_is_split_as_nanogpt_splits_it():
+def test_shakespeare_split_equals_nanogpt():
     corpus, _ = open_corpus("shakespeare", None, "bytes", 0.1)
     assert (len(corpus.train), len(corpus.val)) == (1_003_854, 111_540)
     assert bytes(ids_of(corpus.val)[:14]) == b"?\n\nGREMIO:\nGoo"
 
 
 @pytest.mark.parametrize("shard_tokens", [0, 2**31, 2**40])
-def test_shards_are_no_longer_than_their_header_counts(tmp_path, shard_tokens):
+def test_shard_tokens_out_of_range(tmp_path, shard_tokens):
     (tmp_path / "a.txt").write_text("text")
     plan = open_plan(f"{tmp_path}/a.txt", None, 0.5)
     with pytest.raises(UserError, match=f"shard_tokens={shard_tokens}"):
@@ -372,7 +372,7 @@ def test_shards_are_no_longer_than_their_header_counts(tmp_path, shard_tokens):
 
 
 @pytest.mark.parametrize(
-    ("given", "line"),
+    ("fields", "line"),
     [
         ({"val_fraction": 0.0}, r"data\.val_fraction=0 .*data\.val_source"),
         ({"val_fraction": 1e-300}, r"data\.val_fraction=1e-300"),
@@ -383,33 +383,33 @@ def test_shards_are_no_longer_than_their_header_counts(tmp_path, shard_tokens):
         ({"document_separator": ""}, r"data\.document_separator is empty"),
     ],
 )
-def test_what_makes_no_plan_is_named(tmp_path, given, line):
+def test_invalid_data_fields_are_named(tmp_path, fields, line):
     (tmp_path / "a.txt").write_text("text")
     plain = {"source": f"{tmp_path}/a.txt", "val_source": None, "val_fraction": 0.1}
     with pytest.raises(UserError, match=line):
-        open_plan(**plain | given)
+        open_plan(**plain | fields)
 
 
 # -- processes
 
 
 class Fatal:
-    """Ends the process that unpickles it."""
+    """Kills the process that unpickles it."""
 
     def __reduce__(self):
         return os._exit, (1,)
 
 
-def test_a_killed_tokenizing_process_is_one_line():
+def test_killed_tokenizing_process_is_reported():
     batches = [[("train", SimpleNamespace(text=Fatal()))]]
     with pytest.raises(UserError, match=r"a tokenizing process was killed.*--processes=1"):
-        list(encode_in_processes(BYTES, batches, 1))
+        list(encode_parallel(BYTES, batches, 1))
 
 
 @pytest.mark.slow
-def test_tokenizing_processes_end_with_a_killed_parent(tmp_path):
+def test_tokenizing_processes_exit_when_the_parent_is_killed(tmp_path):
     code = (
-        "import os, time; from gpt2_jax.data import pool; "
+        "import os, time; from gpt2_jax.data import tokenizer_pool as pool; "
         "from concurrent.futures import ProcessPoolExecutor as Pool; "
         "p = Pool(1, pool.multiprocessing.get_context('spawn'), pool._end_with_parent); "
         "print(p.submit(os.getpid).result(), flush=True); time.sleep(60)"
@@ -431,10 +431,10 @@ def test_tokenizing_processes_end_with_a_killed_parent(tmp_path):
     pytest.fail("the child outlived its parent by five seconds")
 
 
-def test_an_interrupt_is_left_to_the_parent_of_a_tokenizing_process():
+def test_tokenizing_process_ignores_sigint():
     before = signal.getsignal(signal.SIGINT)
     try:
-        pool._end_with_parent()
+        tokenizer_pool._end_with_parent()
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)

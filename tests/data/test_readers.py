@@ -1,4 +1,4 @@
-"""What a careful person expects of each kind of file: its texts, or a refusal with the place.
+"""The documents read from each file format, and errors that name the location in the file.
 
 The expected rows of CSV files were compared with those of pandas 3.1,
 `pandas.read_csv(file, sep=..., keep_default_na=False)`, less empty texts.
@@ -19,7 +19,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2_jax.data.readers import _READERS, kind, read_documents
+from gpt2_jax.data.readers import _READERS, file_format, read_documents
 from gpt2_jax.errors import UserError
 from tests.tools import SHARED
 
@@ -86,7 +86,7 @@ READ = [
 
 
 @pytest.mark.parametrize(("name", "content", "expected"), READ)
-def test_a_file_is_read_as_it_was_meant(tmp_path, name, content, expected):
+def test_supported_files(tmp_path, name, content, expected):
     (tmp_path / name).write_bytes(content)
     assert documents(tmp_path / name) == expected
 
@@ -141,7 +141,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "content", "place"), REFUSED)
-def test_what_cannot_be_read_is_refused_with_its_place(tmp_path, name, content, place):
+def test_invalid_files_are_rejected_with_location(tmp_path, name, content, place):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=place) as caught:
         documents(tmp_path / name)
@@ -160,7 +160,7 @@ COLUMNS = {
 
 
 @pytest.mark.parametrize("kind", COLUMNS)
-def test_every_type_of_text_column(tmp_path, kind):
+def test_text_column_types(tmp_path, kind):
     table = pa.table({"meta": pa.array([{"text": "no"}] * 2), "text": COLUMNS[kind]})
     pq.write_table(table, tmp_path / "a.parquet")
     assert documents(tmp_path / "a.parquet") == AB
@@ -169,7 +169,7 @@ def test_every_type_of_text_column(tmp_path, kind):
     assert documents(tmp_path / "a.arrow") == AB
 
 
-def test_parquet_columns_by_name(tmp_path):
+def test_parquet_columns(tmp_path):
     pq.write_table(pa.table({"text.body": AB}), tmp_path / "dotted.parquet")
     assert documents(tmp_path / "dotted.parquet") == AB
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "empty.parquet")
@@ -186,7 +186,7 @@ def test_parquet_columns_by_name(tmp_path):
         (pa.array([b"ok", b"\xff"]), "row 2"),
     ],
 )
-def test_parquet_columns_that_are_not_text(tmp_path, column, place):
+def test_non_text_parquet_columns_are_rejected(tmp_path, column, place):
     pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=place):
         documents(tmp_path / "a.parquet")
@@ -204,7 +204,7 @@ SKIPPABLE = b"\x50\x2a\x4d\x18\x05\x00\x00\x00hello"
 
 
 @pytest.mark.parametrize("suffix", PACK)
-def test_several_members_are_one_text(tmp_path, suffix):
+def test_multiple_members_are_concatenated(tmp_path, suffix):
     pack = PACK[suffix]
     (tmp_path / f"A.TXT{suffix.upper()}").write_bytes(pack(b"the s") + pack("éa".encode()))
     assert documents(tmp_path / f"A.TXT{suffix.upper()}") == ["the séa"]
@@ -214,7 +214,7 @@ def test_several_members_are_one_text(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", PACK)
-def test_a_truncated_file_is_not_read_as_a_whole_one(tmp_path, suffix):
+def test_truncated_file_is_rejected(tmp_path, suffix):
     packed = PACK[suffix](b"the river bends twice, and the town is in the second bend. ")
     whole = PACK[suffix](b"a whole member first. ")
     for cut in (len(packed) // 2, len(packed) - 1):
@@ -224,13 +224,13 @@ def test_a_truncated_file_is_not_read_as_a_whole_one(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", PACK)
-def test_a_damaged_member_is_not_read_as_the_end(tmp_path, suffix):
+def test_damaged_second_member_is_rejected(tmp_path, suffix):
     text = b"the river bends twice, and the town is in the second bend. "
     first, second = PACK[suffix](text), PACK[suffix](text[::-1])
     path = tmp_path / f"a.txt{suffix}"
     for after in (b"garbage", *(damaged(second, at) for at in range(len(second)))):
         path.write_bytes(first + after)
-        try:  # gzip's time of writing, and a zstd frame without a checksum, are free to differ
+        try:  # damage to gzip's time stamp, or to a zstd frame without checksum, may go unnoticed
             assert len("".join(documents(path))) == 2 * len(text)
         except UserError as error:
             assert str(path) in str(error)
@@ -240,15 +240,15 @@ def damaged(content, at):
     return content[:at] + bytes([content[at] ^ 0x5A]) + content[at + 1 :]
 
 
-def test_zeros_between_streams_are_padding(tmp_path):
-    # As the .xz format has it (section 2.2, Stream Padding) and `xz -d` accepts it.
+def test_zero_padding_between_xz_streams(tmp_path):
+    # See the .xz format, section 2.2 (Stream Padding); `xz -d` accepts it.
     for pad in (4, 8, 200_000):
         packed = lzma.compress(b"the s") + bytes(pad) + lzma.compress("éa".encode()) + bytes(pad)
         (tmp_path / "a.txt.xz").write_bytes(packed)
         assert documents(tmp_path / "a.txt.xz") == ["the séa"]
 
 
-def test_a_stream_of_arrow_is_whole_and_alone(tmp_path):
+def test_arrow_stream_must_be_complete_and_single(tmp_path):
     sink, table = io.BytesIO(), pa.table({"text": AB})
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
@@ -263,7 +263,7 @@ def test_a_stream_of_arrow_is_whole_and_alone(tmp_path):
                 documents(path)
 
 
-def test_a_flipped_bit_under_a_checksum_of_parquet(tmp_path):
+def test_parquet_checksum_detects_flipped_bit(tmp_path):
     path = tmp_path / "a.parquet"
     table = pa.table({"text": AB})
     options = {"use_dictionary": False, "compression": "none", "write_statistics": False}
@@ -274,11 +274,11 @@ def test_a_flipped_bit_under_a_checksum_of_parquet(tmp_path):
         documents(path)
 
 
-def test_frames_that_zstd_itself_writes(tmp_path):
+def test_zstd_skippable_frames_and_large_windows(tmp_path):
     pack = zstandard.ZstdCompressor()
     (tmp_path / "a.txt.zst").write_bytes(SKIPPABLE + pack.compress(b"text") + SKIPPABLE)
     assert documents(tmp_path / "a.txt.zst") == ["text"]
-    # A header that asks for a window of 2 GiB, as `zstd --long=31` writes it.
+    # A header with a window of 2 GiB, as written by `zstd --long=31`.
     params = zstandard.ZstdCompressionParameters(window_log=31, enable_ldm=False)
     long = zstandard.ZstdCompressor(compression_params=params).compressobj()
     (tmp_path / "b.txt.zst").write_bytes(long.compress(b"text") + long.flush())
@@ -286,19 +286,19 @@ def test_frames_that_zstd_itself_writes(tmp_path):
     assert documents(tmp_path / "b.txt.zst") == ["text"]
 
 
-def test_kinds_by_name():
-    kind_ = lambda name: kind(Path(name))
-    assert kind_("a.v1.JSONL.GZ") == ".jsonl" and kind_("notes.md.bz2") == ".txt"
-    assert kind_("a.gz") is None and kind_("a.png") is None and kind_("a.txt.png") is None
+def test_file_format_from_name():
+    found = lambda name: file_format(Path(name))
+    assert found("a.v1.JSONL.GZ") == ".jsonl" and found("notes.md.bz2") == ".txt"
+    assert found("a.gz") is None and found("a.png") is None and found("a.txt.png") is None
 
 
-# -- the files that showed faults
+# -- files that once failed
 
 STORIES = [f"Story {i}. " for i in range(30)]
 
 
 @pytest.mark.skipif(not SHARED.parent.joinpath("faults/data").exists(), reason="shared/ is absent")
-def test_the_files_that_showed_faults():
+def test_files_that_once_failed():
     folder = SHARED.parent / "faults/data"
     line = "The river bends twice before it meets the sea, and the town sits in the second bend. "
     for name in (
@@ -324,7 +324,7 @@ def test_the_files_that_showed_faults():
     ),
     content=st.binary(max_size=40),
 )
-def test_garbage_is_text_or_one_line(tmp_path_factory, name, start, content):
+def test_random_content_is_read_or_rejected(tmp_path_factory, name, start, content):
     path = tmp_path_factory.getbasetemp() / name
     path.write_bytes(start + content)
     try:

@@ -46,7 +46,7 @@ def test_an_epoch_takes_every_window_once_and_the_next_takes_others():
 def test_windows_are_consecutive_tokens_across_shards():
     sampler = Sampler(tokens(1000), seq_len=10, batch_size=8, seed=0)
     for step in range(30):
-        batch = sampler.batch(step)
+        batch = sampler.batch(step).tokens_BT1
         assert batch.dtype == np.int32 and batch.shape == (8, 11)
         np.testing.assert_array_equal(batch - batch[:, :1], np.tile(np.arange(11), (8, 1)))
 
@@ -56,14 +56,14 @@ def test_the_order_is_a_function_of_seed_and_step():
     there, again, other = make(7), make(7), make(8)
     there.batch(3)
     for step in (1000, 2, 77):
-        np.testing.assert_array_equal(there.batch(step), again.batch(step))
-        assert (there.batch(step) != other.batch(step)).any()
+        np.testing.assert_array_equal(there.batch(step).tokens_BT1, again.batch(step).tokens_BT1)
+        assert (there.batch(step).tokens_BT1 != other.batch(step).tokens_BT1).any()
 
 
 def test_processes_read_their_own_rows_of_one_batch():
     sampler = Sampler(tokens(5000), 10, 8, 0)
-    parts = [sampler.batch(5, slice(start, start + 2)) for start in range(0, 8, 2)]
-    np.testing.assert_array_equal(np.concatenate(parts), sampler.batch(5))
+    parts = [sampler.batch(5, slice(start, start + 2)).tokens_BT1 for start in range(0, 8, 2)]
+    np.testing.assert_array_equal(np.concatenate(parts), sampler.batch(5).tokens_BT1)
 
 
 def test_the_order_is_pinned():

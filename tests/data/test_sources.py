@@ -1,4 +1,4 @@
-"""What `data.source` may name: files, folders, globs, data sets, the shipped texts."""
+"""Values of `data.source`: files, folders, globs, datasets and the included texts."""
 
 import hashlib
 import json
@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gpt2_jax import config as configs
 from gpt2_jax.cli import die
-from gpt2_jax.config_check import check
+from gpt2_jax.config import Config, replace
+from gpt2_jax.config.check import check
 from gpt2_jax.data import readers, sources
 from gpt2_jax.data import text as texts
-from gpt2_jax.data.separator import Separated
+from gpt2_jax.data.separator import SeparatedSource
 from gpt2_jax.data.sources import open_source
 from gpt2_jax.data.text import split_long
 from gpt2_jax.data.tokenizer import load_tokenizer
@@ -57,27 +57,27 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_records(tmp_path, name):
+def test_record_files(tmp_path, name):
     WRITERS[name](tmp_path / name)
     assert documents(tmp_path / name) == DOCS
 
 
-def test_a_folder_and_a_glob_are_their_files_in_order(tmp_path):
+def test_folder_and_glob_are_read_in_order(tmp_path):
     for i, doc in enumerate(DOCS):
         (tmp_path / f"{i}.txt").write_text(doc)
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\0")
     assert documents(tmp_path) == documents(tmp_path / "*.txt") == DOCS
 
 
-def test_a_hub_dataset_from_a_local_folder(tmp_path):
-    """`datasets.load_dataset` reads a folder as it reads a name on the hub."""
+def test_hub_dataset_from_local_folder(tmp_path):
+    """`datasets.load_dataset` treats a folder like a name on the hub."""
     write_jsonl(tmp_path / "train.jsonl")
     assert documents(f"hf:{tmp_path}@train") == DOCS
     again = open_source(f"hf:{tmp_path}@train")
     assert again.fingerprint() == open_source(f"hf:{tmp_path}@train").fingerprint()
 
 
-def test_the_standard_library_is_10_to_14_megabytes_of_text():
+def test_stdlib_source():
     source = open_source("stdlib")
     assert 8e6 < source.size < 16e6
     names = [str(path) for path in source.paths]
@@ -85,14 +85,14 @@ def test_the_standard_library_is_10_to_14_megabytes_of_text():
     assert not any("/test/" in name or "site-packages" in name for name in names)
 
 
-def test_a_file_of_the_standard_library_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+def test_unreadable_stdlib_file_is_named(tmp_path, monkeypatch):
     (tmp_path / "dangling.py").symlink_to("nothing")
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
     with pytest.raises(UserError, match=r"source stdlib.*dangling\.py"):
         open_source("stdlib")
 
 
-def test_a_document_in_pieces_has_the_tokens_of_the_whole(monkeypatch):
+def test_pieces_have_the_tokens_of_the_document(monkeypatch):
     monkeypatch.setattr(texts, "PIECE_CHARS", 50)
     text = make_text(2000).replace("stream", "  \n\n stream's 12345")
     pieces = [piece.text for piece in split_long(text)]
@@ -100,12 +100,12 @@ def test_a_document_in_pieces_has_the_tokens_of_the_whole(monkeypatch):
     tokenizer = load_tokenizer("gpt2")
     whole = tokenizer.encode([text])[0].tolist()
     assert [i for ids in tokenizer.encode(pieces) for i in ids.tolist()] == whole
-    # and a cut elsewhere would show
+    # cuts elsewhere change the tokens
     cut = [text[i : i + 50] for i in range(0, len(text), 50)]
     assert [i for ids in tokenizer.encode(cut) for i in ids.tolist()] != whole
 
 
-def test_a_large_file_is_read_in_pieces(tmp_path, monkeypatch):
+def test_large_file_is_read_in_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr(texts, "PIECE_CHARS", 1000)
     text = make_text(5000).replace("norm", "nörm")
     (tmp_path / "a.txt").write_text(text)
@@ -115,15 +115,15 @@ def test_a_large_file_is_read_in_pieces(tmp_path, monkeypatch):
     assert [piece.last for piece in pieces] == [False] * (len(pieces) - 1) + [True]
 
 
-def test_the_same_bytes_under_another_kind_are_another_corpus(tmp_path):
+def test_fingerprint_depends_on_the_format(tmp_path):
     for name in ("a.txt", "a.jsonl"):
         write_jsonl(tmp_path / name)
     txt, jsonl = (open_source(str(tmp_path / n)).fingerprint() for n in ("a.txt", "a.jsonl"))
     assert txt != jsonl
 
 
-def test_a_path_that_exists_is_no_glob(tmp_path):
-    """`[2024]` would otherwise be one of four digits."""
+def test_existing_path_is_not_a_glob(tmp_path):
+    """As a glob, `[2024]` would match one digit."""
     folder = tmp_path / "dir [v2]"
     folder.mkdir()
     (folder / "corpus [2024].txt").write_text("one")
@@ -133,7 +133,7 @@ def test_a_path_that_exists_is_no_glob(tmp_path):
     assert documents(folder / "corpus [0-9].txt") == ["two"]
 
 
-def test_a_folder_says_what_it_reads_and_what_it_leaves_out(tmp_path):
+def test_folder_summary_lists_read_and_skipped_files(tmp_path):
     for name in (
         *("b.txt", "sub/a.JSONL", "README.md", "table.xlsx", "c.txt.bz2"),
         *(".ipynb_checkpoints/b.txt", ".hidden.txt", "sub/.cache/x.txt"),
@@ -147,21 +147,21 @@ def test_a_folder_says_what_it_reads_and_what_it_leaves_out(tmp_path):
     assert open_source(str(tmp_path / "b.txt")).summary == ""
     (tmp_path / "linked").symlink_to(tmp_path / "sub")
     assert "1 linked folder" in open_source(str(tmp_path)).summary
-    (tmp_path / "guide.md").write_text("a guide")  # now .md files are documents
+    (tmp_path / "guide.md").write_text("a guide")  # .md is now a format of documents
     assert "README.md" in [path.name for path in open_source(str(tmp_path)).paths]
 
 
-def test_odd_names_in_a_folder(tmp_path):
+def test_unusual_file_names(tmp_path):
     (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("one")  # not UTF-8
     (tmp_path / "two\nlines.txt").write_text("two")
     source = open_source(str(tmp_path))
     assert documents(tmp_path) == ["one", "two"] and source.fingerprint()
-    (tmp_path / "x.txt").symlink_to("a" * 300)  # whose target cannot be looked up
+    (tmp_path / "x.txt").symlink_to("a" * 300)  # its target name is too long
     with pytest.raises(UserError, match=r"x\.txt cannot be read"):
         open_source(str(tmp_path))
 
 
-def test_the_shipped_shakespeare_is_the_well_known_one():
+def test_shakespeare_equals_nanogpts_file():
     text = "".join(piece.text for piece in open_source("shakespeare").pieces())
     assert len(text) == 1_115_394 and text.startswith("First Citizen:\nBefore we proceed")
     digest = (
@@ -170,13 +170,13 @@ def test_the_shipped_shakespeare_is_the_well_known_one():
     assert hashlib.sha256(text.encode()).hexdigest() == digest
 
 
-def test_a_damaged_shakespeare_is_refused(monkeypatch):
+def test_damaged_shakespeare_is_rejected(monkeypatch):
     monkeypatch.setattr(sources.lzma, "decompress", lambda packed: b"First Murderer:")
     with pytest.raises(UserError, match="shakespeare is damaged"):
         documents("shakespeare")
 
 
-def test_a_saved_dataset(tmp_path):
+def test_saved_dataset(tmp_path):
     rows = datasets.Dataset.from_dict({"id": [0, 1, 2], "text": DOCS})
     rows.save_to_disk(str(tmp_path / "one"))
     assert documents(tmp_path / "one") == DOCS
@@ -199,12 +199,12 @@ def test_a_saved_dataset(tmp_path):
         ("hf:name", "names no split; write hf:name@train"),
     ],
 )
-def test_a_source_that_is_not_there(spec, line):
+def test_missing_sources(spec, line):
     with pytest.raises(UserError, match=line):
         open_source(spec)
 
 
-def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+def test_pipe_as_source_is_rejected(tmp_path):
     os.mkfifo(tmp_path / "a.txt")
     with pytest.raises(UserError, match=r"a\.txt is a device, a pipe"):
         open_source(str(tmp_path / "a.txt"))
@@ -215,24 +215,23 @@ def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
 @pytest.mark.parametrize(
     "url", ["https://bob:SECRET@host/x", "s3://SECRET@host/a@b", "a://b:SEC@RET@h"]
 )
-def test_a_password_is_not_repeated(url):
+def test_error_hides_the_password_of_a_url(url):
     with pytest.raises(UserError, match=r"://\*\*\*@") as caught:
         open_source(url)
     assert "SEC" not in str(caught.value) and "RET" not in str(caught.value)
 
 
 @pytest.mark.parametrize("field", ["source", "val_source", "tokenizer"])
-def test_a_config_with_a_password_is_refused_before_it_is_stored(field, capsys):
-    config = configs.default()
-    config.data[field] = "https://bob:SECRET@host/x"
+def test_url_with_password_in_the_config_is_rejected(field, capsys):
+    config = replace(Config(), {f"data.{field}": "https://bob:SECRET@host/x"})
     with pytest.raises(UserError, match=rf"data\.{field}=https://\*\*\*@host/x"):
         check(config)
     with pytest.raises(SystemExit):
-        die(f"no such file: {config.data[field]}")
+        die("no such file: https://bob:SECRET@host/x")
     assert "SECRET" not in capsys.readouterr().err
 
 
-def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+def test_file_without_read_permission_is_named(tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
     path.write_text("x")
 
@@ -256,7 +255,7 @@ def test_documents_are_split_at_a_separator(tmp_path, monkeypatch, piece_chars):
     text = f"{EOT}\nA fox.\n  Two lines.\n\n{EOT}\n{EOT}a < b<|endo|>{EOT}\nlast\n"
     (tmp_path / "a.txt").write_text(text)
     (tmp_path / "b.txt").write_text(f"next file{EOT}")
-    source = Separated(open_source(str(tmp_path)), EOT)
+    source = SeparatedSource(open_source(str(tmp_path)), EOT)
     got, held = [], ""
     for piece in source.pieces():
         held += piece.text

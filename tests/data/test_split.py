@@ -1,4 +1,4 @@
-"""Which documents are held out, also where some are equal."""
+"""Which documents are held out, with and without identical documents."""
 
 import json
 
@@ -29,8 +29,8 @@ def sides(plan):
     return out["train"], out["val"]
 
 
-def test_the_split_of_distinct_documents_is_that_of_every_version(tmp_path):
-    """Literals of the first version: a changed rule would move documents between runs."""
+def test_split_is_stable_across_versions(tmp_path):
+    """Literal values, because a changed rule would move documents between splits of old runs."""
     docs = [f"document {i}" for i in range(30)]
     assert sides(plan_of(tmp_path, docs))[1] == SMALL
     docs = [f"document {i}" for i in range(400)]
@@ -39,7 +39,7 @@ def test_the_split_of_distinct_documents_is_that_of_every_version(tmp_path):
 
 @pytest.mark.parametrize("repeated", ["the same", "same", "again", "x", "y", "z"])
 @pytest.mark.parametrize(("n", "equal"), [(30, 20), (30, 4), (1000, 700), (1000, 30)])
-def test_equal_documents_do_not_distort_the_share(tmp_path, repeated, n, equal):
+def test_identical_documents_do_not_distort_the_fraction(tmp_path, repeated, n, equal):
     docs = [f"document {i}" for i in range(n - equal)] + [repeated] * equal
     docs = docs[::7] + [doc for i, doc in enumerate(docs) if i % 7]
     train, val = sides(plan_of(tmp_path, docs))
@@ -49,37 +49,37 @@ def test_equal_documents_do_not_distort_the_share(tmp_path, repeated, n, equal):
 
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9, 0.99])
 @pytest.mark.parametrize("groups", [[1, 1], [2, 2], [15, 15], [1, 29]])
-def test_neither_side_is_empty_if_two_documents_differ(tmp_path, groups, fraction):
+def test_neither_split_is_empty_if_two_documents_differ(tmp_path, groups, fraction):
     docs = [f"document {i}" for i, n in enumerate(groups) for _ in range(n)]
     train, val = sides(plan_of(tmp_path, docs, fraction))
     assert train and val and not set(train) & set(val)
 
 
-def test_a_share_that_cannot_be_kept_is_reported(tmp_path, capsys):
+def test_deviation_from_val_fraction_is_reported(tmp_path, capsys):
     prepare(plan_of(tmp_path, ["a"] * 15 + ["b"] * 15), BYTES, tmp_path / "out")
     assert "holding out 15 of 30 documents" in capsys.readouterr().err
     prepare(plan_of(tmp_path, [str(i) for i in range(30)]), BYTES, tmp_path / "plain")
     assert "holding out" not in capsys.readouterr().err
 
 
-def test_documents_that_are_all_equal_cannot_be_split(tmp_path):
-    with pytest.raises(UserError, match=r"30 documents of .*a\.jsonl are all the same"):
+def test_identical_documents_cannot_be_split(tmp_path):
+    with pytest.raises(UserError, match=r"30 documents of .*a\.jsonl are identical"):
         sides(plan_of(tmp_path, ["the same"] * 30))
 
 
-def test_a_share_that_holds_out_nothing_is_named(tmp_path):
+def test_empty_validation_split_names_val_fraction(tmp_path):
     docs = ["the same"] * 250
     with pytest.raises(UserError, match=r"data\.val_fraction=0.1 holds out none of the 250"):
         prepare(plan_of(tmp_path, docs), BYTES, tmp_path / "out")
 
 
-def test_a_text_too_short_to_split_is_named(tmp_path):
+def test_text_too_short_to_split_is_named(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(UserError, match=r"a\.txt is too short"):
         sides(open_plan(f"{tmp_path}/a.txt", None, 0.1))
 
 
-def test_one_document_is_split_at_its_last_tenth_of_characters(tmp_path):
+def test_single_document_is_split_by_characters(tmp_path):
     text = make_text(1000).replace("norm", "nörm")
     (tmp_path / "a.txt").write_text(text)
     prepare(open_plan(str(tmp_path / "a.txt"), None, 0.1), BYTES, tmp_path / "out")
@@ -88,7 +88,7 @@ def test_one_document_is_split_at_its_last_tenth_of_characters(tmp_path):
     assert split_documents(corpus.val) == [text[900:]]
 
 
-def test_a_long_single_document_is_split_at_the_same_place(tmp_path, monkeypatch):
+def test_single_document_in_pieces_is_split_at_the_same_character(tmp_path, monkeypatch):
     monkeypatch.setattr(texts, "PIECE_CHARS", 64)
     text = make_text(1000)
     (tmp_path / "a.txt").write_text(text)
@@ -99,7 +99,7 @@ def test_a_long_single_document_is_split_at_the_same_place(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("n", [2, 3, 15])
-def test_few_documents_leave_neither_side_empty(tmp_path, n):
+def test_few_documents_leave_neither_split_empty(tmp_path, n):
     write_documents(tmp_path / "a.jsonl", n)
     manifest = prepare(open_plan(str(tmp_path / "a.jsonl"), None, 0.1), BYTES, tmp_path / "out")
     assert manifest.splits["val"].documents == max(1, round(n / 10))

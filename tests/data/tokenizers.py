@@ -1,18 +1,18 @@
-"""Small tokenizer.json contents, one of each kind."""
+"""Small tokenizer.json contents, one per type of model."""
 
 END = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 
 
 def content(model, added, **parts):
-    """Returns the content of a tokenizer.json; `added` are its special tokens by id."""
+    """Returns the content of a tokenizer.json; `added` maps ids to special tokens."""
     tokens = [{"id": i, "content": text, **END} for text, i in added.items()]
     empty = {"version": "1.0", "truncation": None, "padding": None, **dict.fromkeys(PARTS)}
     return empty | {"added_tokens": tokens, "model": model} | parts
 
 
 def bpe(prefix_space=False, dropout=None, ends=("<|endoftext|>",), **parts):
-    """Byte-level BPE over the letters of `the river bends`."""
+    """Byte-level BPE for the letters of `the river bends`."""
     merges = ["t h", "th e", "\u0120 r", "i v", "\u0120r iv", "e r", "e n", "b en", "\u0120 ben"]
     letters = sorted(set("theriverbends\u0120"))
     vocab = [*ends, *letters, *(merge.replace(" ", "") for merge in merges)]
@@ -28,7 +28,7 @@ def bpe(prefix_space=False, dropout=None, ends=("<|endoftext|>",), **parts):
 
 
 def metaspace():
-    """SentencePiece's form: a space is part of the word after it, and the first has one too."""
+    """As SentencePiece: a space belongs to the next word, and the first word has one too."""
     words = ["<unk>", "</s>", "\u2581the", "\u2581river", "\u2581bends", "s", "\u2581", "\u00e9"]
     vocab = {word: i for i, word in enumerate(words)}
     level = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always"}
@@ -37,7 +37,7 @@ def metaspace():
 
 
 def wordpiece():
-    """BERT's form: a token that does not begin a word has `##` before it."""
+    """As BERT: a token that does not start a word has the prefix `##`."""
     words = ["[UNK]", "[SEP]", "the", "river", "##s", "bends"]
     model = {
         "type": "WordPiece",
@@ -56,7 +56,7 @@ def wordpiece():
 
 
 def word_level(last):
-    """Whole words, with ids that have gaps up to `last`."""
+    """Whole words, with gaps in the ids, the largest of which is `last`."""
     vocab = {"[UNK]": 0, "the": 3, "river": 10, "<eos>": last}
     model = {"type": "WordLevel", "vocab": vocab, "unk_token": "[UNK]"}
     return content(model, {}, pre_tokenizer={"type": "WhitespaceSplit"})
@@ -71,7 +71,7 @@ PADDING = {
     "pad_type_id": 0,
     "pad_token": "<|endoftext|>",
 }
-# Tokenizers whose settings would cut, fill or vary a text.
+# Tokenizers with settings that would change a text.
 UNFIT = {
     "plain": bpe(),
     "truncation": bpe() | {"truncation": TRUNCATION},

@@ -23,17 +23,17 @@ def requests(n=40, seed=0):
 
 
 @cache
-def forward(structure):
-    return jax.jit(lambda params, ids: jax.nn.log_softmax(structure.bind(params)(ids)[0]))
+def forward(model_def):
+    return jax.jit(lambda params, ids: jax.nn.log_softmax(model_def.bind(params)(ids)[0]))
 
 
 def by_hand(model, request, window):
-    """One forward pass; what stands behind the request is not seen by what is asked for."""
+    """One forward pass; padding after the request does not affect it."""
     ids = (request.context + request.continuation)[-(window + 1) :]
     padded = np.zeros((1, 24), np.int32)
     padded[0, : len(ids) - 1] = ids[:-1]
-    structure, params = model
-    log_p = np.asarray(forward(structure)(params, padded))
+    model_def, params = model
+    log_p = np.asarray(forward(model_def)(params, padded))
     at = range(len(ids) - 1 - min(len(request.continuation), len(ids) - 1), len(ids) - 1)
     return sum(log_p[i, ids[i + 1]] for i in at), all(log_p[i].argmax() == ids[i + 1] for i in at)
 
@@ -53,12 +53,12 @@ def test_answers_are_those_of_each_request_alone(model, monkeypatch):
 
 def test_greedy_continuations_are_known_as_such(model):
     """After each token, so that no answer hangs on what a row's padding happens to predict."""
-    structure, params = model[0], noisy(model[1], 1.0)
-    logits = np.asarray(structure.bind(params)(np.arange(11)[:, None]))[:, 0, :11]
+    model_def, params = model[0], noisy(model[1], 1.0)
+    logits = np.asarray(model_def.bind(params)(np.arange(11)[:, None]))[:, 0, :11]
     assert len(set(logits.argmax(-1).tolist())) > 1
     likely = [Request((i,), (int(row.argmax()),)) for i, row in enumerate(logits)]
     other = [Request((i,), (int(row.argmin()),)) for i, row in enumerate(logits)]
-    answers = Scorer(structure, params, step=0, window=24).score(likely + other)
+    answers = Scorer(model_def, params, step=0, window=24).score(likely + other)
     assert [a.is_greedy for a in answers] == [True] * 11 + [False] * 11
 
 

@@ -9,11 +9,11 @@ import pytest
 
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
-from gpt2_jax.evaluate import writing
-from gpt2_jax.evaluate.choice import GREEDY, Choice, draw
+from gpt2_jax.evaluate import text_generation
 from gpt2_jax.evaluate.generate import Generator, _generate
 from gpt2_jax.evaluate.perplexity import as_lines, evaluate_run
-from gpt2_jax.evaluate.writing import sample_text
+from gpt2_jax.evaluate.sampling import GREEDY, SamplingParams, sample
+from gpt2_jax.evaluate.text_generation import sample_text
 from gpt2_jax.files import to_json
 from gpt2_jax.train import loop
 from tests.tools import run, tiny, tiny_model
@@ -41,17 +41,17 @@ PROMPTS = [[1, 2, 3], [7, 0, 9, 9, 4], [5]]
 @pytest.mark.parametrize("made", ["generate", "stream"])
 def test_greedy_text_is_the_likeliest_of_the_full_pass(model, made):
     """Prompts of three lengths in one batch, each as it would be alone."""
-    structure, params = model
-    generator = Generator(structure, params, step=0, window=12)
+    model_def, params = model
+    generator = Generator(model_def, params, step=0, window=12)
     if made == "generate":
         new = generator.generate(PROMPTS, 7, GREEDY)
     else:
         new = np.array(list(generator.stream(PROMPTS, 7, GREEDY))).T.tolist()
-    assert new == [greedy_by_hand(structure, params, prompt, 7) for prompt in PROMPTS]
+    assert new == [greedy_by_hand(model_def, params, prompt, 7) for prompt in PROMPTS]
     assert len({tuple(ids) for ids in new}) == 3
 
 
-@pytest.mark.parametrize("choice", [Choice(1.3, 0.9, 6, 0.9), Choice()])
+@pytest.mark.parametrize("choice", [SamplingParams(1.3, 0.9, 6, 0.9), SamplingParams()])
 def test_streamed_text_is_the_same_text(model, choice):
     generator = Generator(*model, step=0, window=12, end=0)
     texts = generator.generate(PROMPTS, 30, choice, seed=3)
@@ -64,19 +64,19 @@ def test_streamed_text_is_the_same_text(model, choice):
 def test_a_row_does_not_depend_on_its_neighbours(model):
     """Not by its draws, and not by another row's text outgrowing the window before its own."""
     generator = Generator(*model, step=0, window=12)
-    together = generator.generate(PROMPTS, 20, Choice(), seed=1)
-    assert generator.generate(PROMPTS[:1], 20, Choice(), seed=1) == together[:1]
+    together = generator.generate(PROMPTS, 20, SamplingParams(), seed=1)
+    assert generator.generate(PROMPTS[:1], 20, SamplingParams(), seed=1) == together[:1]
     greedy = generator.generate(PROMPTS, 20, GREEDY)
     assert greedy == [generator.generate([prompt], 20, GREEDY)[0] for prompt in PROMPTS]
-    same = generator.generate([[1, 2, 3]] * 3, 8, Choice(), seed=1)
+    same = generator.generate([[1, 2, 3]] * 3, 8, SamplingParams(), seed=1)
     assert same[0] != same[1]
 
 
 def drawn(model, choice, prompt=(1, 2, 3), n=4000):
     """Returns how often each id is drawn after a prompt, and the logits it is drawn by."""
-    structure, params = model
-    new = Generator(structure, params, step=0, window=12).generate([prompt] * n, 1, choice, seed=1)
-    logits = np.asarray(structure.bind(params)(jnp.array([prompt]))[0, -1], np.float64)
+    model_def, params = model
+    new = Generator(model_def, params, step=0, window=12).generate([prompt] * n, 1, choice, seed=1)
+    logits = np.asarray(model_def.bind(params)(jnp.array([prompt]))[0, -1], np.float64)
     return np.bincount(np.array(new)[:, 0], minlength=16) / n, logits
 
 
@@ -85,7 +85,9 @@ def expected(logits, keep):
     return p / p.sum()
 
 
-@pytest.mark.parametrize("choice", [Choice(temperature=0.7), Choice(temperature=0.7, top_k=4)])
+@pytest.mark.parametrize(
+    "choice", [SamplingParams(temperature=0.7), SamplingParams(temperature=0.7, top_k=4)]
+)
 def test_draws_follow_the_distribution_of_the_top_k(model, choice):
     got, logits = drawn(model, choice)
     keep = logits >= np.sort(logits)[-(choice.top_k or 11)]
@@ -94,7 +96,7 @@ def test_draws_follow_the_distribution_of_the_top_k(model, choice):
 
 
 def test_draws_follow_the_distribution_of_the_nucleus(model):
-    got, logits = drawn(model, Choice(top_p=0.6))
+    got, logits = drawn(model, SamplingParams(top_p=0.6))
     order = np.argsort(-logits)
     p = expected(logits, True)
     inside = order[: int(np.searchsorted(p[order].cumsum(), 0.6)) + 1]
@@ -103,7 +105,7 @@ def test_draws_follow_the_distribution_of_the_nucleus(model):
 
 
 def test_what_was_said_becomes_less_likely(model):
-    got, logits = drawn(model, Choice(repetition_penalty=10.0), prompt=(0, 2, 0))
+    got, logits = drawn(model, SamplingParams(repetition_penalty=10.0), prompt=(0, 2, 0))
     seen = np.isin(np.arange(16), [0, 2])
     changed = np.where(seen, np.where(logits > 0, logits / 10, logits * 10), logits)
     np.testing.assert_allclose(got, expected(changed, True), atol=0.03)
@@ -112,19 +114,22 @@ def test_what_was_said_becomes_less_likely(model):
 
 @pytest.mark.parametrize("temperature", [1e-38, 1e-300, 1e38, 1e300])
 def test_no_temperature_overflows(temperature):
-    """The lowest take the likeliest id, the highest draw among all ids but those of the padding."""
+    """The lowest take the likeliest id, the highest sample from all ids except the padding."""
     lowest = float(jnp.finfo(jnp.float32).min)
     logits = jnp.array([[3.0, -90.0, 80.0, lowest]])
     keys = jax.random.split(jax.random.key(0), 64)
-    for choice in (Choice(temperature=temperature), Choice(temperature=temperature, top_p=0.9)):
-        drawn_B = draw(choice, jnp.repeat(logits, 64, 0), None, keys)
+    for choice in (
+        SamplingParams(temperature=temperature),
+        SamplingParams(temperature=temperature, top_p=0.9),
+    ):
+        drawn_B = sample(choice, jnp.repeat(logits, 64, 0), None, keys)
         assert set(drawn_B.tolist()) == ({2} if temperature < 1 else {0, 1, 2})
 
 
 def test_logits_from_python_have_the_vocabularys_columns(model):
-    structure, params = model
-    logits = Generator(structure, params, step=0, window=12).logits([[1, 2, 3], [4, 5, 6]])
-    want = structure.bind(params)(jnp.array([[1, 2, 3], [4, 5, 6]]))
+    model_def, params = model
+    logits = Generator(model_def, params, step=0, window=12).logits([[1, 2, 3], [4, 5, 6]])
+    want = model_def.bind(params)(jnp.array([[1, 2, 3], [4, 5, 6]]))
     assert want.shape == (2, 3, 16) and logits.shape == (2, 3, 11)
     np.testing.assert_allclose(logits, want[..., :11], atol=1e-5)
 
@@ -142,7 +147,7 @@ def test_logits_from_python_have_the_vocabularys_columns(model):
 )
 def test_only_line_feeds_separate_prompts(tmp_path, name, content, prompts):
     (tmp_path / name).write_bytes(content.encode())
-    assert writing.read_prompts(tmp_path / name) == prompts
+    assert text_generation.read_prompts(tmp_path / name) == prompts
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe", b"\n", b"[1]", b"[" * 100_000])
@@ -150,42 +155,42 @@ def test_a_file_without_prompts_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "p.jsonl").write_bytes(content)
     with pytest.raises(UserError, match=r"p\.jsonl"):
-        writing.read_prompts(tmp_path / "p.jsonl")
+        text_generation.read_prompts(tmp_path / "p.jsonl")
 
 
 @pytest.mark.parametrize("name", ["p.json", "p.csv", "p.parquet"])
 def test_a_file_of_another_kind_is_no_list_of_prompts(tmp_path, name):
     (tmp_path / name).write_text('["a", "b"]')
     with pytest.raises(UserError, match=f"--batch_file=.*{name}"):
-        writing.read_prompts(tmp_path / name)
+        text_generation.read_prompts(tmp_path / name)
 
 
 def test_half_a_character_is_no_prompt():
     with pytest.raises(UserError, match="UTF-8"):
-        writing.encode_prompts(load_tokenizer("bytes"), ["\ud800"])
+        text_generation.encode_prompts(load_tokenizer("bytes"), ["\ud800"])
 
 
 def test_text_goes_on_past_the_positions_by_the_stated_policy(model):
     """When 12 tokens are full, the last 6 are read again as a prompt."""
-    structure, params = model
-    generator = Generator(structure, params, step=0, window=12)
+    model_def, params = model
+    generator = Generator(model_def, params, step=0, window=12)
     prompt = [1, 2, 3, 4]
-    first = greedy_by_hand(structure, params, prompt, 8)
-    second = greedy_by_hand(structure, params, (prompt + first)[-6:], 6)
-    third = greedy_by_hand(structure, params, (first + second)[-6:], 3)
+    first = greedy_by_hand(model_def, params, prompt, 8)
+    second = greedy_by_hand(model_def, params, (prompt + first)[-6:], 6)
+    third = greedy_by_hand(model_def, params, (first + second)[-6:], 3)
     assert generator.generate([prompt], 17, GREEDY) == [first + second + third]
     streamed = list(generator.stream([prompt], 17, GREEDY))
     assert [ids[0] for ids in streamed] == first + second + third
     long = list(range(11)) * 3  # fills the window: cut to its last half
     assert generator.generate([long], 3, GREEDY) == [
-        greedy_by_hand(structure, params, long[-6:], 3)
+        greedy_by_hand(model_def, params, long[-6:], 3)
     ]
 
 
 def test_the_next_tokens_distribution(model):
-    structure, params = model
-    log_p = Generator(structure, params, step=0, window=12).next_distribution([1, 2, 3])
-    want = jax.nn.log_softmax(structure.bind(params)(jnp.array([[1, 2, 3]]))[0, -1, :11])
+    model_def, params = model
+    log_p = Generator(model_def, params, step=0, window=12).next_distribution([1, 2, 3])
+    want = jax.nn.log_softmax(model_def.bind(params)(jnp.array([[1, 2, 3]]))[0, -1, :11])
     np.testing.assert_allclose(log_p, want, atol=1e-5)
 
 
@@ -193,20 +198,20 @@ def test_few_programs_are_compiled_for_many_lengths(model):
     generator = Generator(*model, step=0, window=12)
     before = _generate._cache_size()
     for n in range(1, 9):
-        generator.generate([[1] * n, [2]], n, Choice(temperature=0.123))
+        generator.generate([[1] * n, [2]], n, SamplingParams(temperature=0.123))
     assert _generate._cache_size() == before + 1
 
 
 @pytest.mark.parametrize(
     ("choice", "line"),
     [
-        (Choice(temperature=-1), "--temperature=-1"),
-        (Choice(temperature=1e-38), "--temperature=1e-38"),
-        (Choice(top_p=0), "--top_p=0"),
-        (Choice(temperature=np.inf), "--temperature=inf"),
-        (Choice(temperature=np.nan), "--temperature=nan"),
-        (Choice(repetition_penalty=0), "--repetition_penalty=0"),
-        (Choice(repetition_penalty=np.inf), "--repetition_penalty=inf"),
+        (SamplingParams(temperature=-1), "--temperature=-1"),
+        (SamplingParams(temperature=1e-38), "--temperature=1e-38"),
+        (SamplingParams(top_p=0), "--top_p=0"),
+        (SamplingParams(temperature=np.inf), "--temperature=inf"),
+        (SamplingParams(temperature=np.nan), "--temperature=nan"),
+        (SamplingParams(repetition_penalty=0), "--repetition_penalty=0"),
+        (SamplingParams(repetition_penalty=np.inf), "--repetition_penalty=inf"),
     ],
 )
 def test_choices_that_mean_nothing_are_refused(choice, line):
@@ -216,24 +221,28 @@ def test_choices_that_mean_nothing_are_refused(choice, line):
 
 def test_any_number_of_prompts_is_written_some_at_a_time(model, monkeypatch):
     generator, tokenizer = Generator(*model, step=0, window=12), load_tokenizer("ids:11")
-    whole = writing.write(generator, tokenizer, PROMPTS, 5, GREEDY)
-    monkeypatch.setattr(writing, "ROWS_AT_ONCE", 2)
-    assert writing.write(generator, tokenizer, PROMPTS, 5, GREEDY) == whole
-    assert writing.write(generator, tokenizer, PROMPTS, 5, GREEDY, stops=["no"]) == whole
+    whole = text_generation.generate_texts(generator, tokenizer, PROMPTS, 5, GREEDY)
+    monkeypatch.setattr(text_generation, "ROWS_AT_ONCE", 2)
+    assert text_generation.generate_texts(generator, tokenizer, PROMPTS, 5, GREEDY) == whole
+    assert (
+        text_generation.generate_texts(generator, tokenizer, PROMPTS, 5, GREEDY, stops=["no"])
+        == whole
+    )
 
 
 def test_a_model_of_ids_has_a_sample_as_well(model):
     made = tiny(**{"train.sample_tokens": 7})
-    assert len(sample_text(made, *model, load_tokenizer("ids:11")).split()) == 7
+    text = sample_text(made.train, 12, made.seed, *model, load_tokenizer("ids:11"))
+    assert len(text.split()) == 7
 
 
 def test_the_runs_own_sample_is_as_long_as_asked():
-    structure, params = tiny_model(model__vocab_size=257)
+    model_def, params = tiny_model(model__vocab_size=257)
     tokenizer = load_tokenizer("bytes")
 
     def text(length, seed):
-        made = tiny(**{"train.sample_tokens": length, "seed": seed, "model.vocab_size": 257})
-        return sample_text(made, structure, params, tokenizer)
+        train = tiny(train__sample_tokens=length).train
+        return sample_text(train, 12, seed, model_def, params, tokenizer)
 
     assert text(50, seed=0) != text(50, seed=1)
     assert len(text(50, seed=0).encode(errors="ignore")) >= 30

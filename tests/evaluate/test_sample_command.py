@@ -1,4 +1,4 @@
-"""`python -m gpt2_jax.evaluate.sample`, as a person would use it."""
+"""`gpt2-jax sample`, as a person would use it."""
 
 import json
 
@@ -6,25 +6,25 @@ import jax
 import pytest
 
 from gpt2_jax import config as configs
-from gpt2_jax.interop.importing import import_model
-from gpt2_jax.model.structure import structure
+from gpt2_jax.interop.import_model import import_model
+from gpt2_jax.model.definition import define_model
 from gpt2_jax.train.checkpoint import save_params
 from tests import tools
 from tests.interop import checkpoints
 
-MODULE = ("-m", "gpt2_jax.evaluate.sample")
+MODULE = ("-m", "gpt2_jax", "sample")
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """A run of bytes that says `ababab…`: the embedding of each letter asks for the other."""
-    config = tools.tiny(model__vocab_size=257, model__n_positions=32, data__seq_len=32)
-    config.model.tie_head = False
-    model = structure(config.model)
+    sizes = {"model.vocab_size": 257, "model.n_positions": 32, "data.seq_len": 32}
+    config = tools.tiny(**sizes, model__tie_head=False)
+    model = define_model(config.model, config.placement)
     params = jax.tree.map(lambda x: 0 * x, model.init(jax.random.key(0)))
     params["ln_f"]["gain"] += 1
     for i, (letter, other) in enumerate(((b"a", b"b"), (b"b", b"a"))):
-        params["wte"] = params["wte"].at[letter[0], i].set(10.0)
+        params["embedding"]["wte"] = params["embedding"]["wte"].at[letter[0], i].set(10.0)
         params["head"] = params["head"].at[other[0], i].set(10.0)
     folder = tmp_path_factory.mktemp("command") / "run"
     folder.mkdir()
@@ -63,10 +63,10 @@ def test_prompts_of_a_file_come_back_as_json_lines(workdir, tmp_path):
 NOTEBOOK = """
 import sys, jax
 jax.devices()
-from gpt2_jax.evaluate.choice import GREEDY
-from gpt2_jax.evaluate.writing import encode_prompts, open_generator, write
+from gpt2_jax.evaluate.sampling import GREEDY
+from gpt2_jax.evaluate.text_generation import encode_prompts, open_generator, generate_texts
 generator, tokenizer = open_generator(sys.argv[1])
-print(write(generator, tokenizer, encode_prompts(tokenizer, ["a"]), 4, GREEDY))
+print(generate_texts(generator, tokenizer, encode_prompts(tokenizer, ["a"]), 4, GREEDY))
 """
 
 

@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints made by hand, tensor by tensor."""
+"""Small Hugging Face checkpoints with random weights."""
 
 import json
 
@@ -6,7 +6,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 # transformers' GPT2LMHeadModel(n_layer=2, n_head=2, n_embd=16, vocab_size=11, n_positions=12),
-# as its state_dict names them; n_inner 40 and an untied head besides.
+# as named in its state_dict, but with n_inner 40 and an untied head.
 BLOCK = {
     "ln_1.weight": (16,),
     "ln_1.bias": (16,),
@@ -35,7 +35,7 @@ CONFIG = {
 
 
 def tensors(dtype="float32"):
-    """Returns random tensors of every name."""
+    """Returns random values for all tensors."""
     shapes = {"wte.weight": (11, 16), "wpe.weight": (12, 16)}
     shapes |= {f"h.{i}.{name}": shape for i in range(2) for name, shape in BLOCK.items()}
     shapes |= {"ln_f.weight": (16,), "ln_f.bias": (16,)}
@@ -45,9 +45,9 @@ def tensors(dtype="float32"):
     return {name: value.astype(dtype) for name, value in out.items()}
 
 
-def write(folder, given=None, **changes):
-    """Writes model.safetensors and config.json into a new folder."""
+def write(folder, weights=None, **changes):
+    """Writes model.safetensors and config.json to a new folder."""
     folder.mkdir()
-    save_file(tensors() if given is None else given, folder / "model.safetensors")
+    save_file(tensors() if weights is None else weights, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(CONFIG | changes))
     return folder

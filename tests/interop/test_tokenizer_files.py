@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer as transformers would load it, and what is exported of ours."""
+"""Tokenizers imported as transformers loads them, and exported tokenizers."""
 
 import json
 
@@ -19,15 +19,15 @@ def find(tmp_path, files):
 
 
 @pytest.mark.parametrize("name", tokenizer_cases.CASES)
-def test_its_settings_decide_the_ids(tmp_path, name):
-    """The expected ids are those of transformers (tests/peers holds them against it)."""
+def test_tokenizer_settings_are_applied(tmp_path, name):
+    """The expected ids are those of transformers, which tests/peers compares with."""
     files, ids, end = tokenizer_cases.CASES[name]
     tokenizer = load_tokenizer(find(tmp_path, files))
     assert tokenizer.encode([tokenizer_cases.TEXT])[0].tolist() == ids
     assert tokenizer.end_of_text == end
 
 
-def test_config_json_names_the_end_where_the_tokenizer_does_not(tmp_path):
+def test_end_of_text_from_config_json(tmp_path):
     files = {"tokenizer.json": tokenizers.wordpiece(), "config.json": {"eos_token_id": 5}}
     assert load_tokenizer(find(tmp_path, files)).end_of_text == 5
 
@@ -51,12 +51,12 @@ def test_config_json_names_the_end_where_the_tokenizer_does_not(tmp_path):
         ({"tokenizer.json": tokenizer_cases.PLAIN, "added_tokens.json": "[]"}, "added_tokens.json"),
     ],
 )
-def test_files_that_do_not_fit_are_named(tmp_path, files, named):
+def test_invalid_tokenizer_files_are_named(tmp_path, files, named):
     with pytest.raises(UserError, match=named):
         find(tmp_path, files)
 
 
-def test_what_is_exported_encodes_whole_texts_and_says_its_end(tmp_path):
+def test_exported_tokenizer(tmp_path):
     content = tokenizers.UNFIT["both"] | {"model": tokenizers.UNFIT["dropout"]["model"]}
     content["added_tokens"] = [content["added_tokens"][0] | {"end_of_text": True}]
     (tmp_path / "t.json").write_text(json.dumps(content), encoding="utf-8")
@@ -66,5 +66,5 @@ def test_what_is_exported_encodes_whole_texts_and_says_its_end(tmp_path):
     assert "end_of_text" not in written
     got = library.Tokenizer.from_str(written).encode(tokenizer_cases.TEXT).ids
     assert got == tokenizer_cases.IDS
-    said = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text(encoding="utf-8"))
-    assert said["eos_token"] == "<|endoftext|>"
+    config = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert config["eos_token"] == "<|endoftext|>"

@@ -1,4 +1,4 @@
-"""Tokenizer files as checkpoints have them, with the ids that transformers gives."""
+"""Tokenizer files of checkpoints, with the ids that transformers returns."""
 
 import json
 
@@ -23,7 +23,7 @@ def settings(content, **fields):
     return {"tokenizer.json": content, "tokenizer_config.json": fields}
 
 
-# name: (files, ids of TEXT, id of the end of a text)
+# name: (files, ids of TEXT, end-of-text id)
 CASES = {
     "plain": ({"tokenizer.json": PLAIN}, IDS, 0),
     "prefix asked for": (settings(PLAIN, **GPT2, add_prefix_space=True), PREFIXED_IDS, 0),
@@ -58,7 +58,7 @@ CASES = {
 
 
 def write(folder, files):
-    """Writes the files of a case, and a GPT-2's config.json beside them."""
+    """Writes the files of a case, and GPT-2's config.json, to a new folder."""
     folder.mkdir()
     for name, content in ({"config.json": {"model_type": "gpt2"}} | files).items():
         text = content if isinstance(content, str) else json.dumps(content)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt2_jax.model.decode import bind_apart, take_apart
+from gpt2_jax.model.decode import bind_unstacked, unstack_params
 from gpt2_jax.model.diagnostics import gradient_norms, observe
 from tests.placements import EVERY_AT_LENGTH, depth
 from tests.tools import tiny_model
@@ -20,12 +20,12 @@ def rms(x):
 def test_figures_are_those_of_blocks_taken_one_by_one():
     built, params = tiny_model(model__n_layer=3, model__unroll=False)
     got = jax.jit(lambda p: observe(built, p, TOKENS, 0))(params)
-    bound = bind_apart(built, take_apart(built, params, 0))
+    bound = bind_unstacked(built, unstack_params(built, params, 0))
     context = bound.model.context(jnp.arange(12), None, 0)
-    x = bound.model.embed(TOKENS, context)
+    x = bound.model.embedding(TOKENS, context)
     for layer, block in enumerate(bound.blocks):
         a = block.attn.sublayer(block.attn.pre(x), context)[0]
-        f = block.mlp.sublayer(block.mlp.pre(x + a))
+        f = block.mlp.sublayer(block.mlp.pre(x + a), context)[0]
         y = x + a + f
         assert got.attn_ratio[layer] == pytest.approx(rms(a) / rms(x), rel=1e-4)
         assert got.mlp_ratio[layer] == pytest.approx(rms(f) / rms(x + a), rel=1e-4)
@@ -47,7 +47,7 @@ def test_figures_are_those_of_blocks_taken_one_by_one():
 @pytest.mark.parametrize("name", EVERY_AT_LENGTH)
 def test_every_placement_has_figures_for_each_block(name):
     n_layer = depth(name)
-    built, params = tiny_model(model__placement=name, model__n_layer=n_layer, model__unroll=False)
+    built, params = tiny_model(placement__preset=name, model__n_layer=n_layer, model__unroll=False)
 
     @jax.jit
     def figures(params):
@@ -60,12 +60,13 @@ def test_every_placement_has_figures_for_each_block(name):
 
 
 def test_gradient_norms_are_those_of_each_block():
-    built, params = tiny_model(model__placement="keel", model__n_layer=4)
+    built, params = tiny_model(placement__preset="keel", model__n_layer=4)
     grads = jax.tree.map(jnp.ones_like, params)
-    sizes = [sum(x[0].size for x in jax.tree.leaves(params[name])) for name in built_names(built)]
+    sizes = [sum(x[0].size for x in jax.tree.leaves(params["blocks"][name]))
+             for name in built_names(built)]  # fmt: skip
     want = np.sqrt([sizes[0], sizes[1], sizes[1], sizes[1]])
     np.testing.assert_allclose(gradient_norms(built, grads), want, rtol=1e-6)
 
 
 def built_names(built):
-    return [segment.name for segment in built.segments]
+    return [stack.name for stack in built.spec.stacks]

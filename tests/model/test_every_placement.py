@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt2_jax.model.placements import PRESETS
-from gpt2_jax.model.structure import structure
+from gpt2_jax.model.definition import define_model
+from gpt2_jax.placements import PRESETS
 from tests.model.test_gpt2 import decoded
 from tests.placements import EVERY, EVERY_AT_LENGTH, FAMILIES, FEW, depth
 from tests.tools import tiny, tiny_model
@@ -20,13 +20,14 @@ WEIGHTS = jax.random.normal(jax.random.key(9), (3, 12, 11))
 
 @cache
 def model(name, **changes):
-    return tiny_model(model__placement=name, model__n_layer=depth(name), **changes)
+    return tiny_model(placement__preset=name, model__n_layer=depth(name), **changes)
 
 
 def gradients(name, **changes):
     """Loss and gradients under random weights on all logits, in one mode."""
     _, params = model(name, model__unroll=False)
-    built = structure(tiny(model__placement=name, model__n_layer=depth(name), **changes).model)
+    config = tiny(placement__preset=name, model__n_layer=depth(name), **changes)
+    built = define_model(config.model, config.placement)
     loss = lambda p: (built.bind(p)(TOKENS, step=STEP)[..., :11] * WEIGHTS).sum()
     traced = jax.jit(jax.value_and_grad(loss)).trace(params)
     return str(traced.jaxpr), traced.lower().compile()(params)
@@ -49,10 +50,10 @@ def test_no_position_depends_on_a_later_one(name):
     context = bound.context(jnp.arange(12), None, STEP)
 
     def out(x_BTD):
-        hidden = bound.readout(bound.run_blocks(x_BTD, context)[0])
+        hidden = bound.head_input(bound.blocks(bound.blocks.begin(x_BTD), context)[0])
         return (bound.logits(hidden)[..., :11] * WEIGHTS[:1])[0].sum(-1)
 
-    x_BTD = bound.embed(TOKENS[:1], context)
+    x_BTD = bound.embedding(TOKENS[:1], context)
     jacobian = jnp.abs(jax.jit(jax.jacrev(out))(x_BTD))[:, 0].sum(-1)  # (to, from)
     np.testing.assert_array_equal(np.asarray(jacobian > 0), np.tril(np.ones((12, 12), bool)))
 
@@ -62,9 +63,9 @@ def test_scanned_and_recomputed_equals_unrolled_and_kept(name):
     unrolled, want = gradients(name, model__unroll=True)
     scanned, got = gradients(name, model__unroll=False, model__remat="block")
     built, params = model(name, model__unroll=False)
-    runs = [s.stop - s.start for s in built.segments]
+    runs = [s.stop - s.start for s in built.spec.stacks]
     # A run of one block is no loop, and blocks whose carry grows are none either.
-    if max(runs) > 1 and not built.bind(params).grows:
+    if max(runs) > 1 and not built.bind(params).blocks.grows:
         assert scanned.count("unroll=1\n") > unrolled.count("unroll=1\n")
     assert scanned.count("remat") > unrolled.count("remat")  # mixtures over depth have their own
     assert_near(want, got)
@@ -88,9 +89,9 @@ def test_decoding_over_a_cache_equals_the_full_pass(name):
 def test_64_layers_in_bfloat16_are_finite(name):
     """Loss and gradients where training would start."""
     config = tiny(
-        model__placement=name, model__n_layer=64, model__dtype="bfloat16", model__unroll=False
+        placement__preset=name, model__n_layer=64, model__dtype="bfloat16", model__unroll=False
     )
-    built = structure(config.model)
+    built = define_model(config.model, config.placement)
     params = built.init(jax.random.key(0))
 
     def loss(p):

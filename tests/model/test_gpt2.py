@@ -8,11 +8,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gpt2_jax.model.attention import resolve_kernel
-from gpt2_jax.model.decode import bind_apart, decode, empty_caches, take_apart
-from gpt2_jax.model.gpt2 import GPT2, project
-from gpt2_jax.model.parts import ACTIVATIONS, GATED, Init, Role, dropout, gelu_new
-from gpt2_jax.model.structure import Info, structure
+from gpt2_jax.config import replace
+from gpt2_jax.model.decode import bind_unstacked, decode, empty_caches, unstack_params
+from gpt2_jax.model.definition import define_model, is_info
+from gpt2_jax.model.sublayer import resolve_kernel
+from gpt2_jax.model.transformer import Transformer
+from gpt2_jax.nn.activations import ACTIVATIONS, GATED, gelu_new
+from gpt2_jax.nn.dropout import dropout
+from gpt2_jax.nn.linear import project
+from gpt2_jax.nn.param import Init, Role
+from gpt2_jax.placements.resolve import specify
 from tests.tools import noisy, tiny, tiny_model
 
 TOKENS = jax.random.randint(jax.random.key(5), (3, 12), 0, 11)
@@ -32,10 +37,12 @@ def test_no_position_depends_on_a_later_one(model):
     """Gradients of each position's logits with respect to every position's embedding."""
     bound = model[0].bind(model[1])
     context = bound.context(jnp.arange(12), None, None)
-    x_BTD = bound.embed(TOKENS[:1], context)
+    x_BTD = bound.embedding(TOKENS[:1], context)
 
     def out(x_BTD):
-        return bound.logits(bound.readout(bound.run_blocks(x_BTD, context)[0]))[0].sum(-1)
+        return bound.logits(bound.head_input(bound.blocks(bound.blocks.begin(x_BTD), context)[0]))[
+            0
+        ].sum(-1)
 
     jacobian = jnp.abs(jax.jit(jax.jacrev(out))(x_BTD))[:, 0].sum(-1)  # (to, from)
     reaches = np.asarray(jacobian > 0)
@@ -82,20 +89,22 @@ def test_scan_and_remat_change_the_program_but_not_the_result(model, change, mar
 def test_blocks_are_applied_in_order(model):
     """The scan against a loop over modules cut out of the stack, and against the reverse order."""
     bound = model[0].bind(model[1])
-    graphdef, state = nnx.split(bound.blocks)
+    graphdef, state = nnx.split(bound.blocks.all)
     blocks = [nnx.merge(graphdef, jax.tree.map(lambda x, i=i: x[i], state)) for i in range(2)]
     context = bound.context(jnp.arange(12), None, None)
-    x = bound.embed(TOKENS, context)
+    x = bound.embedding(TOKENS, context)
     apply = lambda i, layer, x: blocks[i](x, context.at(layer, None))[0]
     forward = apply(1, 1, apply(0, 0, x))
-    np.testing.assert_allclose(bound.run_blocks(x, context)[0].stream, forward, atol=1e-5)
+    np.testing.assert_allclose(
+        bound.blocks(bound.blocks.begin(x), context)[0].stream, forward, atol=1e-5
+    )
     assert np.abs(forward - apply(0, 1, apply(1, 0, x))).max() > 0.1
 
 
 def test_stacked_layers_start_as_separate_ones_would():
     config = tiny()
-    params = jax.jit(structure(config.model).init)(jax.random.key(3))
-    kernel = params["blocks"]["mlp"]["sublayer"]["up"]["kernel"]
+    params = jax.jit(define_model(config.model, config.placement).init)(jax.random.key(3))
+    kernel = params["blocks"]["all"]["mlp"]["sublayer"]["up"]["kernel"]
     for layer in range(2):
         alone = Init(jax.random.key(3), layer).normal("mlp.up", (16, 64), 0.02)
         np.testing.assert_allclose(kernel[layer], alone, rtol=1e-5)
@@ -107,22 +116,22 @@ def test_initial_values_are_gpt2s():
         model__n_layer=8, model__n_embd=64, model__n_positions=64, model__vocab_size=256,
         model__tie_head=False,
     )  # fmt: skip
-    params = structure(config.model).init(jax.random.key(0))
-    blocks, small = params["blocks"], 0.02 / 4  # 1/sqrt(2 * 8)
+    params = define_model(config.model, config.placement).init(jax.random.key(0))
+    blocks, small = params["blocks"]["all"], 0.02 / 4  # 1/sqrt(2 * 8)
     stds = {
         "qkv": (blocks["attn"]["sublayer"]["qkv"]["kernel"], 0.02),
         "attn.out": (blocks["attn"]["sublayer"]["out"]["kernel"], small),
         "up": (blocks["mlp"]["sublayer"]["up"]["kernel"], 0.02),
         "down": (blocks["mlp"]["sublayer"]["down"]["kernel"], small),
-        "wte": (params["wte"], 0.02),
-        "wpe": (params["wpe"], 0.02),
+        "wte": (params["embedding"]["wte"], 0.02),
+        "wpe": (params["embedding"]["wpe"], 0.02),
         "head": (params["head"], 0.02),
     }
     for name, (values, std) in stds.items():
         assert np.std(values) == pytest.approx(std, rel=0.03), name
         assert abs(np.mean(values)) < 0.05 * std, name
     for info, value in zip(
-        jax.tree.leaves(structure(config.model).infos, is_leaf=lambda x: isinstance(x, Info)),
+        jax.tree.leaves(define_model(config.model, config.placement).infos, is_leaf=is_info),
         jax.tree.leaves(params),
         strict=True,
     ):
@@ -138,28 +147,29 @@ def test_padded_ids_are_never_likely_nor_learned(model, logits):
     def loss(params):
         return jax.nn.logsumexp(model[0].bind(params)(TOKENS), -1).mean()
 
-    grads = jax.jit(jax.grad(loss))(model[1])["wte"]
+    grads = jax.jit(jax.grad(loss))(model[1])["embedding"]["wte"]
     assert (grads[11:] == 0).all() and (grads[:11] != 0).all()
 
 
 def test_padding_does_not_change_the_model(model, logits):
     exact, params = tiny_model(model__vocab_multiple=1)
-    params = model[1] | {"wte": model[1]["wte"][:11]}
+    embedding = model[1]["embedding"]
+    params = model[1] | {"embedding": embedding | {"wte": embedding["wte"][:11]}}
     np.testing.assert_allclose(exact.bind(params)(TOKENS), logits[..., :11], atol=1e-5)
     assert exact.n_params() == model[0].n_params()
 
 
-def decoded(structure, params, tokens, starts, padding, step=0):
+def decoded(model_def, params, tokens, starts, padding, step=0):
     """Returns the logits of tokens that pass over a cache in spans that begin at `starts`."""
-    apart = take_apart(structure, params, step)
+    apart = unstack_params(model_def, params, step)
 
     @jax.jit
     def step(tokens, caches, at):
-        bound = bind_apart(structure, apart)
+        bound = bind_unstacked(model_def, apart)
         x_BTD, caches = decode(bound, tokens, caches, at, jnp.array(padding))
         return bound.model.logits(x_BTD), caches
 
-    caches = empty_caches(structure.cfg, *tokens.shape)
+    caches = empty_caches(model_def.cfg, *tokens.shape)
     outs = []
     for at, until in pairwise([*starts, tokens.shape[1]]):
         out, caches = step(tokens[:, at:until], caches, at)
@@ -197,7 +207,7 @@ def test_padded_sequences_decode_as_if_alone(model, logits, padding):
 def test_attention_scores_scale_as_asked(model, logits, changes, factors):
     """Against the plain model, whose queries are scaled instead."""
     params = jax.tree.map(lambda x: x, model[1])
-    qkv = params["blocks"]["attn"]["sublayer"]["qkv"]
+    qkv = params["blocks"]["all"]["attn"]["sublayer"]["qkv"]
     scaled, _ = tiny_model(**changes)
     assert np.abs(scaled.bind(params)(TOKENS) - logits)[..., :11].max() > 1e-3
     for name, heads_axis in (("kernel", 2), ("bias", 1)):
@@ -215,15 +225,15 @@ def test_an_untied_head_is_its_own_matrix(model):
     untied, params = tiny_model(model__tie_head=False)
     assert untied.n_params() == model[0].n_params() + 11 * 16
     tied = {k: v for k, v in params.items() if k != "head"}
-    params["head"] = params["wte"]
+    wte = params["head"] = params["embedding"]["wte"]
     np.testing.assert_allclose(untied.bind(params)(TOKENS), model[0].bind(tied)(TOKENS), atol=1e-6)
-    params["head"] = noisy(params["wte"])
+    params["head"] = noisy(wte)
     assert np.abs(untied.bind(params)(TOKENS) - model[0].bind(tied)(TOKENS))[..., :11].max() > 0.01
 
 
 def test_another_models_parameters_are_refused(model):
     params = dict(model[1])
-    params["wpf"] = params.pop("wpe")
+    params["lm_f"] = params.pop("ln_f")
     with pytest.raises(ValueError, match="do not fit"):
         model[0].bind(params)
 
@@ -282,7 +292,7 @@ def test_activations_are_what_their_names_say(name):
 def test_every_activation_of_the_config_is_there():
     from gpt2_jax.config import FIELDS
 
-    assert set(FIELDS["model.activation"].choices) == {*ACTIVATIONS, *GATED}
+    assert set(FIELDS["placement.activation"].choices) == {*ACTIVATIONS, *GATED}
     assert set(ACTIVATIONS) == set(ORACLES)
 
 
@@ -322,8 +332,8 @@ def test_dropout_acts_at_each_of_its_sites(monkeypatch, zeroed):
     def only(x, keys_B, rate, site):
         return dropout(x, keys_B if site == zeroed else None, rate, site)
 
-    for module in ("embedding", "attention", "residual"):
-        monkeypatch.setattr(f"gpt2_jax.model.{module}.dropout", only)
+    for module in ("model.embedding", "nn.attention", "model.sublayer"):
+        monkeypatch.setattr(f"gpt2_jax.{module}.dropout", only)
     changed = model.bind(params)(TOKENS, keys)
     assert np.abs(changed - model.bind(params)(TOKENS))[..., :11].max() > 0.01
 
@@ -334,18 +344,19 @@ def test_layers_draw_dropout_masks_of_their_own():
     seen = []
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(3))
     bound = model.bind(params)
-    original = type(bound.blocks).__call__
+    block = type(bound.blocks.all)
+    original = block.__call__
 
-    def spy(self, x_BTD, context, past=None):
+    def spy(self, x_BTD, context):
         seen.append(context.keys_B)
-        return original(self, x_BTD, context, past)
+        return original(self, x_BTD, context)
 
-    type(bound.blocks).__call__ = spy
+    block.__call__ = spy
     try:
         with jax.disable_jit():
             bound(TOKENS, keys)
     finally:
-        type(bound.blocks).__call__ = original
+        block.__call__ = original
     drawn = [np.asarray(jax.random.key_data(k)) for k in seen]
     assert len(drawn) == 2 and (drawn[0] != drawn[1]).any()
 
@@ -364,20 +375,21 @@ def test_layers_draw_dropout_masks_of_their_own():
 )
 def test_which_kernel_attention_means(attention, dtype, rate, platform, kernel):
     config = tiny(model__dtype=dtype, model__dropout=rate)
-    config.model.attention = attention
-    assert resolve_kernel(config.model, platform) == kernel
+    config = replace(config, {"model.attention": attention})  # not checked for this machine
+    spec = define_model(config.model, config.placement).spec
+    assert resolve_kernel(config.model, spec, platform) == kernel
 
 
 def test_the_module_itself_can_be_called():
-    """GPT2 is an ordinary NNX module for whoever wants one."""
-    from ml_collections import FrozenConfigDict
-
-    module = GPT2(FrozenConfigDict(tiny().model), jax.random.key(0))
+    """An ordinary NNX module, for those who want one."""
+    config = tiny()
+    spec = specify(config.placement.resolve(), config.model.n_layer)
+    module = Transformer(config.model, spec, jax.random.key(0))
     assert module(TOKENS).shape == (3, 12, 16)
 
 
 def test_layer_norms_gradient_is_that_of_its_equation():
-    from gpt2_jax.model.norm import layer_norm
+    from gpt2_jax.nn.norms import layer_norm
 
     def plain(x, gain, bias):
         centred = x - x.mean(-1, keepdims=True)

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from gpt2_jax.model.decode import bind_apart, take_apart
-from gpt2_jax.model.parts import Context
-from gpt2_jax.model.placements import PRESETS
-from gpt2_jax.model.placements.rules import scale, values_at
-from gpt2_jax.model.structure import structure
+from gpt2_jax.model.decode import bind_unstacked, unstack_params
+from gpt2_jax.model.definition import define_model, is_info
+from gpt2_jax.nn.context import Context
+from gpt2_jax.placements import PRESETS
+from gpt2_jax.placements.expressions import Sizes, parse_scale
 from tests.placements import EVERY
 from tests.tools import tiny
 
@@ -204,19 +204,21 @@ SIZES = {
 }
 
 
-def sized(name):
+@cache
+def defined(name):
     sizes = {"n_layer": L, "n_embd": D, "n_positions": T, "vocab_size": V, "n_head": H}
-    return tiny(model__placement=name, **{f"model__{k}": v for k, v in sizes.items()}).model
+    config = tiny(placement__preset=name, **{f"model__{k}": v for k, v in sizes.items()})
+    return define_model(config.model, config.placement)
 
 
 @cache
 def initial(name):
-    built = structure(sized(name))
+    built = defined(name)
     return built, jax.device_get(built.init(jax.random.key(0)))
 
 
 def stacks(built, params):
-    return [params[segment.name] for segment in built.segments]
+    return [params["blocks"][stack.name] for stack in built.spec.stacks]
 
 
 def test_every_preset_is_here():
@@ -239,7 +241,7 @@ def test_matrices_start_as_large_as_the_source_says(name):
         cut("attn", "sublayer", "out", "kernel"),
         cut("mlp", "sublayer", "up", "kernel"),
         cut("mlp", "sublayer", "down", "kernel"),
-        params["wte"],
+        params["embedding"]["wte"],
     )
     for values, std in zip(got, STDS[name], strict=True):
         assert np.std(values) == pytest.approx(std, rel=0.05)
@@ -254,11 +256,11 @@ def _at(tree, path):
 
 def test_skipless_attention_starts_as_the_identity():
     built, params = initial("simplified_skipless")
-    attn = params["blocks"]["attn"]["sublayer"]
+    attn = params["blocks"]["all"]["attn"]["sublayer"]
     assert "out" not in attn and attn["qkv"]["kernel"].shape == (L, D, 2, H, D // H)
     assert (attn["qkv"]["kernel"][:, :, 0] == 0).all()
     assert attn["qkv"]["kernel"][:, :, 1].std() == pytest.approx(STD, rel=0.05)
-    block = bind_apart(built, take_apart(built, params, 0)).blocks[0]
+    block = bind_unstacked(built, unstack_params(built, params, 0)).blocks[0]
     x = np.random.default_rng(0).standard_normal((2, 12, D)).astype(np.float32)
     got, _ = block.attn.sublayer(x, Context(np.arange(12)))
     np.testing.assert_allclose(got, x, atol=1e-5)
@@ -266,54 +268,75 @@ def test_skipless_attention_starts_as_the_identity():
 
 def test_ds_init_shrinks_with_the_blocks_number():
     _, params = initial("ds_init")
-    up = params["blocks"]["mlp"]["sublayer"]["up"]["kernel"]
+    up = params["blocks"]["all"]["mlp"]["sublayer"]["up"]["kernel"]
     want = [XAVIER_MLP / math.sqrt(l) for l in range(1, L + 1)]
     np.testing.assert_allclose(up.std((1, 2)), want, rtol=0.05)
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_as_many_parameters_as_the_formula_says(name):
-    assert structure(sized(name)).n_params() == SIZES[name]
+    assert defined(name).n_params() == SIZES[name]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_axes_are_as_long_as_their_names_say(name):
+    """A stack of layers has one more axis, in front."""
+    hidden = HIDDEN if name == "ngpt" else 4 * D
+    sizes = {"embed": D, "heads": H, "head_dim": D // H, "mlp": hidden, "position": T}
+    built, seen = defined(name), set()
+    infos = jax.tree.leaves(built.infos, is_leaf=is_info)
+    for info, shape in zip(infos, jax.tree.leaves(built.shapes), strict=True):
+        own = shape.shape[len(shape.shape) - len(info.axes) :]
+        assert len(shape.shape) - len(info.axes) in (0, 1)
+        for axis, size in zip(info.axes, own, strict=True):
+            seen.add(axis)
+            if axis == "vocab":
+                assert size in (V, 264)  # of logit factors, and padded
+            elif axis == "qkv":
+                assert size in (2, 3)
+            elif axis in sizes:
+                assert size == sizes[axis], (axis, shape)
+    assert {"embed", "heads", "head_dim", "mlp", "vocab"} <= seen
 
 
 @pytest.mark.parametrize(
     ("name", "path", "value"),
     [
-        ("swin_v2", "blocks.attn.out.gain", 0.0),
-        ("swin_v2", "blocks.attn.out.bias", 0.0),
-        ("swin_v2", "blocks.attn.sublayer.shaped.cosine.logit_scale", math.log(10)),
+        ("swin_v2", "blocks.all.attn.out.gain", 0.0),
+        ("swin_v2", "blocks.all.attn.out.bias", 0.0),
+        ("swin_v2", "blocks.all.attn.sublayer.transform.cosine.logit_scale", math.log(10)),
         ("swin_v2", "ln_f.gain", 1.0),
-        ("gemma2", "blocks.attn.pre.gain", 0.0),
-        ("normformer", "blocks.attn.sublayer.mixed.head_scale", 1.0),
-        ("normformer", "blocks.connection.skip_scale.mlp.value", 1.0),
-        ("rezero", "blocks.branch_scale.both.value", 0.0),
-        ("skipinit", "blocks.branch_scale.attn.value", 0.0),
-        ("layerscale", "blocks.branch_scale.mlp.value", 0.1),
-        ("gpas", "blocks.connection.gate", 0.0),
-        ("gtrxl", "blocks.connection.attn.bias", 2.0),
-        ("highway", "blocks.connection.mlp.bias", 2.0),
-        ("x0_lambda", "across.x0.stream_L", 1.0),
-        ("admin", "blocks.connection.skip_scale.mlp.value", 1.0),
-        ("fixup", "blocks.branch_scale.mlp.value", 1.0),
-        ("fixup", "blocks.mlp.sublayer.before.bias", 0.0),
-        ("laurel_pa", "blocks.connection.weights", 0.0),
-        ("ngpt", "blocks.connection.attn_rate", D**-0.5),
-        ("ngpt", "blocks.attn.sublayer.shaped.unit_qk.factor", D**-0.5),
-        ("ngpt", "blocks.mlp.sublayer.up_scale", 1.0),
+        ("gemma2", "blocks.all.attn.pre.gain", 0.0),
+        ("normformer", "blocks.all.attn.sublayer.heads.head_scale", 1.0),
+        ("normformer", "blocks.all.connection.mlp.skip_scale.value", 1.0),
+        ("rezero", "blocks.all.attn.branch_scale.value", 0.0),
+        ("skipinit", "blocks.all.attn.branch_scale.value", 0.0),
+        ("layerscale", "blocks.all.mlp.branch_scale.value", 0.1),
+        ("gpas", "blocks.all.connection.gate", 0.0),
+        ("gtrxl", "blocks.all.connection.attn.bias", 2.0),
+        ("highway", "blocks.all.connection.mlp.bias", 2.0),
+        ("x0_lambda", "blocks.cross_layer.x0.stream_L", 1.0),
+        ("admin", "blocks.all.connection.mlp.skip_scale.value", 1.0),
+        ("fixup", "blocks.all.mlp.branch_scale.value", 1.0),
+        ("fixup", "blocks.all.mlp.sublayer.before.bias", 0.0),
+        ("laurel_pa", "blocks.all.connection.mlp.weights", 0.0),
+        ("ngpt", "blocks.all.connection.attn.rate", D**-0.5),
+        ("ngpt", "blocks.all.attn.sublayer.transform.unit_qk.factor", D**-0.5),
+        ("ngpt", "blocks.all.mlp.sublayer.up_scale", 1.0),
         ("ngpt", "logit_scale", D**-0.5),
-        ("laurel_rw", "blocks.connection.shares", 0.0),
-        ("laurel_lr", "blocks.connection.attn.up", 0.0),
-        ("hyper_connections", "blocks.connection.mlp.write", 1.0),
-        ("hyper_connections", "blocks.connection.mlp.to_mix", 0.0),
-        ("hyper_connections", "blocks.connection.mlp.mix_scale", 0.01),
-        ("mhc", "blocks.connection.attn.scales", 0.01),
-        ("attention_residuals", "ends.attention.query", 0.0),
-        ("unet_skips", "across.unet.weights", 1.0),
-        ("x0_lambda", "across.x0.x0_L", 0.0),
-        ("dyt", "blocks.attn.pre.alpha", 1.0),
-        ("dyt", "embedding_multiplier.value", math.sqrt(D)),
-        ("derf", "blocks.mlp.pre.shift", 0.0),
-        ("scalenorm_fixnorm", "blocks.mlp.pre.gain", math.sqrt(D)),
+        ("laurel_rw", "blocks.all.connection.attn.shares", 0.0),
+        ("laurel_lr", "blocks.all.connection.attn.up", 0.0),
+        ("hyper_connections", "blocks.all.connection.mlp.write", 1.0),
+        ("hyper_connections", "blocks.all.connection.mlp.to_mix", 0.0),
+        ("hyper_connections", "blocks.all.connection.mlp.mix_scale", 0.01),
+        ("mhc", "blocks.all.connection.attn.scales", 0.01),
+        ("attention_residuals", "blocks.adapter.attention.query", 0.0),
+        ("unet_skips", "blocks.cross_layer.unet.weights", 1.0),
+        ("x0_lambda", "blocks.cross_layer.x0.x0_L", 0.0),
+        ("dyt", "blocks.all.attn.pre.alpha", 1.0),
+        ("dyt", "embedding.embedding_multiplier.value", math.sqrt(D)),
+        ("derf", "blocks.all.mlp.pre.shift", 0.0),
+        ("scalenorm_fixnorm", "blocks.all.mlp.pre.gain", math.sqrt(D)),
     ],
 )
 def test_constants_start_where_the_source_says(name, path, value):
@@ -322,14 +345,14 @@ def test_constants_start_where_the_source_says(name, path, value):
 
 @pytest.mark.parametrize(("n_layer", "value"), [(18, 0.1), (24, 1e-5), (36, 1e-6)])
 def test_layerscale_starts_by_depth(n_layer, value):
-    spec = scale(PRESETS["layerscale"].branch_scale)
+    spec = parse_scale(PRESETS["layerscale"].branch_scale)
     assert spec.kind == "learned_vector"
-    assert spec.rule(values_at(1, n_layer, D, STD)) == value
+    assert spec.first(Sizes(n_layer, D, STD).values(1)) == value
 
 
 def test_presets_share_the_values_of_what_they_share():
     """Two placements with one seed start from the same draws, up to their scale."""
-    one, other = (initial(name)[1]["blocks"] for name in ("pre_ln", "deepnorm"))
+    one, other = (initial(name)[1]["blocks"]["all"] for name in ("pre_ln", "deepnorm"))
     for path in (("attn", "sublayer", "out", "kernel"), ("mlp", "sublayer", "down", "kernel")):
         a, b = _at(one, path), _at(other, path)
         np.testing.assert_allclose(a / a.std(), b / b.std(), rtol=1e-4)

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from gpt2_jax.model.placements import PRESETS
-from gpt2_jax.model.profile import profile
+from gpt2_jax.model.data_dependent_init import data_dependent_init
+from gpt2_jax.placements import PRESETS
 from tests.model.oracles import ORACLES, Model, admin_profile
 from tests.placements import EVERY, depth
 from tests.tools import tiny_model
@@ -17,26 +17,26 @@ STEP = 700  # in the middle of ProRes's ramp
 TOKENS = np.random.default_rng(7).integers(0, 11, (3, 12))
 
 
-def parts(structure, params):
+def parts(model_def, params):
     """Returns the parameters outside the blocks, and those of each block, in order."""
-    stacks = {segment.name: segment for segment in structure.segments}
-    blocks = []
-    for name, segment in stacks.items():
-        for layer in range(segment.start, segment.stop):
-            row = (layer - segment.start) // segment.repeats
-            blocks.append(jax.tree.map(lambda x, row=row: x[row], params[name]))
-    return {name: value for name, value in params.items() if name not in stacks}, blocks
+    stacks, inside, blocks = model_def.spec.stacks, dict(params["blocks"]), []
+    for stack in stacks:
+        own = inside.pop(stack.name)
+        for layer in range(stack.start, stack.stop):
+            row = (layer - stack.start) // stack.repeats
+            blocks.append(jax.tree.map(lambda x, row=row: x[row], own))
+    return {name: value for name, value in params.items() if name != "blocks"} | inside, blocks
 
 
 @cache
 def built(name):
-    return tiny_model(model__placement=name, model__n_layer=depth(name), model__unroll=False)
+    return tiny_model(placement__preset=name, model__n_layer=depth(name), model__unroll=False)
 
 
 def ours_and_theirs(name):
-    structure, params = built(name)
-    ours = jax.jit(lambda p: structure.bind(p)(TOKENS, step=STEP))(params)[..., :11]
-    return np.asarray(ours), ORACLES[name](Model(*parts(structure, params), TOKENS, 11, STEP))
+    model_def, params = built(name)
+    ours = jax.jit(lambda p: model_def.bind(p)(TOKENS, step=STEP))(params)[..., :11]
+    return np.asarray(ours), ORACLES[name](Model(*parts(model_def, params), TOKENS, 11, STEP))
 
 
 def test_every_preset_has_an_oracle():
@@ -53,15 +53,15 @@ def test_logits_are_those_of_the_equation(name):
 
 
 def test_admin_starts_from_what_it_measures():
-    structure, params = built("admin")
-    measured = jax.jit(lambda p: profile(structure, p, TOKENS))(params)
-    want = admin_profile(Model(*parts(structure, params), TOKENS, 11, 0))
-    assert want[0] == 1.0 and np.abs(np.diff(want)).min() > 0.05
-    scales = measured["blocks"]["connection"]["skip_scale"]
+    model_def, params = built("admin")
+    measured = jax.jit(lambda p: data_dependent_init(model_def, p, TOKENS))(params)
+    want = admin_profile(Model(*parts(model_def, params), TOKENS, 11, 0))
+    assert want[0] == 1.0 and np.abs(np.diff(want)).min() > 0.02
+    connection = measured["blocks"]["all"]["connection"]
     for i, name in enumerate(("attn", "mlp")):
-        got = np.asarray(scales[name]["value"])
+        got = np.asarray(connection[name]["skip_scale"]["value"])
         np.testing.assert_allclose(got, np.array(want[i::2])[:, None] * np.ones(16), rtol=1e-5)
-    assert profile(*built("post_ln"), TOKENS) is built("post_ln")[1]
+    assert data_dependent_init(*built("post_ln"), TOKENS) is built("post_ln")[1]
 
 
 # Presets that are one function and differ in where training starts.

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gpt2_jax.model.attention import masked_scores, mix
-from gpt2_jax.model.parts import ACTIVATIONS
+from gpt2_jax.nn.activations import ACTIVATIONS
+from gpt2_jax.nn.attention import masked_scores, mix
 from tests.tools import ROOT, tiny
 
 FIXTURE = ROOT / "tests" / "fixtures" / "gpt_nano_sort"
@@ -28,8 +28,8 @@ def read(name):
 
 @pytest.fixture(scope="module")
 def sorter():
-    """The structure and the trained parameters; Linear weights are stored as [out, in]."""
-    from gpt2_jax.model.structure import structure
+    """The definition and the trained parameters; Linear weights are stored as [out, in]."""
+    from gpt2_jax.model.definition import define_model
 
     config = tiny(
         model__n_layer=3,
@@ -41,7 +41,7 @@ def sorter():
         model__tie_head=False,
         data__seq_len=11,
     )
-    model, w = structure(config.model), read("model.json")
+    model, w = define_model(config.model, config.placement), read("model.json")
 
     def layers(name):
         return np.stack([w[f"transformer.h.{i}.{name}"] for i in range(3)])
@@ -54,23 +54,24 @@ def sorter():
         return {"gain": layers(f"{name}.weight"), "bias": layers(f"{name}.bias")}
 
     params = {
-        "wte": w["transformer.wte.weight"],
-        "wpe": w["transformer.wpe.weight"],
+        "embedding": {"wte": w["transformer.wte.weight"], "wpe": w["transformer.wpe.weight"]},
         "head": w["lm_head.weight"],
         "ln_f": {"gain": w["transformer.ln_f.weight"], "bias": w["transformer.ln_f.bias"]},
         "blocks": {
-            "attn": {
-                "pre": norm("ln_1"),
-                "sublayer": {
-                    "qkv": linear("attn.c_attn", (48,), (3, 3, 16)),
-                    "out": linear("attn.c_proj", (3, 16), (48,)),
+            "all": {
+                "attn": {
+                    "pre": norm("ln_1"),
+                    "sublayer": {
+                        "qkv": linear("attn.c_attn", (48,), (3, 3, 16)),
+                        "out": linear("attn.c_proj", (3, 16), (48,)),
+                    },
                 },
-            },
-            "mlp": {
-                "pre": norm("ln_2"),
-                "sublayer": {
-                    "up": linear("mlp.c_fc", (48,), (192,)),
-                    "down": linear("mlp.c_proj", (192,), (48,)),
+                "mlp": {
+                    "pre": norm("ln_2"),
+                    "sublayer": {
+                        "up": linear("mlp.c_fc", (48,), (192,)),
+                        "down": linear("mlp.c_proj", (192,), (48,)),
+                    },
                 },
             },
         },
@@ -82,7 +83,7 @@ def sorter():
 
 def block_at(model, params, layer):
     bound = model.bind(params)
-    graphdef, state = nnx.split(bound.blocks)
+    graphdef, state = nnx.split(bound.blocks.all)
     return nnx.merge(graphdef, jax.tree.map(lambda x: x[layer], state))
 
 
@@ -96,10 +97,10 @@ def test_every_stored_intermediate_within_1e_5(sorter):
     bound = model.bind(params)
     tokens = want["idx"].astype(np.int32)
     got = {}
-    got["tok_emb"] = bound.wte[...][tokens]
-    got["pos_emb"] = bound.wpe[...][None]
+    got["tok_emb"] = bound.embedding.wte[...][tokens]
+    got["pos_emb"] = bound.embedding.wpe[...][None]
     context = bound.context(jnp.arange(11), None, None)
-    x = got["x"] = bound.embed(tokens, context)
+    x = got["x"] = bound.embedding(tokens, context)
     for layer in range(3):
         block = block_at(model, params, layer)
         if layer == 0:
@@ -133,7 +134,7 @@ def first_block(block, x, context):
     got["fc"] = mlp.up(got["ln2"])
     got["gelu"] = ACTIVATIONS["gelu_new"](got["fc"])
     got["mlp"] = mlp.down(got["gelu"])
-    got["mlpResid"] = got["attnResid"] + mlp(got["ln2"])
+    got["mlpResid"] = got["attnResid"] + mlp(got["ln2"], context)[0]
     return got
 
 

@@ -6,10 +6,10 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from gpt2_jax.evaluate.choice import GREEDY, Choice
 from gpt2_jax.evaluate.generate import Generator
-from gpt2_jax.interop.importing import import_model
-from gpt2_jax.train.restore import open_run
+from gpt2_jax.evaluate.sampling import GREEDY, SamplingParams
+from gpt2_jax.interop.import_model import import_model
+from gpt2_jax.train.open_run import open_run
 from tests.peers.test_transformers import SHAPES, theirs
 
 pytestmark = pytest.mark.peers
@@ -24,8 +24,10 @@ def test_greedy_text_is_theirs(tmp_path, changes, penalty):
     run = open_run(str(tmp_path / "run"), devices=1)
     random = np.random.default_rng(0)
     prompts = [random.integers(1, model.config.vocab_size, n).tolist() for n in (1, 9, 5, 9)]
-    generator = Generator(run.structure, run.params, step=0, window=24)
-    choice = GREEDY if penalty == 1.0 else Choice(repetition_penalty=penalty, temperature=0.0)
+    generator = Generator(run.model_def, run.params, step=0, window=24)
+    choice = (
+        GREEDY if penalty == 1.0 else SamplingParams(repetition_penalty=penalty, temperature=0.0)
+    )
     got = generator.generate(prompts, 15, choice)
     for prompt, ids in zip(prompts, got, strict=True):
         want = model.generate(

@@ -17,10 +17,10 @@ from gpt2_jax import config as configs
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.evaluate import harness, likelihood
-from gpt2_jax.interop.exporting import export_model
-from gpt2_jax.model.structure import structure
+from gpt2_jax.interop.export_model import export_model
+from gpt2_jax.model.definition import define_model
 from gpt2_jax.train.checkpoint import save_params
-from gpt2_jax.train.restore import open_run
+from gpt2_jax.train.open_run import open_run
 from tests import tools
 from tests.data import tokenizers
 from tests.track.wandb_server import WandbServer
@@ -33,10 +33,10 @@ WINDOW = 48
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """A run of bytes that has never been trained, far from its init."""
-    config = tools.tiny(model__vocab_size=257, model__n_positions=WINDOW, data__seq_len=WINDOW)
-    config.track.wandb.mode = "disabled"
+    sizes = {"model.vocab_size": 257, "model.n_positions": WINDOW, "data.seq_len": WINDOW}
+    config = tools.tiny(**sizes, track__wandb__mode="disabled")
     folder = tmp_path_factory.mktemp("harness")
-    params = tools.noisy(structure(config.model).init(jax.random.key(0)), 0.3)
+    params = tools.noisy(define_model(config.model, config.placement).init(jax.random.key(0)), 0.3)
     (folder / "run").mkdir()
     (folder / "run" / "config.json").write_text(configs.to_json(config))
     save_params(folder / "run" / "weights", params)
@@ -64,7 +64,7 @@ def requests(kind, arguments):
 def likely_pair(adapter):
     """Returns a letter and the byte that greedy decoding puts after it, which is text."""
     letters = list("abcdefghijklmnopqrstuvwxyz")
-    nexts = adapter._write(letters, {"max_gen_toks": 1})
+    nexts = adapter._generate(letters, {"max_gen_toks": 1})
     return next((a, b) for a, b in zip(letters, nexts, strict=True) if b and b.isascii())
 
 
@@ -111,9 +111,9 @@ def test_a_continuation_that_merges_is_encoded_by_itself(
 
 
 def test_an_empty_continuation_never_wins(adapters):
-    with pytest.raises(UserError, match="empty continuation"):
+    with pytest.raises(UserError, match="no tokens to score"):
         adapters[0].loglikelihood(requests("loglikelihood", [("a", "b"), ("a", "")]))
-    with pytest.raises(UserError, match="empty continuation"):
+    with pytest.raises(UserError, match="no tokens to score"):
         adapters[0].loglikelihood(requests("loglikelihood", [("", "")]))
 
 
@@ -196,7 +196,7 @@ def test_tasks_run_on_local_files_and_go_on_from_their_answers(workdir, task_dat
 
 def test_what_is_no_task_is_named(workdir, task_data):
     run = str(workdir / "run")
-    with pytest.raises(UserError, match=r"lambada_opnai is no task .* did you mean"):
+    with pytest.raises(UserError, match=r"lambada_opnai is not a task .* did you mean"):
         harness.evaluate_tasks(run, ["lambada_opnai"])
     with pytest.raises(UserError, match="--task_data has no data for arc_easy"):
         harness.evaluate_tasks(run, ["arc_easy"], task_data=str(task_data))
@@ -237,5 +237,5 @@ def test_scores_reach_the_runs_summary_on_wandb(workdir, task_data, tmp_path):
         (stored,) = server.runs.values()
     assert "hellaswag                acc_norm" in done.stdout
     assert 0 <= stored.summary["eval/hellaswag/acc_norm"] <= 1
-    model = stored.config["model"]["value"]  # as training sends it: the placement is resolved
-    assert (model["norms"], model["connection"]) == ("pre", "plain")
+    placement = stored.config["placement"]["value"]  # as training sends it: resolved
+    assert (placement["norm_sites"], placement["connection"]) == ("pre", "plain")

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from gpt2_jax.evaluate.perplexity import evaluate_run
-from gpt2_jax.interop.importing import import_model
+from gpt2_jax.interop.import_model import import_model
 from tests.peers.test_transformers import theirs
 from tests.tools import make_text
 

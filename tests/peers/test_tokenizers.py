@@ -1,4 +1,4 @@
-"""Tokenizer files against transformers: the same ids, the same end of a text, the same text."""
+"""Imported tokenizers have the ids, end-of-text token and decoded text of transformers."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 transformers = pytest.importorskip("transformers")
 
 from gpt2_jax.data.tokenizer import load_tokenizer
-from gpt2_jax.evaluate.text import continuation
+from gpt2_jax.evaluate.text_stream import continuation
 from gpt2_jax.interop.tokenizer_files import find_tokenizer
 from tests import tools
 from tests.data import tokenizers
@@ -16,13 +16,13 @@ from tests.interop import tokenizer_cases
 pytestmark = pytest.mark.peers
 
 FOUND = tools.ROOT.parent / "shared" / "faults" / "tokenizers"
-# Made of what the small vocabularies have tokens for: ours refuse to lose the rest, as theirs do.
+# Only characters of the small vocabularies: others are an error.
 LETTERS = ["the river bends", "in the end the verbs rest " * 3, "", "  tends"]
 TEXTS = ["the river bends", "The sea meets the town, and the river knows it. " * 3, "", " a\n b"]
 
 
 @pytest.mark.parametrize("name", tokenizer_cases.CASES)
-def test_a_checkpoints_tokenizer_gives_their_ids(tmp_path, name):
+def test_imported_tokenizer_has_the_ids_of_transformers(tmp_path, name):
     files, ids, end = tokenizer_cases.CASES[name]
     folder = tokenizer_cases.write(tmp_path / "theirs", files)
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
@@ -46,7 +46,7 @@ def pairs(path):
 
 
 @pytest.mark.parametrize("name", [*tokenizers.UNFIT, *(p.name for p in FOUND.glob("*.json"))])
-def test_whole_texts_give_their_ids(tmp_path, name):
+def test_tokenizer_has_the_ids_of_transformers_without_truncation(tmp_path, name):
     content = tokenizers.UNFIT.get(name)
     given = json.dumps(content) if content else (FOUND / name).read_text(encoding="utf-8")
     (tmp_path / "t.json").write_text(given, encoding="utf-8")
@@ -57,7 +57,7 @@ def test_whole_texts_give_their_ids(tmp_path, name):
 
 
 @pytest.mark.parametrize("make", [tokenizers.metaspace, tokenizers.wordpiece, tokenizers.bpe])
-def test_a_prompt_and_its_continuation_decode_as_theirs(tmp_path, make):
+def test_continuations_decode_as_in_transformers(tmp_path, make):
     (tmp_path / "t.json").write_text(json.dumps(make()), encoding="utf-8")
     ours, theirs = pairs(tmp_path / "t.json")
     prompt = theirs("the river")["input_ids"]

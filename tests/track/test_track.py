@@ -1,4 +1,4 @@
-"""metrics.jsonl, the plot, utilisation and the bar."""
+"""metrics.jsonl, the plot, MFU and progress."""
 
 import json
 import math
@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 
-from gpt2_jax.ablate import drawing
+from gpt2_jax.ablation import drawing
 from gpt2_jax.errors import UserError
-from gpt2_jax.track.bar import Progress
 from gpt2_jax.track.metrics import MetricsFile, read_rows
 from gpt2_jax.track.plot import LossCurve, _draw_losses, plot_loss
-from gpt2_jax.track.throughput import peak_flops, utilisation
+from gpt2_jax.track.progress import Progress
+from gpt2_jax.track.throughput import mfu, peak_flops
 
 
 def test_what_is_not_finite_is_null(tmp_path):
@@ -66,16 +66,12 @@ def test_peaks_are_dense_and_unknown_devices_have_none(kind, tflops):
     assert peak_flops(kind) == (None if tflops is None else pytest.approx(tflops * 1e12))
 
 
-def test_utilisation_of_the_published_h100_run():
+def test_mfu_of_the_published_h100_run():
     """468K tokens/s of GPT-2 124M at T = 1024 on one H100 is 40.5 % (modded-nanogpt's record)."""
     flops = 6 * (124_439_808 - 1024 * 768) + 12 * 12 * 768 * 1024
-    assert utilisation(468_000, flops, "NVIDIA H100 80GB HBM3", 1) == pytest.approx(
-        0.405, abs=0.003
-    )
-    assert utilisation(468_000, flops, "NVIDIA H100 80GB HBM3", 8) == pytest.approx(
-        0.0506, abs=1e-3
-    )
-    assert utilisation(468_000, flops, "cpu", 1) is None
+    assert mfu(468_000, flops, "NVIDIA H100 80GB HBM3", 1) == pytest.approx(0.405, abs=0.003)
+    assert mfu(468_000, flops, "NVIDIA H100 80GB HBM3", 8) == pytest.approx(0.0506, abs=1e-3)
+    assert mfu(468_000, flops, "cpu", 1) is None
 
 
 @pytest.mark.parametrize(
@@ -95,11 +91,11 @@ def test_any_record_can_be_drawn(tmp_path, rows):
 
 def test_in_a_log_file_progress_is_a_line_every_so_often(monkeypatch, capsys):
     now = iter(np.arange(0.0, 1000.0, 1.0))
-    monkeypatch.setattr("gpt2_jax.track.bar.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("gpt2_jax.track.progress.time.monotonic", lambda: next(now))
     progress = Progress(100, 0, 10)
-    progress.show(2.5)
+    progress.show(loss="2.5000")
     for step in range(1, 31):
-        progress.advance(step)
+        progress.advance_to(step)
     progress.close()
     lines = capsys.readouterr().err.splitlines()
     assert 3 <= len(lines) <= 20

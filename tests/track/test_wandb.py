@@ -67,7 +67,7 @@ def test_an_online_run_has_every_row_config_summary_and_pictures(place):
     info = json.loads((workdir / "run.json").read_text())
     config = {name: entry["value"] for name, entry in stored.config.items() if name != "_wandb"}
     assert config["model"]["n_layer"] == 2
-    assert config["model"].items() >= info["placement"].items()  # resolved, none of them empty
+    assert config["placement"].items() >= info["placement"].items()  # resolved, none of them empty
     assert config["run"]["parameters"] == info["parameters"]
     assert config["run"]["devices"] == info["devices"]
     assert config["run"]["versions"] == info["starts"][0]["versions"]

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_jax import config as configs
-from gpt2_jax.config_check import check, check_stored
+from gpt2_jax.config import replace
+from gpt2_jax.config.check import check, check_stored
+from gpt2_jax.config.sections import WandbConfig
+from gpt2_jax.config.wandb_rules import find_wandb_fault
 from gpt2_jax.errors import UserError
-from gpt2_jax.track.wandb_rules import find_wandb_fault
 from tests.tools import tiny
 
 PROJECTS = ["p", "a b", "ä-ö_1.2", *(f"a{c}b" for c in "/\\#?%:@&'"), "x" * 128, "x" * 129]
@@ -15,11 +16,7 @@ TAGS = ["t", "x" * 64, "x" * 65, "ä" * 64, "a tag", "#1"]
 
 
 def given(**fields):
-    section = configs.default().track.wandb
-    section.mode = "offline"
-    for name, value in fields.items():
-        section[name] = value
-    return section
+    return WandbConfig(**{"mode": "offline"} | fields)
 
 
 def refused_by_wandb(**settings):
@@ -59,10 +56,8 @@ def test_a_mode_that_wandb_does_not_have_is_refused(monkeypatch):
 
 
 def test_a_config_is_refused_before_training_unless_wandb_is_disabled():
-    config = tiny(track__wandb__mode="disabled")
-    config.track.wandb.tags = ("x" * 65,)
-    check(config)
-    config.track.wandb.mode = "online"
+    config = tiny(track__wandb__mode="disabled", track__wandb__tags=("x" * 65,))
+    config = replace(config, {"track.wandb.mode": "online"})
     with pytest.raises(UserError, match=r"track\.wandb\.tags"):
         check(config)
     check_stored(config, Path("config.json"))  # a run that has it can be evaluated

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, proved undamaged, and safe while training goes on."""
+"""Checkpoints: atomic, verified, and safe while training continues."""
 
 import json
 import re
@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from gpt2_jax.errors import UserError
-from gpt2_jax.model.structure import structure
+from gpt2_jax.model.definition import define_model
 from gpt2_jax.train import checkpoint
-from gpt2_jax.train.checkpoint import SUMS, Checkpoints, damage, restore_params, save_params
+from gpt2_jax.train.checkpoint import Checkpoints, restore_params, save_params
+from gpt2_jax.train.checksums import SUMS, find_damage
 from gpt2_jax.train.mesh import make_mesh
 from gpt2_jax.train.optimizer import make_optimizer
 from gpt2_jax.train.state import abstract, make_init
@@ -22,8 +23,9 @@ from tests.tools import tiny
 
 def make_state(**changes):
     config = tiny(optimizer__name="muon", **changes)
-    mesh, model = make_mesh(config), structure(config.model)
-    init = make_init(config, model, make_optimizer(config, model.infos), mesh)
+    mesh, model = make_mesh(config.train, config.mesh), define_model(config.model, config.placement)
+    optimizer = make_optimizer(config.optimizer, model.infos)
+    init = make_init(config.seed, config.optimizer, model, optimizer, mesh)
     return init, mesh
 
 
@@ -63,7 +65,7 @@ def test_a_state_comes_back_to_the_bit(saved, state):
 def test_onto_another_number_of_devices(saved, state):
     init, mesh = make_state(mesh__data=8)
     restored = Checkpoints(saved).restore(20, abstract(init, mesh))
-    assert len(restored.params["wte"].sharding.device_set) == 8
+    assert len(restored.params["embedding"]["wte"].sharding.device_set) == 8
     assert_equal(restored.params, state.params)
 
 
@@ -102,7 +104,7 @@ def test_harm_to_any_file_is_named(saved, tmp_path, harm):
             (folder / name).write_bytes(b"x")
         else:
             harm(folder / name)
-        fault = damage(folder)
+        fault = find_damage(folder)
         assert fault and (name.name in fault or name.name == SUMS), (name, fault)
         shutil.rmtree(folder)
 
@@ -119,7 +121,7 @@ def test_what_cannot_be_read_is_an_error_and_not_damage(saved, tmp_path, name, m
         victim.unlink()
         victim.symlink_to(victim.name)
     with pytest.raises(UserError, match=re.escape(str(victim))):
-        damage(folder)
+        find_damage(folder)
 
 
 def refuse(path, **_):
@@ -158,7 +160,7 @@ def test_a_state_of_another_step_is_refused(saved, tmp_path, state):
 def test_a_file_too_many_is_damage(saved, tmp_path):
     shutil.copytree(saved / "00000020", tmp_path / "c")
     (tmp_path / "c" / "state" / "extra").write_text("x")
-    assert damage(tmp_path / "c") == f"files differ from {SUMS}: state/extra"
+    assert find_damage(tmp_path / "c") == f"files differ from {SUMS}: state/extra"
 
 
 def test_sha256sum_reads_the_sums(saved):
@@ -169,7 +171,7 @@ def test_sha256sum_reads_the_sums(saved):
 
 
 def test_training_on_while_a_save_runs_does_not_reach_the_save(tmp_path):
-    """The donated buffers of a state are reused by the next updates; the save must not see it."""
+    """The next steps reuse the donated buffers of a state; that must not affect the save."""
     init, mesh = make_state(mesh__data=2, model__n_embd=256, model__vocab_size=4000)
     state = init()
     update = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
@@ -182,7 +184,7 @@ def test_training_on_while_a_save_runs_does_not_reach_the_save(tmp_path):
     jax.block_until_ready(state)
     checkpoints.wait()
     assert_equal(checkpoints.restore(0, abstract(init, mesh)), before)
-    assert (np.asarray(state.params["wte"]) != before.params["wte"]).all()
+    assert (np.asarray(state.params["embedding"]["wte"]) != before.params["embedding"]["wte"]).all()
 
 
 def test_only_the_latest_and_the_best_stay(state, tmp_path):

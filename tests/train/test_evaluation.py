@@ -1,4 +1,4 @@
-"""Validation: every token once, weighted alike, however it is cut into windows."""
+"""Validation: every token is scored once and weighted equally, for any windows."""
 
 import jax
 import numpy as np
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2_jax.data.shards import Tokens
-from gpt2_jax.train.evaluation import Evaluator, Score, spread_windows, windows
+from gpt2_jax.train.evaluation import Evaluator, Score, evenly_spaced_windows, windows
 from gpt2_jax.train.mesh import make_mesh
 from tests.tools import tiny, tiny_model
 
@@ -17,7 +17,7 @@ IDS = np.random.default_rng(1).integers(0, 11, 131).astype(np.uint16)
 @pytest.fixture(scope="module")
 def setup():
     model, params = tiny_model()
-    return model, params, Evaluator(model, make_mesh(tiny()), 12, 8)
+    return model, params, Evaluator(model, make_mesh(tiny().train, tiny().mesh), 12, 8)
 
 
 def test_windows_without_a_stride_do_not_overlap():
@@ -71,8 +71,8 @@ def test_a_stride_changes_the_score(setup):
 
 
 def test_a_limit_takes_windows_from_all_over():
-    assert list(spread_windows(101, 10, 39)) == [(0, 10, 10), (45, 10, 10), (90, 10, 10)]
-    assert list(spread_windows(101, 10, 5)) == [(0, 10, 10)]
+    assert list(evenly_spaced_windows(101, 10, 39)) == [(0, 10, 10), (45, 10, 10), (90, 10, 10)]
+    assert list(evenly_spaced_windows(101, 10, 5)) == [(0, 10, 10)]
 
 
 def test_a_limited_score_is_that_of_its_windows(setup):

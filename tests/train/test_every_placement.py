@@ -1,4 +1,4 @@
-"""What holds of training for every preset: it learns, resumes to the bit, and any mesh gives it."""
+"""Training with every preset: it learns, resumes to the bit, and does not depend on the mesh."""
 
 import argparse
 from pathlib import Path
@@ -7,23 +7,24 @@ import jax
 import numpy as np
 import pytest
 
+from gpt2_jax.data.batch import Batch
 from gpt2_jax.data.sampler import Sampler
 from gpt2_jax.data.shards import Tokens
-from gpt2_jax.model.placements import PRESETS
-from gpt2_jax.model.structure import structure
+from gpt2_jax.model.definition import define_model
+from gpt2_jax.placements import PRESETS
 from gpt2_jax.train.checkpoint import Checkpoints
-from gpt2_jax.train.patterns import rate_factors
-from gpt2_jax.train.program import compile_program
+from gpt2_jax.train.compiled_step import compile_step
+from gpt2_jax.train.param_patterns import lr_factors
 from tests.placements import EVERY_CONNECTION, REPRESENTATIVES, depth
 from tests.tools import tiny
 
-# Real text that every Python has.
+# Real text that comes with every Python.
 IDS = np.frombuffer(Path(argparse.__file__).read_bytes(), np.uint8).astype(np.uint16) % 128
 STEPS, SAVED, BATCH, SEQ_LEN = 100, 80, 16, 32
 
 
 def unigram_entropy():
-    """Nats a token of a model that knows nothing but how often each occurs."""
+    """Nats per token of a model that only knows how frequent each token is."""
     p = np.bincount(IDS) / len(IDS)
     return -(p[p > 0] * np.log(p[p > 0])).sum()
 
@@ -42,11 +43,11 @@ def config(name, **changes):
         "optimizer__warmup_steps": 10,
         "optimizer__peak_lr": 1e-2,
     }
-    return tiny(model__placement=name, **sizes, **changes)
+    return tiny(placement__preset=name, **sizes, **changes)
 
 
 def run(program, state, first, last):
-    """Returns the state after updates `first` to `last`, and their losses."""
+    """Returns the state after steps `first` to `last`, and their losses."""
     sampler, losses = Sampler(Tokens([IDS]), SEQ_LEN, BATCH, 0), []
     for step in range(first, last):
         state, metrics = program.step(state, program.put(sampler.batch(step)))
@@ -55,20 +56,20 @@ def run(program, state, first, last):
 
 
 def first_batch():
-    return np.stack([IDS[: SEQ_LEN + 1]] * BATCH).astype(np.int32)
+    return Batch(np.stack([IDS[: SEQ_LEN + 1]] * BATCH).astype(np.int32))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted({*PRESETS} - REPRESENTATIVES))
 def test_it_learns_real_text(name):
-    program = compile_program(config(name, mesh__data=1))
+    program = compile_step(config(name, mesh__data=1))
     _, losses = run(program, program.start(first_batch()), 0, STEPS)
     assert np.mean(losses[-10:]) < unigram_entropy() < losses[0]
 
 
 @pytest.mark.parametrize("name", EVERY_CONNECTION)
 def test_it_learns_real_text_on_any_mesh_and_resumes_to_the_bit(name, tmp_path):
-    program = compile_program(config(name, mesh__data=1))
+    program = compile_step(config(name, mesh__data=1))
     most, losses = run(program, program.start(first_batch()), 0, SAVED)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(SAVED, most, None)
@@ -79,7 +80,7 @@ def test_it_learns_real_text_on_any_mesh_and_resumes_to_the_bit(name, tmp_path):
     checkpoints.close()
     assert again == more
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), whole.params, resumed.params)
-    eight = compile_program(config(name, mesh__data=8))
+    eight = compile_step(config(name, mesh__data=8))
     assert eight.mesh.devices.size == 8 and program.mesh.devices.size == 1
     found = run(eight, eight.start(first_batch()), 0, 4)[1]
     np.testing.assert_allclose(found, losses[:4], rtol=2e-4)
@@ -87,7 +88,7 @@ def test_it_learns_real_text_on_any_mesh_and_resumes_to_the_bit(name, tmp_path):
 
 def lengths(params):
     """Lengths along the width, of what nGPT keeps at 1: matrices (in, out) and embeddings."""
-    attn, mlp = (params["blocks"][name]["sublayer"] for name in ("attn", "mlp"))
+    attn, mlp = (params["blocks"]["all"][name]["sublayer"] for name in ("attn", "mlp"))
     spans = [
         (attn["qkv"], 1),
         (attn["out"], -1),
@@ -96,40 +97,42 @@ def lengths(params):
         (mlp["down"], -1),
     ]
     found = [np.linalg.norm(part["kernel"], axis=axis).ravel() for part, axis in spans]
-    return np.concatenate([*found, np.linalg.norm(params["wte"], axis=-1)])
+    return np.concatenate([*found, np.linalg.norm(params["embedding"]["wte"], axis=-1)])
 
 
-def test_what_has_length_1_keeps_it_through_updates():
+def test_what_has_length_1_keeps_it_through_steps():
     """Against the same model whose matrices are left alone."""
     for kept in (True, False):
-        program = compile_program(config("ngpt", mesh__data=1, model__unit_weights=kept))
+        program = compile_step(config("ngpt", mesh__data=1, placement__unit_weights=kept))
         state, _ = run(program, program.init(), 0, 3)
         assert (np.abs(lengths(state.params) - 1).max() < 1e-5) == kept
 
 
 def test_admin_starts_training_from_its_profile():
-    program = compile_program(config("admin", mesh__data=1))
-    factors = lambda state: state.params["blocks"]["connection"]["skip_scale"]["mlp"]["value"]
+    program = compile_step(config("admin", mesh__data=1))
+    connection = lambda state: state.params["blocks"]["all"]["connection"]
+    factors = lambda state: connection(state)["mlp"]["skip_scale"]["value"]
     assert (factors(program.init()) == 1).all()
     measured = np.asarray(factors(program.start(first_batch())))
     assert (measured > 1.05).all() and (measured == measured[:, :1]).all()
 
 
 @pytest.mark.parametrize("name", ["derf", pytest.param("fixup", marks=pytest.mark.slow)])
-def test_parameters_of_one_number_can_be_frozen_beside(name):
+def test_parameters_next_to_scalar_ones_can_be_frozen(name):
     """A pattern's factors have the shape of what they act on, be it a single number."""
     frozen = config(name, mesh__data=1, optimizer__frozen=("wpe",))
-    program = compile_program(frozen)
+    program = compile_step(frozen)
     state = program.init()
-    before = jax.tree.map(np.asarray, state.params)
-    after = run(program, state, 0, 3)[0].params
-    np.testing.assert_array_equal(after["wpe"], before["wpe"])
+    before = jax.tree.map(np.asarray, state.all_params)
+    after = run(program, state, 0, 3)[0].all_params
+    np.testing.assert_array_equal(after["embedding"]["wpe"], before["embedding"]["wpe"])
     changed = jax.tree.map(lambda a, b: bool((np.asarray(a) != b).any()), after, before)
-    assert changed["wte"] and all(jax.tree.leaves(changed["blocks"]["mlp"]["sublayer"]["up"]))
+    up = changed["blocks"]["all"]["mlp"]["sublayer"]["up"]
+    assert changed["embedding"]["wte"] and all(jax.tree.leaves(up))
 
 
 def test_a_shared_block_is_named_by_each_of_its_numbers():
-    shared = config("pre_ln", model__share_blocks=1, optimizer__frozen=("blocks.1.attn",))
-    factors = rate_factors(shared, structure(shared.model))
-    assert (factors["blocks"]["attn"]["pre"]["gain"] == 0).all()
-    assert (factors["blocks"]["mlp"]["pre"]["gain"] == 1).all()
+    shared = config("pre_ln", placement__share_blocks=1, optimizer__frozen=("blocks.1.attn",))
+    factors = lr_factors(shared.optimizer, define_model(shared.model, shared.placement))
+    assert (factors["blocks"]["all"]["attn"]["pre"]["gain"] == 0).all()
+    assert (factors["blocks"]["all"]["mlp"]["pre"]["gain"] == 1).all()

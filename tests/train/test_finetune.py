@@ -1,5 +1,6 @@
-"""Going on from other weights: where they come from, what of them is trained, and when it ends."""
+"""Training from other weights: their source, frozen parameters, and early stopping."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -9,15 +10,16 @@ import numpy as np
 import pytest
 
 from gpt2_jax import config as configs
+from gpt2_jax.data.batch import Batch
 from gpt2_jax.errors import UserError
-from gpt2_jax.model.structure import structure
+from gpt2_jax.model.definition import define_model
 from gpt2_jax.track.metrics import evaluations_since_best, read_rows
 from gpt2_jax.train import loop
 from gpt2_jax.train.checkpoint import save_params
 from gpt2_jax.train.mesh import make_mesh
-from gpt2_jax.train.optimizer import make_optimizer
-from gpt2_jax.train.patterns import rate_factors
-from gpt2_jax.train.restore import open_run
+from gpt2_jax.train.open_run import open_run
+from gpt2_jax.train.optimizer import make_optimizer, trainable_infos
+from gpt2_jax.train.param_patterns import lr_factors
 from gpt2_jax.train.state import make_init
 from gpt2_jax.train.step import make_step
 from tests import tools
@@ -26,7 +28,7 @@ from tests.train.test_loop import config
 
 @pytest.fixture(scope="module")
 def source(text_file, tmp_path_factory):
-    """A run of 20 updates."""
+    """A run of 20 steps."""
     workdir = tmp_path_factory.mktemp("finetune") / "source"
     assert loop.train(config(text_file, train__steps=20), str(workdir)) == 0
     return workdir
@@ -39,12 +41,9 @@ def losses(workdir):
 
 
 def begin(text_file, source, **changes):
-    """Returns a config that says nothing of the model and goes on from `source`."""
+    """Returns a config without model fields that starts from `source`."""
     given = config(text_file, train__init_from=str(source), train__steps=10, **changes)
-    for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_multiple"):
-        given.model[name] = configs.default().model[name]
-    given.model.n_inner = given.model.vocab_size = None
-    return given
+    return dataclasses.replace(given, model=configs.Config().model)
 
 
 def test_a_run_begins_with_anothers_weights_and_a_fresh_optimizer(source, text_file, tmp_path):
@@ -59,16 +58,16 @@ def test_a_run_begins_with_anothers_weights_and_a_fresh_optimizer(source, text_f
     )
 
 
-def test_a_run_goes_on_though_its_source_has_moved_on(source, text_file, tmp_path):
+def test_a_run_continues_though_its_source_has_moved_on(source, text_file, tmp_path):
     moving = shutil.copytree(source, tmp_path / "moving")
     given = begin(text_file, moving)
     assert loop.train(given, str(tmp_path / "run")) == 0
     longer = config(text_file, train__steps=30)
     assert loop.train(longer, str(moving)) == 0
-    given.train.steps = 15
+    given = configs.replace(given, {"train.steps": 15})
     assert loop.train(given, str(tmp_path / "run")) == 0
     assert 15 in losses(tmp_path / "run")
-    given.train.init_from = f"{moving}@30"
+    given = configs.replace(given, {"train.init_from": f"{moving}@30"})
     with pytest.raises(
         UserError, match=r"train.init_from \(was '.*moving@20', now '.*moving@30'\)"
     ):
@@ -80,13 +79,13 @@ def test_weights_that_are_deleted_while_the_step_compiles_are_named(
 ):
     """As by a run in progress, which keeps its newest checkpoints alone."""
     moving = shutil.copytree(source, tmp_path / "moving")
-    compiled = loop.compile_program(config(text_file, train__steps=20))
+    compiled = loop.compile_step(config(text_file, train__steps=20))
 
-    def compile_program(given):
+    def compile_step(given):
         shutil.rmtree(moving / "checkpoints" / "00000020")
         return compiled
 
-    monkeypatch.setattr(loop, "compile_program", compile_program)
+    monkeypatch.setattr(loop, "compile_step", compile_step)
     with pytest.raises(UserError, match=r"checkpoints/00000020 was deleted before"):
         loop.train(begin(text_file, moving), str(tmp_path / "run"))
 
@@ -101,24 +100,26 @@ def test_the_best_and_a_step_are_remembered_as_numbers(source, text_file, tmp_pa
     moved.rename(tmp_path / "elsewhere")
     for name, suffix in (("best", "@best"), ("plain", "")):
         given = begin(text_file, f"{moved}{suffix}")
-        given.train.steps = 12
+        given = configs.replace(given, {"train.steps": 12})
         assert loop.train(given, str(tmp_path / name)) == 0
 
 
 def test_factors_that_are_not_learned_may_be_others_than_the_sources(text_file):
-    """As where a ramp over updates has come to its end; what has parameters stays."""
+    """As at the end of a ramp over steps; what has parameters stays."""
     from pathlib import Path
 
-    from gpt2_jax.train.origin import Origin, adopt
+    from gpt2_jax.train.pretrained import PretrainedSource, adopt_model
 
-    origin = Origin(Path("w"), tools.tiny(model__placement="prores"), "a@20")
-    fresh = configs.default()
-    fresh.model.branch_scale, fresh.train.init_from = "1", "a"
-    made = adopt(fresh, origin, lambda line: None)
-    assert (made.model.placement, made.model.branch_scale) == ("prores", "1")
-    fresh.model.norm = "rmsnorm"
-    with pytest.raises(UserError, match=r"model.norm='rmsnorm', but the weights of a@20 have None"):
-        adopt(fresh, origin, lambda line: None)
+    origin = PretrainedSource(Path("w"), tools.tiny(placement__preset="prores"), "a@20")
+    given = {"placement.branch_scale": "1", "train.init_from": "a"}
+    fresh = configs.replace(configs.Config(), given)
+    made = adopt_model(fresh, origin, lambda line: None)
+    assert (made.placement.preset, made.placement.branch_scale) == ("prores", "1")
+    fresh = configs.replace(fresh, {"placement.norm_type": "rmsnorm"})
+    with pytest.raises(
+        UserError, match=r"placement.norm_type='rmsnorm', but the weights of a@20 have None"
+    ):
+        adopt_model(fresh, origin, lambda line: None)
 
 
 def test_damaged_weights_are_not_begun_with(source, text_file, tmp_path):
@@ -131,7 +132,7 @@ def test_damaged_weights_are_not_begun_with(source, text_file, tmp_path):
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)
     given = begin(text_file, source)
-    given.train.init_from = None
+    given = configs.replace(given, {"train.init_from": None})
     with pytest.raises(UserError, match="damaged or gone"):
         loop.train(given, str(tmp_path / "imported"))
 
@@ -146,9 +147,8 @@ def test_damaged_weights_are_not_begun_with(source, text_file, tmp_path):
 )
 def test_what_cannot_be_begun_from_is_named(source, text_file, tmp_path, changes, says):
     given = begin(text_file, source)
-    for name, value in changes.items():
-        section, _, leaf = name.partition(".")
-        given[section][leaf] = value.format(source=source) if isinstance(value, str) else value
+    text = lambda value: value.format(source=source) if isinstance(value, str) else value
+    given = configs.replace(given, {name: text(value) for name, value in changes.items()})
     with pytest.raises(UserError, match=says):
         loop.train(given, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
@@ -161,29 +161,29 @@ def test_imported_weights_are_trained_where_they_lie(source, text_file, tmp_path
     save_params(tmp_path / "imported" / "weights", run.params)
     assert open_run(str(tmp_path / "imported")).step == 0
     given = begin(text_file, source)
-    given.train.init_from = None
+    given = configs.replace(given, {"train.init_from": None})
     assert loop.train(given, str(tmp_path / "imported")) == 0
     got = losses(tmp_path / "imported")
     assert (
         got[0] == pytest.approx(losses(source)[20], rel=1e-6)
         and open_run(str(tmp_path / "imported")).step == 10
     )
-    given.train.steps = 12
+    given = configs.replace(given, {"train.steps": 12})
     assert loop.train(given, str(tmp_path / "imported")) == 0
-    given.optimizer.peak_lr = 1.0
+    given = configs.replace(given, {"optimizer.peak_lr": 1.0})
     with pytest.raises(UserError, match=r"optimizer.peak_lr \(was 0.01, now 1.0\)"):
         loop.train(given, str(tmp_path / "imported"))
 
 
-def updated(**changes):
-    """Returns parameters before and after one update, and its metrics."""
+def stepped(**changes):
+    """Returns parameters before and after one step, and its metrics."""
     made = tools.tiny(**changes)
-    model, mesh = structure(made.model), make_mesh(made)
-    optimizer = make_optimizer(made, model.infos)
-    state = make_init(made, model, optimizer, mesh)()
-    tokens = jax.random.randint(jax.random.key(3), (8, 13), 0, 11)
-    after, metrics = jax.jit(make_step(made, model, optimizer, mesh))(state, tokens)
-    return state.params, after.params, metrics
+    model, mesh = define_model(made.model, made.placement), make_mesh(made.train, made.mesh)
+    optimizer = make_optimizer(made.optimizer, trainable_infos(made.optimizer, model))
+    state = make_init(made.seed, made.optimizer, model, optimizer, mesh)()
+    batch = Batch(jax.random.randint(jax.random.key(3), (8, 13), 0, 11))
+    after, metrics = jax.jit(make_step(made, model, optimizer, mesh))(state, batch)
+    return state.all_params, after.all_params, metrics
 
 
 def moved(before, after):
@@ -194,28 +194,29 @@ def moved(before, after):
 def test_frozen_parameters_stay_to_the_bit_and_out_of_the_norm(name):
     common = {"optimizer__name": name, "optimizer__weight_decay": 0.5}
     frozen = ("wte,wpe", "blocks.0", "*.bias")
-    change = moved(*updated(**common, optimizer__frozen=frozen)[:2])
-    assert (change["wte"] == 0).all() and (change["wpe"] == 0).all()
-    up = change["blocks"]["mlp"]["sublayer"]["up"]
+    change = moved(*stepped(**common, optimizer__frozen=frozen)[:2])
+    assert (change["embedding"]["wte"] == 0).all() and (change["embedding"]["wpe"] == 0).all()
+    up = change["blocks"]["all"]["mlp"]["sublayer"]["up"]
     assert (up["kernel"][0] == 0).all() and (up["kernel"][1] != 0).all()
     assert (up["bias"] == 0).all() and (change["ln_f"]["gain"] != 0).all()
-    norm = updated(**common, optimizer__frozen=frozen)[2]["grad_norm"]
-    assert 0 < float(norm) < float(updated(**common)[2]["grad_norm"])
+    norm = stepped(**common, optimizer__frozen=frozen)[2]["grad_norm"]
+    assert 0 < float(norm) < float(stepped(**common)[2]["grad_norm"])
 
 
-def test_multipliers_scale_the_updates_and_the_last_counts():
-    plain = moved(*updated()[:2])
+def test_multipliers_scale_the_steps_and_the_last_counts():
+    plain = moved(*stepped()[:2])
     rules = ("blocks.*=0.5", "blocks.1.attn=0.25, wte=2")
-    scaled = moved(*updated(optimizer__lr_multipliers=rules)[:2])
+    scaled = moved(*stepped(optimizer__lr_multipliers=rules)[:2])
     for part, factors in (("attn", [0.5, 0.25]), ("mlp", [0.5, 0.5])):
         for layer, factor in enumerate(factors):
             jax.tree.map(
                 lambda a, b, at=layer, f=factor: np.testing.assert_allclose(
                     b[at], f * a[at], atol=1e-7
                 ),
-                plain["blocks"][part],
-                scaled["blocks"][part],
+                plain["blocks"]["all"][part],
+                scaled["blocks"]["all"][part],
             )
+    scaled, plain = scaled["embedding"], plain["embedding"]
     np.testing.assert_allclose(scaled["wte"], 2 * plain["wte"], atol=1e-7)
     np.testing.assert_allclose(scaled["wpe"], plain["wpe"], atol=1e-7)
     assert np.abs(plain["wte"]).max() > 1e-3
@@ -229,18 +230,18 @@ def test_multipliers_scale_the_updates_and_the_last_counts():
             "frozen.*'blocks.7' matches no param.* paths look like wte",
         ),
         ({"lr_multipliers": ("head=1",)}, "multipliers.*'head=1' matches no parameter"),
-        ({"lr_multipliers": ("wte",)}, "'wte', which is no pattern=factor"),
-        ({"lr_multipliers": ("wte=-1",)}, "'wte=-1', which is no pattern=factor"),
+        ({"lr_multipliers": ("wte",)}, "'wte', which is not a pattern=factor"),
+        ({"lr_multipliers": ("wte=-1",)}, "'wte=-1', which is not a pattern=factor"),
         ({"frozen": ("*",)}, "leaves nothing to train"),
     ],
 )
-def test_patterns_that_say_nothing_are_named(changes, says):
+def test_wrong_patterns_are_named(changes, says):
     made = tools.tiny(**{f"optimizer.{name}": value for name, value in changes.items()})
     with pytest.raises(UserError, match=says):
-        rate_factors(made, structure(made.model))
+        lr_factors(made.optimizer, define_model(made.model, made.placement))
 
 
-def test_a_wrong_pattern_is_said_before_the_data_are_touched(tmp_path):
+def test_a_wrong_pattern_is_reported_before_the_data_is_touched(tmp_path):
     made = config("nowhere.txt", optimizer__frozen=("blocks.9",))
     with pytest.raises(UserError, match=r"blocks\.9"):
         loop.train(made, str(tmp_path / "run"))
@@ -263,7 +264,7 @@ def test_with_patience_the_best_evaluation_has_a_checkpoint(text_file, tmp_path)
     assert 0 < best < max(got) < 200 and best % 100
     assert open_run(str(tmp_path / "run"), "best").step == best
     assert open_run(str(tmp_path / "run")).step == max(got) == best + 20
-    with pytest.raises(UserError, match="--step=worst is neither"):
+    with pytest.raises(UserError, match="'worst' is not a checkpoint's step"):
         open_run(str(tmp_path / "run"), "worst")
 
 
@@ -291,7 +292,7 @@ def test_a_run_stops_when_its_validation_loss_no_longer_falls(text_file, tmp_pat
     assert open_run(str(workdir)).step == 20 and (workdir / "loss.png").exists()
     assert loop.train(given, str(workdir)) == 0
     assert "is finished" in capsys.readouterr().out and list(losses(workdir)) == [0, 10, 20]
-    given.train.patience = 3
+    given = configs.replace(given, {"train.patience": 3})
     assert loop.train(given, str(workdir)) == 0
     assert list(losses(workdir)) == [0, 10, 20, 30]
     assert json.loads((workdir / "config.json").read_text())["train"]["patience"] == 3

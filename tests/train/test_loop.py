@@ -1,4 +1,4 @@
-"""The loop in this process: what it reads from the devices, writes down, and stops at."""
+"""The training loop, in this process: what it reads from the devices, writes, and stops at."""
 
 import json
 import signal
@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from jax._src.array import ArrayImpl
 
+from gpt2_jax.config import replace
 from gpt2_jax.errors import Diverged, UserError
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.train import loop, run
-from gpt2_jax.train.program import kernel_of
-from gpt2_jax.train.restore import open_run
+from gpt2_jax.train.compiled_step import kernel_of
+from gpt2_jax.train.open_run import open_run
 from tests import tools
 
 
@@ -32,12 +33,11 @@ def config(text_file, **changes):
             **changes,
         }
     )
-    made.model.vocab_size = 257
-    return made
+    return replace(made, {"model.vocab_size": 257})
 
 
 class Reads:
-    """Counts what the host reads from the devices, by how it does: said aloud, or on the way."""
+    """Counts what the host reads from the devices, explicitly or implicitly."""
 
     def __init__(self, patch):
         self.explicit, self.implicit, self.saves = [], 0, 0
@@ -102,7 +102,7 @@ def test_rows_are_where_the_config_says(trained):
 
 
 def test_the_host_reads_the_devices_once_a_row(trained):
-    """40 updates with a row every 5: eight reads of metrics, five of evaluations, no other."""
+    """40 steps with a row every 5: eight reads of metrics, five of evaluations, no other."""
     reads = trained[1]
     assert Counter(reads.explicit) == {"metrics": 8, "sums": 5}
     assert (reads.implicit, reads.saves) == (0, 2)
@@ -120,8 +120,8 @@ def test_the_directory_is_complete(trained):
     assert {"jax", "flax", "optax"} <= set(info["starts"][0]["versions"])
 
 
-def test_too_many_skipped_updates_stop_the_run_with_a_reason(text_file, tmp_path, monkeypatch):
-    real = loop.compile_program
+def test_too_many_skipped_steps_stop_the_run_with_a_reason(text_file, tmp_path, monkeypatch):
+    real = loop.compile_step
 
     def poisoned(config):
         program = real(config)
@@ -129,14 +129,14 @@ def test_too_many_skipped_updates_stop_the_run_with_a_reason(text_file, tmp_path
 
         def bad():
             state = init()
-            nan = jax.tree.map(lambda x: x * np.float32("nan"), state.params["wte"])
-            return state._replace(params=state.params | {"wte": nan})
+            nan = jax.tree.map(lambda x: x * np.float32("nan"), state.params["embedding"])
+            return state._replace(params=state.params | {"embedding": nan})
 
         return type(program)(**{**program.__dict__, "init": bad})
 
-    monkeypatch.setattr(loop, "compile_program", poisoned)
+    monkeypatch.setattr(loop, "compile_step", poisoned)
     made = config(text_file, optimizer__max_skipped=7, train__steps=40)
-    with pytest.raises(Diverged, match="by step 10, 10 steps in a row had") as caught:
+    with pytest.raises(Diverged, match="by step 10, 10 steps in a row") as caught:
         loop.train(made, str(tmp_path / "run"))
     assert caught.value.exit_code == 1
     line = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[1]
@@ -146,13 +146,13 @@ def test_too_many_skipped_updates_stop_the_run_with_a_reason(text_file, tmp_path
 def test_a_kernel_that_is_not_in_the_program_is_an_error():
     assert kernel_of("custom-call __cudnn$fmhaSoftmax", "cudnn") == "cudnn"
     assert kernel_of("dot(...)", "xla") == "xla"
-    with pytest.raises(UserError, match=r"the compiled step holds no cuDNN attention"):
+    with pytest.raises(UserError, match=r"the compiled step contains no cuDNN"):
         kernel_of("dot(...)", "cudnn")
 
 
 def test_cudnn_on_a_cpu_is_one_line(text_file, tmp_path):
     made = config(text_file, model__attention="cudnn", model__dtype="bfloat16")
-    with pytest.raises(UserError, match=r"model\.attention=cudnn cannot be had here"):
+    with pytest.raises(UserError, match=r"model\.attention=cudnn is not available"):
         loop.train(made, str(tmp_path / "run"))
 
 
@@ -219,7 +219,7 @@ def test_a_signal_in_an_evaluation_stops_it_and_the_next_start_makes_it(
     assert loop.Checkpoints(workdir / "checkpoints").best() == best["step"]
 
 
-@pytest.mark.parametrize("phase", ["open_corpus", "compile_program"])
+@pytest.mark.parametrize("phase", ["open_corpus", "compile_step"])
 def test_a_signal_before_the_first_step_leaves_nothing_to_save(
     text_file, tmp_path, monkeypatch, phase, capsys
 ):
@@ -236,7 +236,7 @@ def test_a_signal_before_the_first_step_leaves_nothing_to_save(
 
 def test_the_loss_curve_is_there_from_the_first_evaluation_on(text_file, tmp_path, monkeypatch):
     workdir, seen = tmp_path / "a$b_{$", []
-    real = run.Record.is_kept
+    real = run.RunLogger.is_kept
 
     def is_kept(self, row):
         if row["step"] == 20:
@@ -245,7 +245,7 @@ def test_the_loss_curve_is_there_from_the_first_evaluation_on(text_file, tmp_pat
             raise KeyboardInterrupt
         return real(self, row)
 
-    monkeypatch.setattr(run.Record, "is_kept", is_kept)
+    monkeypatch.setattr(run.RunLogger, "is_kept", is_kept)
     with pytest.raises(KeyboardInterrupt):
         loop.train(config(text_file, train__steps=40), str(workdir))
     assert seen == [b"\x89PNG"]

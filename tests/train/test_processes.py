@@ -1,4 +1,4 @@
-"""Real training processes, stopped by real signals, against one that was left alone."""
+"""Real training processes, stopped by real signals, against one that runs undisturbed."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from gpt2_jax.track.metrics import read_rows
-from gpt2_jax.train.restore import open_run
+from gpt2_jax.train.open_run import open_run
 from tests import tools
 from tests.tools import ROOT, environment, make_text, one_line_error
 
@@ -133,7 +133,7 @@ def test_a_kill_changes_nothing(place, alone):
 
 
 def sleep_until_random_moment(process, workdir, random_):
-    """In the start, or some rows after where the process goes on: in a step, a save, a test."""
+    """In the start, or some rows after where the process continues: in a step, a save, a test."""
     if random_.random() < 0.4:
         time.sleep(random_.uniform(0.1, 1.5))
         return
@@ -195,7 +195,7 @@ def test_more_steps_continue_and_say_that_the_schedule_changed(place, alone, tmp
     done = tools.run(*command(place / "text.txt", workdir, more), tmp=place)
     assert done.returncode == 0, done.stderr
     assert f"train.steps was {STEPS}, is now {STEPS + 10}" in done.stdout
-    assert "learning-rate schedule now stretches" in done.stdout
+    assert "learning-rate schedule now spans" in done.stdout
     rows = record(workdir)
     assert [row["step"] for row in rows] == list(range(STEPS + 11))
     assert rows[: STEPS + 1] == record(alone)
@@ -246,7 +246,7 @@ def test_a_disk_that_takes_no_more_is_one_line(place, tmp_path):
     )
     assert done.returncode == 2, done.stdout + done.stderr
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: cannot write a checkpoint: File too large; make room or choose")
+    assert last.startswith("error: cannot write a checkpoint: File too large; free disk space")
     # tensorstore's own threads may print theirs; the exception itself is not shown
     assert not [ln for ln in done.stderr.splitlines() if "File" in ln and "gpt2_jax/" in ln]
     assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]" * 8))

@@ -69,7 +69,7 @@ def test_lines_of_the_start_report_fit_the_terminal(monkeypatch):
         "devices": ["cpu"], "platform": "cpu", "parameters": 1, "flops_per_token": 1, "flops": 1,
     })  # fmt: skip
     program = SimpleNamespace(
-        structure=model, attention="xla", peak_bytes=None, compile_seconds=1.0,
+        model_def=model, attention="xla", peak_bytes=None, compile_seconds=1.0,
         mesh=SimpleNamespace(devices=SimpleNamespace(size=1)),
     )  # fmt: skip
     corpus = SimpleNamespace(train=range(10), val=range(5))

@@ -1,4 +1,4 @@
-"""Learning rates, update by update."""
+"""Learning rates, step by step."""
 
 import pytest
 
@@ -8,7 +8,8 @@ from tests.tools import tiny
 
 def rates(steps, **optimizer):
     changes = {f"optimizer.{name}": value for name, value in optimizer.items()}
-    schedule = make_schedule(tiny(**{"train.steps": steps, "optimizer.peak_lr": 1.0, **changes}))
+    config = tiny(**{"train.steps": steps, "optimizer.peak_lr": 1.0, **changes})
+    schedule = make_schedule(config.optimizer, steps)
     return [float(schedule(n)) for n in range(steps)]
 
 
@@ -34,7 +35,7 @@ def test_a_warm_up_can_be_a_share_of_the_steps(steps, share, same):
     assert rates(steps, warmup_fraction=share) == rates(steps, warmup_steps=same)
 
 
-def test_without_warmup_the_first_update_has_the_peak():
+def test_without_warmup_the_first_step_has_the_peak():
     assert rates(4, schedule="linear", warmup_steps=0, final_lr_ratio=0.0) == pytest.approx(
         [1, 0.75, 0.5, 0.25]
     )

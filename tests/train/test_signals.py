@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop."""
+"""Graceful shutdown on signals."""
 
 import os
 import signal

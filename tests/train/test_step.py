@@ -1,4 +1,4 @@
-"""The train step on tiny models: accumulation, devices, precision, skipped updates."""
+"""The train step on tiny models: accumulation, devices, precision, skipped steps."""
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,9 @@ from gpt2_jax.cli import guarded
 from gpt2_jax.data.sampler import Sampler
 from gpt2_jax.data.shards import Tokens
 from gpt2_jax.errors import UserError
-from gpt2_jax.model.structure import structure
+from gpt2_jax.model.definition import define_model
 from gpt2_jax.train.mesh import by_rows, find_devices, make_mesh
-from gpt2_jax.train.optimizer import make_optimizer
+from gpt2_jax.train.optimizer import make_optimizer, trainable_infos
 from gpt2_jax.train.state import make_init
 from gpt2_jax.train.step import make_step
 from tests.tools import tiny
@@ -23,10 +23,10 @@ IDS = (np.cumsum(np.random.default_rng(0).integers(0, 3, 4000) > 0) % 11).astype
 class Trainer:
     def __init__(self, **changes):
         self.config = tiny(**changes)
-        self.mesh = make_mesh(self.config)
-        model = structure(self.config.model)
-        optimizer = make_optimizer(self.config, model.infos)
-        self.state = make_init(self.config, model, optimizer, self.mesh)()
+        opt, self.mesh = self.config.optimizer, make_mesh(self.config.train, self.config.mesh)
+        model = define_model(self.config.model, self.config.placement)
+        optimizer = make_optimizer(opt, trainable_infos(opt, model))
+        self.state = make_init(self.config.seed, opt, model, optimizer, self.mesh)()
         self.step = jax.jit(make_step(self.config, model, optimizer, self.mesh), donate_argnums=0)
         self.sampler = Sampler(Tokens([IDS]), 12, self.config.train.batch_size, 0)
 
@@ -53,7 +53,7 @@ def one_device():
 def test_eight_devices_give_the_losses_of_one(one_device):
     eight = Trainer(mesh__data=8)
     assert eight.mesh.devices.size == 8
-    assert len(eight.batch(0).sharding.device_set) == 8
+    assert len(eight.batch(0).tokens_BT1.sharding.device_set) == 8
     got = np.array([row["loss"] for row in eight.run(20)])
     np.testing.assert_allclose(got, one_device, atol=1e-5)
     assert one_device[0] - one_device[-1] > 0.1  # it learns, so that there is something to equal
@@ -99,11 +99,11 @@ def test_bfloat16_trains_with_float32_state_and_gradients():
     assert kinds == {"float32", "int32", "uint32"}
 
 
-def test_the_first_loss_is_the_entropy_of_guessing():
+def test_the_first_loss_is_that_of_guessing():
     assert losses(1)[0] == pytest.approx(np.log(11), abs=0.05)
 
 
-def test_metrics_are_those_of_the_update():
+def test_metrics_are_those_of_the_step():
     trainer = Trainer(mesh__data=1, optimizer__warmup_steps=4, optimizer__grad_clip=0.0)
     rows = trainer.run(3)
     assert [row["lr"] for row in rows] == pytest.approx([0.0025, 0.005, 0.0075])
@@ -112,7 +112,7 @@ def test_metrics_are_those_of_the_update():
 
 
 def test_clipping_scales_the_gradient_to_the_limit():
-    """Under SGD-like first updates of Adam only the moments show the size of the gradient."""
+    """Adam's first step does not depend on the size of the gradient; its moments show it."""
     moments = {}
     for limit in (0.0, 0.1):
         trainer = Trainer(mesh__data=1, optimizer__grad_clip=limit)
@@ -125,46 +125,51 @@ def test_clipping_scales_the_gradient_to_the_limit():
 
 
 def poison(state):
-    wte = state.params["wte"]
-    return state._replace(params=state.params | {"wte": wte.at[0, 0].set(jnp.nan)})
+    wte = state.params["embedding"]["wte"]
+    return with_tokens(state, wte.at[0, 0].set(jnp.nan))
 
 
-def test_an_update_with_a_nan_is_skipped_and_counted():
+def with_tokens(state, wte):
+    """Returns a state with other token vectors."""
+    embedding = state.params["embedding"] | {"wte": wte}
+    return state._replace(params=state.params | {"embedding": embedding})
+
+
+def test_a_step_with_a_nan_is_skipped_and_counted():
     trainer = Trainer(mesh__data=2)
     trainer.run(2)
     trainer.state = poison(trainer.state)
     before = jax.tree.map(np.array, (trainer.state.params, trainer.state.opt_state))
     rows = trainer.run(3)
     assert [row["skipped"] for row in rows] == [1, 2, 3]
-    assert [row["longest_skipped"] for row in rows] == [1, 2, 3]
+    assert [row["max_consecutive_skipped"] for row in rows] == [1, 2, 3]
     assert np.isnan([row["loss"] for row in rows]).all()
     after = jax.tree.map(np.array, (trainer.state.params, trainer.state.opt_state))
     jax.tree.map(np.testing.assert_array_equal, after, before)
     assert int(trainer.state.step) == 5
 
 
-def test_a_good_update_ends_the_row_of_skipped_ones():
+def test_a_good_step_ends_a_series_of_skipped_ones():
     trainer = Trainer(mesh__data=1)
     trainer.run(1)
-    whole = trainer.state.params["wte"] + 0
+    whole = trainer.state.params["embedding"]["wte"] + 0
     trainer.state = poison(trainer.state)
     trainer.run(1)
-    trainer.state = trainer.state._replace(params=trainer.state.params | {"wte": whole})
+    trainer.state = with_tokens(trainer.state, whole)
     (row,) = trainer.run(1)
-    assert (row["skipped"], row["longest_skipped"]) == (1, 1)
-    assert int(trainer.state.guard.in_a_row) == 0
+    assert (row["skipped"], row["max_consecutive_skipped"]) == (1, 1)
+    assert int(trainer.state.guard.consecutive) == 0
 
 
 @pytest.mark.parametrize(("factor", "skipped"), [(None, 0), (3.0, 1)])
-def test_an_outlier_is_skipped_where_asked(factor, skipped):
+def test_an_outlier_is_skipped_if_asked(factor, skipped):
     trainer = Trainer(mesh__data=1, optimizer__skip_outliers=factor)
     trainer.run(60)
-    params = trainer.state.params | {"wte": trainer.state.params["wte"] * 30}
-    trainer.state = trainer.state._replace(params=params)
+    trainer.state = with_tokens(trainer.state, trainer.state.params["embedding"]["wte"] * 30)
     assert trainer.run(1)[0]["skipped"] == skipped
 
 
-def test_outliers_are_held_against_the_running_moments():
+def test_outliers_are_compared_with_the_running_moments():
     trainer = Trainer(mesh__data=1)
     norms = [row["grad_norm"] for row in trainer.run(30)]
     guard = trainer.state.guard
@@ -180,7 +185,7 @@ def test_the_state_is_donated():
     assert all(x.is_deleted() for x in jax.tree.leaves(old.params))
 
 
-def test_the_program_for_a_gpu_makes_the_same_updates(monkeypatch, one_device):
+def test_the_program_for_a_gpu_takes_the_same_steps(monkeypatch, one_device):
     """It sums each gradient by itself and chooses values instead of branching."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     trainer = Trainer(mesh__data=2)

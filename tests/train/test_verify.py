@@ -1,4 +1,4 @@
-"""Whether a run directory is one run: every file of it lost, damaged, replaced or misplaced."""
+"""Run directories in which any file was lost, damaged, replaced or misplaced."""
 
 import json
 import os
@@ -7,14 +7,17 @@ from types import SimpleNamespace
 
 import pytest
 
+from gpt2_jax import config as configs
 from gpt2_jax.data.corpus import open_corpus
 from gpt2_jax.errors import UserError
 from gpt2_jax.track.metrics import read_rows
-from gpt2_jax.train import loop, restore
-from gpt2_jax.train.checkpoint import SUMS, render_sums
-from gpt2_jax.train.restore import find_checkpoint, open_run
+from gpt2_jax.train import loop
+from gpt2_jax.train.checkpoint import restore_params
+from gpt2_jax.train.checkpoint_ref import CheckpointRef, find_checkpoint
+from gpt2_jax.train.checksums import SUMS, render_sums
+from gpt2_jax.train.open_run import open_run
 from gpt2_jax.train.rundir import INFO_TYPES, RunDirectory
-from gpt2_jax.train.verify import examine
+from gpt2_jax.train.verify import find_resume_point
 from tests.train.test_loop import config
 
 STEPS = {"train__steps": 12, "train__log_every": 2, "train__eval_every": 4, "mesh__data": 1}
@@ -29,16 +32,16 @@ def made(text_file):
 @pytest.fixture(scope="module", autouse=True)
 def compiled():
     """One compiled program for every run of this file, and no pictures."""
-    programs, real = {}, loop.compile_program
+    programs, real = {}, loop.compile_step
 
     def compile_once(config):
-        key = json.dumps(config.to_dict(), sort_keys=True)
+        key = configs.to_json(config)
         if key not in programs:
             programs[key] = real(config)
         return programs[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "compile_program", compile_once)
+        patch.setattr(loop, "compile_step", compile_once)
         yield
 
 
@@ -56,7 +59,7 @@ def run(runs, tmp_path):
     return shutil.copytree(runs / "ours", tmp_path / "run")
 
 
-def copy_beside(runs, folder):
+def copy_runs(runs, folder):
     """Returns a copy of our run, next to a link to theirs."""
     (folder / "theirs").symlink_to(runs / "theirs")
     return shutil.copytree(runs / "ours", folder / "run")
@@ -96,11 +99,11 @@ def test_a_field_of_run_json_with_another_type_is_named(tmp_path, name):
 
 
 def test_an_untouched_run_stands_at_its_last_step(run):
-    assert examine(RunDirectory(str(run))).step == 12
+    assert find_resume_point(RunDirectory(str(run))).step == 12
     info = json.loads((run / "run.json").read_text())
     for step in (8, 12):
         meta = json.loads((checkpoint(run, step) / "meta.json").read_text())
-        assert meta["run_id"] == info["run_id"] and meta["format_version"] == 1
+        assert meta["run_id"] == info["run_id"] and meta["format_version"] == 2
         assert meta["config"] == json.loads((run / "config.json").read_text())
         assert (meta["corpus"], meta["tokenizer"]) == (info["corpus"], info["tokenizer"])
         assert meta["rows"]["last"] == step
@@ -133,7 +136,8 @@ REFUSED = {
     "an older copy": (lambda r: shutil.copytree(checkpoint(r, 8), checkpoint(r, 3)), "00000003"),
     "renamed": (lambda r: checkpoint(r, 12).rename(checkpoint(r, 14)), "00000014"),
     "a newer checkpoint": (lambda r: change_meta(r, 12, format_version=99), "format_version 99"),
-    "no identity": (lambda r: change_meta(r, 12, run_id=None, format_version=None), "00000012"),
+    "no identity": (lambda r: change_meta(r, 12, run_id=None), "00000012"),
+    "an older format": (lambda r: change_meta(r, 12, format_version=None), "format_version 1"),
     "another's checkpoint": (
         lambda r: (
             shutil.rmtree(checkpoint(r, 12)),
@@ -159,7 +163,7 @@ REFUSED = {
     ),
     "counts of another type": (lambda r: change(r / "run.json", flops="many"), "flops"),
     "no run_id": (lambda r: change(r / "run.json", run_id=None), "run_id"),
-    "newer": (lambda r: change(r / "run.json", format_version=2), "format_version 2"),
+    "newer": (lambda r: change(r / "run.json", format_version=3), "format_version 3"),
     "another corpus": (lambda r: change(r / "run.json", corpus="0" * 64), "corpus"),
     "another tokenizer": (lambda r: change(r / "run.json", tokenizer="x"), "tokenizer"),
     "config.json lost": (lambda r: (r / "config.json").unlink(), "config.json"),
@@ -196,12 +200,12 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_does_not_fit_is_refused_by_name_and_left_as_it_is(runs, tmp_path, name):
-    run = copy_beside(runs, tmp_path)
+    run = copy_runs(runs, tmp_path)
     harm, named = REFUSED[name]
     harm(run)
     before = content(run)
     with pytest.raises(UserError) as caught:
-        examine(RunDirectory(str(run)))
+        find_resume_point(RunDirectory(str(run)))
     assert named in str(caught.value) and caught.value.exit_code == 2
     assert content(run) == before
 
@@ -221,17 +225,17 @@ HARMLESS = {
 @pytest.mark.parametrize("name", HARMLESS)
 def test_what_changes_nothing_is_accepted(run, name):
     HARMLESS[name](run)
-    assert examine(RunDirectory(str(run))).step == 12
+    assert find_resume_point(RunDirectory(str(run))).step == 12
 
 
 def test_a_damaged_checkpoint_gives_way_to_an_older_one(run):
     (checkpoint(run, 12) / "meta.json").write_text("{}")
-    standing = examine(RunDirectory(str(run)))
+    standing = find_resume_point(RunDirectory(str(run)))
     assert standing.step == 8 and [step for step, _ in standing.damaged] == [12]
     assert checkpoint(run, 12).exists()  # set aside by training alone
     (checkpoint(run, 8) / "meta.json").write_text("{}")
     with pytest.raises(UserError, match=r"00000012 is damaged.*00000008 is damaged"):
-        examine(RunDirectory(str(run)))
+        find_resume_point(RunDirectory(str(run)))
 
 
 @pytest.mark.parametrize("harm", ["delete", "braces", "no starts", "nothing"])
@@ -255,7 +259,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(runs, run, made):
     shutil.rmtree(checkpoint(run, 12))
     lines(run, lambda x: x[:5])
     change(run / "run.json", first_checkpoint=8)
-    assert examine(RunDirectory(str(run))).step is None
+    assert find_resume_point(RunDirectory(str(run))).step is None
     assert loop.train(made, str(run)) == 0
     strip = lambda rows: [{k: v for k, v in r.items() if k[:5] != "perf/"} for r in rows]
     assert strip(read_rows(run / "metrics.jsonl")) == strip(
@@ -264,7 +268,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(runs, run, made):
     assert json.loads((run / "run.json").read_text())["first_checkpoint"] == 4
     shutil.rmtree(run / "checkpoints")
     change(run / "run.json", first_checkpoint=None)  # as if killed before the first was announced
-    assert examine(RunDirectory(str(run))).step is None
+    assert find_resume_point(RunDirectory(str(run))).step is None
 
 
 def test_a_start_that_was_killed_before_it_trained_binds_nothing(made, tmp_path):
@@ -282,7 +286,7 @@ def test_a_start_that_was_killed_before_it_trained_binds_nothing(made, tmp_path)
         directory.check_data(other, tokenizer, "data.source=other.txt")
 
 
-def test_what_a_kill_left_behind_is_cleared_away(run, made):
+def test_what_a_kill_left_is_removed(run, made):
     for name in (".run.json.0123abcd.tmp", "checkpoints/00000014.partial", "checkpoints/1.deleted"):
         (run / name).mkdir() if "checkpoints" in name else (run / name).write_text("{")
     (run / ".mine.tmp").write_text("")
@@ -304,11 +308,8 @@ def test_what_a_kill_left_behind_is_cleared_away(run, made):
     ],
 )
 @pytest.mark.parametrize("exists", [False, True])
-def test_what_is_refused_leaves_nothing_behind(made, tmp_path, changes, exists):
-    given = made.copy_and_resolve_references()
-    for name, value in changes.items():
-        section, _, field = name.partition(".")
-        given[section][field] = value
+def test_what_is_refused_leaves_nothing(made, tmp_path, changes, exists):
+    given = configs.replace(made, changes)
     if exists:
         (tmp_path / "a" / "b").mkdir(parents=True)
     before = content(tmp_path)
@@ -317,12 +318,12 @@ def test_what_is_refused_leaves_nothing_behind(made, tmp_path, changes, exists):
     assert content(tmp_path) == before
 
 
-def test_what_cannot_be_compiled_leaves_nothing_behind(made, tmp_path, monkeypatch):
+def test_what_cannot_be_compiled_leaves_nothing(made, tmp_path, monkeypatch):
     def fail(config):
         assert (tmp_path / "a" / "b").is_dir()
         raise UserError("too little memory")
 
-    monkeypatch.setattr(loop, "compile_program", fail)
+    monkeypatch.setattr(loop, "compile_step", fail)
     with pytest.raises(UserError, match="too little memory"):
         loop.train(made, str(tmp_path / "a" / "b"))
     assert list(tmp_path.iterdir()) == []
@@ -331,25 +332,26 @@ def test_what_cannot_be_compiled_leaves_nothing_behind(made, tmp_path, monkeypat
 READ_REFUSED = [
     "a copy", "renamed", "no identity", "another's checkpoint", "run.json empty", "newer",
     "another corpus", "config.json lost", "another seed", "all damaged", "checkpoints a file",
+    "an older format",
     "a tokenizer of another kind",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", READ_REFUSED)
 def test_a_checkpoint_is_not_evaluated_where_it_does_not_belong(runs, tmp_path, name):
-    run = copy_beside(runs, tmp_path)
+    run = copy_runs(runs, tmp_path)
     REFUSED[name][0](run)
     with pytest.raises(UserError):
-        find_checkpoint(str(run), None)
+        find_checkpoint(CheckpointRef(str(run)))
 
 
 def test_without_run_json_weights_can_be_read_and_it_is_said(run, capsys):
     (run / "run.json").unlink()
-    assert find_checkpoint(str(run), None) == 12
+    assert find_checkpoint(CheckpointRef(str(run))) == 12
     assert "run.json" in capsys.readouterr().err
     change(run / "config.json", seed=5)
     with pytest.raises(UserError, match="seed"):
-        find_checkpoint(str(run), None)
+        find_checkpoint(CheckpointRef(str(run)))
     (run / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"config\.json"):
         open_run(str(run), devices=1)
@@ -359,29 +361,15 @@ def test_without_run_json_weights_can_be_read_and_it_is_said(run, capsys):
 def test_a_checkpoint_that_training_deletes_meanwhile_gives_way_to_the_next(
     run, monkeypatch, asked
 ):
-    real, tried = restore.restore_params, []
+    tried = []
 
     def rotate(folder, *rest):
         tried.append(folder.name)
         if len(tried) == 1:
             shutil.rmtree(folder)
             raise FileNotFoundError(folder)
-        return real(folder, *rest)
+        return restore_params(folder, *rest)
 
-    monkeypatch.setattr(restore, "restore_params", rotate)
+    monkeypatch.setattr("gpt2_jax.train.open_run.restore_params", rotate)
     assert open_run(str(run), asked, devices=1).step == 8
     assert tried == ["00000012", "00000008"]
-
-
-def test_older_directories_are_read_but_not_continued(run, capsys):
-    """As version 0.1 left them: no format, no ids, only a step and a loss in a checkpoint."""
-    change(run / "run.json", format_version=None, run_id=None, tokenizer=None)
-    for step in (8, 12):
-        folder = checkpoint(run, step)
-        meta = json.loads((folder / "meta.json").read_text())
-        (folder / "meta.json").write_text(json.dumps({k: meta[k] for k in ("step", "val_loss")}))
-        (folder / SUMS).write_text(render_sums(folder))
-    assert find_checkpoint(str(run), None) == 12
-    assert "format_version" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"format_version.*train\.init_from="):
-        examine(RunDirectory(str(run)))

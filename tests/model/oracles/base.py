@@ -36,6 +36,7 @@ class Model:
 
     def __init__(self, outside, blocks, tokens, vocab_size, t):
         self.__dict__.update(namespace(outside).__dict__)
+        self.wte, self.wpe = self.embedding.wte, getattr(self.embedding, "wpe", None)
         self.blocks = [namespace(block) for block in blocks]
         self.ids, self.vocab_size, self.t = np.asarray(tokens), vocab_size, t
         self.n_batch, self.n_time = self.ids.shape

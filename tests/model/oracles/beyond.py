@@ -28,7 +28,7 @@ from tests.model.oracles.base import (
 def x0_lambda(m):
     x0 = x = rms(m.tokens + m.positions)
     for l, b in m.numbered():
-        x = m.across.x0.stream_L[l - 1] * x + m.across.x0.x0_L[l - 1] * x0
+        x = m.cross_layer.x0.stream_L[l - 1] * x + m.cross_layer.x0.x0_L[l - 1] * x0
         x = x + A(rms(x), b)
         x = x + F(rms(x), b)
     return m.head(rms(x))
@@ -39,7 +39,7 @@ def unet_skips(m):
     x, pushed, half = m.tokens + m.positions, [], m.L // 2
     for l, b in m.numbered():
         if l > half:
-            x = x + m.across.unet.weights[l - half - 1] * pushed.pop()
+            x = x + m.cross_layer.unet.weights[l - half - 1] * pushed.pop()
         x = x + A(ln(x, b.attn.pre), b)
         x = x + F(ln(x, b.mlp.pre), b)
         if l <= half:
@@ -81,8 +81,11 @@ def svformer(m):
 def laurel_rw(m):
     x = m.tokens + m.positions
     for b in m.blocks:
-        for i, (branch, n) in enumerate(((A, b.attn.pre), (F, b.mlp.pre))):
-            share = softmax(b.connection.shares[i])
+        for branch, n, c in (
+            (A, b.attn.pre, b.connection.attn),
+            (F, b.mlp.pre, b.connection.mlp),
+        ):
+            share = softmax(c.shares)
             x = share[0] * branch(ln(x, n), b) + share[1] * x
     return m.head(ln(x, m.ln_f))
 
@@ -128,7 +131,7 @@ def orthogonal_residual(m):
 def residual_dual(m):
     x = y = m.tokens * math.sqrt(m.D) + m.positions
     for b in m.blocks:
-        for branch, n in ((A, b.connection.attn_post), (F, b.connection.mlp_post)):
+        for branch, n in ((A, b.connection.attn.post), (F, b.connection.mlp.post)):
             o = branch(x, b)
             x, y = ln(x + o, n), y + o
     return m.head(x + ln(y, m.ln_f))
@@ -140,8 +143,8 @@ def siamesenorm(m):
     for l, b in m.numbered():
         c = b.connection
         for branch, pre, n_y, n_x in (
-            (A, b.attn.pre, c.attn_y, c.attn_post),
-            (F, b.mlp.pre, c.mlp_y, c.mlp_post),
+            (A, b.attn.pre, c.attn.norm_y, c.attn.post),
+            (F, b.mlp.pre, c.mlp.norm_y, c.mlp.post),
         ):
             o = branch(ln(x + ln(y, n_y), pre), b)
             x, y = ln(x + o / math.sqrt(2 * l), n_x), y + o
@@ -252,7 +255,7 @@ def denseformer(m):
         x = x + A(ln(x, b.attn.pre), b)
         x = x + F(ln(x, b.mlp.pre), b)
         made.append(x)
-        row = m.across.dense.weights[at : at + l + 1]
+        row = m.cross_layer.dense.weights[at : at + l + 1]
         x = sum(a * one for a, one in zip(row, made, strict=True))
         at += l + 1
     return m.head(ln(x, m.ln_f))
@@ -267,9 +270,9 @@ def attended(p, sources):
 def attention_residuals(m):
     v = [m.tokens + m.positions]
     for b in m.blocks:
-        v.append(A(rms(attended(b.connection.attn, v), b.attn.pre), b))
-        v.append(F(rms(attended(b.connection.mlp, v), b.mlp.pre), b))
-    return m.head(rms(attended(m.ends.attention, v), m.ln_f))
+        v.append(A(rms(attended(b.connection.attn.attention, v), b.attn.pre), b))
+        v.append(F(rms(attended(b.connection.mlp.attention, v), b.mlp.pre), b))
+    return m.head(rms(attended(m.adapter.attention, v), m.ln_f))
 
 
 @oracle
@@ -282,20 +285,23 @@ def attention_residuals_block(m):
             (F, b.mlp.pre, b.connection.mlp),
         ):
             sources = done if s % size == 0 else [*done, partial]
-            partial = partial + branch(rms(attended(p, sources), pre), b)
+            partial = partial + branch(rms(attended(p.attention, sources), pre), b)
             s += 1
             if s % size == 0 or s == 2 * m.L:
                 done, partial = [*done, partial], 0
-    return m.head(rms(attended(m.ends.attention, done), m.ln_f))
+    return m.head(rms(attended(m.adapter.attention, done), m.ln_f))
 
 
 @oracle
 def laurel_pa(m):
     x = [m.tokens + m.positions]
     for b in m.blocks:
-        for i, (branch, n) in enumerate(((A, b.attn.pre), (F, b.mlp.pre))):
+        for branch, n, c in (
+            (A, b.attn.pre, b.connection.attn),
+            (F, b.mlp.pre, b.connection.mlp),
+        ):
             new = branch(ln(x[-1], n), b) + x[-1]
-            for g, earlier in zip(b.connection.weights[i], reversed(x), strict=False):
+            for g, earlier in zip(c.weights, reversed(x), strict=False):
                 new = new + g * earlier
             x.append(new)
     return m.head(ln(x[-1], m.ln_f))
@@ -305,10 +311,10 @@ def laurel_pa(m):
 def fixup(m):
     x = m.tokens * math.sqrt(m.D) + m.positions
     for b in m.blocks:
-        p, a = b.mlp.sublayer, b.branch_scale
-        x = x + a.attn.value * A(x - b.attn.shift.bias, b)
+        p = b.mlp.sublayer
+        x = x + b.attn.branch_scale.value * A(x - b.attn.shift.bias, b)
         h = gelu(affine(x - b.mlp.shift.bias, p.up) - p.before.bias)
-        x = x + a.mlp.value * affine(h - p.behind.bias, p.down)
+        x = x + b.mlp.branch_scale.value * affine(h - p.behind.bias, p.down)
     return m.head(x - m.shift.bias)
 
 
@@ -324,13 +330,13 @@ def ngpt(m):
     x, root = m.tokens, math.sqrt(m.D)
     for b in m.blocks:
         p, q, c = b.attn.sublayer, b.mlp.sublayer, b.connection
-        s = p.shaped.unit_qk.factor * root
+        s = p.transform.unit_qk.factor * root
         shape = lambda q, k, v, s=s: (unit(turned(q)) * s, unit(turned(k)) * s, v)
         y = attention(unit(x), p, shape, scale=math.sqrt(p.qkv.kernel.shape[-1]))
-        x = unit(unit(x) + abs(c.attn_rate) * 0.05 * root * (unit(y) - unit(x)))
+        x = unit(unit(x) + abs(c.attn.rate) * 0.05 * root * (unit(y) - unit(x)))
         u, v = affine(x, q.up) * q.up_scale * root, affine(x, q.gate) * q.gate_scale * root
         y = affine(u * silu(v), q.down)
-        x = unit(x + abs(c.mlp_rate) * 0.05 * root * (unit(y) - x))
+        x = unit(x + abs(c.mlp.rate) * 0.05 * root * (unit(y) - x))
     return m.head(x) * m.logit_scale * root
 
 
@@ -338,9 +344,9 @@ def ngpt(m):
 def admin(m):
     x = m.tokens * math.sqrt(m.D) + m.positions
     for b in m.blocks:
-        w, c = b.connection.skip_scale, b.connection
-        x = ln(w.attn.value * x + A(x, b), c.attn.post)
-        x = ln(w.mlp.value * x + F(x, b), c.mlp.post)
+        c = b.connection
+        x = ln(c.attn.skip_scale.value * x + A(x, b), c.attn.post)
+        x = ln(c.mlp.skip_scale.value * x + F(x, b), c.mlp.post)
     return m.head(x)
 
 
@@ -361,16 +367,16 @@ def simplified_skipless(m):
     seen = np.tril(np.ones((m.n_time, m.n_time)))
     uniform = seen / seen.sum(-1, keepdims=True)
     for b in m.blocks:
-        p, c = b.attn.sublayer, b.connection.skip_scale
+        p, c = b.attn.sublayer, b.connection
         n = rms(x, b.attn.pre)
         qk = affine(n, p.qkv)
         own = weights(qk[:, :, 0], qk[:, :, 1])
-        f = p.map.factors
+        f = p.weights.factors
         mixed = f[0] * np.eye(m.n_time) + f[1] * own - f[2] * uniform
         heads = n.reshape(*qk[:, :, 0].shape)
         y = np.einsum("bhts,bshk->bthk", mixed, heads).reshape(n.shape)
-        x = b.branch_scale.attn.value * y
-        x = c.mlp.value * x + b.branch_scale.mlp.value * F(rms(x, b.mlp.pre), b)
+        x = b.attn.branch_scale.value * y
+        x = c.mlp.skip_scale.value * x + b.mlp.branch_scale.value * F(rms(x, b.mlp.pre), b)
     return m.head(rms(x, m.ln_f))
 
 

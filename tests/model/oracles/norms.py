@@ -50,7 +50,7 @@ def sandwich_ln(m):
 
 @oracle
 def peri_ln(m):
-    return sandwiched(m, rms(m.tokens + m.positions, m.embedding_norm), rms)
+    return sandwiched(m, rms(m.tokens + m.positions, m.embedding.embedding_norm), rms)
 
 
 @oracle
@@ -72,7 +72,7 @@ def olmo2(m):
             return norm(q.reshape(*q.shape[:2], -1), n).reshape(q.shape)
 
         def shape(q, k, v, p=p, full=full):
-            return full(q, p.shaped.q_norm), full(k, p.shaped.k_norm), v
+            return full(q, p.transform.q_norm), full(k, p.transform.k_norm), v
 
         x = x + norm(attention(x, p, shape), b.attn.out)
         x = x + norm(F(x, b), b.mlp.out)
@@ -84,7 +84,7 @@ def swin_v2(m):
     x = m.tokens + m.positions
     for b in m.blocks:
         p = b.attn.sublayer
-        s = np.exp(np.minimum(p.shaped.cosine.logit_scale, math.log(100)))[:, None]
+        s = np.exp(np.minimum(p.transform.cosine.logit_scale, math.log(100)))[:, None]
         y = attention(x, p, lambda q, k, v, s=s: (unit(q) * s, unit(k), v), scale=1.0)
         x = x + ln(y, b.attn.out)
         x = x + ln(F(x, b), b.mlp.out)
@@ -100,7 +100,7 @@ def sub_ln(m):
     x = m.tokens * math.sqrt(m.D) + m.positions
     for b in m.blocks:
         p, q = b.attn.sublayer, b.mlp.sublayer
-        between = over_all_heads(lambda o, p=p: ln(o, p.mixed.inner))
+        between = over_all_heads(lambda o, p=p: ln(o, p.heads.inner))
         x = x + attention(ln(x, b.attn.pre), p, between=between)
         x = x + mlp(ln(x, b.mlp.pre), q, between=lambda h, q=q: ln(h, q.inner))
     return m.head(ln(x, m.ln_f))
@@ -111,9 +111,9 @@ def normformer(m):
     x = m.tokens * math.sqrt(m.D) + m.positions
     for b in m.blocks:
         p, q = b.attn.sublayer, b.mlp.sublayer
-        scaled = lambda o, p=p: o * p.mixed.head_scale[:, None]
+        scaled = lambda o, p=p: o * p.heads.head_scale[:, None]
         x = x + ln(attention(ln(x, b.attn.pre), p, between=scaled), b.attn.out)
-        w = b.connection.skip_scale.mlp.value
+        w = b.connection.mlp.skip_scale.value
         x = w * x + mlp(ln(x, b.mlp.pre), q, between=lambda h, q=q: ln(h, q.inner))
     return m.head(ln(x, m.ln_f))
 
@@ -161,7 +161,7 @@ def mix_ln(m):
 
 
 def normed_qkv(x, b):
-    n = b.attn.sublayer.shaped
+    n = b.attn.sublayer.transform
     shape = lambda q, k, v: (rms(q, n.q_norm), rms(k, n.k_norm), rms(v, n.v_norm))
     return attention(x, b.attn.sublayer, shape)
 
@@ -219,7 +219,7 @@ def summed_residual(m):
 def normed_skip(m):
     x = m.tokens + m.positions
     for b in m.blocks:
-        x = ln(x, b.connection.both.skip) + A(x, b) + F(x, b)
+        x = ln(x, b.connection.add.skip) + A(x, b) + F(x, b)
     return m.head(ln(x, m.ln_f))
 
 
@@ -245,14 +245,14 @@ def pre_normed(m, x, norm):
 
 @oracle
 def dyt(m):
-    x = (m.tokens + m.positions) * m.embedding_multiplier.value
+    x = (m.tokens + m.positions) * m.embedding.embedding_multiplier.value
     return m.head(pre_normed(m, x, lambda x, n: n.gain * np.tanh(n.alpha * x)))
 
 
 @oracle
 def derf(m):
     erf = np.vectorize(math.erf)
-    x = (m.tokens + m.positions) * m.embedding_multiplier.value
+    x = (m.tokens + m.positions) * m.embedding.embedding_multiplier.value
     return m.head(pre_normed(m, x, lambda x, n: n.gain * erf(n.alpha * x + n.shift) + n.bias))
 
 
@@ -268,7 +268,7 @@ def scalenorm_fixnorm(m):
 
 @oracle
 def albert(m):
-    x = ln(m.tokens + m.positions, m.embedding_norm)
+    x = ln(m.tokens + m.positions, m.embedding.embedding_norm)
     for _ in range(m.L):
         b = m.blocks[0]
         x = ln(x + A(x, b), b.connection.attn.post)

@@ -23,7 +23,7 @@ def deepnorm(m):
 def rezero(m):
     x = m.tokens * math.sqrt(m.D) + m.positions
     for b in m.blocks:
-        a = b.branch_scale.both.value
+        a = b.attn.branch_scale.value
         x = x + a * A(x, b)
         x = x + a * F(x, b)
     return m.head(x)
@@ -33,8 +33,8 @@ def rezero(m):
 def skipinit(m):
     x = m.tokens * math.sqrt(m.D) + m.positions
     for b in m.blocks:
-        x = x + b.branch_scale.attn.value * A(x, b)
-        x = x + b.branch_scale.mlp.value * F(x, b)
+        x = x + b.attn.branch_scale.value * A(x, b)
+        x = x + b.mlp.branch_scale.value * F(x, b)
     return m.head(x)
 
 
@@ -42,8 +42,8 @@ def skipinit(m):
 def layerscale(m):
     x = m.tokens + m.positions
     for b in m.blocks:
-        x = x + b.branch_scale.attn.value * A(ln(x, b.attn.pre), b)
-        x = x + b.branch_scale.mlp.value * F(ln(x, b.mlp.pre), b)
+        x = x + b.attn.branch_scale.value * A(ln(x, b.attn.pre), b)
+        x = x + b.mlp.branch_scale.value * F(ln(x, b.mlp.pre), b)
     return m.head(ln(x, m.ln_f))
 
 

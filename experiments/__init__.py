@@ -1,0 +1,1 @@
+"""Published claims, measured; not part of the package."""

@@ -1,1 +1,0 @@
-"""Comparing placements: diagnosed by depth, and trained against each other."""

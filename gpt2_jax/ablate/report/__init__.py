@@ -1,1 +1,0 @@
-"""What a campaign found, for people to read."""

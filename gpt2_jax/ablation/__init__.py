@@ -1,0 +1,1 @@
+"""Ablation studies: training variants against each other, and diagnosing models by depth."""

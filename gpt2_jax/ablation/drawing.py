@@ -1,0 +1,154 @@
+"""Shared by the figures of diagnoses and reports: styles, panels, axes with plain numbers."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt2_jax.files import write_atomic
+from gpt2_jax.track.plot import load_matplotlib
+
+FLAT = 1e-4  # relative range of values that are drawn as equal
+WIDTH = 7.0  # inches: the text width of a page
+# Okabe and Ito's colours for colour-blind readers, then grey and two more.
+COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B8B8B"),
+    *("#7A4B9D", "#7F6000"),
+)
+MARKERS = "os^Dv<>Pp*X"
+LINES = ("-", "--", ":", "-.")
+FONT = 9.0  # points: about 14 pixels if a page shows the figure 800 pixels wide
+
+Look = dict[str, Any]  # colour, marker and line, as arguments of `plot`
+
+
+def looks(models: Sequence[tuple[Any, Any]]) -> list[Look]:
+    """Returns the style of each model (kind, depth), the same in every figure.
+
+    Colours distinguish kinds; lines and markers distinguish depths. If all models have one depth,
+    markers follow the kind as well; if all are of one kind, colours follow the depth.
+    """
+    kinds = list(dict.fromkeys(kind for kind, _ in models))
+    depths = sorted({depth for _, depth in models}, key=lambda d: (d is not None, d))
+    out = []
+    for kind, depth in models:
+        i, j = kinds.index(kind), depths.index(depth)
+        colour = i if len(kinds) > 1 else j
+        mark = j if len(depths) > 1 else i
+        line = j if len(depths) > 1 else i // len(COLOURS)
+        out.append(
+            {
+                "color": COLOURS[colour % len(COLOURS)],
+                "marker": MARKERS[mark % len(MARKERS)],
+                "markersize": 4,
+                "linewidth": 1.4,
+                "linestyle": LINES[line % len(LINES)],
+            }
+        )
+    return out
+
+
+def panels(rows: int, columns: int, height: float = 2.1, **options: Any) -> tuple[Any, list[Any]]:
+    """Returns a figure as wide as a page, and its axes row by row.
+
+    Args:
+      height: per row, in inches.
+      options: passed to `plt.subplots`.
+    """
+    matplotlib = load_matplotlib()
+    matplotlib.rcParams.update({"pdf.fonttype": 42, "font.size": FONT, "axes.titlesize": FONT})
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(WIDTH, height * rows),
+        dpi=200,
+        layout="constrained",
+        squeeze=False,
+        **options,
+    )
+    return figure, list(axes.flat)
+
+
+def plain(panel: Any, title: str, label: str) -> None:
+    """Sets a panel's title and label, and a faint grid."""
+    panel.set_title(title, loc="left")
+    panel.set_xlabel(label)
+    panel.grid(alpha=0.25, linewidth=0.5)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def finish(panel: Any, title: str, label: str, logarithmic: bool) -> None:
+    """Finishes a panel whose x axis counts blocks."""
+    plain(panel, title, label)
+    panel.xaxis.get_major_locator().set_params(integer=True)
+    drawn = [np.asarray(line.get_ydata()) for line in panel.get_lines()]
+    values = np.concatenate(drawn) if drawn else np.empty(0)
+    middle = float(np.mean(values)) if len(values) else 0.0
+    if len(values) and np.ptp(values) < FLAT * abs(middle):  # equal within rounding
+        panel.set_ylim(*sorted((0.9 * middle, 1.1 * middle)))
+    finite = values[np.isfinite(values)]
+    positive = finite[finite > 0]
+    if logarithmic and len(positive) and not np.any(finite < 0):
+        _logarithmic(panel, float(np.log10(np.max(positive) / np.min(positive))))
+
+
+def _logarithmic(panel: Any, decades: float) -> None:
+    """Sets a logarithmic axis labelled with plain numbers, denser over a short range."""
+    from matplotlib.ticker import LogLocator
+
+    panel.set_yscale("log")
+    subs = (1, 2, 5) if decades < 2 else (1,)
+    panel.yaxis.set_major_locator(LogLocator(subs=subs, numticks=8))
+    panel.yaxis.set_major_formatter("{x:g}")
+    panel.yaxis.set_minor_formatter("")
+
+
+def whole_numbers(axis: Any) -> None:
+    """Restricts the ticks of a linear axis to whole numbers."""
+    axis.get_major_locator().set_params(integer=True)
+
+
+def powers_of_two(axis: Any) -> None:
+    """Labels a logarithmic axis of base 2 with powers, such as 2⁻⁹."""
+    raised = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+    axis.set_major_formatter(lambda x, _: f"2{str(round(np.log2(x))).translate(raised)}")
+
+
+def legend(figure: Any, axes: Sequence[Any]) -> None:
+    """Adds a legend below the panels, and hides empty panels."""
+    known: dict[str, Any] = {}
+    for panel in axes:
+        if not panel.has_data():
+            panel.axis("off")
+        handles, names = panel.get_legend_handles_labels()
+        known |= dict(zip(names, handles, strict=True))
+    if not known:
+        return
+    longest = max(map(len, known))
+    columns = max(1, min(len(known), int(WIDTH / (0.5 + 0.0077 * FONT * longest))))
+    rows = -(-len(known) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.1 + 0.018 * FONT * rows)
+    figure.legend(
+        known.values(),
+        known,
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+    )
+
+
+def save(figure: Any, path: Path, suffixes: Sequence[str] = (".pdf", ".png")) -> None:
+    """Writes a figure in each of the formats, and closes it."""
+    import matplotlib.pyplot as plt
+
+    for suffix in suffixes:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=suffix[1:])
+        write_atomic(path.with_suffix(suffix), buffer.getvalue())
+    plt.close(figure)

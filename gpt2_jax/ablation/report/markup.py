@@ -1,0 +1,28 @@
+"""Markdown building blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import isnan
+
+from gpt2_jax.ablation.statistics import Interval
+
+NONE = "–"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Returns a Markdown table of escaped words, followed by an empty line."""
+    line = lambda words: f"| {' | '.join(words)} |"
+    return [line(columns), "|---" * len(columns) + "|", *map(line, rows), ""]
+
+
+def escaped(text: str) -> str:
+    """Returns text that Markdown renders literally."""
+    return "".join(f"\\{c}" if c in r"\`*_{}[]<>#|" else c for c in text)
+
+
+def signed(difference: Interval) -> str:
+    """Returns a difference with its interval, or alone if it has none."""
+    middle, low, high = difference
+    shown = "undefined" if isnan(middle) else f"{middle:+.4f}"
+    return shown if isnan(low) else f"{shown} ({low:+.4f} to {high:+.4f})"

@@ -1,0 +1,88 @@
+"""What the variants of a study are: equation, source, differences, and the command of one run."""
+
+from __future__ import annotations
+
+from gpt2_jax.ablation.report.markup import escaped
+from gpt2_jax.ablation.report.variant import Analysis, Variant
+from gpt2_jax.ablation.study.definition import Definition
+from gpt2_jax.ablation.study.design import LEARNING_RATE
+from gpt2_jax.ablation.study.results import corpora
+from gpt2_jax.ablation.study.trials import command, variant_config
+from gpt2_jax.config import flatten, from_json
+from gpt2_jax.config.sections import PlacementConfig
+from gpt2_jax.placements import PRESETS
+from gpt2_jax.placements.resolve import differences
+from gpt2_jax.train.rundir import RunDirectory
+
+
+def recipes(found: Analysis, definition: Definition) -> list[str]:
+    """Returns each variant's equation, source, differences from its baseline, and command."""
+    lines = []
+    for variant in found.variants:
+        lines += [f"### {escaped(variant.name)}", ""]
+        lines += [*_equation(variant_config(definition.base, variant.values).placement), ""]
+        lines += [*_config_difference(variant, found, definition), ""]
+        if variant.runs:
+            lines += _command(variant, definition)
+    return lines
+
+
+def texts(found: Analysis) -> list[str]:
+    """Returns the texts that the runs were trained on, each with the hash of its tokens."""
+    runs = [run for v in found.variants for run in v.all_runs]
+    return [
+        f"- Text: `{data['source']}`"
+        + (f", validated on `{data['val_source']}`" if data["val_source"] else "")
+        + f", tokenizer `{data['tokenizer']}`; sha256 of its tokens `{data['sha256']}`."
+        for data in corpora(run.path for run in runs)
+    ]
+
+
+def _config_difference(variant: Variant, found: Analysis, definition: Definition) -> list[str]:
+    other = found.variant(variant.baseline)
+    if other is variant:
+        return ["The baseline."]
+    mine, theirs = dict(variant.values), dict(other.values)
+    if variant.learning_rate is not None and other.learning_rate is not None:
+        mine[LEARNING_RATE], theirs[LEARNING_RATE] = variant.learning_rate, other.learning_rate
+    flat = flatten(definition.base)
+    lines = [
+        f"- `{name}` = `{mine.get(name, flat[name])}` (baseline: `{theirs.get(name, flat[name])}`)"
+        for name in {**mine, **theirs}
+        if mine.get(name, flat[name]) != theirs.get(name, flat[name])
+    ]
+    one, two = (
+        variant_config(definition.base, v.values).placement.resolve() for v in (variant, other)
+    )
+    axes = [name for name in differences(one, two) if f"placement.{name}" not in mine]
+    shown = [f"`{n}` = `{getattr(one, n)}` (`{getattr(two, n)}`)" for n in axes]
+    return [*lines, *([f"- set by its placement: {'; '.join(shown)}"] if shown else [])]
+
+
+def _equation(placement: PlacementConfig) -> list[str]:
+    """Returns a placement's equation and source, and where it differs from the published one."""
+    preset, now = PRESETS[placement.preset], placement.resolve()
+    lines = [
+        *(f"    {line}" for line in preset.equation.splitlines()),
+        "",
+        escaped(preset.citation),
+    ]
+    if preset.note:
+        lines += ["", escaped(preset.note)]
+    if changed := differences(now, preset):
+        axes = ", ".join(f"`{name}` = `{getattr(now, name)}`" for name in changed)
+        lines += ["", f"This describes `{placement.preset}`; here it is changed to {axes}."]
+    return lines
+
+
+def _command(variant: Variant, definition: Definition) -> list[str]:
+    run = variant.runs[0]
+    config = from_json(RunDirectory(str(run.path)).config_path)
+    line = command(definition.file, definition.file_config, config, f"runs/{run.trial.name}")
+    return [
+        f"To train seed {run.trial.seed} alone, with the study file unchanged (on a CPU the first "
+        "steps are identical to the bit; README.md explains how rounding affects later ones):",
+        "",
+        f"    {line}",
+        "",
+    ]

@@ -1,0 +1,341 @@
+"""The text and tables of a study's report."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from math import isnan
+from typing import Any
+
+from gpt2_jax.ablation.report.markup import NONE, escaped, signed, table
+from gpt2_jax.ablation.report.recipes import recipes, texts
+from gpt2_jax.ablation.report.variant import Analysis, Variant, learning_rate_of
+from gpt2_jax.ablation.statistics import (
+    LEVEL,
+    MAX_SEEDS,
+    POWER,
+    SPREAD_LEVEL,
+    Interval,
+    detectable,
+)
+from gpt2_jax.ablation.study.definition import Definition
+from gpt2_jax.ablation.study.descriptions import decay_text, search_text, tokens_per_parameter
+from gpt2_jax.ablation.study.design import count, describe
+from gpt2_jax.ablation.study.trials import variant_config
+from gpt2_jax.config import flatten
+from gpt2_jax.train.report import tokens_per_step
+from gpt2_jax.train.schedule import warmup_steps
+
+NO_DIAGNOSTICS = "None were recorded: set `track.diagnostics_every`."
+
+
+def markdown(found: Analysis, definition: Definition, figures: dict[str, str]) -> str:
+    """Returns report.md.
+
+    Args:
+      figures: captions by path.
+    """
+    shown = lambda name: [
+        line
+        for path, caption in figures.items()
+        if path.rpartition("/")[2].startswith(name)
+        for line in (f"![{caption}]({path})", "", f"*{caption}*", "")
+    ]
+    parts = [
+        _head(found, definition),
+        ["## Verdict", "", *_verdict(found), *shown("losses")],
+        ["## Limitations", "", *(f"- {escaped(line)}" for line in found.warnings), ""],
+        ["## Learning rates", "", *_learning_rates(found), *shown("learning_rates")],
+        ["## Learning curves", "", *shown("curves")],
+        ["## Cost", "", *_costs(found)],
+        ["## Diagnostics by depth", "", *(shown("depth") or [NO_DIAGNOSTICS, ""])],
+        ["## Variants", "", *recipes(found, definition)],
+        ["## Methods", "", *_methods(found, definition)],
+    ]
+    return "\n".join(line for part in parts for line in part).rstrip() + "\n"
+
+
+def _head(found: Analysis, definition: Definition) -> list[str]:
+    state = (
+        "finished" if found.complete else f"{found.n_done} of {found.n_trials} known trials done"
+    )
+    own = [variant_config(definition.base, variant.values) for variant in found.variants]
+    flat = [flatten(one) for one in own]
+    lengths = [
+        _steps(v.info, one.train.steps, tokens_per_step(one))
+        for v, one in zip(found.variants, own, strict=True)
+    ]
+    warmup = _either(warmup_steps(one.optimizer, n) for one, n in zip(own, lengths, strict=True))
+    of = lambda name: _either(one[name] for one in flat)
+    infos = [v.info for v in found.variants if v.info.get("flops_per_token")]
+    tokens = _either(round(i["flops"] / i["flops_per_token"]) for i in infos)
+    return [
+        f"# {escaped(definition.title)}",
+        "",
+        f"{count(len(found.variants), 'variant')}, compared with the baseline "
+        f"{escaped(describe(found.study.baseline)) or '(the base config)'}. Status: {state}.",
+        f"Models with {of('model.n_layer')} layers of width {of('model.n_embd')}, trained on "
+        f"{of('data.source')} (tokenizer {of('data.tokenizer')}) with {of('optimizer.name')}"
+        + (f"; {tokens} tokens per run." if tokens else "."),
+        f"Warm-up of {warmup} steps; "
+        + decay_text(one["optimizer.weight_decay"] for one in flat)
+        + "".join(f"; {ratio}" for ratio in _tokens_per_parameter(found))
+        + ".",
+        "",
+    ]
+
+
+def _steps(info: Mapping[str, Any], steps: int, per_step: int) -> int:
+    """Returns the steps of a variant's runs: `steps`, unless the study's budget sets them."""
+    if not info.get("flops_per_token"):
+        return steps
+    return max(1, round(round(info["flops"] / info["flops_per_token"]) / per_step))
+
+
+def _tokens_per_parameter(found: Analysis) -> list[str]:
+    infos = [v.info for v in found.variants if v.info.get("flops_per_token")]
+    sizes = [(round(i["flops"] / i["flops_per_token"]), i["parameters"]) for i in infos]
+    return [tokens_per_parameter(sizes)] if sizes else []
+
+
+def _either(values: Iterable[Any]) -> str:
+    """Returns `4, 8 or 16`, each value once, escaped for Markdown."""
+    shown = [f"{v:,}" if isinstance(v, int) else str(v) for v in dict.fromkeys(values)]
+    return escaped(" or ".join([", ".join(shown[:-1]), shown[-1]] if shown[1:] else shown))
+
+
+def _verdict(found: Analysis) -> list[str]:
+    if not any(variant.median for variant in found.variants):
+        return ["No variant has results for all fresh seeds yet.", ""]
+    order = sorted(found.variants, key=lambda v: v.median.estimate if v.median else float("inf"))
+    rows = [
+        (
+            escaped(v.name),
+            _lr(v.learning_rate),
+            _number(v.median.estimate if v.median else None),
+            _ends(v.median),
+            _broken(v),
+            signed(v.comparison.difference) if v.comparison else NONE,
+            _p(v),
+            _verdict_of(v),
+            _seeds_needed(v),
+        )
+        for v in order
+    ]
+    columns = (
+        *("variant", "learning rate", "loss", f"{LEVEL:.0%} interval", "broken seeds"),
+        *("difference", "adjusted p", "verdict", "seeds needed"),
+    )
+    return [*_explanation(found), "", *table(columns, rows), *_by_seed(found)]
+
+
+def _explanation(found: Analysis) -> list[str]:
+    """Returns what the columns are, and what the number of seeds can show."""
+    seeds, n = len(found.study.seeds), found.study.n_comparisons
+    intro = (
+        f"Final validation loss in nats per token: the median over {count(seeds, 'fresh seed')}, "
+        "each variant at its best learning rate. A seed is broken if its run diverged, or ended no "
+        "better than predicting tokens by their frequency alone (the unigram entropy); it counts "
+        "as an infinite loss."
+    )
+    if not n:
+        return [intro]
+    smallest = found.study.smallest_difference
+    lines = [
+        intro + " The difference is the median, over seeds, of the variant's loss minus its "
+        "baseline's. Its interval covers the difference at the best learning rates, whichever of "
+        "those in contention they are.",
+        "",
+        f"*Better* and *worse*: by more than {smallest:g} nats, at every learning rate in "
+        "contention (exact sign test; p-values adjusted for "
+        f"{count(n, 'comparison')} by Holm's method; if there are no differences, at most "
+        f"{1 - LEVEL:.0%} of studies have any such verdict). *Equivalent*: the interval at the "
+        f"Bonferroni level, which holds for all comparisons together, lies within ±{smallest:g} "
+        f"nats. The intervals shown are not adjusted: each has {LEVEL:.0%} coverage by itself. "
+        "Proportions of broken seeds are compared by Fisher's exact test, also at every learning "
+        "rate in contention, and adjusted as a separate family.",
+        "",
+        f"*Seeds needed*: for an interval of ±{smallest:g} nats, which settles any difference. The "
+        f"range reflects the uncertainty ({SPREAD_LEVEL:.0%}) of the standard deviation between "
+        "seeds, which these seeds estimate only roughly.",
+    ]
+    return lines + _detectable(found)
+
+
+def _detectable(found: Analysis) -> list[str]:
+    seeds, n = len(found.study.seeds), found.study.n_comparisons
+    contenders = max(max(1, len(v.search.contenders)) for v in found.variants)
+    sds = [v.comparison.sd for v in found.variants if v.comparison is not None]
+    known = [sd for sd in sds if sd > 0]
+    effect = detectable(seeds, n, contenders)
+    if effect is None or not known:
+        return []
+    sd = statistics.median(known)
+    return [
+        "",
+        f"With {seeds} seeds, a median difference that exceeds "
+        f"{found.study.smallest_difference:g} nats by {effect:.2f} standard deviations of the "
+        f"paired differences is detected with probability {POWER:.0%} or more. At the variants' "
+        f"median standard deviation of {sd:.4f} nats, that is {effect * sd:.3f} nats.",
+    ]
+
+
+def _broken(variant: Variant) -> str:
+    if not variant.runs:
+        return NONE
+    text = f"{variant.n_broken} of {len(variant.runs)}"
+    compared = variant.comparison
+    if compared is None or compared.broken_verdict is None:
+        return text
+    return f"{text}: {compared.broken_verdict} (p {compared.broken_p:.2g})"
+
+
+def _by_seed(found: Analysis) -> list[str]:
+    seeds = found.study.seeds
+    rows = [
+        (escaped(v.name), *(_number(v.losses.get(seed)) for seed in seeds))
+        for v in found.variants
+        if v.losses
+    ]
+    return ["Losses by seed:", "", *table(("variant", *map(str, seeds)), rows)]
+
+
+def _p(variant: Variant) -> str:
+    compared = variant.comparison
+    return NONE if compared is None or isnan(compared.adjusted_p) else f"{compared.adjusted_p:.3g}"
+
+
+def _verdict_of(variant: Variant) -> str:
+    if variant.comparison is None:
+        return variant.verdict
+    budget = " at this budget" if variant.verdict == "not distinguishable" else ""
+    return f"**{variant.verdict}**{budget}"
+
+
+def _seeds_needed(variant: Variant) -> str:
+    if variant.seeds_needed is None:
+        return NONE
+    low, high = variant.seeds_needed
+    return f"{low} to {high}" if low <= MAX_SEEDS else f"over {MAX_SEEDS}"
+
+
+def _learning_rates(found: Analysis) -> list[str]:
+    if found.study.search is None:
+        return ["There was no search for learning rates.", ""]
+    rows = []
+    for variant in found.variants:
+        sensitivity = found.sensitivities.get(variant.name)
+        rows.append(
+            (
+                escaped(variant.name),
+                _lr(variant.learning_rate),
+                _largest(variant),
+                NONE if sensitivity is None else f"{sensitivity:.3f}",
+                str(len(variant.search.scores)),
+                _contention(variant, found),
+            )
+        )
+    over = ", ".join(f"{lr:.3g}" for lr in found.learning_rates)
+    more = ("learning rates tried", "in contention")
+    entropies = sorted({f"{loss:.3f}" for v in found.variants for loss in v.unigram_losses})
+    entropy = f" ({' or '.join(entropies)} nats)" if entropies else ""
+    return [
+        "Sensitivity is defined by Wortsman et al. 2023 (2309.14322): the mean loss over learning "
+        "rates, each loss at most the loss before the first step, minus the best loss"
+        + (f", here over the learning rates tried for every variant ({over})." if over else "."),
+        f"A learning rate trains if every seed of the search ends below the unigram entropy"
+        f"{entropy} by at least half as much as the variant's best run does; ≥ means that no "
+        "higher one was tried.",
+        "",
+        *table(("variant", "best", "largest that trains", "sensitivity", *more), rows),
+    ]
+
+
+def _contention(variant: Variant, found: Analysis) -> str:
+    search = found.study.search
+    contenders = sorted(variant.search.contenders)
+    return ", ".join(_lr(search.learning_rate(k)) for k in contenders) if search else NONE
+
+
+def _costs(found: Analysis) -> list[str]:
+    rows = []
+    for variant in found.variants:
+        info, speed = variant.info, variant.tokens_per_sec
+        flops, per_token = info.get("flops"), info.get("flops_per_token")
+        seconds = flops / per_token / speed if flops and per_token and speed else None
+        peak = info.get("peak_bytes_per_device")
+        rows.append(
+            (
+                escaped(variant.name),
+                f"{info['parameters']:,}" if info else NONE,
+                f"{per_token:,}" if per_token else NONE,
+                f"{flops:.3g}" if flops else NONE,
+                f"{speed:,.0f}" if speed else NONE,
+                f"{seconds:,.0f} s" if seconds else NONE,
+                f"{peak / 2**20:,.0f} MiB" if peak else "unknown",
+                _number(variant.median.estimate if variant.median else None),
+            )
+        )
+    columns = (
+        *("variant", "parameters", "FLOPs per token", "FLOPs", "tokens/s", "time", "memory"),
+        "loss",
+    )
+    return [
+        "Speeds are medians for one run while others trained next to it, and exclude evaluation. "
+        "Memory is one run's share of a device at the peak of a step, according to the compiler.",
+        "",
+        *table(columns, rows),
+    ]
+
+
+def _methods(found: Analysis, definition: Definition) -> list[str]:
+    starts = [s for v in found.variants for r in v.all_runs for s in r.starts]
+    commits = sorted({str(start.get("commit")) for start in starts})
+    versions: dict[str, set[str]] = {}
+    for start in starts:
+        for name, number in {"python": start.get("python"), **start.get("versions", {})}.items():
+            versions.setdefault(name, set()).add(str(number))
+    devices = sorted({d for v in found.variants for d in v.info.get("devices", [])})
+    listed = ", ".join(f"{name} {' and '.join(sorted(n))}" for name, n in versions.items())
+    search = found.study.search
+    lines = [
+        f"- Study file: `{definition.file}`; every trial is a run directory in `trials/`, and "
+        "results.json contains every loss.",
+        *texts(found),
+        f"- Commit: {escaped(', '.join(commits)) or 'none'}.",
+        f"- Versions: {escaped(listed)}.",
+        f"- Devices: {escaped(', '.join(devices))}.",
+        f"- Seeds of the verdict: {', '.join(map(str, found.study.seeds))}. A seed determines the "
+        "initial weights and the data order, which are the same for all variants.",
+    ]
+    if search is not None:
+        lines.append(f"- Search: {search_text(search)}.")
+        lines.append(
+            "- In contention: the best learning rate and those within two standard errors of it, "
+            f"at most {search.max_contenders}, all trained with the verdict's seeds. "
+            "docs/ablations/null_studies.md shows how often such a study errs."
+        )
+    lines.append(
+        f"- Intervals of medians are between two order statistics and have at least {LEVEL:.0%} "
+        "coverage for noise of any distribution; those of learning curves are Student's t."
+    )
+    return [*lines, ""]
+
+
+def _largest(variant: Variant) -> str:
+    tried = max((learning_rate_of(run.trial) for run in variant.search_runs), default=None)
+    found = variant.max_learning_rate
+    return ("≥ " if found is not None and found == tried else "") + _lr(found)
+
+
+def _lr(learning_rate: float | None) -> str:
+    return NONE if learning_rate is None else f"{learning_rate:.4g}"
+
+
+def _number(value: float | None) -> str:
+    return NONE if value is None else f"{value:.4f}"
+
+
+def _ends(interval: Interval | None) -> str:
+    known = interval is not None and not isnan(interval.low)
+    return f"{interval.low:.4f} to {interval.high:.4f}" if interval and known else NONE

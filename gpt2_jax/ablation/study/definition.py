@@ -1,0 +1,198 @@
+"""A study file, executed once, and study.json, which needs no execution."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from gpt2_jax import config as configs
+from gpt2_jax.ablation.study.design import LEARNING_RATE, Study
+from gpt2_jax.ablation.study.formats import VERSION, read_stored
+from gpt2_jax.ablation.study.search import Search
+from gpt2_jax.ablation.study.store import DEFINITION, OUTCOMES, TRIALS, refuse_former
+from gpt2_jax.ablation.study.trials import MOVABLE, RESULT_NEUTRAL
+from gpt2_jax.ablation.study.variants import explicit
+from gpt2_jax.config import Config
+from gpt2_jax.config.files import executing
+from gpt2_jax.errors import Damaged, UserError
+from gpt2_jax.files import check_creatable, disk_errors, fields_sha256, to_json, write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Definition:
+    """The content of study.json, from which a report is written without executing anything.
+
+    Attributes:
+      file: as passed to `--config`.
+      file_config: what its `get_config()` returns. base: the same, with the command line's changes.
+    """
+
+    file: str
+    file_config: Config
+    base: Config
+    study: Study
+
+    @property
+    def title(self) -> str:
+        """The file's name as words."""
+        return Path(self.file.partition(":")[0]).stem.replace("_", " ").capitalize()
+
+
+def load(argument: str, base: Config) -> Definition:
+    """Returns the study in a file, passed as `--config` is: `FILE` or `FILE:arg`.
+
+    Args:
+      base: the file's `get_config()` with the command line's changes.
+
+    Raises:
+      UserError: if there is no such file, or it does not define a valid study.
+    """
+    path, has_arg, arg = argument.partition(":")
+    if not Path(path).is_file():
+        raise UserError(f"--config={path} does not exist; configs/ablations/ has examples")
+    spec = importlib.util.spec_from_file_location("study_file", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with executing(argument):
+        spec.loader.exec_module(module)
+        _check_functions(module, path)
+        args = (arg,) if has_arg else ()
+        config, study = module.get_config(*args), module.get_study(*args)
+        if not isinstance(study, Study):
+            raise UserError(f"--config={path}: get_study() must return a Study")
+        study.check()
+    config = configs.freeze(config, f"--config={path}: ")
+    fixed = study.fields_set()
+    if overridden := [name for name in configs.difference(config, base) if name in fixed]:
+        raise UserError(
+            f"--config.{overridden[0]} has no effect: the study sets it for every trial; change "
+            f"get_study() in {path}, or leave the flag out"
+        )
+    return Definition(argument, config, base, study)
+
+
+def _check_functions(module: Any, path: str) -> None:
+    if hasattr(module, "get_campaign"):
+        raise UserError(
+            f"--config={path}: rename get_campaign() to get_study(); it returns a Study"
+        )
+    if not hasattr(module, "get_study"):
+        raise UserError(
+            f"--config={path} has no get_study(), so it is a run's config and not a study's: use "
+            "train.py, or see configs/ablations/ for study files"
+        )
+
+
+def write(workdir: Path, definition: Definition) -> None:
+    """Writes study.json, with a hash of itself."""
+    fields = {
+        "format_version": VERSION,
+        "file": definition.file,
+        "file_config": configs.to_dict(definition.file_config),
+        "base": configs.to_dict(definition.base),
+        "study": dataclasses.asdict(definition.study),
+    }
+    stored = json.loads(to_json(fields))  # exactly as it will be read
+    with disk_errors(f"--workdir={workdir}"):
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / DEFINITION, stored | {"sha256": fields_sha256(stored)})
+
+
+def read(workdir: Path) -> Definition:
+    """Returns what `write` wrote.
+
+    Raises:
+      UserError: if there is no study, or its file was damaged.
+    """
+    path = workdir / DEFINITION
+    if not os.path.exists(path):  # unlike Path.exists, also if the name is too long
+        refuse_former(workdir)
+        raise UserError(f"{path} does not exist; is this the work directory of a study?")
+    try:
+        stored = read_stored(path)
+        if stored.pop("sha256", None) != fields_sha256(stored):
+            raise Damaged(f"{path} is damaged: it was changed after it was written; restore a copy")
+    except Damaged as error:
+        raise Damaged(f"{error}; or remove it, and the study's command writes it again") from None
+    try:
+        fields: dict[str, Any] = dict(stored["study"])
+        if fields["search"] is not None:
+            fields["search"] = Search(**fields["search"])
+        file_config, base = (
+            configs.from_dict(dict(stored[name]), path) for name in ("file_config", "base")
+        )
+        return Definition(str(stored["file"]), file_config, base, Study(**fields))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise Damaged(f"{path} is damaged ({type(error).__name__}: {error})") from None
+
+
+def check_place(workdir: Path) -> None:
+    """Refuses a work directory that cannot be created or used, before anything is computed.
+
+    Raises:
+      UserError: saying why.
+    """
+    if "://" in str(workdir) or re.match(r"\w+:/", str(workdir)):
+        raise UserError(f"--workdir={workdir} is a remote path; a study needs a mounted one")
+    try:
+        nearest = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: {error.strerror}; choose another") from None
+    if not nearest.is_dir():
+        raise UserError(f"--workdir={workdir}: {nearest} is a file; choose another")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"--workdir={workdir}: {nearest} is not writable; choose another")
+    with disk_errors(f"--workdir={workdir}"):
+        check_creatable(workdir)
+    refuse_former(workdir)
+
+
+def check_same(workdir: Path, definition: Definition) -> None:
+    """Refuses a directory with the trials of another study, which this one would mix with.
+
+    A changed file may add and drop variants and seeds, but not change what all trials share.
+
+    Raises:
+      UserError: naming what differs.
+    """
+    if not (workdir / DEFINITION).exists() or not _has_trials(workdir):
+        return
+    old, new = read(workdir), definition
+    as_sets = lambda variants: {tuple(sorted(map(repr, explicit(v).items()))) for v in variants}
+    if not as_sets(old.study.variants) & as_sets(new.study.variants):
+        raise UserError(
+            f"--workdir={workdir} holds another study, from {old.file}, which has none of the "
+            f"variants of {new.file}; choose another --workdir"
+        )
+    free = set.intersection(*map(set, (*old.study.variants, *new.study.variants)))
+    free |= {LEARNING_RATE} if old.study.search and new.study.search else set()
+    if new.study.tokens or new.study.flops:
+        free.add("train.steps")
+    changed = {
+        name: values
+        for name, values in configs.difference(old.base, new.base).items()
+        if name not in free and not name.startswith((*RESULT_NEUTRAL, *MOVABLE))
+    }
+    budget = lambda study: (study.tokens, study.flops)
+    if budget(old.study) != budget(new.study):
+        changed["tokens, flops"] = (budget(old.study), budget(new.study))
+    if changed:
+        raise UserError(f"--workdir={workdir} {begun_with(changed)}")
+
+
+def begun_with(changed: dict[str, tuple[Any, Any]]) -> str:
+    """Returns that a directory has another config, and what to do; fields with both values."""
+    listed = ", ".join(f"{name} (was {a!r}, now {b!r})" for name, (a, b) in changed.items())
+    return (
+        f"was begun with another config: {listed}; what all trials share cannot change within a "
+        "study: restore it, or choose another --workdir"
+    )
+
+
+def _has_trials(workdir: Path) -> bool:
+    return any(any((workdir / name).glob("*")) for name in (TRIALS, OUTCOMES))

@@ -1,0 +1,106 @@
+"""An estimate of a study's duration on this machine, from timing a few steps of one variant."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+
+import jax
+import numpy as np
+
+from gpt2_jax.ablation.study.design import count
+from gpt2_jax.ablation.study.labels import labels
+from gpt2_jax.ablation.study.trials import Trial
+from gpt2_jax.ablation.study.worker import Worker
+from gpt2_jax.ablation.vectorized import program_key
+from gpt2_jax.data.batch import Batch
+from gpt2_jax.model.definition import define_model
+from gpt2_jax.train.compiled_step import compile_step, memory_errors
+from gpt2_jax.train.evaluation import choose_windows
+from gpt2_jax.train.report import total_tokens
+
+FORWARD = 1 / 3  # of a training step's FLOPs per token
+SAVED = "/jax/compilation_cache/compile_time_saved_sec"
+
+
+def expected_time(worker: Worker, examples: Mapping[int, Trial], left: Mapping[int, int]) -> str:
+    """Returns the remaining time, including compilation, and what it was estimated from.
+
+    Args:
+      examples: one trial per variant. left: trials of each still to be trained.
+    """
+    open_ = [i for i in examples if left[i]]
+    configs = {i: worker.config(examples[i]) for i in open_}
+    i = next((i for i in open_ if worker.width(configs[i]) > 1), open_[0])
+    compiling, per_step = _measure(worker, examples[i])
+    n_programs = len({program_key(configs[j]) for j in open_})
+    training = sum(
+        left[j] * per_step * configs[i].train.steps * _cost(worker, examples[j], examples[i])
+        for j in open_
+    )
+    name = labels(worker.study)[i]
+    return (
+        f"{_shown(training + n_programs * compiling)} on this machine alone: {_shown(training)} of "
+        f"training and evaluation, {_shown(n_programs * compiling)} to compile "
+        f"{count(n_programs, 'variant')} (estimated from {name}, which took {compiling:.0f} s to "
+        f"compile and {per_step * 1e3:.1f} ms per step; others by their FLOPs)"
+    )
+
+
+def _shown(seconds: float) -> str:
+    """Returns `1:02:00`; in whole minutes from ten minutes on, since no estimate is better."""
+    whole = round(seconds / 60) * 60 if seconds >= 600 else round(seconds)
+    return str(timedelta(seconds=whole))
+
+
+class CompileTimer:
+    """Measures compilation as if jax's cache on disk were empty, as it is for other variants."""
+
+    def __init__(self) -> None:
+        self._saved = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        self._started = time.monotonic()
+
+    def _listen(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
+        del kwargs
+        if event == SAVED:
+            self._saved += max(0.0, duration_secs)
+
+    def seconds(self) -> float:
+        """Returns the time since it was created, plus what the cache saved of it."""
+        return time.monotonic() - self._started + self._saved
+
+
+def _measure(worker: Worker, trial: Trial) -> tuple[float, float]:
+    """Returns the seconds to compile a trial's programs, and the seconds per step of one trial."""
+    config = worker.config(trial)
+    with memory_errors():
+        timer = CompileTimer()
+        if (width := worker.width(config)) > 1:
+            programs = worker.programs(config)
+            programs.compile_all()
+            compiling = timer.seconds()
+            return compiling, programs.seconds_per_step() / width
+        program = compile_step(config)
+        compiling = timer.seconds()
+        batch = np.zeros((config.train.batch_size, config.data.seq_len + 1), np.int32)
+        return compiling, program.trial_seconds(Batch(batch))
+
+
+def _cost(worker: Worker, trial: Trial, measured: Trial) -> float:
+    """Returns a trial's cost, with its evaluations, relative to the measured trial's training."""
+    configs = [worker.config(trial), worker.config(measured)]
+    costs = [define_model(c.model, c.placement).flops_per_token(c.data.seq_len) for c in configs]
+    return costs[0] * _equivalent_tokens(worker, trial) / (costs[1] * total_tokens(configs[1]))
+
+
+def _equivalent_tokens(worker: Worker, trial: Trial) -> float:
+    """Returns the tokens whose training would take as long as a whole trial with evaluations."""
+    config = worker.config(trial)
+    train = config.train
+    n_val = len(worker.corpus(config).val)
+    windows = choose_windows(n_val, config.data.seq_len, train.eval_tokens)
+    evaluations = 1 + -(-train.steps // train.eval_every)
+    evaluated = evaluations * sum(length for _, length, _ in windows)
+    return total_tokens(config) + evaluated * FORWARD

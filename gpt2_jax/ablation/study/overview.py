@@ -1,0 +1,125 @@
+"""What a study prints before it trains: its trials, tokens, and the time they will take here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from gpt2_jax.ablation.statistics import POWER, detectable
+from gpt2_jax.ablation.study.descriptions import decay_text, search_text, tokens_per_parameter
+from gpt2_jax.ablation.study.design import Study, count, describe
+from gpt2_jax.ablation.study.estimate import expected_time
+from gpt2_jax.ablation.study.labels import comparisons
+from gpt2_jax.ablation.study.trials import Trial
+from gpt2_jax.ablation.study.worker import Worker
+from gpt2_jax.model.definition import define_model
+from gpt2_jax.train.report import total_tokens
+from gpt2_jax.train.schedule import warmup_steps
+
+
+def overview(worker: Worker, known: Sequence[Trial], timed: bool = True) -> str:
+    """Returns the lines that say what will be trained and how long it takes here.
+
+    Args:
+      known: the study's trials so far.
+      timed: whether this machine will train, so that timing a few steps on it is meaningful.
+    """
+    study = worker.study
+    examples = {trial.variant: trial for trial in known}
+    configs = [worker.config(trial) for trial in examples.values()]
+    typical = _typical_runs(study)
+    lines = {
+        "variants": "; ".join(describe(variant) for variant in study.variants),
+        "compared": f"\n{'':<10} ".join(comparisons(study)),
+        **_design(study),
+        "corpus": _corpora(worker, list(examples.values())),
+        "budget": _range("steps", [c.train.steps for c in configs])
+        + " = "
+        + _range("tokens", [total_tokens(c) for c in configs])
+        + " each",
+        "recipe": _recipe(worker, list(examples.values())),
+    }
+    if timed:
+        widths = [worker.width(config) for config in configs]
+        lines["together"] = _range("trials", widths) + " at a time"
+        left = trials_left(worker, known, typical)
+        is_done = not any(left.values())
+        lines["expected"] = "nothing" if is_done else expected_time(worker, examples, left)
+    outcomes = worker.store.outcomes(list(known)).values()
+    if done := sum(outcome.is_final for outcome in outcomes):
+        lines["so far"] = f"{done} of {len(known)} known trials are done"
+    if failed := sum(outcome.status == "failed" for outcome in outcomes):
+        lines["failed"] = f"{failed} of them; --retry_failed tries them again"
+    return "\n".join(f"{name:<10} {text}" for name, text in lines.items())
+
+
+def _typical_runs(study: Study) -> int:
+    """Returns the runs per variant if one learning rate stands out inside the search's grid."""
+    return len(study.seeds) + (study.search.typical_runs if study.search else 0)
+
+
+def _design(study: Study) -> dict[str, str]:
+    """Returns the lines about the runs, and about what they can show."""
+    search, n = study.search, len(study.variants)
+    seeds, n_comparisons = len(study.seeds), study.n_comparisons
+    typical = n * _typical_runs(study)
+    beyond = ", and more where a search extends beyond its grid"
+    out = {"search": search_text(search) if search else "none: each at its config's learning rate"}
+    verdict = count(seeds, "fresh seed")
+    if search and search.max_contenders > 1:
+        most = n * (search.typical_runs + search.max_contenders * seeds)
+        verdict += f" at each learning rate in contention, 1 to {search.max_contenders}"
+        out["trials"] = f"{typical} to {most}{beyond}"
+    else:
+        out["trials"] = f"{typical}{beyond if search else ''}"
+    out["verdict"] = verdict
+    if (effect := detectable(seeds, n_comparisons)) is not None and n_comparisons:
+        out["detects"] = (
+            f"with probability {POWER:.0%}, a median difference that exceeds "
+            f"{study.smallest_difference:g} nats per token by {effect:.2f} standard deviations "
+            f"of the differences between runs of one seed ({count(n_comparisons, 'comparison')}); "
+            "less often where several learning rates are in contention"
+        )
+    return out
+
+
+def _recipe(worker: Worker, trials: Sequence[Trial]) -> str:
+    """Returns what all variants share besides the budget, and what may favour some of them."""
+    configs = [worker.config(trial) for trial in trials]
+    parts = [
+        "warm-up " + _range("steps", [warmup_steps(c.optimizer, c.train.steps) for c in configs]),
+        decay_text([c.optimizer.weight_decay for c in configs]),
+        tokens_per_parameter(
+            [(total_tokens(c), define_model(c.model, c.placement).n_params()) for c in configs]
+        ),
+    ]
+    return "; ".join(parts)
+
+
+def _range(unit: str, values: list[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:,} {unit}" if low == high else f"{low:,} to {high:,} {unit}"
+
+
+def trials_left(worker: Worker, known: Sequence[Trial], typical: int) -> dict[int, int]:
+    """Returns how many trials are left per variant.
+
+    Args:
+      typical: trials of a variant in all, as expected until its search has ended.
+    """
+    outcomes = worker.store.outcomes(list(known))
+    done = Counter(trial.variant for trial in known if worker.store.is_done(trial.name))
+    total = Counter(trial.variant for trial in known)
+    settled = {i: worker.plan.search_state(i, outcomes).settled for i in total}
+    needed = {i: n if settled[i] else max(n, typical) for i, n in total.items()}
+    return {i: needed[i] - done[i] for i in sorted(needed)}
+
+
+def _corpora(worker: Worker, trials: Sequence[Trial]) -> str:
+    """Returns the texts that trials train on, each with the hash of its tokens."""
+    found = {}
+    for config in map(worker.config, trials):
+        manifest = worker.corpus(config).manifest
+        named = f"{config.data.source} (tokenizer {config.data.tokenizer})"
+        found[manifest.corpus_hash()] = f"{named}, sha256 {manifest.corpus_hash()}"
+    return f"\n{'':<10} ".join(found.values())

@@ -1,0 +1,156 @@
+"""A trial: one run of a study, with its name, its config and the command that trains it alone."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from gpt2_jax import config as configs
+from gpt2_jax.ablation.study.design import SEED, Study, describe
+from gpt2_jax.ablation.study.variants import Values
+from gpt2_jax.config import Config
+from gpt2_jax.config.check import check
+from gpt2_jax.config.sections import WandbConfig
+from gpt2_jax.data.tokenizer import load_tokenizer
+from gpt2_jax.errors import UserError
+from gpt2_jax.fields import INT_MAX
+from gpt2_jax.model.definition import define_model
+from gpt2_jax.train.pretrained import adopt_model, open_source
+
+# Fields that may differ between runs of one trial without affecting its result.
+RESULT_NEUTRAL = ("track.", "train.sample_tokens", "mesh.data")
+# Where the text is; it may be elsewhere on another machine, and its hash identifies it.
+MOVABLE = ("data.source", "data.val_source", "data.tokenizer")
+
+Purpose = Literal["search", "verdict"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run of a study.
+
+    Attributes:
+      variant: index into the study's variants.
+      values: all fields in which it differs from the base, except the budget.
+      k: index of its learning rate in the search, if there is one.
+    """
+
+    name: str
+    variant: int
+    values: Mapping[str, Any]
+    purpose: Purpose
+    k: int | None
+
+    @property
+    def seed(self) -> int:
+        """The seed of its initial weights and of its data order."""
+        return self.values[SEED]
+
+
+def trial_name(values: Values) -> str:
+    """Returns a name that is also a folder's name; a shortened or altered one ends in a hash."""
+    described = describe(values)
+    name = re.sub(r"[^\w=.,+-]", "_", described, flags=re.ASCII)[:120]
+    if name == described:
+        return name
+    return f"{name}-{hashlib.sha256(repr(sorted(values.items())).encode()).hexdigest()[:8]}"
+
+
+def variant_config(base: Config, values: Mapping[str, Any]) -> Config:
+    """Returns the base with a variant's fields set.
+
+    Raises:
+      UserError: if a value is not valid.
+    """
+    changes = {name: configs.validated(name, value) for name, value in values.items()}
+    return configs.replace(base, changes)
+
+
+def trial_config(base: Config, study: Study, values: Mapping[str, Any]) -> Config:
+    """Returns the resolved config of a trial: the base with the values and the budget.
+
+    Raises:
+      UserError: if it is not a valid config.
+    """
+    try:
+        config = configs.replace(variant_config(base, values), {"train.sample_tokens": 0})
+        if config.train.init_from is not None:
+            config = _pinned(config)
+        vocabulary = vocabulary_size(config.data.tokenizer)
+        config = with_budget(config, study, vocabulary)
+        check(config)
+        return configs.resolve(config, vocabulary)
+    except UserError as error:
+        raise UserError(f"{describe(dict(values))}: {error}") from None
+
+
+@cache
+def vocabulary_size(tokenizer: str) -> int:
+    """Returns the vocabulary size of a tokenizer, by name."""
+    return load_tokenizer(tokenizer).size
+
+
+def _pinned(config: Config) -> Config:
+    """Returns the config with the sizes of its pretrained weights, which must name their step."""
+    source = config.train.init_from
+    assert source is not None
+    origin = open_source(source)
+    if origin.name != source:
+        raise UserError(
+            f"train.init_from={source} changes whenever that run continues; for a study, name the "
+            f"step: {origin.name}"
+        )
+    return adopt_model(config, origin, lambda line: None)
+
+
+def with_budget(config: Config, study: Study, vocabulary: int) -> Config:
+    """Returns the config with the fewest `train.steps` that spend the budget of tokens or FLOPs.
+
+    Raises:
+      UserError: if the config is not valid with any number of steps.
+    """
+    tokens, per_step = study.tokens, config.train.batch_size * config.data.seq_len
+    if study.flops is not None:
+        config = configs.replace(config, {"train.steps": INT_MAX})  # not known yet
+        check(config)
+        resolved = configs.resolve(config, vocabulary)
+        model = define_model(resolved.model, resolved.placement)
+        tokens = math.ceil(study.flops / model.flops_per_token(config.data.seq_len))
+    if tokens is None:
+        return config
+    steps = configs.validated("train.steps", max(1, math.ceil(tokens / per_step)))
+    return configs.replace(config, {"train.steps": steps})
+
+
+def command(file: str, file_config: Config, config: Config, workdir: str) -> str:
+    """Returns the command line that trains a trial alone.
+
+    Args:
+      file_config: what the file's `get_config()` returns.
+      config: of the trial.
+    """
+    resolved = ("model.n_inner", "model.vocab_size")
+    changed = {
+        name: new
+        for name, (old, new) in configs.difference(file_config, config).items()
+        if not name.startswith("track.") and not (name in resolved and old is None)
+    }
+    flags = [f"--config.{name}={_flag(value)}" for name, value in changed.items()]
+    words = ["python", "train.py", f"--config={file}", f"--workdir={workdir}", *flags]
+    return " ".join(shlex.quote(word) for word in words)
+
+
+def _flag(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def wandb_group(wandb: WandbConfig, workdir: Path) -> str:
+    """Returns the wandb group of a study's trials and of its report."""
+    return wandb.group or workdir.absolute().name

@@ -1,0 +1,276 @@
+"""Command lines whose every mistake ends in one line and an exit code."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from gpt2_jax.config import FIELDS, Config, freeze, words
+from gpt2_jax.config.docs import help_text
+from gpt2_jax.config.renamed import renamed, renamed_key
+from gpt2_jax.errors import (
+    EXIT_WRONG_INPUT,
+    UserError,
+    one_line,
+    printable,
+    suggestion,
+    without_credentials,
+)
+from gpt2_jax.fields import check_path, check_text
+from gpt2_jax.files import ensure_home, read_file
+from gpt2_jax.placements import modules
+
+HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull", "--helpxml"}
+# Flags whose values name files or folders, and those whose values are text of any length.
+PATHS = {
+    *("workdir", "workdirs", "out", "batch_file", "task_data"),
+    *("source", "val_source", "tokenizer", "data", "model"),
+}
+TEXTS = {"prompt", "stop"}
+MODULE = "Python module that registers placements of your own"  # the meaning of --module
+
+
+def define_config(meaning: str) -> flags.FlagHolder:
+    """Defines --config, and --config.section.field for every field that is given."""
+    try:
+        _check_flag_files(sys.argv[1:])  # config_flags reads them already
+        return config_flags.DEFINE_config_file("config", None, meaning)
+    except UserError as error:
+        die(str(error))
+    except flags.Error as error:
+        die(one_line(error))
+    raise AssertionError("unreachable")
+
+
+def read_config(flag: flags.FlagHolder) -> Config:
+    """Returns the config that --config and its changes on the command line describe."""
+    return freeze(flag.value)
+
+
+def guarded(main: Callable[[list[str]], Any]) -> Callable[[list[str]], Any]:
+    """Returns `main` with a `UserError` turned into one line on stderr and its exit code."""
+
+    def run(argv: list[str]) -> Any:
+        logging.set_verbosity(logging.FATAL)  # jax and orbax narrate, in tracebacks too
+        try:
+            ensure_home()
+            if len(argv) > 1:
+                raise UserError(f"{argv[1]!r} is not a flag; flags look like --name=value")
+            return main(argv)
+        except UserError as error:
+            die(str(error), error.exit_code)
+        except KeyboardInterrupt:
+            die("interrupted", 130)
+        except FileNotFoundError:
+            if _has_directory():
+                raise
+            die("the current directory was deleted; change to another, and start again")
+        except (RuntimeError, AssertionError):
+            _check_devices()
+            raise
+
+    return run
+
+
+def _has_directory() -> bool:
+    try:
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False
+
+
+def _check_devices() -> None:
+    """Ends the process if jax has no devices, which it reports wherever it is first used."""
+    if "jax" in sys.modules:
+        from gpt2_jax.train.mesh import find_devices
+
+        try:
+            find_devices()
+        except UserError as error:
+            die(str(error))
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses the flags and executes the config file; a mistake in either is one line."""
+    use_utf8()
+    if HELP & set(argv[1:]):
+        show_help()
+    logging.set_verbosity(logging.FATAL)  # config_flags warns of what is an error here
+    try:
+        _check_flag_files(argv[1:])
+        argv = _with_shipped(argv)
+        _check_file(argv)
+        with redirect_stdout(sys.stderr):  # a config file may print; stdout is for results
+            rest = flags.FLAGS(_quote_words(argv))
+        _check_values()
+        if "module" in flags.FLAGS and flags.FLAGS["module"].value is not None:
+            modules.load(flags.FLAGS["module"].value, "--module")
+        _load_config(f"{_given_config(argv)}: ")
+        return rest
+    except UserError as error:
+        die(str(error), error.exit_code)
+    except flags.UnrecognizedFlagError as error:
+        if error.flagname.startswith("config."):
+            die(f"--{error.flagname} changes a config: give --config=FILE before it")
+        known = [name for name in flags.FLAGS if not name.startswith("?")]
+        die(f"--{error.flagname} is not a known flag{suggestion(error.flagname, known)}")
+    except flags.Error as error:
+        die(one_line(error).partition(": ")[2])
+    except SystemExit:
+        die(f"{_given_config(argv)} ends the process; it must return a config from get_config()")
+    except KeyboardInterrupt:
+        die("interrupted", 130)
+    except BaseException as error:
+        # config_flags looks a field up before it gives it a value, and config files may do anything
+        line = one_line(error)
+        die(_unknown_field(argv) or f"{_given_config(argv)}: {renamed_key(line) or line}")
+    raise AssertionError("unreachable")
+
+
+def show_help() -> None:
+    """Prints what the command does, its flags and the config's fields, and ends the process."""
+    app.usage(shorthelp=True, writeto_stdout=True)
+    if "config" in flags.FLAGS:
+        print(f"\nFields of the config:\n{help_text()}")
+    sys.exit(0)
+
+
+def _check_values() -> None:
+    """Refuses text and numbers that no flag can mean, whichever flag they were given to."""
+    for name in flags.FLAGS:
+        value = flags.FLAGS[name].value
+        if name.startswith("config") or flags.FLAGS[name].using_default_value:
+            continue
+        if isinstance(value, list) and name not in TEXTS and "" in (value or [""]):
+            raise UserError(f"--{name} has an empty entry; leave it out, or give a value")
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, float) and not math.isfinite(one):
+                raise UserError(f"--{name}={one} is not a finite number")
+            if isinstance(one, str) and name in PATHS:
+                check_path(typed(one), f"--{name}")
+            elif isinstance(one, str):
+                lines = name in TEXTS
+                check_text(typed(one), f"--{name}", longest=0 if lines else 4096, lines=lines)
+
+
+def use_utf8() -> None:
+    """Makes standard output and error UTF-8 in every locale."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def typed(text: str) -> str:
+    """Returns text from the command line read as UTF-8 in every locale, if it is UTF-8."""
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeError:
+        return text
+
+
+def _quote_words(argv: list[str]) -> list[str]:
+    """Writes `--config.x=a,b=c` as a Python tuple for fields of several strings.
+
+    config_flags takes such a value for Python, in which most patterns are none.
+    """
+    out = []
+    for arg in argv:
+        given = re.fullmatch(r"--?config\.([\w.]+)=(.*)", arg, re.DOTALL)
+        field = FIELDS.get(given[1]) if given else None
+        if given and field and isinstance(field.default, tuple) and given[2][:1] not in "([":
+            arg = f"--config.{given[1]}={words((given[2],))!r}"
+        out.append(arg)
+    return out
+
+
+def _check_flag_files(args: Sequence[str], within: tuple[str, ...] = ()) -> None:
+    """Refuses a --flagfile, also in another one, that is not a text file: a pipe may never end."""
+    for word, after in zip(args, [*args[1:], ""], strict=False):
+        given = re.fullmatch(r"--?flagfile(?:=(.*))?", word.strip(), re.DOTALL)
+        name = given and (after if given[1] is None else given[1])
+        if not name or name in within:
+            continue
+        try:
+            text = read_file(Path(os.path.expanduser(name))).decode()
+        except (UserError, ValueError) as error:  # ValueError: not UTF-8
+            raise UserError(f"--flagfile={name}: {error}") from None
+        _check_flag_files(text.split("\n"), (*within, name))
+
+
+def _check_file(argv: list[str]) -> None:
+    for arg in argv:
+        given = re.match(r"--?config=([^:]*)", arg)
+        if given and not os.path.isfile(given[1]):
+            known = ", ".join(sorted(shipped_configs()))
+            raise UserError(f"--config={given[1]} is not a file, nor one of {known}")
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Returns the config files that come with the package by name, such as `quickstart`."""
+    package = Path(__file__).parents[1]
+    folders = (package / "configs", package.parent / "configs")  # of a wheel, of a checkout
+    folder = next((path for path in folders if path.is_dir()), folders[0])
+    found = folder.rglob("*.py")
+    return {str(path.relative_to(folder).with_suffix("")): path for path in found}
+
+
+def _with_shipped(argv: list[str]) -> list[str]:
+    """Returns the command line with `--config=quickstart` as the path of the shipped file."""
+    out = []
+    for arg in argv:
+        given = re.fullmatch(r"(--?config=)([^:]*)(.*)", arg, re.DOTALL)
+        if given and not os.path.isfile(given[2]) and given[2] in (known := shipped_configs()):
+            arg = f"{given[1]}{known[given[2]]}{given[3]}"
+        out.append(arg)
+    return out
+
+
+def _load_config(where: str) -> None:
+    """Checks the config that the file returned, with the command line's changes."""
+    if "config" not in flags.FLAGS or not flags.FLAGS["config"].present:
+        return
+    config = flags.FLAGS["config"].value
+    hasattr(config, "is_locked")  # config_flags keeps a file's error for the first use
+    freeze(config, where)
+
+
+def _given_config(argv: list[str]) -> str:
+    return next((arg for arg in argv if re.match(r"--?config(=|$)", arg)), "--config")
+
+
+def die(message: str, code: int = EXIT_WRONG_INPUT) -> None:
+    """Ends the process with one line on stderr."""
+    print(f"error: {printable(without_credentials(message))}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _unknown_field(argv: list[str]) -> str | None:
+    for match in (re.match(r"--?config\.([\w.]+)", arg) for arg in argv):
+        if match and match[1] not in FIELDS:
+            hint = renamed(match[1]) or _nearest(match[1])
+            return f"--config.{match[1]} is not a known field{hint}"
+    return None
+
+
+def _nearest(name: str) -> str:
+    """Returns the hint for a field that there is not: the same last word, else a near spelling."""
+    section, _, leaf = name.rpartition(".")
+    same = [field for field in FIELDS if field.endswith("." + leaf)]
+    inside = [field for field in FIELDS if field.rpartition(".")[0] == section]
+    ending = [field for field in inside or FIELDS if field.endswith("_" + leaf)]
+    if likely := same or ending:
+        near = max(likely, key=lambda field: SequenceMatcher(None, field, name).ratio())
+        return f"; did you mean '{near}'?"
+    hint = suggestion(name, inside or FIELDS)
+    return hint if "did you mean" in hint else suggestion(name, FIELDS)

@@ -1,0 +1,180 @@
+r"""Compares placements block by block, before training or at checkpoints.
+
+gpt2-jax diagnose --config=configs/quickstart.py \
+    --placements=pre_ln,post_ln,deepnorm --depths=6,12,24,48 --out=diagnosis
+gpt2-jax diagnose --workdirs=runs/a,runs/b --out=diagnosis
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from absl import app, flags
+
+from gpt2_jax import cli
+from gpt2_jax.ablation.diagnosis import BY_BLOCK, WHOLE, Diagnosis, diagnose, diagnose_start
+from gpt2_jax.ablation.diagnosis_figures import plot_by_block, plot_by_depth
+from gpt2_jax.config import replace, resolve, validated
+from gpt2_jax.config.check import check
+from gpt2_jax.config.sections import DataConfig
+from gpt2_jax.data.batch import Batch
+from gpt2_jax.data.corpus import open_corpus
+from gpt2_jax.data.sampler import Sampler
+from gpt2_jax.data.shards import Corpus
+from gpt2_jax.data.tokenizer import Tokenizer
+from gpt2_jax.errors import UserError, suggestion
+from gpt2_jax.files import atomic_folder, check_creatable, disk_errors
+from gpt2_jax.placements import PRESETS
+from gpt2_jax.train.checkpoint_ref import CheckpointRef, find_checkpoint, parse_step
+from gpt2_jax.train.compiled_step import memory_errors
+from gpt2_jax.train.mesh import configure_devices
+from gpt2_jax.train.open_run import open_run
+from gpt2_jax.train.rundir import check_corpus
+
+_CONFIG = cli.define_config("config file of the models, before training")
+_PLACEMENTS = flags.DEFINE_list("placements", None, "presets; default: the config's")
+_DEPTHS = flags.DEFINE_list("depths", None, "numbers of blocks; default: the config's")
+_WORKDIRS = flags.DEFINE_list("workdirs", None, "runs, each at a checkpoint, instead of --config")
+_STEP = flags.DEFINE_string("step", None, "checkpoint: a step, or best; default: the latest")
+_BATCHES = flags.DEFINE_integer(
+    "batches", 16, "batches over which gradients are averaged", 1, 100_000
+)
+_OUT = flags.DEFINE_string("out", None, "folder to create, for CSV files and figures")
+flags.DEFINE_string("module", None, cli.MODULE)
+
+
+def main(argv: list[str]) -> None:
+    """Writes the folder and prints a line per model."""
+    del argv
+    if not _OUT.value:
+        raise UserError("pass --out, the folder to create")
+    out = Path(_OUT.value)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out={out} already exists; choose another, or remove it")
+    _check_flags()
+    with disk_errors(f"--out={out}"):
+        check_creatable(out.parent)
+    found = []
+    print(f"{'model':<28} {'blocks':>6} {'step':>7}  " + "  ".join(WHOLE))
+    with memory_errors():
+        for one in _runs() if _WORKDIRS.value else _starts():
+            found.append(one)
+            numbers = "  ".join(f"{one.whole[key]:>{len(key)}.4g}" for key in WHOLE)
+            print(f"{one.name:<28} {one.n_layer:>6} {one.step:>7}  {numbers}", flush=True)
+    write(found, out)
+    print(f"written to {out}: {' '.join(sorted(p.name for p in out.iterdir()))}")
+
+
+def _check_flags() -> None:
+    """Refuses flags that exclude each other or would have no effect."""
+    if (_CONFIG.value is None) == (not _WORKDIRS.value):
+        raise UserError("pass --config for models before training, or --workdirs for trained ones")
+    if _CONFIG.value is not None:
+        if _STEP.value is not None:
+            raise UserError("--step selects a checkpoint: pass --workdirs instead of --config")
+        if _CONFIG.value.train.init_from is not None:
+            raise UserError("train.init_from is not used before training; pass it as --workdirs")
+    elif _PLACEMENTS.value or _DEPTHS.value:
+        raise UserError("--placements and --depths select models before training: pass --config")
+    for flag in (_PLACEMENTS, _DEPTHS, _WORKDIRS):
+        values = flag.value or []
+        if twice := [value for i, value in enumerate(values) if value in values[:i]]:
+            raise UserError(f"--{flag.name} has {twice[0]} twice")
+
+
+def _starts() -> Iterator[Diagnosis]:
+    """Yields every placement at every depth, after checking all of them."""
+    chosen = []
+    given = cli.read_config(_CONFIG)
+    for name in _PLACEMENTS.value or [given.placement.preset]:
+        if name not in PRESETS:
+            raise UserError(f"--placements has {name!r}{suggestion(name, PRESETS)}")
+        for depth in _depths(given.model.n_layer):
+            sizes = {"placement.preset": name, "model.n_layer": depth}
+            config = replace(given, sizes | {"model.unroll": False})  # compiles faster
+            check(config)
+            chosen.append(config)
+    first = chosen[0]
+    configure_devices(first.train, first.mesh)
+    corpus, tokenizer = open_text(first.data)
+    batches = read_batches(corpus, first.data.seq_len, first.train.batch_size, first.seed, 0)
+    for config in chosen:
+        yield diagnose_start(config.placement.preset, resolve(config, tokenizer.size), batches)
+
+
+def _depths(usual: int) -> list[int]:
+    asked = _DEPTHS.value or [str(usual)]
+    if wrong := [text for text in asked if not text.isdecimal()]:
+        raise UserError(f"--depths has {wrong[0]!r}, which is not a number of blocks")
+    return [validated("model.n_layer", int(text), "--depths") for text in asked]
+
+
+def _runs() -> Iterator[Diagnosis]:
+    """Yields every run at its checkpoint, on the batches that would follow."""
+    workdirs = _WORKDIRS.value or []
+    for workdir in workdirs:  # report a missing checkpoint before measuring any
+        find_checkpoint(CheckpointRef(workdir, parse_step(_STEP.value)))
+    for workdir in workdirs:
+        run = open_run(workdir, _STEP.value)
+        data, train = run.config.data, run.config.train
+        corpus, _ = open_text(data)
+        check_corpus(run.corpus, corpus, f"data.source={data.source}", Path(workdir))
+        batches = read_batches(corpus, data.seq_len, train.batch_size, run.config.seed, run.step)
+        name = f"{run.config.placement.preset} ({workdir})"
+        yield diagnose(name, run.config, run.model_def, run.mesh, run.params, run.step, batches)
+
+
+def open_text(data: DataConfig) -> tuple[Corpus, Tokenizer]:
+    """Returns the text of a config, and its tokenizer."""
+    return open_corpus(
+        data.source,
+        data.val_source,
+        data.tokenizer,
+        data.val_fraction,
+        data.document_separator,
+    )
+
+
+def read_batches(
+    corpus: Corpus, seq_len: int, batch_size: int, seed: int, first: int
+) -> list[Batch]:
+    """Returns `--batches` batches (B, T+1) of training text from step `first`."""
+    assert corpus.train is not None
+    sampler = Sampler(corpus.train, seq_len, batch_size, seed)
+    return [sampler.batch(first + i) for i in range(_BATCHES.value)]
+
+
+def write(found: Sequence[Diagnosis], out: Path) -> None:
+    """Writes blocks.csv, models.csv and the figures to a folder, completely or not at all."""
+    with atomic_folder(out) as folder:
+        _write_csv(folder / "models.csv", WHOLE, [[*_key(d), *d.whole.values()] for d in found])
+        rows = [
+            [*_key(d), l, *(d.by_block[name][l - 1] for name in BY_BLOCK)]
+            for d in found
+            for l in range(1, d.n_layer + 1)
+        ]
+        _write_csv(folder / "blocks.csv", ["block", *BY_BLOCK], rows)
+        depths = sorted({d.n_layer for d in found})
+        for depth in depths:
+            ones = [d for d in found if d.n_layer == depth]
+            plot_by_block(ones, folder / f"blocks_{depth}", found)
+        if len(depths) > 1:
+            plot_by_depth(found, folder / "depth")
+
+
+def _key(diagnosis: Diagnosis) -> list[str | int]:
+    return [diagnosis.name, diagnosis.n_layer, diagnosis.step]
+
+
+def _write_csv(path: Path, columns: Sequence[str] | dict[str, str], rows: list[list]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["model", "n_layer", "step", *columns])
+        writer.writerows(rows)
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parses the command line and runs the command."""
+    app.run(cli.guarded(main), argv=list(argv), flags_parser=cli.parse_flags)

@@ -1,0 +1,90 @@
+"""The catalogue of placements.
+
+gpt2-jax placements                  every preset, one a line
+gpt2-jax placements --show=deepnorm  one of them in full
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from absl import app, flags
+
+from gpt2_jax import cli
+from gpt2_jax.config.sections import ModelConfig, PlacementConfig
+from gpt2_jax.config.table import usual_n_inner
+from gpt2_jax.errors import UserError, suggestion
+from gpt2_jax.placements.axes import Placement
+from gpt2_jax.placements.catalogue import PRESETS
+from gpt2_jax.placements.resolve import differences, has_final_norm
+from gpt2_jax.placements.validate import find_fault
+
+_SHOW = flags.DEFINE_string("show", None, "one preset in full")
+flags.DEFINE_string("module", None, cli.MODULE)
+
+SEQ_LEN, VOCABULARY = 1024, 50257  # of GPT-2
+BASE = "pre_ln"
+
+
+def main(argv: list[str]) -> None:
+    """Prints the list, or one preset."""
+    del argv
+    if _SHOW.value is not None:
+        if _SHOW.value not in PRESETS:
+            raise UserError(
+                f"--show={_SHOW.value} is not a known preset{suggestion(_SHOW.value, PRESETS)}"
+            )
+        print(show(_SHOW.value))
+    else:
+        width = max(map(len, PRESETS))
+        for name, placement in PRESETS.items():
+            print(f"{name:<{width}}  {one_line(placement)}")
+
+
+def one_line(placement: Placement) -> str:
+    """Returns the equation in one line: attention's, then the MLP's where they differ."""
+    return placement.equation.replace("\n", "; ")
+
+
+def show(name: str) -> str:
+    """Returns everything about a preset."""
+    placement = PRESETS[name]
+    lines = [name, ""]
+    lines += [f"    {line}" for line in placement.equation.splitlines()]
+    lines += ["", f"citation    {placement.citation}"]
+    if placement.note:
+        lines.append(f"note        {placement.note}")
+    changed = _changed(placement)
+    lines.append(f"axes        {changed[0] if changed else 'those of GPT-2'}")
+    lines += [f"            {line}" for line in changed[1:]]
+    lines.append(f"final norm  {'yes' if has_final_norm(placement, 12) else 'no'}")
+    (params, flops), (base_params, base_flops) = counts(name), counts(BASE)
+    more, share = params - base_params, f"{flops / base_flops - 1:+.1%}".replace("-0.0", "+0.0")
+    lines.append(f"parameters  {params:,} at 124M ({more:+,} beside {BASE})")
+    lines.append(f"FLOPs       {flops / 1e6:,.1f} M a token at 124M ({share} beside {BASE})")
+    return "\n".join(lines)
+
+
+def _changed(placement: Placement) -> list[str]:
+    names = differences(placement, PRESETS[BASE])
+    return [f"{name}={getattr(placement, name)}" for name in names]
+
+
+def counts(name: str) -> tuple[int, int]:
+    """Returns the parameters, and the training FLOPs a token, of a preset at GPT-2's 124M."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # shapes need no accelerator
+    from gpt2_jax.model.definition import define_model
+
+    placement = PlacementConfig(preset=name)
+    n_inner = usual_n_inner(ModelConfig().n_embd, placement.resolve())
+    sizes = ModelConfig(vocab_size=VOCABULARY, n_inner=n_inner)
+    if fault := find_fault(sizes, name, {}):
+        raise UserError(f"the preset {name}: {fault}")
+    model = define_model(sizes, placement)
+    return model.n_params(), model.flops_per_token(SEQ_LEN)
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parses the command line and runs the command."""
+    app.run(cli.guarded(main), argv=list(argv), flags_parser=cli.parse_flags)

@@ -1,0 +1,132 @@
+"""Checks of a whole config, in one line and before anything expensive.
+
+A field's own type and bounds are declared with it (`sections`); here are the rules that combine
+fields, or depend on the memory of this machine.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from gpt2_jax.config.capacity import check_devices, check_memory
+from gpt2_jax.config.sections import Config
+from gpt2_jax.config.table import flatten, validated
+from gpt2_jax.config.wandb_rules import find_wandb_fault
+from gpt2_jax.errors import UserError
+from gpt2_jax.fields import INT_MAX
+from gpt2_jax.placements import modules
+from gpt2_jax.placements.validate import depends_on_steps, find_fault
+
+LISTED = 12  # divisors that an error lists at most
+
+
+def check(config: Config) -> None:
+    """Refuses what cannot be trained on this machine.
+
+    Raises:
+      UserError: naming the field, its value and the fix.
+    """
+    check_sense(config)
+    if fault := find_wandb_fault(config.track.wandb):  # also depends on WANDB_*
+        raise UserError(fault)
+    check_devices(config)
+    check_memory(config, training=True)
+
+
+def check_stored(config: Config, path: Path) -> None:
+    """Refuses a config read from a file that no run can have, or whose model does not fit here.
+
+    Raises:
+      UserError: naming the file, the field, its value and the fix.
+    """
+    try:
+        check_sense(config)
+        check_memory(config, training=False)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def check_sense(config: Config) -> None:
+    """Refuses what cannot be trained on any machine.
+
+    Raises:
+      UserError: naming the field, its value and the fix.
+    """
+    for name, value in flatten(config).items():
+        validated(name, value)
+    if config.placement.module is not None:
+        modules.require(config.placement.module, "placement.module")
+    _check_model(config)
+    _check_batch(config)
+    _check_warmup(config)
+
+
+def _check_warmup(config: Config) -> None:
+    warmup, steps = config.optimizer.warmup_steps, config.train.steps
+    if warmup is not None and warmup >= steps:
+        raise UserError(
+            f"optimizer.warmup_steps={warmup} leaves nothing of train.steps={steps}; shorten the "
+            "warm-up, or leave it unset and set optimizer.warmup_fraction"
+        )
+
+
+def _check_model(config: Config) -> None:
+    model, seq_len = config.model, config.data.seq_len
+    preset, overrides = config.placement.preset, config.placement.overrides
+    if model.n_embd % model.n_head:
+        raise UserError(
+            f"model.n_head={model.n_head} does not divide model.n_embd={model.n_embd}; "
+            f"choose one of {_divisors(model.n_embd, model.n_head)}"
+        )
+    # A study checks with the largest number of steps until it knows how many its budget allows.
+    last_step = config.train.steps if config.train.steps < INT_MAX else 0
+    if fault := find_fault(model, preset, overrides, last_step):
+        raise UserError(f"placement.{fault}")
+    placement = config.placement.resolve()
+    if seq_len > model.n_positions:
+        raise UserError(
+            f"data.seq_len={seq_len} is longer than model.n_positions={model.n_positions}; "
+            "shorten it, or raise model.n_positions"
+        )
+    if placement.parametrization != "standard" and config.optimizer.name != "adamw":
+        raise UserError(
+            f"optimizer.name={config.optimizer.name} has no rule for learning rates under "
+            "placement.parametrization; set optimizer.name=adamw"
+        )
+    if config.train.init_from is not None and (axis := depends_on_steps(placement, model.n_layer)):
+        raise UserError(
+            f"placement.{axis} changes with the step t, which train.init_from resets to 0; set it "
+            f"to the value that it had reached, such as placement.{axis}=1"
+        )
+    if model.attention == "cudnn" and model.dtype != "bfloat16":
+        raise UserError("model.attention=cudnn needs model.dtype=bfloat16")
+    if model.attention == "cudnn" and model.dropout:
+        raise UserError(
+            "model.attention=cudnn has no dropout on the attention weights; "
+            "set model.dropout=0 or model.attention=xla"
+        )
+
+
+def _check_batch(config: Config) -> None:
+    train, devices = config.train, config.mesh.data
+    micro_batch, rest = divmod(train.batch_size, train.accumulation)
+    if rest:
+        raise UserError(
+            f"train.accumulation={train.accumulation} does not divide "
+            f"train.batch_size={train.batch_size}"
+        )
+    if devices is not None and micro_batch % devices:
+        raise UserError(
+            f"mesh.data={devices} does not divide the {micro_batch} sequences of a micro-batch "
+            f"(train.batch_size / train.accumulation); choose one of "
+            f"{_divisors(micro_batch, devices)}"
+        )
+
+
+def _divisors(n: int, near: int) -> str:
+    """Returns the divisors of n as text; if there are many, those nearest a number."""
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    divisors = sorted({*small, *(n // d for d in small)})
+    nearest = sorted(divisors, key=lambda d: abs(math.log(d / near)))[:LISTED]
+    return ", ".join(str(d) for d in sorted(nearest))

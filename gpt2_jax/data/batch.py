@@ -1,0 +1,29 @@
+"""A batch of training or evaluation data."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Batch(NamedTuple):
+    """Token ids and loss weights: a pytree whose leaves all have a leading batch axis.
+
+    Attributes:
+      tokens_BT1: integer ids (B, T+1), which are the inputs and, one position later, the targets.
+      weights_BT: float weight of each prediction in the loss (B, T); None if all weigh the same.
+
+    Leaves are numpy arrays on the host and jax arrays on devices.
+    """
+
+    tokens_BT1: Any
+    weights_BT: Any = None
+
+    @property
+    def inputs_BT(self) -> Any:
+        """The ids that the model reads."""
+        return self.tokens_BT1[:, :-1]
+
+    @property
+    def targets_BT(self) -> Any:
+        """The ids that it predicts."""
+        return self.tokens_BT1[:, 1:]

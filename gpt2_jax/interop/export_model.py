@@ -1,0 +1,140 @@
+"""Exports a run as a Hugging Face model folder."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from gpt2_jax.errors import UserError
+from gpt2_jax.files import atomic_folder, write_atomic, write_json
+from gpt2_jax.interop import checkpoint_files, hf_config
+from gpt2_jax.interop.tokenizer_files import write_tokenizer
+from gpt2_jax.interop.weights import to_huggingface
+from gpt2_jax.track.metrics import Row
+from gpt2_jax.train.open_run import OpenedRun, open_run
+from gpt2_jax.train.rundir import RunDirectory
+from gpt2_jax.train.verify import check_rows
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def export_model(
+    workdir: str, out: str, dtype: str = "float32", step: int | str | None = None
+) -> str:
+    """Writes a checkpoint of a run as a folder that `transformers` can load; returns a summary.
+
+    Args:
+      out: folder, which must be empty or not exist.
+      dtype: one of `DTYPES`.
+      step: of the checkpoint; None for the latest.
+
+    Raises:
+      UserError: if the model cannot be represented as Hugging Face's GPT-2, or `out` is not empty.
+    """
+    target = Path(out).absolute()
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype={dtype} is not one of {', '.join(DTYPES)}")
+    checkpoint_files.check_empty(target, f"--out={out}")
+    config = RunDirectory(workdir).read_config()
+    hf_config.to_huggingface(config, None, dtype)  # checks the config before reading weights
+    run = open_run(workdir, step)
+    tensors = to_huggingface(run.model_def, run.params)
+    tensors = {name: _cast(name, value, dtype) for name, value in tensors.items()}
+    with atomic_folder(target) as partial:
+        eot = write_tokenizer(config.data.tokenizer, config.model.n_positions, partial)
+        write_json(partial / "config.json", hf_config.to_huggingface(config, eot, dtype))
+        special = {} if eot is None else {"bos_token_id": eot, "eos_token_id": eot}
+        write_json(partial / "generation_config.json", {"_from_model_config": True, **special})
+        checkpoint_files.write_tensors(partial, tensors)
+        write_atomic(partial / "README.md", model_card(run, workdir))
+    return f"{run.model_def.n_params():,} parameters after step {run.step} in {out}, {dtype}"
+
+
+def _cast(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        cast = value.astype(jnp.dtype(dtype))
+    if np.isfinite(value).all() and not np.isfinite(cast.astype(np.float32)).all():
+        raise UserError(
+            f"--dtype={dtype}: tensor {name} has values out of its range; use bfloat16 or float32"
+        )
+    return cast
+
+
+def model_card(run: OpenedRun, workdir: str) -> str:
+    """Returns README.md: a description of the model, its training, and how to load it."""
+    directory, cfg = RunDirectory(workdir), run.config
+    info, rows = directory.read_info(), _rows(directory, run.step)
+    facts: dict[str, Any] = {
+        "parameters": f"{run.model_def.n_params():,}",
+        "layers, heads, width": f"{cfg.model.n_layer}, {cfg.model.n_head}, {cfg.model.n_embd}",
+        "positions": f"{cfg.model.n_positions:,}",
+        "residuals and norms": cfg.placement.preset,
+        "tokenizer": Path(cfg.data.tokenizer).name,
+    }
+    if "imported_from" in info:
+        facts["imported from"] = Path(info["imported_from"]).name
+    if run.step:
+        facts |= _training_facts(run, rows, info)
+    table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [gpt2, gpt2_jax]
+---
+
+# {directory.path.absolute().name}
+
+A GPT-2 trained with gpt2_jax.
+
+| | |
+|---|---|
+{table}
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
+```
+"""
+
+
+def source_name(source: str) -> str:
+    """Returns `data.source` without the local path of its folder."""
+    prefix = "hf:" if source.startswith("hf:") else ""
+    rest = source.removeprefix(prefix)
+    is_hub_name = prefix and not rest.startswith(("/", ".", "~"))
+    return source if is_hub_name else prefix + Path(rest).name
+
+
+def _rows(directory: RunDirectory, step: int) -> list[Row]:
+    """Returns the rows up to the exported step; none, with a warning, if they are incomplete."""
+    try:
+        return check_rows(directory, step) if step else []
+    except UserError as error:
+        print(f"warning: the model card has no validation loss: {error}", file=sys.stderr)
+        return []
+
+
+def _training_facts(run: OpenedRun, rows: list[Any], info: dict[str, Any]) -> dict[str, Any]:
+    cfg = run.config
+    tokens = run.step * cfg.train.batch_size * cfg.data.seq_len
+    facts: dict[str, Any] = {
+        "text": f"{source_name(cfg.data.source)} (sha256 {info.get('corpus', 'unknown')[:12]})",
+        "training": f"{run.step:,} steps, {tokens:,} tokens",
+        "optimizer": f"{cfg.optimizer.name}, {cfg.optimizer.schedule}, {cfg.optimizer.peak_lr:g}",
+    }
+    evaluated = [row for row in rows if row["step"] == run.step and row.get("val/loss") is not None]
+    if evaluated:
+        loss = evaluated[-1]["val/loss"]
+        facts["validation loss"] = f"{loss:.4f} nats per token (perplexity {math.exp(loss):.2f})"
+    if cfg.train.init_from:
+        facts["initialized from"] = Path(cfg.train.init_from).name
+    if starts := info.get("starts"):
+        facts["commit"] = starts[-1].get("commit") or "unknown"
+    return facts

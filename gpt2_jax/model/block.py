@@ -1,0 +1,41 @@
+"""A block: its sublayers, and the connection that combines them with the residual stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+from gpt2_jax.config.sections import ModelConfig
+from gpt2_jax.model.builder import BlockBuilder
+from gpt2_jax.model.residual import CONNECTIONS
+from gpt2_jax.model.residual.base import Aux
+from gpt2_jax.model.sublayer import Sublayer
+from gpt2_jax.nn.context import Context
+from gpt2_jax.nn.param import Init
+from gpt2_jax.placements.spec import ModelSpec, StackSpec
+
+
+class Block(nnx.Module):
+    """Sublayers, each under its name, and a connection."""
+
+    def __init__(self, build: BlockBuilder):
+        connection = CONNECTIONS[build.spec.connection.name]
+        self.is_source = build.block.values == "source"
+        self.names = tuple(spec.name for spec in build.sublayers)
+        for spec in build.sublayers:
+            setattr(self, spec.name, Sublayer(build, spec, connection.owned_sites))
+        self.connection = connection(build)
+
+    def __call__(self, stream: Any, context: Context) -> tuple[Any, Aux]:
+        """Returns the stream after the block, and what its sublayers return besides."""
+        sublayers = [getattr(self, name) for name in self.names]
+        return self.connection(stream, sublayers, context)
+
+
+def build_block(
+    cfg: ModelConfig, spec: ModelSpec, stack: StackSpec, key: jax.Array, layer: jax.Array
+) -> Block:
+    """Returns a block with its initial values; `layer` is its 0-based index (may be traced)."""
+    return Block(BlockBuilder(cfg, spec, stack, Init(key, layer)))

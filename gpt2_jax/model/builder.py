@@ -1,0 +1,104 @@
+"""What the parts of a block are built with: norms, scales and initial values by its spec."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax.numpy as jnp
+
+from gpt2_jax.config.sections import ModelConfig
+from gpt2_jax.model.parametrization import init_factor
+from gpt2_jax.model.scale import Scale
+from gpt2_jax.nn.norms import Norm, NormSpec, make_norm
+from gpt2_jax.nn.param import Init
+from gpt2_jax.placements.axes import QK_SITES
+from gpt2_jax.placements.expressions import Expression, ScaleSpec, Sizes
+from gpt2_jax.placements.spec import BlockSpec, ModelSpec, StackSpec, SublayerSpec
+
+
+@dataclass(frozen=True)
+class BlockBuilder:
+    """One block before it is built.
+
+    Attributes:
+      cfg: sizes, dtypes and kernels. spec: of the whole model. stack: that the block belongs to.
+      init: initial values of this block.
+    """
+
+    cfg: ModelConfig
+    spec: ModelSpec
+    stack: StackSpec
+    init: Init
+
+    @property
+    def block(self) -> BlockSpec:
+        """The block's own spec."""
+        return self.stack.block
+
+    @property
+    def sublayers(self) -> tuple[SublayerSpec, ...]:
+        """The block's sublayers, in order."""
+        return self.block.sublayers
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """The sizes that expressions may name."""
+        return self.cfg.sizes
+
+    def value(self, expression: Expression, sublayer: SublayerSpec) -> Any:
+        """Returns an expression's value before the first step; a float where it can be."""
+        if expression.names & {"l", "s"}:
+            l = jnp.asarray(self.init.layer + 1, jnp.float32)
+            return expression(self.sizes.values(l, sublayer.index), jnp)
+        return expression(self.sizes.values(1, sublayer.index))
+
+    def norm(
+        self, site: str, sublayer: SublayerSpec, width: int | None = None, axis: str = "embed"
+    ) -> Norm | None:
+        """Returns the norm at a site, or None."""
+        kind = self.spec.norm
+        if site not in sublayer.norm_sites or kind.kind == "none":
+            return None
+        spec = NormSpec(
+            kind.kind,
+            kind.eps,
+            kind.bias,
+            self.cfg.dtype,
+            gain=1.0 if site in QK_SITES else self.value(kind.gain, sublayer),
+            alpha=self.value(sublayer.norm_alpha, sublayer),
+            axis=axis,
+        )
+        return make_norm(width or self.cfg.n_embd, spec)
+
+    def std(self, factor: Expression, fan_in: int, fan_out: int, sublayer: SublayerSpec) -> Any:
+        """Returns the std of an initial matrix."""
+        xavier = (2.0 / (fan_in + fan_out)) ** 0.5  # Glorot & Bengio 2010, eq. 16
+        small = (2.0 / (5 * self.cfg.n_embd)) ** 0.5  # Nguyen & Salazar 2019, section 2.2
+        base = {
+            "normal": self.cfg.init_std * init_factor(self.cfg, self.spec.parametrization),
+            "xavier": xavier,
+            "small": small if sublayer.name == "attn" else xavier,
+        }[self.spec.init]
+        return base * self.value(factor, sublayer)
+
+    def scale(self, axis: str, sublayer: SublayerSpec) -> Scale:
+        """Returns a factor such as `skip_scale`; all sublayers share a `learned_block`."""
+        spec: ScaleSpec = getattr(sublayer, axis)
+        if spec.kind == "learned_block" and axis in self._shared:
+            return self._shared[axis]
+        made = Scale(spec, self.value(spec.first, sublayer), self.sizes, sublayer.index)
+        return self._shared.setdefault(axis, made) if spec.kind == "learned_block" else made
+
+    @cached_property
+    def _shared(self) -> dict[str, Scale]:
+        return {}
+
+
+def stream_norm(cfg: ModelConfig, spec: ModelSpec) -> Norm:
+    """Returns the norm of the final or the embedded residual stream; its gain starts at 1."""
+    last = spec.stacks[-1].block.sublayers[-1]
+    alpha = last.norm_alpha(cfg.sizes.values(cfg.n_layer, last.index))
+    kind = spec.norm
+    return make_norm(cfg.n_embd, NormSpec(kind.kind, kind.eps, kind.bias, cfg.dtype, alpha=alpha))

@@ -1,0 +1,148 @@
+"""A model as plain data: its graph, its parameters as a nested dict, and what each of them is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gpt2_jax.config.sections import ModelConfig, PlacementConfig
+from gpt2_jax.model.embedding import padded_vocab
+from gpt2_jax.model.parametrization import hyper_scales
+from gpt2_jax.model.stack import Params
+from gpt2_jax.model.transformer import Transformer
+from gpt2_jax.nn.norms import UNIT_EPS
+from gpt2_jax.nn.param import ParamInfo, Role
+from gpt2_jax.placements.axes import Placement
+from gpt2_jax.placements.resolve import specify
+from gpt2_jax.placements.spec import ModelSpec
+
+
+@dataclass(frozen=True, eq=False)  # compared by identity, so that it can be a static argument
+class ModelDef:
+    """A GPT-2 without values.
+
+    Attributes:
+      cfg: sizes, dtypes and kernels. placement: with the config's overrides. spec: what it means.
+      graphdef: rebuilds the module around parameters (`bind`).
+      shapes: nested dict of `jax.ShapeDtypeStruct`.
+      infos: nested dict of `ParamInfo`, of the same structure.
+    """
+
+    cfg: ModelConfig
+    placement: Placement
+    spec: ModelSpec
+    graphdef: nnx.GraphDef[Transformer]
+    shapes: Params
+    infos: dict[str, Any]
+
+    def bind(self, params: Params) -> Transformer:
+        """Returns the module with these parameters; cheap, and usable under a trace.
+
+        Raises:
+          ValueError: if they are another model's; `nnx.merge` itself goes by their order alone.
+        """
+        if jax.tree.map(jnp.shape, params) != jax.tree.map(lambda s: s.shape, self.shapes):
+            raise ValueError("these parameters do not fit this model")
+        return nnx.merge(self.graphdef, params)
+
+    def init(self, key: jax.Array) -> Params:
+        """Returns initial parameters, float32; pure, so that it can be jitted onto a mesh."""
+        return self.project(nnx.to_pure_dict(nnx.state(Transformer(self.cfg, self.spec, key))))
+
+    def project(self, params: Params) -> Params:
+        """Returns parameters brought back to where the placement keeps them after a step.
+
+        With `unit_weights`, vectors along the width have length 1 in every matrix and embedding
+        (Loshchilov et al. 2024, nGPT, section 2.6). Parameters that are None are left out.
+        """
+        if not self.spec.unit_weights:
+            return params
+
+        def unit(info: ParamInfo, x: jax.Array | None) -> jax.Array | None:
+            if x is None or info.width_axis is None:
+                return x
+            length = jnp.sqrt(jnp.square(x).sum(info.width_axis, keepdims=True))
+            return x / jnp.maximum(length, UNIT_EPS)
+
+        return jax.tree.map(unit, self.infos, params, is_leaf=is_info)
+
+    def n_params(self, *, positions: bool = True) -> int:
+        """Returns the number of parameters, vocabulary padding not counted.
+
+        Args:
+          positions: whether position embeddings count; formulas for FLOPs leave them out.
+        """
+        return self._count({}, positions)
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """Returns training FLOPs per token: 6 N + 12 L D T, N without position embeddings.
+
+        The formula of Chowdhery et al. 2022 (PaLM, appendix B), attention not halved for
+        causality. Parameters that several blocks share count once for each of them.
+        """
+        repeats = {stack.name: stack.repeats for stack in self.spec.stacks}
+        n_used = self._count(repeats, positions=False)
+        return 6 * n_used + 12 * self.cfg.n_layer * self.cfg.n_embd * seq_len
+
+    def _count(self, uses: dict[str, int], positions: bool) -> int:
+        """Counts parameters, those of a stack as often as `uses` says."""
+        pad = padded_vocab(self.cfg) - self.cfg.vocab_size
+        infos = jax.tree.leaves(self.infos, is_leaf=is_info)
+        shapes = jax.tree_util.tree_leaves_with_path(self.shapes)
+        total = 0
+        for info, (path, shape) in zip(infos, shapes, strict=True):
+            if info.role == Role.POSITION and not positions:
+                continue
+            n = math.prod(shape.shape)
+            if info.role in (Role.EMBEDDING, Role.HEAD):
+                n -= pad * shape.shape[-1]
+            stack = path[1].key if path[0].key == "blocks" else ""
+            total += n * uses.get(stack, 1)
+        return total
+
+
+def param_name(path: Any) -> str:
+    """Returns a parameter's name: its path, with GPT-2's names for embeddings (`wte`, `wpe`)."""
+    return jax.tree_util.keystr(path, simple=True, separator=".").removeprefix("embedding.")
+
+
+def global_norm(tree: Params) -> jax.Array:
+    """Returns the norm of all parameters, or gradients, together.
+
+    Summed in the order of their names, so that its rounding does not depend on how modules nest.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    squares = {param_name(path): jnp.sum(jnp.square(x)) for path, x in leaves}
+    return jnp.sqrt(sum(squares[name] for name in sorted(squares)))
+
+
+def is_info(x: Any) -> bool:
+    """Returns whether x is a leaf of a tree of `ParamInfo`."""
+    return isinstance(x, ParamInfo)
+
+
+def define_model(cfg: ModelConfig, placement_config: PlacementConfig) -> ModelDef:
+    """Returns the definition of the model of a resolved config's `model` and `placement`."""
+    placement = placement_config.resolve()
+    spec = specify(placement, cfg.n_layer)
+    abstract = nnx.eval_shape(lambda: Transformer(cfg, spec, jax.random.key(0)))
+    graphdef, state = nnx.split(abstract)
+    stacks = {stack.name for stack in spec.stacks}
+
+    def info(path: Any, variable: nnx.Variable) -> ParamInfo:
+        meta = variable.get_metadata()
+        role = Role(meta["role"])
+        in_block = path[0].key == "blocks" and path[1].key in stacks
+        scales = hyper_scales(cfg, spec, role, in_block)
+        return ParamInfo(role, meta["axes"], meta["n_in"], scales)
+
+    is_leaf = lambda x: isinstance(x, nnx.Variable)
+    infos = jax.tree_util.tree_map_with_path(info, state, is_leaf=is_leaf)
+    return ModelDef(
+        cfg, placement, spec, graphdef, nnx.to_pure_dict(state), nnx.to_pure_dict(infos)
+    )

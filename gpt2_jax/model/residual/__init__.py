@@ -1,0 +1,14 @@
+"""How sublayer outputs are combined with the residual stream: a class per published connection."""
+
+from gpt2_jax.model.residual import depth_mixing, multi_stream, single_stream
+from gpt2_jax.model.residual.base import CONNECTIONS, Combine, Connection, register
+
+__all__ = [
+    "CONNECTIONS",
+    "Combine",
+    "Connection",
+    "depth_mixing",
+    "multi_stream",
+    "register",
+    "single_stream",
+]

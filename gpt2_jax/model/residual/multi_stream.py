@@ -1,0 +1,330 @@
+"""Connections with more than one residual stream: each class is its paper's equation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import permutations
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gpt2_jax.model.builder import BlockBuilder
+from gpt2_jax.model.residual.base import (
+    Aux,
+    Combine,
+    Connection,
+    NormFn,
+    StreamAdapter,
+    SublayerFn,
+    matrix,
+    register,
+)
+from gpt2_jax.nn.context import Context
+from gpt2_jax.nn.norms import LayerNorm, NormSpec, RMSNorm
+from gpt2_jax.nn.param import Role, param
+from gpt2_jax.placements.spec import SublayerSpec
+
+Maps = tuple[jax.Array, jax.Array, jax.Array]
+
+
+class TwoStreams(NamedTuple):
+    """A stream that is normalized, and one that is not."""
+
+    x_BTD: jax.Array
+    y_BTD: jax.Array
+
+
+class TwoStreamAdapter(StreamAdapter):
+    """Both begin as the embedding; at the end x + N(y)."""
+
+    def expand(self, x_BTD: jax.Array) -> TwoStreams:
+        return TwoStreams(x_BTD, x_BTD)
+
+    def reduce(self, stream: TwoStreams) -> jax.Array:
+        return stream.x_BTD + stream.y_BTD
+
+    def head_input(self, stream: TwoStreams, norm: NormFn) -> jax.Array:
+        return stream.x_BTD + norm(stream.y_BTD)
+
+
+@register("residual_dual")
+class ResiDual(Combine):
+    """o = F(x); x <- N(x + o); y <- y + o; at the end x + N(y) (Xie et al. 2023, 2304.14802)."""
+
+    adapter = TwoStreamAdapter
+
+    def __init__(self, build: BlockBuilder, spec: SublayerSpec):
+        self.post = build.norm("post", spec)
+
+    def read(self, stream: TwoStreams, context: Context) -> jax.Array:
+        return stream.x_BTD
+
+    def __call__(
+        self, stream: TwoStreams, u: jax.Array, o: jax.Array, context: Context
+    ) -> TwoStreams:
+        assert self.post is not None
+        return TwoStreams(self.post(stream.x_BTD + o), stream.y_BTD + o)
+
+
+@register("siamesenorm")
+class SiameseNorm(ResiDual):
+    """o = F(x + N_y(y)); x <- N_x(x + o/sqrt(2 l)); y <- y + o; at the end x + N(y).
+
+    2602.08064, algorithm 1 with its normed input (the sublayer's own norm) and depth scaling; l is
+    the block's number.
+    """
+
+    def __init__(self, build: BlockBuilder, spec: SublayerSpec):
+        super().__init__(build, spec)
+        self.norm_y = build.norm("post", spec)
+
+    def read(self, stream: TwoStreams, context: Context) -> jax.Array:
+        assert self.norm_y is not None
+        return stream.x_BTD + self.norm_y(stream.y_BTD)
+
+    def __call__(
+        self, stream: TwoStreams, u: jax.Array, o: jax.Array, context: Context
+    ) -> TwoStreams:
+        assert self.post is not None
+        x, y = stream
+        c = jnp.sqrt(2.0 * jnp.asarray(context.layer + 1, jnp.float32))
+        return TwoStreams(self.post(x + (o / c).astype(x.dtype)), y + o)
+
+
+class SummedStreams(StreamAdapter):
+    """n copies of the embedding; at the end N(sum_i h_i)."""
+
+    def expand(self, x_BTD: jax.Array) -> jax.Array:
+        return jnp.stack([x_BTD] * self.n_streams)
+
+    def reduce(self, stream: jax.Array) -> jax.Array:
+        return stream.astype(jnp.float32).sum(0).astype(stream.dtype)
+
+
+class NormalizedStreams(SummedStreams):
+    """n copies of the embedding; at the end sum_i N(h_i)."""
+
+    def head_input(self, stream: jax.Array, norm: NormFn) -> jax.Array:
+        return norm(stream).astype(jnp.float32).sum(0).astype(stream.dtype)
+
+
+class StaticMaps(nnx.Module):
+    """a = e_k, r = I, b = 1 at the start, k the sublayer's number modulo n."""
+
+    def __init__(self, build: BlockBuilder, spec: SublayerSpec):
+        self.n = n = build.spec.connection.n_streams
+        self.read = param(first_stream(build, spec, n), Role.SCALAR, (None,))
+        self.mix = param(jnp.eye(n), Role.SCALAR, (None, None))
+        self.write = param(jnp.ones(n), Role.SCALAR, (None,))
+
+    def __call__(self, h_nBTD: jax.Array) -> Maps:
+        lead = h_nBTD.shape[1:-1]
+        wide = lambda x: jnp.broadcast_to(x, (*lead, *x.shape))
+        return wide(self.read[...]), wide(self.mix[...]), wide(self.write[...])
+
+
+def first_stream(build: BlockBuilder, spec: SublayerSpec, n: int) -> jax.Array:
+    """Returns e_k, k the sublayer's 0-based number modulo n."""
+    before = len(build.sublayers) * build.init.layer
+    return jax.nn.one_hot((before + spec.index) % n, n)
+
+
+@register("hyper_static")
+class HyperConnections(Connection):
+    """n streams h_1..h_n: u = sum_i a_i h_i, h_j <- sum_i r_ij h_i + b_j F(u) (2409.19606, eq. 2).
+
+    The static maps a, r, b are the parameters themselves; at the start all streams are Pre-LN's.
+    At the end the streams are summed.
+    """
+
+    adapter = SummedStreams
+    maps: Callable[[BlockBuilder, SublayerSpec], nnx.Module] = (
+        StaticMaps  # what computes a, r and b before one sublayer
+    )
+
+    def __init__(self, build: BlockBuilder):
+        self.names = tuple(spec.name for spec in build.sublayers)
+        for spec in build.sublayers:
+            setattr(self, spec.name, self.maps(build, spec))
+
+    def __call__(
+        self, h_nBTD: jax.Array, sublayers: Sequence[SublayerFn], context: Context
+    ) -> tuple[jax.Array, Aux]:
+        auxes = []
+        for name, f in zip(self.names, sublayers, strict=True):
+            a, r, b = getattr(self, name)(h_nBTD)
+            u_BTD = jnp.einsum("...i,i...d->...d", a, h_nBTD).astype(h_nBTD.dtype)
+            y_BTD, aux = f(u_BTD, context)
+            mixed = jnp.einsum("...ij,i...d->j...d", r, h_nBTD)
+            added = jnp.moveaxis(b, -1, 0)[..., None] * y_BTD
+            h_nBTD = (mixed + added).astype(h_nBTD.dtype)
+            auxes.append(aux)
+        return h_nBTD, tuple(auxes)
+
+
+class DynamicMaps(StaticMaps):
+    """Those, and s tanh(N(h_i) W) for each stream i and token, W = 0 and s = 0.01 at the start.
+
+    Zhu et al. 2024, eqs. 10 to 14; s is one number for a and r, and another for b.
+    """
+
+    FIRST = 0.01
+
+    def __init__(self, build: BlockBuilder, spec: SublayerSpec, width: int | None = None):
+        super().__init__(build, spec)
+        d = width or build.cfg.n_embd
+        axis = "embed" if width is None else None
+        norm = NormSpec("layernorm", build.spec.norm.eps, True, "float32", axis=axis)
+        self.norm = LayerNorm(d, norm)
+        self.to_mix = matrix(jnp.zeros((d, self.n_mixed())), (axis, None))
+        self.to_write = matrix(jnp.zeros((d, 1)), (axis, None))
+        self.mix_scale = param(jnp.float32(self.FIRST), Role.SCALAR)
+        self.write_scale = param(jnp.float32(self.FIRST), Role.SCALAR)
+
+    def n_mixed(self) -> int:
+        """Returns how many streams are made of the n: the branch's input, and the n again."""
+        return self.n + 1
+
+    def __call__(self, h_nBTD: jax.Array) -> Maps:
+        read, mix, write = super().__call__(h_nBTD)
+        normed = self.norm(h_nBTD)
+        mixes = self.mix_scale[...] * jnp.tanh(normed @ self.to_mix[...])
+        mixes = jnp.moveaxis(mixes, 0, -2)  # (B, T, from, to)
+        writes = self.write_scale[...] * jnp.tanh(normed @ self.to_write[...])[..., 0]
+        split = mixes.shape[-1] - self.n
+        read = read + mixes[..., :split].reshape(*mixes.shape[:-1], *read.shape[mixes.ndim - 1 :])
+        return read, mix + mixes[..., split:], write + jnp.moveaxis(writes, 0, -1)
+
+
+@register("hyper")
+class DynamicHyperConnections(HyperConnections):
+    """Hyper-connections whose maps also depend on the token."""
+
+    maps = DynamicMaps
+
+
+class FracMaps(DynamicMaps):
+    """Maps between m parts of one stream: a is (m, m) too, and all begin as the identity."""
+
+    def __init__(self, build: BlockBuilder, spec: SublayerSpec):
+        m = build.spec.connection.n_streams
+        super().__init__(build, spec, build.cfg.n_embd // m)
+        self.read = param(jnp.eye(m), Role.SCALAR, (None, None))
+
+    def n_mixed(self) -> int:
+        return 2 * self.n
+
+
+@register("frac")
+class FracConnections(Connection):
+    """Hyper-connections between the m parts of one stream, dynamic (2503.14125, algorithm 2)."""
+
+    def __init__(self, build: BlockBuilder):
+        self.m = build.spec.connection.n_streams
+        self.names = tuple(spec.name for spec in build.sublayers)
+        for spec in build.sublayers:
+            setattr(self, spec.name, FracMaps(build, spec))
+
+    def __call__(
+        self, x: jax.Array, sublayers: Sequence[SublayerFn], context: Context
+    ) -> tuple[jax.Array, Aux]:
+        auxes = []
+        for name, f in zip(self.names, sublayers, strict=True):
+            parts = jnp.moveaxis(x.reshape(*x.shape[:-1], self.m, -1), -2, 0)
+            a, r, b = getattr(self, name)(parts)
+            u = jnp.einsum("...ij,i...d->...jd", a, parts).reshape(x.shape).astype(x.dtype)
+            y, aux = f(u, context)
+            mixed = jnp.einsum("...ij,i...d->...jd", r, parts)
+            written = b[..., None] * y.reshape(*x.shape[:-1], self.m, -1)
+            x = (mixed + written).reshape(x.shape).astype(x.dtype)
+            auxes.append(aux)
+        return x, tuple(auxes)
+
+
+class ManifoldMaps(nnx.Module):
+    """a = σ(.), b = 2 σ(.), r doubly stochastic, of the normed streams side by side.
+
+    DeepSeek 2025 (mHC), 2512.24880, eqs. 7 to 9. Where the paper is silent, the start is that of
+    FFTYYY/mhc-lite hyper_conn/mhc.py: a favours stream k, b writes to it, r is nearly I.
+    """
+
+    FIRST, OFF = 0.01, -8.0
+
+    def __init__(self, build: BlockBuilder, spec: SublayerSpec):
+        self.n = n = build.spec.connection.n_streams
+        width = n * build.cfg.n_embd
+        self.norm = RMSNorm(width, NormSpec("rmsnorm", 1e-20, False, "float32", axis=None))
+        self.to_read, self.to_write = (
+            matrix(jnp.zeros((width, n)), (None, None)) for _ in range(2)
+        )
+        self.to_mix = matrix(jnp.zeros((width, self.n_mix())), (None, None))
+        self.scales = param(jnp.full(3, self.FIRST), Role.SCALAR, (None,))
+        favoured = 2.0 * first_stream(build, spec, n) - 1.0
+        self.read = param(favoured, Role.BIAS, (None,))
+        self.write = param(favoured, Role.BIAS, (None,))
+        self.mix = param(self.first_mix(), Role.BIAS, (None,))
+
+    def n_mix(self) -> int:
+        """Returns how many numbers r is made of."""
+        return self.n * self.n
+
+    def first_mix(self) -> jax.Array:
+        """Returns the bias of those numbers."""
+        return (self.OFF * (1.0 - jnp.eye(self.n))).reshape(-1)
+
+    def __call__(self, h_nBTD: jax.Array) -> Maps:
+        vec = jnp.moveaxis(h_nBTD.astype(jnp.float32), 0, -2)
+        vec = self.norm(vec.reshape(*vec.shape[:-2], -1))
+        scale = self.scales[...]
+        read = scale[0] * (vec @ self.to_read[...]) + self.read[...]
+        write = scale[1] * (vec @ self.to_write[...]) + self.write[...]
+        mix = scale[2] * (vec @ self.to_mix[...]) + self.mix[...]
+        return jax.nn.sigmoid(read), self.stochastic(mix), 2.0 * jax.nn.sigmoid(write)
+
+    def stochastic(self, mix: jax.Array) -> jax.Array:
+        """Returns r (..., from, to): exp of the numbers, columns and rows normed in turn."""
+        to_from = sinkhorn(mix.reshape(*mix.shape[:-1], self.n, self.n))
+        return jnp.swapaxes(to_from, -1, -2)
+
+
+def sinkhorn(logits: jax.Array, iterations: int = 20) -> jax.Array:
+    """Returns exp(logits) with columns, then rows, normed to sum 1, again and again (eq. 9)."""
+
+    def norm_both(log_m: jax.Array, _: None) -> tuple[jax.Array, None]:
+        log_m = log_m - jax.nn.logsumexp(log_m, -2, keepdims=True)
+        return log_m - jax.nn.logsumexp(log_m, -1, keepdims=True), None
+
+    return jnp.exp(jax.lax.scan(norm_both, logits, None, length=iterations)[0])
+
+
+@register("mhc")
+class ManifoldHyperConnections(HyperConnections):
+    """Hyper-connections whose r is kept doubly stochastic (mHC)."""
+
+    maps = ManifoldMaps
+
+
+class LiteMaps(ManifoldMaps):
+    """r = sum_p softmax(.)_p P_p over the n! permutations: doubly stochastic (2601.05732)."""
+
+    def n_mix(self) -> int:
+        return math.factorial(self.n)
+
+    def first_mix(self) -> jax.Array:
+        return self.OFF * (jnp.arange(self.n_mix()) > 0)
+
+    def stochastic(self, mix: jax.Array) -> jax.Array:
+        matrices = jnp.stack([jnp.eye(self.n)[jnp.array(p)] for p in permutations(range(self.n))])
+        return jnp.einsum("...p,pij->...ij", jax.nn.softmax(mix), matrices)
+
+
+@register("mhc_lite")
+class LiteHyperConnections(HyperConnections):
+    """mHC-lite; at the end each stream is normed before they are summed, as its code does it."""
+
+    adapter = NormalizedStreams
+
+    maps = LiteMaps

@@ -1,0 +1,101 @@
+"""GPT-2 (Radford et al. 2019): embedding, blocks, final norm, head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gpt2_jax.config.sections import ModelConfig
+from gpt2_jax.model.builder import stream_norm
+from gpt2_jax.model.embedding import Embedding, padded_vocab
+from gpt2_jax.model.parametrization import logits_factor
+from gpt2_jax.model.stack import Carry, Stack
+from gpt2_jax.nn.context import Context
+from gpt2_jax.nn.linear import Shift, project
+from gpt2_jax.nn.param import Init, Role, param
+from gpt2_jax.placements.spec import ModelSpec
+
+
+class Transformer(nnx.Module):
+    """Token ids (B, T) to next-token logits (B, T, V).
+
+    Logits of padded ids (from `vocab_size` to V) are the lowest float: never likely, never drawn.
+    """
+
+    def __init__(self, cfg: ModelConfig, spec: ModelSpec, key: jax.Array):
+        self.cfg, self.positions_at = cfg, spec.positions.at
+        self.embedding = Embedding(cfg, spec, Init(key))
+        self.blocks = Stack(cfg, spec, key)
+        self.shift = Shift() if spec.scalar_bias else None
+        self.ln_f = stream_norm(cfg, spec) if spec.final_norm else None
+        head = lambda: Init(key).normal("head", (padded_vocab(cfg), cfg.n_embd), cfg.init_std)
+        self.head = None if cfg.tie_head else param(head(), Role.HEAD, ("vocab", "embed"))
+        self.logits_factor = logits_factor(cfg, spec.parametrization)
+        scale = jnp.full(cfg.vocab_size, cfg.n_embd**-0.5)
+        self.logit_scale = param(scale, Role.SCALAR, ("vocab",)) if spec.logit_scale else None
+
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        keys_B: jax.Array | None = None,
+        step: jax.Array | int | None = None,
+    ) -> jax.Array:
+        """Returns float32 logits (B, T, V).
+
+        Args:
+          tokens_BT: integer ids, T at most `n_positions`.
+          keys_B: a dropout key per sequence, or None for no dropout.
+          step: steps done, for placements that change during training.
+        """
+        return self.logits(self.hidden(tokens_BT, keys_B, step))
+
+    def hidden(
+        self,
+        tokens_BT: jax.Array,
+        keys_B: jax.Array | None = None,
+        step: jax.Array | int | None = None,
+    ) -> jax.Array:
+        """Returns what the head reads, (B, T, D): the stream after the blocks and final norm."""
+        context = self.context(jnp.arange(tokens_BT.shape[1]), keys_B, step)
+        return self.head_input(self.run(tokens_BT, context)[0])
+
+    def run(self, tokens_BT: jax.Array, context: Context) -> tuple[Carry, Any]:
+        """Returns the carry after the last block, and what `context.observe` returned, by layer."""
+        return self.blocks(self.blocks.begin(self.embedding(tokens_BT, context)), context)
+
+    def context(
+        self, positions: jax.Array, keys_B: jax.Array | None, step: jax.Array | int | None
+    ) -> Context:
+        """Returns the context of tokens at these positions, (T) or (B, T)."""
+        pos_emb = None
+        if self.positions_at != "embedding":
+            pos_emb = self.embedding.pos_emb(positions).astype(self.cfg.dtype)
+        return Context(positions, keys_B, step, pos_emb=pos_emb)
+
+    def head_input(self, carry: Carry) -> jax.Array:
+        """Returns what the head reads of the stream after the last block, (B, T, D)."""
+
+        def norm(x: jax.Array) -> jax.Array:
+            x = x if self.shift is None else self.shift(x)
+            return x if self.ln_f is None else self.ln_f(x)
+
+        return self.blocks.finish(carry, norm)
+
+    def logits(self, x_BTD: jax.Array) -> jax.Array:
+        """Returns float32 logits of `hidden`: head, and mask of padded ids."""
+        head_VD = self.embedding.table() if self.head is None else self.head[...]
+        x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
+        logits_NV = project(x_ND, head_VD.astype(self.cfg.dtype))
+        if self.logits_factor != 1.0:
+            logits_NV = logits_NV * self.logits_factor
+        n_padded = logits_NV.shape[-1] - self.cfg.vocab_size
+        if self.logit_scale is not None:  # nGPT, eq. 3
+            factor_V = self.logit_scale[...] * self.cfg.n_embd**0.5
+            logits_NV = logits_NV * jnp.pad(factor_V, (0, n_padded))
+        if n_padded:
+            real_V = jnp.arange(logits_NV.shape[-1]) < self.cfg.vocab_size
+            logits_NV = jnp.where(real_V, logits_NV, jnp.finfo(jnp.float32).min)
+        return logits_NV.reshape(*x_BTD.shape[:-1], -1)

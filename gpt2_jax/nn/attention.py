@@ -1,0 +1,125 @@
+"""Multi-head self-attention (Vaswani et al. 2017, eq. 1), over a sequence or a cache."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gpt2_jax.nn.context import Causal, Columns, Context, SublayerAux
+from gpt2_jax.nn.dropout import dropout
+from gpt2_jax.nn.linear import Linear
+from gpt2_jax.nn.qkv import HeadOutput, QKVTransform, ShapedWeights
+
+Input = jax.Array | tuple[jax.Array, ...]  # (B, T, D), or one for each of q, k and v
+
+
+class Attention(nnx.Module):
+    """softmax(scale q k^T + mask) v, heads side by side, and the output projection.
+
+    Args:
+      qkv: to (3, H, K), or (2, H, K) where values are not projected. out: None for no W_O.
+      weights: what replaces the attention weights by others; None for nothing.
+      kernel: `xla`, or `cudnn` for whole sequences.
+      scale: of the scores. by_layer: whether those of block l (from 1) are also divided by l
+        (`scale_attn_by_inverse_layer_idx` of transformers; Karamcheti et al. 2021, Mistral).
+      dropout: rate on the attention weights.
+    """
+
+    def __init__(
+        self,
+        qkv: Linear,
+        out: Linear | None,
+        *,
+        transform: QKVTransform,
+        heads: HeadOutput,
+        weights: ShapedWeights | None,
+        kernel: str,
+        scale: float,
+        by_layer: bool,
+        dropout: float,
+    ):
+        self.qkv, self.out = qkv, out
+        self.transform, self.heads, self.weights = transform, heads, weights
+        self.kernel, self.scale, self.by_layer, self.rate = kernel, scale, by_layer, dropout
+
+    def __call__(self, x_BTD: Input, context: Context) -> tuple[jax.Array, SublayerAux]:
+        """Returns the output (B, T, D), with this call's values and what else was asked for."""
+        q_BHTK, k_BHTK, v_BHTK = self.project(x_BTD, context)
+        k_BHSK, v_BHSK, aux = k_BHTK, v_BHTK, SublayerAux(values=v_BHTK)
+        if context.cache is not None:
+            assert isinstance(context.view, Columns)
+            cache = context.cache.write(k_BHTK, v_BHTK, context.view.start)
+            k_BHSK, v_BHSK = cache
+            aux = aux._replace(cache=cache)
+        if self.kernel == "cudnn" and context.cache is None and context.observe is None:
+            o_BTHK = self._fused(q_BHTK, k_BHSK, v_BHSK, context)
+        else:
+            o_BTHK, aux = self._plain(q_BHTK, k_BHSK, v_BHSK, context, aux)
+        o_BTHK = self.heads(o_BTHK)
+        if self.out is None:
+            return o_BTHK.reshape(*o_BTHK.shape[:2], -1), aux
+        return self.out(o_BTHK), aux
+
+    def project(self, x_BTD: Input, context: Context) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns q, k and v, each (B, H, T, K): one transposition for all three."""
+        qkv_BT3HK = self.qkv.each(x_BTD) if isinstance(x_BTD, tuple) else self.qkv(x_BTD)
+        in_heads = lambda: self._in_heads(x_BTD)
+        return self.transform(qkv_BT3HK.transpose(2, 0, 3, 1, 4), in_heads, context)
+
+    def _in_heads(self, x_BTD: Input) -> jax.Array:
+        """Returns what values are read from, in heads, (B, H, T, K)."""
+        x_BTD = x_BTD[-1] if isinstance(x_BTD, tuple) else x_BTD
+        return x_BTD.reshape(*x_BTD.shape[:-1], *self.qkv.d_out[1:]).swapaxes(1, 2)
+
+    def _fused(
+        self, q_BHTK: jax.Array, k_BHTK: jax.Array, v_BHTK: jax.Array, context: Context
+    ) -> jax.Array:
+        assert isinstance(context.view, Causal)  # else it raises rather than fall back
+        scale = self.scale
+        if self.by_layer:  # the kernel's own scale is a constant
+            q_BHTK, scale = q_BHTK * self.score_scale(context).astype(q_BHTK.dtype), 1.0
+        q_BTHK, k_BTHK, v_BTHK = (x.swapaxes(1, 2) for x in (q_BHTK, k_BHTK, v_BHTK))
+        return jax.nn.dot_product_attention(
+            q_BTHK, k_BTHK, v_BTHK, scale=scale, is_causal=True, implementation="cudnn"
+        )
+
+    def _plain(
+        self,
+        q_BHTK: jax.Array,
+        k_BHSK: jax.Array,
+        v_BHSK: jax.Array,
+        context: Context,
+        aux: SublayerAux,
+    ) -> tuple[jax.Array, SublayerAux]:
+        sizes = q_BHTK.shape[2], k_BHSK.shape[2]
+        mask = context.view.mask(*sizes)
+        scores_BHTS = masked_scores(q_BHTK, k_BHSK, self.score_scale(context), mask)
+        p_BHTS = jax.nn.softmax(scores_BHTS, axis=-1)
+        if self.weights is not None:
+            p_BHTS = self.weights(p_BHTS, mask, context.view.own(*sizes))
+        if context.observe is not None:
+            nats_BHT = jax.scipy.special.entr(jax.nn.softmax(scores_BHTS)).sum(-1)
+            aux = aux._replace(entropy=nats_BHT.mean(), largest_score=scores_BHTS.max())
+        p_BHTS = dropout(p_BHTS, context.keys_B, self.rate, "attn.weights")
+        return mix(p_BHTS, v_BHSK), aux
+
+    def score_scale(self, context: Context) -> jax.Array:
+        """Returns the factor of the scores, float32."""
+        layers = context.layer + 1 if self.by_layer else 1
+        return jnp.float32(self.scale) / layers
+
+
+def masked_scores(
+    q_BHTK: jax.Array, k_BHSK: jax.Array, scale: jax.Array, mask: jax.Array
+) -> jax.Array:
+    """Returns scale q k^T in float32, with the lowest float where the mask is False."""
+    q_BHTK = q_BHTK * scale.astype(q_BHTK.dtype)
+    s_BHTS = jnp.einsum("BHTK,BHSK->BHTS", q_BHTK, k_BHSK, preferred_element_type=jnp.float32)
+    return jnp.where(mask, s_BHTS, jnp.finfo(jnp.float32).min)
+
+
+def mix(p_BHTS: jax.Array, v_BHSK: jax.Array) -> jax.Array:
+    """Returns the values weighted by the attention probabilities, (B, T, H, K)."""
+    o_BHTK = jnp.einsum("BHTS,BHSK->BHTK", p_BHTS.astype(v_BHSK.dtype), v_BHSK)
+    return o_BHTK.swapaxes(1, 2)

@@ -1,0 +1,176 @@
+"""What happens to q, k and v before attention, and to the heads' outputs after it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gpt2_jax.nn.context import Context
+from gpt2_jax.nn.norms import UNIT_EPS, L2Norm, Norm, NormSpec
+from gpt2_jax.nn.param import Role, param
+from gpt2_jax.nn.positions import rotate
+
+QKV = tuple[jax.Array, jax.Array, jax.Array]  # each (B, H, T, K)
+MAX_LOGIT_SCALE = 100.0
+
+
+class QKVTransform(nnx.Module):
+    """q, k, v -> q, k, v: norms, then scaling, rotation, and the values of block 1.
+
+    Args:
+      norms: of q, k and v, each or None. over_heads: whether those of q and k act on all heads at
+        once rather than on each.
+      scaling: what gives q and k a length of their own, before (Cosine) or after rotation (UnitQK).
+      values: `own`, `first` (those of block 1 instead), `input` (the input, in heads), or a module
+        that mixes its own with those of block 1.
+    """
+
+    def __init__(
+        self,
+        norms: tuple[Norm | None, Norm | None, Norm | None],
+        *,
+        over_heads: bool,
+        scaling: Cosine | UnitQK | None,
+        rotary: bool,
+        values: str | ValueMix,
+    ):
+        self.q_norm, self.k_norm, self.v_norm = norms
+        self.over_heads, self.rotary = over_heads, rotary
+        self.cosine = scaling if isinstance(scaling, Cosine) else None
+        self.unit_qk = scaling if isinstance(scaling, UnitQK) else None
+        self.source = values if isinstance(values, str) else "own"
+        self.value_mix = None if isinstance(values, str) else values
+
+    @property
+    def has_values(self) -> bool:
+        """Whether there are values to project to."""
+        return self.source == "own"
+
+    def __call__(self, qkv: jax.Array, x: Callable[[], jax.Array], context: Context) -> QKV:
+        """Returns q, k and v.
+
+        Args:
+          qkv: (3, B, H, T, K), or (2, ...) where there is no W_V.
+          x: returns what attention reads, in heads, (B, H, T, K).
+        """
+        q, k, v = qkv[0], qkv[1], self._values(qkv, x, context)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self._normed(self.q_norm, q), self._normed(self.k_norm, k)
+        if self.v_norm is not None:
+            v = self.v_norm(v)
+        if self.cosine is not None:
+            q, k = self.cosine(q, k)
+        if self.rotary:
+            q, k = rotate(q, context.positions), rotate(k, context.positions)
+        if self.unit_qk is not None:
+            q, k = self.unit_qk(q, k)
+        if self.value_mix is not None:
+            assert context.first_values is not None
+            v = self.value_mix(v, context.first_values)
+        return q, k, v
+
+    def _values(self, qkv: jax.Array, x: Callable[[], jax.Array], context: Context) -> jax.Array:
+        if self.source == "own":
+            return qkv[2]
+        if self.source == "input":
+            return x()
+        assert context.first_values is not None
+        return context.first_values
+
+    def _normed(self, norm: Norm, x_BHTK: jax.Array) -> jax.Array:
+        if not self.over_heads:
+            return norm(x_BHTK)
+        x_BTHK = jnp.moveaxis(x_BHTK, 2, 1)
+        y_BTD = norm(x_BTHK.reshape(*x_BTHK.shape[:2], -1))
+        return jnp.moveaxis(y_BTD.reshape(x_BTHK.shape), 1, 2)
+
+
+class Cosine(nnx.Module):
+    """q and k of length 1, scores times exp(min(s, log 100)), s per head, initially log 10.
+
+    Liu et al. 2021 (Swin v2), section 3.2, and its code.
+    """
+
+    def __init__(self, n_head: int, dtype: str):
+        self.unit = L2Norm(0, NormSpec("l2", UNIT_EPS, False, dtype))
+        self.logit_scale = param(jnp.full(n_head, math.log(10.0)), Role.SCALAR, ("heads",))
+
+    def __call__(self, q_BHTK: jax.Array, k_BHTK: jax.Array) -> tuple[jax.Array, jax.Array]:
+        s_H = jnp.exp(jnp.minimum(self.logit_scale[...], math.log(MAX_LOGIT_SCALE)))
+        q_BHTK = (self.unit(q_BHTK) * s_H[:, None, None]).astype(q_BHTK.dtype)
+        return q_BHTK, self.unit(k_BHTK)
+
+
+class UnitQK(nnx.Module):
+    """q and k of length 1 times s sqrt(d), s initially 1/sqrt(d); scores times sqrt(K).
+
+    Loshchilov et al. 2024 (nGPT), eqs. 15 and 16.
+    """
+
+    def __init__(self, n_head: int, head_dim: int, n_embd: int):
+        self.to_one, self.score_scale = n_embd**0.5, head_dim**0.5
+        self.unit = L2Norm(head_dim, NormSpec("l2", UNIT_EPS, False, "float32"))
+        first = jnp.full((n_head, head_dim), n_embd**-0.5)
+        self.factor = param(first, Role.SCALAR, ("heads", "head_dim"))
+
+    def __call__(self, q_BHTK: jax.Array, k_BHTK: jax.Array) -> tuple[jax.Array, jax.Array]:
+        s_H1K = (self.factor[...] * self.to_one)[:, None, :]
+        scaled = self.unit(q_BHTK) * s_H1K * self.score_scale, self.unit(k_BHTK) * s_H1K
+        return scaled[0].astype(q_BHTK.dtype), scaled[1].astype(k_BHTK.dtype)
+
+
+class ValueMix(nnx.Module):
+    """V <- a V_1 + b V, a = b = 1/2 or learned from there (Zhou et al. 2024, ResFormer)."""
+
+    def __init__(self, learned: bool):
+        self.factors = param(jnp.full(2, 0.5), Role.SCALAR, (None,)) if learned else None
+
+    def __call__(self, v: jax.Array, first: jax.Array) -> jax.Array:
+        a, b = (0.5, 0.5) if self.factors is None else (self.factors[0], self.factors[1])
+        return (a * first + b * v).astype(v.dtype)
+
+
+class HeadOutput(nnx.Module):
+    """The heads' outputs before W_O: a learned factor per head, then a norm over all of them.
+
+    Args:
+      n_head: of the factors; None for no factors.
+    """
+
+    def __init__(self, norm: Norm | None, n_head: int | None):
+        self.inner = norm
+        self.head_scale = (
+            None if n_head is None else param(jnp.ones(n_head), Role.SCALAR, ("heads",))
+        )
+
+    def __call__(self, o_BTHK: jax.Array) -> jax.Array:
+        if self.head_scale is not None:
+            o_BTHK = (o_BTHK * self.head_scale[...][:, None]).astype(o_BTHK.dtype)
+        if self.inner is None:
+            return o_BTHK
+        b, t, h, k = o_BTHK.shape
+        return self.inner(o_BTHK.reshape(b, t, h * k)).reshape(b, t, h, k)
+
+
+class ShapedWeights(nnx.Module):
+    """M -> a I + b M - c C for each head, a = b = c = 1 at the start (He & Hofmann 2023, eq. 12).
+
+    C is uniform over what a token may attend to, which is M itself where all scores are equal.
+    """
+
+    def __init__(self, n_head: int):
+        self.factors = param(jnp.ones((3, n_head, 1, 1)), Role.SCALAR, (None, "heads", None, None))
+
+    def __call__(self, p_BHTS: jax.Array, mask: jax.Array, own_TS: jax.Array) -> jax.Array:
+        """Returns the weights (B, H, T, S).
+
+        Args:
+          mask: what is attended to. own_TS: which column each token itself is.
+        """
+        a, b, c = self.factors[...]
+        uniform = mask / jnp.maximum(mask.sum(-1, keepdims=True), 1)
+        return a * own_TS + b * p_BHTS - c * uniform

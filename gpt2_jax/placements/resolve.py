@@ -1,0 +1,192 @@
+"""From a preset and its overrides to a placement, and from that to the typed model spec."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import lru_cache
+from itertools import groupby
+from typing import Any
+
+from gpt2_jax.placements.axes import AXES, Placement
+from gpt2_jax.placements.catalogue import PRESETS
+from gpt2_jax.placements.expressions import (
+    parse_expression,
+    parse_scale,
+    sides,
+    words,
+)
+from gpt2_jax.placements.overrides import Override, parse_overrides
+from gpt2_jax.placements.registry import SUPPORTS
+from gpt2_jax.placements.spec import (
+    AttentionSpec,
+    BlockSpec,
+    ConnectionSpec,
+    EmbeddingSpec,
+    MLPSpec,
+    ModelSpec,
+    NormKind,
+    Parametrization,
+    PositionSpec,
+    StackSpec,
+    SublayerSpec,
+)
+
+SUBLAYERS = ("attn", "mlp")
+# In the order in which they change the stream: skips come before the embedding's share.
+CROSS_LAYER = ("unet", "x0", "coordinates", "dense", "backout")
+
+
+def resolve(preset: str, overrides: Mapping[str, Any]) -> Placement:
+    """Returns a preset with the axes that override it.
+
+    An override also applies to the preset's own `layer_overrides`, which lose that axis. A given
+    `layer_overrides` is kept as it is.
+
+    Raises:
+      ValueError: if the preset's `layer_overrides` cannot be parsed.
+    """
+    base, given = PRESETS[preset], dict(overrides)
+    if "layer_overrides" not in given and base.layer_overrides:
+        kept = [
+            Override(e.where, {k: v for k, v in e.changes.items() if k not in given})
+            for e in parse_overrides(base.layer_overrides)
+        ]
+        given["layer_overrides"] = "; ".join(str(e) for e in kept if e.changes)
+    return dataclasses.replace(base, **given)
+
+
+def differences(placement: Placement, other: Placement) -> tuple[str, ...]:
+    """Returns the axes in which two placements differ."""
+    return tuple(n for n in AXES if getattr(placement, n) != getattr(other, n))
+
+
+@lru_cache(maxsize=64)
+def specify(placement: Placement, n_layer: int) -> ModelSpec:
+    """Returns what a placement means in a model of this depth.
+
+    Raises:
+      ValueError: if one of its strings cannot be parsed.
+    """
+    p = placement
+    first, second = sides(p.x0_scales)
+    return ModelSpec(
+        stacks=stacks(p, n_layer),
+        connection=ConnectionSpec(
+            p.connection, p.gate_bias, p.n_streams, p.rank, depth_groups(p, n_layer)[1]
+        ),
+        norm=NormKind(p.norm_type, p.norm_eps, p.norm_bias, parse_expression(p.norm_gain)),
+        embedding=EmbeddingSpec(
+            std=parse_expression(p.embedding_std),
+            multiplier=parse_scale(p.embedding_multiplier),
+            multiplies_sum=p.multiplier_target == "sum",
+            norm=p.embedding_norm,
+            unit_tokens=p.fixnorm,
+        ),
+        positions=PositionSpec(p.positions, p.positions_at),
+        attention=AttentionSpec(
+            query_init=parse_expression(p.query_init),
+            key_init=parse_expression(p.key_init),
+            head_scale=p.head_scale,
+            shaped=p.shaped_attention,
+            identity_values=p.identity_values,
+        ),
+        mlp=MLPSpec(p.activation, p.hidden_scale),
+        parametrization=Parametrization(p.parametrization, p.base_n_layer, p.base_n_embd),
+        init=p.init,
+        data_dependent_init=p.data_dependent_init,
+        scalar_bias=p.scalar_bias,
+        unit_weights=p.unit_weights,
+        final_norm=has_final_norm(p, n_layer),
+        logit_scale=p.logit_scale,
+        cross_layer=_cross_layer(p),
+        x0_scales=(parse_expression(first), parse_expression(second)),
+    )
+
+
+def at_block(placement: Placement, l: int, n_layer: int) -> Placement:
+    """Returns the placement of block l (from 1), its `layer_overrides` applied."""
+    changes: dict[str, Any] = {"layer_overrides": ""}
+    for one in parse_overrides(placement.layer_overrides):
+        if one.where({"l": float(l), "L": float(n_layer)}):
+            changes |= one.changes
+    return dataclasses.replace(placement, **changes)
+
+
+def sites(placement: Placement, which: int) -> frozenset[str]:
+    """Returns the norm sites of a block's attention (0) or MLP (1)."""
+    return frozenset(words(sides(placement.norm_sites)[which]))
+
+
+def _block(placement: Placement, values: str) -> BlockSpec:
+    """Returns the spec of a block with this placement, which has no `layer_overrides`."""
+    p = placement
+    one = lambda text, i: sides(text)[i]
+    sublayers = [
+        SublayerSpec(
+            name=name,
+            index=i,
+            norm_sites=sites(p, i),
+            skip_scale=parse_scale(one(p.skip_scale, i)),
+            branch_scale=parse_scale(one(p.branch_scale, i)),
+            input_scale=parse_scale(one(p.input_scale, i)),
+            drop_path=parse_expression(one(p.drop_path, i)),
+            norm_alpha=parse_expression(one(p.norm_alpha, i)),
+            input_init=parse_expression(one(p.value_init, i)),
+            output_init=parse_expression(one(p.residual_init, i)),
+        )
+        for i, name in enumerate(SUBLAYERS)
+    ]
+    return BlockSpec(tuple(sublayers), values)
+
+
+@lru_cache(maxsize=64)
+def runs(placement: Placement, n_layer: int) -> tuple[tuple[Placement, str, range], ...]:
+    """Returns consecutive blocks that are built alike: placement, source of values, and layers."""
+    by_depth = SUPPORTS[placement.connection].by_depth
+
+    def kind(layer: int) -> tuple[Placement, str, int]:
+        values = placement.value_residual
+        if values != "none" and layer == 0:
+            values = "source"
+        return at_block(placement, layer + 1, n_layer), values, layer if by_depth else 0
+
+    found = [(key, list(layers)) for key, layers in groupby(range(n_layer), kind)]
+    return tuple((p, values, range(x[0], x[-1] + 1)) for (p, values, _), x in found)
+
+
+def stacks(placement: Placement, n_layer: int) -> tuple[StackSpec, ...]:
+    """Returns the stacks of a model's blocks, in order."""
+    found, out = runs(placement, n_layer), []
+    for block, values, layers in found:
+        name = "all" if len(found) == 1 else f"l{layers.start + 1}_{layers.stop}"
+        n_rows = placement.share_blocks or len(layers)
+        out.append(StackSpec(layers.start, layers.stop, _block(block, values), n_rows, name))
+    return tuple(out)
+
+
+def has_final_norm(placement: Placement, n_layer: int) -> bool:
+    """Returns whether a norm follows the last block: by default, unless the stream ends in one."""
+    if placement.norm_type == "none":
+        return False
+    if placement.final_norm != "auto":
+        return placement.final_norm == "yes"
+    if {"dense", "backout"} & {*words(placement.cross_layer)}:
+        return True  # they add to the stream after its last norm
+    if SUPPORTS[placement.connection].final:
+        return True
+    return "post" not in sites(at_block(placement, n_layer, n_layer), 1)
+
+
+def depth_groups(placement: Placement, n_layer: int) -> tuple[int, int]:
+    """Returns into how many groups sublayers are summed, and how many there are in each."""
+    n_sublayers = len(SUBLAYERS) * n_layer
+    size = -(-n_sublayers // (placement.depth_groups or n_sublayers))
+    return -(-n_sublayers // size), size
+
+
+def _cross_layer(placement: Placement) -> tuple[str, ...]:
+    found = {*words(placement.cross_layer)}
+    if placement.positions_at == "block":
+        found.add("coordinates")
+    return tuple(word for word in CROSS_LAYER if word in found)

@@ -1,0 +1,179 @@
+"""The compiled train step, and what is known about it before the first step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from gpt2_jax.config import Config
+from gpt2_jax.data.batch import Batch
+from gpt2_jax.errors import UserError
+from gpt2_jax.model.data_dependent_init import data_dependent_init
+from gpt2_jax.model.definition import ModelDef, define_model
+from gpt2_jax.model.sublayer import resolve_kernel
+from gpt2_jax.train.mesh import by_rows, make_mesh, replicated
+from gpt2_jax.train.optimizer import make_optimizer, trainable_infos
+from gpt2_jax.train.state import State, abstract, make_init
+from gpt2_jax.train.step import Step, make_step
+
+INIT_ROWS = 8  # sequences of the first batch on which Admin's variances are measured
+CUDNN_CALL = "__cudnn$fmha"
+
+
+@dataclass(frozen=True)
+class CompiledStep:
+    """A train step compiled for a mesh, ready to run.
+
+    Attributes:
+      batch_shape: shapes, types and shardings of a batch.
+      step: `(state, batch) -> (state, metrics)`; donates the state.
+      init: returns the state before the first step. shapes: of the state, with shardings.
+      attention: the kernel found in the compiled step.
+      peak_bytes: peak memory of one device, None if XLA does not report it.
+      compile_seconds: time spent lowering and compiling.
+    """
+
+    model_def: ModelDef
+    mesh: Mesh
+    batch_shape: Batch
+    step: Step
+    init: Callable[[], State]
+    shapes: State
+    attention: str
+    peak_bytes: int | None
+    compile_seconds: float
+
+    @property
+    def devices(self) -> list[str]:
+        """The kinds of the mesh's devices."""
+        return [device.device_kind for device in self.mesh.devices.flat]
+
+    def put(self, batch: Batch) -> Batch:
+        """Puts a batch on the devices, with its rows spread over them."""
+        return jax.device_put(batch, by_rows(self.mesh))
+
+    def start(self, batch: Batch) -> State:
+        """Returns the state before the first step, which uses this batch."""
+        state = self.init()
+        params = apply_data_dependent_init(self.model_def, self.mesh, state.all_params, batch)
+        return state.replace_params(params)
+
+    def trial_seconds(self, batch: Batch) -> float:
+        """Returns how long a step takes, measured on a state that is thrown away."""
+        state, seconds = self.init(), []
+        for _ in range(3):
+            started = time.monotonic()
+            state, _ = self.step(state, self.put(batch))
+            jax.block_until_ready(state)
+            seconds.append(time.monotonic() - started)
+            if seconds[0] > 5.0:
+                break
+        return min(seconds)
+
+
+def apply_data_dependent_init(model_def: ModelDef, mesh: Mesh, params: Any, batch: Batch) -> Any:
+    """Returns initial parameters, with those that the placement measures on the first batch."""
+    if not model_def.spec.data_dependent_init:
+        return params
+    everywhere = replicated(mesh)
+    measure = lambda params, tokens: data_dependent_init(model_def, params, tokens)
+    tokens = jax.device_put(batch.inputs_BT[:INIT_ROWS], everywhere)
+    return jax.jit(measure, out_shardings=everywhere)(params, tokens)
+
+
+def compile_step(config: Config) -> CompiledStep:
+    """Compiles the train step of a resolved config.
+
+    Raises:
+      UserError: if the requested attention kernel is not available, or memory is too small.
+    """
+    opt = config.optimizer
+    mesh = make_mesh(config.train, config.mesh)
+    model = define_model(config.model, config.placement)
+    optimizer = make_optimizer(opt, trainable_infos(opt, model))
+    init, everywhere = make_init(config.seed, opt, model, optimizer, mesh), replicated(mesh)
+    shape = (config.train.batch_size, config.data.seq_len + 1)
+    batch = Batch(jax.ShapeDtypeStruct(shape, jnp.int32, sharding=by_rows(mesh)))
+    kernel = resolve_kernel(config.model, model.spec, jax.default_backend())
+    started = time.monotonic()
+    step = jax.jit(
+        make_step(config, model, optimizer, mesh),
+        donate_argnums=0,
+        out_shardings=(everywhere, everywhere),
+    )
+    shapes = abstract(init, mesh)
+    compiled = _compile(step, shapes, batch, kernel)
+    return CompiledStep(
+        model_def=model,
+        mesh=mesh,
+        batch_shape=batch,
+        step=compiled,
+        init=init,
+        shapes=shapes,
+        attention=kernel_of(compiled.as_text(), kernel),
+        peak_bytes=peak_bytes(compiled),
+        compile_seconds=time.monotonic() - started,
+    )
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turns an out-of-memory error of a device into one line that says what to lower."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the device has too little memory ({reason}); raise train.accumulation, lower "
+            "train.batch_size, or set model.remat=block"
+        ) from None
+
+
+def _compile(step: Any, state: State, batch: Batch, kernel: str) -> Any:
+    try:
+        with memory_errors():
+            return step.lower(state, batch).compile()
+    except UserError:
+        raise
+    except Exception as error:
+        if kernel == "cudnn" and "cudnn" in str(error).lower():
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"model.attention=cudnn is not available here: {reason}; set model.attention=xla"
+            ) from error
+        raise
+
+
+def kernel_of(hlo: str, wanted: str) -> str:
+    """Returns the attention kernel found in a compiled program.
+
+    Raises:
+      UserError: if cuDNN was requested and is missing: there is no silent fallback.
+    """
+    found = "cudnn" if CUDNN_CALL in hlo else "xla"
+    if wanted == "cudnn" and found != "cudnn":
+        raise UserError(
+            "model.attention=cudnn, but the compiled step contains no cuDNN attention; "
+            "set model.attention=xla to accept XLA's"
+        )
+    return found
+
+
+def peak_bytes(compiled: jax.stages.Compiled) -> int | None:
+    """Returns a program's peak memory on one device, None if XLA does not report it."""
+    found = compiled.memory_analysis()
+    if found is None:
+        return None
+    if jax.default_backend() == "cpu":  # whose reported peak does not count temporaries
+        arguments_and_outputs = found.argument_size_in_bytes + found.output_size_in_bytes
+        return arguments_and_outputs - found.alias_size_in_bytes + found.temp_size_in_bytes
+    return found.peak_memory_in_bytes or None

@@ -1,0 +1,66 @@
+"""A run opened from its directory alone, to be evaluated, sampled or exported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from gpt2_jax.config import Config, replace
+from gpt2_jax.files import sha256
+from gpt2_jax.model.definition import ModelDef, define_model
+from gpt2_jax.train.checkpoint import restore_params
+from gpt2_jax.train.checkpoint_ref import CheckpointRef, parse_step, with_checkpoint
+from gpt2_jax.train.checksums import SUMS
+from gpt2_jax.train.identity import read_meta
+from gpt2_jax.train.mesh import configure_devices, make_mesh
+from gpt2_jax.train.rundir import RunDirectory
+from gpt2_jax.train.state import abstract_params
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """A checkpoint's parameters on this machine's devices.
+
+    Attributes:
+      corpus: hash of the text that it was trained on, None if unknown.
+      sums: hash of the checkpoint's files.
+    """
+
+    config: Config
+    model_def: ModelDef
+    mesh: Mesh
+    params: Any
+    step: int
+    corpus: str | None
+    sums: str
+
+
+def open_run(workdir: str, step: int | str | None = None, devices: int | None = None) -> OpenedRun:
+    """Opens a run at one of its checkpoints; nothing in the directory is written or executed.
+
+    Args:
+      step: of the checkpoint; `best` for the one with the lowest validation loss, None for the
+        latest undamaged one.
+      devices: how many to use; None for as many as divide the run's batch.
+
+    Raises:
+      UserError: if there is no run, no such checkpoint, or it is damaged or another run's.
+    """
+    ref = CheckpointRef(workdir, parse_step(step))
+    directory = RunDirectory(workdir)
+    # This machine may have other devices than the run had.
+    config = replace(directory.read_config(), {"mesh.data": devices})
+
+    def restore(step: int, folder: Path) -> OpenedRun:
+        configure_devices(config.train, config.mesh)
+        mesh = make_mesh(config.train, config.mesh)
+        model = define_model(config.model, config.placement)
+        params = restore_params(folder, abstract_params(model, mesh), step)
+        identity, info = read_meta(folder).identity, directory.read_info()
+        corpus = info.get("corpus") if identity is None else identity.corpus
+        return OpenedRun(config, model, mesh, params, step, corpus, sha256(folder / SUMS))
+
+    return with_checkpoint(directory, ref, restore)

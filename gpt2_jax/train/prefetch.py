@@ -1,0 +1,61 @@
+"""Batches prepared in a thread and put on the devices before they are needed."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Self
+
+from gpt2_jax.data.batch import Batch
+
+DEPTH = 2  # batches on the devices before their step is dispatched
+
+
+class Prefetch:
+    """Yields `put(batch(step))` for step = first, ..., last - 1, prepared in a thread."""
+
+    def __init__(
+        self,
+        batch: Callable[[int], Batch],
+        put: Callable[[Batch], Batch],
+        first: int,
+        last: int,
+    ) -> None:
+        self._queue: queue.Queue[Batch | BaseException] = queue.Queue(DEPTH)
+        self._stop = threading.Event()
+        self._steps = range(first, last)
+        self._prepare = lambda step: put(batch(step))
+        self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def __iter__(self) -> Iterator[Batch]:
+        for _ in self._steps:
+            item = self._queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def _work(self) -> None:
+        try:
+            for step in self._steps:
+                if not self._offer(self._prepare(step)):
+                    return
+        except BaseException as error:  # raised again where the batch is awaited
+            self._offer(error)
+
+    def _offer(self, item: Batch | BaseException) -> bool:
+        while not self._stop.is_set():
+            try:
+                self._queue.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False

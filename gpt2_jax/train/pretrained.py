@@ -1,0 +1,178 @@
+"""Initial weights from another run or from an import, instead of random ones."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt2_jax import config as configs
+from gpt2_jax.config import Config
+from gpt2_jax.data.saved_tokenizer import same_tokenizer
+from gpt2_jax.errors import UserError
+from gpt2_jax.placements import AXES
+from gpt2_jax.placements.axes import SCALES
+from gpt2_jax.train.checkpoint import restore_params
+from gpt2_jax.train.checkpoint_ref import CheckpointRef, find_checkpoint
+from gpt2_jax.train.checksums import find_damage
+from gpt2_jax.train.rundir import RunDirectory
+from gpt2_jax.train.verify import check_identity
+
+# Fields that are determined by the weights; the others say how they are run and trained.
+DETERMINED = (
+    "placement.preset",
+    "placement.module",
+    "model.n_layer",
+    "model.n_head",
+    "model.n_embd",
+    "model.n_positions",
+    "model.n_inner",
+    "model.vocab_size",
+    "model.vocab_multiple",
+    "model.scale_attn_weights",
+    "model.scale_attn_by_inverse_layer_idx",
+    "model.tie_head",
+    *(f"placement.{name}" for name in AXES),
+    "data.tokenizer",
+)
+# Those of them that may differ with the same parameters: factors that are not learned.
+CHANGEABLE = tuple(f"placement.{name}" for name in (*SCALES, "drop_path"))
+
+
+@dataclass(frozen=True)
+class PretrainedSource:
+    """A folder of weights, and the config of the run that they are from."""
+
+    folder: Path
+    config: Config
+    name: str
+    step: int = 0
+
+
+def find_source(config: Config, directory: RunDirectory) -> PretrainedSource | None:
+    """Returns the source that `train.init_from` names, or weights imported into the directory.
+
+    Raises:
+      UserError: if the weights are missing.
+    """
+    given = config.train.init_from
+    if directory.weights_path.exists():
+        if given is not None:
+            raise UserError(
+                f"{directory.path} already contains imported weights; leave train.init_from unset, "
+                "or choose another --workdir"
+            )
+        return PretrainedSource(
+            directory.weights_path, directory.read_config(), str(directory.path)
+        )
+    if given is None:
+        return None
+    if directory.config_path.exists():  # a run that started from these weights continues
+        started = directory.read_config()
+        before = CheckpointRef.parse(started.train.init_from or "")
+        if isinstance(before.step, int) and before.is_named_by(given):
+            folder = RunDirectory(before.workdir).folder_of(before.step)
+            return PretrainedSource(folder, started, str(before), before.step)
+    return open_source(given)
+
+
+def adopt_model(config: Config, source: PretrainedSource, say: Callable[[str], None]) -> Config:
+    """Returns the config with the fields that the source determines, and the step it is from.
+
+    A field that has its default value is considered unset. If the sequence length is unset, it
+    is the source's as well.
+
+    Args:
+      say: called with one line that tells which fields were changed.
+
+    Raises:
+      UserError: if the config asks for another model than that of the weights.
+    """
+    asked, default = configs.flatten(config), configs.flatten(Config())
+    stored = configs.flatten(source.config)
+    changes: dict[str, Any] = {}
+    for name in DETERMINED:
+        is_set = asked[name] != default[name]
+        if name in CHANGEABLE and is_set:
+            adopted = configs.replace(config, changes)
+            if not _is_learned(adopted, source, name):
+                continue
+        same = name == "data.tokenizer" and same_tokenizer(asked[name], stored[name])
+        if is_set and not same and asked[name] != stored[name]:
+            raise UserError(
+                f"{name}={asked[name]!r}, but the weights of {source.name} have "
+                f"{stored[name]!r}; leave it unset"
+            )
+        changes[name] = stored[name]
+    if asked["data.seq_len"] == default["data.seq_len"]:
+        changes["data.seq_len"] = stored["data.seq_len"]
+    changed = [
+        f"{name}={changes[name]!r}"
+        for name in asked
+        if changes.get(name, asked[name]) != asked[name]
+    ]
+    say(f"from {source.name}: {', '.join(changed) or 'nothing but the weights'}")
+    if config.train.init_from is not None:
+        changes["train.init_from"] = source.name
+    return configs.replace(config, changes)
+
+
+def _is_learned(config: Config, source: PretrainedSource, name: str) -> bool:
+    """Returns whether a factor has parameters in the config or in the source."""
+    leaf = name.rpartition(".")[2]
+    texts = [getattr(c.placement.resolve(), leaf) for c in (config, source.config)]
+    return any("learned" in text for text in texts)
+
+
+def open_source(given: str) -> PretrainedSource:
+    """Returns the weights of `DIR`, `DIR@best` or `DIR@STEP`.
+
+    Raises:
+      UserError: if there are none, or they are damaged or another run's.
+    """
+    try:
+        ref = CheckpointRef.parse(given)
+        step = find_checkpoint(ref)
+        directory = RunDirectory(ref.workdir)
+        config = directory.read_config()
+    except UserError as error:
+        raise UserError(f"train.init_from={given}: {error}") from None
+    name = str(CheckpointRef(ref.workdir, step))
+    return PretrainedSource(directory.folder_of(step), config, name, step)
+
+
+def load_pretrained(source: PretrainedSource, like: Any) -> Any:
+    """Returns the weights, with the shapes and shardings of `like`.
+
+    Raises:
+      UserError: if they are another model's, or were deleted by the run that saved them.
+    """
+    try:
+        return restore_params(source.folder, like, source.step)
+    except Exception:
+        if os.path.lexists(source.folder):
+            raise
+        raise UserError(
+            f"{source.folder} was deleted before its weights were read, perhaps by the run that "
+            "saved it; start in another --workdir from a checkpoint that still exists"
+        ) from None
+
+
+def check_source(source: PretrainedSource) -> None:
+    """Refuses initial weights that are damaged or do not belong to their run.
+
+    Raises:
+      UserError: if they are damaged, missing, or another run's.
+    """
+    folder = source.folder
+    if fault := find_damage(folder):
+        raise UserError(
+            f"the initial weights, {folder}, are damaged or gone: {fault}; restore them from a copy"
+        )
+    imported = folder == RunDirectory(str(folder.parent)).weights_path
+    directory = RunDirectory(str(folder.parent if imported else folder.parent.parent))
+    if doubt := check_identity(directory, source.step, folder):
+        print(f"warning: {doubt}", file=sys.stderr)

@@ -1,0 +1,233 @@
+"""What a run writes: rows of metrics, checkpoints and the loss curve, also to wandb."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from gpt2_jax.config import Config
+from gpt2_jax.errors import Diverged
+from gpt2_jax.model.definition import ModelDef
+from gpt2_jax.track.metrics import MetricsFile, Row, evaluations_since_best, read_rows
+from gpt2_jax.track.plot import LossCurve, Picture
+from gpt2_jax.track.throughput import mfu
+from gpt2_jax.track.wandb_log import WandbLog
+from gpt2_jax.train import report
+from gpt2_jax.train.checkpoint import Checkpoints
+from gpt2_jax.train.diagnostics import by_block
+from gpt2_jax.train.rundir import RunDirectory
+from gpt2_jax.train.state import State
+from gpt2_jax.train.step import BLOCK_GRAD_NORMS
+
+METRICS = ("loss", "grad_norm", "lr", "skipped")
+
+
+def is_stale(config: Config, rows: list[Row]) -> bool:
+    """Returns whether the validation loss has not fallen for `train.patience` evaluations."""
+    patience = config.train.patience
+    return patience is not None and evaluations_since_best(rows) >= patience
+
+
+@dataclass
+class RunLogger:
+    """Writes the metrics, checkpoints and plots of a run in progress.
+
+    Attributes:
+      devices: kinds of the run's devices.
+      resumed_from: the step that the run continues after, None for a new run.
+      say: called with each line that wandb reports.
+      unfinished: the row of `resumed_from` if a signal interrupted its evaluation, else None.
+      saved_step: of the last checkpoint, None if there is none yet.
+      evaluations: rows that have a validation loss.
+    """
+
+    config: Config
+    directory: RunDirectory
+    model_def: ModelDef
+    devices: list[str]
+    checkpoints: Checkpoints
+    resumed_from: int | None
+    say: Callable[[str], None]
+    metrics: MetricsFile = field(init=False)
+    wandb: WandbLog = field(init=False)
+    unfinished: Row | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        first = -1 if self.resumed_from is None else self.resumed_from
+        self.metrics = MetricsFile(self.directory.metrics_path, first)
+        self.checkpoints.before_commit = self.metrics.sync
+        self.checkpoints.digest_rows = self.metrics.digest
+        rows = read_rows(self.directory.metrics_path)
+        self._flops_per_token = self.model_def.flops_per_token(self.config.data.seq_len)
+        self._seconds_step = rows[-1]["step"] if rows else 0
+        self._seconds = (rows[-1].get("perf/seconds") or 0.0) if rows else 0.0
+        self._max_consecutive_skipped = 0
+        self._curve = LossCurve(self.directory.plot_path, self._picture)
+        self.saved_step = self.resumed_from
+        if rows and rows[-1]["step"] == self.resumed_from and self._lacks_evaluation(rows[-1]):
+            self.unfinished = rows.pop()
+        self.evaluations = [row for row in rows if "val/loss" in row]
+        options = report.wandb_options(self.config, self.directory)
+        described = report.wandb_config(self.config, self.directory, self.model_def)
+        self.wandb = WandbLog(options, described, rows, self.say)
+
+    def _lacks_evaluation(self, row: Row) -> bool:
+        return self.is_evaluated(row["step"]) and "val/loss" not in row
+
+    def since_best(self) -> int:
+        """Returns the number of evaluations after the best one."""
+        return evaluations_since_best(self.evaluations)
+
+    def is_stale(self) -> bool:
+        """Returns whether `train.patience` is exhausted."""
+        return is_stale(self.config, self.evaluations)
+
+    def is_due(self, step: int) -> bool:
+        """Returns whether a step has a row."""
+        every = self.config.train.log_every
+        return step % every == 0 or self.is_stop(step) or self.has_diagnostics(step)
+
+    def has_diagnostics(self, step: int) -> bool:
+        """Returns whether a step has figures by depth."""
+        every = self.config.track.diagnostics_every
+        return every is not None and (step % every == 0 or step == self.config.train.steps)
+
+    def is_stop(self, step: int) -> bool:
+        """Returns whether the run pauses after a step, for an evaluation or a checkpoint."""
+        train = self.config.train
+        every = (train.eval_every, train.checkpoint_every)
+        return step == train.steps or any(step % n == 0 for n in every)
+
+    def is_evaluated(self, step: int) -> bool:
+        """Returns whether a step has a validation loss."""
+        return step == self.config.train.steps or step % self.config.train.eval_every == 0
+
+    def begin(self, scored: Mapping[str, float], figures: Mapping[str, Any]) -> None:
+        """Writes the row of the state before the first step."""
+        counts = {"step": 0, "tokens": 0, "perf/seconds": 0.0, "perf/flops": 0}
+        self.write({**counts, **scored, **by_block(dict(figures))})
+
+    def row(
+        self, step: int, read: Mapping[str, Any], figures: Collection[str], speed: float
+    ) -> Row:
+        """Returns the row of a step.
+
+        Args:
+          read: the train step's metrics and figures by depth (L), read from the devices.
+          figures: names of the latter; empty if none are due.
+          speed: tokens per second.
+        """
+        by_depth = {name: read[name] for name in figures}
+        if by_depth:
+            by_depth["grad_norm"] = read[BLOCK_GRAD_NORMS]
+        self._max_consecutive_skipped = read["max_consecutive_skipped"].item()
+        tokens = report.tokens_per_step(self.config)
+        self._seconds += (step - self._seconds_step) * tokens / speed
+        self._seconds_step = step
+        row = {
+            "step": step,
+            "tokens": step * tokens,
+            **{f"train/{name}": read[name].item() for name in METRICS},
+            "perf/tokens_per_sec": speed,
+            "perf/step_ms": tokens / speed * 1e3,
+            "perf/seconds": self._seconds,
+            "perf/flops": step * tokens * self._flops_per_token,
+            **by_block(by_depth),
+        }
+        share = mfu(speed, self._flops_per_token, self.devices[0], len(self.devices))
+        return row if share is None else row | {"perf/mfu": share}
+
+    def write(self, row: Row) -> None:
+        """Writes a row.
+
+        Raises:
+          Diverged: if too many consecutive steps had to be skipped before it.
+        """
+        self._note_evaluation(row)
+        self.metrics.write(row)
+        self._send(row)
+        if self._max_consecutive_skipped >= self.config.optimizer.max_skipped:
+            raise Diverged(
+                f"by step {row['step']}, {self._max_consecutive_skipped} steps in a row were "
+                "skipped because their gradient was not finite or an outlier",
+                "lower optimizer.peak_lr, lengthen the warm-up or raise optimizer.skip_outliers, "
+                f"in another --workdir ({self.directory.path} keeps the metrics of this run)",
+            )
+
+    def keep_unfinished(self, row: Row) -> None:
+        """Writes the row of a step whose evaluation was interrupted; not yet to wandb."""
+        self.metrics.write(row)
+
+    def complete(self, row: Row) -> None:
+        """Replaces the row `unfinished` by one with its evaluation."""
+        self._note_evaluation(row)
+        self.metrics.replace_last(row)
+        self.unfinished = None
+        self._send(row)
+        self.draw()
+
+    def _note_evaluation(self, row: Row) -> None:
+        if "val/loss" in row:
+            self.evaluations.append(row)
+
+    def _send(self, row: Row) -> None:
+        self.wandb.log(row)
+        if "val/loss" in row:
+            best = self.evaluations[-1 - self.since_best()]
+            self.wandb.summarize({"best/val_loss": best["val/loss"], "best/step": best["step"]})
+
+    def is_kept(self, row: Row) -> bool:
+        """Returns whether to save a checkpoint after the row that was just written."""
+        train, step = self.config.train, row["step"]
+        # With patience, the weights of the best evaluation are the result of the run.
+        best = train.patience and row is self.evaluations[-1 - self.since_best()]
+        last = step == train.steps
+        return bool(last or best or self.is_stale() or step % train.checkpoint_every == 0)
+
+    def save(self, step: int, state: State, val_loss: float | None) -> None:
+        """Starts saving a checkpoint."""
+        self.checkpoints.save(step, state, val_loss)
+        self.saved_step = step
+
+    def draw(self, last: bool = False) -> None:
+        """Draws the losses up to the last evaluation in another thread; waits if `last`."""
+        self._curve.draw(self.evaluations[-1]["step"], wait=last)
+
+    def finish(self, step: int, text: str | None, stopped: bool = False) -> None:
+        """Draws the losses and, unless the run was stopped, sends the final results to wandb."""
+        rows = read_rows(self.directory.metrics_path)
+        if rows:
+            self._curve.draw(rows[-1]["step"], wait=True)
+        if stopped:
+            return
+        self.wandb.show(step, self.directory.plot_path, text)
+        final = {k: v for row in rows for k, v in row.items() if k.startswith("val/")}
+        tokens = report.total_tokens(self.config)
+        counts = {
+            "parameters": self.model_def.n_params(),
+            "flops": self._flops_per_token * tokens,
+            "tokens": tokens,
+        }
+        self.wandb.summarize({f"final/{name}": value for name, value in final.items()} | counts)
+
+    def _picture(self) -> Picture:
+        """Returns what the loss curve shows."""
+        rows = read_rows(self.directory.metrics_path)
+        title = report.curve_title(self.config, self.directory)
+        subtitle = f"{self.model_def.n_params():,} parameters"
+        if rows:
+            subtitle += f", {rows[-1]['tokens']:,} tokens"
+        if speeds := [row["perf/tokens_per_sec"] for row in rows if "perf/tokens_per_sec" in row]:
+            subtitle += f", {statistics.median(speeds):,.0f} tokens/s on {self.devices[0]}"
+        return rows, title, subtitle
+
+    def close(self, code: int) -> None:
+        """Ends threads and closes files, each of them even if another one fails."""
+        with ExitStack() as last:
+            last.callback(self.wandb.close, code)
+            last.callback(self._curve.close)
+            last.callback(self.metrics.close)
+            last.callback(self.checkpoints.close)

@@ -1,0 +1,1 @@
+"""What `mkdocs build` generates of the catalogue, the config and the tests."""
