@@ -61,8 +61,10 @@ def show(name: str) -> str:
     lines.append(f"final norm  {'yes' if has_final_norm(placement, 12) else 'no'}")
     (params, flops), (base_params, base_flops) = counts(name), counts(BASE)
     more, share = params - base_params, f"{flops / base_flops - 1:+.1%}".replace("-0.0", "+0.0")
-    lines.append(f"parameters  {params:,} at 124M ({more:+,} beside {BASE})")
-    lines.append(f"FLOPs       {flops / 1e6:,.1f} M a token at 124M ({share} beside {BASE})")
+    lines.append(f"parameters  {params:,} at 124M ({more:+,} compared with {BASE})")
+    lines.append(
+        f"FLOPs       {flops / 1e6:,.1f} M per token at 124M ({share} compared with {BASE})"
+    )
     return "\n".join(lines)
 
 
@@ -72,7 +74,7 @@ def _changed(placement: Placement) -> list[str]:
 
 
 def counts(name: str) -> tuple[int, int]:
-    """Returns the parameters, and the training FLOPs a token, of a preset at GPT-2's 124M."""
+    """Returns the parameters, and the training FLOPs per token, of a preset at GPT-2's 124M."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # shapes need no accelerator
     from gpt2_jax.model.definition import define_model
 

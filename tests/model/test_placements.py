@@ -603,7 +603,7 @@ def test_one_preset_in_full():
     for part in ("x' = N2(S x + F(N1(x)))", "Keel, 2601.19895", "skip_scale=where(s <= 2, 1, S)"):
         assert part in shown
     assert "final norm  no" in shown
-    assert "124,437,504 at 124M (-2,304 beside pre_ln)" in shown
+    assert "124,437,504 at 124M (-2,304 compared with pre_ln)" in shown
     done = catalogue("--show=kel")
     assert done.returncode == 2
     assert done.stderr == "error: --show=kel is not a known preset; did you mean 'keel'?\n"
