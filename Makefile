@@ -1,6 +1,6 @@
-# Two commands from a bare machine: `make quickstart` and `make test`.
-# PYTHON=python3.12 picks the interpreter, EXTRA=cuda13 (or tpu, or several with commas) adds extras
-# to the environment; later commands keep them. Another Python version rebuilds the environment.
+# To start from a clone: `make quickstart` and `make test`.
+# PYTHON=python3.12 selects the interpreter; another version rebuilds the environment.
+# EXTRA=cuda13 (or tpu, or several separated by commas) adds extras, which later commands keep.
 comma := ,
 empty :=
 space := $(empty) $(empty)
@@ -9,14 +9,14 @@ EXTRA ?=
 VENV ?= .venv
 WORKDIR ?= runs/quickstart
 FLAGS ?=
-# Files and folders of tests; unset: all.
+# Test files and folders to run; unset: all.
 TESTS ?=
 PEERS_VENV ?= $(VENV)-peers
 RUN = $(VENV)/bin/python
 
 MINOR := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 CONSTRAINTS := $(wildcard constraints/python$(MINOR).txt)
-# `.extras` lists what earlier commands added.
+# `.extras` lists the extras that earlier commands added.
 EXTRAS := $(sort dev $(shell cat $(VENV)/.extras 2>/dev/null) $(subst $(comma), ,$(EXTRA)))
 INSTALLED := $(VENV)/.installed-$(MINOR)
 STAMP := $(INSTALLED)-$(subst $(space),-,$(EXTRAS))
@@ -27,24 +27,24 @@ STAMP := $(INSTALLED)-$(subst $(space),-,$(EXTRAS))
 quickstart: install
 	$(RUN) train.py --config=configs/quickstart.py --workdir=$(WORKDIR) $(FLAGS)
 
-# One process more than cores, since some tests wait for servers and processes.
+# One more process than cores, since some tests wait for servers and subprocesses.
 WORKERS := $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)' 2>/dev/null)
 
-# A file of tests stays with one process, so that what its tests share is made once.
+# The tests of a file run in one process, so that they can share fixtures.
 test: check
 	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not peers" $(TESTS)
 
 test-slow: install
 	$(RUN) -m pytest -n $(WORKERS) --dist worksteal -m slow $(TESTS)
 
-# Torch and transformers live in an environment of their own: `make test` must not need them.
+# Torch and transformers have a separate environment: `make test` must pass without them.
 test-peers:
 	$(MAKE) --no-print-directory peers-tests VENV=$(PEERS_VENV) EXTRA=peers,eval
 
 peers-tests: install
 	$(RUN) -m pytest -m peers
 
-# The documentation site, in build/site; any warning, such as a broken link, is an error.
+# Builds the documentation site in build/site; any warning, such as a broken link, is an error.
 docs:
 	$(MAKE) --no-print-directory docs-site EXTRA=docs
 
@@ -66,7 +66,7 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
-	  { echo "gpt2_jax needs Python 3.11 or newer, and $(PYTHON) is $(or $(MINOR),not there); set PYTHON=python3.11"; exit 2; }
+	  { echo "gpt2_jax needs Python 3.11 or newer, but $(PYTHON) is $(or $(MINOR),not installed); set PYTHON=python3.11"; exit 2; }
 	@$(if $(CONSTRAINTS),,echo "Python $(MINOR) has no file in constraints/: installing within the bounds of pyproject.toml")
 	@ls $(INSTALLED)-* >/dev/null 2>&1 && $(RUN) -c "" 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[$(subst $(space),$(comma),$(EXTRAS))]'

@@ -2,8 +2,8 @@
 
     python benchmarks/placements.py > docs/placements_speed.md
 
-At the quickstart's size (4 layers, width 128, 8 x 128 bytes per step) with AdamW. Both steps are
-compiled in one process and run in turn, so that the ratio is that of one machine in one minute.
+Models have the quickstart's size (4 layers, width 128, 8 x 128 bytes per step) and use AdamW. Both
+steps are compiled in one process and alternate, so the load of the machine affects both alike.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ ROOT = Path(__file__).parent.parent
 BASE = "pre_ln"
 HEADER = """# Speed of each placement
 
-Written by `python benchmarks/placements.py > docs/placements_speed.md`. The quickstart's size:
-4 layers, width 128, 8 x 128 bytes per step; AdamW, float32. Medians of rounds that alternate with
-pre_ln's step, in one process. The ratio is what carries over; milliseconds are this machine's.
+Written by `python benchmarks/placements.py > docs/placements_speed.md`. Models have the
+quickstart's size: 4 layers, width 128, 8 x 128 bytes per step; AdamW, float32. Times are medians of
+rounds that alternate with pre_ln in one process. Only the ratios carry over to other machines.
 
 """
 

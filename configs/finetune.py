@@ -1,10 +1,10 @@
-r"""Goes on from another run's weights on another text, for a while and carefully.
+r"""Fine-tunes the weights of another run on another text, at a low learning rate.
 
-    python train.py --config=configs/finetune.py --workdir=runs/tuned \
+    gpt2-jax train --config=finetune --workdir=runs/tuned \
         --config.train.init_from=runs/quickstart --config.data.source=path/to/text.txt
 
-The model's sizes, its tokenizer and its sequence length are those of the weights. Batch: 16
-sequences; 500 updates, fewer if the validation loss has not fallen for three evaluations.
+Model sizes, tokenizer and sequence length are those of the other run. Batch: 16 sequences per step;
+500 steps, or fewer if the validation loss has not fallen for three evaluations.
 """
 
 from ml_collections import ConfigDict

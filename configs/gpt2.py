@@ -1,16 +1,14 @@
-r"""GPT-2 in its four sizes: `--config=configs/gpt2.py:124m` (or 350m, 774m, 1558m).
+r"""GPT-2 in its four sizes: `--config=gpt2:124m` (or 350m, 774m, 1558m), for GPUs and TPUs.
 
-Trains on GPT-2 tokens of any text; meant for GPUs and TPUs:
-
-    python train.py --config=configs/gpt2.py:124m --workdir=runs/gpt2_124m \
+    gpt2-jax train --config=gpt2:124m --workdir=runs/gpt2_124m \
         --config.data.source='data/fineweb10B/fineweb_train_*.bin' \
         --config.data.val_source='data/fineweb10B/fineweb_val_*.bin'
 
-Batch: 512 sequences x 1,024 = 524,288 tokens an update, in `accumulation` parts over all devices,
-chosen so that each size fits one GPU of 80 GB (compiled for an H100: 58, 58, 53 and 56 GB); with
-eight GPUs, fewer parts fit. 19,073 updates = 10.0B tokens. Learning rates, schedule and decay
-follow GPT-3's table 2.1 (Brown et al. 2020) and llm.c's 124M run, which reaches 3.28 to 3.29 on
-FineWeb's validation shard. Not yet run here to the end: no figure of ours stands in this file.
+Batch: 512 sequences x 1,024 = 524,288 tokens per step; 19,073 steps = 10.0B tokens. The number of
+micro-batches is chosen for one 80 GB GPU (compiled for an H100: 58, 58, 53 and 56 GB); eight GPUs
+need fewer. Learning rates, schedule and decay follow GPT-3 (Brown et al. 2020, table 2.1) and
+llm.c's 124M run, which reaches 3.28 to 3.29 on FineWeb's validation shard. Result: not trained to
+the end yet.
 """
 
 from ml_collections import ConfigDict

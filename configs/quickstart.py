@@ -1,13 +1,13 @@
-"""A byte-level GPT of 0.8M parameters on tiny Shakespeare: a look around in two minutes.
+"""A byte-level GPT with 0.8M parameters on Tiny Shakespeare: a first run in one or two minutes.
 
-    python train.py --config=configs/quickstart.py --workdir=runs/quickstart
+    gpt2-jax train --config=quickstart --workdir=runs/quickstart
 
-The text is karpathy/char-rnn's, 1,115,394 bytes of ASCII that the package ships; its last tenth is
-held out for validation. Batch: 8 sequences x 128 = 1,024 bytes per step, in 2 parts of 4 (on a CPU
-small parts stay in its caches); 1,200 steps = 1.2 MB, 1.2 epochs. Result: val/loss 1.654 nats per
-byte (2.386 bits) on the whole validation part, where nanoGPT's CPU example of this size and half
-the context reaches 1.88 (its README; 2,000 steps of 768 characters). The same model and steps took
-60 to 105 s on two cores.
+The text is karpathy/char-rnn's, 1,115,394 bytes of ASCII, included in the package; its last tenth
+is held out for validation. Batch: 8 sequences x 128 = 1,024 bytes per step, in 2 micro-batches of 4
+(small ones stay in a CPU's caches); 1,200 steps = 1.2 MB, 1.2 epochs. Result: val/loss 1.654 nats
+per byte (2.386 bits) on all of the held-out text. nanoGPT's CPU example, of the same size and with
+half the context, reaches 1.88 (its README; 2,000 steps of 768 characters). The same model and steps
+took 60 to 105 s on two cores.
 """
 
 from ml_collections import ConfigDict

@@ -1,12 +1,11 @@
-"""A byte-level GPT of 0.8M parameters on tiny Shakespeare: nanoGPT's CPU shape.
+"""A byte-level GPT with 0.8M parameters on Tiny Shakespeare, in the shape of nanoGPT's CPU example.
 
-    python train.py --config=configs/shakespeare.py --workdir=runs/shakespeare
+    gpt2-jax train --config=shakespeare --workdir=runs/shakespeare
 
-The text is karpathy/char-rnn's data/tinyshakespeare/input.txt (1.1 MB, shipped with the package),
-whose last tenth is held out for validation.
-Batch: 12 sequences x 64 = 768 bytes an update; 2,000 updates = 1.5 MB, one and a half epochs.
-Result: val/loss 1.77 nats a byte on the whole validation part, where nanoGPT's settings give 1.88
-(characters, 20 random batches); see the README for times beside it.
+The text is karpathy/char-rnn's data/tinyshakespeare/input.txt (1.1 MB, included in the package);
+its last tenth is held out for validation. Batch: 12 sequences x 64 = 768 bytes per step; 2,000
+steps = 1.5 MB, 1.5 epochs. Result: val/loss 1.77 nats per byte on all of the held-out text; nanoGPT
+reaches 1.88 (characters, 20 random batches). See docs/benchmarks.md for the times of both.
 """
 
 from ml_collections import ConfigDict

@@ -1,1 +1,1 @@
-"""What `mkdocs build` generates of the catalogue, the config and the tests."""
+"""Pages that `mkdocs build` generates from the catalogue, the config and the tests."""

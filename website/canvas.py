@@ -1,6 +1,6 @@
-"""Shapes of a drawing, as SVG that takes its colours from the page's style sheet.
+"""SVG drawings, colored by the page's style sheet.
 
-Heights are measured upwards from the bottom of the drawing.
+The y axis points upwards from the bottom of the drawing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Point = tuple[float, float]
 
 @dataclass
 class Canvas:
-    """Lines, boxes and texts; boxes cover lines, and texts cover both."""
+    """Lines, boxes and texts; boxes are drawn over lines, and texts over both."""
 
     lines: list[str] = field(default_factory=list)
     boxes: list[str] = field(default_factory=list)
@@ -27,7 +27,7 @@ class Canvas:
         dashed: bool = False,
         kind: str = "branch",
     ) -> None:
-        """Draws a line through points, with a head at its end if it is an arrow."""
+        """Draws a line through points, with an arrowhead at its end if `arrow`."""
         path = " ".join(f"{x:g},{-y:g}" for x, y in points)
         self.lines.append(f'<polyline class="line {kind}{" dashed" * dashed}" points="{path}"/>')
         if arrow:
@@ -40,30 +40,30 @@ class Canvas:
             self.boxes.append(f'<polygon class="head {kind}" points="{head}"/>')
 
     def box(self, x: float, y: float, label: str, kind: str, width: float = BOX_WIDTH) -> None:
-        """Draws a box with a label, centred at a point."""
+        """Draws a box with a label, centered at a point."""
         self._rect(x, y - BOX_HEIGHT / 2, width, BOX_HEIGHT, kind)
         self.text(x, y, label, "label")
 
     def layer(
         self, x: float, y: float, height: float, label: str, notes: list[str], width: float
     ) -> None:
-        """Draws a layer with notes below its name; its lower edge is at height y."""
+        """Draws a layer with notes below its name; y is its lower edge."""
         self._rect(x, y, width, height, label.lower())
         self.text(x, y + height - 15, label, "title")
         for i, note in enumerate(notes):
             self.text(x, y + height - 31 - 13 * i, note, "label")
 
     def circle(self, x: float, y: float, label: str, kind: str = "sum") -> None:
-        """Draws a sum, or a factor by its letter."""
+        """Draws a circle with a symbol: a sum, or the letter of a factor."""
         self.boxes.append(f'<circle class="box {kind}" cx="{x:g}" cy="{-y:g}" r="{RADIUS}"/>')
         self.text(x, y, label, "label symbol")
 
     def text(self, x: float, y: float, label: str, kind: str) -> None:
-        """Draws a label, centred at a point."""
+        """Draws a label, centered at a point."""
         self.texts.append(f'<text class="{kind}" x="{x:g}" y="{-y:g}">{escape(label)}</text>')
 
     def svg(self, width: float, height: float) -> str:
-        """Returns the drawing."""
+        """Returns the drawing as an SVG element."""
         return (
             f'<svg class="placement" viewBox="0 {-height:g} {width:g} {height:g}" '
             f'width="{width:g}" role="img" aria-label="drawing of the block">'

@@ -1,7 +1,7 @@
-"""A block as a drawing, made of its typed spec.
+"""Draws a block from its typed spec.
 
-The residual stream runs from the bottom to the top; each sublayer branches off to the right and is
-combined with the stream again.
+The residual stream runs from bottom to top. Each sublayer branches off to the right and rejoins the
+stream.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from itertools import groupby
 from gpt2_jax.placements.spec import BlockSpec, ModelSpec, ScaleSpec, SublayerSpec
 from website.canvas import BOX_HEIGHT, BOX_WIDTH, RADIUS, Canvas
 
-TRUNK, BRANCH, RIGHT = 74, 172, 262  # where stream, branch and what comes from the right are
-MEMORY = 18  # where the second stream is, or what earlier layers left
+TRUNK, BRANCH, RIGHT = 74, 172, 262  # x of the stream, of branches, and of inputs from the right
+MEMORY = 18  # x of a second stream, or of outputs of earlier layers
 COLUMNS = (BRANCH - 26, BRANCH + 78)  # of parallel branches
 GAP = 13
 NORMS = {
@@ -25,7 +25,7 @@ NORMS = {
     "dyt": "DyT",
     "derf": "Derf",
 }
-# How a connection combines a sublayer's output with the stream, where it is not a sum.
+# How a connection combines a sublayer's output with the stream, if not by a sum.
 JOINS = {
     "gru": "GRU gate",
     "highway": "highway gate",
@@ -34,11 +34,11 @@ JOINS = {
     "slerp": "step on sphere",
     "ddl": "delta rule",
     "orthogonal": "add ⊥ part",
-    "attention_residuals": "keep",
+    "attention_residuals": "store",
 }
 BUNDLES = ("hyper_static", "hyper", "frac", "mhc", "mhc_lite")  # several streams, side by side
 DUAL = ("residual_dual", "siamesenorm")  # a second stream that sums sublayer outputs
-BY_DEPTH = ("attention_residuals", "muddformer")  # read what all earlier layers left
+BY_DEPTH = ("attention_residuals", "muddformer")  # read the outputs of all earlier layers
 INSIDE = {
     "qk": "N(q), N(k)",
     "qk_full": "N(q), N(k)",
@@ -47,7 +47,7 @@ INSIDE = {
     "unit_qk": "unit q, k",
     "inner": "N inside",
 }
-FROM_EARLIER = {"x0": "x₀", "unet": "x early", "coordinates": "P(l)"}
+FROM_EARLIER = {"x0": "x₀", "unet": "early x", "coordinates": "P(l)"}
 ACTIVATIONS = {"swiglu": "SwiGLU", "relu2": "ReLU²"}
 BORROWED = ("half", "learned", "first")  # attention uses values of block 1
 LAYERS = {"attn": "Attention", "mlp": "MLP"}
@@ -80,7 +80,7 @@ def draw(spec: ModelSpec, block: BlockSpec) -> str:
 
 
 class BlockDrawing(Canvas):
-    """A block, drawn as far as height `y` of the stream."""
+    """A drawing of a block, finished up to height `y` of the stream."""
 
     def __init__(self, spec: ModelSpec, block: BlockSpec):
         super().__init__()
@@ -88,7 +88,7 @@ class BlockDrawing(Canvas):
         self.bottom, self.y = 4.0, 26.0
 
     def enter(self) -> None:
-        """Draws what earlier layers add to the stream before the block."""
+        """Draws the contributions of earlier layers to the stream before the block."""
         self.trunk(self.bottom, self.y)
         for word in filter(FROM_EARLIER.get, self.spec.cross_layer):
             at = self.y + RADIUS
@@ -100,14 +100,14 @@ class BlockDrawing(Canvas):
             self.from_memory("mix over depth")
 
     def sublayer(self, spec: SublayerSpec) -> None:
-        """Draws a sublayer, from where it reads the stream to where it is combined with it."""
+        """Draws a sublayer, from its input to the point where its output joins the stream."""
         if "stream" in spec.norm_sites:
             self.on_trunk(self.norm_name, "norm", 92)
         if self.name in BUNDLES:
             self.on_trunk("Σ aᵢ hᵢ", "connection", 76)
         if self.name == "attention_residuals":
             self.from_memory("attend to depth")
-        reads = self.name in (*BUNDLES, "attention_residuals")  # the branch leaves that box
+        reads = self.name in (*BUNDLES, "attention_residuals")  # the branch starts at that box
         fork = self.y - reads * (GAP + BOX_HEIGHT / 2)
         top = self.branch(spec, fork, BRANCH)
         self.skip(spec, self.y, top)
@@ -141,7 +141,7 @@ class BlockDrawing(Canvas):
             self.on_trunk(self.norm_name, "norm", 92)
 
     def shared_norm(self, fork: float) -> float:
-        """Draws one norm before both branches, and returns the height at which they part."""
+        """Draws one norm before both branches, and returns the height at which they fork."""
         middle, low = sum(COLUMNS) / 2, fork + GAP
         at = low + BOX_HEIGHT + 8
         self.line((TRUNK, fork), (middle, fork), (middle, at))
@@ -158,7 +158,7 @@ class BlockDrawing(Canvas):
         shared: bool = False,
         width: float = BOX_WIDTH,
     ) -> float:
-        """Draws a branch at column x, and returns the height at which it leaves.
+        """Draws a branch at column x, and returns the height of its end.
 
         Args:
           shared: whether the branch begins after a norm that all branches share.
@@ -200,7 +200,7 @@ class BlockDrawing(Canvas):
         return y + 2 * RADIUS + GAP
 
     def skip(self, spec: SublayerSpec, fork: float, top: float) -> None:
-        """Draws the stream past a sublayer, with the norm and the scale that it has there."""
+        """Draws the skip past a sublayer, with its norm and its scale."""
         scale, normed = spec.skip_scale, "skip" in spec.norm_sites
         nothing = scale.kind == "constant" and scale.first.constant == 0.0
         if nothing or self.name == "attention_residuals":
@@ -213,7 +213,7 @@ class BlockDrawing(Canvas):
             self.circle(TRUNK, middle + 16 * normed, "a", scale_kind(scale))
 
     def join(self, top: float) -> None:
-        """Draws how the output of a sublayer, at height `top`, is combined with the stream."""
+        """Draws the point at height `top` where a sublayer's output joins the stream."""
         label = "mix, add" if self.name in BUNDLES else JOINS.get(self.name)
         edge = 46 if label else RADIUS
         self.line((BRANCH, top), (TRUNK + edge, top), arrow=True)
@@ -236,7 +236,7 @@ class BlockDrawing(Canvas):
             self.on_trunk("− silu(g) sg(x)", "connection", 104)
 
     def finish(self) -> str:
-        """Draws what follows the block, and returns the SVG."""
+        """Draws the end of the block, and returns the SVG."""
         if "dense" in self.spec.cross_layer:
             self.from_memory("Σ over depth")
         self.trunk(self.y, self.y + GAP, arrow=True)
@@ -252,11 +252,11 @@ class BlockDrawing(Canvas):
 
     @property
     def norm_name(self) -> str:
-        """The kind of norm, as it is written in a box."""
+        """The label of a norm."""
         return NORMS.get(self.spec.norm.kind, self.spec.norm.kind)
 
     def notes(self, spec: SublayerSpec) -> list[str]:
-        """Returns what is particular about a layer, in a few words each."""
+        """Returns the special features of a layer, in a few words each."""
         notes = [note for site, note in INSIDE.items() if site in spec.norm_sites]
         if spec.name == "attn":
             own = self.spec.attention
@@ -266,7 +266,7 @@ class BlockDrawing(Canvas):
         return notes + [ACTIVATIONS.get(activation, activation)] * (activation != "gelu_new")
 
     def from_memory(self, label: str) -> None:
-        """Draws a part of the stream that reads what earlier layers left."""
+        """Draws a box on the stream that reads the outputs of earlier layers."""
         at = self.y + BOX_HEIGHT / 2
         self.line((MEMORY, at), (TRUNK - 46, at), arrow=True, dashed=True)
         self.on_trunk(label, "connection", 92)
@@ -277,12 +277,12 @@ class BlockDrawing(Canvas):
         self.advance(BOX_HEIGHT)
 
     def advance(self, height: float) -> None:
-        """Moves past a shape on the stream, and draws the stream on to the next."""
+        """Moves past a shape on the stream, and draws the stream above it."""
         self.trunk(self.y + height, self.y + height + GAP)
         self.y += height + GAP
 
     def trunk(self, start: float, end: float, *, arrow: bool = False) -> None:
-        """Draws the stream, or all of several streams."""
+        """Draws a piece of the stream, or of all streams."""
         n = min(self.spec.connection.n_streams, 4) if self.name in BUNDLES else 1
         for i in range(n):
             x = TRUNK + 9 * (i - (n - 1) / 2)
@@ -290,5 +290,5 @@ class BlockDrawing(Canvas):
 
 
 def scale_kind(scale: ScaleSpec) -> str:
-    """Returns the classes of a factor's circle."""
+    """Returns the CSS classes of a factor's circle."""
     return "scale" if scale.kind == "constant" else "scale learned"

@@ -2,7 +2,7 @@ r"""Equations of the catalogue as LaTeX, and LaTeX as MathML.
 
 The catalogue writes equations as plain text, for terminals: `x' = x + F(N(x)), a_l initially 0`.
 Words of two letters or more are English unless they name a function; everything else is math.
-Browsers render MathML themselves, so the site needs neither scripts nor fonts from elsewhere.
+Browsers render MathML natively, so the site needs no external scripts or fonts.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TOKEN = re.compile(
     |(?P<plain>[-+=/()|,.:*'])""",
     re.VERBOSE,
 )
-# The part after a comma that belongs to the list before it: `j = 0, 1, 2` and `N(q), N(k)`.
+# Text after a comma that continues the list before it: `j = 0, 1, 2` and `N(q), N(k)`.
 CONTINUED = re.compile(r"\d|[A-Z]\([a-z]\)(?! =)")
 PRIME = "<mrow><mi>&#x02032;</mi></mrow>"
 MARK = '<mo lspace="0" rspace="0">&#x02032;</mo>'
@@ -56,7 +56,7 @@ def latex_lines(equation: str) -> list[str]:
 
 
 def split_lines(equation: str) -> list[str]:
-    """Returns the lines in which an equation is shown: its clauses, cut where they are too long."""
+    """Returns the lines of an equation: its clauses, with long ones split at commas."""
     lines = []
     for clause in re.split(r"\n|;\s*", equation):
         if len(clause) <= LONGEST_LINE:
@@ -72,7 +72,7 @@ def split_lines(equation: str) -> list[str]:
 
 
 def _split_commas(text: str) -> list[str]:
-    """Returns the parts between commas that are not inside brackets."""
+    """Splits text at the commas that are not inside brackets."""
     parts, depth = [""], 0
     for character in text:
         depth += (character in "(<{") - (character in ")>}")
@@ -113,7 +113,7 @@ def to_latex(text: str) -> str:
 
 
 def _spaced(latex: str) -> str:
-    """Returns LaTeX without the spaces around words that punctuation or an end makes needless."""
+    """Removes spaces around words next to punctuation or at an end of the line."""
     latex = re.sub(r"(\\;|\s)+(?=[,)])|(?<=\()(\\;)+|^(\\;)+|(\\;)+$", "", latex.strip())
     return re.sub(r"\\;(\s*\\;)+", r"\\;", latex)
 
@@ -175,7 +175,7 @@ def _identifier(match: re.Match[str]) -> str:
 
 
 def _with_roots(latex: str) -> str:
-    r"""Returns `\sqrt (…)` with its argument in braces."""
+    r"""Replaces `\sqrt (…)` by `\sqrt{…}`."""
     while (at := latex.find(r"\sqrt (")) >= 0:
         start, depth = at + len(r"\sqrt ("), 1
         end = start
@@ -189,7 +189,7 @@ def _with_roots(latex: str) -> str:
 def mathml(latex: str, *, display: bool) -> str:
     """Returns LaTeX as a `math` element."""
     made = convert(latex, display="block" if display else "inline")
-    # Fonts draw the prime raised already; as a superscript it would be raised twice.
+    # Fonts draw the prime raised; as a superscript it would be raised twice.
     sub = r"<msub>\1\2</msub>"
     made = re.sub(
         rf"<msubsup>(<mi>[^<]*</mi>)(<mrow>.*?</mrow>){PRIME}</msubsup>", sub + MARK, made
@@ -198,7 +198,7 @@ def mathml(latex: str, *, display: bool) -> str:
 
 
 def render_math(html: str) -> str:
-    """Returns HTML with the formulas that arithmatex has marked turned into MathML."""
+    """Returns HTML with the formulas marked by arithmatex converted to MathML."""
 
     def replace(match: re.Match[str]) -> str:
         latex = match["latex"].strip()

@@ -21,14 +21,14 @@ from website.equations import latex_lines, mathml
 from website.oracles import BASE as ORACLE_BASE
 from website.oracles import oracles
 
-DEPTH = 12  # of GPT-2 124M, which drawings and counts are of
+DEPTH = 12  # of GPT-2 124M, for drawings and counts
 FAMILIES = {
-    "Norm placement": "Where norms are, what kind they are, and how blocks are arranged.",
-    "Residual scaling": "How skip and branch are weighted: constants, learned factors, gates, "
-    "initial values.",
-    "Other skips": "A skip that is not the identity.",
+    "Norm placement": "Positions and types of norms, and the arrangement of blocks.",
+    "Residual scaling": "Weights of skip and branch: constants, learned factors, gates, initial "
+    "values.",
+    "Other skips": "Skips other than the identity.",
     "Several streams": "More than one residual stream.",
-    "Across layers": "Earlier layers reach later ones by another way than the stream.",
+    "Across layers": "Earlier layers pass information to later ones outside the residual stream.",
 }
 SPEEDS = Path(__file__).parent.parent / "docs" / "placements_speed.md"
 FACTORS = (("a", "skip_scale"), ("b", "branch_scale"), ("c", "input_scale"))
@@ -74,10 +74,10 @@ def index() -> str:
     rows = [
         "# Gallery of placements",
         "",
-        f"{len(PRESETS)} published residual connections and norm placements. Each is a preset, "
-        "`--config.placement.preset=NAME`, each agrees with an "
-        "[independent implementation](oracles.md) in float64, and each has a page with its "
-        "equation, what it changes, and what it costs.",
+        f"{len(PRESETS)} published residual connections and norm placements, each a preset: "
+        "`--config.placement.preset=NAME`. Each is tested against an "
+        "[independent implementation](oracles.md) in float64. Its page has its equation, its "
+        "differences from GPT-2, and its cost.",
     ]
     for title, names in families().items():
         rows += ["", f"## {title}", "", FAMILIES[title], "", '<div class="gallery">']
@@ -118,8 +118,8 @@ def preset(name: str) -> str:
         "",
         "## Oracle",
         "",
-        "The whole model once more in numpy, float64, written from the equation alone. Logits "
-        "agree to 1e-5 of their RMS. [What the oracles share](oracles.md).",
+        "A second implementation of the whole model, in numpy and float64, written from the "
+        "equation alone. Logits agree to 1e-5 of their RMS. [Shared helpers](oracles.md).",
         "",
         f'```python title="{oracle.path}"',
         oracle.source,
@@ -144,7 +144,7 @@ def figures(name: str) -> str:
 
 
 def legend(spec: ModelSpec) -> list[str]:
-    """Returns what the factors a, b and c are, in each sublayer that has them."""
+    """Returns a line with the values of the factors a, b and c that are not 1."""
     out: dict[str, None] = {}
     for stack in spec.stacks:
         for sublayer in stack.block.sublayers:
@@ -165,12 +165,12 @@ def _learned(scale: ScaleSpec) -> str:
 
 
 def axes_table(name: str, placement: Placement) -> list[str]:
-    """Returns a table of the axes in which a preset differs from GPT-2."""
+    """Returns a table of the axes in which a preset differs from GPT-2's placement."""
     changed = differences(placement, PRESETS[BASE])
     if not changed:
-        return ["Its axes are those of GPT-2."]
+        return ["All axes have the values of GPT-2."]
     rows = [
-        "What it changes on GPT-2; each axis is a field that overrides the preset's value:",
+        "Differences from GPT-2 (each axis is also a field that overrides the preset's value):",
         "",
         f"| field | GPT-2 | {name} |",
         "|---|---|---|",
@@ -203,7 +203,7 @@ def cost_table(name: str) -> list[str]:
         rows.append(f"| compile time of that step | {compile_time} s | |")
     rows.append(f"| norm after the last block | {'yes' if ends else 'no'} | |")
     note = (
-        f"\\* 6 N + 12 L D T for {DEPTH} layers of width 768 at sequence {SEQ_LEN}; N leaves out "
+        f"\\* 6 N + 12 L D T for {DEPTH} layers of width 768 and sequence length {SEQ_LEN}; N excludes "
         "position embeddings. [How the times were measured](../placements_speed.md)."
     )
     return [*rows, "", note]
@@ -230,17 +230,17 @@ def cite(citation: str) -> str:
 
 
 def oracle_page() -> str:
-    """Returns the page on what all oracles share."""
+    """Returns the page about oracles, with their shared helpers."""
     rows = [
         "# Oracles",
         "",
         "Every preset is implemented twice. The second implementation, its oracle, is a whole "
-        "model in numpy and float64, written from the published equation: it knows nothing of the "
-        "package's scans, stacked parameters or typed specs. A test gives both the same weights, "
-        "with noise on every parameter so that zeros and ones hide nothing, and compares the "
+        "model in numpy and float64, written from the published equation without the package's "
+        "scans, stacked parameters or typed specs. A test gives both the same weights, with noise "
+        "on every parameter so that initial zeros and ones cannot hide a mistake, and compares the "
         "logits.",
         "",
-        "This is what the oracles share.",
+        "All oracles share these helpers:",
         "",
         f'```python title="{ORACLE_BASE}"',
         (SPEEDS.parent.parent / ORACLE_BASE).read_text().rstrip(),

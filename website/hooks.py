@@ -1,4 +1,4 @@
-"""Hooks of `mkdocs build`: pages that are generated, the gallery's navigation, and equations."""
+"""Hooks of `mkdocs build`: generated pages, the gallery's navigation, and equations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds the pages that are made of the catalogue, the config and the notebook."""
+    """Adds the pages generated from the catalogue, the config and the notebook."""
     for made in (gallery.pages(), reference.pages()):
         for path, text in made:
             files.append(File.generated(config, path, content=text))
@@ -32,6 +32,6 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
-    """Turns the formulas of a page into MathML."""
+    """Converts the formulas of a page to MathML."""
     del page, config, files
     return render_math(html)

@@ -1,4 +1,4 @@
-"""The source of each preset's oracle, cut out of tests/model/oracles without importing it."""
+"""The source of each preset's oracle, extracted from tests/model/oracles without importing it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FOLDER = "tests/model/oracles"
-BASE = f"{FOLDER}/base.py"  # what all oracles share
+BASE = f"{FOLDER}/base.py"  # shared by all oracles
 
 
 @dataclass(frozen=True)

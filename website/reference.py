@@ -1,4 +1,4 @@
-"""Reference pages made of tables in the package: config fields and connections."""
+"""Reference pages generated from the package: commands, config fields, connections, notebook."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def commands() -> str:
     rows = [
         "# Commands",
         "",
-        "`gpt2-jax COMMAND --help` lists the flags of a command, and the fields of its config if "
-        "it has one. A mistake ends with one line on stderr and exit code 2.",
+        "`gpt2-jax COMMAND --help` lists the flags of a command and, if it takes a config, the "
+        "config fields. Wrong input is reported in one line on stderr, with exit code 2.",
     ]
     for name, (module, meaning) in COMMANDS.items():
         rows += ["", f"## {name}", "", f"`gpt2-jax {name}`: {meaning}.", ""]
@@ -56,7 +56,7 @@ def _flags(path: Path) -> Iterator[str]:
 
 
 def _text(node: ast.expr) -> Any:
-    """Returns a constant, also one that commands share: `cli.NAME`."""
+    """Returns the value of a constant, which may be one that commands share: `cli.NAME`."""
     match node:
         case ast.Constant(value=value):
             return value
@@ -66,7 +66,7 @@ def _text(node: ast.expr) -> Any:
 
 
 def _default(node: ast.expr) -> str:
-    """Returns a flag's default; nothing where only running the module would tell it."""
+    """Returns a flag's default; empty if it is computed when the module is imported."""
     text = ast.unparse(node)
     if text in ("None", "[]"):
         return "unset"
@@ -78,7 +78,7 @@ def _row(name: str, default: str, meaning: str) -> str:
 
 
 def config_fields() -> str:
-    """Returns the page of all config fields, as `python -m gpt2_jax.config` prints it."""
+    """Returns the page of config fields, which `python -m gpt2_jax.config` prints."""
     command = [sys.executable, "-m", "gpt2_jax.config"]
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
@@ -89,9 +89,9 @@ def connections() -> str:
     rows = [
         "# Connections",
         "",
-        "`placement.connection` decides how sublayer outputs are combined with the residual "
-        "stream. A connection supports some norm sites and scales; any other is refused before "
-        f"training. Sites inside a sublayer ({always}) are supported by all.",
+        "`placement.connection` selects how sublayer outputs are combined with the residual "
+        "stream. Norm sites and scales that a connection does not support are refused before "
+        f"training. All connections support the sites inside a sublayer ({always}).",
         "",
         "| `placement.connection` | norm sites | scales |",
         "|---|---|---|",
@@ -103,7 +103,7 @@ def connections() -> str:
 
 
 def notebook(path: Path) -> str:
-    """Returns a notebook as Markdown: text as it is, code in fences."""
+    """Returns a notebook as Markdown, with code cells as fenced code blocks."""
     parts = []
     for cell in json.loads(path.read_text())["cells"]:
         text = "".join(cell["source"])

@@ -2,13 +2,13 @@ r"""Which norm placement and residual connection trains best, each at its own le
 
     gpt2-jax ablate --config=configs/ablations/placement.py --workdir=runs/placement
 
-Models with 8 layers of width 96 (0.9M parameters), trained on the bytes of Python's standard
+Models with 8 layers of width 96 (0.9M parameters) are trained on the bytes of Python's standard
 library with AdamW: 800 steps of 8 sequences x 128 = 0.8M bytes per run. Each variant is tried at
-six learning rates, each twice the one before, and at more if losses still fall at an end; those
+six learning rates, each twice the previous one, and at more if losses still fall at an end; those
 near the best are tried with four seeds. Each variant is then trained with nine fresh seeds, the
-fewest that can show a difference in nine comparisons, at its best learning rate and at any other
-that the search could not rule out. That is 240 runs if one learning rate stands out per variant,
-and about 270 with learning-rate curves and noise like Pre-LN's.
+fewest that can show a difference in nine comparisons, at its best learning rate and at all others
+that the search could not rule out. This takes 240 runs if the search leaves one learning rate per
+variant, and about 270 with learning-rate curves and noise like Pre-LN's.
 """
 
 from ml_collections import ConfigDict

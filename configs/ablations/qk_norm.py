@@ -4,9 +4,9 @@ r"""Does a norm on queries and keys allow training at larger learning rates?
 
 Wortsman et al. 2023 (2309.14322) report this for larger models. The variants are GPT-2's placement
 unchanged, with a norm on q and k, and with a norm on v as well (as in HybridNorm). Because the
-question is about the largest learning rate that trains, eight are tried, each twice the one before;
-those near the best are tried with four seeds, followed by ten fresh seeds. Model and text are those
-of configs/ablations/placement.py: 0.9M parameters, 0.8M bytes per run.
+question is about the largest learning rate that trains, eight are tried, each twice the previous
+one; those near the best are tried with four seeds, followed by ten fresh seeds. Model and text are
+those of configs/ablations/placement.py: 0.9M parameters, 0.8M bytes per run.
 """
 
 from ml_collections import ConfigDict

@@ -1,12 +1,12 @@
-r"""Which placements keep their best learning rate as the model grows deeper?
+r"""Which placements keep the same best learning rate as depth grows?
 
     gpt2-jax ablate --config=configs/ablations/residual_scale_depth.py --workdir=runs/depth
 
 Four placements at 4, 8, 16 and 32 layers of width 64 (0.2M to 1.6M parameters), each compared with
-GPT-2's at the same depth: DeepNorm and LNS, which scale by depth, and CompleteP, with which the
-best learning rate at 4 layers should be the best at 32. There are 400 steps of 8 sequences x 128 =
-0.4M bytes per run; six learning rates, each twice the one before, and more if losses still fall at
-an end; and nine fresh seeds.
+GPT-2's at the same depth: DeepNorm and LNS, which scale by depth, and CompleteP, whose best
+learning rate should be the same at 4 and 32 layers. Each run has 400 steps of 8 sequences x 128 =
+0.4M bytes. Each variant is tried at six learning rates, each twice the previous one, and at more if
+losses still fall at an end, and then trained with nine fresh seeds.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from gpt2_jax import config as configs
 from gpt2_jax.ablation.study import Search, Study, crossed, grid
 
-BASE = {"placement.base_n_layer": 4, "placement.base_n_embd": 64}  # CompleteP is neutral
+BASE = {"placement.base_n_layer": 4, "placement.base_n_embd": 64}  # CompleteP's factors are 1 here
 COMPLETEP = {"name": "placement=completep", "placement.preset": "completep"} | BASE
 
 
