@@ -203,8 +203,8 @@ def cost_table(name: str) -> list[str]:
         rows.append(f"| compile time of that step | {compile_time} s | |")
     rows.append(f"| norm after the last block | {'yes' if ends else 'no'} | |")
     note = (
-        f"\\* 6 N + 12 L D T for {DEPTH} layers of width 768 and sequence length {SEQ_LEN}; N excludes "
-        "position embeddings. [How the times were measured](../placements_speed.md)."
+        f"\\* 6 N + 12 L D T for {DEPTH} layers of width 768 and sequence length {SEQ_LEN}; N "
+        "excludes position embeddings. [How the times were measured](../placements_speed.md)."
     )
     return [*rows, "", note]
 
