@@ -2,8 +2,8 @@
 
     python benchmarks/placements.py > docs/placements_speed.md
 
-Models have the quickstart's size (4 layers, width 128, 8 x 128 bytes per step) and use AdamW. Both
-steps are compiled in one process and alternate, so the load of the machine affects both alike.
+At the quickstart's size (4 layers, width 128, 8 x 128 bytes per step) with AdamW. Both steps are
+compiled in one process and run in turn, so that the ratio is that of one machine in one minute.
 """
 
 from __future__ import annotations
