@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the shipped configs are part of the package."""
+"""Adds configs/ to the package, which pyproject.toml cannot express."""
 
 from setuptools import find_packages, setup
 
