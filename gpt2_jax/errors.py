@@ -49,11 +49,16 @@ class DiskError(UserError):
     """A full, missing or read-only disk. Other writes would fail too."""
 
 
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """Returns `; did you mean 'x'?` if a known word is similar, else lists the known words."""
+def suggestion(word: str, known: Iterable[str], otherwise: str = "") -> str:
+    """Returns `; did you mean 'x'?` if a known word is similar, else lists the known words.
+
+    Args:
+      otherwise: what follows the list, if more words can become known.
+    """
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean '{near[0]}'?" if near else f"; choose one of {', '.join(known)}"
+    listed = f"; choose one of {', '.join(known)}{otherwise}"
+    return f"; did you mean '{near[0]}'?" if near else listed
 
 
 def printable(text: str) -> str:

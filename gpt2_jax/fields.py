@@ -59,7 +59,7 @@ class Field:
 
     Attributes:
       kind: the type of its values; `tuple` for several strings.
-      choices: the strings that are valid; may grow later.
+      choices: the strings that are valid; may grow later. otherwise: how they grow, for errors.
       minimum, maximum: inclusive bounds of a number. above, below: exclusive bounds.
       longest: characters of a string, or of each of several strings.
       path: whether the string may name a file.
@@ -70,6 +70,7 @@ class Field:
     kind: type
     meaning: str
     choices: Collection[str] = ()
+    otherwise: str = ""
     minimum: float | None = None
     maximum: float | None = None
     above: float | None = None
@@ -157,7 +158,7 @@ class Field:
             )
         if self.choices:
             if text not in self.choices:
-                hint = suggestion(text[:LONGEST_NAME], self.choices)
+                hint = suggestion(text[:LONGEST_NAME], self.choices, self.otherwise)
                 raise UserError(f"{label}={quoted(text)} is unknown{hint}")
             return
         check_text(text, label, longest=0 if self.path else self.longest)

@@ -6,6 +6,7 @@ import pytest
 
 from gpt2_jax import config as configs
 from gpt2_jax.config.check import check
+from gpt2_jax.config.table import validated
 from gpt2_jax.errors import UserError
 from gpt2_jax.nn.norms import NormType, RMSNorm, register_norm
 from gpt2_jax.placements import PRESETS, Placement, modules
@@ -181,6 +182,17 @@ def test_a_module_that_cannot_be_imported_is_one_line(name, says, tmp_path, monk
         configs.freeze(given)
     assert "\n" not in str(error.value)
     assert name not in modules.LOADED
+
+
+@pytest.mark.parametrize("field", ["placement.preset", "placement.norm_type"])
+def test_an_unknown_word_may_be_of_a_module(field):
+    with pytest.raises(UserError, match="or name the module that registers it in"):
+        validated(field, "tanh_gate")
+
+
+def test_by_default_a_connection_supports_what_is_in_the_sublayer():
+    assert Supports().sites == ("pre", "out")
+    assert Supports().scales == ("branch_scale", "input_scale")
 
 
 def test_a_name_is_registered_once():

@@ -1,7 +1,8 @@
 """The catalogue of placements.
 
-gpt2-jax placements                  every preset, one a line
-gpt2-jax placements --show=deepnorm  one of them in full
+gpt2-jax placements                         every preset, one a line
+gpt2-jax placements --show=deepnorm         one of them in full
+gpt2-jax placements --module=my_placements  those of a module of your own as well
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def main(argv: list[str]) -> None:
     if _SHOW.value is not None:
         if _SHOW.value not in PRESETS:
             raise UserError(
-                f"--show={_SHOW.value} is not a known preset{suggestion(_SHOW.value, PRESETS)}"
+                f"--show={_SHOW.value} is not a known preset"
+                f"{suggestion(_SHOW.value, PRESETS, ', or add the --module that registers it')}"
             )
         print(show(_SHOW.value))
     else:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from gpt2_jax.fields import INT_MAX, setting
-from gpt2_jax.placements.axes import AXES, Placement
+from gpt2_jax.placements.axes import AXES, OWN, Placement
 from gpt2_jax.placements.catalogue import PRESETS
 from gpt2_jax.placements.expressions import Sizes
 from gpt2_jax.placements.resolve import resolve
@@ -73,7 +73,10 @@ class ModelConfig:
 @dataclass(frozen=True, kw_only=True)
 class _Preset:
     preset: str = setting(
-        "pre_ln", "residual connections and norm placement: a preset", choices=PRESETS.keys()
+        "pre_ln",
+        "residual connections and norm placement: a preset",
+        choices=PRESETS.keys(),
+        otherwise=OWN,
     )
     module: str | None = setting(
         None, "importable Python module that registers connections, norms and presets of your own"

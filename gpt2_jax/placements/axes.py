@@ -23,6 +23,7 @@ MLP_SITES = (*BLOCK_SITES, "inner")
 # Activations whose MLP has a third matrix, the gate's (Shazeer 2020).
 GATED = ("swiglu",)
 
+OWN = ", or name the module that registers it in placement.module"  # after a list of known words
 LONGEST_OVERRIDES = 2000  # characters of `layer_overrides`
 # Room for an expression on each side of a bar.
 axis = partial(setting, longest=2 * LONGEST_EXPRESSION)
@@ -50,7 +51,7 @@ class Placement:
         "matrix); in attention also `qk`, `qkv` (each head), `qk_full` (all heads at once), "
         "`cosine` (Swin v2's), `unit_qk` (nGPT's)",
     )
-    norm_type: str = axis("layernorm", "kind of norm", choices=NORM_TYPES.keys())
+    norm_type: str = axis("layernorm", "kind of norm", choices=NORM_TYPES.keys(), otherwise=OWN)
     norm_eps: float = axis(1e-5, "epsilon of the norms", above=0, maximum=1)
     norm_bias: bool = axis(True, "whether layernorm, dyt and derf have a bias")
     norm_gain: str = axis("1", "initial gain of the blocks' norms (not of q, k, v): an expression")

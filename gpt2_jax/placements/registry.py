@@ -12,10 +12,14 @@ from dataclasses import dataclass
 from gpt2_jax.placements.axes import AXES, BLOCK_SITES, QK_SITES, Placement
 from gpt2_jax.placements.catalogue import PRESETS
 
+IN_BRANCH = ("pre", "out")
+BRANCH_SCALES = ("branch_scale", "input_scale")
+SCALES = ("skip_scale", *BRANCH_SCALES)
+
 
 @dataclass(frozen=True)
 class Supports:
-    """What a connection supports; anything else is refused.
+    """What a connection supports; anything else is refused. By default, what is in the sublayer.
 
     Attributes:
       sites: norm sites of the block. scales: which of `skip_scale`, `branch_scale`, `input_scale`.
@@ -34,8 +38,8 @@ class Supports:
       final: whether it has a final norm whatever the last sublayer ends in.
     """
 
-    sites: tuple[str, ...] = BLOCK_SITES
-    scales: tuple[str, ...] = ("skip_scale", "branch_scale", "input_scale")
+    sites: tuple[str, ...] = IN_BRANCH
+    scales: tuple[str, ...] = BRANCH_SCALES
     needs: tuple[str, ...] = ()
     whole_block: bool = False
     places: bool = False
@@ -52,42 +56,33 @@ class Supports:
     final: bool = False
 
 
-IN_BRANCH = ("pre", "out")
-BRANCH_SCALES = ("branch_scale", "input_scale")
+AND_POST = (*IN_BRANCH, "post")
 # Those inside a sublayer, whatever the connection.
 IN_BRANCH_SITES = (*IN_BRANCH, "inner", *QK_SITES)
 SUPPORTS: dict[str, Supports] = {
-    "plain": Supports(places=True, measured=True),
-    "parallel": Supports(whole_block=True),
-    "parallel_shared": Supports(whole_block=True, needs=("pre",)),
-    "b2t": Supports(sites=(*IN_BRANCH, "post"), scales=BRANCH_SCALES, needs=("post",)),
-    "gpas": Supports(),
-    "gru": Supports(sites=IN_BRANCH, scales=BRANCH_SCALES, gates=True),
-    "highway": Supports(sites=IN_BRANCH, scales=BRANCH_SCALES, gates=True),
-    "laurel_rw": Supports(sites=IN_BRANCH, scales=BRANCH_SCALES),
-    "laurel_lr": Supports(sites=IN_BRANCH, scales=BRANCH_SCALES, low_rank=True),
-    "laurel_pa": Supports(sites=IN_BRANCH, scales=BRANCH_SCALES, several=True),
-    "slerp": Supports(sites=IN_BRANCH, scales=("input_scale",), unit=True),
-    "ddl": Supports(sites=IN_BRANCH, scales=("input_scale",), needs=("pre",)),
-    "orthogonal": Supports(sites=IN_BRANCH, scales=BRANCH_SCALES),
-    "residual_dual": Supports(
-        sites=(*IN_BRANCH, "post"), scales=BRANCH_SCALES, needs=("post",), several=True, final=True
-    ),
-    "siamesenorm": Supports(
-        sites=(*IN_BRANCH, "post"), scales=BRANCH_SCALES, needs=("post",), several=True, final=True
-    ),
-    "hyper_static": Supports(sites=IN_BRANCH, scales=BRANCH_SCALES, several=True, streams=True),
-    "hyper": Supports(sites=IN_BRANCH, scales=BRANCH_SCALES, several=True, streams=True),
-    "frac": Supports(sites=IN_BRANCH, scales=BRANCH_SCALES, streams=True, splits=True),
-    "mhc": Supports(sites=IN_BRANCH, scales=BRANCH_SCALES, several=True, streams=True),
-    "muddformer": Supports(
-        sites=IN_BRANCH, scales=("branch_scale",), needs=("pre",), several=True, by_depth=True
-    ),
-    "attention_residuals": Supports(
-        sites=IN_BRANCH, scales=BRANCH_SCALES, several=True, groups=True
-    ),
+    "plain": Supports(sites=BLOCK_SITES, scales=SCALES, places=True, measured=True),
+    "parallel": Supports(sites=BLOCK_SITES, scales=SCALES, whole_block=True),
+    "parallel_shared": Supports(sites=BLOCK_SITES, scales=SCALES, whole_block=True, needs=("pre",)),
+    "b2t": Supports(sites=AND_POST, needs=("post",)),
+    "gpas": Supports(sites=BLOCK_SITES, scales=SCALES),
+    "gru": Supports(gates=True),
+    "highway": Supports(gates=True),
+    "laurel_rw": Supports(),
+    "laurel_lr": Supports(low_rank=True),
+    "laurel_pa": Supports(several=True),
+    "slerp": Supports(scales=("input_scale",), unit=True),
+    "ddl": Supports(scales=("input_scale",), needs=("pre",)),
+    "orthogonal": Supports(),
+    "residual_dual": Supports(sites=AND_POST, needs=("post",), several=True, final=True),
+    "siamesenorm": Supports(sites=AND_POST, needs=("post",), several=True, final=True),
+    "hyper_static": Supports(several=True, streams=True),
+    "hyper": Supports(several=True, streams=True),
+    "frac": Supports(streams=True, splits=True),
+    "mhc": Supports(several=True, streams=True),
+    "muddformer": Supports(scales=("branch_scale",), needs=("pre",), several=True, by_depth=True),
+    "attention_residuals": Supports(several=True, groups=True),
     "mhc_lite": Supports(  # mixes all permutations of its streams: 720 for 6 of them
-        sites=IN_BRANCH, scales=BRANCH_SCALES, several=True, streams=True, most_streams=6
+        several=True, streams=True, most_streams=6
     ),
 }
 

@@ -10,22 +10,11 @@ import pytest
 from gpt2_jax.model.data_dependent_init import data_dependent_init
 from gpt2_jax.placements import PRESETS
 from tests.model.oracles import ORACLES, Model, admin_profile
+from tests.model.oracles.compare import TOKENS, logits, parts
 from tests.placements import EVERY, depth
 from tests.tools import tiny_model
 
 STEP = 700  # in the middle of ProRes's ramp
-TOKENS = np.random.default_rng(7).integers(0, 11, (3, 12))
-
-
-def parts(model_def, params):
-    """Returns the parameters outside the blocks, and those of each block, in order."""
-    stacks, inside, blocks = model_def.spec.stacks, dict(params["blocks"]), []
-    for stack in stacks:
-        own = inside.pop(stack.name)
-        for layer in range(stack.start, stack.stop):
-            row = (layer - stack.start) // stack.repeats
-            blocks.append(jax.tree.map(lambda x, row=row: x[row], own))
-    return {name: value for name, value in params.items() if name != "blocks"} | inside, blocks
 
 
 @cache
@@ -34,9 +23,7 @@ def built(name):
 
 
 def ours_and_theirs(name):
-    model_def, params = built(name)
-    ours = jax.jit(lambda p: model_def.bind(p)(TOKENS, step=STEP))(params)[..., :11]
-    return np.asarray(ours), ORACLES[name](Model(*parts(model_def, params), TOKENS, 11, STEP))
+    return logits(ORACLES[name], *built(name), STEP)
 
 
 def test_every_preset_has_an_oracle():

@@ -607,6 +607,7 @@ def test_one_preset_in_full():
     done = catalogue("--show=kel")
     assert done.returncode == 2
     assert done.stderr == "error: --show=kel is not a known preset; did you mean 'keel'?\n"
+    assert ", or add the --module that registers it\n" in catalogue("--show=tanh_gate").stderr
 
 
 def test_every_preset_says_where_it_is_from():
