@@ -1,6 +1,6 @@
 """Trains GPT-2 on one GPU, in this project and in nanoGPT in turn, as whole processes.
 
-    python benchmarks/gpu.py --nanogpt=CHECKOUT --torch_python=PYTHON --size=124m
+    python -m benchmarks.gpu --nanogpt=CHECKOUT --torch_python=PYTHON --size=124m
 
 Prints tokens per second (median over steps, the first left out), MFU and peak memory. Both train
 the same shape in bfloat16 on the same GPT-2 tokens with the same number of sequences per step and

@@ -145,7 +145,8 @@ def _compile(step: Any, state: State, batch: Batch, kernel: str) -> Any:
     except UserError:
         raise
     except Exception as error:
-        if kernel == "cudnn" and "cudnn" in str(error).lower():
+        unsupported = isinstance(error, NotImplementedError) or "cudnn" in str(error).lower()
+        if kernel == "cudnn" and unsupported:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"model.attention=cudnn is not available here: {reason}; set model.attention=xla"

@@ -5,7 +5,6 @@ Run on a machine with a GPU: `python -m pytest tests/gpu`.
 
 import json
 import os
-import re
 import shutil
 import signal
 import time
@@ -13,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.tools import one_line_error, run, start
+from tests.tools import run, start
 
 PLATFORM = "cuda"
 pytestmark = pytest.mark.skipif(not shutil.which("nvidia-smi"), reason="no NVIDIA GPU here")
@@ -99,8 +98,9 @@ def test_float32_losses_are_those_of_a_cpu(tmp_path):
     np.testing.assert_allclose(list(gpu.values()), list(cpu.values()), atol=0.01)
 
 
+@pytest.mark.xfail(reason="jaxlib 0.11.2: IndexError in XLA under --xla_gpu_deterministic_ops")
 def test_a_deterministic_run_that_is_stopped_continues_to_the_bit(tmp_path):
-    changes = {"train__deterministic": True, "train__steps": 400}
+    changes = {"train__deterministic": True, "train__steps": 2000}
     _, whole = train(tmp_path / "whole", tmp_path, **changes)
     command = [*SMALL, f"--workdir={tmp_path}/stopped", *flags(**changes)]
     env = {**os.environ, **GPU, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
@@ -113,7 +113,7 @@ def test_a_deterministic_run_that_is_stopped_continues_to_the_bit(tmp_path):
         process.send_signal(signal.SIGTERM)
         output = process.communicate(timeout=120)[0]
     assert process.returncode == 75, output
-    assert len(losses(tmp_path / "stopped")) < 400
+    assert len(losses(tmp_path / "stopped")) < 2000
     assert train(tmp_path / "stopped", tmp_path, **changes)[1] == whole
 
 
@@ -121,11 +121,12 @@ def test_too_large_a_batch_is_refused_in_one_line(tmp_path):
     done = run(
         *SMALL,
         f"--workdir={tmp_path}/run",
-        *flags(
-            model__n_embd=1024, model__n_layer=24, train__batch_size=40_000, train__accumulation=1
-        ),
+        *flags(model__n_embd=1024, model__n_head=16, model__n_layer=24),
+        "--config.train.batch_size=16000",
+        "--config.train.accumulation=1",
         tmp=tmp_path,
         **GPU,
     )
-    error = one_line_error(done)
-    assert re.search(r"train\.(accumulation|batch_size)", error)
+    error = done.stderr.strip().split("\n")[-1]  # after XLA's own messages
+    assert done.returncode == 2 and error.startswith("error: "), done.stderr
+    assert "train.accumulation" in error and "train.batch_size" in error

@@ -374,6 +374,16 @@ def test_which_kernel_attention_means(attention, dtype, rate, platform, kernel):
     assert resolve_kernel(config.model, spec, platform) == kernel
 
 
+@pytest.mark.parametrize(
+    ("n_embd", "n_head", "kernel"),
+    [(64, 1, "cudnn"), (1600, 25, "cudnn"), (128, 1, "cudnn"), (24, 2, "xla"), (136, 1, "xla")],
+)
+def test_heads_of_a_width_that_cudnn_lacks_use_xla(n_embd, n_head, kernel):
+    config = tiny(model__dtype="bfloat16", model__n_embd=n_embd, model__n_head=n_head)
+    spec = specify(config.placement.resolve(), config.model.n_layer)
+    assert resolve_kernel(config.model, spec, "gpu") == kernel
+
+
 def test_the_module_itself_can_be_called():
     """An ordinary NNX module, for those who want one."""
     config = tiny()
