@@ -251,6 +251,11 @@ def test_gpt2_is_gpt2():
             "or model.attention=xla",
         ),
         (
+            {"model.attention": "cudnn", "model.dtype": "bfloat16", "model.n_head": 1},
+            "model.attention=cudnn needs model.n_embd / model.n_head to be a multiple of 8 and at "
+            "most 256, not 768; set model.attention=xla",
+        ),
+        (
             {"track.wandb.mode": "onlin"},
             "track.wandb.mode='onlin' is unknown; did you mean 'online'?",
         ),

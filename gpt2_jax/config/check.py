@@ -101,6 +101,12 @@ def _check_model(config: Config) -> None:
         )
     if model.attention == "cudnn" and model.dtype != "bfloat16":
         raise UserError("model.attention=cudnn needs model.dtype=bfloat16")
+    head_dim = model.n_embd // model.n_head
+    if model.attention == "cudnn" and (head_dim % 8 or head_dim > 256):
+        raise UserError(
+            "model.attention=cudnn needs model.n_embd / model.n_head to be a multiple of 8 and at "
+            f"most 256, not {head_dim}; set model.attention=xla"
+        )
     if model.attention == "cudnn" and model.dropout:
         raise UserError(
             "model.attention=cudnn has no dropout on the attention weights; "

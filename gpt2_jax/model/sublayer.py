@@ -22,6 +22,8 @@ from gpt2_jax.nn.qkv import Cosine, HeadOutput, QKVTransform, ShapedWeights, Uni
 from gpt2_jax.placements.expressions import ScaleSpec
 from gpt2_jax.placements.spec import ModelSpec, SublayerSpec
 
+CUDNN_HEAD_DIM = 128  # the widest head of cuDNN's attention on any GPU; 256 from Hopper on
+
 
 class Sublayer(nnx.Module):
     """y = b N_out(F(c N_pre(u))), F attention or the MLP.
@@ -70,12 +72,14 @@ def resolve_kernel(cfg: ModelConfig, spec: ModelSpec, platform: str) -> str:
     """Returns the kernel that `model.attention` means on a platform: "cudnn" or "xla".
 
     cuDNN's kernel supports neither dropout on the attention weights, nor other weights in their
-    place, nor float32.
+    place, nor float32, nor every width of a head.
     """
     if cfg.attention != "auto":
         return cfg.attention
     usual = cfg.dropout == 0.0 and not spec.attention.shaped
-    able = platform == "gpu" and cfg.dtype == "bfloat16" and usual
+    head_dim = cfg.n_embd // cfg.n_head
+    fits = head_dim % 8 == 0 and head_dim <= CUDNN_HEAD_DIM
+    able = platform == "gpu" and cfg.dtype == "bfloat16" and usual and fits
     return "cudnn" if able else "xla"
 
 

@@ -8,6 +8,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 _GELU_SCALE = math.sqrt(2.0 / math.pi)
 _GELU_CUBIC = 0.044715
@@ -17,24 +18,32 @@ _GELU_CUBIC = 0.044715
 def gelu_new(x: jax.Array) -> jax.Array:
     """GPT-2's GELU, x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) (Hendrycks & Gimpel 2016).
 
-    Its derivative is computed in the forward pass; otherwise XLA recomputes the tanh in each
-    consumer of the backward pass.
+    Differentiated by XLA, the tanh would be recomputed in each consumer of the gradient on a CPU,
+    and stored in float32 on a GPU. Instead, the derivative is stored if x is float32, and else x.
     """
-    return _gelu_new_forward(x)[0]
+    return _gelu_new_and_slope(x)[0]
 
 
-def _gelu_new_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _gelu_new_and_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     x_32 = x.astype(jnp.float32)
     square = x_32 * x_32
     tanh = jnp.tanh(_GELU_SCALE * x_32 * (1.0 + _GELU_CUBIC * square))
-    slope = _GELU_SCALE * (1.0 + 3.0 * _GELU_CUBIC * square)
+    inner_slope = _GELU_SCALE * (1.0 + 3.0 * _GELU_CUBIC * square)
     y = 0.5 * x_32 * (1.0 + tanh)
-    dy_dx = 0.5 * (1.0 + tanh) + 0.5 * x_32 * (1.0 - tanh * tanh) * slope
-    return y.astype(x.dtype), dy_dx.astype(x.dtype)
+    slope = 0.5 * (1.0 + tanh) + 0.5 * x_32 * (1.0 - tanh * tanh) * inner_slope
+    return y.astype(x.dtype), slope.astype(x.dtype)
 
 
-def _gelu_new_backward(dy_dx: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
-    return (dy * dy_dx,)
+def _gelu_new_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    y, slope = _gelu_new_and_slope(x)
+    return y, slope if x.dtype == jnp.float32 else x
+
+
+def _gelu_new_backward(saved: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
+    if saved.dtype == jnp.float32:
+        return (dy * saved,)
+    # Without the barrier, XLA would merge this with the forward pass and store the tanh after all.
+    return (dy * _gelu_new_and_slope(lax.optimization_barrier(saved))[1],)
 
 
 gelu_new.defvjp(_gelu_new_forward, _gelu_new_backward)

@@ -145,7 +145,8 @@ def _compile(step: Any, state: State, batch: Batch, kernel: str) -> Any:
     except UserError:
         raise
     except Exception as error:
-        if kernel == "cudnn" and "cudnn" in str(error).lower():
+        unsupported = isinstance(error, NotImplementedError) or "cudnn" in str(error).lower()
+        if kernel == "cudnn" and unsupported:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"model.attention=cudnn is not available here: {reason}; set model.attention=xla"
@@ -173,7 +174,8 @@ def peak_bytes(compiled: jax.stages.Compiled) -> int | None:
     found = compiled.memory_analysis()
     if found is None:
         return None
-    if jax.default_backend() == "cpu":  # whose reported peak does not count temporaries
+    # A CPU's peak does not count temporaries, and a program from the compilation cache has none.
+    if jax.default_backend() == "cpu" or not found.peak_memory_in_bytes:
         arguments_and_outputs = found.argument_size_in_bytes + found.output_size_in_bytes
         return arguments_and_outputs - found.alias_size_in_bytes + found.temp_size_in_bytes
-    return found.peak_memory_in_bytes or None
+    return found.peak_memory_in_bytes

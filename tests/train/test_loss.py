@@ -31,6 +31,14 @@ def test_a_weighted_loss_is_the_weighted_mean():
     assert batch_loss(jnp.asarray(LOGITS), Batch(TOKENS)) == pytest.approx(nll.mean(), rel=1e-6)
 
 
+def test_the_gradient_of_the_loss_is_softmax_minus_one_hot_and_takes_no_scatter():
+    gradient = jax.grad(lambda logits: batch_loss(logits, Batch(TOKENS)))
+    e = np.exp(LOGITS)
+    expected = (e / e.sum(-1, keepdims=True) - np.eye(5)[TOKENS[:, 1:]]) / 6
+    np.testing.assert_allclose(gradient(jnp.asarray(LOGITS)), expected, atol=1e-6)
+    assert "scatter" not in str(jax.make_jaxpr(gradient)(LOGITS))
+
+
 def steps(weights, **changes):
     """Returns loss, gradient norm and all parameters after two steps with these weights."""
     trainer = Trainer(optimizer__grad_clip=0.0, **changes)
