@@ -1,11 +1,11 @@
-"""How often studies find a difference where there is none: simulations with the real search.
+"""Simulates studies to measure how often they find a difference where there is none.
 
     python -m benchmarks.null_studies --studies=2000 > docs/ablations/null_studies.md
 
 Each study has ten variants that are copies of one recipe. As in a real study, `Search.next` chooses
 the learning rates, `Search.in_contention` those at which verdicts must hold, and `compare` returns
-the verdicts; only the losses are drawn at random instead of trained. Their scales are those of
-Pre-LN in docs/ablations/*/results.json: the curve, and the spread between seeds (0.02 nats).
+the verdicts. Only the losses are random numbers instead of results of training. Their curve and
+their spread between seeds (0.02 nats) are those of Pre-LN in docs/ablations/*/results.json.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def quadratic(best: float, gap: float) -> Callable[[int], float]:
 
 
 def pre_ln(k: int) -> float:
-    """Returns Pre-LN's excess loss, extrapolated linearly beyond the measured learning rates."""
+    """Returns Pre-LN's excess loss, linearly extrapolated beyond the measured learning rates."""
     inside = min(max(k, 0), len(PRE_LN) - 1)
     return PRE_LN[inside] + 0.1 * abs(k - inside)
 
@@ -58,7 +58,7 @@ NOISES: dict[str, Draw] = {
     "very skewed": lambda rng: (math.exp(rng.standard_normal()) - 1) / 2.16,
     "15 % broken": lambda rng: math.inf if rng.random() < 0.15 else rng.standard_normal(),
 }
-ALONE = " in one variant alone"  # not the baseline; the others have normal noise
+ALONE = " in one variant alone"  # not in the baseline; the other variants have normal noise
 
 
 @dataclass
@@ -82,7 +82,7 @@ def simulate(
     search: Search = SEARCH,
     seeds: int = SEEDS,
 ) -> tuple[dict[str, Comparison], int, float]:
-    """Returns a study's comparisons, its runs, and learning rates in contention per variant."""
+    """Returns a study's comparisons, its number of runs, and its contending rates per variant."""
     arms, runs, contenders = [], 0, 0
     for noise, effect in zip(noises, effects, strict=True):
         loss = lambda k, noise=noise, effect=effect: 2 + effect + curve(k) + SPREAD * noise(rng)
@@ -102,7 +102,7 @@ def simulate(
 def tally(
     curve: str, noise: str, studies: int, seed: int, effect: float = 0.0, **settings: Any
 ) -> Tally:
-    """Returns the verdicts of studies in which at most one variant differs, by an effect."""
+    """Returns the verdicts of studies in which at most one variant differs, by `effect` nats."""
     rng, out = np.random.default_rng([seed, *map(ord, curve + noise)]), Tally()
     name, alone, _ = noise.partition(ALONE)
     draws = [NOISES["normal"] if alone else NOISES[name]] * VARIANTS
@@ -155,7 +155,7 @@ def null_table(studies: int, seed: int) -> list[str]:
 def power_table(studies: int, seed: int) -> list[str]:
     """Returns the table of studies in which one variant is worse by the detectable difference.
 
-    Reports state it for the largest number of learning rates in contention of any variant.
+    Reports state the power for the variant with the most learning rates in contention.
     """
     lines = [
         "| learning rate curve | seeds | effect, nats | stated power, one to three learning rates "
@@ -175,7 +175,7 @@ def power_table(studies: int, seed: int) -> list[str]:
 
 
 def choices_table(studies: int, seed: int) -> list[str]:
-    """Returns the table of other designs: less search, or more trust in its choice."""
+    """Returns the table of other designs, with fewer search seeds or fewer contenders."""
     designs = {
         "one search seed, its choice trusted": replace(SEARCH, seeds=(0,), max_contenders=1),
         "four search seeds, their choice trusted": replace(SEARCH, max_contenders=1),

@@ -90,15 +90,15 @@ TRAIN_ERRORS = [
         [QUICK, "--config.train.steps=many", "--workdir=W/a"],
         "config.train.steps",
     ),
-    (["--config.train.steps=3", "--workdir=W/a"], "give --config=FILE before it"),
-    (["--workdir=W/a"], "give --config, for example --config=configs/quickstart.py"),
+    (["--config.train.steps=3", "--workdir=W/a"], "pass --config=FILE before it"),
+    (["--workdir=W/a"], "pass --config, for example --config=configs/quickstart.py"),
     (["--config=W/name.py", "--workdir=W/a"], "NameError: name 'undefined' is not defined"),
     (["--config=W/dict.py", "--workdir=W/a"], "dict.py: {} is not a ConfigDict"),
     ([QUICK + ":x", "--workdir=W/a"], "TypeError: get_config() takes 0 positional arguments"),
     ([QUICK, "--workdir=W/file/below"], "cannot write --workdir="),
     ([QUICK, "--workdir=/proc/run"], "cannot write --workdir=/proc/run"),
     ([QUICK, "--worksdir=W/a"], "--worksdir is not a known flag; did you mean 'workdir'?"),
-    ([QUICK], "give --workdir, for example --workdir=runs/quickstart"),
+    ([QUICK], "pass --workdir, for example --workdir=runs/quickstart"),
     ([QUICK, "--workdir=W/a", "extra"], "'extra' is not a flag; flags look like --name=value"),
     (["--config=configs/nowhere.py", "--workdir=W/a"], "configs/nowhere.py"),
     (["--config=W/broken.py", "--workdir=W/a"], "broken.py"),
@@ -122,7 +122,7 @@ TRAIN_ERRORS = [
     ),
     (
         [QUICK, "--workdir=gs://bucket/run"],
-        "--workdir=gs://bucket/run is a remote path; give one on a local or mounted file system",
+        "--workdir=gs://bucket/run is a remote path; use one on a local or mounted file system",
     ),
     ([QUICK, "--workdir=W/file"], "/file is"),
     (
@@ -164,7 +164,7 @@ def test_a_mistake_ends_in_one_line(place, flags, line):
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        ([], "give --workdir, the directory of a run"),
+        ([], "pass --workdir, the directory of a run"),
         (["--workdir=W/nowhere"], "config.json does not exist: is this a run's work directory?"),
         (["--workdir=W/nowhere", "--stride=x"], "stride"),
     ],

@@ -16,9 +16,9 @@ from gpt2_jax import cli
 from gpt2_jax.errors import UserError
 
 _MODEL = flags.DEFINE_string("model", None, "import: a folder, or a name on the Hugging Face hub")
-_WORKDIR = flags.DEFINE_string("workdir", None, "run directory: to create, export or check")
+_WORKDIR = flags.DEFINE_string("workdir", None, "run directory to create, export or check")
 _TOKENIZER = flags.DEFINE_string(
-    "tokenizer", None, "import: as data.tokenizer; default: the checkpoint's"
+    "tokenizer", None, "import: a data.tokenizer; default: the checkpoint's tokenizer"
 )
 _PICKLE = flags.DEFINE_bool(
     "allow_pickle", False, "import: read pytorch_model.bin with torch.load(weights_only=True)"
@@ -26,7 +26,7 @@ _PICKLE = flags.DEFINE_bool(
 _OUT = flags.DEFINE_string("out", None, "export: folder to create")
 _DTYPE = flags.DEFINE_string("dtype", "float32", "export: float32, bfloat16 or float16")
 _TASK_DATA = flags.DEFINE_string(
-    "task_data", None, "check: folder with wikitext2_raw/ and lambada/, to check their results"
+    "task_data", None, "check: folder with wikitext2_raw/ and lambada/; default: skip these two"
 )
 _STEP = flags.DEFINE_string("step", None, "export: a step, or best; default: the latest")
 flags.DEFINE_string("module", None, cli.MODULE)
@@ -62,7 +62,7 @@ def main(command: str) -> None:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Parses the command line and runs the command, the last word of the program name."""
+    """Parses the command line and runs the command named last in `argv[0]`."""
     command = argv[0].rpartition(" ")[2]
     action = cli.guarded(lambda _: main(command))
     app.run(action, argv=list(argv), flags_parser=cli.parse_flags)

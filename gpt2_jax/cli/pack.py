@@ -19,7 +19,7 @@ from gpt2_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "the study's directory")
 _OUT = flags.DEFINE_string("out", None, "the file to write: .tar.gz or .tar")
-_CHECKPOINTS = flags.DEFINE_boolean("checkpoints", False, "include those of finished trials")
+_CHECKPOINTS = flags.DEFINE_boolean("checkpoints", False, "include finished trials' checkpoints")
 
 
 def main(argv: list[str]) -> None:

@@ -1,7 +1,7 @@
 """The catalogue of placements.
 
-gpt2-jax placements                  every preset, one a line
-gpt2-jax placements --show=deepnorm  one of them in full
+gpt2-jax placements                  list all presets
+gpt2-jax placements --show=deepnorm  show one in full
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gpt2_jax.placements.catalogue import PRESETS
 from gpt2_jax.placements.resolve import differences, has_final_norm
 from gpt2_jax.placements.validate import find_fault
 
-_SHOW = flags.DEFINE_string("show", None, "one preset in full")
+_SHOW = flags.DEFINE_string("show", None, "preset to show in full")
 flags.DEFINE_string("module", None, cli.MODULE)
 
 SEQ_LEN, VOCABULARY = 1024, 50257  # of GPT-2
@@ -43,12 +43,12 @@ def main(argv: list[str]) -> None:
 
 
 def one_line(placement: Placement) -> str:
-    """Returns the equation in one line: attention's, then the MLP's where they differ."""
+    """Returns the equation on one line: attention's, then the MLP's if it differs."""
     return placement.equation.replace("\n", "; ")
 
 
 def show(name: str) -> str:
-    """Returns everything about a preset."""
+    """Returns a full description of a preset."""
     placement = PRESETS[name]
     lines = [name, ""]
     lines += [f"    {line}" for line in placement.equation.splitlines()]
@@ -74,7 +74,7 @@ def _changed(placement: Placement) -> list[str]:
 
 
 def counts(name: str) -> tuple[int, int]:
-    """Returns the parameters, and the training FLOPs per token, of a preset at GPT-2's 124M."""
+    """Returns the parameter count and training FLOPs per token of a preset at GPT-2's 124M."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # shapes need no accelerator
     from gpt2_jax.model.definition import define_model
 

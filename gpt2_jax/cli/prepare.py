@@ -21,7 +21,7 @@ from gpt2_jax.data.split import check_split
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
 
-_SOURCE = flags.DEFINE_string("source", None, "text, as data.source")
+_SOURCE = flags.DEFINE_string("source", None, "text: a value of data.source")
 _VAL_SOURCE = flags.DEFINE_string("val_source", None, "separate validation text")
 _TOKENIZER = flags.DEFINE_string("tokenizer", "gpt2", "bytes, gpt2, or a tokenizer.json")
 _OUT = flags.DEFINE_string("out", None, "folder to write, or to verify with --verify")

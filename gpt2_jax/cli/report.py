@@ -2,7 +2,7 @@
 
 gpt2-jax report --workdir=runs/placement
 
-Prints the verdicts alone if only a results.json was kept:
+Without the study's runs, prints the verdicts that follow from its results.json:
 
 gpt2-jax report --results=docs/ablations/qk_norm/results.json
 """
@@ -20,12 +20,12 @@ from gpt2_jax.ablation.report.verdicts import verdicts
 from gpt2_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "the study's directory")
-_RESULTS = flags.DEFINE_string("results", None, "a results.json to judge without its runs")
+_RESULTS = flags.DEFINE_string("results", None, "print the verdicts of this results.json instead")
 flags.DEFINE_string("module", None, cli.MODULE)
 
 
 def main(argv: list[str]) -> None:
-    """Writes the report."""
+    """Writes the report, or prints verdicts."""
     del argv
     if _RESULTS.value and not _WORKDIR.value:
         print("\n".join(verdicts(Path(_RESULTS.value))))

@@ -50,7 +50,7 @@ KEY_VERSION = 2  # increment when a change of the code, such as a reader, change
 
 
 def plan_key(plan: Plan, tokenizer: Tokenizer, shard_tokens: int = SHARD_TOKENS) -> str:
-    """Returns a hash of everything that determines the shards: text, tokenizer, split, shard size."""
+    """Returns a hash of everything that determines the shards."""
     facts = [
         KEY_VERSION,
         plan.source.fingerprint() if plan.source else None,

@@ -62,7 +62,7 @@ def parse_step(text: int | str | None) -> int | str | None:
     if text is None or text == BEST or isinstance(text, int):
         return text
     if not text.isdecimal():
-        raise UserError(f"{text!r} is not a checkpoint's step: give a number of steps, or {BEST}")
+        raise UserError(f"{text!r} is not a checkpoint's step: pass a number, or {BEST}")
     return int(text)
 
 

@@ -79,7 +79,7 @@ class RunDirectory:
     def __init__(self, workdir: str) -> None:
         if "://" in workdir:
             raise UserError(
-                f"--workdir={workdir} is a remote path; give one on a local or mounted file system"
+                f"--workdir={workdir} is a remote path; use one on a local or mounted file system"
             )
         self.path = Path(workdir)
         self.config_path = self.path / "config.json"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gpt2_jax.ablation.study import submit
-from gpt2_jax.cli.ablate import for_elements
+from gpt2_jax.cli.ablate import job_arguments
 from gpt2_jax.errors import EXIT_STOPPED, UserError
 from gpt2_jax.track.metrics import read_rows
 from tests import tools
@@ -198,7 +198,7 @@ def test_elements_get_the_flags_without_those_used_once():
     words = ["--config=a.py", "--submit", "slurm", "-elements=3", "--config.seed=1"]
     more = ["--retry_failed", "--workdir", "w", "--resources", "timeout_min=4", "--shard=1/2"]
     expected = ["--config=a.py", "--config.seed=1", "--workdir", "w"]
-    assert for_elements(words + more) == expected
+    assert job_arguments(words + more) == expected
 
 
 def test_mistakes_on_the_command_line_are_one_line(file, text_file, tmp_path):
