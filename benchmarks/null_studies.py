@@ -68,7 +68,7 @@ class Tally:
     studies: int = 0
     wrong: int = 0  # studies with a wrong verdict
     covered: list[float] = field(default_factory=list)  # proportion of a study's intervals
-    favoured: int = 0  # the first variant other than the baseline is called better
+    favored: int = 0  # the first variant other than the baseline is called better
     found: int = 0  # the same variant is called worse
     runs: list[int] = field(default_factory=list)
     contenders: list[float] = field(default_factory=list)
@@ -107,8 +107,8 @@ def tally(
     name, alone, _ = noise.partition(ALONE)
     draws = [NOISES["normal"] if alone else NOISES[name]] * VARIANTS
     draws[1] = NOISES[name]
-    centre = _centre(name) * SPREAD if alone else 0.0
-    effects = [0.0, effect - centre, *[0.0] * (VARIANTS - 2)]
+    center = _center(name) * SPREAD if alone else 0.0
+    effects = [0.0, effect - center, *[0.0] * (VARIANTS - 2)]
     for _ in range(studies):
         found, runs, contenders = simulate(CURVES[curve], draws, rng, effects, **settings)
         verdicts = [c.verdict for c in found.values()]
@@ -118,7 +118,7 @@ def tally(
         out.studies += 1
         out.wrong += not stable or any(v in ("better", "worse") for v in null)
         out.covered.append(np.mean([e.low <= 0 <= e.high for e in ends]))
-        out.favoured += verdicts[0] == "better"
+        out.favored += verdicts[0] == "better"
         out.found += verdicts[0] == "worse"
         out.runs.append(runs)
         out.contenders.append(contenders)
@@ -126,7 +126,7 @@ def tally(
 
 
 @cache
-def _centre(noise: str) -> float:
+def _center(noise: str) -> float:
     """Returns the median of this noise minus normal noise, in units of the spread."""
     rng = np.random.default_rng(0)
     draws = [NOISES[noise](rng) - rng.standard_normal() for _ in range(200_000)]
@@ -144,10 +144,10 @@ def null_table(studies: int, seed: int) -> list[str]:
     for curve in CURVES:
         for noise in kinds:
             t = tally(curve, noise, studies, seed)
-            favoured = f"{t.favoured / studies:.1%}" if ALONE in noise else "-"
+            favored = f"{t.favored / studies:.1%}" if ALONE in noise else "-"
             lines.append(
                 f"| {curve} | {noise} | {t.wrong / studies:.1%} | {np.mean(t.covered):.1%} | "
-                f"{favoured} | {np.mean(t.contenders):.2f} | {np.mean(t.runs):.0f} |"
+                f"{favored} | {np.mean(t.contenders):.2f} | {np.mean(t.runs):.0f} |"
             )
     return lines
 
@@ -180,7 +180,7 @@ def choices_table(studies: int, seed: int) -> list[str]:
         "one search seed, its choice trusted": replace(SEARCH, seeds=(0,), max_contenders=1),
         "four search seeds, their choice trusted": replace(SEARCH, max_contenders=1),
         "four search seeds, the runner-up in contention": replace(SEARCH, max_contenders=2),
-        "one search seed, neighbours in contention": replace(SEARCH, seeds=(0,)),
+        "one search seed, neighbors in contention": replace(SEARCH, seeds=(0,)),
         "the default": SEARCH,
     }
     lines = [

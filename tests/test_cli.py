@@ -68,7 +68,7 @@ CONFIG_FILES = {
         "    config = configs.default()",
         "    return config if config.model.placement else None",
     ],
-    "colours": ["def get_config(): raise ValueError('\\x1b[31mred\\nline')"],
+    "colors": ["def get_config(): raise ValueError('\\x1b[31mred\\nline')"],
     "prints": ["print('one')", "def get_config(): return print('two') or configs.default()"],
 }
 QUICK = "--config=configs/quickstart.py"
@@ -213,7 +213,7 @@ def test_fields_of_several_strings_take_commas_and_equal_signs(place):
         ("wrong_type", "train.steps=True"),
         ("old_name", "placement.norm_sites"),
         ("old_name_read", "placement.preset"),
-        ("colours", r"\x1b[31mred line"),
+        ("colors", r"\x1b[31mred line"),
     ],
 )
 def test_a_config_file_returns_a_config_or_is_refused(place, name, said):

@@ -20,7 +20,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from gpt2_jax import cli
-from gpt2_jax.ablation.study.definition import Definition, check_place, check_same, load, write
+from gpt2_jax.ablation.study.definition import Definition, check_same, check_workdir, load, write
 from gpt2_jax.ablation.study.submit import CLUSTERS, parse_resources, submit
 from gpt2_jax.errors import EXIT_FINISHED, EXIT_STOPPED, UserError
 from gpt2_jax.track.console import forgiving_output
@@ -109,7 +109,7 @@ def run_study(definition: Definition, workdir: Path, shard: tuple[int, int]) -> 
     if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", cores())
     configure_devices(definition.base.train, definition.base.mesh)
-    check_place(workdir)
+    check_workdir(workdir)
     check_same(workdir, definition)
     worker = Worker(definition.base, definition.study, workdir, shard)
     try:

@@ -13,7 +13,7 @@ import numpy as np
 from gpt2_jax.files import disk_errors
 from gpt2_jax.track.metrics import Row
 
-_BLUE, _PALE, _ORANGE, _GREY = "#2f6db3", "#b4cce6", "#d9622b", "#5f6670"
+_BLUE, _PALE, _ORANGE, _GRAY = "#2f6db3", "#b4cce6", "#d9622b", "#5f6670"
 
 Picture = tuple[list[Row], str, str]  # rows of metrics.jsonl, title, subtitle
 
@@ -75,7 +75,7 @@ def plot_loss(rows: list[Row], path: Path, title: str, subtitle: str) -> None:
     axes.tick_params(labelsize=11)
     title, subtitle = printable(title), printable(subtitle)
     axes.set_title(title, loc="left", weight="bold", fontsize=13, pad=24)
-    axes.text(0, 1.02, subtitle, transform=axes.transAxes, color=_GREY, fontsize=11, va="bottom")
+    axes.text(0, 1.02, subtitle, transform=axes.transAxes, color=_GRAY, fontsize=11, va="bottom")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:

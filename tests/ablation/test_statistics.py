@@ -210,7 +210,7 @@ def test_null_studies_err_as_rarely_as_stated(curve, noise):
     found = null_studies.tally(curve, noise, STUDIES, seed=3)
     assert found.wrong / STUDIES < 0.06 + 3 * (0.06 * 0.94 / STUDIES) ** 0.5
     assert np.mean(found.covered) > 0.94 - 3 * (0.94 * 0.06 / STUDIES) ** 0.5
-    assert found.favoured <= 0.05 * STUDIES
+    assert found.favored <= 0.05 * STUDIES
 
 
 def test_trusting_one_search_seed_errs_often():

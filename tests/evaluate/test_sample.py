@@ -61,7 +61,7 @@ def test_streamed_text_is_the_same_text(model, choice):
     assert not any(0 in ids for ids in texts) and min(map(len, texts)) < 30
 
 
-def test_a_row_does_not_depend_on_its_neighbours(model):
+def test_a_row_does_not_depend_on_its_neighbors(model):
     """Not by its draws, and not by another row's text outgrowing the window before its own."""
     generator = Generator(*model, step=0, window=12)
     together = generator.generate(PROMPTS, 20, SamplingParams(), seed=1)

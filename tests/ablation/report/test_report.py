@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gpt2_jax.ablation.report.analysis import analyse, labels
+from gpt2_jax.ablation.report.analysis import analyze, labels
 from gpt2_jax.ablation.report.markup import escaped
 from gpt2_jax.ablation.report.page import page, write_report
 from gpt2_jax.ablation.report.text import markdown
@@ -377,7 +377,7 @@ def test_a_failed_run_at_another_learning_rate_is_reported(tmp_path):
     rival = plan.search_state(0, known_trials(plan, kept)[1]).contenders[1]
     trial = plan.verdict_trials(0, rival)[0]
     kept.write_outcome(trial.name, Outcome("failed", 0, None, None, reason="OOM", attempts=2))
-    found = analyse(plan, TrialStore(tmp_path))
+    found = analyze(plan, TrialStore(tmp_path))
     assert "pre_ln: 1 trial failed (OOM)." in found.warnings and found.n_failed == 1
     assert not any(variant.comparison for variant in found.variants)
 
@@ -389,7 +389,8 @@ def test_losses_on_different_texts_are_not_compared(tmp_path):
         kept.write_outcome(path.name, Outcome("finished", 20, 1.0, 5.0, 9.9))
     found = write_report(tmp_path)
     assert (
-        row((tmp_path / "report.md").read_text(), "rezero")[7] == "scored on other text or tokens"
+        row((tmp_path / "report.md").read_text(), "rezero")[7]
+        == "scored on different text or tokens"
     )
     assert any("rezero is scored on a different validation text" in line for line in found.warnings)
 
@@ -556,7 +557,7 @@ def test_an_unfinished_study_has_no_verdicts_on_missing_runs(reported, tmp_path)
             trial["unigram_loss"] = 9.9
     path.write_text(json.dumps(other))
     text = "\n".join(verdicts(path))
-    assert row(text, "placement=rezero", "")[7] == "scored on other text or tokens"
+    assert row(text, "placement=rezero", "")[7] == "scored on different text or tokens"
     for trials in (0, 1, 2):
         early = tmp_path / f"after_{trials}"
         write_results(early, *play(early, trials=trials))

@@ -216,7 +216,7 @@ def test_a_baseline_may_be_a_field_unset():
     study.check()
     unset, three = study.variants
     assert study.baseline_of(three) is unset and study.baseline_of(unset) is unset
-    with pytest.raises(UserError, match="has no variant that is the base, which skip_outliers=3"):
+    with pytest.raises(UserError, match="equals the base, which skip_outliers=3"):
         dataclasses.replace(study, variants=[three]).check()
 
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gpt2_jax.ablation.report.analysis import analyse
+from gpt2_jax.ablation.report.analysis import analyze
 from gpt2_jax.ablation.study import Study, grid
 from gpt2_jax.ablation.study import worker as workers
 from gpt2_jax.ablation.study.leases import Leases
@@ -142,7 +142,7 @@ def test_with_patience_the_best_evaluation_counts(done, tmp_path):
     (trial / "config.json").write_text(to_json(config))
     assert store.judge(trial.name, None, 4.0).loss == 2.0
     store.write_outcome(trial.name, store.judge(trial.name, None, 4.0))
-    assert analyse(Plan(TWO), store).complete
+    assert analyze(Plan(TWO), store).complete
 
 
 def test_a_study_is_packed_half_done_moved_and_continued(done, text_file, tmp_path, monkeypatch):

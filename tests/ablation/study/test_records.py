@@ -129,7 +129,7 @@ def test_results_of_an_older_version_are_left(study):
 
 def test_a_directory_of_an_older_version_is_refused(tmp_path):
     (tmp_path / "campaign.json").write_text("{}")
-    for action in (definitions.check_place, definitions.read):
+    for action in (definitions.check_workdir, definitions.read):
         with pytest.raises(UserError, match=r"campaign\.json.*another --workdir"):
             action(tmp_path)
 
@@ -213,8 +213,8 @@ def test_a_place_where_nothing_can_be_written_is_refused(tmp_path):
     names = ("file", "file/below", "x" * 300, "gs://bucket/x")
     for place in [tmp_path / name if "://" not in name else Path(name) for name in names]:
         with pytest.raises(UserError, match=r"--workdir=.*(choose another|mounted)"):
-            definitions.check_place(place)
-    definitions.check_place(tmp_path / "a [b]/c d")
+            definitions.check_workdir(place)
+    definitions.check_workdir(tmp_path / "a [b]/c d")
     with pytest.raises(UserError, match=r"study\.json does not exist"):
         definitions.read(tmp_path / ("x" * 300))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

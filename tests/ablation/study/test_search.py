@@ -59,14 +59,14 @@ def test_it_stops_at_its_limit_and_reports_it():
     assert [search.learning_rate(k) for k in (-1, 0, 3)] == [0.5, 1.0, 8.0]
 
 
-def test_the_best_its_neighbours_and_near_equals_get_all_seeds():
+def test_the_best_its_neighbors_and_near_equals_get_all_seeds():
     noise = [0.0, 0.02, -0.02, 0.01]
     curve = {0: 9.0, 1: 2.3, 2: 2.0, 3: 2.3, 4: 2.2, 5: 2.4, 6: 2.5}
     losses = follow(Search(1.0, n=7, seeds=FOUR), lambda k, i: curve[k] + (-1) ** k * noise[i])
     assert {k for k, values in losses.items() if len(values) == 4} == {1, 2, 3}
     curve[4] = 2.03
     far = follow(Search(1.0, n=7, seeds=FOUR), lambda k, i: curve[k] + (-1) ** k * noise[i])
-    assert len(far[4]) == 4  # not a neighbour of the best: within two standard errors of it
+    assert len(far[4]) == 4  # not a neighbor of the best: within two standard errors of it
 
 
 def test_the_runner_up_is_in_contention_within_two_standard_errors():
@@ -84,7 +84,7 @@ def test_the_runner_up_is_in_contention_within_two_standard_errors():
     assert "1 of the learning rates within two standard errors" in two.unresolved(losses)[0]
 
 
-def test_with_one_seed_neighbours_cannot_be_ruled_out():
+def test_with_one_seed_neighbors_cannot_be_ruled_out():
     search, losses = Search(1.0, n=3, seeds=(0,)), first([2.5, 2.0, 2.4, 3.0])
     assert search.in_contention(losses) == [1, 2, 0]
     assert "one search seed" in search.unresolved(losses)[0]
