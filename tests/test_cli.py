@@ -1,4 +1,4 @@
-"""Command lines: every mistake ends in one line and exit code 2, before anything expensive."""
+"""Command lines: every error is one line with exit code 2, before anything expensive."""
 
 import os
 import time
@@ -152,7 +152,7 @@ TRAIN_ERRORS = [
 
 
 @pytest.mark.parametrize(("flags", "line"), TRAIN_ERRORS)
-def test_a_mistake_ends_in_one_line(place, flags, line):
+def test_errors_are_one_line(place, flags, line):
     flags = [flag.replace("W/", f"{place}/") for flag in flags]
     started = time.monotonic()
     got = one_line_error(command(place, "train", *flags))
@@ -169,7 +169,7 @@ def test_a_mistake_ends_in_one_line(place, flags, line):
         (["--workdir=W/nowhere", "--stride=x"], "stride"),
     ],
 )
-def test_eval_says_what_it_needs(place, flags, line):
+def test_eval_errors_name_the_missing_flag(place, flags, line):
     flags = [flag.replace("W/", f"{place}/") for flag in flags]
     assert line in one_line_error(command(place, "eval", *flags))
     assert not (place / "nowhere").exists()
@@ -185,8 +185,8 @@ def test_help_shows_flags_and_fields(place, word):
     assert done.returncode == 0 and "--model" in done.stdout and "--config" not in done.stdout
 
 
-def test_fields_of_several_strings_take_commas_and_equal_signs(place):
-    """As in the guide to fine-tuning; the run ends at the source, which does not exist."""
+def test_fields_with_several_strings_accept_commas_and_equal_signs(place):
+    """As in the fine-tuning guide; the run ends because the source does not exist."""
     done = command(
         place,
         "train",
@@ -216,13 +216,13 @@ def test_fields_of_several_strings_take_commas_and_equal_signs(place):
         ("colors", r"\x1b[31mred line"),
     ],
 )
-def test_a_config_file_returns_a_config_or_is_refused(place, name, said):
+def test_config_file_must_return_a_config(place, name, said):
     flags = [f"--config={place}/{name}.py", f"--workdir={place}/refused"]
     assert said in one_line_error(command(place, "train", *flags))
     assert not (place / "refused").exists()
 
 
-def test_what_a_config_file_prints_is_no_result(place):
+def test_output_of_a_config_file_goes_to_stderr(place):
     flags = [f"--config={place}/prints.py", "--config.data.source=nowhere.txt"]
     done = command(place, "train", *flags, f"--workdir={place}/prints")
     assert done.returncode == 2 and not done.stdout
@@ -266,7 +266,7 @@ SAMPLE = "gpt2_jax sample"
         (SAMPLE, ["--workdir=W/v", "--batch_file=W/pipe"], "--batch_file"),
     ],
 )
-def test_a_value_beyond_its_bounds_is_refused_by_name(place, module, flags, said):
+def test_value_out_of_bounds_is_refused_by_name(place, module, flags, said):
     flags = [flag.replace("W/", f"{place}/") for flag in flags]
     line = one_line_error(command(place, module, *flags))
     assert said in line and "\x1b" not in line

@@ -1,4 +1,4 @@
-"""How figures distinguish models, and their axes."""
+"""Styles and axes of figures."""
 
 import itertools
 
@@ -39,7 +39,7 @@ def of_variants(_):
 
 
 @pytest.mark.parametrize("of", [of_models, of_diagnoses, of_variants])
-def test_colour_is_the_placement_and_line_and_marker_are_the_depth(of):
+def test_color_shows_the_placement_and_line_and_marker_the_depth(of):
     found = of(list(itertools.product(NAMES, DEPTHS)))
     for style, kind, place in (
         ("color", 0, NAMES),
@@ -51,14 +51,14 @@ def test_colour_is_the_placement_and_line_and_marker_are_the_depth(of):
         assert len(set.union(*of_each)) == len(place)
 
 
-def test_models_of_one_depth_differ_in_colour_and_marker():
+def test_models_of_one_depth_differ_in_color_and_marker():
     found = choose_styles([(name, None) for name in range(30)])
     assert len({str(style) for style in found}) == 30
     assert found[0]["marker"] != found[1]["marker"] and found[0]["linestyle"] == "-"
     assert len({style["color"] for style in choose_styles([("pre_ln", d) for d in DEPTHS])}) == 3
 
 
-def test_runs_of_one_placement_have_its_colour():
+def test_runs_of_one_placement_share_its_color():
     runs = [("pre_ln (runs/a)", 4), ("pre_ln (runs/b)", 8), ("lns (runs/c)", 4)]
     a, b, c = of_diagnoses(runs).values()
     assert a["color"] == b["color"] != c["color"] and a["linestyle"] != b["linestyle"]
@@ -69,14 +69,14 @@ def test_runs_of_one_placement_have_its_colour():
 @pytest.mark.parametrize(
     ("values", "scale"), [([1.0, 1000.0], "log"), ([0.0, 10.0], "log"), ([-1.0, 10.0], "linear")]
 )
-def test_an_axis_is_logarithmic_unless_that_would_hide_values(values, scale):
+def test_axis_is_logarithmic_unless_that_would_hide_values(values, scale):
     _, (panel,) = panels(1, 1)
     panel.plot([1, 2], values)
     finish(panel, "largest attention logit", "block", logarithmic=True)
     assert panel.get_yscale() == scale
 
 
-def test_a_name_is_wrapped_at_its_commas():
+def test_name_is_wrapped_at_commas():
     name = "n_layer=16,placement=completep,base_n_layer=4"
     lines = wrapped(name).splitlines()
     assert "".join(lines) == name
