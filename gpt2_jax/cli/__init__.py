@@ -58,6 +58,12 @@ def read_config(flag: flags.FlagHolder) -> Config:
     return freeze(flag.value)
 
 
+def run(main: Callable[[list[str]], Any], argv: Sequence[str]) -> None:
+    """Parses a command line and runs its command, the `main` of a module that defines its flags."""
+    parse = lambda argv: parse_flags(argv, main.__module__)
+    app.run(guarded(main), argv=list(argv), flags_parser=parse)
+
+
 def guarded(main: Callable[[list[str]], Any]) -> Callable[[list[str]], Any]:
     """Wraps `main` so that a `UserError` becomes one line on stderr and an exit code."""
 
@@ -101,11 +107,11 @@ def _check_devices() -> None:
             die(str(error))
 
 
-def parse_flags(argv: list[str]) -> list[str]:
+def parse_flags(argv: list[str], module: str) -> list[str]:
     """Parses the flags and executes the config file; an error in either is reported in one line."""
     use_utf8()
     if HELP & set(argv[1:]):
-        show_help()
+        show_help(module)
     logging.set_verbosity(logging.FATAL)  # config_flags logs warnings that are errors here
     try:
         _check_flag_files(argv[1:])
@@ -138,9 +144,12 @@ def parse_flags(argv: list[str]) -> list[str]:
     raise AssertionError("unreachable")
 
 
-def show_help() -> None:
-    """Prints the command's description, flags and config fields, and ends the process."""
-    app.usage(shorthelp=True, writeto_stdout=True)
+def show_help(module: str) -> None:
+    """Prints a command's description, flags and config fields, and ends the process."""
+    names = (__name__, sys.argv[0] if module == "__main__" else module)  # --config, its own
+    listed = [flags.FLAGS.module_help(name).partition(":\n")[2] for name in names]
+    description = (sys.modules[module].__doc__ or "").strip()
+    print(description, "", "Flags:", *filter(None, listed), sep="\n")
     if "config" in flags.FLAGS:
         print(f"\nFields of the config:\n{help_text()}")
     sys.exit(0)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from gpt2_jax import cli
@@ -163,8 +163,3 @@ def _report(workdir: Path, definition: Definition) -> None:
         print(hint)
     if found.n_failed:
         print(f"failed: {found.n_failed} trials (see logs/); --retry_failed retries them")
-
-
-def run(argv: Sequence[str]) -> None:
-    """Parses the command line and runs the command."""
-    app.run(cli.guarded(main), argv=list(argv), flags_parser=cli.parse_flags)

@@ -11,7 +11,7 @@ import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from gpt2_jax import cli
 from gpt2_jax.ablation.diagnosis import BY_BLOCK, WHOLE, Diagnosis, diagnose, diagnose_start
@@ -173,8 +173,3 @@ def _write_csv(path: Path, columns: Sequence[str] | dict[str, str], rows: list[l
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["model", "n_layer", "step", *columns])
         writer.writerows(rows)
-
-
-def run(argv: Sequence[str]) -> None:
-    """Parses the command line and runs the command."""
-    app.run(cli.guarded(main), argv=list(argv), flags_parser=cli.parse_flags)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from absl import app, flags
+from absl import flags
 
 from gpt2_jax import cli
 from gpt2_jax.errors import UserError
@@ -46,8 +44,3 @@ def evaluate_tasks(workdir: str, names: list[str]) -> None:
     harness = load_harness()
     results = harness.evaluate_tasks(workdir, names, _STEP.value, _TASK_DATA.value, _LIMIT.value)
     print(to_json(results) if _JSON.value else harness.table(results))
-
-
-def run(argv: Sequence[str]) -> None:
-    """Parses the command line and runs the command."""
-    app.run(cli.guarded(main), argv=list(argv), flags_parser=cli.parse_flags)

@@ -8,9 +8,8 @@ gpt2-jax check --workdir=runs/gpt2 [--task_data=DIR]
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
 from gpt2_jax import cli
 from gpt2_jax.errors import UserError
@@ -32,8 +31,9 @@ _STEP = flags.DEFINE_string("step", None, "export: a step, or best; default: the
 flags.DEFINE_string("module", None, cli.MODULE)
 
 
-def main(command: str) -> None:
-    """Runs the command `import`, `export` or `check`."""
+def main(argv: list[str]) -> None:
+    """Runs the command `import`, `export` or `check`, the last word of the program's name."""
+    command = argv[0].rpartition(" ")[2]
     if not _WORKDIR.value:
         raise UserError("pass --workdir, the run directory to create (import), export or check")
     if command == "import":
@@ -59,10 +59,3 @@ def main(command: str) -> None:
         from gpt2_jax.interop.export_model import export_model
 
         print(export_model(_WORKDIR.value, _OUT.value, _DTYPE.value, _STEP.value))
-
-
-def run(argv: Sequence[str]) -> None:
-    """Parses the command line and runs the command named last in `argv[0]`."""
-    command = argv[0].rpartition(" ")[2]
-    action = cli.guarded(lambda _: main(command))
-    app.run(action, argv=list(argv), flags_parser=cli.parse_flags)

@@ -7,9 +7,8 @@ gpt2-jax placements --show=deepnorm  show one in full
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
 from gpt2_jax import cli
 from gpt2_jax.config.sections import ModelConfig, PlacementConfig
@@ -85,8 +84,3 @@ def counts(name: str) -> tuple[int, int]:
         raise UserError(f"the preset {name}: {fault}")
     model = define_model(sizes, placement)
     return model.n_params(), model.flops_per_token(SEQ_LEN)
-
-
-def run(argv: Sequence[str]) -> None:
-    """Parses the command line and runs the command."""
-    app.run(cli.guarded(main), argv=list(argv), flags_parser=cli.parse_flags)

@@ -7,12 +7,10 @@ gpt2-jax prepare --verify --out=DIR
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
-from gpt2_jax import cli
 from gpt2_jax.data.corpus import open_plan
 from gpt2_jax.data.manifest import Manifest
 from gpt2_jax.data.preparation import SHARD_TOKENS, prepare
@@ -65,8 +63,3 @@ def _print_counts(manifest: Manifest) -> None:
             f"{name}: {split.tokens:,} tokens, {split.documents:,} documents, "
             f"{split.bytes:,} bytes, {len(split.shards)} shard(s)"
         )
-
-
-def run(argv: Sequence[str]) -> None:
-    """Parses the command line and runs the command."""
-    app.run(cli.guarded(main), argv=list(argv), flags_parser=cli.parse_flags)

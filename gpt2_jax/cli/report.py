@@ -9,10 +9,9 @@ gpt2-jax report --results=docs/ablations/qk_norm/results.json
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from gpt2_jax import cli
 from gpt2_jax.ablation.report.page import write_report
@@ -36,8 +35,3 @@ def main(argv: list[str]) -> None:
     print(f"written to {_WORKDIR.value}: report.html report.md report/ results.json")
     if not found.complete:
         print(f"{found.n_done} of the {found.n_trials} trials known so far have ended")
-
-
-def run(argv: Sequence[str]) -> None:
-    """Parses the command line and runs the command."""
-    app.run(cli.guarded(main), argv=list(argv), flags_parser=cli.parse_flags)

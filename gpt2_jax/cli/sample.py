@@ -6,10 +6,9 @@ gpt2-jax sample --workdir=runs/quickstart --prompt="def " [--stream]
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from gpt2_jax import cli
 from gpt2_jax.errors import UserError
@@ -88,8 +87,3 @@ def main(argv: list[str]) -> None:
             else:
                 title = f"--- sample {number} ---\n" if _SAMPLES.value > 1 else ""
                 print(f"{title}{decoded_prompt(tokenizer, prompt)}{text}")
-
-
-def run(argv: Sequence[str]) -> None:
-    """Parses the command line and runs the command."""
-    app.run(cli.guarded(main), argv=list(argv), flags_parser=cli.parse_flags)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
 from gpt2_jax import cli
 from gpt2_jax.errors import UserError
@@ -29,8 +28,3 @@ def main(argv: list[str]) -> None:
         from gpt2_jax.train.loop import train
 
         sys.exit(train(config, _WORKDIR.value, sample_text, stop))
-
-
-def run(argv: Sequence[str]) -> None:
-    """Parses the command line and runs the command."""
-    app.run(cli.guarded(main), argv=list(argv), flags_parser=cli.parse_flags)
