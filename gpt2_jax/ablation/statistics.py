@@ -281,7 +281,6 @@ def _n_broken(losses: Sequence[float]) -> int:
 
 
 def _fewer_broken_p(losses: Sequence[float], other: Sequence[float]) -> float:
-    """Returns the one-sided p-value for having no fewer broken seeds than the others."""
     return _fisher_p(_n_broken(losses), _n_broken(other), len(losses))
 
 

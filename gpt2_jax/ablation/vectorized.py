@@ -315,7 +315,6 @@ class VectorizedTrainer:
 
     @property
     def _params(self) -> tuple[Tree, Tree]:
-        """Trainable and frozen parameters."""
         return self.states.params, self.states.frozen
 
     def diagnostics(self, step: int, tokens_RBT1: np.ndarray) -> list[Metrics]:

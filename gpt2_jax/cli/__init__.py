@@ -246,7 +246,6 @@ def _with_shipped(argv: list[str]) -> list[str]:
 
 
 def _load_config(where: str) -> None:
-    """Checks the config file's config, with the command line's changes."""
     if "config" not in flags.FLAGS or not flags.FLAGS["config"].present:
         return
     config = flags.FLAGS["config"].value

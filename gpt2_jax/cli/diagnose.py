@@ -68,7 +68,6 @@ def main(argv: list[str]) -> None:
 
 
 def _check_flags() -> None:
-    """Checks for flags that exclude each other or would have no effect."""
     if (_CONFIG.value is None) == (not _WORKDIRS.value):
         raise UserError("pass --config for models before training, or --workdirs for trained ones")
     if _CONFIG.value is not None:

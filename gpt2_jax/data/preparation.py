@@ -125,7 +125,6 @@ def _exclusive_lock(out: Path) -> Iterator[None]:
 
 
 def _delete_unfinished(out: Path, created: list[Path]) -> None:
-    """Deletes an unfinished preparation, and the folders that were created for it."""
     for path in out.iterdir():
         if path.name == JOURNAL or re.fullmatch(r"(train|val)_\d{6}\.(bin|partial)", path.name):
             path.unlink()

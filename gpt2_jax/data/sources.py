@@ -188,7 +188,6 @@ def open_source(spec: str) -> Source:
 
 
 def _is_saved(folder: str) -> bool:
-    """Returns whether a folder was written by `Dataset.save_to_disk`."""
     has = lambda name: os.path.isfile(os.path.join(folder, name))
     return has("dataset_dict.json") or (has("dataset_info.json") and has("state.json"))
 

@@ -254,7 +254,6 @@ def evaluate_tasks(
 
 
 def _results_of(found: Any) -> dict[str, Any]:
-    """Returns the harness's results without its settings."""
     return {
         "results": found["results"],
         "groups": found.get("groups", {}),

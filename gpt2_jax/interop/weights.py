@@ -150,7 +150,6 @@ def _flat_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _unpadded(model_def: ModelDef, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns a shape without the padding of the vocabulary."""
     return (model_def.cfg.vocab_size, *shape[1:]) if path in ("embedding.wte", "head") else shape
 
 

@@ -21,8 +21,6 @@ def render_sums(folder: Path) -> str:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yields the regular files below a folder."""
-
     def fail(error: OSError) -> None:
         raise error
 

@@ -70,7 +70,6 @@ def _by_name(opt: OptimizerConfig, infos: dict[str, Any]) -> optax.GradientTrans
 
 
 def _decay(info: ParamInfo) -> float:
-    """Returns the factor on a parameter's weight decay."""
     return info.scales.decay if DECAYED[info.role] else 0.0
 
 

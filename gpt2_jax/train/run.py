@@ -165,7 +165,6 @@ class Run:
                     return
 
     def _begin(self) -> None:
-        """Writes the row of the state before the first step."""
         with self._paused():
             with status("compiling the evaluation and validating at step 0"):
                 score = self._score()

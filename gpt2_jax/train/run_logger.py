@@ -214,7 +214,6 @@ class RunLogger:
         self.wandb.summarize({f"final/{name}": value for name, value in final.items()} | counts)
 
     def _picture(self) -> Picture:
-        """Returns what the loss curve shows."""
         rows = read_rows(self.directory.metrics_path)
         title = report.curve_title(self.config, self.directory)
         subtitle = f"{self.model_def.n_params():,} parameters"

@@ -143,7 +143,6 @@ def check_identity(directory: RunDirectory, step: int, folder: Path) -> str | No
 
 
 def _check_config(directory: RunDirectory, folder: Path, identity: Identity) -> None:
-    """Checks that a checkpoint was trained with the directory's config.json."""
     saved = from_dict(identity.config, folder / META)
     changed = fixed_difference(saved, from_json(directory.config_path))
     names = changed.get(TOKENIZER, ())

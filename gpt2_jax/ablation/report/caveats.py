@@ -76,7 +76,6 @@ def _of_variant(variant: Variant, analysis: Analysis) -> list[str]:
 
 
 def _unequal_budgets(variant: Variant, baseline: Variant) -> list[str]:
-    """Returns how a variant differs from its baseline in size or budget."""
     out, name = [], variant.name
     mine, theirs = variant.info.get("parameters"), baseline.info.get("parameters")
     if mine and theirs and abs(mine / theirs - 1) > SAME_SIZE:

@@ -120,7 +120,6 @@ def _seeds(stored: dict[str, Any], variant: int) -> list[int]:
 
 
 def _unigram_losses(stored: dict[str, Any], variant: int) -> set[float]:
-    """Returns the unigram entropies of a variant's validation texts, as `Variant` does."""
     trials = [*_trials(stored, variant, "verdict"), *_trials(stored, variant, "search")]
     known = (trial["unigram_loss"] for trial in trials)
     return {loss for loss in known if loss is not None}

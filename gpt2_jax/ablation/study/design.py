@@ -253,7 +253,6 @@ class Study:
 
 
 def _check_numbers(of: Study | Search, fields: Mapping[str, Field], label: str) -> None:
-    """Checks the types and bounds of numbers, by name."""
     for name, field in fields.items():
         field.validated(getattr(of, name), f"{label}{name}")
 

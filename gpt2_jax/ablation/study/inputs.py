@@ -210,7 +210,6 @@ def _check_text(text: str, what: str, longest: int) -> None:
 
 
 def _shown(value: Any) -> str:
-    """Formats a value of any type as short text on one line."""
     if isinstance(value, int) and abs(value) > 10**30:
         return "an integer of over 30 digits"
     if not isinstance(value, str | int | float | None):

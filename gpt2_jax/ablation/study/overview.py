@@ -116,7 +116,6 @@ def trials_left(worker: Worker, known: Sequence[Trial], typical: int) -> dict[in
 
 
 def _corpora(worker: Worker, trials: Sequence[Trial]) -> str:
-    """Lists the texts that trials train on, with the hashes of their tokens."""
     found = {}
     for config in map(worker.config, trials):
         manifest = worker.corpus(config).manifest

@@ -158,7 +158,6 @@ def _lost(old: dict[str, Any], found: dict[str, Any]) -> list[str]:
 
 
 def _changed(old: dict[str, Any], found: dict[str, Any]) -> bool:
-    """Returns whether the loss or curve of any trial in both has changed."""
     compared = ("status", "step", "loss", "initial_loss", "unigram_loss", "curve")
     new = _final(found)
     return any(

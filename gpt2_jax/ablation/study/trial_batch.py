@@ -281,7 +281,6 @@ class TrialBatch:
             trial.logger.save(self.step, self.trainer.state(i), val_losses[trial.name])
 
     def _scores(self) -> list[dict[str, float]]:
-        """Returns each trial's scores on the validation text."""
         batch, length = self.config.train.batch_size, self.config.data.seq_len
         parts = evaluation_batches(
             self.corpus.val, self.windows, batch // self.config.train.accumulation, length

@@ -130,7 +130,6 @@ class Worker:
         return per_variant * self._variants_by_program[program_key(config)]
 
     def _examples(self) -> list[Trial]:
-        """Returns one trial per variant."""
         return [self.plan.verdict_trials(i, 0)[0] for i in range(len(self.study.variants))]
 
     def _capacity(self, config: Config) -> int:
@@ -247,7 +246,6 @@ class Worker:
     def _train(
         self, batch: list[Trial], leases: Leases, display: StudyProgress, stop: StopSignal
     ) -> None:
-        """Trains a batch and writes the outcome of each trial."""
         attempts = {t.name: o.attempts for t in batch if (o := self.store.outcome(t.name))}
         try:
             diverged = self._run(batch, leases, display, stop)
@@ -322,7 +320,6 @@ class Worker:
         return {}
 
     def _log(self, trial: Trial) -> IO[str]:
-        """Opens a trial's log file for appending."""
         logs = self.workdir / "logs"
         with disk_errors(str(logs)):
             logs.mkdir(exist_ok=True)
