@@ -87,8 +87,8 @@ def simulate(
     for noise, effect in zip(noises, effects, strict=True):
         loss = lambda k, noise=noise, effect=effect: 2 + effect + curve(k) + SPREAD * noise(rng)
         losses: dict[int, list[float]] = {}
-        while asked := search.next(losses):
-            for k, _ in asked:
+        while requested := search.next(losses):
+            for k, _ in requested:
                 losses.setdefault(k, []).append(loss(k))
         chosen = search.in_contention(losses)
         best, *alternatives = [[loss(k) for _ in range(seeds)] for k in chosen]
@@ -203,10 +203,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--studies", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
-    given = parser.parse_args()
-    print(f"{given.studies} studies per row, level {LEVEL:.0%}.\n")
+    args = parser.parse_args()
+    print(f"{args.studies} studies per row, level {LEVEL:.0%}.\n")
     for table in (null_table, power_table, choices_table):
-        print(*table(given.studies, given.seed), "", sep="\n", flush=True)
+        print(*table(args.studies, args.seed), "", sep="\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -201,7 +201,7 @@ def test_fields_with_several_strings_accept_commas_and_equal_signs(place):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("nothing", "None"),
         ("leaves", "leaves.py"),
@@ -216,9 +216,9 @@ def test_fields_with_several_strings_accept_commas_and_equal_signs(place):
         ("colors", r"\x1b[31mred line"),
     ],
 )
-def test_config_file_must_return_a_config(place, name, said):
+def test_config_file_must_return_a_config(place, name, message):
     flags = [f"--config={place}/{name}.py", f"--workdir={place}/refused"]
-    assert said in one_line_error(command(place, "train", *flags))
+    assert message in one_line_error(command(place, "train", *flags))
     assert not (place / "refused").exists()
 
 
@@ -233,7 +233,7 @@ SAMPLE = "gpt2_jax sample"
 
 
 @pytest.mark.parametrize(
-    ("module", "flags", "said"),
+    ("module", "flags", "message"),
     [
         ("train", [QUICK, "--config.seed=18446744073709551616", "--workdir=W/v"], "seed="),
         ("train", [QUICK, "--config.train.steps=1e12", "--workdir=W/v"], "config.train.steps"),
@@ -266,8 +266,8 @@ SAMPLE = "gpt2_jax sample"
         (SAMPLE, ["--workdir=W/v", "--batch_file=W/pipe"], "--batch_file"),
     ],
 )
-def test_value_out_of_bounds_is_refused_by_name(place, module, flags, said):
+def test_value_out_of_bounds_is_refused_by_name(place, module, flags, message):
     flags = [flag.replace("W/", f"{place}/") for flag in flags]
     line = one_line_error(command(place, module, *flags))
-    assert said in line and "\x1b" not in line
+    assert message in line and "\x1b" not in line
     assert not (place / "v").exists()

@@ -120,8 +120,8 @@ def test_empty_continuation_is_refused(adapters):
 def test_long_continuation_is_scored_in_full(adapters):
     """More tokens than the window holds cost more, for any context."""
     pairs = [("y", "z" * n) for n in (48, 96, 192)]
-    asked = requests("loglikelihood", pairs)
-    answers = [log_p for log_p, _ in adapters[0].loglikelihood(asked, disable_tqdm=True)]
+    queries = requests("loglikelihood", pairs)
+    answers = [log_p for log_p, _ in adapters[0].loglikelihood(queries, disable_tqdm=True)]
     assert answers[2] < answers[1] < answers[0] < 0
 
 
@@ -137,9 +137,9 @@ def test_rolling_likelihoods_equal_those_of_the_hf_adapter(adapters):
 def test_greedy_texts_equal_those_of_the_hf_adapter(adapters):
     """Only ASCII: the two adapters print invalid bytes differently."""
     how = {"until": ["zz"], "max_gen_toks": 12, "do_sample": False}
-    asked = [("def", how), ("residual and", how), ("q", how)]
+    queries = [("def", how), ("residual and", how), ("q", how)]
     ours, theirs = (
-        adapter.generate_until(requests("generate_until", asked), disable_tqdm=True)
+        adapter.generate_until(requests("generate_until", queries), disable_tqdm=True)
         for adapter in adapters
     )
     assert ours == theirs and len(set(ours)) > 1

@@ -93,7 +93,7 @@ def test_rows_that_the_server_lacks_are_counted_and_can_be_synced(tmp_path, monk
     monkeypatch.setattr(wandb_log, "CONFIRM_SECONDS", 3)
     tmp_path = tmp_path / "a folder"  # the printed command must quote it
     tmp_path.mkdir()
-    said, rows = [], [{"step": n, "train/loss": float(n)} for n in range(5)]
+    messages, rows = [], [{"step": n, "train/loss": float(n)} for n in range(5)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with WandbServer(streams) as server:
         env = wandb_environment(server.url)
@@ -103,16 +103,16 @@ def test_rows_that_the_server_lacks_are_counted_and_can_be_synced(tmp_path, monk
         unset = dict.fromkeys(("project", "entity", "name", "group"))
         options = WandbOptions(run_id="abcd1234", workdir=tmp_path, mode="online", tags=(),
                                job_type="train", **unset)  # fmt: skip
-        log = WandbLog(options, {}, rows[:2], said.append)
+        log = WandbLog(options, {}, rows[:2], messages.append)
         for row in rows[2:]:
             log.log(row)
         log.close(0)
         wandb.teardown()
         (stored,) = server.runs.values()
         if streams:
-            assert log.problem is None and len(said) == 1
+            assert log.problem is None and len(messages) == 1
         else:
-            assert "0 of 5 rows" in log.problem and said[-1] == log.problem
+            assert "0 of 5 rows" in log.problem and messages[-1] == log.problem
             server.streams = True
             *_, sync = log.problem.partition("for p in ")
             command = f"for p in {sync}".replace("wandb sync", f"{sys.executable} -m wandb sync")

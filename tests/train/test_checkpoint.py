@@ -233,13 +233,13 @@ def test_full_disk_is_a_one_line_error(state, tmp_path, monkeypatch):
 
 def test_best_ignores_checkpoints_with_damaged_meta(saved, tmp_path):
     assert Checkpoints(tmp_path).best() is None
-    folder, said = tmp_path / "checkpoints", []
+    folder, messages = tmp_path / "checkpoints", []
     shutil.copytree(saved, folder)
     assert Checkpoints(folder).best() == 20
     meta = json.loads((folder / "00000010" / "meta.json").read_text())
     (folder / "00000010" / "meta.json").write_text(json.dumps(meta | {"val_loss": 0.001}))
-    assert Checkpoints(folder).best(said.append) == 20
-    assert len(said) == 1 and "00000010" in said[0]
+    assert Checkpoints(folder).best(messages.append) == 20
+    assert len(messages) == 1 and "00000010" in messages[0]
 
 
 def test_errors_of_late_writes_are_suppressed(monkeypatch):

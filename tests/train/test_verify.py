@@ -357,8 +357,8 @@ def test_weights_can_be_read_without_run_json_with_a_warning(run, capsys):
         open_run(str(run), devices=1)
 
 
-@pytest.mark.parametrize("asked", [None, "best"])
-def test_next_checkpoint_is_used_if_training_deletes_one(run, monkeypatch, asked):
+@pytest.mark.parametrize("step", [None, "best"])
+def test_next_checkpoint_is_used_if_training_deletes_one(run, monkeypatch, step):
     tried = []
 
     def rotate(folder, *rest):
@@ -369,5 +369,5 @@ def test_next_checkpoint_is_used_if_training_deletes_one(run, monkeypatch, asked
         return restore_params(folder, *rest)
 
     monkeypatch.setattr("gpt2_jax.train.open_run.restore_params", rotate)
-    assert open_run(str(run), asked, devices=1).step == 8
+    assert open_run(str(run), step, devices=1).step == 8
     assert tried == ["00000012", "00000008"]

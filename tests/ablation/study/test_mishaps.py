@@ -97,18 +97,18 @@ def test_worker_waits_for_a_trial_that_another_process_trains(text_file, tmp_pat
     worker = Worker(base(text_file), TWO, tmp_path)
     by_hand = RunDirectory(str(worker.store.path(worker.check()[0].name)))
     by_hand.lock()
-    display, said = StudyProgress(), []
+    display, messages = StudyProgress(), []
 
     def note(line):
-        said.append(line)
-        if len(said) == 3:
+        messages.append(line)
+        if len(messages) == 3:
             by_hand.unlock()
 
     display.note = note
     began = time.monotonic()
     with StopSignal() as stop:
         assert worker.work(display, stop) == EXIT_FINISHED
-    assert all("another process is training in" in line for line in said[:3])
+    assert all("another process is training in" in line for line in messages[:3])
     assert time.monotonic() - began > 0.15
     assert [c["status"] for c in results(tmp_path)["trials"]] == ["finished"] * 2
 

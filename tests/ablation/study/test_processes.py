@@ -155,9 +155,9 @@ def test_submitted_jobs_run_the_study(file, text_file, left_alone, tmp_path):
         time.sleep(0.2)
     expected = (left_alone[0] / "results.json").read_bytes()
     assert (workdir / "results.json").read_bytes() == expected
-    said = [p.read_text() for p in workdir.glob("jobs/*.out")]
-    assert len(said) == 2
-    assert all("variants   placement=pre_ln; placement=post_ln" in text for text in said)
+    outputs = [p.read_text() for p in workdir.glob("jobs/*.out")]
+    assert len(outputs) == 2
+    assert all("variants   placement=pre_ln; placement=post_ln" in text for text in outputs)
 
 
 @pytest.mark.slow

@@ -15,9 +15,9 @@ def follow(search, loss):
     """Simulates a search with `loss(k, i)` and returns the losses that it requested."""
     losses = {}
     for _ in range(50):
-        if not (asked := search.next(losses)):
+        if not (requested := search.next(losses)):
             return losses
-        for k, i in asked:
+        for k, i in requested:
             assert i == len(losses.setdefault(k, []))
             losses[k].append(loss(k, i))
     raise AssertionError("does not end")
