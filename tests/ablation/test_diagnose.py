@@ -80,7 +80,7 @@ def test_first_step_moves_the_output(measured):
 
 
 @pytest.mark.slow
-def test_model_changes_do_not_depend_on_bfloat16(measured):
+def test_model_changes_are_measured_in_float32(measured):
     """The changes are smaller than bfloat16's rounding errors."""
     _, params, exact = measured
     config = tiny(placement__preset="post_ln", mesh__data=2, model__dtype="bfloat16")

@@ -199,7 +199,7 @@ def test_only_the_latest_and_the_best_checkpoints_are_kept(state, tmp_path):
     assert checkpoints.best() == 2
 
 
-def test_checkpoint_becomes_valid_only_after_before_commit_and_announce(state, tmp_path):
+def test_checkpoint_becomes_valid_only_after_before_commit(state, tmp_path):
     seen = []
     checkpoints = Checkpoints(tmp_path)
     checkpoints.before_commit = lambda: seen.append(checkpoints.steps())

@@ -148,7 +148,7 @@ def test_outcome_with_patience_is_the_best_evaluation(done, tmp_path):
 def test_packed_study_continues_on_another_machine(done, text_file, tmp_path, monkeypatch):
     """The text has a different path there, and the results are bitwise the same.
 
-    A lease that plain tar has copied does not block workers, although the other clock is behind.
+    A lease that plain tar has copied does not block workers, although the clock there is behind.
     """
     workdir = shutil.copytree(done, tmp_path / "here/my [study]")
     ended, begun = sorted((workdir / "trials").iterdir())
@@ -199,7 +199,7 @@ def test_unpackable_study_is_refused(done, tmp_path):
     assert not (tmp_path / "z.tar").exists() and not list(tmp_path.glob(".*"))
 
 
-def test_lost_study_json_is_written_again(done, text_file, tmp_path):
+def test_study_is_checked_without_study_json(done, text_file, tmp_path):
     workdir = shutil.copytree(done, tmp_path / "w")
     (workdir / "study.json").unlink()
     assert len(Worker(base(text_file), TWO, workdir).check()) == 2
