@@ -179,10 +179,10 @@ def test_eval_errors_name_the_missing_flag(place, flags, line):
 def test_help_shows_flags_and_fields(place, word):
     done = command(place, "train", QUICK, word)
     assert done.returncode == 0 and not done.stderr
-    assert "\n  --config:" in done.stdout and "\n  --workdir:" in done.stdout
+    assert "\n  --workdir: " in done.stdout and "\n  --config: " in done.stdout
     assert all(f"--config.{name}:" in done.stdout for name in configs.FIELDS)
     done = command(place, "gpt2_jax import", word)
-    assert done.returncode == 0 and "\n  --model:" in done.stdout and "--config" not in done.stdout
+    assert done.returncode == 0 and "\n  --model: " in done.stdout and "--config" not in done.stdout
 
 
 def test_fields_with_several_strings_accept_commas_and_equal_signs(place):

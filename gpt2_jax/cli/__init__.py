@@ -59,9 +59,8 @@ def read_config(flag: flags.FlagHolder) -> Config:
 
 
 def run(main: Callable[[list[str]], Any], argv: Sequence[str]) -> None:
-    """Parses a command line and runs its command, the `main` of a module that defines its flags."""
-    parse = lambda argv: parse_flags(argv, main.__module__)
-    app.run(guarded(main), argv=list(argv), flags_parser=parse)
+    """Parses a command line and runs its command."""
+    app.run(guarded(main), argv=list(argv), flags_parser=parse_flags)
 
 
 def guarded(main: Callable[[list[str]], Any]) -> Callable[[list[str]], Any]:
@@ -107,11 +106,11 @@ def _check_devices() -> None:
             die(str(error))
 
 
-def parse_flags(argv: list[str], module: str) -> list[str]:
+def parse_flags(argv: list[str]) -> list[str]:
     """Parses the flags and executes the config file; an error in either is reported in one line."""
     use_utf8()
     if HELP & set(argv[1:]):
-        show_help(module)
+        show_help()
     logging.set_verbosity(logging.FATAL)  # config_flags logs warnings that are errors here
     try:
         _check_flag_files(argv[1:])
@@ -144,12 +143,12 @@ def parse_flags(argv: list[str], module: str) -> list[str]:
     raise AssertionError("unreachable")
 
 
-def show_help(module: str) -> None:
+def show_help() -> None:
     """Prints a command's description, flags and config fields, and ends the process."""
-    names = (__name__, sys.argv[0] if module == "__main__" else module)  # --config, its own
-    listed = [flags.FLAGS.module_help(name).partition(":\n")[2] for name in names]
-    description = (sys.modules[module].__doc__ or "").strip()
-    print(description, "", "Flags:", *filter(None, listed), sep="\n")
+    app.usage(shorthelp=True, writeto_stdout=True)
+    for module in flags.FLAGS.flags_by_module_dict():
+        if module.startswith("gpt2_jax."):
+            print(flags.FLAGS.module_help(module))
     if "config" in flags.FLAGS:
         print(f"\nFields of the config:\n{help_text()}")
     sys.exit(0)

@@ -36,6 +36,7 @@ def main() -> None:
     if name not in COMMANDS:
         cli.die(f"{name!r} is not a command{suggestion(name, COMMANDS)}")
     module = import_module(f"gpt2_jax.cli.{COMMANDS[name][0]}")
+    sys.modules["__main__"].__doc__ = module.__doc__  # absl prints it for --help
     cli.run(module.main, [f"{program} {name}", *words[1:]])
 
 
