@@ -392,8 +392,8 @@ def test_layer_norm_gradient_matches_its_equation():
     from gpt2_jax.nn.norms import layer_norm
 
     def plain(x, gain, bias):
-        centred = x - x.mean(-1, keepdims=True)
-        return gain * centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + 0.1) + bias
+        centered = x - x.mean(-1, keepdims=True)
+        return gain * centered / jnp.sqrt((centered**2).mean(-1, keepdims=True) + 0.1) + bias
 
     keys = jax.random.split(jax.random.key(0), 4)
     x, weights = (jax.random.normal(k, (2, 3, 8)) for k in keys[:2])

@@ -58,8 +58,8 @@ class Model:
 
 
 def ln(x, n, eps=1e-5):
-    centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * n.gain + n.bias
+    centered = x - x.mean(-1, keepdims=True)
+    return centered / np.sqrt((centered**2).mean(-1, keepdims=True) + eps) * n.gain + n.bias
 
 
 def rms(x, n=None, eps=1e-5):
