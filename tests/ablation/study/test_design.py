@@ -161,7 +161,7 @@ def test_verdicts_are_trained_at_every_learning_rate_in_contention():
     alone = dataclasses.replace(study, search=dataclasses.replace(search, max_contenders=1))
     plan, outcomes = follow(alone, loss, lambda todo: todo)
     assert sum(c.purpose == "verdict" for c in plan.trials(outcomes)) == 2
-    assert "at 1 at most" in plan.search_state(0, outcomes).unresolved[0]
+    assert "no more than 1" in plan.search_state(0, outcomes).unresolved[0]
 
 
 def test_run_no_better_than_unigrams_is_broken():
