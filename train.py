@@ -2,7 +2,8 @@
 
 import sys
 
-from gpt2_jax.cli.train import run
+from gpt2_jax import cli
+from gpt2_jax.cli.train import main
 
 if __name__ == "__main__":
-    run(sys.argv)
+    cli.run(main, sys.argv)

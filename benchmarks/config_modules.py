@@ -1,10 +1,10 @@
-"""Lists the package's modules that take the whole config, and fails if there are too many.
+"""Lists the package's modules that depend on the whole config, and fails if there are too many.
 
     python -m benchmarks.config_modules
 
-A module takes the whole config if it imports `gpt2_jax.config` itself or `Config` from it, or names
-`ConfigDict`. One that imports a section, such as `OptimizerConfig`, takes only what it needs. The
-modules of `gpt2_jax/config/` are not counted.
+A module depends on the whole config if it imports `gpt2_jax.config` or its `Config`, or names
+`ConfigDict`. Importing a section, such as `OptimizerConfig`, does not count, nor do the modules of
+`gpt2_jax/config/`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "gpt2_jax"
-MOST = 17
+LIMIT = 17
 
 
 def takes_whole_config(source: str) -> bool:
@@ -37,12 +37,12 @@ def takes_whole_config(source: str) -> bool:
 
 
 def main() -> None:
-    """Prints the modules and their number."""
+    """Prints the modules and how many there are."""
     files = [path for path in PACKAGE.rglob("*.py") if PACKAGE / "config" not in path.parents]
     found = [path for path in sorted(files) if takes_whole_config(path.read_text("utf-8"))]
     print(*(path.relative_to(PACKAGE.parent) for path in found), sep="\n")
-    print(f"{len(found)} modules take the whole config; at most {MOST} may")
-    sys.exit(len(found) > MOST)
+    print(f"{len(found)} modules depend on the whole config; the limit is {LIMIT}")
+    sys.exit(len(found) > LIMIT)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Times whole training processes, ours and nanoGPT's, in turn on the same machine and text.
+"""Times whole training processes, ours and nanoGPT's, alternating on the same machine and text.
 
     python benchmarks/nanogpt.py --nanogpt=CHECKOUT --torch_python=PYTHON --text=input.txt
 
-Both train 4 layers, 4 heads, width 128, block 64, batch 12 for 2,000 updates on tiny Shakespeare,
-start to exit: imports, compilation, evaluation and checkpoints included. nanoGPT's checkout and a
-Python with torch come from outside; its data folder is written into a temporary one.
+Both train 4 layers, 4 heads, width 128, block 64, batch 12 for 2,000 steps on Tiny Shakespeare.
+Times are from start to exit, including imports, compilation, evaluation and checkpoints. You
+provide a checkout of nanoGPT and a Python with torch; nanoGPT runs in a temporary copy.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def main() -> None:
         tmp = Path(folder)
         peer = copy_nanogpt(args.nanogpt, args.text, tmp / "nanogpt")
         for i in range(args.pairs):
-            # A cache of its own each time: our figure includes compiling.
+            # A new cache each time, so that our time includes compilation.
             seconds, out = timed(
                 [
                     sys.executable,

@@ -1,11 +1,11 @@
-"""How often studies find a difference where there is none: simulations with the real search.
+"""Simulates studies to measure how often they find a difference where there is none.
 
     python -m benchmarks.null_studies --studies=2000 > docs/ablations/null_studies.md
 
 Each study has ten variants that are copies of one recipe. As in a real study, `Search.next` chooses
 the learning rates, `Search.in_contention` those at which verdicts must hold, and `compare` returns
-the verdicts; only the losses are drawn at random instead of trained. Their scales are those of
-Pre-LN in docs/ablations/*/results.json: the curve, and the spread between seeds (0.02 nats).
+the verdicts. Only the losses are random numbers instead of results of training. Their curve and
+their spread between seeds (0.02 nats) are those of Pre-LN in docs/ablations/*/results.json.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def quadratic(best: float, gap: float) -> Callable[[int], float]:
 
 
 def pre_ln(k: int) -> float:
-    """Returns Pre-LN's excess loss, extrapolated linearly beyond the measured learning rates."""
+    """Returns Pre-LN's excess loss, linearly extrapolated beyond the measured learning rates."""
     inside = min(max(k, 0), len(PRE_LN) - 1)
     return PRE_LN[inside] + 0.1 * abs(k - inside)
 
@@ -58,7 +58,7 @@ NOISES: dict[str, Draw] = {
     "very skewed": lambda rng: (math.exp(rng.standard_normal()) - 1) / 2.16,
     "15 % broken": lambda rng: math.inf if rng.random() < 0.15 else rng.standard_normal(),
 }
-ALONE = " in one variant alone"  # not the baseline; the others have normal noise
+ALONE = " in one variant alone"  # not in the baseline; the other variants have normal noise
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Tally:
     studies: int = 0
     wrong: int = 0  # studies with a wrong verdict
     covered: list[float] = field(default_factory=list)  # proportion of a study's intervals
-    favoured: int = 0  # the first variant other than the baseline is called better
+    favored: int = 0  # the first variant other than the baseline is called better
     found: int = 0  # the same variant is called worse
     runs: list[int] = field(default_factory=list)
     contenders: list[float] = field(default_factory=list)
@@ -82,13 +82,13 @@ def simulate(
     search: Search = SEARCH,
     seeds: int = SEEDS,
 ) -> tuple[dict[str, Comparison], int, float]:
-    """Returns a study's comparisons, its runs, and learning rates in contention per variant."""
+    """Returns a study's comparisons, its number of runs, and its contending rates per variant."""
     arms, runs, contenders = [], 0, 0
     for noise, effect in zip(noises, effects, strict=True):
         loss = lambda k, noise=noise, effect=effect: 2 + effect + curve(k) + SPREAD * noise(rng)
         losses: dict[int, list[float]] = {}
-        while asked := search.next(losses):
-            for k, _ in asked:
+        while requested := search.next(losses):
+            for k, _ in requested:
                 losses.setdefault(k, []).append(loss(k))
         chosen = search.in_contention(losses)
         best, *alternatives = [[loss(k) for _ in range(seeds)] for k in chosen]
@@ -102,13 +102,13 @@ def simulate(
 def tally(
     curve: str, noise: str, studies: int, seed: int, effect: float = 0.0, **settings: Any
 ) -> Tally:
-    """Returns the verdicts of studies in which at most one variant differs, by an effect."""
+    """Returns the verdicts of studies in which at most one variant differs, by `effect` nats."""
     rng, out = np.random.default_rng([seed, *map(ord, curve + noise)]), Tally()
     name, alone, _ = noise.partition(ALONE)
     draws = [NOISES["normal"] if alone else NOISES[name]] * VARIANTS
     draws[1] = NOISES[name]
-    centre = _centre(name) * SPREAD if alone else 0.0
-    effects = [0.0, effect - centre, *[0.0] * (VARIANTS - 2)]
+    center = _center(name) * SPREAD if alone else 0.0
+    effects = [0.0, effect - center, *[0.0] * (VARIANTS - 2)]
     for _ in range(studies):
         found, runs, contenders = simulate(CURVES[curve], draws, rng, effects, **settings)
         verdicts = [c.verdict for c in found.values()]
@@ -118,7 +118,7 @@ def tally(
         out.studies += 1
         out.wrong += not stable or any(v in ("better", "worse") for v in null)
         out.covered.append(np.mean([e.low <= 0 <= e.high for e in ends]))
-        out.favoured += verdicts[0] == "better"
+        out.favored += verdicts[0] == "better"
         out.found += verdicts[0] == "worse"
         out.runs.append(runs)
         out.contenders.append(contenders)
@@ -126,7 +126,7 @@ def tally(
 
 
 @cache
-def _centre(noise: str) -> float:
+def _center(noise: str) -> float:
     """Returns the median of this noise minus normal noise, in units of the spread."""
     rng = np.random.default_rng(0)
     draws = [NOISES[noise](rng) - rng.standard_normal() for _ in range(200_000)]
@@ -144,10 +144,10 @@ def null_table(studies: int, seed: int) -> list[str]:
     for curve in CURVES:
         for noise in kinds:
             t = tally(curve, noise, studies, seed)
-            favoured = f"{t.favoured / studies:.1%}" if ALONE in noise else "-"
+            favored = f"{t.favored / studies:.1%}" if ALONE in noise else "-"
             lines.append(
                 f"| {curve} | {noise} | {t.wrong / studies:.1%} | {np.mean(t.covered):.1%} | "
-                f"{favoured} | {np.mean(t.contenders):.2f} | {np.mean(t.runs):.0f} |"
+                f"{favored} | {np.mean(t.contenders):.2f} | {np.mean(t.runs):.0f} |"
             )
     return lines
 
@@ -155,7 +155,7 @@ def null_table(studies: int, seed: int) -> list[str]:
 def power_table(studies: int, seed: int) -> list[str]:
     """Returns the table of studies in which one variant is worse by the detectable difference.
 
-    Reports state it for the largest number of learning rates in contention of any variant.
+    Reports state the power for the variant with the most learning rates in contention.
     """
     lines = [
         "| learning rate curve | seeds | effect, nats | stated power, one to three learning rates "
@@ -175,12 +175,12 @@ def power_table(studies: int, seed: int) -> list[str]:
 
 
 def choices_table(studies: int, seed: int) -> list[str]:
-    """Returns the table of other designs: less search, or more trust in its choice."""
+    """Returns the table of other designs, with fewer search seeds or fewer contenders."""
     designs = {
         "one search seed, its choice trusted": replace(SEARCH, seeds=(0,), max_contenders=1),
         "four search seeds, their choice trusted": replace(SEARCH, max_contenders=1),
         "four search seeds, the runner-up in contention": replace(SEARCH, max_contenders=2),
-        "one search seed, neighbours in contention": replace(SEARCH, seeds=(0,)),
+        "one search seed, neighbors in contention": replace(SEARCH, seeds=(0,)),
         "the default": SEARCH,
     }
     lines = [
@@ -203,10 +203,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--studies", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
-    given = parser.parse_args()
-    print(f"{given.studies} studies per row, level {LEVEL:.0%}.\n")
+    args = parser.parse_args()
+    print(f"{args.studies} studies per row, level {LEVEL:.0%}.\n")
     for table in (null_table, power_table, choices_table):
-        print(*table(given.studies, given.seed), "", sep="\n", flush=True)
+        print(*table(args.studies, args.seed), "", sep="\n", flush=True)
 
 
 if __name__ == "__main__":

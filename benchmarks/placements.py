@@ -1,9 +1,9 @@
-"""Times the train step of every placement against that of pre_ln, and prints a table.
+"""Times the train step of every placement relative to pre_ln's, and prints a table.
 
     python benchmarks/placements.py > docs/placements_speed.md
 
-At the quickstart's size (4 layers, width 128, 8 x 128 bytes per step) with AdamW. Both steps are
-compiled in one process and run in turn, so that the ratio is that of one machine in one minute.
+The size is the quickstart's (4 layers, width 128, 8 x 128 bytes per step), with AdamW. Both steps
+run alternately in one process, so that their ratio does not depend on the machine's load.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ rounds that alternate with pre_ln in one process. Only the ratios carry over to 
 def quickstart(placement: str) -> Config:
     config = runpy.run_path(str(ROOT / "configs/quickstart.py"))["get_config"]()
     config.placement.preset = placement
-    config.optimizer.name = "adamw"  # the placements' cost, not that of Muon on their matrices
+    config.optimizer.name = "adamw"  # Muon's cost would depend on the placement's matrices
     frozen = freeze(config)
     check(frozen)
     return resolve(frozen, 257)
@@ -58,14 +58,14 @@ def timed(program: CompiledStep, state: Any, tokens: Any, n: int) -> tuple[Any, 
     started = time.perf_counter()
     for _ in range(n):
         state, metrics = program.step(state, tokens)
-        metrics["loss"].block_until_ready()  # more than one in flight can lock a CPU's client up
+        metrics["loss"].block_until_ready()  # more than one step in flight can deadlock on a CPU
     return state, (time.perf_counter() - started) / n * 1e3
 
 
 def compare(
     name: str, base: CompiledStep, rounds: int, n: int
 ) -> tuple[CompiledStep, float, float]:
-    """Returns the program, its milliseconds per step, and their ratio to the base's."""
+    """Returns the program, its milliseconds per step, and the ratio to the base's."""
     config = quickstart(name)
     program = compile_step(config)
     tokens, runs = program.put(batch(config)), {}
@@ -83,7 +83,7 @@ def compare(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=12, help="of each program in a round")
+    parser.add_argument("--steps", type=int, default=12, help="steps of each program per round")
     parser.add_argument("--placements", default=",".join(PRESETS))
     args = parser.parse_args()
     config = quickstart(BASE)

@@ -1,9 +1,9 @@
-"""Times greedy text, ours and transformers' on the same weights, in turn on the same machine.
+"""Times greedy decoding, ours and transformers', alternating with the same weights and machine.
 
     python benchmarks/sampling.py [--workdir=RUN] [--new_tokens=128] [--pairs=5]
 
-Without a run, the model is GPT-2 124M with random weights. Needs the extra `peers`. Both have their
-key/value cache on and compute in float32; compilation is done before the clock starts.
+Without a run, the model is GPT-2 124M with random weights. Needs the extra `peers`. Both use a
+key/value cache and compute in float32; the times exclude compilation.
 """
 
 from __future__ import annotations
@@ -80,12 +80,12 @@ def compare(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workdir", help="a run; unset: 124M with random weights")
+    parser.add_argument("--workdir", help="a run; default: GPT-2 124M with random weights")
     parser.add_argument("--new_tokens", type=int, default=128)
     parser.add_argument("--pairs", type=int, default=5)
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
-    jax.config.update("jax_num_cpu_devices", 1)  # the default, said before the model is made
+    jax.config.update("jax_num_cpu_devices", 1)  # as open_run does, but random_run uses jax first
     with tempfile.TemporaryDirectory() as folder:
         workdir = args.workdir or random_run(Path(folder) / "run")
         run = open_run(workdir, devices=1)
@@ -94,7 +94,7 @@ def main() -> None:
     ours = Generator(run.model_def, run.params, run.step, run.config.data.seq_len)
     window = run.config.data.seq_len
     if PROMPT_TOKENS + args.new_tokens > window:
-        parser.error(f"--new_tokens must leave room for {PROMPT_TOKENS} of {window} positions")
+        parser.error(f"--new_tokens must be at most {window - PROMPT_TOKENS}")
     for batch in (1, 16):
         compare(ours, theirs, batch, args)
 

@@ -1,10 +1,10 @@
 """Times runs trained together, compared with the same runs one after the other.
 
-    python benchmarks/vectorized.py                    steps alone, without compilation
+    python benchmarks/vectorized.py                    only steps, without compilation
     python benchmarks/vectorized.py --whole --runs=4   whole commands, including compilation
 
-Steps: runs of a vectorized trainer, one run of train.py on one device, and one on all devices,
-interleaved in one process. Whole: a study of N seeds and N runs of train.py, as processes, each
+By default, one process alternates between a vectorized trainer, one run on one device and one run
+on all devices. --whole compares a study of N seeds with N runs of train.py, as processes that start
 with an empty compilation cache.
 """
 
@@ -64,7 +64,7 @@ def sized(n_layer: int, n_embd: int, devices: int | None, seed: int = 0) -> Conf
 
 
 def alone(program: CompiledStep, tokens: np.ndarray, n: int) -> float:
-    """Returns the seconds per step of one run."""
+    """Returns the seconds per step of a run trained alone."""
     state, started = program.init(), time.perf_counter()
     for i in range(n):
         state, metrics = program.step(state, program.put(Batch(tokens[i % len(tokens)])))
@@ -73,7 +73,7 @@ def alone(program: CompiledStep, tokens: np.ndarray, n: int) -> float:
 
 
 def together(trainer: VectorizedTrainer, tokens: np.ndarray, n: int) -> float:
-    """Returns the seconds per step of one run out of those trained together."""
+    """Returns the seconds per step and run of runs trained together."""
     started = time.perf_counter()
     for _ in range(n // tokens.shape[1]):
         jax.block_until_ready(trainer.advance(tokens))
@@ -81,7 +81,7 @@ def together(trainer: VectorizedTrainer, tokens: np.ndarray, n: int) -> float:
 
 
 def measure(size: tuple[int, int], rounds: int, n_runs: int) -> tuple[int, list[list[float]]]:
-    """Returns the parameters, and the milliseconds per step of the three ways in each round."""
+    """Returns the parameter count, and each round's milliseconds per step in all three ways."""
     own = [sized(*size, 1, seed) for seed in range(n_runs)]
     trainer = VectorizedTrainer(own, VectorizedPrograms.fastest(own[0], n_runs))
     one, every = (compile_step(sized(*size, n)) for n in (1, None))
@@ -99,7 +99,7 @@ def measure(size: tuple[int, int], rounds: int, n_runs: int) -> tuple[int, list[
 
 
 def steps(rounds: int, n_runs: int) -> None:
-    """Prints a table of all model sizes."""
+    """Prints a table with one row per model size."""
     devices = jax.devices()
     print(
         f"{len(devices)} x {devices[0].device_kind}, {n_runs} runs together; ms per step, medians"
@@ -115,7 +115,7 @@ def steps(rounds: int, n_runs: int) -> None:
 
 
 def whole(runs: int, steps: int, rounds: int) -> None:
-    """Prints the seconds of a study's command, and of as many runs of train.py."""
+    """Prints the seconds that a study takes, and the same runs of train.py."""
     root = Path(__file__).parent.parent
     shared = [f"--config.train.steps={steps}", "--config.train.sample_tokens=0"]
 

@@ -1,11 +1,11 @@
-"""Eight CPU devices, quick compiles, and nothing of the user's own cache or wandb."""
+"""Eight CPU devices, quick compilation, and isolation from the user's cache and wandb."""
 
 import os
 import signal
 import tempfile
 from importlib.metadata import version
 
-if "PYTEST_XDIST_WORKER" not in os.environ:  # workers, and what they start, share what is compiled
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers and their processes share compiled programs
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="gpt2_jax_tests_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["XDG_CACHE_HOME"] + "/compiled"
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
@@ -26,10 +26,10 @@ import pytest
 from tests import tools
 
 jax.config.update("jax_num_cpu_devices", 8)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored, as runs do then
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup, runs would ignore it
 
 
-# Files whose tests share something expensive and so stay with one worker: they must start first.
+# Files whose tests share an expensive fixture and so run in one worker; they must start first.
 LONGEST = (
     "train/test_processes.py",
     "study/test_study.py",
@@ -40,13 +40,13 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items):
-    """Puts the tests of the longest files first and leaves the others in their order."""
+    """Moves the tests of the longest files to the front."""
     items.sort(key=lambda item: not str(item.path).endswith(LONGEST))
 
 
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory):
-    """One document of 40,000 characters that a tiny model can learn something of."""
+    """One document of 40,000 characters from which a tiny model can learn something."""
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text(tools.make_text(40_000))
     return path

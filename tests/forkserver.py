@@ -1,7 +1,7 @@
-"""Python processes that need not import jax again: forked from one that has imported it.
+"""Python processes forked from one that has already imported jax, which saves time.
 
-They are processes like any other, with signals, exit codes and open files of their own. The server
-has started no backend of jax and no thread, so that each process starts its own.
+They are ordinary processes, with their own signals, exit codes and open files. The server has not
+started a jax backend or any thread, so each process starts its own.
 """
 
 import atexit
@@ -29,9 +29,9 @@ SIZE = 4  # bytes of each number on the socket
 
 
 class Forked(subprocess.Popen):
-    """`subprocess.Popen([sys.executable, ...], cwd=..., env=...)` by the server of this session.
+    """`subprocess.Popen([sys.executable, ...], cwd=..., env=...)`, forked by the server.
 
-    Of Popen's other options it takes those of the standard streams.
+    Of Popen's other options, only those of the standard streams are supported.
     """
 
     def _execute_child(self, args, *rest):
@@ -76,7 +76,7 @@ def _address() -> str:
     server = subprocess.Popen(
         [sys.executable, "-m", "tests.forkserver", path],
         cwd=os.path.dirname(os.path.dirname(__file__)),
-        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # else numpy starts threads
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # otherwise numpy starts threads
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
@@ -91,7 +91,7 @@ def _address() -> str:
 
 
 def serve(path: str) -> list[str]:
-    """Forks at each request; returns in the child alone, with the command to run."""
+    """Forks at each request; returns only in the child, with the command to run."""
     with selectors.DefaultSelector() as selector, socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen(50)
@@ -124,7 +124,7 @@ def _fork(selector: selectors.BaseSelector, client: socket.socket) -> list[str] 
     for own, given in enumerate(streams):
         os.dup2(given, own)
         os.close(given)
-    # As Python opens them at its start: these may be files where the server's are pipes.
+    # Reopen the standard streams as Python does at startup: they may be files instead of pipes.
     sys.stdin = open(0, closefd=False)
     sys.stdout = open(1, "w", closefd=False)
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
@@ -139,13 +139,13 @@ def _report_end(selector: selectors.BaseSelector, key: selectors.SelectorKey) ->
     selector.unregister(key.fileobj)
     os.close(key.fileobj)
     status = os.waitpid(pid, 0)[1]
-    with contextlib.suppress(OSError):  # nobody may be waiting for it
+    with contextlib.suppress(OSError):  # the client may have gone
         client.sendall(status.to_bytes(SIZE, "big"))
     client.close()
 
 
 def execute(command: list[str]) -> None:
-    """Runs what follows `python` on a command line."""
+    """Runs a Python command line, given without `python`."""
     kind, *words = command
     if kind == "-m":
         sys.argv = words
@@ -162,5 +162,5 @@ if __name__ == "__main__":
     for name in PRELOADED:
         importlib.import_module(name)
     gc.collect()
-    gc.freeze()  # else each process would visit, and so copy, all of this at its end
+    gc.freeze()  # otherwise each process would visit, and so copy, all objects when it ends
     execute(serve(sys.argv[1]))

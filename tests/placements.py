@@ -1,4 +1,4 @@
-"""One preset of each family for `make test`; all of them where there is time."""
+"""Presets to test: one of each family in `make test`, all of them in `make test-slow`."""
 
 import pytest
 
@@ -18,7 +18,7 @@ FAMILIES = (
     "attention_residuals_block",  # a mixture over depth
     "svformer",  # the values of block 1
 )
-# Where a test is long: those that differ most to a compiler and to a checkpoint.
+# For long tests: presets that differ most for the compiler and for checkpoints.
 FEW = ("universal", "hyper_connections")
 
 
@@ -29,7 +29,7 @@ def _slow_but(fast, names=PRESETS):
 
 EVERY = _slow_but(FAMILIES)
 EVERY_AT_LENGTH = _slow_but(FEW)
-# One preset of each connection, in which training and checkpoints differ most.
+# One preset per connection, which matters most for training and checkpoints.
 REPRESENTATIVES = {
     *{PRESETS[name].connection: name for name in [*reversed(PRESETS), *FEW]}.values()
 }
@@ -37,7 +37,7 @@ EVERY_CONNECTION = _slow_but(FEW, sorted(REPRESENTATIVES))
 
 
 def depth(name):
-    """Returns blocks enough for what is special about a preset."""
+    """Returns enough blocks for a preset to be distinctive."""
     if PRESETS[name].depth_groups:
         return 5  # ten sublayers, so that a group has two
     one = PRESETS[name]

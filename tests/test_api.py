@@ -1,4 +1,4 @@
-"""The Python API, and the notebook that shows it."""
+"""The Python API and its notebook."""
 
 import json
 
@@ -19,11 +19,11 @@ LENGTH, N_BYTES = 64, 257
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A run with random weights that reads bytes; `workdir.parent / "theirs"` is its checkpoint."""
+    """A byte-level run with random weights, imported from `workdir.parent / "theirs"`."""
     folder, random = tmp_path_factory.mktemp("api"), np.random.default_rng(1)
     tensors, wide = checkpoints.tensors(), lambda n: random.normal(size=(n, 16)).astype("float32")
     tensors |= {"transformer.wte.weight": wide(N_BYTES), "lm_head.weight": wide(N_BYTES)}
-    tensors["lm_head.weight"][128:] = 0  # ASCII is likelier
+    tensors["lm_head.weight"][128:] = 0  # makes ASCII more likely
     tensors["transformer.wpe.weight"] = wide(LENGTH)
     theirs = checkpoints.write(folder / "theirs", tensors, vocab_size=N_BYTES, n_positions=LENGTH)
     run = folder / "runs" / "quickstart"
@@ -36,7 +36,7 @@ def model(workdir):
     return load_run(workdir)
 
 
-def test_logits_are_those_of_the_module(model):
+def test_logits_equal_those_of_the_module(model):
     logits_TV = model.logits("ROMEO:")
     tokens_BT = np.frombuffer(b"ROMEO:", np.uint8).astype(np.int32)[None]
     module = model.model_def.bind(model.params)
@@ -45,12 +45,12 @@ def test_logits_are_those_of_the_module(model):
     np.testing.assert_array_equal(model.logits(list(b"ROMEO:")), logits_TV)
 
 
-def test_a_checkpoint_of_hugging_face_is_the_same_model(workdir, model):
+def test_hugging_face_checkpoint_is_the_same_model(workdir, model):
     theirs = load_huggingface(str(workdir.parents[1] / "theirs"), tokenizer="bytes")
     np.testing.assert_array_equal(theirs.logits("My lord"), model.logits("My lord"))
 
 
-def test_a_pre_ln_stream_grows_by_the_outputs_of_its_sublayers(model):
+def test_pre_ln_stream_is_the_sum_of_sublayer_outputs(model):
     found = model.activations("ROMEO:")
     assert found.ids == list(b"ROMEO:") and list(found.sublayer_LTD) == ["attn", "mlp"]
     stream = found.embedding_TD
@@ -62,7 +62,7 @@ def test_a_pre_ln_stream_grows_by_the_outputs_of_its_sublayers(model):
 
 
 @pytest.mark.parametrize("name", ["universal", "hyper_connections"])
-def test_activations_of_other_placements_end_in_the_logits(name):
+def test_activations_of_other_placements_lead_to_the_logits(name):
     model_def, params = tiny_model(placement__preset=name)
     tokens_BT = np.array([[1, 2, 3], [4, 5, 6]])
     found = diagnostics.activations(model_def, params, tokens_BT, 3)
@@ -73,7 +73,7 @@ def test_activations_of_other_placements_end_in_the_logits(name):
     np.testing.assert_allclose(module.logits(found.head_input_BTD), want, rtol=1e-4, atol=1e-4)
 
 
-def test_text_is_drawn_from_the_logits(model):
+def test_text_is_sampled_from_the_logits(model):
     likeliest = int(model.logits("My lord")[-1].argmax())
     want = model.tokenizer.decode_bytes([likeliest]).decode(errors="replace")
     assert model.generate("My lord", 1, temperature=0) == want
@@ -93,13 +93,13 @@ def test_text_is_drawn_from_the_logits(model):
         (lambda model: model.generate("a", temperature=-1), "temperature"),
     ],
 )
-def test_wrong_input_is_named(model, ask, named):
+def test_invalid_input_is_named(model, ask, named):
     with pytest.raises(UserError, match=named):
         ask(model)
 
 
-def test_the_notebook_runs(workdir, monkeypatch, capsys):
-    """Every code cell in turn, where the README's run is."""
+def test_notebook_runs(workdir, monkeypatch, capsys):
+    """All code cells in order, in a directory with the README's run."""
     monkeypatch.chdir(workdir.parents[1])
     monkeypatch.setenv("MPLBACKEND", "agg")
     cells = json.loads(NOTEBOOK.read_text())["cells"]

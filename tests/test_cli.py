@@ -1,4 +1,4 @@
-"""Command lines: every mistake ends in one line and exit code 2, before anything expensive."""
+"""Command lines: every error is one line with exit code 2, before anything expensive."""
 
 import os
 import time
@@ -68,7 +68,7 @@ CONFIG_FILES = {
         "    config = configs.default()",
         "    return config if config.model.placement else None",
     ],
-    "colours": ["def get_config(): raise ValueError('\\x1b[31mred\\nline')"],
+    "colors": ["def get_config(): raise ValueError('\\x1b[31mred\\nline')"],
     "prints": ["print('one')", "def get_config(): return print('two') or configs.default()"],
 }
 QUICK = "--config=configs/quickstart.py"
@@ -90,15 +90,15 @@ TRAIN_ERRORS = [
         [QUICK, "--config.train.steps=many", "--workdir=W/a"],
         "config.train.steps",
     ),
-    (["--config.train.steps=3", "--workdir=W/a"], "give --config=FILE before it"),
-    (["--workdir=W/a"], "give --config, for example --config=configs/quickstart.py"),
+    (["--config.train.steps=3", "--workdir=W/a"], "pass --config=FILE before it"),
+    (["--workdir=W/a"], "pass --config, for example --config=configs/quickstart.py"),
     (["--config=W/name.py", "--workdir=W/a"], "NameError: name 'undefined' is not defined"),
     (["--config=W/dict.py", "--workdir=W/a"], "dict.py: {} is not a ConfigDict"),
     ([QUICK + ":x", "--workdir=W/a"], "TypeError: get_config() takes 0 positional arguments"),
     ([QUICK, "--workdir=W/file/below"], "cannot write --workdir="),
     ([QUICK, "--workdir=/proc/run"], "cannot write --workdir=/proc/run"),
     ([QUICK, "--worksdir=W/a"], "--worksdir is not a known flag; did you mean 'workdir'?"),
-    ([QUICK], "give --workdir, for example --workdir=runs/quickstart"),
+    ([QUICK], "pass --workdir, for example --workdir=runs/quickstart"),
     ([QUICK, "--workdir=W/a", "extra"], "'extra' is not a flag; flags look like --name=value"),
     (["--config=configs/nowhere.py", "--workdir=W/a"], "configs/nowhere.py"),
     (["--config=W/broken.py", "--workdir=W/a"], "broken.py"),
@@ -122,7 +122,7 @@ TRAIN_ERRORS = [
     ),
     (
         [QUICK, "--workdir=gs://bucket/run"],
-        "--workdir=gs://bucket/run is a remote path; give one on a local or mounted file system",
+        "--workdir=gs://bucket/run is a remote path; use one on a local or mounted file system",
     ),
     ([QUICK, "--workdir=W/file"], "/file is"),
     (
@@ -152,7 +152,7 @@ TRAIN_ERRORS = [
 
 
 @pytest.mark.parametrize(("flags", "line"), TRAIN_ERRORS)
-def test_a_mistake_ends_in_one_line(place, flags, line):
+def test_errors_are_one_line(place, flags, line):
     flags = [flag.replace("W/", f"{place}/") for flag in flags]
     started = time.monotonic()
     got = one_line_error(command(place, "train", *flags))
@@ -164,12 +164,12 @@ def test_a_mistake_ends_in_one_line(place, flags, line):
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        ([], "give --workdir, the directory of a run"),
+        ([], "pass --workdir, the directory of a run"),
         (["--workdir=W/nowhere"], "config.json does not exist: is this a run's work directory?"),
         (["--workdir=W/nowhere", "--stride=x"], "stride"),
     ],
 )
-def test_eval_says_what_it_needs(place, flags, line):
+def test_eval_errors_name_the_missing_flag(place, flags, line):
     flags = [flag.replace("W/", f"{place}/") for flag in flags]
     assert line in one_line_error(command(place, "eval", *flags))
     assert not (place / "nowhere").exists()
@@ -179,14 +179,14 @@ def test_eval_says_what_it_needs(place, flags, line):
 def test_help_shows_flags_and_fields(place, word):
     done = command(place, "train", QUICK, word)
     assert done.returncode == 0 and not done.stderr
-    assert "--workdir" in done.stdout
+    assert "\n  --workdir: " in done.stdout and "\n  --config: " in done.stdout
     assert all(f"--config.{name}:" in done.stdout for name in configs.FIELDS)
     done = command(place, "gpt2_jax import", word)
-    assert done.returncode == 0 and "--model" in done.stdout and "--config" not in done.stdout
+    assert done.returncode == 0 and "\n  --model: " in done.stdout and "--config" not in done.stdout
 
 
-def test_fields_of_several_strings_take_commas_and_equal_signs(place):
-    """As in the guide to fine-tuning; the run ends at the source, which does not exist."""
+def test_fields_with_several_strings_accept_commas_and_equal_signs(place):
+    """As in the fine-tuning guide; the run ends because the source does not exist."""
     done = command(
         place,
         "train",
@@ -201,7 +201,7 @@ def test_fields_of_several_strings_take_commas_and_equal_signs(place):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("nothing", "None"),
         ("leaves", "leaves.py"),
@@ -213,16 +213,16 @@ def test_fields_of_several_strings_take_commas_and_equal_signs(place):
         ("wrong_type", "train.steps=True"),
         ("old_name", "placement.norm_sites"),
         ("old_name_read", "placement.preset"),
-        ("colours", r"\x1b[31mred line"),
+        ("colors", r"\x1b[31mred line"),
     ],
 )
-def test_a_config_file_returns_a_config_or_is_refused(place, name, said):
+def test_config_file_must_return_a_config(place, name, message):
     flags = [f"--config={place}/{name}.py", f"--workdir={place}/refused"]
-    assert said in one_line_error(command(place, "train", *flags))
+    assert message in one_line_error(command(place, "train", *flags))
     assert not (place / "refused").exists()
 
 
-def test_what_a_config_file_prints_is_no_result(place):
+def test_output_of_a_config_file_goes_to_stderr(place):
     flags = [f"--config={place}/prints.py", "--config.data.source=nowhere.txt"]
     done = command(place, "train", *flags, f"--workdir={place}/prints")
     assert done.returncode == 2 and not done.stdout
@@ -233,7 +233,7 @@ SAMPLE = "gpt2_jax sample"
 
 
 @pytest.mark.parametrize(
-    ("module", "flags", "said"),
+    ("module", "flags", "message"),
     [
         ("train", [QUICK, "--config.seed=18446744073709551616", "--workdir=W/v"], "seed="),
         ("train", [QUICK, "--config.train.steps=1e12", "--workdir=W/v"], "config.train.steps"),
@@ -266,8 +266,8 @@ SAMPLE = "gpt2_jax sample"
         (SAMPLE, ["--workdir=W/v", "--batch_file=W/pipe"], "--batch_file"),
     ],
 )
-def test_a_value_beyond_its_bounds_is_refused_by_name(place, module, flags, said):
+def test_value_out_of_bounds_is_refused_by_name(place, module, flags, message):
     flags = [flag.replace("W/", f"{place}/") for flag in flags]
     line = one_line_error(command(place, module, *flags))
-    assert said in line and "\x1b" not in line
+    assert message in line and "\x1b" not in line
     assert not (place / "v").exists()

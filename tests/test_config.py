@@ -1,4 +1,4 @@
-"""Configs: every shipped file loads, every mistake is one line that names the field."""
+"""Configs: every shipped file loads, every error is one line that names the field."""
 
 import dataclasses
 import importlib.util
@@ -49,7 +49,7 @@ def load(file, arg):
     )
 
 
-def test_no_shipped_config_is_forgotten():
+def test_every_shipped_config_is_tested():
     files = {str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.py")}
     assert files == {file for file, _ in SHIPPED}
 
@@ -67,14 +67,14 @@ def test_every_shipped_config_is_valid_and_locked(file, arg):
 
 
 @pytest.mark.parametrize(("file", "arg"), SHIPPED)
-def test_a_short_trial_of_a_shipped_config_needs_one_override(file, arg):
+def test_short_run_of_a_shipped_config_needs_one_override(file, arg):
     config = configs.freeze(load(file, arg))
     share = warmup_steps(config.optimizer, config.train.steps) / config.train.steps
     check_sense(configs.replace(config, {"train.steps": 40}))
     assert warmup_steps(config.optimizer, 40) == round(40 * share) > 0
 
 
-def test_the_warm_up_of_the_committed_studies_is_what_it_was():
+def test_warm_up_of_the_committed_studies_is_unchanged():
     given = [load(f"configs/{name}.py", arg) for name, arg in [
         ("quickstart", None), ("shakespeare", None), ("finetune", None), ("gpt2", "124m"),
         ("ablations/placement", None), ("ablations/qk_norm", None),
@@ -84,13 +84,13 @@ def test_the_warm_up_of_the_committed_studies_is_what_it_was():
     assert lengths == [100, 100, 50, 700, 100, 100, 50]
 
 
-def test_a_model_beyond_the_memory_is_refused_before_it_is_built(monkeypatch):
+def test_model_too_large_for_memory_is_refused_before_it_is_built(monkeypatch):
     large = tiny(**{"model.n_embd": 64, "model.n_layer": 8})  # 8 * 12 * 64**2 parameters
     monkeypatch.setattr(capacity, "machine_bytes", lambda: 1_000_000)
     check(tiny())
     with pytest.raises(UserError, match=r"model\.n_layer=8, model\.n_embd=64 .* 4\.7 MB"):
         check(large)
-    check_stored(large, "config.json")  # without moments it is a third
+    check_stored(large, "config.json")  # a third of the memory, without moments
     with pytest.raises(UserError, match=r"train\.batch_size=8000 .* data\.seq_len=12"):
         tiny(**{"train.batch_size": 8000})
     tiny(**{"train.batch_size": 8000, "train.accumulation": 1000})
@@ -99,13 +99,13 @@ def test_a_model_beyond_the_memory_is_refused_before_it_is_built(monkeypatch):
 @pytest.mark.parametrize(
     "placement", ["pre_ln", "albert", "svformer", "simplified_skipless", "laurel_lr", "ngpt"]
 )
-def test_the_estimate_of_parameters_is_a_lower_bound(placement):
+def test_parameter_estimate_is_a_lower_bound(placement):
     config = tiny(**{"placement.preset": placement, "model.n_embd": 64, "model.vocab_multiple": 1})
     n_params = define_model(config.model, config.placement).n_params()
     assert 0.7 <= capacity.least_parameters(config) / n_params <= 1
 
 
-def test_the_host_memory_is_that_of_the_machine_and_of_the_container(monkeypatch, tmp_path):
+def test_host_memory_is_limited_by_machine_and_container(monkeypatch, tmp_path):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setattr(capacity, "CGROUP_LIMIT", tmp_path / "memory.max")
     whole = capacity.machine_bytes()
@@ -116,14 +116,14 @@ def test_the_host_memory_is_that_of_the_machine_and_of_the_container(monkeypatch
     assert capacity.machine_bytes() == 1048576
 
 
-def test_an_unknown_size_is_named():
+def test_unknown_size_is_named():
     with pytest.raises(
         UserError, match="'small' is not a size; choose one of 124m, 1558m, 350m, 774m"
     ):
         load("configs/gpt2.py", "small")
 
 
-def test_gpt2_is_gpt2():
+def test_default_model_is_gpt2():
     """The published architecture, in full."""
     config = configs.freeze(load("configs/gpt2.py", "124m"))
     assert dataclasses.asdict(config.model) == {
@@ -261,13 +261,13 @@ def test_gpt2_is_gpt2():
         ),
     ],
 )
-def test_a_mistake_is_one_line_that_names_the_field_and_the_fix(changes, line):
+def test_error_is_one_line_that_names_the_field_and_the_fix(changes, line):
     with pytest.raises(UserError) as caught:
         tiny(**changes)
     assert str(caught.value) == line
 
 
-def test_a_replaced_field_may_be_anything_and_leaves_the_rest():
+def test_replace_changes_only_the_given_fields():
     traced = object()
     made = configs.replace(tiny(), {"optimizer.peak_lr": traced, "track.wandb.name": "a"})
     assert made.optimizer.peak_lr is traced and made.track.wandb.name == "a"
@@ -276,13 +276,13 @@ def test_a_replaced_field_may_be_anything_and_leaves_the_rest():
         made.seed = 3
 
 
-def test_every_field_is_declared_with_its_own_type():
+def test_every_field_is_declared_with_its_type():
     for name, field in configs.FIELDS.items():
         assert field.kind in (int, float, bool, str, tuple), name
         assert field.optional or type(field.default) is field.kind, name
 
 
-def test_every_axis_is_a_field_that_starts_unset():
+def test_every_axis_is_a_field_that_is_unset_by_default():
     for axis in AXES:
         assert configs.FIELDS[f"placement.{axis}"].optional
     assert configs.Config().placement.overrides == {}
@@ -296,7 +296,7 @@ def test_every_axis_is_a_field_that_starts_unset():
         ("model.activation", "placement.activation"),
     ],
 )
-def test_an_old_name_is_answered_with_the_new_one(old, new, tmp_path):
+def test_old_field_name_is_answered_with_the_new_one(old, new, tmp_path):
     with pytest.raises(UserError, match=f"{old}.*{new}"):
         configs.validated(old, "x")
     section, _, leaf = old.partition(".")
@@ -306,11 +306,11 @@ def test_an_old_name_is_answered_with_the_new_one(old, new, tmp_path):
         Study([{old: "x"}], {}).check()
 
 
-def test_old_names_are_of_no_field_and_new_ones_are():
+def test_renamed_fields_map_old_names_to_existing_fields():
     assert not {*RENAMED} & {*configs.FIELDS} and {*RENAMED.values()} <= {*configs.FIELDS}
 
 
-def test_a_vocabulary_smaller_than_the_tokens_is_refused():
+def test_vocabulary_smaller_than_the_tokenizer_is_refused():
     with pytest.raises(UserError) as caught:
         configs.resolve(tiny(), 257)
     assert str(caught.value) == (
@@ -319,7 +319,7 @@ def test_a_vocabulary_smaller_than_the_tokens_is_refused():
     )
 
 
-def test_json_gives_the_same_config_back(tmp_path):
+def test_config_json_round_trip(tmp_path):
     config = tiny(**{"track.wandb.tags": ("a", "b"), "optimizer.skip_outliers": 5.0})
     path = tmp_path / "config.json"
     path.write_text(configs.to_json(config))
@@ -343,14 +343,14 @@ def test_json_gives_the_same_config_back(tmp_path):
         ('{"placement": {"norm_eps": 1%s}}' % ("0" * 400), "placement.norm_eps"),
     ],
 )
-def test_a_damaged_config_file_is_one_line(tmp_path, text, line):
+def test_damaged_config_json_is_a_one_line_error(tmp_path, text, line):
     path = tmp_path / "config.json"
     path.write_text(text)
     with pytest.raises(UserError, match=line):
         configs.from_json(path)
 
 
-def test_a_config_file_in_a_closed_folder_is_one_line(tmp_path, monkeypatch):
+def test_unreadable_config_json_is_a_one_line_error(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
@@ -370,7 +370,7 @@ def test_a_config_file_in_a_closed_folder_is_one_line(tmp_path, monkeypatch):
         {"train.steps": 21},
     ],
 )
-def test_what_may_change_on_resume(tmp_path, changes):
+def test_fields_that_may_change_on_resume(tmp_path, changes):
     configs.check_resumable(tiny(), tiny(**changes), tmp_path)
 
 
@@ -384,7 +384,7 @@ def test_what_may_change_on_resume(tmp_path, changes):
         ({"model.n_layer": 3, "seed": 2}, "seed (was 0, now 2), model.n_layer (was 2, now 3)"),
     ],
 )
-def test_any_other_difference_is_refused_by_name(tmp_path, changes, named):
+def test_other_differences_on_resume_are_refused_by_name(tmp_path, changes, named):
     with pytest.raises(UserError) as caught:
         configs.check_resumable(tiny(), tiny(**changes), tmp_path)
     assert named in str(caught.value)

@@ -1,4 +1,4 @@
-"""Atomic writes, and errors of the disk in one line."""
+"""Atomic writes, and one-line disk errors."""
 
 import os
 import time

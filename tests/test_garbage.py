@@ -1,4 +1,4 @@
-"""Garbage into every way in: it is a valid config or one line, and never anything else."""
+"""Random input everywhere: it is either valid or refused with a one-line error."""
 
 import math
 
@@ -38,7 +38,7 @@ RULE_TEXT = st.text(st.sampled_from([*"lLsSdt0123456789.+-*/%()<>=,| e"]), max_s
 
 
 def refused(action, *args):
-    """Returns whether it is refused as wrong input; any other exception is a failure."""
+    """Returns whether input is refused; any exception other than UserError is a failure."""
     try:
         action(*args)
     except UserError as error:
@@ -55,7 +55,7 @@ def replaced(changes):
 
 @few
 @given(st.dictionaries(NAMES_OF_FIELDS, VALUES, max_size=3))
-def test_any_value_of_any_field_is_typed_and_bounded_or_refused(changes):
+def test_any_value_of_a_field_is_valid_or_refused(changes):
     def enter():
         config = replaced(changes)
         check(config)
@@ -95,7 +95,7 @@ HF_NAMES = [*HF, "n_inner", "initializer_range", "tie_word_embeddings", "quantiz
 
 @few
 @given(st.dictionaries(st.sampled_from(HF_NAMES), JSON, min_size=1, max_size=3))
-def test_any_huggingface_config_is_ours_or_refused(tmp_path, changes):
+def test_any_huggingface_config_is_converted_or_refused(tmp_path, changes):
     refused(lambda: check_stored(from_huggingface(HF | changes), tmp_path))
 
 
@@ -105,13 +105,13 @@ def test_any_huggingface_config_is_ours_or_refused(tmp_path, changes):
     st.lists(NUMBERS, max_size=3),
     VALUES,
 )
-def test_any_study_is_one_or_refused(variants, seeds, budget):
+def test_any_study_is_valid_or_refused(variants, seeds, budget):
     refused(lambda: Study(variants, {}, seeds=tuple(seeds), tokens=budget).check())
 
 
 @few
 @given(st.sampled_from(SCALES), RULE_TEXT)
-def test_any_rule_has_finite_values_or_is_refused(axis, text):
+def test_any_expression_has_finite_values_or_is_refused(axis, text):
     def enter():
         check(replaced({f"placement.{axis}": text}))
 
@@ -123,20 +123,20 @@ def test_any_rule_has_finite_values_or_is_refused(axis, text):
 
 @few
 @given(st.text(max_size=30))
-def test_any_layer_overrides_are_sound_or_refused(text):
+def test_any_layer_overrides_are_valid_or_refused(text):
     refused(lambda: check(replaced({"placement.layer_overrides": text})))
 
 
 @few
 @given(*[VALUES] * 2, NUMBERS, NUMBERS)
-def test_any_choice_of_tokens_is_one_or_refused(penalty, temperature, top_k, top_p):
+def test_any_sampling_params_are_valid_or_refused(penalty, temperature, top_k, top_p):
     numbers = [x if isinstance(x, int | float) else 1.0 for x in (penalty, temperature)]
     refused(SamplingParams(*numbers, top_k, top_p).check)
 
 
 @few
 @given(st.text(st.characters()))
-def test_what_is_printed_cannot_steer_a_terminal(text):
+def test_printed_text_has_no_control_characters(text):
     shown = printable(text)
     assert shown.isascii() or all(c not in "\x1b\x9b\u202e\u200b\n\r" for c in shown)
     assert all(ord(c) >= 32 for c in shown)
@@ -167,7 +167,7 @@ def test_what_is_printed_cannot_steer_a_terminal(text):
         ),
     ],
 )
-def test_a_field_takes_what_it_declares(field, good, bad):
+def test_field_accepts_only_its_declared_values(field, good, bad):
     for value in good:
         taken = field.validated(value, "x")
         assert taken is None or type(taken) is field.kind
@@ -209,6 +209,6 @@ def test_numbers_are_computed_in_float64(text, value):
         *("l" * 201, "1\0", "__import__('os')", "learned_scalar(", "1 | 2 | 3"),
     ],
 )  # fmt: skip
-def test_what_a_rule_cannot_be_is_refused_by_field(text):
+def test_invalid_expression_is_refused_by_field(text):
     with pytest.raises(UserError, match=r"^placement\.branch_scale"):
         check(replaced({"placement.branch_scale": text}))

@@ -1,4 +1,4 @@
-"""`make install` with a stand-in for Python: what is built, and what is installed into it."""
+"""`make install` with a fake Python: which environments are built, and what is installed."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ import pytest
 
 from tests.tools import ROOT
 
-# Says what version it is, notes every other command, and copies itself into environments.
+# Prints its version, logs every other command, and copies itself into environments.
 PYTHON = """#!/bin/sh
 case "$*" in
   -c*version_info\\[:2\\]*) cat version ;;
@@ -50,7 +50,7 @@ def test_extras_are_added_and_kept(install):
     assert install("3.11", "VENV=other") == (["other"], [".[dev]"])
 
 
-def test_another_python_and_other_dependencies_are_installed_anew(install, tmp_path):
+def test_changed_python_or_dependencies_are_reinstalled(install, tmp_path):
     install("3.11", "EXTRA=eval")
     assert install("3.12") == ([".venv"], [".[dev,eval]"])
     assert install("3.12") == ([], [])
@@ -59,6 +59,6 @@ def test_another_python_and_other_dependencies_are_installed_anew(install, tmp_p
     assert install("3.12") == ([], [".[dev,eval]"])
 
 
-def test_a_first_installation_that_broke_off_is_built_anew(install, tmp_path):
+def test_interrupted_installation_is_rebuilt(install, tmp_path):
     (tmp_path / ".venv").mkdir()
     assert install("3.11") == ([".venv"], [".[dev]"])

@@ -1,4 +1,4 @@
-"""Placements of a module outside the package: trained, reopened, listed, and never run unasked."""
+"""Placements in a module outside the package, which is only imported on request."""
 
 import json
 
@@ -87,12 +87,12 @@ def trained(path, tmp_path_factory):
     return tmp, workdir
 
 
-def test_its_name_is_recorded(trained):
+def test_module_name_is_recorded(trained):
     stored = json.loads((trained[0] / "run" / "config.json").read_text())
     assert stored["placement"]["module"] == MODULE and stored["placement"]["preset"] == "gated"
 
 
-def test_a_run_is_reopened_only_with_its_module(trained, path):
+def test_run_is_reopened_only_with_its_module(trained, path):
     tmp, workdir = trained
     sample = ("sample", workdir, "--max_new_tokens=1")
     assert MODULE in one_line_error(gpt2_jax(*sample, tmp=tmp, path=path))
@@ -100,7 +100,7 @@ def test_a_run_is_reopened_only_with_its_module(trained, path):
     assert done.returncode == 0, done.stderr
 
 
-def test_an_installed_entry_point_reopens_a_run(trained, path, tmp_path):
+def test_run_is_reopened_with_an_installed_entry_point(trained, path, tmp_path):
     info = tmp_path / "my_pkg-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my_pkg\nVersion: 1.0\n")
@@ -110,7 +110,7 @@ def test_an_installed_entry_point_reopens_a_run(trained, path, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_its_presets_are_listed(path, tmp_path):
+def test_module_presets_are_listed(path, tmp_path):
     done = gpt2_jax("placements", f"--module={MODULE}", tmp=tmp_path, path=path)
     assert "gated " in done.stdout and "x' = x + tanh(g) N(F(N(x)))" in done.stdout
     shown = gpt2_jax("placements", f"--module={MODULE}", "--show=gated", tmp=tmp_path, path=path)
@@ -137,7 +137,7 @@ def get_study():
 
 
 @pytest.mark.slow
-def test_a_study_compares_its_presets(path, tmp_path, text_file):
+def test_study_compares_module_presets(path, tmp_path, text_file):
     file = tmp_path / "study.py"
     file.write_text(STUDY.format(base=BASE, module=MODULE))
     workdir = f"--workdir={tmp_path}/w"
@@ -150,7 +150,7 @@ def test_a_study_compares_its_presets(path, tmp_path, text_file):
     assert "tanh(g)" in (tmp_path / "w" / "report.md").read_text()
 
 
-def test_a_stored_name_imports_nothing(tmp_path, monkeypatch):
+def test_stored_module_name_is_not_imported(tmp_path, monkeypatch):
     package(tmp_path, f"open({str(tmp_path / 'was_run')!r}, 'w')")
     monkeypatch.syspath_prepend(str(tmp_path))
     stored = {"placement": {"module": MODULE}}
@@ -172,7 +172,7 @@ def test_a_stored_name_imports_nothing(tmp_path, monkeypatch):
         (".", "not the name of a module"),
     ],
 )
-def test_a_module_that_cannot_be_imported_is_one_line(name, says, tmp_path, monkeypatch):
+def test_import_error_of_a_module_is_one_line(name, says, tmp_path, monkeypatch):
     package(tmp_path, "raise RuntimeError('boom')")
     (tmp_path / "my_pkg" / "absent.py").write_text("import absent_dependency")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -185,17 +185,17 @@ def test_a_module_that_cannot_be_imported_is_one_line(name, says, tmp_path, monk
 
 
 @pytest.mark.parametrize("field", ["placement.preset", "placement.norm_type"])
-def test_an_unknown_word_may_be_of_a_module(field):
-    with pytest.raises(UserError, match="or name the module that registers it in"):
+def test_unknown_preset_or_norm_suggests_naming_its_module(field):
+    with pytest.raises(UserError, match=r"placement\.module"):
         validated(field, "tanh_gate")
 
 
-def test_by_default_a_connection_supports_what_is_in_the_sublayer():
+def test_a_connection_supports_by_default_what_the_sublayer_implements():
     assert Supports().sites == ("pre", "out")
     assert Supports().scales == ("branch_scale", "input_scale")
 
 
-def test_a_name_is_registered_once():
+def test_registering_a_name_twice_is_an_error():
     with pytest.raises(ValueError, match="'pre_ln' is registered twice"):
         register_preset("pre_ln", PRESETS["pre_ln"])
     with pytest.raises(ValueError, match="'plain' is registered twice"):
@@ -204,7 +204,7 @@ def test_a_name_is_registered_once():
         register_norm("rmsnorm", NormType())(RMSNorm)
 
 
-def test_a_preset_with_a_value_that_no_axis_has_is_refused():
+def test_preset_with_an_invalid_axis_value_is_refused():
     with pytest.raises(UserError, match="'mine': norm_type='batchnorm'"):
         register_preset("mine", Placement(equation="", citation="", norm_type="batchnorm"))
     assert "mine" not in PRESETS

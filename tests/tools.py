@@ -1,4 +1,4 @@
-"""What several tests need: tiny configs, text, processes."""
+"""Shared helpers: tiny configs, text, processes."""
 
 import os
 import random
@@ -19,7 +19,7 @@ WORDS = "the a of residual norm stream gate depth layer width attends reads adds
 
 
 def make_text(n_chars: int, seed: int = 0) -> str:
-    """Returns sentences of a few words, the same for a seed."""
+    """Returns sentences of a few words, determined by the seed."""
     random_ = random.Random(seed)
     words, out, length = WORDS.split(), list[str](), 0
     while length < n_chars:
@@ -49,12 +49,12 @@ def tiny(**changes):
 
 
 def tiny_model(**changes):
-    """Returns the definition of `tiny` and parameters with noise on every one of them."""
+    """Returns the definition of the `tiny` model, and initial parameters with noise."""
     import jax
 
     config = tiny(**changes)
     model = define_model(config.model, config.placement)
-    # Without jit: the draws of all tests' models share their small programs.
+    # Without jit, so that the models of all tests share the small programs that draw values.
     return model, noisy(model.init(jax.random.key(0)))
 
 
@@ -62,13 +62,13 @@ def noisy(params, scale: float = 0.1, seed: int = 7):
     """Returns parameters with normal noise added, so that zeros and ones hide nothing."""
     import jax
 
-    rng = np.random.default_rng(seed)  # jax would compile a program for each shape
+    rng = np.random.default_rng(seed)  # jax would compile one program per shape
     noise = lambda x: (scale * rng.standard_normal(x.shape)).astype(np.float32)
     return jax.tree.map(lambda x: jax.numpy.asarray(np.asarray(x) + noise(x)), params)
 
 
 def environment(tmp: Path, **extra: str) -> dict[str, str]:
-    """Returns the environment of a child process: a cache of its own, no wandb."""
+    """Returns the environment of a child process, with its own cache and without wandb."""
     shared = ("JAX_COMPILATION", "JAX_PERSISTENT")
     dropped = ("WANDB", "XLA", "JAX")
     kept = {
@@ -86,7 +86,7 @@ def environment(tmp: Path, **extra: str) -> dict[str, str]:
 
 
 def start(*command, tmp: Path, **options) -> subprocess.Popen:
-    """Starts a Python program of the project; `options` are Popen's."""
+    """Starts one of the project's Python programs; `options` are Popen's."""
     usual = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "env": environment(tmp)}
     usual |= {"cwd": ROOT, "text": True, "stdin": subprocess.DEVNULL}
     given = usual | options
@@ -97,12 +97,12 @@ def start(*command, tmp: Path, **options) -> subprocess.Popen:
 
 
 def _read_at_start(env: dict[str, str]) -> dict[str, str]:
-    """Returns the variables that Python and jax read once, which a fork is too late for."""
+    """Returns the variables that Python and jax read only at startup, too early for a fork."""
     return {k: v for k, v in env.items() if k.startswith(("JAX", "LANG", "LC_", "PYTHON"))}
 
 
 def run(*command, tmp: Path, timeout: float = 300, **extra: str) -> subprocess.CompletedProcess:
-    """Runs a Python program of the project to its end."""
+    """Runs one of the project's Python programs to its end."""
     env = environment(tmp, **extra)
     with start(*command, tmp=tmp, env=env, stderr=subprocess.PIPE) as process:
         try:
@@ -114,7 +114,7 @@ def run(*command, tmp: Path, timeout: float = 300, **extra: str) -> subprocess.C
 
 
 def one_line_error(done) -> str:
-    """Asserts that a process ended as on wrong input, and returns its line."""
+    """Asserts that a process ended with a one-line input error, and returns the line."""
     assert done.returncode == 2, done.stdout + done.stderr
     status = "preparing"
     lines = [line for line in done.stderr.split("\n") if line and not line.startswith(status)]

@@ -1,1 +1,1 @@
-"""What papers on residual connections and norms claim, measured here on small models."""
+"""Measures claims of papers on residual connections and norms, on small models."""

@@ -1,4 +1,4 @@
-"""A published claim and what was measured."""
+"""A published claim and its measurement."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Numbers = Sequence[float] | np.ndarray
 
 
 class Part(NamedTuple):
-    """One statement of a claim, with its measurement here and whether it holds."""
+    """One statement of a claim, what was measured, and whether the statement holds."""
 
     says: str
     found: str
@@ -24,9 +24,12 @@ class Claim:
     """A claim of a paper.
 
     Attributes:
-      title: a few words. source: paper and section. says: what it claims.
-      setup: the models that were measured, and how they differ from the paper's.
-      columns, rows: of the table. parts: the claim's statements.
+      title: a few words.
+      source: paper and section.
+      says: what the paper claims.
+      setup: the models measured, and how they differ from the paper's.
+      columns, rows: the table of measurements.
+      parts: the statements of the claim.
     """
 
     title: str
@@ -39,7 +42,7 @@ class Claim:
 
     @property
     def holds(self) -> bool:
-        """Whether all parts hold."""
+        """Whether all statements hold."""
         return all(part.holds for part in self.parts)
 
     def render(self) -> str:
@@ -59,16 +62,16 @@ def _cell(value: Any) -> str:
 
 
 def spread(values: Numbers) -> str:
-    """Returns the mean over seeds with minimum and maximum."""
+    """Returns the mean over seeds, with the minimum and maximum."""
     return f"{np.mean(values):.3g} ({min(values):.3g} to {max(values):.3g})"
 
 
 def slope(depths: Sequence[int], values: Numbers) -> float:
-    """Returns the exponent p of the power law values ~ depths^p, by least squares in logarithms."""
+    """Returns the exponent p of the power law values ~ depths^p, fitted to the logarithms."""
     return float(np.polyfit(np.log(depths), np.log(values), 1)[0])
 
 
 def bend(values: Numbers) -> float:
-    """Returns the increase over the last half divided by that over the first: 1 if linear."""
+    """Returns the increase over the second half divided by that over the first; 1 if linear."""
     middle = (len(values) - 1) // 2
     return (values[2 * middle] - values[middle]) / (values[middle] - values[0])

@@ -65,7 +65,7 @@ def theorem_model(placement: str, n_layer: int) -> ModelDef:
 
 
 def theorem_params(model: ModelDef, key: jax.Array) -> Any:
-    """Returns its initial parameters: attention is the mean of the values, and W_O = I."""
+    """Returns initial parameters with W_O = I; attention is the mean of the values."""
     params = model.init(key)
     for stack in model.spec.stacks:
         attention = params["blocks"][stack.name]["attn"]["sublayer"]
@@ -76,9 +76,9 @@ def theorem_params(model: ModelDef, key: jax.Array) -> Any:
 
 
 def last_gradient_and_streams(placement: str, n_layer: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns |dL/dW_2| (Frobenius) of the last block, and the mean square of each block's stream.
+    """Returns the last block's |dL/dW_2| (Frobenius), and the stream's mean square by block.
 
-    The former per seed, the latter as a mean over seeds; the loss is the mean over positions.
+    The former is per seed, the latter a mean over seeds. The loss is the mean over positions.
     """
     model = theorem_model(placement, n_layer)
 
@@ -177,7 +177,7 @@ def random_batch(seed: int = 0) -> np.ndarray:
 def model_changes(placement: str, n_layer: int) -> tuple[float, float]:
     """Returns the RMS by which one step of SGD at learning rate 1e-4 moves the head's input.
 
-    If all parameters are trained, and if only the blocks' matrices are.
+    The two values are for training all parameters, and only the blocks' matrices.
     """
     config = small_config(placement, n_layer)
     model = define_model(config.model, config.placement)
@@ -237,7 +237,7 @@ def first_step(depths: Sequence[int] = (6, 12, 24, 48, 96)) -> Claim:
 
 def stream_variance(n_layer: int = 32) -> Claim:
     """Sun et al. 2025 (LNS) and Kim et al. 2025 (Peri-LN): the stream's variance by depth."""
-    # The same initial matrices for all, so that only the placement differs.
+    # All have the same initial matrices and differ only in the placement.
     same = {
         "placement.residual_init": "1",
         "placement.norm_type": "layernorm",
@@ -260,7 +260,7 @@ def stream_variance(n_layer: int = 32) -> Claim:
 
 
 def growth_parts(variances: dict[str, np.ndarray]) -> list[Part]:
-    """Returns the claims about the streams of LNS and Peri-LN, tested on variances (L)."""
+    """Tests the claims about the streams of LNS and Peri-LN on variances (L)."""
     bends = {name: bend(values) for name, values in variances.items()}
     by = {name: values[-1] - values[0] for name, values in variances.items()}
     return [
@@ -282,7 +282,7 @@ def growth_parts(variances: dict[str, np.ndarray]) -> list[Part]:
 def _mean_squares(
     placement: str, n_layer: int, changes: Mapping[str, Any] | None = None
 ) -> np.ndarray:
-    """Returns the mean square of the stream after each block, (L), mean over seeds."""
+    """Returns the mean square of the stream after each block, averaged over seeds, (L)."""
     config = small_config(placement, n_layer, changes)
     built = define_model(config.model, config.placement)
     tokens = jnp.asarray(random_batch()[:, :-1])

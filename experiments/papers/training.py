@@ -69,11 +69,11 @@ def small_config(placement: str, n_layer: int, lr: float, warmup: int, seed: int
 
 
 def train(runs: Sequence[Config]) -> tuple[np.ndarray, ModelDef, list[Any]]:
-    """Trains runs together that differ in learning rate, warm-up and seed.
+    """Trains runs that differ in learning rate, warm-up and seed, together.
 
     Returns:
-      The result of each, mean nats per byte over the last steps (nan if any step was skipped); the
-      model; and the parameters of each.
+      The mean nats per byte of each run over its last steps (nan if any step was skipped); the
+      model; and the parameters of each run.
     """
     trainer = VectorizedTrainer(runs)
     losses = []
@@ -96,7 +96,7 @@ def by_learning_rate(
     warmups: Sequence[int] = (WARMUP,),
     learning_rates: Sequence[float] = LEARNING_RATES,
 ) -> dict[int, np.ndarray]:
-    """Returns the results by learning rate for each warm-up, each the worst over seeds."""
+    """Returns, for each warm-up, the result of the worst seed at each learning rate."""
     keys = [(w, lr, seed) for w in warmups for lr in learning_rates for seed in range(SEEDS)]
     results, *_ = train([small_config(placement, n_layer, lr, w, s) for w, lr, s in keys])
     shape = (len(warmups), len(learning_rates), SEEDS)
@@ -109,7 +109,7 @@ def largest(
 ) -> float:
     """Returns the largest learning rate at which every run learns; 0 if there is none.
 
-    A run learns if it ends below the unigram entropy by at least `share` of what the best does.
+    A run learns if it ends below the unigram entropy, by at least `share` of the best run's margin.
     """
     gains = np.nan_to_num(unigram_entropy(text()) - results, nan=-1.0)
     learns = (gains > 0) & (gains >= share * float(np.max(gains)))
@@ -239,7 +239,7 @@ def trained_variance(n_layer: int = 24, lr: float = 2.0**-10) -> Claim:
 
 
 class _Recorder:
-    """Wraps a sublayer's maps, and records the matrices r (from, to) that mix the streams."""
+    """Wraps a sublayer's maps and records the matrices r (from, to) that mix the streams."""
 
     def __init__(self, maps: Any, kept: list[jax.Array]) -> None:
         self.maps, self.kept = maps, kept
@@ -253,9 +253,9 @@ class _Recorder:
 def gains(model: ModelDef, params: Any, tokens_BT: jax.Array) -> tuple[np.ndarray, np.ndarray]:
     """Returns the forward and the backward gain of the mixing up to each sublayer, (S) each.
 
-    They are absolute sums of the mean over tokens of the product of all mixing matrices so far, the
-    largest of any stream: forward over the streams that it is made of (a row in the paper's
-    notation), backward over those that it contributes to (a column).
+    Both are computed from the product of all mixing matrices so far, averaged over tokens, as the
+    largest absolute sum of any stream: forward over the streams that it is made of (a row in the
+    paper's notation), backward over those that it contributes to (a column).
     """
     bound = bind_unstacked(model, unstack_params(model, params, STEPS))
     mixing: list[jax.Array] = []

@@ -1,1 +1,1 @@
-"""Ablation studies: training variants against each other, and diagnosing models by depth."""
+"""Ablation studies: training and comparing variants, and diagnosing models block by block."""

@@ -1,4 +1,4 @@
-"""Diagnoses by depth: activations, gradients, and the effect of one optimizer step on a model."""
+"""Diagnoses a model block by block: activations, gradients, the effect of one optimizer step."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from gpt2_jax.train.state import jit_once, purpose_key
 from gpt2_jax.train.step import make_gradients
 
 STEP_LR = 1e-4
-MOVED = 0.01  # relative change of the output at which changes are measured
-# The columns of the CSV files: the names of `observe`, and these.
+RELATIVE_CHANGE = 0.01  # of the output, at which changes are measured
+# Columns of the CSV files.
 BY_BLOCK = {
     "stream_rms": "RMS of the residual stream after the block",
     "attn_ratio": "RMS of attention's output over the RMS of its input",
     "mlp_ratio": "the same for the MLP",
     "cosine": "cosine between the stream before and after the block, mean over tokens",
-    "entropy": "of the attention weights in nats, mean over heads and tokens",
+    "entropy": "entropy of the attention weights in nats, mean over heads and tokens",
     "largest_score": "largest attention logit",
     "grad_norm": "norm of the block's gradient on one batch, mean over batches",
     "mean_grad_norm": "norm of the block's gradient averaged over the batches",
@@ -54,7 +54,8 @@ class Diagnosis:
     """Diagnostics of one model.
 
     Attributes:
-      name: in tables and legends. step: steps done.
+      name: label in tables and legends.
+      step: number of steps done.
       by_block: one number per block, (L), for each name in `BY_BLOCK`.
       whole: one number for each name in `WHOLE`.
     """
@@ -70,7 +71,7 @@ def diagnose_start(name: str, config: Config, batches: Sequence[Batch]) -> Diagn
     """Returns the diagnosis of a resolved config's model before its first step.
 
     Args:
-      batches: each (B, T+1), the first ones of the run.
+      batches: the first batches of the run, each (B, T+1).
     """
     mesh = make_mesh(config.train, config.mesh)
     model = define_model(config.model, config.placement)
@@ -88,30 +89,30 @@ def diagnose(
     step: int,
     batches: Sequence[Batch],
 ) -> Diagnosis:
-    """Returns the diagnosis of a model with these parameters, which are sharded on the mesh.
+    """Returns the diagnosis of a model with parameters sharded on the mesh.
 
-    Gradients are those of training before clipping: of the whole batch, with dropout if the config
-    has it, and of all parameters, including frozen ones.
+    Gradients are those of training before clipping: for the whole batch, with dropout if the config
+    has it, and for all parameters, including frozen ones.
     """
     at = jax.device_put(np.int32(step), replicated(mesh))
     on_mesh = [jax.device_put(batch, by_rows(mesh)) for batch in batches]
     rows = min(OBSERVED_ROWS, len(batches[0].tokens_BT1))
-    probe = jit_diagnostics(model, mesh, rows, rows)
-    figures: dict[str, Any] = dict(jax.block_until_ready(probe(params, at, on_mesh[0])))
-    first, of_gradients = _gradients(config, model, mesh, params, at, on_mesh)
-    figures |= of_gradients | {"n_params": model.n_params()}
+    diagnostics = jit_diagnostics(model, mesh, rows, rows)
+    measured: dict[str, Any] = dict(jax.block_until_ready(diagnostics(params, at, on_mesh[0])))
+    first, gradient_stats = _gradients(config, model, mesh, params, at, on_mesh)
+    measured |= gradient_stats | {"n_params": model.n_params()}
     exact, tokens_BT = in_float32(config), on_mesh[0].inputs_BT[:rows]
     updates = jax.jit(partial(step_directions, config, model))(params, first)
     measure = jax.jit(partial(change, exact))
     for kind, update in updates.items():
         by_block, of_model = jax.block_until_ready(measure(params, update, tokens_BT, at))
-        figures |= {f"{kind}_change": by_block, f"{kind}_model_change": of_model}
+        measured |= {f"{kind}_change": by_block, f"{kind}_model_change": of_model}
     return Diagnosis(
         name,
         config.model.n_layer,
         step,
-        {key: np.asarray(figures[key], np.float64) for key in BY_BLOCK},
-        {key: float(figures[key]) for key in WHOLE},
+        {key: np.asarray(measured[key], np.float64) for key in BY_BLOCK},
+        {key: float(measured[key]) for key in WHOLE},
     )
 
 
@@ -152,9 +153,9 @@ def _gradients(
 
 
 def step_directions(config: Config, model: ModelDef, params: Any, grads: Any) -> dict[str, Any]:
-    """Returns what one step of SGD, and one of Adam from zero moments, adds at learning rate 1.
+    """Returns the updates of one SGD step, and one Adam step from zero moments, at learning rate 1.
 
-    Without clipping or decay; Adam's with the learning rate multipliers of the placement.
+    There is no clipping or decay. Adam's update includes the placement's learning-rate multipliers.
     """
     plain = replace(config, {"optimizer.name": "adamw", "optimizer.weight_decay": 0.0}).optimizer
     adam = make_optimizer(plain, model.infos)
@@ -171,8 +172,8 @@ def change(
 
     The first, (L), is relative to the stream. The second is the RMS of the change: the model update
     of Wang et al. 2022 (DeepNet, section 4). Both are measured in float32 at a learning rate that
-    moves the output by `MOVED` of its size, and scaled to `STEP_LR`: a smaller change would be lost
-    in rounding, and a larger one would not be proportional.
+    changes the output by `RELATIVE_CHANGE`, and scaled to `STEP_LR`: a smaller change would be lost
+    in rounding, and a larger one would not be proportional to the learning rate.
     """
     before_LBTD, output_BTD = streams(model, params, tokens_BT, step)
 
@@ -185,7 +186,7 @@ def change(
     lr: jax.Array | float = STEP_LR
     for _ in range(2):  # the first change may be far from proportional
         moved = at(lr)[1] / rms(output_BTD)
-        lr = jnp.clip(lr * MOVED / moved, 1e-9, 1.0)
+        lr = jnp.clip(lr * RELATIVE_CHANGE / moved, 1e-9, 1.0)
     return jax.tree.map(lambda x: x * STEP_LR / lr, at(lr))
 
 

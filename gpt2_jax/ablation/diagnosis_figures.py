@@ -1,4 +1,4 @@
-"""Figures of diagnoses for a paper: PDF with embedded fonts, and PNG."""
+"""Publication figures of diagnoses: PDF with embedded fonts, and PNG."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from gpt2_jax.ablation.diagnosis import Diagnosis
-from gpt2_jax.ablation.drawing import Look, finish, legend, looks, panels, save, whole_numbers
+from gpt2_jax.ablation.drawing import (
+    Style,
+    choose_styles,
+    finish,
+    integer_ticks,
+    legend,
+    panels,
+    save,
+)
 
 # (title, quantity, quantity drawn thin, logarithmic)
 BLOCK_PANELS = (
@@ -26,46 +34,46 @@ DEPTH_PANELS = (
     ("stream RMS, last block", "stream_rms", None),
     ("first step, Adam (SGD thin)", "adam_model_change", "sgd_model_change"),
 )
-THIN: Look = {"linewidth": 0.7, "marker": ""}
+THIN: Style = {"linewidth": 0.7, "marker": ""}
 
 
 def plot_by_block(
     diagnoses: Sequence[Diagnosis], path: Path, among: Sequence[Diagnosis] | None = None
 ) -> None:
-    """Draws every quantity against the block index, one colour per model; all of one depth.
+    """Draws every quantity against the block index, for models of one depth, one color per model.
 
     Args:
-      path: without a suffix; `.pdf` and `.png` are added.
-      among: all models drawn in any figure, so that each keeps its colour; default: these.
+      path: path without a suffix; `.pdf` and `.png` are added.
+      among: all models in any figure, so that each keeps its color; default: `diagnoses`.
     """
     figure, axes = panels(3, 3)
-    every = looks_of(among or diagnoses)
+    styles = styles_of(among or diagnoses)
     for panel, (title, main, thin, logarithmic) in zip(axes, BLOCK_PANELS, strict=False):
         for one in diagnoses:
             blocks = np.arange(1, one.n_layer + 1)
-            look = {**every[one.name, one.n_layer], "markevery": max(1, one.n_layer // 6)}
-            panel.plot(blocks, one.by_block[main], label=one.name, **look)
+            style = {**styles[one.name, one.n_layer], "markevery": max(1, one.n_layer // 6)}
+            panel.plot(blocks, one.by_block[main], label=one.name, **style)
             if thin:
-                panel.plot(blocks, one.by_block[thin], **look | THIN)
+                panel.plot(blocks, one.by_block[thin], **style | THIN)
         finish(panel, title, "block", logarithmic)
-        whole_numbers(panel.xaxis)
+        integer_ticks(panel.xaxis)
     legend(figure, axes)
     save(figure, path)
 
 
 def plot_by_depth(diagnoses: Sequence[Diagnosis], path: Path) -> None:
-    """Draws the whole model's quantities against its number of blocks."""
+    """Draws whole-model quantities against the number of blocks."""
     figure, axes = panels(1, 3)
     names = list(dict.fromkeys(one.name for one in diagnoses))
-    lines = looks([(name, None) for name in names])  # depth is the axis here
+    lines = choose_styles([(name, None) for name in names])  # depth is the axis here
     for panel, (title, *drawn) in zip(axes, DEPTH_PANELS, strict=False):
-        for name, look in zip(names, lines, strict=True):
-            labelled: Look = {"label": name}
+        for name, style in zip(names, lines, strict=True):
+            labeled: Style = {"label": name}
             own = sorted((d for d in diagnoses if d.name == name), key=lambda d: d.n_layer)
             depths = [d.n_layer for d in own]
-            for key, more in zip(drawn, (labelled, THIN), strict=False):
+            for key, more in zip(drawn, (labeled, THIN), strict=False):
                 if key is not None:
-                    panel.plot(depths, [_number(d, key) for d in own], **look | more)
+                    panel.plot(depths, [_number(d, key) for d in own], **style | more)
         finish(panel, title, "blocks", logarithmic=True)
         panel.set_xscale("log", base=2)
         panel.set_xticks(sorted({d.n_layer for d in diagnoses}))
@@ -75,13 +83,13 @@ def plot_by_depth(diagnoses: Sequence[Diagnosis], path: Path) -> None:
     save(figure, path)
 
 
-def looks_of(diagnoses: Sequence[Diagnosis]) -> dict[tuple[str, int], Look]:
+def styles_of(diagnoses: Sequence[Diagnosis]) -> dict[tuple[str, int], Style]:
     """Returns each model's style, by its name and depth."""
     keys = [(one.name, one.n_layer) for one in diagnoses]
-    # A run is named `placement (folder)`; the placement is its kind.
+    # Runs are named `placement (folder)`; the placement is the kind.
     models = [(name.partition(" (")[0], depth) for name, depth in keys]
     distinct = len(set(models)) == len(models)
-    return dict(zip(keys, looks(models if distinct else keys), strict=True))
+    return dict(zip(keys, choose_styles(models if distinct else keys), strict=True))
 
 
 def _number(diagnosis: Diagnosis, key: str) -> float:

@@ -1,4 +1,4 @@
-"""Shared by the figures of diagnoses and reports: styles, panels, axes with plain numbers."""
+"""Drawing helpers for diagnoses and reports: styles, panels, axes with plain numbers."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ import numpy as np
 from gpt2_jax.files import write_atomic
 from gpt2_jax.track.plot import load_matplotlib
 
-FLAT = 1e-4  # relative range of values that are drawn as equal
-WIDTH = 7.0  # inches: the text width of a page
-# Okabe and Ito's colours for colour-blind readers, then grey and two more.
-COLOURS = (
+FLAT = 1e-4  # values within this relative range are drawn as equal
+WIDTH = 7.0  # text width of a page, inches
+# Okabe and Ito's colors for color-blind readers, then gray and two more.
+COLORS = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B8B8B"),
     *("#7A4B9D", "#7F6000"),
 )
 MARKERS = "os^Dv<>Pp*X"
 LINES = ("-", "--", ":", "-.")
-FONT = 9.0  # points: about 14 pixels if a page shows the figure 800 pixels wide
+FONT = 9.0  # points; about 14 pixels in a figure shown 800 pixels wide
 
-Look = dict[str, Any]  # colour, marker and line, as arguments of `plot`
+Style = dict[str, Any]  # color, marker and line, as arguments of `plot`
 
 
-def looks(models: Sequence[tuple[Any, Any]]) -> list[Look]:
+def choose_styles(models: Sequence[tuple[Any, Any]]) -> list[Style]:
     """Returns the style of each model (kind, depth), the same in every figure.
 
-    Colours distinguish kinds; lines and markers distinguish depths. If all models have one depth,
-    markers follow the kind as well; if all are of one kind, colours follow the depth.
+    Colors distinguish kinds; lines and markers distinguish depths. If all models have one depth,
+    markers distinguish kinds as well. If all are of one kind, colors distinguish depths.
     """
     kinds = list(dict.fromkeys(kind for kind, _ in models))
     depths = sorted({depth for _, depth in models}, key=lambda d: (d is not None, d))
     out = []
     for kind, depth in models:
         i, j = kinds.index(kind), depths.index(depth)
-        colour = i if len(kinds) > 1 else j
+        color = i if len(kinds) > 1 else j
         mark = j if len(depths) > 1 else i
-        line = j if len(depths) > 1 else i // len(COLOURS)
+        line = j if len(depths) > 1 else i // len(COLORS)
         out.append(
             {
-                "color": COLOURS[colour % len(COLOURS)],
+                "color": COLORS[color % len(COLORS)],
                 "marker": MARKERS[mark % len(MARKERS)],
                 "markersize": 4,
                 "linewidth": 1.4,
@@ -56,7 +56,7 @@ def panels(rows: int, columns: int, height: float = 2.1, **options: Any) -> tupl
     """Returns a figure as wide as a page, and its axes row by row.
 
     Args:
-      height: per row, in inches.
+      height: height of a row, inches.
       options: passed to `plt.subplots`.
     """
     matplotlib = load_matplotlib()
@@ -76,7 +76,7 @@ def panels(rows: int, columns: int, height: float = 2.1, **options: Any) -> tupl
 
 
 def plain(panel: Any, title: str, label: str) -> None:
-    """Sets a panel's title and label, and a faint grid."""
+    """Sets a panel's title, x label and faint grid."""
     panel.set_title(title, loc="left")
     panel.set_xlabel(label)
     panel.grid(alpha=0.25, linewidth=0.5)
@@ -99,7 +99,7 @@ def finish(panel: Any, title: str, label: str, logarithmic: bool) -> None:
 
 
 def _logarithmic(panel: Any, decades: float) -> None:
-    """Sets a logarithmic axis labelled with plain numbers, denser over a short range."""
+    """Sets a logarithmic axis labeled with plain numbers, denser over a short range."""
     from matplotlib.ticker import LogLocator
 
     panel.set_yscale("log")
@@ -109,7 +109,7 @@ def _logarithmic(panel: Any, decades: float) -> None:
     panel.yaxis.set_minor_formatter("")
 
 
-def whole_numbers(axis: Any) -> None:
+def integer_ticks(axis: Any) -> None:
     """Restricts the ticks of a linear axis to whole numbers."""
     axis.get_major_locator().set_params(integer=True)
 
@@ -144,7 +144,7 @@ def legend(figure: Any, axes: Sequence[Any]) -> None:
 
 
 def save(figure: Any, path: Path, suffixes: Sequence[str] = (".pdf", ".png")) -> None:
-    """Writes a figure in each of the formats, and closes it."""
+    """Writes a figure in each format, and closes it."""
     import matplotlib.pyplot as plt
 
     for suffix in suffixes:

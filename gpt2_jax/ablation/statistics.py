@@ -1,4 +1,4 @@
-"""Statistics for a handful of seeds: medians, paired differences, and how many seeds are needed.
+"""Statistics for few seeds: medians, paired differences, and how many seeds are needed.
 
 A loss is one number per seed; lower is better. A broken seed (one that diverged, or ended no better
 than the unigram entropy) counts as an infinite loss.
@@ -7,18 +7,18 @@ than the unigram entropy) counts as an infinite loss.
 its best learning rate. Runs of one seed share initial weights and data order, so differences are
 paired.
 
-**How it is tested.** By the exact sign test (Dixon & Mood 1946), and bounded by order statistics
-(Thompson 1936). Both are valid whatever the distribution of the noise: skewed, heavy-tailed,
+**How it is tested.** By the exact sign test (Dixon & Mood 1946), with intervals between order
+statistics (Thompson 1936). Both are valid for any distribution of the noise: skewed, heavy-tailed,
 different between variants, with broken seeds. (If only one of two variants has skewed noise,
 Student's t and Wilcoxon's signed-rank intervals cover the true difference in 84 to 92% of cases
-instead of 95.)
+instead of 95%.)
 
-**The choice of learning rate.** The best learning rate is itself estimated. Each one that the
-search could not rule out is in contention and has losses of its own, and a verdict must hold at all
-of them: a variant, at the learning rate that the search chose for it, is better only if it beats
-the baseline at *each* of the baseline's learning rates in contention, and worse only if the
-baseline beats it at each of its own. This is an intersection-union test (Berger 1982):
-its p-value is the largest of its parts', and needs no further correction.
+**The choice of learning rate.** The best learning rate is itself an estimate. Every one that the
+search could not rule out is in contention and is trained with the verdict's seeds, and a verdict
+must hold at all of them. A variant, at the learning rate that the search chose for it, is better
+only if it beats the baseline at *each* of the baseline's learning rates in contention, and worse
+only if the baseline beats it at each of its own. This is an intersection-union test (Berger 1982):
+its p-value is the largest of its parts' p-values, and needs no further correction.
 
 **Several comparisons.** p-values are adjusted by Holm's method (Holm 1979) and simultaneous
 intervals by Bonferroni's, so that the family-wise error rate is at most 5%.
@@ -42,9 +42,9 @@ import numpy as np
 from scipy import stats
 
 LEVEL = 0.95  # of intervals; 1 - LEVEL bounds the share of null studies with a wrong verdict
-POWER = 0.8  # at which a report says what differences can be detected
-SPREAD_LEVEL = 0.8  # of the range reported for a number of seeds
-MAX_SEEDS = 1000  # a report lists no exact number above it
+POWER = 0.8  # power at which reports state detectable differences
+SPREAD_LEVEL = 0.8  # confidence level of the reported range of seeds needed
+MAX_SEEDS = 1000  # reports give no exact number of seeds above it
 
 
 class Interval(NamedTuple):
@@ -69,7 +69,7 @@ def median_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
 
     For n values in order, x(r) and x(n+1-r) enclose the median of any distribution with a
     probability of at least 1 - 2 P(Bin(n, 1/2) < r). The largest r for which that is at least
-    `level` is used; if there is none, the ends are nan (95% takes 6 values). Infinite values are
+    `level` is used; if there is none, the ends are nan (95% requires 6 values). Infinite values are
     ordered like any others; the median of -inf and inf is nan.
     """
     x = sorted(float(value) for value in values)
@@ -103,8 +103,9 @@ class Arm(NamedTuple):
     """A variant's losses, seed by seed.
 
     Attributes:
-      losses: at the learning rate that the search chose.
-      alternatives: at each other learning rate in contention, for the same seeds in the same order.
+      losses: losses at the learning rate that the search chose.
+      alternatives: losses at each other learning rate in contention, with the seeds in the same
+        order.
     """
 
     losses: Sequence[float]
@@ -123,14 +124,18 @@ class Comparison:
     Attributes:
       difference: median over seeds of variant - baseline; below 0 is better. The interval covers
         the difference at the best learning rates, whichever of those in contention they are.
-      bounds: the same at the Bonferroni level: the bounds of all comparisons hold simultaneously.
-      mean, sd: of the differences of seeds that broke in neither; sd is nan for fewer than two.
-      p: two-sided, for the null hypothesis that the median difference is at most `smallest` in
-        size; adjusted_p: by Holm's method.
-      n: number of seeds. smallest: the smallest difference that matters, in the losses' unit.
-      broken: number of broken seeds of the variant and of its baseline. broken_p: Fisher's exact
-        test of their shares at every learning rate in contention, two-sided, Holm-adjusted.
-      is_decidable: whether this many seeds can show any difference after the adjustment.
+      bounds: the same at the Bonferroni level; the bounds of all comparisons hold simultaneously.
+      mean, sd: mean and standard deviation of the differences, without seeds that broke in either;
+        sd is nan for fewer than two.
+      p: two-sided p-value for the null hypothesis that the median difference is at most `smallest`
+        in size.
+      adjusted_p: p adjusted by Holm's method.
+      n: number of seeds.
+      smallest: smallest difference that matters, in the losses' unit.
+      broken: numbers of broken seeds of the variant and of its baseline.
+      broken_p: p-value of Fisher's exact test of these proportions at every learning rate in
+        contention, two-sided, Holm-adjusted.
+      is_decidable: whether n seeds can show any difference after the adjustment.
     """
 
     difference: Interval
@@ -161,12 +166,12 @@ class Comparison:
 
     @property
     def is_open(self) -> bool:
-        """Whether the seeds left the verdict on the loss open."""
+        """Whether the loss is neither better, worse nor equivalent."""
         return self.verdict not in ("better", "worse", "equivalent")
 
     @property
     def broken_verdict(self) -> str | None:
-        """The verdict on the share of broken seeds; None if no seed broke."""
+        """The verdict on the proportion of broken seeds; None if no seed broke."""
         mine, theirs = self.broken
         if not mine and not theirs:
             return None
@@ -188,8 +193,8 @@ def compare(
     is the probability that any variant whose difference exceeds `smallest` is called equivalent.
 
     Args:
-      smallest: the smallest difference that matters; only a larger one is better or worse.
-      family: the number of comparisons that the study plans, if more; missing ones count.
+      smallest: smallest difference that matters; only a larger one is better or worse.
+      family: number of comparisons that the study plans, if more than `pairs`.
     """
     family = max(family, len(pairs))
     sign_test = lambda losses, other: _sign_p(losses, other, smallest)
@@ -224,13 +229,14 @@ def differences(variant: Sequence[float], baseline: Sequence[float]) -> list[flo
 def _two_sided(
     variant: Arm, baseline: Arm, test: Callable[[Sequence[float], Sequence[float]], float]
 ) -> float:
-    """Returns twice the smaller of two one-sided p-values, each an intersection-union test.
+    """Returns twice the smaller of two one-sided p-values, each of an intersection-union test.
 
-    Berger 1982: a hypothesis that must be rejected at every learning rate in contention
-    is rejected at level alpha if each part is, so its p-value is the largest of theirs.
+    Berger 1982: a hypothesis that must be rejected at every learning rate in contention is rejected
+    at level alpha if each part is, so its p-value is the largest of theirs.
 
     Args:
-      test: returns the one-sided p-value of the first losses not being lower than the second.
+      test: returns the one-sided p-value for the null hypothesis that the first losses are not
+        lower than the second.
     """
     better = max(test(variant.losses, other) for other in baseline.all)
     worse = max(test(baseline.losses, other) for other in variant.all)
@@ -241,7 +247,7 @@ def _sign_p(losses: Sequence[float], other: Sequence[float], smallest: float) ->
     """Returns the one-sided p-value of the exact sign test (Dixon & Mood 1946).
 
     The null hypothesis is median(losses - other) >= -smallest. With k of n differences below
-    -smallest, p = P(Bin(n, 1/2) >= k). Ties count against a difference.
+    -smallest, p = P(Bin(n, 1/2) >= k). Ties count in favor of the null hypothesis.
     """
     k = sum(d < -smallest for d in differences(losses, other))
     return binomial_tail(len(losses), k)
@@ -250,9 +256,9 @@ def _sign_p(losses: Sequence[float], other: Sequence[float], smallest: float) ->
 def _interval(variant: Arm, baseline: Arm, level: float) -> Interval:
     """Returns an interval that covers the difference at the best learning rates of both.
 
-    The variant at its chosen learning rate is no better than at its best. So the difference is
-    bounded from above by the highest of the upper ends against the baseline's learning rates in
-    contention, and likewise from below.
+    A variant at its chosen learning rate is no better than at its best. So the largest upper end
+    over the baseline's learning rates in contention bounds the difference from above, and likewise
+    from below.
     """
     interval = lambda losses, other: median_interval(differences(losses, other), level)
     chosen = interval(variant.losses, baseline.losses)
@@ -275,7 +281,6 @@ def _n_broken(losses: Sequence[float]) -> int:
 
 
 def _fewer_broken_p(losses: Sequence[float], other: Sequence[float]) -> float:
-    """Returns the one-sided p-value of the losses not having fewer broken seeds than others."""
     return _fisher_p(_n_broken(losses), _n_broken(other), len(losses))
 
 
@@ -283,7 +288,7 @@ def _fewer_broken_p(losses: Sequence[float], other: Sequence[float]) -> float:
 def _fisher_p(mine: int, theirs: int, n: int) -> float:
     """Returns Fisher's exact p-value (Fisher 1935) for two counts out of n each.
 
-    It treats the two groups as independent, although they share seeds; seeds that break in both
+    The test treats the groups as independent although they share seeds; seeds that break in both
     only make it conservative.
     """
     found = stats.fisher_exact([[mine, n - mine], [theirs, n - theirs]], alternative="less")
@@ -302,7 +307,7 @@ def holm(ps: Mapping[str, float], family: int = 0) -> dict[str, float]:
     With p(1) <= ... <= p(m), the adjusted p(i) is max over j <= i of min(1, (m - j + 1) p(j)).
 
     Args:
-      family: m, if more than these.
+      family: m, if larger than the number of p-values.
     """
     known = sorted((p, name) for name, p in ps.items() if not np.isnan(p))
     out, largest, m = dict.fromkeys(ps, np.nan), 0.0, max(family, len(known))
@@ -316,7 +321,7 @@ def holm(ps: Mapping[str, float], family: int = 0) -> dict[str, float]:
 def seeds_to_reject(comparisons: int, level: float = LEVEL) -> int:
     """Returns the fewest seeds with which the sign test can reject after Holm's adjustment.
 
-    These are the n for which n differences of equal sign are significant:
+    This is the least n for which n differences of equal sign are significant:
     2 * 2**-n <= (1 - level) / comparisons.
     """
     n = 1
@@ -334,9 +339,9 @@ def power(effect: float, n: int, comparisons: int = 1, contenders: int = 1) -> f
     learning rates are treated as independent.
 
     Args:
-      effect: by how much the median difference exceeds the smallest that matters, in standard
-        deviations of the differences between two runs of one seed.
-      contenders: learning rates, all as good as the best, at which the verdict must hold.
+      effect: how far the median difference exceeds the smallest that matters, in standard
+        deviations of the paired differences.
+      contenders: number of learning rates, all as good as the best, at which the verdict must hold.
     """
     q = float(stats.norm.cdf(abs(effect)))
     alpha = (1 - LEVEL) / max(1, comparisons)
@@ -347,10 +352,7 @@ def power(effect: float, n: int, comparisons: int = 1, contenders: int = 1) -> f
 
 
 def detectable(n: int, comparisons: int = 1, contenders: int = 1) -> float | None:
-    """Returns the smallest effect that is detected with probability `POWER`, as in `power`.
-
-    None: n seeds are too few to detect any.
-    """
+    """Returns the smallest `effect` whose `power` is `POWER`; None if n seeds cannot detect any."""
     low, high = 0.0, 10.0
     if power(high, n, comparisons, contenders) < POWER:
         return None
@@ -366,11 +368,11 @@ def detectable(n: int, comparisons: int = 1, contenders: int = 1) -> float | Non
 def seeds_for(width: float, sd: float, n: int) -> tuple[int, int] | None:
     """Returns the range of the number of seeds for which a 95% interval is ±`width`.
 
-    It depends on the standard deviation alone and not on the estimated difference, which says
-    little if nothing was decided. The standard deviation was itself estimated from n seeds, and the
-    range is that of its chi-squared interval at `SPREAD_LEVEL`. For normal noise a median's
-    variance is pi/2 times a mean's (Cramér 1946): N = pi/2 (z sd / width)**2. None:
-    the standard deviation is not known.
+    It depends only on the standard deviation, not on the estimated difference, which says little
+    if nothing was decided. The standard deviation was itself estimated from n seeds; the range is
+    that of its chi-squared interval at `SPREAD_LEVEL`. For normal noise, a median's variance is
+    pi/2 times a mean's (Cramér 1946): N = pi/2 (z sd / width)**2. None if the standard deviation
+    is unknown.
     """
     if not (sd > 0 and width > 0 and n > 1):
         return None
@@ -384,12 +386,12 @@ def seeds_for(width: float, sd: float, n: int) -> tuple[int, int] | None:
 def sensitivity(losses: Sequence[float], initial_loss: float) -> float:
     """Returns the learning rate sensitivity E[min(loss, initial loss)] - best loss.
 
-    Wortsman et al. 2023, section 2.2: the expectation is over learning rates that are evenly spaced
-    in their logarithm; a run that diverges counts as one that learned nothing.
+    Wortsman et al. 2023, section 2.2: the expectation is over learning rates evenly spaced on a
+    logarithmic scale; a run that diverges counts as one that learned nothing.
 
     Args:
-      losses: at each learning rate; infinite where it diverges.
-      initial_loss: before the first step.
+      losses: loss at each learning rate; infinite for runs that diverge.
+      initial_loss: loss before the first step.
     """
     clipped = np.minimum(np.asarray(losses, float), initial_loss)
     return float(clipped.mean() - clipped.min())

@@ -6,7 +6,7 @@ import numpy as np
 
 from gpt2_jax.data.shards import Tokens
 
-MAX_TOKENS = 10_000_000  # counted
+MAX_TOKENS = 10_000_000  # maximum number of tokens to count
 
 
 def unigram_entropy(tokens: Tokens) -> float:

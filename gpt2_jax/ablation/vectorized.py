@@ -1,8 +1,8 @@
-"""Vectorized training: runs that differ only in numbers, trained together by one program.
+"""Vectorized training: one program trains several runs that differ only in numbers.
 
-Runs are distributed over the devices. Each device takes several steps of one run at a time, so that
-the run's state stays in its caches and no device waits for another. Each run is independent of
-those trained with it: on a CPU, to the bit.
+Runs are distributed over the devices. Each device takes several steps of one run at a time, so the
+run's state stays in its caches and devices do not wait for each other. Each run is independent of
+those trained with it, bit for bit on a CPU.
 
 In shape suffixes, R is the number of runs and N a number of steps.
 """
@@ -41,8 +41,8 @@ from gpt2_jax.train.step import Metrics, make_step
 RUNS = "runs"  # mesh axis
 STEPS_PER_DISPATCH = 25
 TIMED_DISPATCHES = 5
-SMALL_MODEL = 10_000_000  # parameters up to which several models use a device better than one
-# Fields whose values are arguments of the compiled step: another value compiles nothing.
+SMALL_MODEL = 10_000_000  # up to this many parameters, several models use a device better than one
+# Fields that are arguments of the compiled step: a new value does not recompile it.
 HYPERPARAMETERS = (
     "optimizer.peak_lr",
     "optimizer.warmup_steps",
@@ -53,7 +53,7 @@ HYPERPARAMETERS = (
     "optimizer.eps",
     "optimizer.momentum",
 )
-# Fields that determine the initial values and nothing else.
+# Fields that only determine initial values.
 INIT_FIELDS = (
     "seed",
     "model.init_std",
@@ -65,14 +65,14 @@ INIT_FIELDS = (
     "placement.embedding_std",
     "placement.gate_bias",
 )
-WANDB_FIELDS = ("track.wandb.name", "track.wandb.tags", "track.wandb.group")  # affect no program
+WANDB_FIELDS = ("track.wandb.name", "track.wandb.tags", "track.wandb.group")  # not in any program
 
-Hyperparameters = dict[str, Any]  # a value for each name in HYPERPARAMETERS
+Hyperparameters = dict[str, Any]  # a value for each field in HYPERPARAMETERS
 Tree = Any
 
 
 def with_warmup_steps(config: Config) -> Config:
-    """Returns the config with its warm-up in steps, in which runs of one program may differ."""
+    """Returns the config with its warm-up in steps, which are a hyperparameter."""
     warmup = warmup_steps(config.optimizer, config.train.steps)
     return replace(config, {"optimizer.warmup_steps": warmup, "optimizer.warmup_fraction": 0.0})
 
@@ -91,14 +91,14 @@ class VectorizedPrograms:
     Each is compiled once, for any number of steps and all runs whose configs share `program_key`.
 
     Args:
-      config: resolved; of any of the runs.
-      width: number of runs; rounded up to a multiple of the devices.
+      config: resolved config of any of the runs.
+      width: number of runs; rounded up to a multiple of the number of devices.
       devices: default: all, or as many as there are runs.
-      vmapped: whether the runs of one device advance together (`vmap`), which suits a GPU that a
-        single run does not fill; otherwise one after the other (`lax.map`).
+      vmapped: whether the runs on a device advance together (`vmap`), which suits a GPU that a
+        single run does not fill, or one after the other (`lax.map`).
 
     Raises:
-      ValueError: if initial values depend on the data, and so cannot be computed together.
+      ValueError: if initial values depend on the data and so cannot be computed together.
     """
 
     def __init__(
@@ -133,11 +133,11 @@ class VectorizedPrograms:
 
     @classmethod
     def fastest(cls, config: Config, width: int) -> VectorizedPrograms:
-        """Returns programs for all devices; on an accelerator, of the kind that proves faster.
+        """Returns programs for all devices, vmapped or not, whichever is faster.
 
-        A kind that does not fit in memory is not chosen. On a CPU, runs take turns: together they
-        are slower, and their bits depend on their number. So they do if the config asks for a
-        deterministic run, since timings are not deterministic.
+        One that does not fit in memory is not chosen. On a CPU, runs are never vmapped: that is
+        slower, and the bits would depend on the number of runs. Neither are deterministic runs,
+        because timings are not deterministic.
         """
         if jax.default_backend() == "cpu" or config.train.deterministic:
             return cls(config, width)
@@ -151,7 +151,7 @@ class VectorizedPrograms:
         return min((cls(config, width, vmapped=vmapped) for vmapped in (False, True)), key=seconds)
 
     def seconds_per_step(self, n: int = 5) -> float:
-        """Returns the median seconds that a step of all runs takes, once compiled."""
+        """Returns the median seconds per step of all runs, excluding compilation."""
         trainer, times = VectorizedTrainer([self.config] * self.width, self), []
         tokens = np.zeros((self.width, STEPS_PER_DISPATCH, *self._batch_shape), np.int32)
         jax.block_until_ready(trainer.advance(tokens, 1))
@@ -162,7 +162,7 @@ class VectorizedPrograms:
         return statistics.median(times)
 
     def compile_all(self) -> None:
-        """Compiles everything that runs are trained, evaluated and diagnosed with."""
+        """Compiles the programs for training, evaluation and diagnostics."""
         self.train_step()
         trainer = VectorizedTrainer([self.config] * self.width, self)
         rows, length = self._batch_shape
@@ -177,7 +177,7 @@ class VectorizedPrograms:
         return self.config.train.batch_size, self.config.data.seq_len + 1
 
     def lower(self, n_max: int = STEPS_PER_DISPATCH) -> jax.stages.Lowered:
-        """Returns the program of up to `n_max` steps; nothing is allocated or compiled."""
+        """Returns the lowered program for up to `n_max` steps; allocates and compiles nothing."""
         values = hyperparameters(self.config)
         opt, optimizer = self.config.optimizer, self._optimizer(values)
         init = lambda seed: new_state(opt, self.model_def, optimizer, seed)
@@ -192,7 +192,7 @@ class VectorizedPrograms:
         return self._train.lower(*jax.tree.map(of_runs, one), jax.ShapeDtypeStruct((), jnp.int32))
 
     def train_step(self, n_max: int = STEPS_PER_DISPATCH) -> jax.stages.Compiled:
-        """Returns the program that takes up to `n_max` steps, compiled at its first use."""
+        """Returns the program for up to `n_max` steps, compiled at its first use."""
         if n_max not in self._compiled:
             with memory_errors():
                 self._compiled[n_max] = self.lower(n_max).compile()
@@ -200,13 +200,13 @@ class VectorizedPrograms:
 
     @property
     def peak_bytes(self) -> int | None:
-        """A run's share of its device's memory at the peak of a step."""
+        """One run's share of a device's peak memory in a step."""
         peak = peak_bytes(self.train_step())
         return peak and peak * self.by_run.mesh.size // self.width
 
     def initial_state(self, config: Config) -> State:
         """Returns a run's state before the first step, on the host."""
-        # One program for all seeds of configs that agree in everything else.
+        # One program for all seeds of otherwise equal configs.
         key = tuple(value_of(config, name) for name in INIT_FIELDS if name != "seed")
         if key not in self._inits:
             model = define_model(config.model, config.placement)
@@ -257,15 +257,16 @@ class VectorizedTrainer:
     """Runs that are trained together, and their states.
 
     Args:
-      configs: resolved, one per run; they may differ in `HYPERPARAMETERS` and `INIT_FIELDS` only.
-      programs: default: programs as wide as there are runs, on all devices.
-      states: to continue from, on the host; default: those before the first step.
+      configs: one resolved config per run; only `HYPERPARAMETERS`, `INIT_FIELDS` and `WANDB_FIELDS`
+        may differ.
+      programs: default: programs for this number of runs, on all devices.
+      states: states to continue from, on the host; default: those before the first step.
 
     Attributes:
-      states: stacked along a leading axis of runs; those after the last run are unused copies.
+      states: states stacked along a leading axis of runs; those after the last run are unused.
 
     Raises:
-      ValueError: if configs differ in anything else, or there are more than the programs' width.
+      ValueError: if other fields differ, or there are more runs than the programs' width.
     """
 
     def __init__(
@@ -292,7 +293,7 @@ class VectorizedTrainer:
 
         Args:
           tokens_RNBT1: batches (B, T+1) of each run for each of N steps.
-          n: how many of the steps to take; default: all. (Another N would be compiled anew.)
+          n: number of steps to take; default: all N. (A different N would be recompiled.)
         """
         n_max = tokens_RNBT1.shape[1]
         tokens, steps = self._stack(list(tokens_RNBT1)), np.int32(n_max if n is None else n)
@@ -309,16 +310,15 @@ class VectorizedTrainer:
         return jax.tree.map(lambda x: np.asarray(x[i]), self.states)
 
     def eval_sums(self, step: int, batch: Batch) -> jax.Array:
-        """Returns nats and hits of each run on the same batch, (R, 2), on the devices."""
+        """Returns each run's `batch_sums` on the same batch, (R, 2), on the devices."""
         return self.programs.eval_sums(self._params, np.int32(step), batch)
 
     @property
     def _params(self) -> tuple[Tree, Tree]:
-        """Trainable and frozen parameters."""
         return self.states.params, self.states.frozen
 
     def diagnostics(self, step: int, tokens_RBT1: np.ndarray) -> list[Metrics]:
-        """Returns each run's diagnostics on a batch (B, T+1) of its own, on the host."""
+        """Returns each run's diagnostics on its own batch (B, T+1), on the host."""
         tokens = self._stack(list(tokens_RBT1))
         return self._split(
             jax.device_get(self.programs.diagnostics(self._params, np.int32(step), tokens))
@@ -329,14 +329,14 @@ class VectorizedTrainer:
         return [of(i) for i in range(len(self.configs))]
 
     def _stack(self, values: Sequence[Tree]) -> Tree:
-        """Puts each run's value on its device; unused places get copies of the first."""
+        """Puts each run's value on its device, padded with copies of the first run's."""
         values = [*values, *[values[0]] * (self.programs.width - len(values))]
         stacked = jax.tree.map(lambda *xs: np.stack(xs), *values)
         return jax.device_put(stacked, self.programs.by_run)
 
 
 def hyperparameters(config: Config) -> Hyperparameters:
-    """Returns the values of a config's `HYPERPARAMETERS`."""
+    """Returns the `HYPERPARAMETERS` of a config."""
     config = with_warmup_steps(config)
     return {name: _number(value_of(config, name)) for name in HYPERPARAMETERS}
 

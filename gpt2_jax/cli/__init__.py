@@ -1,4 +1,4 @@
-"""Command lines whose every mistake ends in one line and an exit code."""
+"""Parses command lines; any user error ends in one line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ from gpt2_jax.files import ensure_home, read_file
 from gpt2_jax.placements import modules
 
 HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull", "--helpxml"}
-# Flags whose values name files or folders, and those whose values are text of any length.
+# Flags whose values are paths, and flags whose values are text of any length.
 PATHS = {
     *("workdir", "workdirs", "out", "batch_file", "task_data"),
     *("source", "val_source", "tokenizer", "data", "model"),
 }
 TEXTS = {"prompt", "stop"}
-MODULE = "Python module that registers placements of your own"  # the meaning of --module
+MODULE = "Python module that registers your own placements"  # help for --module
 
 
 def define_config(meaning: str) -> flags.FlagHolder:
-    """Defines --config, and --config.section.field for every field that is given."""
+    """Defines --config, and --config.section.field for every field on the command line."""
     try:
-        _check_flag_files(sys.argv[1:])  # config_flags reads them already
+        _check_flag_files(sys.argv[1:])  # before config_flags reads them
         return config_flags.DEFINE_config_file("config", None, meaning)
     except UserError as error:
         die(str(error))
@@ -54,15 +54,20 @@ def define_config(meaning: str) -> flags.FlagHolder:
 
 
 def read_config(flag: flags.FlagHolder) -> Config:
-    """Returns the config that --config and its changes on the command line describe."""
+    """Returns the config of --config, with the changes on the command line."""
     return freeze(flag.value)
 
 
+def run(main: Callable[[list[str]], Any], argv: Sequence[str]) -> None:
+    """Parses a command line and runs its command."""
+    app.run(guarded(main), argv=list(argv), flags_parser=parse_flags)
+
+
 def guarded(main: Callable[[list[str]], Any]) -> Callable[[list[str]], Any]:
-    """Returns `main` with a `UserError` turned into one line on stderr and its exit code."""
+    """Wraps `main` so that a `UserError` becomes one line on stderr and an exit code."""
 
     def run(argv: list[str]) -> Any:
-        logging.set_verbosity(logging.FATAL)  # jax and orbax narrate, in tracebacks too
+        logging.set_verbosity(logging.FATAL)  # jax and orbax log a lot, even tracebacks
         try:
             ensure_home()
             if len(argv) > 1:
@@ -91,7 +96,7 @@ def _has_directory() -> bool:
 
 
 def _check_devices() -> None:
-    """Ends the process if jax has no devices, which it reports wherever it is first used."""
+    """Ends the process if jax has no devices; jax raises at its first use, wherever that is."""
     if "jax" in sys.modules:
         from gpt2_jax.train.mesh import find_devices
 
@@ -102,11 +107,11 @@ def _check_devices() -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the flags and executes the config file; a mistake in either is one line."""
+    """Parses the flags and executes the config file; an error in either is reported in one line."""
     use_utf8()
     if HELP & set(argv[1:]):
         show_help()
-    logging.set_verbosity(logging.FATAL)  # config_flags warns of what is an error here
+    logging.set_verbosity(logging.FATAL)  # config_flags logs warnings that are errors here
     try:
         _check_flag_files(argv[1:])
         argv = _with_shipped(argv)
@@ -122,7 +127,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         die(str(error), error.exit_code)
     except flags.UnrecognizedFlagError as error:
         if error.flagname.startswith("config."):
-            die(f"--{error.flagname} changes a config: give --config=FILE before it")
+            die(f"--{error.flagname} changes a config: pass --config=FILE before it")
         known = [name for name in flags.FLAGS if not name.startswith("?")]
         die(f"--{error.flagname} is not a known flag{suggestion(error.flagname, known)}")
     except flags.Error as error:
@@ -132,28 +137,31 @@ def parse_flags(argv: list[str]) -> list[str]:
     except KeyboardInterrupt:
         die("interrupted", 130)
     except BaseException as error:
-        # config_flags looks a field up before it gives it a value, and config files may do anything
+        # config_flags fails in many ways for an unknown field, and a config file may raise anything
         line = one_line(error)
         die(_unknown_field(argv) or f"{_given_config(argv)}: {renamed_key(line) or line}")
     raise AssertionError("unreachable")
 
 
 def show_help() -> None:
-    """Prints what the command does, its flags and the config's fields, and ends the process."""
+    """Prints a command's description, flags and config fields, and ends the process."""
     app.usage(shorthelp=True, writeto_stdout=True)
+    for module in flags.FLAGS.flags_by_module_dict():
+        if module.startswith("gpt2_jax."):
+            print(flags.FLAGS.module_help(module))
     if "config" in flags.FLAGS:
         print(f"\nFields of the config:\n{help_text()}")
     sys.exit(0)
 
 
 def _check_values() -> None:
-    """Refuses text and numbers that no flag can mean, whichever flag they were given to."""
+    """Checks for values that are invalid for every flag."""
     for name in flags.FLAGS:
         value = flags.FLAGS[name].value
         if name.startswith("config") or flags.FLAGS[name].using_default_value:
             continue
         if isinstance(value, list) and name not in TEXTS and "" in (value or [""]):
-            raise UserError(f"--{name} has an empty entry; leave it out, or give a value")
+            raise UserError(f"--{name} has an empty entry; remove it")
         for one in value if isinstance(value, list) else [value]:
             if isinstance(one, float) and not math.isfinite(one):
                 raise UserError(f"--{name}={one} is not a finite number")
@@ -172,7 +180,7 @@ def use_utf8() -> None:
 
 
 def typed(text: str) -> str:
-    """Returns text from the command line read as UTF-8 in every locale, if it is UTF-8."""
+    """Decodes text from the command line as UTF-8 in every locale, if it is valid UTF-8."""
     try:
         return os.fsencode(text).decode("utf-8")
     except UnicodeError:
@@ -180,25 +188,25 @@ def typed(text: str) -> str:
 
 
 def _quote_words(argv: list[str]) -> list[str]:
-    """Writes `--config.x=a,b=c` as a Python tuple for fields of several strings.
+    """Rewrites `--config.x=a,b=c` as a Python tuple if the field takes several strings.
 
-    config_flags takes such a value for Python, in which most patterns are none.
+    config_flags parses the value as Python, but most patterns are not valid Python.
     """
     out = []
     for arg in argv:
-        given = re.fullmatch(r"--?config\.([\w.]+)=(.*)", arg, re.DOTALL)
-        field = FIELDS.get(given[1]) if given else None
-        if given and field and isinstance(field.default, tuple) and given[2][:1] not in "([":
-            arg = f"--config.{given[1]}={words((given[2],))!r}"
+        found = re.fullmatch(r"--?config\.([\w.]+)=(.*)", arg, re.DOTALL)
+        field = FIELDS.get(found[1]) if found else None
+        if found and field and isinstance(field.default, tuple) and found[2][:1] not in "([":
+            arg = f"--config.{found[1]}={words((found[2],))!r}"
         out.append(arg)
     return out
 
 
 def _check_flag_files(args: Sequence[str], within: tuple[str, ...] = ()) -> None:
-    """Refuses a --flagfile, also in another one, that is not a text file: a pipe may never end."""
+    """Checks that each --flagfile, nested ones included, is a text file: a pipe may never end."""
     for word, after in zip(args, [*args[1:], ""], strict=False):
-        given = re.fullmatch(r"--?flagfile(?:=(.*))?", word.strip(), re.DOTALL)
-        name = given and (after if given[1] is None else given[1])
+        found = re.fullmatch(r"--?flagfile(?:=(.*))?", word.strip(), re.DOTALL)
+        name = found and (after if found[1] is None else found[1])
         if not name or name in within:
             continue
         try:
@@ -210,38 +218,37 @@ def _check_flag_files(args: Sequence[str], within: tuple[str, ...] = ()) -> None
 
 def _check_file(argv: list[str]) -> None:
     for arg in argv:
-        given = re.match(r"--?config=([^:]*)", arg)
-        if given and not os.path.isfile(given[1]):
+        found = re.match(r"--?config=([^:]*)", arg)
+        if found and not os.path.isfile(found[1]):
             known = ", ".join(sorted(shipped_configs()))
-            raise UserError(f"--config={given[1]} is not a file, nor one of {known}")
+            raise UserError(f"--config={found[1]} is neither a file nor one of {known}")
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Returns the config files that come with the package by name, such as `quickstart`."""
+    """Returns the config files that come with the package, by name, such as `quickstart`."""
     package = Path(__file__).parents[1]
-    folders = (package / "configs", package.parent / "configs")  # of a wheel, of a checkout
+    folders = (package / "configs", package.parent / "configs")  # in a wheel, in a checkout
     folder = next((path for path in folders if path.is_dir()), folders[0])
     found = folder.rglob("*.py")
     return {str(path.relative_to(folder).with_suffix("")): path for path in found}
 
 
 def _with_shipped(argv: list[str]) -> list[str]:
-    """Returns the command line with `--config=quickstart` as the path of the shipped file."""
+    """Replaces the name of a shipped config, as in `--config=quickstart`, by its path."""
     out = []
     for arg in argv:
-        given = re.fullmatch(r"(--?config=)([^:]*)(.*)", arg, re.DOTALL)
-        if given and not os.path.isfile(given[2]) and given[2] in (known := shipped_configs()):
-            arg = f"{given[1]}{known[given[2]]}{given[3]}"
+        found = re.fullmatch(r"(--?config=)([^:]*)(.*)", arg, re.DOTALL)
+        if found and not os.path.isfile(found[2]) and found[2] in (known := shipped_configs()):
+            arg = f"{found[1]}{known[found[2]]}{found[3]}"
         out.append(arg)
     return out
 
 
 def _load_config(where: str) -> None:
-    """Checks the config that the file returned, with the command line's changes."""
     if "config" not in flags.FLAGS or not flags.FLAGS["config"].present:
         return
     config = flags.FLAGS["config"].value
-    hasattr(config, "is_locked")  # config_flags keeps a file's error for the first use
+    hasattr(config, "is_locked")  # config_flags raises a file's error at its first use
     freeze(config, where)
 
 
@@ -264,7 +271,7 @@ def _unknown_field(argv: list[str]) -> str | None:
 
 
 def _nearest(name: str) -> str:
-    """Returns the hint for a field that there is not: the same last word, else a near spelling."""
+    """Suggests a field for an unknown name: one that ends the same, or else a similar spelling."""
     section, _, leaf = name.rpartition(".")
     same = [field for field in FIELDS if field.endswith("." + leaf)]
     inside = [field for field in FIELDS if field.rpartition(".")[0] == section]

@@ -2,9 +2,9 @@ r"""Runs an ablation study: trains all of its trials, and writes results.json an
 
 gpt2-jax ablate --config=configs/ablations/placement.py --workdir=runs/placement
 
-The same command continues a study that was stopped. Several processes and machines that share the
-directory share the work (--shard=1/4 to 4/4 only determines where each starts), and --submit=slurm
-submits them as an array of jobs.
+The same command continues a stopped study. Processes and machines that share the directory share
+the work (--shard=1/4 to 4/4 only determines where each starts), and --submit=slurm submits them as
+a job array.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from gpt2_jax import cli
-from gpt2_jax.ablation.study.definition import Definition, check_place, check_same, load, write
+from gpt2_jax.ablation.study.definition import Definition, check_same, check_workdir, load, write
 from gpt2_jax.ablation.study.submit import CLUSTERS, parse_resources, submit
 from gpt2_jax.errors import EXIT_FINISHED, EXIT_STOPPED, UserError
 from gpt2_jax.track.console import forgiving_output
@@ -30,23 +30,23 @@ if TYPE_CHECKING:
     from gpt2_jax.train.signals import StopSignal
 
 _CONFIG = cli.define_config("study file; --config.section.field=value changes a field of its base")
-_WORKDIR = flags.DEFINE_string("workdir", None, "the study's directory, created if missing")
+_WORKDIR = flags.DEFINE_string("workdir", None, "study directory, created if missing")
 _DRY_RUN = flags.DEFINE_boolean("dry_run", False, "print the overview and stop")
 _SHARD = flags.DEFINE_string("shard", "1/1", "i/n: start with the i-th of n parts")
-_SUBMIT = flags.DEFINE_enum("submit", None, CLUSTERS, "submit an array of jobs and return")
+_SUBMIT = flags.DEFINE_enum("submit", None, CLUSTERS, "submit a job array and return")
 _ELEMENTS = flags.DEFINE_integer(
-    "elements", None, "of the array; default: one per variant", 1, 10_000
+    "elements", None, "number of jobs in the array; default: one per variant", 1, 10_000
 )
 _RESOURCES = flags.DEFINE_list(
-    "resources", [], "per element: timeout_min=240,slurm_partition=gpu,gpus_per_node=1"
+    "resources", [], "of each job: timeout_min=240,slurm_partition=gpu,gpus_per_node=1"
 )
-_RETRY = flags.DEFINE_boolean("retry_failed", False, "try failed trials again")
+_RETRY = flags.DEFINE_boolean("retry_failed", False, "retry failed trials")
 
 REPORT = "gpt2-jax report --workdir="
 
 
 def main(argv: list[str]) -> None:
-    """Prints the overview and carries out the study."""
+    """Prints the overview and runs the study."""
     del argv
     if _CONFIG.value is None:
         raise UserError("pass --config, for example --config=configs/ablations/placement.py")
@@ -55,16 +55,16 @@ def main(argv: list[str]) -> None:
     shard = parse_shard(_SHARD.value)
     if _SUBMIT.value is None and (_ELEMENTS.value or _RESOURCES.value):
         raise UserError("--elements and --resources require --submit=slurm or --submit=local")
-    parse_resources(_RESOURCES.value)  # refused before anything is written
+    parse_resources(_RESOURCES.value)  # raises before anything is written
     file = config_flags.get_config_filename(flags.FLAGS["config"])
     with forgiving_output():
-        sys.exit(conduct(load(file, cli.read_config(_CONFIG)), Path(_WORKDIR.value), shard))
+        sys.exit(run_study(load(file, cli.read_config(_CONFIG)), Path(_WORKDIR.value), shard))
 
 
-def for_elements(words: Sequence[str]) -> list[str]:
-    """Returns the command line's words for the workers of an array, without those used once."""
+def job_arguments(words: Sequence[str]) -> list[str]:
+    """Returns the command-line arguments for the jobs of an array: all but the submission flags."""
     once = ("submit", "elements", "resources", "shard", "retry_failed", "noretry_failed")
-    out, drop_next = [], False  # whether the next word is the value of a dropped flag
+    out, drop_next = [], False  # drop_next: the next word is the value of a dropped flag
     for word in words:
         name, has_value, _ = word.lstrip("-").partition("=")
         if word.startswith("-") and name in once:
@@ -77,16 +77,16 @@ def for_elements(words: Sequence[str]) -> list[str]:
 
 
 def submit_all(cluster: str, definition: Definition, workdir: Path) -> None:
-    """Submits the study and prints where its jobs are."""
+    """Submits the study and prints the ids of its jobs."""
     elements = _ELEMENTS.value or len(definition.study.variants)
-    words, resources = for_elements(sys.argv[2:]), parse_resources(_RESOURCES.value)
+    words, resources = job_arguments(sys.argv[2:]), parse_resources(_RESOURCES.value)
     jobs = submit(cluster, words, workdir, elements, resources)
     print(f"submitted {len(jobs)} jobs: {', '.join(job.job_id for job in jobs)}")
     print(f"their output is in {workdir}/jobs; for a report at any time: {REPORT}{workdir}")
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """Returns (i, n), i from 0, for `i/n`, i from 1.
+    """Parses `i/n`, with i from 1 to n, and returns (i - 1, n).
 
     Raises:
       UserError: if it does not have that form.
@@ -97,8 +97,8 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(found[1]) - 1, int(found[2])
 
 
-def conduct(definition: Definition, workdir: Path, shard: tuple[int, int]) -> int:
-    """Carries out a study, or submits it, and returns the process's exit code."""
+def run_study(definition: Definition, workdir: Path, shard: tuple[int, int]) -> int:
+    """Runs or submits a study, and returns the process's exit code."""
     # Imported after the flags are validated: jax takes a second to load.
     import jax
 
@@ -109,7 +109,7 @@ def conduct(definition: Definition, workdir: Path, shard: tuple[int, int]) -> in
     if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", cores())
     configure_devices(definition.base.train, definition.base.mesh)
-    check_place(workdir)
+    check_workdir(workdir)
     check_same(workdir, definition)
     worker = Worker(definition.base, definition.study, workdir, shard)
     try:
@@ -126,7 +126,7 @@ def conduct(definition: Definition, workdir: Path, shard: tuple[int, int]) -> in
 
 
 def _work(worker: Worker, definition: Definition, stop: StopSignal) -> int | None:
-    """Prints the overview and trains; returns None if there was nothing to train here."""
+    """Prints the overview and trains; returns None if this process is not to train."""
     from gpt2_jax.ablation.study.overview import overview
     from gpt2_jax.track.progress import StudyProgress
     from gpt2_jax.train.malloc import keep_freed_memory
@@ -140,7 +140,7 @@ def _work(worker: Worker, definition: Definition, stop: StopSignal) -> int | Non
         return None
     write(worker.workdir, definition)
     if _RETRY.value and (n := worker.store.forget_failures(known)):
-        print(f"{n} failed trials will be tried again")
+        print(f"{n} failed trials will be retried")
     if cluster is not None:
         submit_all(cluster, definition, worker.workdir)
         return None
@@ -162,9 +162,4 @@ def _report(workdir: Path, definition: Definition) -> None:
     if hint := offline_hint(workdir):
         print(hint)
     if found.n_failed:
-        print(f"failed: {found.n_failed} trials (see logs/); --retry_failed tries them again")
-
-
-def run(argv: Sequence[str]) -> None:
-    """Parses the command line and runs the command."""
-    app.run(cli.guarded(main), argv=list(argv), flags_parser=cli.parse_flags)
+        print(f"failed: {found.n_failed} trials (see logs/); --retry_failed retries them")

@@ -11,7 +11,7 @@ import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from gpt2_jax import cli
 from gpt2_jax.ablation.diagnosis import BY_BLOCK, WHOLE, Diagnosis, diagnose, diagnose_start
@@ -33,20 +33,20 @@ from gpt2_jax.train.mesh import configure_devices
 from gpt2_jax.train.open_run import open_run
 from gpt2_jax.train.rundir import check_corpus
 
-_CONFIG = cli.define_config("config file of the models, before training")
+_CONFIG = cli.define_config("config file, for models before training")
 _PLACEMENTS = flags.DEFINE_list("placements", None, "presets; default: the config's")
 _DEPTHS = flags.DEFINE_list("depths", None, "numbers of blocks; default: the config's")
-_WORKDIRS = flags.DEFINE_list("workdirs", None, "runs, each at a checkpoint, instead of --config")
+_WORKDIRS = flags.DEFINE_list("workdirs", None, "run directories, instead of --config")
 _STEP = flags.DEFINE_string("step", None, "checkpoint: a step, or best; default: the latest")
 _BATCHES = flags.DEFINE_integer(
     "batches", 16, "batches over which gradients are averaged", 1, 100_000
 )
-_OUT = flags.DEFINE_string("out", None, "folder to create, for CSV files and figures")
+_OUT = flags.DEFINE_string("out", None, "folder to create for CSV files and figures")
 flags.DEFINE_string("module", None, cli.MODULE)
 
 
 def main(argv: list[str]) -> None:
-    """Writes the folder and prints a line per model."""
+    """Writes the folder and prints one line per model."""
     del argv
     if not _OUT.value:
         raise UserError("pass --out, the folder to create")
@@ -68,7 +68,6 @@ def main(argv: list[str]) -> None:
 
 
 def _check_flags() -> None:
-    """Refuses flags that exclude each other or would have no effect."""
     if (_CONFIG.value is None) == (not _WORKDIRS.value):
         raise UserError("pass --config for models before training, or --workdirs for trained ones")
     if _CONFIG.value is not None:
@@ -85,34 +84,34 @@ def _check_flags() -> None:
 
 
 def _starts() -> Iterator[Diagnosis]:
-    """Yields every placement at every depth, after checking all of them."""
-    chosen = []
-    given = cli.read_config(_CONFIG)
-    for name in _PLACEMENTS.value or [given.placement.preset]:
+    """Yields every placement at every depth before training, after checking all of them."""
+    configs = []
+    base = cli.read_config(_CONFIG)
+    for name in _PLACEMENTS.value or [base.placement.preset]:
         if name not in PRESETS:
             raise UserError(f"--placements has {name!r}{suggestion(name, PRESETS)}")
-        for depth in _depths(given.model.n_layer):
+        for depth in _depths(base.model.n_layer):
             sizes = {"placement.preset": name, "model.n_layer": depth}
-            config = replace(given, sizes | {"model.unroll": False})  # compiles faster
+            config = replace(base, sizes | {"model.unroll": False})  # compiles faster
             check(config)
-            chosen.append(config)
-    first = chosen[0]
+            configs.append(config)
+    first = configs[0]
     configure_devices(first.train, first.mesh)
     corpus, tokenizer = open_text(first.data)
     batches = read_batches(corpus, first.data.seq_len, first.train.batch_size, first.seed, 0)
-    for config in chosen:
+    for config in configs:
         yield diagnose_start(config.placement.preset, resolve(config, tokenizer.size), batches)
 
 
-def _depths(usual: int) -> list[int]:
-    asked = _DEPTHS.value or [str(usual)]
-    if wrong := [text for text in asked if not text.isdecimal()]:
+def _depths(default: int) -> list[int]:
+    depths = _DEPTHS.value or [str(default)]
+    if wrong := [text for text in depths if not text.isdecimal()]:
         raise UserError(f"--depths has {wrong[0]!r}, which is not a number of blocks")
-    return [validated("model.n_layer", int(text), "--depths") for text in asked]
+    return [validated("model.n_layer", int(text), "--depths") for text in depths]
 
 
 def _runs() -> Iterator[Diagnosis]:
-    """Yields every run at its checkpoint, on the batches that would follow."""
+    """Yields every run at its checkpoint, on the batches that it would train on next."""
     workdirs = _WORKDIRS.value or []
     for workdir in workdirs:  # report a missing checkpoint before measuring any
         find_checkpoint(CheckpointRef(workdir, parse_step(_STEP.value)))
@@ -173,8 +172,3 @@ def _write_csv(path: Path, columns: Sequence[str] | dict[str, str], rows: list[l
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["model", "n_layer", "step", *columns])
         writer.writerows(rows)
-
-
-def run(argv: Sequence[str]) -> None:
-    """Parses the command line and runs the command."""
-    app.run(cli.guarded(main), argv=list(argv), flags_parser=cli.parse_flags)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from absl import app, flags
+from absl import flags
 
 from gpt2_jax import cli
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import to_json
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "the run")
-_STEP = flags.DEFINE_string("step", None, "checkpoint: a step, or best; unset: the latest")
-_DATA = flags.DEFINE_string("data", None, "text to evaluate on; unset: the run's validation text")
+_WORKDIR = flags.DEFINE_string("workdir", None, "run directory")
+_STEP = flags.DEFINE_string("step", None, "checkpoint: a step, or best; default: the latest")
+_DATA = flags.DEFINE_string("data", None, "text to evaluate on; default: the run's validation text")
 _STRIDE = flags.DEFINE_integer(
-    "stride", None, "tokens between windows; unset: seq_len, so that they do not overlap", 1, 2**24
+    "stride", None, "tokens between windows; default: seq_len, without overlap", 1, 2**24
 )
-_TASKS = flags.DEFINE_list("tasks", None, "tasks of lm-evaluation-harness instead, with commas")
-_TASK_DATA = flags.DEFINE_string("task_data", None, "folder with the tasks' data; unset: the hub's")
-_LIMIT = flags.DEFINE_integer("limit", None, "documents of each task; unset: all", 1, 2**31 - 1)
+_TASKS = flags.DEFINE_list("tasks", None, "evaluate these lm-evaluation-harness tasks instead")
+_TASK_DATA = flags.DEFINE_string(
+    "task_data", None, "folder with the tasks' data; default: download it"
+)
+_LIMIT = flags.DEFINE_integer("limit", None, "documents per task; default: all", 1, 2**31 - 1)
 _JSON = flags.DEFINE_bool("json", False, "print one JSON object instead of lines")
 flags.DEFINE_string("module", None, cli.MODULE)
 
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     """Prints loss, accuracy, perplexity and bits per byte."""
     del argv
     if not _WORKDIR.value:
-        raise UserError("give --workdir, the directory of a run")
+        raise UserError("pass --workdir, the directory of a run")
     if _TASKS.value:
         evaluate_tasks(_WORKDIR.value, _TASKS.value)
         return
@@ -44,8 +44,3 @@ def evaluate_tasks(workdir: str, names: list[str]) -> None:
     harness = load_harness()
     results = harness.evaluate_tasks(workdir, names, _STEP.value, _TASK_DATA.value, _LIMIT.value)
     print(to_json(results) if _JSON.value else harness.table(results))
-
-
-def run(argv: Sequence[str]) -> None:
-    """Parses the command line and runs the command."""
-    app.run(cli.guarded(main), argv=list(argv), flags_parser=cli.parse_flags)

@@ -8,17 +8,16 @@ gpt2-jax check --workdir=runs/gpt2 [--task_data=DIR]
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
 from gpt2_jax import cli
 from gpt2_jax.errors import UserError
 
 _MODEL = flags.DEFINE_string("model", None, "import: a folder, or a name on the Hugging Face hub")
-_WORKDIR = flags.DEFINE_string("workdir", None, "run directory: to create, export or check")
+_WORKDIR = flags.DEFINE_string("workdir", None, "run directory to create, export or check")
 _TOKENIZER = flags.DEFINE_string(
-    "tokenizer", None, "import: as data.tokenizer; default: the checkpoint's"
+    "tokenizer", None, "import: a data.tokenizer; default: the checkpoint's tokenizer"
 )
 _PICKLE = flags.DEFINE_bool(
     "allow_pickle", False, "import: read pytorch_model.bin with torch.load(weights_only=True)"
@@ -26,14 +25,15 @@ _PICKLE = flags.DEFINE_bool(
 _OUT = flags.DEFINE_string("out", None, "export: folder to create")
 _DTYPE = flags.DEFINE_string("dtype", "float32", "export: float32, bfloat16 or float16")
 _TASK_DATA = flags.DEFINE_string(
-    "task_data", None, "check: folder with wikitext2_raw/ and lambada/, to check their results"
+    "task_data", None, "check: folder with wikitext2_raw/ and lambada/; default: skip these two"
 )
 _STEP = flags.DEFINE_string("step", None, "export: a step, or best; default: the latest")
 flags.DEFINE_string("module", None, cli.MODULE)
 
 
-def main(command: str) -> None:
-    """Runs the command `import`, `export` or `check`."""
+def main(argv: list[str]) -> None:
+    """Runs the command `import`, `export` or `check`, the last word of the program's name."""
+    command = argv[0].rpartition(" ")[2]
     if not _WORKDIR.value:
         raise UserError("pass --workdir, the run directory to create (import), export or check")
     if command == "import":
@@ -59,10 +59,3 @@ def main(command: str) -> None:
         from gpt2_jax.interop.export_model import export_model
 
         print(export_model(_WORKDIR.value, _OUT.value, _DTYPE.value, _STEP.value))
-
-
-def run(argv: Sequence[str]) -> None:
-    """Parses the command line and runs the command, the last word of the program name."""
-    command = argv[0].rpartition(" ")[2]
-    action = cli.guarded(lambda _: main(command))
-    app.run(action, argv=list(argv), flags_parser=cli.parse_flags)

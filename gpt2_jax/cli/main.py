@@ -8,25 +8,25 @@ from importlib import import_module
 from gpt2_jax import cli
 from gpt2_jax.errors import EXIT_WRONG_INPUT, suggestion
 
-# Each with the module that defines its flags, and what it does.
+# Command: the module that defines its flags, and its description.
 COMMANDS = {
-    "train": ("train", "pretrain a model, or continue a run"),
-    "eval": ("evaluate", "loss, perplexity and lm-evaluation-harness tasks of a run"),
-    "sample": ("sample", "continue prompts with a run's model"),
+    "train": ("train", "pretrain a model, or resume a run"),
+    "eval": ("evaluate", "evaluate a run: loss, perplexity, lm-evaluation-harness tasks"),
+    "sample": ("sample", "generate text with a run's model"),
     "prepare": ("prepare", "tokenize a corpus, or verify a prepared one"),
-    "import": ("huggingface", "make a run of a Hugging Face checkpoint"),
-    "export": ("huggingface", "write a run as a Hugging Face checkpoint"),
-    "check": ("huggingface", "compare an imported GPT-2 124M with its published figures"),
+    "import": ("huggingface", "import a Hugging Face checkpoint as a run"),
+    "export": ("huggingface", "export a run as a Hugging Face checkpoint"),
+    "check": ("huggingface", "compare an imported GPT-2 124M with published results"),
     "placements": ("placements", "list the published placements, or show one"),
     "diagnose": ("diagnose", "compare placements by depth, before training or at checkpoints"),
-    "ablate": ("ablate", "run an ablation study, or continue one"),
+    "ablate": ("ablate", "run an ablation study, or resume one"),
     "report": ("report", "write a study's report"),
     "pack": ("pack", "pack a study's directory to continue it elsewhere"),
 }
 
 
 def main() -> None:
-    """Runs the command that is the first word of the command line."""
+    """Runs the command named by the first argument."""
     cli.use_utf8()
     program, *words = sys.argv
     if not words or words[0] in cli.HELP:
@@ -36,12 +36,12 @@ def main() -> None:
     if name not in COMMANDS:
         cli.die(f"{name!r} is not a command{suggestion(name, COMMANDS)}")
     module = import_module(f"gpt2_jax.cli.{COMMANDS[name][0]}")
-    sys.modules["__main__"].__doc__ = module.__doc__  # which absl prints for --help
-    module.run([f"{program} {name}", *words[1:]])
+    sys.modules["__main__"].__doc__ = module.__doc__  # absl prints it for --help
+    cli.run(module.main, [f"{program} {name}", *words[1:]])
 
 
 def usage() -> str:
-    """Returns what there is to run."""
+    """Returns the list of commands."""
     lines = ["usage: gpt2-jax COMMAND --flag=value ...", "", "commands:"]
     lines += [f"  {name:<11} {meaning}" for name, (_, meaning) in COMMANDS.items()]
     lines += ["", "gpt2-jax COMMAND --help lists the flags of a command."]

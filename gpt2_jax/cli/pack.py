@@ -8,18 +8,16 @@ study's command continues it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
-from gpt2_jax import cli
 from gpt2_jax.ablation.study.packing import pack
 from gpt2_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "the study's directory")
 _OUT = flags.DEFINE_string("out", None, "the file to write: .tar.gz or .tar")
-_CHECKPOINTS = flags.DEFINE_boolean("checkpoints", False, "include those of finished trials")
+_CHECKPOINTS = flags.DEFINE_boolean("checkpoints", False, "include finished trials' checkpoints")
 
 
 def main(argv: list[str]) -> None:
@@ -31,8 +29,3 @@ def main(argv: list[str]) -> None:
     n = pack(Path(_WORKDIR.value), out, _CHECKPOINTS.value)
     print(f"{out}: {n:,} files, {out.stat().st_size / 2**20:,.1f} MiB")
     print(f"to continue elsewhere: tar -xf {out.name}, then the study's command")
-
-
-def run(argv: Sequence[str]) -> None:
-    """Parses the command line and runs the command."""
-    app.run(cli.guarded(main), argv=list(argv), flags_parser=cli.parse_flags)

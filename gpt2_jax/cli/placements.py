@@ -1,16 +1,15 @@
 """The catalogue of placements.
 
-gpt2-jax placements                         every preset, one a line
-gpt2-jax placements --show=deepnorm         one of them in full
-gpt2-jax placements --module=my_placements  those of a module of your own as well
+gpt2-jax placements                         list all presets
+gpt2-jax placements --show=deepnorm         show one in full
+gpt2-jax placements --module=my_placements  include those of your own module
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
 from gpt2_jax import cli
 from gpt2_jax.config.sections import ModelConfig, PlacementConfig
@@ -21,7 +20,7 @@ from gpt2_jax.placements.catalogue import PRESETS
 from gpt2_jax.placements.resolve import differences, has_final_norm
 from gpt2_jax.placements.validate import find_fault
 
-_SHOW = flags.DEFINE_string("show", None, "one preset in full")
+_SHOW = flags.DEFINE_string("show", None, "preset to show in full")
 flags.DEFINE_string("module", None, cli.MODULE)
 
 SEQ_LEN, VOCABULARY = 1024, 50257  # of GPT-2
@@ -45,12 +44,12 @@ def main(argv: list[str]) -> None:
 
 
 def one_line(placement: Placement) -> str:
-    """Returns the equation in one line: attention's, then the MLP's where they differ."""
+    """Returns the equation on one line: attention's, then the MLP's if it differs."""
     return placement.equation.replace("\n", "; ")
 
 
 def show(name: str) -> str:
-    """Returns everything about a preset."""
+    """Returns a full description of a preset."""
     placement = PRESETS[name]
     lines = [name, ""]
     lines += [f"    {line}" for line in placement.equation.splitlines()]
@@ -76,7 +75,7 @@ def _changed(placement: Placement) -> list[str]:
 
 
 def counts(name: str) -> tuple[int, int]:
-    """Returns the parameters, and the training FLOPs per token, of a preset at GPT-2's 124M."""
+    """Returns the parameter count and training FLOPs per token of a preset at GPT-2's 124M."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # shapes need no accelerator
     from gpt2_jax.model.definition import define_model
 
@@ -87,8 +86,3 @@ def counts(name: str) -> tuple[int, int]:
         raise UserError(f"the preset {name}: {fault}")
     model = define_model(sizes, placement)
     return model.n_params(), model.flops_per_token(SEQ_LEN)
-
-
-def run(argv: Sequence[str]) -> None:
-    """Parses the command line and runs the command."""
-    app.run(cli.guarded(main), argv=list(argv), flags_parser=cli.parse_flags)

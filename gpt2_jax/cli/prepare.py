@@ -7,12 +7,10 @@ gpt2-jax prepare --verify --out=DIR
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
-from gpt2_jax import cli
 from gpt2_jax.data.corpus import open_plan
 from gpt2_jax.data.manifest import Manifest
 from gpt2_jax.data.preparation import SHARD_TOKENS, prepare
@@ -21,7 +19,7 @@ from gpt2_jax.data.split import check_split
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
 
-_SOURCE = flags.DEFINE_string("source", None, "text, as data.source")
+_SOURCE = flags.DEFINE_string("source", None, "text: a value of data.source")
 _VAL_SOURCE = flags.DEFINE_string("val_source", None, "separate validation text")
 _TOKENIZER = flags.DEFINE_string("tokenizer", "gpt2", "bytes, gpt2, or a tokenizer.json")
 _OUT = flags.DEFINE_string("out", None, "folder to write, or to verify with --verify")
@@ -65,8 +63,3 @@ def _print_counts(manifest: Manifest) -> None:
             f"{name}: {split.tokens:,} tokens, {split.documents:,} documents, "
             f"{split.bytes:,} bytes, {len(split.shards)} shard(s)"
         )
-
-
-def run(argv: Sequence[str]) -> None:
-    """Parses the command line and runs the command."""
-    app.run(cli.guarded(main), argv=list(argv), flags_parser=cli.parse_flags)

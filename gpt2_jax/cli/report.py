@@ -2,17 +2,16 @@
 
 gpt2-jax report --workdir=runs/placement
 
-Prints the verdicts alone if only a results.json was kept:
+Without the study's runs, prints the verdicts that follow from its results.json:
 
 gpt2-jax report --results=docs/ablations/qk_norm/results.json
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from gpt2_jax import cli
 from gpt2_jax.ablation.report.page import write_report
@@ -20,12 +19,12 @@ from gpt2_jax.ablation.report.verdicts import verdicts
 from gpt2_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "the study's directory")
-_RESULTS = flags.DEFINE_string("results", None, "a results.json to judge without its runs")
+_RESULTS = flags.DEFINE_string("results", None, "print the verdicts of this results.json instead")
 flags.DEFINE_string("module", None, cli.MODULE)
 
 
 def main(argv: list[str]) -> None:
-    """Writes the report."""
+    """Writes the report, or prints verdicts."""
     del argv
     if _RESULTS.value and not _WORKDIR.value:
         print("\n".join(verdicts(Path(_RESULTS.value))))
@@ -36,8 +35,3 @@ def main(argv: list[str]) -> None:
     print(f"written to {_WORKDIR.value}: report.html report.md report/ results.json")
     if not found.complete:
         print(f"{found.n_done} of the {found.n_trials} trials known so far have ended")
-
-
-def run(argv: Sequence[str]) -> None:
-    """Parses the command line and runs the command."""
-    app.run(cli.guarded(main), argv=list(argv), flags_parser=cli.parse_flags)

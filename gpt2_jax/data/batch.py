@@ -9,8 +9,8 @@ class Batch(NamedTuple):
     """Token ids and loss weights: a pytree whose leaves all have a leading batch axis.
 
     Attributes:
-      tokens_BT1: integer ids (B, T+1), which are the inputs and, one position later, the targets.
-      weights_BT: float weight of each prediction in the loss (B, T); None if all weigh the same.
+      tokens_BT1: integer ids (B, T+1): the inputs and, shifted by one position, the targets.
+      weights_BT: float loss weight of each prediction (B, T); None if all weigh the same.
 
     Leaves are numpy arrays on the host and jax arrays on devices.
     """

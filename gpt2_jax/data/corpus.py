@@ -26,7 +26,7 @@ def open_corpus(
 ) -> tuple[Corpus, Tokenizer]:
     """Opens a prepared folder, .bin shards, or text, which is tokenized once and then cached.
 
-    The arguments are fields of the `data` section; `source` is None for validation text only.
+    The arguments are fields of the `data` section; `source` is None to open only validation text.
 
     Raises:
       UserError: if there is no text, or it cannot be read or stored.

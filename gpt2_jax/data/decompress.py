@@ -69,7 +69,7 @@ class _ChunkReader(io.RawIOBase):
         self._chunk = memoryview(b"")
 
     def _next_chunk(self) -> bytes:
-        """Returns the next bytes, or none at the end of the stream."""
+        """Returns the next bytes, empty at the end of the stream."""
         raise NotImplementedError
 
     def readable(self) -> bool:
@@ -111,7 +111,7 @@ def _decompress_chunk(frame: Any, data: bytes) -> bytes:
 class _FrameReader(_ChunkReader):
     """The decompressed content of all frames (for bz2 and xz: streams) of a file.
 
-    The libraries' own readers take a truncated zstd frame, or a damaged second stream of bz2 or xz,
+    The libraries' own readers mistake a truncated zstd frame, or a damaged second bz2 or xz stream,
     for the end of the file.
 
     Args:
@@ -156,7 +156,7 @@ class _FrameReader(_ChunkReader):
         return bool(self._input)
 
     def _skip_padding(self) -> bytes:
-        """Returns the next bytes after the zeros that may follow a frame; none at the end."""
+        """Returns the next bytes after any zero padding; empty at the end of the file."""
         while data := self._file.read(_CHUNK >> 4):
             if data := data.lstrip(b"\0"):
                 return data

@@ -50,7 +50,7 @@ KEY_VERSION = 2  # increment when a change of the code, such as a reader, change
 
 
 def plan_key(plan: Plan, tokenizer: Tokenizer, shard_tokens: int = SHARD_TOKENS) -> str:
-    """Returns a hash of all that determines the shards: text, tokenizer, split, shard size."""
+    """Returns a hash of everything that determines the shards."""
     facts = [
         KEY_VERSION,
         plan.source.fingerprint() if plan.source else None,
@@ -72,7 +72,7 @@ def prepare(
     """Writes shards and a manifest to `out`, resuming an unfinished preparation.
 
     Args:
-      out: folder, which is empty, does not exist, or has the same corpus.
+      out: a folder that is empty, does not exist, or has the same corpus.
       shard_tokens: tokens per shard.
 
     Raises:
@@ -113,7 +113,7 @@ def _check_no_other_files(out: Path) -> None:
 
 @contextmanager
 def _exclusive_lock(out: Path) -> Iterator[None]:
-    """Waits until no other process prepares the folder; the kernel releases a dead one's lock."""
+    """Locks the folder, waiting for any other process; the kernel frees a dead process's lock."""
     with open_lock(out / ".lock") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -125,7 +125,6 @@ def _exclusive_lock(out: Path) -> Iterator[None]:
 
 
 def _delete_unfinished(out: Path, created: list[Path]) -> None:
-    """Deletes an unfinished preparation, and the folders that were created for it."""
     for path in out.iterdir():
         if path.name == JOURNAL or re.fullmatch(r"(train|val)_\d{6}\.(bin|partial)", path.name):
             path.unlink()

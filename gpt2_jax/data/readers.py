@@ -229,7 +229,7 @@ def _read_arrow(path: Path) -> Iterator[Piece]:
 def _check_end(stream: Any, path: Path) -> None:
     """Checks that an Arrow stream ends with its marker, at the end of the file.
 
-    Arrow's reader also takes the end of a truncated file for the end of the stream.
+    Arrow's reader mistakes the end of a truncated file for the end of the stream.
     """
     end = stream.tell()
     stream.seek(max(0, end - len(_ARROW_END)))

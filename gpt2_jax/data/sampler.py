@@ -53,9 +53,9 @@ class Sampler:
 
     Args:
       tokens: the training tokens.
-      seq_len: predictions per window, which has `seq_len + 1` tokens.
+      seq_len: predictions per window; a window has `seq_len + 1` tokens.
       batch_size: windows per batch.
-      seed: of the order.
+      seed: determines the order.
 
     Raises:
       UserError: if there are too few tokens.
@@ -65,7 +65,7 @@ class Sampler:
         if len(tokens) <= 2 * seq_len:
             raise UserError(
                 f"the training text has {len(tokens)} tokens, too few for windows of "
-                f"data.seq_len={seq_len}; give more text or shorten it"
+                f"data.seq_len={seq_len}; lower data.seq_len, or use more text"
             )
         self._tokens, self._seq_len, self._batch_size = tokens, seq_len, batch_size
         self._seed = np.array([seed], np.uint64)  # an array overflows without a warning
@@ -76,8 +76,8 @@ class Sampler:
         """Returns the first token of each window in batch `step`."""
         n = self.windows_per_epoch
         row = np.arange(self._batch_size, dtype=np.uint64)[rows]
-        place = np.uint64(step) * np.uint64(self._batch_size) + row
-        epoch, index = place // np.uint64(n), place % np.uint64(n)
+        position = np.uint64(step) * np.uint64(self._batch_size) + row
+        epoch, index = position // np.uint64(n), position % np.uint64(n)
         key = mix(mix(self._seed + _PHI) + epoch)
         offset = mix(key + _PHI) % np.uint64(self._seq_len)
         window = permute(index, n, key)
@@ -87,7 +87,7 @@ class Sampler:
         """Returns batch `step`, counted from 0, with int32 ids (rows, seq_len + 1).
 
         Args:
-          rows: those of this process; the batch is the same for any number of processes.
+          rows: the rows of this process; the batch is the same for any number of processes.
         """
         length = self._seq_len + 1
         starts = self.starts(step, rows).tolist()

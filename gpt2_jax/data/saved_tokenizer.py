@@ -27,8 +27,8 @@ def find_saved_tokenizer(folder: Path, name: str, fingerprint: str | None) -> st
 
     Args:
       name: the run's `data.tokenizer`; a path is read only if the saved copy is missing or changed.
-      fingerprint: of the run's tokenizer; None for runs that did not record it, whose saved copy is
-        not checked.
+      fingerprint: fingerprint of the run's tokenizer; None if the run did not record it, in which
+        case the saved copy is not checked.
 
     Raises:
       UserError: if neither the saved copy nor the file at `name` has this fingerprint.

@@ -137,7 +137,7 @@ def open_hub(spec: str) -> Rows:
 
 
 def open_saved(folder: Path) -> Rows:
-    """Opens a folder that `Dataset.save_to_disk` wrote.
+    """Opens a folder written by `Dataset.save_to_disk`.
 
     Raises:
       UserError: if it has several splits or cannot be loaded.
@@ -160,13 +160,13 @@ def _datasets_errors(source: str) -> Iterator[None]:
     """Turns any exception of the `datasets` library into a `UserError` with its first line."""
     try:
         yield
-    except Exception as error:  # it raises many types
+    except Exception as error:  # the library raises many types
         lines = str(error).strip().splitlines() or [repr(error)]
         raise UserError(f"source {source}: datasets cannot load it: {lines[0]}") from None
 
 
 def open_source(spec: str) -> Source:
-    """Opens the source that a value of `data.source` names.
+    """Opens the source named by a value of `data.source`.
 
     Raises:
       UserError: if it does not exist or has no text.
@@ -188,7 +188,6 @@ def open_source(spec: str) -> Source:
 
 
 def _is_saved(folder: str) -> bool:
-    """Returns whether a folder was written by `Dataset.save_to_disk`."""
     has = lambda name: os.path.isfile(os.path.join(folder, name))
     return has("dataset_dict.json") or (has("dataset_info.json") and has("state.json"))
 

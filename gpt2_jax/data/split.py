@@ -20,13 +20,13 @@ LEAST_FRACTION = 1e-6  # the sample that decides how to split has 20 / fraction 
 
 
 def check_split(fraction: float, val_source: str | None, label: str, val_label: str) -> None:
-    """Refuses a share of the documents that cannot be held out for validation.
+    """Checks that a fraction of the documents can be held out for validation.
 
     Args:
-      label, val_label: what errors call the two values.
+      label, val_label: names of the two values in error messages.
 
     Raises:
-      UserError: naming them.
+      UserError: naming the value to change.
     """
     if not 0 <= fraction < 1:
         raise UserError(f"{label}={fraction:g} must be at least 0 and below 1")
@@ -98,7 +98,7 @@ class Plan:
 
 
 def _hold_out(source: Source, fraction: float) -> Iterator[SplitPiece]:
-    # With this many documents, the hashes select close to `fraction` of them.
+    # With this many documents, hashing holds out close to `fraction` of them.
     enough = round(_SAMPLE / fraction)
     scores = array("d", (_score(text) for text in islice(_first_pieces(source), enough)))
     if not scores:

@@ -260,10 +260,10 @@ def _gpt2_tokenizer() -> GPT2Tokenizer:
 
 
 def load_tokenizer(name: str, fingerprint: str | None = None) -> Tokenizer:
-    """Loads the tokenizer that a value of `data.tokenizer` names.
+    """Loads the tokenizer named by a value of `data.tokenizer`.
 
-    A file is read at each call, because it, or the working directory of a relative path, may have
-    changed.
+    A file is read at each call, because the file, or the working directory that its path is
+    relative to, may have changed.
 
     Args:
       name: `bytes`, `gpt2`, `ids:N`, or the path of a tokenizer.json.

@@ -24,7 +24,7 @@ class WriterState:
     """The data synced to disk: complete shards, counts, and the open shard.
 
     Attributes:
-      split: counts, which include the open shard, and the complete shards.
+      split: the complete shards, and counts that include the open shard.
       open_tokens: number of ids in the open shard.
       open_sha256: hash of these ids.
     """
@@ -56,7 +56,7 @@ class ShardWriter:
     """Appends ids to the shards of one split, starting from a stored state.
 
     Args:
-      name: of the split.
+      name: `train` or `val`.
       limit: tokens per shard.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Import of modules that need the optional dependencies `eval`."""
+"""Imports modules that need the optional `eval` dependencies."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 The prompts of a batch may differ in length: they are padded on the left, and padding is masked.
 A model sees at most `window` tokens. When the window is full, its last half becomes the prompt of a
-new one; a prompt that fills the window is cut to its last half in the same way.
+new window; a prompt that fills the window is shortened to its last half in the same way.
 """
 
 from __future__ import annotations
@@ -28,15 +28,18 @@ from gpt2_jax.model.decode import (
 )
 from gpt2_jax.model.definition import ModelDef
 
-MIN_LENGTH = 16  # columns that prompts and caches are padded to at least
+MIN_LENGTH = 16  # minimum padded length of prompts and caches
 
 
 class Decoding(NamedTuple):
     """The state of a batch between two tokens.
 
     Attributes:
-      column: of the next token. logits_BV: its distribution. seen_BV: ids in each row's text.
-      done_B: rows that have ended.
+      column: cache column of the next token.
+      logits_BV: logits of the next token.
+      seen_BV: which ids are in each row's text.
+      padding_B: columns of padding on the left of each row.
+      done_B: which rows have ended.
     """
 
     caches: Caches
@@ -51,9 +54,9 @@ class Generator:
     """Continues prompts with one model.
 
     Args:
-      step: number of steps that the parameters have been trained for.
-      window: number of tokens that the model sees at most, not above `n_positions`.
-      end: the id that ends a text and is not part of it; None if there is none.
+      step: number of steps the parameters were trained for.
+      window: maximum number of tokens that the model sees, at most `n_positions`.
+      end: id that ends a text without being part of it; None if there is none.
     """
 
     def __init__(
@@ -65,15 +68,15 @@ class Generator:
     def generate(
         self, prompts: Sequence[Sequence[int]], n_new: int, sampling: SamplingParams, seed: int = 0
     ) -> list[list[int]]:
-        """Returns up to `n_new` ids that continue each prompt, without `end`."""
+        """Returns up to `n_new` ids that continue each prompt, excluding `end`."""
         contexts: list[list[int]] = [list(prompt) for prompt in prompts]
         texts: list[list[int]] = [[] for _ in prompts]
-        made = 0
+        n_done = 0
         done_B = np.zeros(len(texts), bool)
-        while made < n_new and not done_B.all():
+        while n_done < n_new and not done_B.all():
             contexts = [self._cut(context) for context in contexts]
-            tokens_BT, padding_B, room = self._pad(contexts)
-            n = min(room, n_new - made)
+            tokens_BT, padding_B, free = self._pad(contexts)
+            n = min(free, n_new - n_done)
             new_BN, done_B = _generate(
                 self._model_def,
                 self._unstacked,
@@ -81,7 +84,7 @@ class Generator:
                 padding_B,
                 done_B,
                 jax.random.key(seed),
-                made,
+                n_done,
                 n,
                 length=tokens_BT.shape[1] + next_power_of_two(n, MIN_LENGTH),
                 sampling=sampling,
@@ -91,30 +94,30 @@ class Generator:
             for text, context, new in zip(texts, contexts, np.asarray(new_BN), strict=True):
                 text.extend(new[:n].tolist())
                 context.extend(new[:n].tolist())
-            made += n
+            n_done += n
         return [self._until_end(text) for text in texts]
 
     def stream(
         self, prompts: Sequence[Sequence[int]], n_new: int, sampling: SamplingParams, seed: int = 0
     ) -> Iterator[list[int | None]]:
-        """Yields the same ids column by column, as they are sampled; None in ended rows."""
+        """Like `generate`, but yields ids column by column; None for rows that have ended."""
         contexts: list[list[int]] = [list(prompt) for prompt in prompts]
-        made = 0
+        n_done = 0
         done_B = np.zeros(len(contexts), bool)
-        while made < n_new:
+        while n_done < n_new:
             contexts = [self._cut(context) for context in contexts]
-            tokens_BT, padding_B, room = self._pad(contexts)
-            n = min(room, n_new - made)
+            tokens_BT, padding_B, free = self._pad(contexts)
+            n = min(free, n_new - n_done)
             length = tokens_BT.shape[1] + next_power_of_two(n, MIN_LENGTH)
             state = _prefill(
                 self._model_def, self._unstacked, tokens_BT, padding_B, done_B, length=length
             )
             for _ in range(n):
-                key = jax.random.fold_in(jax.random.key(seed), made)
+                key = jax.random.fold_in(jax.random.key(seed), n_done)
                 ids_B, state = _advance(
                     self._model_def, self._unstacked, state, key, sampling=sampling, end=self._end
                 )
-                done_B, made = np.asarray(state.done_B), made + 1
+                done_B, n_done = np.asarray(state.done_B), n_done + 1
                 yield [None if d else int(i) for i, d in zip(ids_B, done_B, strict=True)]
                 for context, i in zip(contexts, np.asarray(ids_B), strict=True):
                     context.append(int(i))
@@ -124,22 +127,22 @@ class Generator:
     def next_distribution(self, prompt: Sequence[int]) -> np.ndarray:
         """Returns the log-probabilities (V) of the token after a prompt."""
         tokens_BT, padding_B, _ = self._pad([self._cut(list(prompt))])
-        nobody = np.zeros(1, bool)
+        done_B = np.zeros(1, bool)
         state = _prefill(
             self._model_def,
             self._unstacked,
             tokens_BT,
             padding_B,
-            nobody,
+            done_B,
             length=tokens_BT.shape[1],
         )
         log_p_BV = jax.nn.log_softmax(state.logits_BV)
         return np.asarray(log_p_BV)[0, : self._model_def.cfg.vocab_size]
 
     def logits(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
-        """Returns the logits (B, T, V) after each token of prompts of equal length, float32.
+        """Returns float32 logits (B, T, V) after each token of prompts of equal length.
 
-        V is the size of the vocabulary, without the padding that the model adds to it.
+        V is the vocabulary size, without padding.
 
         Raises:
           ValueError: if the prompts are empty, differ in length, or are longer than the window.
@@ -158,7 +161,7 @@ class Generator:
         return context if len(context) < self._window else context[-max(1, self._window // 2) :]
 
     def _pad(self, contexts: list[list[int]]) -> tuple[np.ndarray, np.ndarray, int]:
-        """Returns a padded batch, its padding, and how many tokens fit after the longest row."""
+        """Returns a padded batch, each row's padding, and how many tokens fit after the longest."""
         longest = max(map(len, contexts))
         width = min(self._window, next_power_of_two(longest, MIN_LENGTH))
         tokens_BT = np.zeros((len(contexts), width), np.int32)
@@ -173,7 +176,7 @@ class Generator:
 
 
 def next_power_of_two(n: int, minimum: int) -> int:
-    """Returns the length that `n` columns are padded to, so that few lengths are compiled."""
+    """Returns the padded length of `n` columns; few different lengths need to be compiled."""
     return max(minimum, 1 << (n - 1).bit_length())
 
 
@@ -198,7 +201,7 @@ def advance(
     sampling: SamplingParams,
     end: int | None,
 ) -> tuple[jax.Array, Decoding]:
-    """Returns the next id of each row (`end` if the row has ended) and the state after it."""
+    """Returns the next id of each row (`end` if the row has ended) and the next state."""
     rows_B = jnp.arange(state.done_B.shape[0])
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, rows_B)
     ids_B = sample(sampling, state.logits_BV, state.seen_BV, keys_B).astype(jnp.int32)
@@ -220,7 +223,7 @@ def _generate(
     padding_B: jax.Array,
     done_B: jax.Array,
     key: jax.Array,
-    made: jax.Array,
+    n_done: jax.Array,
     n: jax.Array,
     *,
     length: int,
@@ -230,7 +233,7 @@ def _generate(
     """Returns ids (B, length - T), of which the first `n` are sampled, and which rows are done.
 
     Args:
-      made: number of ids sampled before, so that each id has its own key.
+      n_done: number of ids sampled in earlier calls, so that each id has its own key.
     """
     bound = bind_unstacked(model_def, unstacked)
     width = tokens_BT.shape[1]
@@ -243,10 +246,9 @@ def _generate(
 
     def body(carry: tuple[Decoding, jax.Array]) -> tuple[Decoding, jax.Array]:
         state, new_NB = carry
-        at = state.column - width
-        here = jax.random.fold_in(key, made + at)
-        ids_B, state = advance(bound, state, here, sampling, end)
-        return state, new_NB.at[at].set(ids_B)
+        i = state.column - width
+        ids_B, state = advance(bound, state, jax.random.fold_in(key, n_done + i), sampling, end)
+        return state, new_NB.at[i].set(ids_B)
 
     state, new_NB = lax.while_loop(more, body, (state, new_NB))
     return new_NB.T, state.done_B

@@ -1,4 +1,4 @@
-"""EleutherAI's lm-evaluation-harness on a run's model."""
+"""Evaluates a run's model with EleutherAI's lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from gpt2_jax.train.rundir import RunDirectory
 
 DEFAULT_NEW_TOKENS = 256
 BATCH_TEXTS = 16
-SCORING = 2  # incremented when scoring changes, so that cached results are not reused
+SCORING = 2  # increment when scoring changes, to invalidate cached results
 
 
 class HarnessModel(TemplateLM):
@@ -78,9 +78,9 @@ class HarnessModel(TemplateLM):
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Returns the ids of a context and of a continuation.
 
-        As in the harness's `hf` adapter, spaces at the end of the context belong to the
-        continuation, and the whole text is encoded and then split after the ids of the context.
-        If a token spans the boundary there is no such split: each part is encoded separately.
+        As in the harness's `hf` adapter, trailing spaces of the context belong to the continuation,
+        and the whole text is encoded and then split after the ids of the context. If a token spans
+        the boundary, the two parts are encoded separately.
         """
         whole_text = context + continuation
         context = context.rstrip()
@@ -96,7 +96,7 @@ class HarnessModel(TemplateLM):
         """Returns each continuation's log-likelihood and whether greedy decoding produces it.
 
         Raises:
-          UserError: if a continuation has no tokens: it would always be the most likely choice.
+          UserError: if a continuation has no tokens, which would make it the most likely choice.
         """
         pairs = []
         for request in requests:
@@ -229,7 +229,7 @@ def evaluate_tasks(
     Raises:
       UserError: if there is no such run or task, or its data is missing.
     """
-    # Its bootstrap forks, which is unsafe in a process with jax's threads.
+    # The harness's bootstrap forks, which is unsafe in a process with jax's threads.
     os.environ["DISABLE_MULTIPROC"] = "1"
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = TaskManager()
@@ -254,7 +254,6 @@ def evaluate_tasks(
 
 
 def _results_of(found: Any) -> dict[str, Any]:
-    """Returns the results in the harness's report, without its settings."""
     return {
         "results": found["results"],
         "groups": found.get("groups", {}),
@@ -275,7 +274,8 @@ def _store(folder: Path, results: dict[str, Any]) -> None:
 def _cache_path(run: OpenedRun, tokenizer: Tokenizer) -> Path:
     """Returns where the harness caches the results of a checkpoint and its tokenizer.
 
-    Not in the run directory: it unpickles them, and that directory may come from somebody else.
+    This is outside the run directory, which may come from an untrusted source: the harness
+    unpickles its cache.
     """
     facts = f"{SCORING} {run.sums} {tokenizer.fingerprint}"
     return cache_dir() / "answers" / hashlib.sha256(facts.encode()).hexdigest()[:32]
@@ -283,7 +283,7 @@ def _cache_path(run: OpenedRun, tokenizer: Tokenizer) -> Path:
 
 @contextmanager
 def _without_task_bars() -> Iterator[None]:
-    """Disables the harness's progress bars, of which there is one per task."""
+    """Disables the harness's progress bar per task."""
     modules = (lm_eval.api.task, lm_eval.api.model)
     kept = [module.tqdm for module in modules]
     for module in modules:
@@ -296,9 +296,9 @@ def _without_task_bars() -> Iterator[None]:
 
 
 def _summarize(model_def: ModelDef, directory: RunDirectory, results: dict[str, Any]) -> None:
-    """Adds the metrics to the summary of the run on wandb, as `eval/<task>/<metric>`.
+    """Adds the metrics to the run's summary on wandb, as `eval/<task>/<metric>`.
 
-    The config is sent again as training sent it, because it replaces the one on the server.
+    The config is sent again in full, because it replaces the one on the server.
     """
     config = from_json(directory.config_path)
     log = WandbLog(
@@ -317,8 +317,8 @@ def rows(results: dict[str, Any]) -> Iterator[tuple[str, str, float, float | Non
     Subtasks of a group are included only if they were requested by name.
     """
     for name, values in results["results"].items():
-        part = any(name.startswith(f"{group}_") for group in results["groups"])
-        if part and name not in results["asked"]:
+        is_subtask = any(name.startswith(f"{group}_") for group in results["groups"])
+        if is_subtask and name not in results["asked"]:
             continue
         for key, value in values.items():
             metric, _, kind = key.partition(",")
@@ -341,7 +341,7 @@ def _tasks(manager: TaskManager, names: Sequence[str], task_data: str | None) ->
 
 
 def _load(manager: TaskManager, name: str, task_data: str | None) -> list[Any]:
-    """Returns a task, a group, or the tasks of a tag, with their data."""
+    """Loads a task, a group, or the tasks of a tag, with their data."""
     try:
         if task_data is not None:
             return [_local_task(manager, name, Path(task_data))]
@@ -365,9 +365,9 @@ def _load(manager: TaskManager, name: str, task_data: str | None) -> list[Any]:
 
 
 def _local_task(manager: TaskManager, name: str, task_data: Path) -> Any:
-    """Returns the harness's own task or group, reading local data.
+    """Returns the harness's own task or group, but with local data.
 
-    The harness lets registered tasks read other data only as members of an inline group.
+    The harness allows changing the data of registered tasks only within an inline group.
     """
     local = LocalTask.of(name)
     folder = local_folder(local, task_data)

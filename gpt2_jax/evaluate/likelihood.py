@@ -16,8 +16,8 @@ from gpt2_jax.evaluate.generate import next_power_of_two
 from gpt2_jax.model.definition import ModelDef
 
 BATCH_TOKENS = 2048
-MIN_SCORED = 4  # predictions that continuations are padded to at least
-MIN_LENGTH = 16  # tokens that requests are padded to at least
+MIN_SCORED = 4  # minimum padded length of continuations
+MIN_LENGTH = 16  # minimum padded length of requests
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class Scorer:
     """Scores requests with a model.
 
     Args:
-      step: number of steps that the parameters have been trained for.
-      window: number of tokens that the model sees at most. The beginning of a longer request is
-        cut off; a continuation longer than the window is scored in full, half a window at a time,
-        each part given the tokens before it.
+      step: number of steps the parameters were trained for.
+      window: maximum number of tokens that the model sees. The beginning of a longer request is
+        cut off. A continuation longer than the window is scored in full, half a window at a time,
+        given the tokens before it.
     """
 
     def __init__(self, model_def: ModelDef, params: Any, step: int, window: int) -> None:
@@ -66,7 +66,7 @@ class Scorer:
         """Returns the log-likelihood of each request, in the order of the requests.
 
         Args:
-          on_result: called with the index of each request and its result as soon as it is known.
+          on_result: called with the index of each request and its result, once it is known.
         """
         parts: list[Request] = []
         owners: list[int] = []
@@ -149,7 +149,7 @@ def _score(
     at_BC: jax.Array,
     mask_BC: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns sums of log-probabilities (B), and whether all targets are the likeliest ids (B)."""
+    """Returns summed log-probabilities (B), and whether all targets are the most likely ids (B)."""
     model = model_def.bind(params)
     x_BTD = model.hidden(inputs_BT, step=step)
     # The head costs as much as several blocks, so it is applied to scored positions only.

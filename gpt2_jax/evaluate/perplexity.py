@@ -20,16 +20,16 @@ MAX_LOGITS_BYTES = 1 << 30  # per batch; an imported model has no batch size of 
 def evaluate_run(
     workdir: str, step: int | str | None, data: str | None, stride: int | None
 ) -> dict[str, Any]:
-    """Returns what `eval.py` prints: counts, loss in nats, accuracy, perplexities, bits per byte.
+    """Returns counts, loss in nats, accuracy, perplexities and bits per byte.
 
-    Perplexity is exp(nats / units), per token, and per word and byte of the text, which do not
-    depend on the tokenizer. `notes` says why a figure is None, unless the corpus lacks the count.
+    Perplexity is exp(nats / n), with n in tokens, or in words or bytes of the text, which do not
+    depend on the tokenizer. `notes` says why a value is None, unless the corpus lacks the count.
 
     Args:
-      step: of the checkpoint; `best`, or None for the latest.
-      data: as `data.source`; all of it is evaluated. None for the run's validation text, on the
-        same tokens as in training.
-      stride: number of predictions scored per window, at most `seq_len`; None for all of them.
+      step: as in `CheckpointRef`.
+      data: a text as in `data.source`, evaluated in full; None for the run's validation text, on
+        the same tokens as in training.
+      stride: number of predictions scored per window, at most `seq_len`; None for `seq_len`.
 
     Raises:
       UserError: if there is no such run, checkpoint or text.
@@ -75,12 +75,12 @@ MEANINGS = {
 
 
 def as_lines(result: dict[str, Any]) -> Iterator[str]:
-    """Yields the figures of `evaluate_run` with their units, one per line."""
+    """Yields one line per result of `evaluate_run`, with its unit."""
     for name, value in result.items():
         if name == "notes" or (value is None and name not in result["notes"]):
             continue
         if name == "byte_perplexity" and _is_about(value, result["perplexity"]):
-            continue  # tokens are bytes: the same figure except for the ends of documents
+            continue  # tokens are bytes: the values differ only by the ends of documents
         shown = f"{value:,.6g}" if isinstance(value, float) else str(value)
         meaning = MEANINGS.get(name, "")
         if value is None:
@@ -100,7 +100,7 @@ def _is_about(value: float | None, other: float | None) -> bool:
 
 
 def _exp(nats: float) -> float | None:
-    """Returns exp(nats), None if it is NaN or overflows, as per word of an untrained model."""
+    """Returns exp(nats), or None if it is NaN or overflows (per word, for an untrained model)."""
     return math.exp(nats) if nats < 700 else None
 
 

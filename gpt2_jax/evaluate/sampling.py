@@ -1,4 +1,4 @@
-"""Sampling of the next token from the model's distribution."""
+"""Samples the next token from the model's distribution."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gpt2_jax.errors import UserError
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """Parameters of sampling, applied in the order of the fields.
+    """Sampling parameters, applied in the order of the fields.
 
     Attributes:
       repetition_penalty: divides positive logits, and multiplies negative ones, of ids that are
@@ -30,10 +30,10 @@ class SamplingParams:
     top_p: float = 1.0
 
     def check(self) -> None:
-        """Refuses values out of range.
+        """Checks the ranges of all values.
 
         Raises:
-          UserError: naming the value.
+          UserError: naming the value that is out of range.
         """
         t = self.temperature
         for name, holds, words in (
@@ -48,7 +48,7 @@ class SamplingParams:
 
 
 GREEDY = SamplingParams(temperature=0.0)
-# Logits divided by less overflow; divided by more, the vocabulary's padding is sampled too.
+# Below, logits overflow; above, the vocabulary's padding is sampled too.
 TEMPERATURES = (1e-30, 1e30)
 
 
@@ -64,8 +64,8 @@ def sample(
     """Samples an id for each row, (B).
 
     Args:
-      seen_BV: which ids are in the row's text; only used if there is a penalty.
-      keys_B: a key per row, so that rows are independent of each other.
+      seen_BV: which ids are in the row's text; only used for the repetition penalty.
+      keys_B: one key per row, which makes rows independent of each other.
     """
     if params.repetition_penalty != 1.0:
         logits_BV = penalize(logits_BV, seen_BV, params.repetition_penalty)

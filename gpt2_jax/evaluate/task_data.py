@@ -1,7 +1,7 @@
-"""Local files as data of the harness's tasks, so that they run without a network.
+"""Local files as data of the harness's tasks, for use without a network.
 
-Each kind is converted to a folder in the cache that `datasets` can read: JSON lines, and a README
-that lists them under the configuration names of the task (the format of the hub's repositories).
+Each file is converted to a cached folder that `datasets` can read: JSON Lines, and a README that
+lists them under the task's configuration names (the format of repositories on the hub).
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ class LocalTask:
     """A kind of task whose data can be local.
 
     Attributes:
-      kind: prefix of its name in the harness.
-      pattern: of its file under the task folder. parts: reads that file.
+      kind: prefix of the task's name in the harness.
+      pattern: glob of its file in the data folder.
+      parts: reads that file.
       absent: fields of the harness's task for splits that the file does not have.
     """
 
@@ -61,7 +62,7 @@ class LocalTask:
 
 
 def local_folder(task: LocalTask, source: Path) -> Path:
-    """Returns a folder that `datasets` reads, made from the task's file under `source`.
+    """Returns a folder that `datasets` can read, made from the task's file in `source`.
 
     Raises:
       UserError: if the file is missing or invalid.
@@ -86,7 +87,7 @@ def local_folder(task: LocalTask, source: Path) -> Path:
 
 
 def _check_lines(lines: list[str], where: str) -> None:
-    """Refuses invalid JSON lines: the errors of `datasets` do not name the file and line."""
+    """Checks JSON Lines, because the errors of `datasets` name neither the file nor the line."""
     if not lines:
         raise UserError(f"{where} is empty; restore it")
     for number, line in enumerate(lines, 1):
@@ -99,7 +100,7 @@ def _check_lines(lines: list[str], where: str) -> None:
 
 
 def parts_of_blimp(folder: Path) -> list[str]:
-    """Returns the harness's names of the BLiMP tasks in a folder."""
+    """Returns the harness's names for the BLiMP tasks in a folder."""
     return [f"blimp_{path.stem}" for path in sorted(folder.glob("*.jsonl"))]
 
 
@@ -110,7 +111,7 @@ def _read(path: Path) -> str:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Turns errors in a file's content into one line that names the file."""
+    """Turns errors in a file's content into a `UserError` that names the file."""
     try:
         yield
     except (ValueError, tarfile.TarError, lzma.LZMAError, EOFError) as error:
@@ -140,7 +141,7 @@ def wikitext_pages(text: str) -> list[str]:
         match.start() for match in re.finditer(r"^ = [^=](?:.*[^=])? = $", text, re.MULTILINE)
     ]
     ends = [*starts[1:], len(text)]
-    return [text[a:b] for a, b in zip(starts, ends, strict=False)]  # an extra end if no heading
+    return [text[a:b] for a, b in zip(starts, ends, strict=False)]  # no headings: one extra end
 
 
 def _wikitext(path: Path) -> Iterator[Part]:

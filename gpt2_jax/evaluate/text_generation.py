@@ -1,4 +1,4 @@
-"""Text from a model: at the end of a run, for a file of prompts, or streamed to a terminal."""
+"""Generates text: at the end of a run, for a file of prompts, or streamed to a terminal."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def sample_text(
     params: Any,
     tokenizer: Tokenizer,
 ) -> str:
-    """Returns `train.sample_tokens` tokens of text after a line break."""
+    """Returns `train.sample_tokens` tokens of text that follow a line break."""
     params = jax.tree.map(lambda x: x.addressable_data(0), params)
     generator = Generator(model_def, params, train.steps, seq_len)
     prompts = encode_prompts(tokenizer, [PROMPT])
@@ -52,7 +52,7 @@ def read_prompts(path: Path) -> list[str]:
       UserError: naming the line that has no prompt.
     """
     if file_format(path) not in (None, ".txt", ".jsonl"):
-        raise UserError(f"--batch_file={path} is not a list of prompts: give a .txt or .jsonl file")
+        raise UserError(f"--batch_file={path} is not a list of prompts: pass a .txt or .jsonl file")
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"--batch_file={path} is not a file")
@@ -95,7 +95,7 @@ def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[in
 
 
 def decoded_prompt(tokenizer: Tokenizer, prompt: str) -> str:
-    """Returns a prompt decoded from its ids, so that it joins with the text after it."""
+    """Encodes and decodes a prompt, so that it joins with the text generated after it."""
     (ids,) = tokenizer.encode([prompt])
     return tokenizer.decode_bytes(ids.tolist()).decode(errors="replace")
 
@@ -109,11 +109,11 @@ def generate_texts(
     seed: int = 0,
     stops: Sequence[str] = (),
 ) -> list[str]:
-    """Returns the text that continues each prompt, up to its end, a stop or `n_new` tokens.
+    """Returns a continuation of each prompt, up to end-of-text, a stop string or `n_new` tokens.
 
     Args:
       prompts: from `encode_prompts`; processed in batches of `ROWS_AT_ONCE`.
-      seed: of the first batch; each further batch uses the next one.
+      seed: seed of the first batch; batch i uses seed + i.
     """
     texts: list[str] = []
     for start in range(0, len(prompts), ROWS_AT_ONCE):
@@ -121,7 +121,7 @@ def generate_texts(
         options = (n_new, sampling, seed + start // ROWS_AT_ONCE)
         if stops:
             texts += _generate_until(generator, tokenizer, batch, stops, *options)
-        else:  # the loop is one program
+        else:  # one program for the whole loop
             new = generator.generate(batch, *options)
             pairs = zip(batch, new, strict=True)
             texts += [continuation(tokenizer, prompt, one) for prompt, one in pairs]

@@ -23,14 +23,13 @@ def continuation(tokenizer: Tokenizer, prompt: Sequence[int], new: Sequence[int]
 
 
 class TextStream:
-    """Decodes ids to text, piece by piece; text that was returned never changes.
+    """Decodes ids to text, piece by piece; text once returned never changes.
 
-    Bytes that may begin a character are held back until it is complete, and text that may begin a
-    stop string until it is known whether it does.
+    Incomplete characters, and text that may be the beginning of a stop string, are held back.
 
     Args:
-      stops: strings that end the text and are not part of it.
-      prompt: ids before the text, which are decoded with it and are not part of it.
+      stops: strings that end the text without being part of it.
+      prompt: ids before the text, which are decoded with it but are not part of it.
 
     Raises:
       UserError: if a stop string is empty.
@@ -55,7 +54,7 @@ class TextStream:
             return ""
         self._ids.append(token_id)
         data = self._tokenizer.decode_bytes(self._ids)
-        while data.endswith(UNKNOWN):  # of an incomplete character, in some tokenizers
+        while data.endswith(UNKNOWN):  # some tokenizers emit it for an incomplete character
             data = data.removesuffix(UNKNOWN)
         return self._release(self._decoder.decode(data[self._n_bytes :]), len(data))
 

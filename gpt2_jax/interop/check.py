@@ -1,7 +1,7 @@
-"""Compares an imported GPT-2 124M with the results of the reference implementations.
+"""Compares an imported GPT-2 124M with reference implementations.
 
-These are the parameter count, loss and greedy text of transformers' GPT2LMHeadModel, the strided
-WikiText-2 perplexity of Hugging Face's guide, and LAMBADA of lm-evaluation-harness.
+The references are the parameter count, loss and greedy text of transformers' GPT2LMHeadModel, the
+strided WikiText-2 perplexity of Hugging Face's guide, and LAMBADA of lm-evaluation-harness.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Finding:
 
 
 def check_gpt2(workdir: str, task_data: str | None) -> Iterator[Finding]:
-    """Yields the results of a run, the fast ones first.
+    """Yields the results for a run, fast ones first.
 
     Args:
       workdir: run directory of the imported checkpoint.
@@ -91,7 +91,7 @@ def wikitext_perplexity(run: OpenedRun, task_data: Path) -> float:
     """Returns the perplexity per token of the raw WikiText-2 test set, with stride 512.
 
     Raises:
-      UserError: if the file is missing or has another number of tokens.
+      UserError: if the file is missing or has a different number of tokens.
     """
     found = sorted(task_data.glob("wikitext2_raw/*.raw"))
     if not found:

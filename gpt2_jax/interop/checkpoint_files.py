@@ -13,7 +13,7 @@ from gpt2_jax.files import check_regular, read_errors, read_fields, write_json
 from gpt2_jax.interop.weights import Tensors
 
 DOWNLOAD_PATTERNS = ["*.json", "*.safetensors", "merges.txt"]
-SHARD_BYTES = 5_000_000_000  # as on the hub
+SHARD_BYTES = 5_000_000_000  # the hub's limit
 SMALL_FLOATS = ("F8_", "F6_", "F4")  # not supported by numpy
 FILE, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 
@@ -36,7 +36,7 @@ def find_checkpoint(model: str, allow_pickle: bool) -> Path:
         # If the hub is unreachable, use an earlier download.
         offline = fault is not None
         return Path(snapshot_download(model, allow_patterns=patterns, local_files_only=offline))
-    except Exception as error:  # of the hub's library, requests or httpx
+    except Exception as error:  # from the hub's library, requests or httpx
         reason = fault or " ".join(str(error).split())[:200]
         raise UserError(
             f"--model={model} is not a folder, and downloading it from the Hugging Face hub "

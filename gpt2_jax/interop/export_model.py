@@ -29,9 +29,9 @@ def export_model(
     """Writes a checkpoint of a run as a folder that `transformers` can load; returns a summary.
 
     Args:
-      out: folder, which must be empty or not exist.
+      out: a folder that is empty or does not exist.
       dtype: one of `DTYPES`.
-      step: of the checkpoint; None for the latest.
+      step: as in `CheckpointRef`.
 
     Raises:
       UserError: if the model cannot be represented as Hugging Face's GPT-2, or `out` is not empty.

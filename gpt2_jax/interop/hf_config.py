@@ -1,4 +1,4 @@
-"""Converts between Hugging Face's config.json of GPT-2 and our config."""
+"""Converts between Hugging Face's GPT-2 config.json and our config."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ ACTIVATIONS = {
 SIZES = ("n_layer", "n_head", "n_embd", "vocab_size")
 # Other unknown fields do not affect the logits: generation defaults, task heads, library options.
 UNSUPPORTED = ("add_cross_attention", "is_encoder_decoder")
-# Axes in which an exported model may differ from `GPT2`: they are fields of config.json, or affect
-# only training.
+# Axes in which an exported model may differ from `GPT2`: config.json has a field for them, or they
+# affect only training.
 FREE = ("activation", "norm_eps", "drop_path", *INITIAL)
 GPT2 = placements.PRESETS["pre_ln"]
-# Their fields that may be missing: our field, and the value that is meant then.
+# Their optional fields: our field and the default.
 DEFAULTED = {
     "layer_norm_epsilon": ("placement.norm_eps", 1e-5),
     "initializer_range": ("model.init_std", 0.02),
@@ -40,7 +40,7 @@ DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
 
 
 def from_huggingface(fields: dict[str, Any]) -> Config:
-    """Returns our config of the model that the fields of a config.json describe.
+    """Returns our config of the model described by the fields of a config.json.
 
     Raises:
       UserError: naming a field that is missing, invalid or not supported.
@@ -76,7 +76,7 @@ def to_huggingface(config: Config, end_of_text: int | None, dtype: str) -> dict[
 
     Args:
       end_of_text: id of the tokenizer's end-of-text token, or None.
-      dtype: of the exported tensors.
+      dtype: dtype of the exported tensors.
 
     Raises:
       UserError: if the model cannot be represented as Hugging Face's GPT-2.
@@ -128,7 +128,7 @@ def _read_field(fields: dict[str, Any], name: str, ours: str, default: Any = Non
     """Returns a field of config.json, or its default, as a value of our field `ours`.
 
     Raises:
-      UserError: naming the field, if it is missing, has another type or is out of bounds.
+      UserError: naming the field, if it is missing, has the wrong type or is out of bounds.
     """
     value = fields.get(name)
     if value is None and default is None:

@@ -27,9 +27,9 @@ def import_model(
     """Writes a run directory from a checkpoint; returns lines that summarize it.
 
     Args:
-      model: folder, or name on the Hugging Face hub.
-      workdir: run directory, which must be empty or not exist.
-      tokenizer: as `data.tokenizer`; None for that of the checkpoint.
+      model: a folder, or a name on the Hugging Face hub.
+      workdir: a run directory that is empty or does not exist.
+      tokenizer: a value of `data.tokenizer`; None for the checkpoint's tokenizer.
       allow_pickle: whether pytorch_model.bin may be read, with `weights_only=True`.
 
     Raises:

@@ -30,7 +30,7 @@ def find_tokenizer(folder: Path, vocab_size: int, workdir: Path) -> tuple[str, s
     tokenizer.json in `workdir`.
 
     Args:
-      vocab_size: of the model, which decides if the checkpoint has no tokenizer.
+      vocab_size: the model's vocabulary size, used if the checkpoint has no tokenizer.
 
     Raises:
       UserError: if the files are invalid or have no end-of-text token.
@@ -60,7 +60,7 @@ def write_tokenizer(name: str, n_positions: int, out: Path) -> int | None:
     tokenizer = load_tokenizer(name)
     if isinstance(tokenizer, JsonTokenizer):
         content, end = json.loads(tokenizer.content.decode("utf-8-sig")), tokenizer.end_of_text_name
-        # The attribute is ours; transformers reads eos_token of tokenizer_config.json.
+        # This attribute is ours; transformers reads eos_token from tokenizer_config.json.
         for token in content.get("added_tokens", []):
             token.pop("end_of_text", None)
         content |= {"truncation": None, "padding": None}
@@ -87,7 +87,7 @@ def write_tokenizer(name: str, n_positions: int, out: Path) -> int | None:
 
 
 def byte_level(name: str) -> dict[str, Any]:
-    """Returns the tokenizer.json of `gpt2`, or of `bytes`, which has no merges."""
+    """Returns a tokenizer.json for `gpt2`, or for `bytes`, which has no merges."""
     characters = printable_bytes()
     if name == "gpt2":
         ranks, merges = gpt2_ranks(), gpt2_merges()
@@ -120,11 +120,10 @@ def byte_level(name: str) -> dict[str, Any]:
 
 
 def _read_tokenizer(folder: Path) -> dict[str, Any] | None:
-    """Combines a checkpoint's tokenizer files into a tokenizer.json as transformers reads them.
+    """Combines a checkpoint's tokenizer files into one tokenizer.json, None if it has none.
 
-    These are tokenizer.json, or vocab.json and merges.txt, and the settings of
-    tokenizer_config.json, special_tokens_map.json, added_tokens.json and config.json. Returns None
-    if the checkpoint has no tokenizer.
+    As in transformers, these are tokenizer.json, or else vocab.json and merges.txt, with settings
+    from tokenizer_config.json, special_tokens_map.json, added_tokens.json and config.json.
     """
     if (folder / FILE).exists():
         content = read_fields(folder / FILE)
@@ -265,6 +264,6 @@ def _is_equivalent(content: dict[str, Any], name: str) -> bool:
 
 
 def _end_of_text(content: dict[str, Any]) -> str | None:
-    """Returns the token that is marked as end-of-text."""
+    """Returns the token marked as end-of-text, None if there is none."""
     marked = [t["content"] for t in content.get("added_tokens", []) if t.get("end_of_text")]
     return marked[0] if marked else None

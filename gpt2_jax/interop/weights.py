@@ -1,6 +1,6 @@
 """Converts GPT-2 parameters between Hugging Face's tensors and ours.
 
-Their Conv1D has kernels of shape (in, out), as ours, but with the heads flattened into one axis.
+Their Conv1D kernels have shape (in, out), like ours, but the heads are flattened into one axis.
 Their blocks are separate tensors; ours are stacked.
 """
 
@@ -43,7 +43,7 @@ HEAD = "lm_head.weight"
 PREFIX = "transformer."
 # Constants that older versions of transformers saved with the weights.
 BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)$")
-EXACT = (np.dtype("float32"), np.dtype("float16"))  # exact in float32, as is bfloat16
+EXACT = (np.dtype("float32"), np.dtype("float16"))  # exact in float32, like bfloat16
 
 
 def to_huggingface(model_def: ModelDef, params: Any) -> Tensors:
@@ -102,7 +102,7 @@ def from_huggingface(model_def: ModelDef, tensors: Tensors) -> Any:
 
 
 def _normalize(tensors: Tensors, tied: bool) -> Tensors:
-    """Removes the prefix of names, buffers, and a head that is a copy of the embedding."""
+    """Removes name prefixes, buffers, and a head that is a copy of the embedding."""
     out: Tensors = {}
     for name, value in tensors.items():
         plain = name.removeprefix(PREFIX)
@@ -138,7 +138,7 @@ def _take(remaining: Tensors, name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _flat_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns Hugging Face's shape of a block's parameter, which has the heads flattened."""
+    """Returns Hugging Face's shape of a block's parameter, with the heads flattened."""
     match path:
         case "attn.sublayer.qkv.kernel":
             return shape[0], int(np.prod(shape[1:]))
@@ -150,7 +150,6 @@ def _flat_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _unpadded(model_def: ModelDef, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns a shape without the padding of the vocabulary."""
     return (model_def.cfg.vocab_size, *shape[1:]) if path in ("embedding.wte", "head") else shape
 
 

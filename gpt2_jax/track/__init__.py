@@ -1,1 +1,1 @@
-"""Tracking of a run: metrics.jsonl, wandb, the progress bar, the loss curve, throughput."""
+"""Tracking a run: metrics.jsonl, wandb, the progress bar, the loss curve, throughput."""

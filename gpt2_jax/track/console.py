@@ -1,4 +1,4 @@
-"""Terminal output: streams that never fail, and a line for each phase of a run."""
+"""Terminal output: streams that never raise, and a status line for each phase of a run."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _unfinished: str | None = None  # phase whose line `status` has not completed ye
 class _Output:
     """A text stream that never raises.
 
-    With a closed pipe or file, a full disk or a closed terminal, text is lost and nothing else
-    happens. Characters that the stream's encoding lacks are written as backslash escapes.
+    Text is silently lost if the pipe, file or terminal is closed or the disk is full. Characters
+    that the stream's encoding lacks are written as backslash escapes.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -44,10 +44,10 @@ class _Output:
 
 @contextmanager
 def forgiving_output() -> Iterator[None]:
-    """Replaces sys.stdout and sys.stderr by streams that never raise, inside the `with`.
+    """Replaces sys.stdout and sys.stderr by streams that never raise, within the context.
 
-    At its end, a standard stream that cannot be written to is connected to /dev/null: Python
-    flushes both when it exits, and a failure would change the exit code.
+    On exit, a standard stream that cannot be written to is redirected to /dev/null: Python flushes
+    both streams when it exits, and a failure would change the exit code.
     """
     _open_closed_descriptors()
     before = sys.stdout, sys.stderr
@@ -60,7 +60,7 @@ def forgiving_output() -> Iterator[None]:
         yield
     finally:
         for stream in before:
-            _settle(stream)
+            _flush_or_redirect(stream)
         if sys.stdout is ours[0]:
             sys.stdout = before[0]
         if sys.stderr is ours[1]:
@@ -69,7 +69,7 @@ def forgiving_output() -> Iterator[None]:
 
 @contextmanager
 def status(doing: str) -> Iterator[None]:
-    """Prints `doing…` on stderr, and the seconds that it took when it is done."""
+    """Prints `doing…` on stderr, and when it is done, how many seconds it took."""
     global _unfinished
     started = time.monotonic()
     print(f"{doing}… ", end="", file=sys.stderr, flush=True)
@@ -110,7 +110,7 @@ def _open_closed_descriptors() -> None:
                 os.close(null)
 
 
-def _settle(stream: TextIO | None) -> None:
+def _flush_or_redirect(stream: TextIO | None) -> None:
     if stream is None:
         return
     try:

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object per line, the source of all plots, tables and reports."""
+"""metrics.jsonl: one JSON object per line; the source of all plots, tables and reports."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class RowsDigest:
-    """A digest of the rows up to a step, stored in a checkpoint to recognize them.
+    """A digest of the rows up to a step, stored in that step's checkpoint.
 
     Attributes:
-      count: number of rows. last: step of the last one, -1 if there are none.
-      sha256: of their lines.
+      count: number of rows.
+      last: step of the last row, -1 if there are none.
+      sha256: hash of the rows as written.
     """
 
     count: int
@@ -32,7 +33,7 @@ class RowsDigest:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Returns the complete rows of a metrics file; a last line cut short by a kill is left out.
+    """Returns the rows of a metrics file, except a last line that was truncated by a kill.
 
     Raises:
       UserError: if any other line is damaged, or the file cannot be read.
@@ -63,7 +64,7 @@ def digest_rows(rows: list[Row], step: int, evaluated: bool) -> RowsDigest:
 
     Args:
       evaluated: whether the row of the step includes its evaluation. If not, the evaluation may
-        be added later, and the digest does not cover it.
+        be added later, so the digest does not cover it.
     """
     kept = [row for row in rows if row["step"] <= step]
     if kept:
@@ -79,7 +80,7 @@ def _covered(row: Row, step: int, evaluated: bool) -> Row:
 
 
 def find_fault(rows: list[Row], step: int, evaluated: bool, expected: RowsDigest) -> str | None:
-    """Returns how rows differ from those of a digest taken at a step, None if they do not."""
+    """Describes how rows differ from those of a step's digest; None if they do not."""
     for number, (before, after) in enumerate(pairwise(rows), 2):
         if after["step"] <= before["step"]:
             return f"row {number}, of step {after['step']}, comes after step {before['step']}"
@@ -91,7 +92,7 @@ def find_fault(rows: list[Row], step: int, evaluated: bool, expected: RowsDigest
 
 
 def evaluations_since_best(rows: list[Row]) -> int:
-    """Returns the number of evaluations after the one with the lowest validation loss."""
+    """Returns the number of evaluations since the one with the lowest validation loss."""
     losses = [row["val/loss"] for row in rows if "val/loss" in row]
     known = [math.inf if loss is None or not math.isfinite(loss) else loss for loss in losses]
     return len(known) - 1 - known.index(min(known)) if known else 0
@@ -100,7 +101,7 @@ def evaluations_since_best(rows: list[Row]) -> int:
 class MetricsFile:
     """Appends rows to a file, after the row of `last_step`.
 
-    Rows of later steps, or cut short by a kill, are removed: those steps will be done again.
+    Later and truncated rows are removed, because their steps will be repeated.
     """
 
     def __init__(self, path: Path, last_step: int) -> None:
@@ -115,7 +116,7 @@ class MetricsFile:
             self._file = open(path, "a", buffering=1, encoding="utf-8")
 
     def write(self, row: Row) -> None:
-        """Appends a row; non-finite numbers, which JSON lacks, become null."""
+        """Appends a row; non-finite numbers become null, because JSON has none."""
         with disk_errors("metrics.jsonl"):
             self._file.write(_line(row))
         if self._last is not None:
@@ -140,7 +141,7 @@ class MetricsFile:
         return RowsDigest(self._count, self._last["step"], sha256.hexdigest())
 
     def sync(self) -> None:
-        """Returns when every row written is on disk."""
+        """Blocks until every row written is on disk."""
         with disk_errors("metrics.jsonl"):
             self._file.flush()
             os.fsync(self._file.fileno())

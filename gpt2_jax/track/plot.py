@@ -13,7 +13,7 @@ import numpy as np
 from gpt2_jax.files import disk_errors
 from gpt2_jax.track.metrics import Row
 
-_BLUE, _PALE, _ORANGE, _GREY = "#2f6db3", "#b4cce6", "#d9622b", "#5f6670"
+_BLUE, _PALE, _ORANGE, _GRAY = "#2f6db3", "#b4cce6", "#d9622b", "#5f6670"
 
 Picture = tuple[list[Row], str, str]  # rows of metrics.jsonl, title, subtitle
 
@@ -22,8 +22,8 @@ class LossCurve:
     """The loss curve of a run, drawn in a separate thread, one picture at a time.
 
     Args:
-      path: of the PNG.
-      picture: returns what to draw; called in the thread.
+      path: the PNG file.
+      picture: returns what to draw; called in that thread.
     """
 
     def __init__(self, path: Path, picture: Callable[[], Picture]) -> None:
@@ -40,7 +40,7 @@ class LossCurve:
         """
         if self._drawing is not None and (wait or self._drawing.done()):
             if self._drawing.exception() is not None:
-                self._drawn = -1  # drawn again; the last attempt reports its error
+                self._drawn = -1  # retry; the last attempt reports its error
             self._drawing = None
         if self._drawing is None and step != self._drawn:
             self._drawing, self._drawn = self._thread.submit(self._draw), step
@@ -52,16 +52,16 @@ class LossCurve:
         plot_loss(rows, self._path, title, subtitle)
 
     def close(self) -> None:
-        """Ends the thread after the picture in progress is written."""
+        """Stops the thread once the picture in progress is written."""
         self._thread.shutdown()
 
 
 def plot_loss(rows: list[Row], path: Path, title: str, subtitle: str) -> None:
-    """Draws the training loss (each row in a pale color, and a running mean) and validation loss.
+    """Draws the training loss (raw in a pale color, and a running mean) and the validation loss.
 
     Args:
-      rows: of metrics.jsonl.
-      path: of the PNG, which is written atomically.
+      rows: rows of metrics.jsonl.
+      path: the PNG file, written atomically.
     """
     load_matplotlib()
     # Not pyplot: its list of figures is not thread-safe.
@@ -75,7 +75,7 @@ def plot_loss(rows: list[Row], path: Path, title: str, subtitle: str) -> None:
     axes.tick_params(labelsize=11)
     title, subtitle = printable(title), printable(subtitle)
     axes.set_title(title, loc="left", weight="bold", fontsize=13, pad=24)
-    axes.text(0, 1.02, subtitle, transform=axes.transAxes, color=_GREY, fontsize=11, va="bottom")
+    axes.text(0, 1.02, subtitle, transform=axes.transAxes, color=_GRAY, fontsize=11, va="bottom")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
@@ -120,7 +120,7 @@ def _series(rows: list[Row], name: str) -> np.ndarray:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Returns a running mean over the last twelfth of the values."""
+    """Returns a running mean over a window of one twelfth of the values."""
     width = max(1, len(values) // 12)
     sums = np.cumsum(np.concatenate([[0.0], values]))
     ends = np.arange(1, len(values) + 1)
@@ -131,9 +131,9 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 def load_matplotlib() -> Any:
     """Returns matplotlib, set up to draw to files and to treat `$` in text as a plain character.
 
-    Names of files, runs and variants are drawn as they are: a name with two dollar signs would
-    otherwise be read as a formula, and an invalid formula raises an error. Logarithmic axes need
-    a custom formatter, since matplotlib's writes formulas.
+    Otherwise the name of a file, run or variant with two dollar signs would be parsed as a formula,
+    and an invalid formula raises an error. Logarithmic axes need a custom formatter, because
+    matplotlib's own uses formulas.
     """
     import matplotlib
 
@@ -145,5 +145,5 @@ def load_matplotlib() -> Any:
 
 
 def printable(text: str) -> str:
-    """Returns a text with `�` for control characters and for bytes of a path that are not text."""
+    """Replaces unprintable characters, and bytes of a path that are not text, by `�`."""
     return "".join(c if c.isprintable() else "�" for c in text)

@@ -10,15 +10,16 @@ from tqdm import tqdm
 from gpt2_jax.track.console import say
 
 LOG_SECONDS = 10.0
-BAR_SECONDS = 0.2  # nobody reads faster, and on a CPU the training itself waits for the bar
+BAR_SECONDS = 0.2  # drawing the bar more often would slow down training on a CPU
 
 
 class Progress:
-    """Shows the steps done, the time left, the speed, and values such as the last loss.
+    """Shows the steps done, the remaining time, the speed, and values such as the last loss.
 
     Args:
-      total: steps in total. step: steps already done, if the run continues.
-      tokens_per_step: to show the speed in tokens/s; None if steps differ in size.
+      total: total number of steps.
+      step: number of steps already done, if the run is resumed.
+      tokens_per_step: for the speed in tokens/s; None if steps differ in size.
     """
 
     def __init__(self, total: int, step: int = 0, tokens_per_step: int | None = None) -> None:
@@ -30,7 +31,7 @@ class Progress:
         self._bar: tqdm | None = None
 
     def begin(self) -> None:
-        """Starts the clock and, on a terminal, the bar: training begins now."""
+        """Starts the clock and, on a terminal, the bar."""
         self._started = self._shown = time.monotonic()
         self._first = self.step
         if self._terminal:
@@ -101,18 +102,18 @@ class Progress:
 
 
 class StudyProgress(Progress):
-    """Progress over the steps of all trials of a study, whose total becomes known on the way."""
+    """Progress over the steps of all trials of a study; the total may grow."""
 
     def __init__(self) -> None:
         super().__init__(total=1)
         self._has_begun = False
 
     def expect(self, steps: int) -> None:
-        """Sets the total number of steps, as far as it is known."""
+        """Sets the total number of steps known so far."""
         self.total = steps
 
     def done(self, steps: int) -> None:
-        """Sets how many of the steps belong to trials that have ended."""
+        """Sets the number of steps in completed trials."""
         self.step = steps
         if not self._has_begun:
             self._has_begun = True
@@ -120,7 +121,7 @@ class StudyProgress(Progress):
         self.advance_to(steps)
 
     def start(self, names: list[str], step: int) -> None:
-        """Sets the trials being trained now, and the step that they start from."""
+        """Sets the trials being trained, and the step that they start from."""
         self.show(training=_merge(names), loss="")
         self.advance_to(self.step + step * len(names))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# FLOP/s, dense, bf16 (V100: fp16), from the vendors' data sheets. TPUs: per jax device, which is a
+# Dense bf16 FLOP/s (V100: fp16) from the vendors' data sheets. TPUs are per jax device, which is a
 # core up to v3, a chip from v4 on, and half a chip for v7x.
 PEAK_FLOPS: dict[str, float] = {
     "NVIDIA B200": 2250e12,

@@ -1,9 +1,9 @@
-"""Logging to wandb from a separate thread: errors, slowness or outages never delay the run.
+"""Logging to wandb from a separate thread, so that its errors and outages never delay the run.
 
-metrics.jsonl is the source and wandb a copy of it. Logging starts after the last row that wandb
-already has, on the server or in the file of an offline run, and rows that are missing because of a
-kill are read from metrics.jsonl. So every row arrives once, in order, under one run id. At the end
-the rows on the server are counted.
+metrics.jsonl is the source, and wandb has a copy. Logging starts after the last row that wandb
+already has, on the server or in an offline run's file; rows lost in a kill are read from
+metrics.jsonl. So every row arrives once, in order, under one run id. At the end, the rows on the
+server are counted.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from gpt2_jax.track.metrics import Row
 INIT_SECONDS = 10
 FINISH_SECONDS = 15
 CONFIRM_SECONDS = 10
-OFFLINE = "offline-run"  # prefix of the folders of offline parts
-SEND_SECONDS = 2  # interval of uploads; with wandb's 15 s, a kill would lose that much
+OFFLINE = "offline-run"  # prefix of the folders of offline runs
+SEND_SECONDS = 2  # upload interval; with wandb's default, a kill would lose 15 s of rows
 
 Table = tuple[Sequence[str], Sequence[Sequence[Any]]]  # columns, rows
 
 
 @dataclass(frozen=True)
 class WandbOptions:
-    """Settings from `track.wandb.*` and the run directory; None: WANDB_*, or wandb's default."""
+    """Settings of a run on wandb; None means the WANDB_* variable, or else wandb's default."""
 
     run_id: str
     workdir: Path
@@ -53,11 +53,11 @@ class WandbLog:
     """A run on wandb.
 
     Args:
-      rows: rows of metrics.jsonl so far, to log those that wandb does not have yet.
-      say: called with a line that tells where to see the run, or what went wrong.
+      rows: rows of metrics.jsonl so far; those that wandb lacks are logged.
+      say: called with a line that gives the run's address or reports a problem.
 
     Attributes:
-      problem: the last line that tells what went wrong, None if nothing did.
+      problem: the last line that reported a problem, None if there was none.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class WandbLog:
         self._enqueue(lambda run: run.summary.update(values))
 
     def show(self, step: int, image: Path | None, text: str | None) -> None:
-        """Logs the loss curve and a sample text, as part of the last row."""
+        """Logs the loss curve and a sample as part of the last row."""
 
         def send(run: Any) -> None:
             import wandb
@@ -104,7 +104,7 @@ class WandbLog:
         self._enqueue(send)
 
     def report(self, tables: dict[str, Table], images: dict[str, Path]) -> None:
-        """Logs tables (columns and rows) and images, each under its name, as one row."""
+        """Logs tables and images, each under its name, as one row."""
         self._n_rows += 1
 
         def send(run: Any) -> None:
@@ -133,7 +133,7 @@ class WandbLog:
             self._queue.put(task)
 
     def _work(self) -> None:
-        # wandb replaces both when it starts.
+        # wandb replaces both hooks when it starts.
         excepthook, sys_exit = sys.excepthook, sys.exit
         run = None
         try:
@@ -247,9 +247,9 @@ class WandbLog:
 
 
 def _end_service() -> None:
-    """Ends wandb's service process, so that a new one is started when needed.
+    """Stops wandb's service process; wandb starts a new one when needed.
 
-    If it was killed or crashed, wandb would otherwise fail at the end of this process.
+    If it was killed or has crashed, wandb would otherwise fail when this process ends.
     """
     import wandb
 
@@ -258,19 +258,19 @@ def _end_service() -> None:
 
 
 def sync_command(parts: str, online: bool = False) -> str:
-    """Returns the command that uploads parts, given as globs, one by one.
+    """Returns the command that uploads the folders matching the globs `parts`, one by one.
 
-    wandb uploads several in parallel, and an incomplete one would stop the others.
+    wandb would upload them in parallel, and an incomplete one would stop the others.
 
     Args:
-      online: whether to include parts of online runs, which wandb skips by default.
+      online: whether to include online runs, which wandb skips by default.
     """
     flag = " --include-online" if online else ""
     return f'for p in {parts}; do wandb sync{flag} "$p"; done'
 
 
 def _rows_on_server(path: str, wanted: int) -> int:
-    """Returns the number of rows that the server has of a run; waits a while for `wanted`."""
+    """Returns the number of a run's rows on the server, after waiting a while for `wanted`."""
     import wandb
 
     deadline = time.monotonic() + CONFIRM_SECONDS / 2
@@ -282,12 +282,12 @@ def _rows_on_server(path: str, wanted: int) -> int:
 
 
 def offline_runs(workdir: Path, run_id: str) -> list[Path]:
-    """Returns the folders of this run's offline parts, oldest first."""
+    """Returns the folders of this run's offline starts, oldest first."""
     return sorted((workdir / "wandb").glob(f"{OFFLINE}-*-{run_id}"))
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
-    """Returns the rows of an offline part, read by wandb itself."""
+    """Returns the rows in an offline folder, as read by wandb itself."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
     records = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -295,7 +295,7 @@ def history(folder: Path) -> list[dict[str, Any]]:
 
 
 def last_step(folder: Path) -> int:
-    """Returns the last step in an offline part, -1 if there is none."""
+    """Returns the last step in an offline folder, -1 if it has no rows."""
     return max((int(row["_step"]) for row in history(folder)), default=-1)
 
 

@@ -40,16 +40,15 @@ class Checkpoints:
 
     Args:
       folder: `checkpoints/` of the run directory.
-      keep: number of latest checkpoints to keep; the one with the lowest validation loss is kept
-        as well.
-      identity: of the run; None for checkpoints that are only read.
+      keep: number of latest checkpoints to keep, in addition to the one with the lowest
+        validation loss.
+      identity: the run's identity; None if checkpoints are only read.
 
     Attributes:
-      before_commit: called in the saving thread after a checkpoint's files are on disk and before
-        it becomes valid, which an exception prevents.
-      announce: called after that with the step, also before the checkpoint becomes valid.
-      digest_rows: returns the digest of metrics.jsonl at a step; receives the step and whether it
-        was evaluated.
+      before_commit: called in the saving thread once a checkpoint's files are on disk. The
+        checkpoint does not become valid if it raises.
+      announce: called next, with the step, just before the checkpoint becomes valid.
+      digest_rows: maps a step, and whether it was evaluated, to the digest of metrics.jsonl.
     """
 
     def __init__(self, folder: Path, keep: int = 2, identity: Identity | None = None) -> None:
@@ -66,7 +65,7 @@ class Checkpoints:
         return ocp.StandardCheckpointer()  # starts jax's backend, so only when needed
 
     def names(self) -> list[str]:
-        """Returns the names of everything in the folder; none if it does not exist.
+        """Lists everything in the folder; empty if it does not exist.
 
         Raises:
           UserError: if the folder cannot be read.
@@ -84,7 +83,7 @@ class Checkpoints:
                     _remove(self._folder / name)
 
     def steps(self) -> list[int]:
-        """Returns the steps that have a checkpoint, damaged or not, oldest first."""
+        """Returns the steps of all checkpoints, damaged or not, oldest first."""
         numbers = [int(name) for name in self.names() if re.fullmatch("[0-9]{8,}", name)]
         return sorted(step for step in numbers if os.path.lexists(self.path(step)))
 
@@ -99,7 +98,7 @@ class Checkpoints:
             try:
                 loss = _val_loss(self.path(step))
             except UserError as error:
-                if os.path.lexists(self.path(step)):  # else training has just deleted it
+                if os.path.lexists(self.path(step)):  # otherwise training has just deleted it
                     say(f"{error}: skipped")
             else:
                 known |= {} if loss is None else {step: loss}
@@ -110,7 +109,7 @@ class Checkpoints:
         return self._folder / f"{step:08d}"
 
     def save(self, step: int, state: State, val_loss: float | None) -> None:
-        """Starts saving; returns when `state` may be donated.
+        """Starts saving in the background; returns once `state` may be donated.
 
         Raises:
           DiskError: if this save cannot start, or the previous one failed.
@@ -128,7 +127,7 @@ class Checkpoints:
             self._saving = self._thread.submit(self._commit, step, partial, stack.pop_all())
 
     def wait(self) -> None:
-        """Returns when the last save is valid.
+        """Blocks until the last save is valid.
 
         Raises:
           DiskError: if it failed.
@@ -142,8 +141,7 @@ class Checkpoints:
         """Returns the state of a checkpoint, with the shapes and the sharding of `like`.
 
         Raises:
-          UserError: if a version of this program with another state saved it, or it is the state
-            of another step.
+          UserError: if its train state has a different structure or belongs to another step.
         """
         path = self.path(step)
         try:
@@ -160,7 +158,7 @@ class Checkpoints:
         return State(**stored, frozen=like.frozen).replace_params(stored["params"])
 
     def close(self) -> None:
-        """Waits for the last save and ends the threads."""
+        """Waits for the last save and stops the threads."""
         try:
             self.wait()
         finally:
@@ -168,7 +166,7 @@ class Checkpoints:
             self._orbax.close()
 
     def set_aside(self, step: int) -> None:
-        """Renames a damaged checkpoint, so that its step can be saved again."""
+        """Renames a damaged checkpoint so its step can be saved again."""
         path, number = self.path(step), 0
         while os.path.lexists(aside := path.with_name(f"{path.name}.damaged{number or ''}")):
             number += 1
@@ -186,7 +184,7 @@ class Checkpoints:
         self._delete_old()
 
     def forget_after(self, step: int) -> None:
-        """Deletes the checkpoints of later steps, which will be done again."""
+        """Deletes the checkpoints of later steps, which will be repeated."""
         for later in [other for other in self.steps() if other > step]:
             self._delete(later)
 
@@ -197,7 +195,7 @@ class Checkpoints:
                 self._delete(step)
 
     def _delete(self, step: int) -> None:
-        # Renamed first: if it is killed, what is left must not look like damage.
+        # Rename first: if the process is killed, a half-deleted checkpoint must not look damaged.
         _remove(self.path(step).rename(self._folder / f"{step:08d}.deleted"))
 
 
@@ -218,14 +216,14 @@ def save_params(folder: Path, params: Any, identity: Identity | None = None) -> 
 
 
 def restore_params(folder: Path, like: Any, step: int = 0) -> Any:
-    """Returns the parameters of a checkpoint; apart from them only its step is read.
+    """Returns the parameters of a checkpoint; reads nothing else but its step.
 
     Args:
-      like: their shapes, with the shardings to restore them with.
+      like: shapes and target shardings of the parameters.
       step: expected step; not checked if only parameters were saved.
 
     Raises:
-      UserError: if they are another model's or another step's.
+      UserError: if they belong to another model or step.
     """
     with plain_path(folder.absolute()) as plain, ocp.PyTreeCheckpointer() as orbax:
         saved = orbax.metadata(plain / "state").item_metadata.tree
@@ -271,8 +269,8 @@ def _val_loss(folder: Path) -> float | None:
 def _recorded_loss(folder: Path, step: int) -> float | None:
     """Returns a step's validation loss from metrics.jsonl.
 
-    If a signal interrupts an evaluation, the step is saved without its loss, which the next start
-    adds to the metrics only.
+    If a signal interrupts an evaluation, the step is saved without its loss; the next start adds
+    it only to metrics.jsonl.
     """
     try:
         rows = read_rows(folder.parent.parent / "metrics.jsonl")
@@ -282,14 +280,14 @@ def _recorded_loss(folder: Path, step: int) -> float | None:
 
 
 def _stored(state: State) -> dict[str, Any]:
-    """Returns the content of a checkpoint: all parameters in one tree, trainable or not."""
+    """Returns the checkpoint's pytree, with trainable and frozen parameters in one tree."""
     fields = state._asdict() | {"params": state.all_params}
     del fields["frozen"]
     return fields
 
 
 def _abstract(like: State) -> dict[str, Any]:
-    """Returns the shapes of what is stored, with the sharding of `like`."""
+    """Returns the shapes of `_stored(like)`, with the sharding of `like`."""
     sharding = like.step.sharding
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
@@ -306,7 +304,6 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Deletes a folder, a file or a link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -315,10 +312,10 @@ def _remove(path: Path) -> None:
 
 @cache
 def _drop_late_callbacks() -> None:
-    """Suppresses the errors of writes that end after another one has failed.
+    """Suppresses follow-up errors after a failed write.
 
-    When a disk is full, orbax closes its event loop at the first failed write, and tensorstore
-    reports each of the others to the closed loop: hundreds of tracebacks before the one line that
+    When a disk is full, orbax closes its event loop at the first failed write. Tensorstore then
+    reports every other write to the closed loop: hundreds of tracebacks before the one line that
     says what happened.
     """
     others = sys.unraisablehook

@@ -1,4 +1,4 @@
-"""Which checkpoint of which run: `DIR`, `DIR@STEP` and `DIR@best`, parsed and looked up."""
+"""References to checkpoints (`DIR`, `DIR@STEP`, `DIR@best`): parsing and lookup."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class CheckpointRef:
-    """A checkpoint of a run.
+    """A reference to a checkpoint of a run.
 
     Attributes:
-      step: of the checkpoint; `best` for the one with the lowest validation loss, None for the
-        latest undamaged one.
+      step: a step, `best` for the lowest validation loss, or None for the latest undamaged
+        checkpoint.
     """
 
     workdir: str
@@ -34,27 +34,27 @@ class CheckpointRef:
 
     @classmethod
     def parse(cls, text: str) -> CheckpointRef:
-        """Returns the checkpoint that `DIR`, `DIR@STEP` or `DIR@best` refers to.
+        """Parses `DIR`, `DIR@STEP` or `DIR@best`.
 
         Raises:
           UserError: if what follows the @ is not a step.
         """
         workdir, _, step = text.rpartition("@")
-        if not workdir or Path(text).is_dir():  # a path may contain the character
+        if not workdir or Path(text).is_dir():  # a path may contain an @
             return cls(text)
         return cls(workdir, parse_step(step))
 
     def __str__(self) -> str:
-        """Returns the text that `parse` reads."""
+        """Returns text that `parse` accepts."""
         return self.workdir if self.step is None else f"{self.workdir}@{self.step}"
 
     def is_named_by(self, text: str) -> bool:
-        """Returns whether a text may refer to it: by its step, as the best or as the latest."""
+        """Returns whether `text` may mean this checkpoint: by step, as the best or the latest."""
         return text in map(str, (self, replace(self, step=None), replace(self, step=BEST)))
 
 
 def parse_step(text: int | str | None) -> int | str | None:
-    """Returns a step as `CheckpointRef` has it.
+    """Parses the `step` of a `CheckpointRef`.
 
     Raises:
       UserError: if it is neither a number nor `best`.
@@ -62,7 +62,7 @@ def parse_step(text: int | str | None) -> int | str | None:
     if text is None or text == BEST or isinstance(text, int):
         return text
     if not text.isdecimal():
-        raise UserError(f"{text!r} is not a checkpoint's step: give a number of steps, or {BEST}")
+        raise UserError(f"{text!r} is not a checkpoint's step: pass a number, or {BEST}")
     return int(text)
 
 
@@ -70,7 +70,8 @@ def find_checkpoint(ref: CheckpointRef) -> int:
     """Returns the step of a checkpoint.
 
     Raises:
-      UserError: if there is no run, no such checkpoint, or it is damaged or another run's.
+      UserError: if the run or the checkpoint does not exist, or the checkpoint is damaged or
+        belongs to another run.
     """
     directory = RunDirectory(ref.workdir)
     directory.read_config()
@@ -80,9 +81,9 @@ def find_checkpoint(ref: CheckpointRef) -> int:
 def with_checkpoint(
     directory: RunDirectory, ref: CheckpointRef, use: Callable[[int, Path], T]
 ) -> T:
-    """Returns `use(step, folder)` of a checkpoint in a run directory.
+    """Returns `use(step, folder)` for a checkpoint in a run directory.
 
-    If training deletes it meanwhile, the next one is used.
+    If training deletes it in the meantime, the reference is looked up again.
 
     Raises:
       UserError: as `find_checkpoint`.
@@ -143,7 +144,7 @@ def _latest(checkpoints: Checkpoints, workdir: Path) -> int:
 
 
 def _damage(folder: Path) -> str | None:
-    """Returns what is wrong with a checkpoint's files, as `find_damage` does.
+    """Like `find_damage`, for a checkpoint that training may delete.
 
     Raises:
       _Replaced: if it no longer exists.

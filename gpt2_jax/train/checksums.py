@@ -1,4 +1,4 @@
-"""SHA256SUMS of a checkpoint: hashes of its files, by which damage is found."""
+"""SHA256SUMS: hashes of a checkpoint's files, to detect damage."""
 
 from __future__ import annotations
 
@@ -10,24 +10,22 @@ from pathlib import Path
 from gpt2_jax.files import read_errors, sha256
 
 SUMS = "SHA256SUMS"
-# Errors that mean damage: the folder's structure is wrong. Others, such as permissions, do not.
+# Errors that mean damage; others, such as missing permissions, do not.
 MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 def render_sums(folder: Path) -> str:
-    """Returns the text of SHA256SUMS: a line for each other file, sorted by name."""
+    """Returns the text of SHA256SUMS: one line per other file, sorted by name."""
     files = sorted(path for path in _files(folder) if path != folder / SUMS)
     return "".join(f"{sha256(path)}  {path.relative_to(folder)}\n" for path in files)
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yields the regular files below a folder."""
-
     def fail(error: OSError) -> None:
         raise error
 
-    for place, _, names in os.walk(folder, onerror=fail):
-        for path in (Path(place) / name for name in names):
+    for parent, _, names in os.walk(folder, onerror=fail):
+        for path in (Path(parent) / name for name in names):
             try:
                 regular = stat.S_ISREG(os.stat(path).st_mode)
             except FileNotFoundError:  # a broken link
@@ -37,10 +35,10 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def find_damage(folder: Path) -> str | None:
-    """Returns what is wrong with a checkpoint's files, None if they are exactly as saved.
+    """Describes the damage to a checkpoint's files; None if they are exactly as saved.
 
     Raises:
-      UserError: if a file exists and cannot be read, which is not damage.
+      UserError: if a file exists but cannot be read, which is not damage.
     """
     with read_errors(folder):
         try:
@@ -63,7 +61,7 @@ def is_intact(folder: Path, name: str) -> bool:
     """Returns whether one file of a checkpoint is as it was saved.
 
     Raises:
-      UserError: if it exists and cannot be read.
+      UserError: if it exists but cannot be read.
     """
     with read_errors(folder):
         try:
@@ -75,7 +73,7 @@ def is_intact(folder: Path, name: str) -> bool:
 
 
 def _sums(folder: Path) -> bytes | None:
-    """Returns the content of SHA256SUMS, None if there is no such file."""
+    """Returns the content of SHA256SUMS, None if the file does not exist."""
     try:
         if not stat.S_ISREG(os.stat(folder / SUMS).st_mode):
             return None

@@ -1,4 +1,4 @@
-"""The compiled train step, and what is known about it before the first step."""
+"""The compiled train step, and its properties known before the first step."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class CompiledStep:
     Attributes:
       batch_shape: shapes, types and shardings of a batch.
       step: `(state, batch) -> (state, metrics)`; donates the state.
-      init: returns the state before the first step. shapes: of the state, with shardings.
+      init: returns the state before the first step.
+      shapes: shapes, types and shardings of the state.
       attention: the kernel found in the compiled step.
       peak_bytes: peak memory of one device, None if XLA does not report it.
       compile_seconds: time spent lowering and compiling.
@@ -56,7 +57,7 @@ class CompiledStep:
         return [device.device_kind for device in self.mesh.devices.flat]
 
     def put(self, batch: Batch) -> Batch:
-        """Puts a batch on the devices, with its rows spread over them."""
+        """Puts a batch on the devices, its rows sharded over them."""
         return jax.device_put(batch, by_rows(self.mesh))
 
     def start(self, batch: Batch) -> State:
@@ -66,7 +67,7 @@ class CompiledStep:
         return state.replace_params(params)
 
     def trial_seconds(self, batch: Batch) -> float:
-        """Returns how long a step takes, measured on a state that is thrown away."""
+        """Returns the seconds per step, measured on a state that is then discarded."""
         state, seconds = self.init(), []
         for _ in range(3):
             started = time.monotonic()
@@ -79,7 +80,7 @@ class CompiledStep:
 
 
 def apply_data_dependent_init(model_def: ModelDef, mesh: Mesh, params: Any, batch: Batch) -> Any:
-    """Returns initial parameters, with those that the placement measures on the first batch."""
+    """Returns the initial parameters after any initialization that depends on the first batch."""
     if not model_def.spec.data_dependent_init:
         return params
     everywhere = replicated(mesh)
@@ -125,7 +126,7 @@ def compile_step(config: Config) -> CompiledStep:
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Turns an out-of-memory error of a device into one line that says what to lower."""
+    """Turns a device's out-of-memory error into a `UserError` that says what to change."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -174,7 +175,7 @@ def peak_bytes(compiled: jax.stages.Compiled) -> int | None:
     found = compiled.memory_analysis()
     if found is None:
         return None
-    # A CPU's peak does not count temporaries, and a program from the compilation cache has none.
+    # A CPU's reported peak omits temporaries; a program from the compilation cache reports none.
     if jax.default_backend() == "cpu" or not found.peak_memory_in_bytes:
         arguments_and_outputs = found.argument_size_in_bytes + found.output_size_in_bytes
         return arguments_and_outputs - found.alias_size_in_bytes + found.temp_size_in_bytes

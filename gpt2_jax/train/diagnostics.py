@@ -1,4 +1,4 @@
-"""Figures by depth of a model in training, on few sequences so that they cost next to nothing."""
+"""Per-block diagnostics during training, on a few sequences to keep their cost low."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from gpt2_jax.train.loss import batch_loss
 from gpt2_jax.train.mesh import replicated
 from gpt2_jax.train.state import abstract_params
 
-OBSERVED_ROWS = 8  # sequences at most
+OBSERVED_ROWS = 8  # at most this many sequences
 
 DiagnosticsFn = Callable[[Any, jax.Array, Batch], dict[str, jax.Array]]
 
 
 def diagnostic_rows(train: TrainConfig, n_layer: int, n_devices: int) -> tuple[int, int]:
-    """Returns the number of sequences to observe, and the number to compute skip costs on.
+    """Returns how many sequences to observe, and on how many to compute skip costs.
 
-    They fit on one device at a time; together they cost as much as one to three steps.
+    Each fits in one device's memory; together they cost as much as one to three steps.
     """
     rows = train.batch_size // n_devices
     at_once = min(OBSERVED_ROWS, rows // train.accumulation)
@@ -37,7 +37,7 @@ def diagnostic_rows(train: TrainConfig, n_layer: int, n_devices: int) -> tuple[i
 def compile_diagnostics(
     track: TrackConfig, train: TrainConfig, compiled: CompiledStep
 ) -> DiagnosticsFn | None:
-    """Returns a run's diagnostics, compiled before steps are timed; None if it has none."""
+    """Returns a run's compiled diagnostics, None if `track.diagnostics_every` is unset."""
     if track.diagnostics_every is None:
         return None
     model_def, mesh = compiled.model_def, compiled.mesh
@@ -52,30 +52,30 @@ def jit_diagnostics(
 ) -> jax.stages.Wrapped:
     """Returns `make_diagnostics` jitted for a mesh.
 
-    Every device computes all of it: the sequences are few, and a mean over devices of figures
-    that are not linear would not be the figure of the batch.
+    Every device computes all of them: there are few sequences, and averaging nonlinear
+    diagnostics over devices would not give those of the batch.
     """
     diagnostics = make_diagnostics(model_def, observed, skipped)
     return jax.jit(diagnostics, out_shardings=replicated(mesh))
 
 
 def make_diagnostics(model_def: ModelDef, observed: int, skipped: int) -> DiagnosticsFn:
-    """Returns a function `(params, step, batch) -> {figure: (L)}`.
+    """Returns a function `(params, step, batch) -> {name: (L)}`.
 
-    The figures are those of `observe` on the first `observed` sequences of the batch, and the
-    `skip_cost` of each block on the first `skipped`.
+    It computes the diagnostics of `observe` on the first `observed` sequences of the batch, and
+    the `skip_cost` of each block on the first `skipped`.
     """
 
     def diagnostics(params: Any, step: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         first = lambda n: jax.tree.map(lambda x: x[:n], batch)
-        figures = observe(model_def, params, first(observed).inputs_BT, step)._asdict()
-        return figures | {"skip_cost": skip_costs(model_def, params, first(skipped), step)}
+        measured = observe(model_def, params, first(observed).inputs_BT, step)._asdict()
+        return measured | {"skip_cost": skip_costs(model_def, params, first(skipped), step)}
 
     return diagnostics
 
 
 def skip_costs(model_def: ModelDef, params: Any, batch: Batch, step: jax.Array | int) -> jax.Array:
-    """Returns how much the loss rises, in nats, if the sublayers of a block return 0, (L)."""
+    """Returns, for each block, how much the loss rises (nats) if its sublayers return 0, (L)."""
 
     def loss(ablated: jax.Array) -> jax.Array:
         logits_BTV = logits_without(model_def, params, batch.inputs_BT, step, ablated)
@@ -85,10 +85,10 @@ def skip_costs(model_def: ModelDef, params: Any, batch: Batch, step: jax.Array |
     return losses[1:] - losses[0]
 
 
-def by_block(figures: dict[str, Any]) -> dict[str, float]:
+def by_block(diagnostics: dict[str, Any]) -> dict[str, float]:
     """Returns `{"depth/stream_rms/block_01": ...}` for `{"stream_rms": (L)}`, counting from 1."""
     out: dict[str, float] = {}
-    for name, values in figures.items():
+    for name, values in diagnostics.items():
         width = max(2, len(str(len(values))))
         out |= {f"depth/{name}/block_{l:0{width}}": float(v) for l, v in enumerate(values, 1)}
     return out

@@ -1,4 +1,4 @@
-"""Loss and accuracy on a fixed sequence of tokens, each predicted once and weighted equally."""
+"""Loss and accuracy on a fixed token sequence; each token is predicted once, all weigh the same."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Score:
         return self.nats / self.tokens
 
     def metrics(self, bytes_per_token: float | None) -> dict[str, float]:
-        """Returns `val/*` as in `metrics.jsonl`; bits per byte if the bytes are known."""
+        """Returns the `val/*` fields of metrics.jsonl."""
         out = {"val/loss": self.loss, "val/accuracy": self.correct / self.tokens}
         if bytes_per_token:
             out["val/bits_per_byte"] = self.loss / math.log(2) / bytes_per_token
@@ -48,9 +48,9 @@ def windows(n_tokens: int, seq_len: int, stride: int) -> Iterator[Window]:
     """Yields (start, length, scored): windows that predict tokens 1 .. n_tokens-1 once each.
 
     A window reads `length` + 1 tokens from `start` and scores its last `scored` predictions.
-    Without overlap each makes `seq_len` predictions. With a stride below `seq_len` they are those
-    of Hugging Face's guide to perplexity: spans of `seq_len` tokens, of which the last `stride`
-    are scored and the others are context that was scored before.
+    Without overlap, each window makes `seq_len` predictions. With a stride below `seq_len`, the
+    windows are those of Hugging Face's perplexity guide: `seq_len` tokens each, of which the last
+    `stride` are scored and the others are context that an earlier window scored.
     """
     if stride == seq_len:
         for start in range(0, n_tokens - 1, seq_len):
@@ -67,7 +67,7 @@ def windows(n_tokens: int, seq_len: int, stride: int) -> Iterator[Window]:
 
 
 def evenly_spaced_windows(n_tokens: int, seq_len: int, limit: int) -> Iterator[Window]:
-    """Yields windows of about `limit` predictions in total, spread evenly over all tokens."""
+    """Yields windows with about `limit` predictions in total, spread evenly over all tokens."""
     n = max(1, limit // seq_len)
     last = n_tokens - 1 - seq_len
     for i in range(n):
@@ -86,7 +86,7 @@ def choose_windows(
 def evaluation_batches(
     tokens: Tokens, chosen: list[Window], batch_size: int, seq_len: int
 ) -> Iterator[Batch]:
-    """Yields batches with the weight 1 for each prediction that is scored, else 0."""
+    """Yields batches with weight 1 for each scored prediction and 0 for the others."""
     for first in range(0, len(chosen), batch_size):
         tokens_BT1 = np.zeros((batch_size, seq_len + 1), np.int32)
         weights_BT = np.zeros((batch_size, seq_len), np.float32)
@@ -116,8 +116,8 @@ class Evaluator:
         everywhere, rows = PartitionSpec(), PartitionSpec(DATA)
 
         local = lambda *inputs: batch_sums(model_def, *inputs)[None]
-        # One row of sums per device, added up on the host: batches do not wait for each other,
-        # and programs with collectives in flight together can deadlock a CPU's few threads.
+        # One row of sums per device, added up on the host, so that batches do not wait for each
+        # other. Besides, several collectives in flight can deadlock a CPU's few threads.
         specs = (everywhere, everywhere, rows)
         self._sums = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=rows))
 
@@ -135,7 +135,7 @@ class Evaluator:
         The sums stay on the devices and are read once, at the end.
 
         Args:
-          step: number of steps that the parameters have been trained for.
+          step: number of steps the parameters were trained for.
           between_batches: called with the number of batches done and their total; an exception
             that it raises ends the evaluation.
         """

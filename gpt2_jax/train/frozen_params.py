@@ -1,9 +1,8 @@
-"""Trainable and frozen parameters as two trees, so that the frozen ones cost nothing to train.
+"""Trainable and frozen parameters as two trees: frozen ones have no gradients or moments.
 
-Both trees have the structure of the model's parameters. Where a parameter is trained, the frozen
-tree has None; where it is frozen, the trainable tree has None. A stack of which only some blocks
-are frozen is split by rows, and both trees have their share of it. None in place of the frozen
-tree means that nothing is frozen.
+Both trees have the structure of the model's parameters. The frozen tree has None for each trained
+parameter, the trainable tree has None for each frozen one. If only some blocks of a stack are
+frozen, each tree holds its rows of the stack. If nothing is frozen, the frozen tree is None.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from gpt2_jax.train.param_patterns import lr_factors
 @partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["rows"])
 @dataclass(frozen=True)
 class Frozen:
-    """What is frozen of one parameter.
+    """The frozen part of one parameter.
 
     Attributes:
       values: the frozen rows, or the whole parameter if all of it is frozen.
@@ -39,12 +38,12 @@ class Frozen:
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing of the parameter is trained."""
+        """Whether the whole parameter is frozen."""
         return all(self.rows)
 
 
 def frozen_rows(config: OptimizerConfig, model_def: ModelDef) -> Any | None:
-    """Returns what a config freezes, as a frozen tree without values.
+    """Returns the frozen tree of a config, without values.
 
     Raises:
       UserError: as `lr_factors`.
@@ -62,7 +61,7 @@ def split(params: Any, frozen: Any | None) -> tuple[Any, Any | None]:
     """Returns the trainable tree and the frozen tree of all parameters.
 
     Args:
-      frozen: says what is frozen; its values are ignored.
+      frozen: a frozen tree; its values are ignored.
     """
     if frozen is None:
         return params, None
@@ -81,7 +80,7 @@ def split(params: Any, frozen: Any | None) -> tuple[Any, Any | None]:
 
 
 def join(trainable: Any, frozen: Any | None) -> Any:
-    """Returns all parameters, from both trees of them."""
+    """Returns all parameters as one tree."""
     if frozen is None:
         return trainable
 
@@ -99,7 +98,7 @@ def join(trainable: Any, frozen: Any | None) -> Any:
 
 
 def drop_frozen(tree: Any, frozen: Any | None) -> Any:
-    """Returns a tree of one value per parameter, with None for parameters frozen as a whole."""
+    """Replaces the values of wholly frozen parameters by None, in a tree of one value each."""
     if frozen is None:
         return tree
     return _map(lambda part, x: None if part is not None and part.is_whole else x, frozen, tree)

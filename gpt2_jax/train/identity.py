@@ -1,9 +1,9 @@
 """The identity of a run, recorded in run.json and in each checkpoint.
 
 A run has a random id, a config, a dataset and a tokenizer. They are written to run.json when it
-starts and to meta.json of every checkpoint, so that files which do not belong together are
-detected: another run's checkpoint, a replaced config.json, a lost run.json. Checkpoints of format
-version 1 are refused because their parameters have other names.
+starts and to the meta.json of every checkpoint. This detects files that do not belong together:
+a checkpoint of another run, a replaced config.json, a lost run.json. Checkpoints of format version
+1 are refused because their parameters have different names.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Identity:
 
     Attributes:
       run_id: random, chosen when the run starts.
-      config: resolved, as in config.json.
+      config: the resolved config, as in config.json.
       corpus: hash of the dataset's tokens, None before training.
-      tokenizer: its fingerprint, None if unknown.
+      tokenizer: the tokenizer's fingerprint, None if unknown.
     """
 
     run_id: str
@@ -41,13 +41,13 @@ class Identity:
 
 @dataclass(frozen=True)
 class Meta:
-    """meta.json of a checkpoint.
+    """The meta.json of a checkpoint.
 
     Attributes:
-      val_loss: of the step, None if it was not evaluated.
+      val_loss: validation loss, None if the step was not evaluated.
       rows: digest of metrics.jsonl up to the step, None for weights without metrics.
-      identity: None for weights saved without a run.
-      version: of the format.
+      identity: identity of the run, None for weights saved outside a run.
+      version: format version.
     """
 
     step: int
@@ -57,7 +57,7 @@ class Meta:
     version: int = FORMAT_VERSION
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as in meta.json."""
+        """Returns the fields of meta.json."""
         fields: dict[str, Any] = {"format_version": self.version, "step": self.step}
         fields["val_loss"] = self.val_loss
         if self.rows is not None:
@@ -73,10 +73,10 @@ def new_run_id() -> str:
 
 
 def read_meta(folder: Path) -> Meta:
-    """Reads meta.json of a checkpoint.
+    """Reads the meta.json of a checkpoint.
 
     Raises:
-      UserError: if it is missing, damaged, or of a newer version of this program.
+      UserError: if it is missing, damaged, or from a newer version of this program.
     """
     path = folder / META
     fields = read_fields(path)

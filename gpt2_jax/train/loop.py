@@ -1,4 +1,4 @@
-"""From a config and a directory to a training run: checks, compilation, restoring."""
+"""Starts or resumes a training run: checks, compilation, restoring."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ def train(
     sample: SampleFn | None = None,
     stop: StopSignal | None = None,
 ) -> int:
-    """Trains, or continues, the run in `workdir`, and returns the process's exit code.
+    """Starts or resumes the run in `workdir`, and returns the process's exit code.
 
-    A run is resumed in this order: 1. the config, the text and the tokenizer must be those of the
-    directory, and its files must be consistent; 2. the step is compiled; 3. the newest undamaged
-    checkpoint is restored; 4. later rows of metrics.jsonl are removed; 5. batches start at its
-    step. Nothing is created before everything that can be checked has been.
+    To resume: 1. check that config, text and tokenizer are those of the directory, and that its
+    files are consistent; 2. compile the step; 3. restore the newest undamaged checkpoint; 4. remove
+    later rows of metrics.jsonl; 5. start batches at the checkpoint's step. Nothing is created
+    before all checks have passed.
 
     Args:
-      sample: returns the text that is shown at the end.
-      stop: already entered; None: the run uses its own.
+      sample: returns the text to show at the end.
+      stop: an entered stop signal; None to create one.
 
     Raises:
       UserError: for wrong input, before anything expensive.
@@ -76,7 +76,7 @@ def _train(config: Config, workdir: str, sample: SampleFn | None, stop: StopSign
     configure_devices(config.train, config.mesh)
     if config.optimizer.frozen or config.optimizer.lr_multipliers:
         model = define_model(config.model, config.placement)
-        lr_factors(config.optimizer, model)  # reports a wrong pattern at once
+        lr_factors(config.optimizer, model)  # reports a wrong pattern early
     say("preparing the text")
     with stop.immediate():
         corpus, tokenizer = open_corpus(
@@ -111,7 +111,7 @@ def _train(config: Config, workdir: str, sample: SampleFn | None, stop: StopSign
 
 
 def _complete(config: Config, directory: RunDirectory) -> tuple[Config, PretrainedSource | None]:
-    """Returns the checked config, with all fields that weights and tokenizer determine."""
+    """Returns the checked config, including the fields set by the weights and the tokenizer."""
     source = find_source(config, directory)
     if source is not None:
         config = adopt_model(config, source, lambda line: print(line))
@@ -130,7 +130,7 @@ def _print_finished(config: Config, directory: RunDirectory) -> None:
 
 
 def _is_finished(config: Config, directory: RunDirectory, resume: ResumePoint) -> bool:
-    """Returns whether the run is complete, so that nothing needs to be compiled."""
+    """Returns whether the run is complete and nothing needs to be compiled."""
     wanted = [directory.config_path, directory.metrics_path, directory.plot_path]
     if config.train.sample_tokens:
         wanted.append(directory.sample_path)

@@ -22,7 +22,7 @@ def mean_loss(
     """Returns the `batch_loss` of a model after `step` steps.
 
     Args:
-      keys_B: a dropout key per sequence, None for no dropout.
+      keys_B: one dropout key per sequence, None for no dropout.
     """
     logits_BTV = model_def.bind(params)(batch.inputs_BT, keys_B, step)
     return batch_loss(logits_BTV, batch, total_weight)
@@ -34,8 +34,8 @@ def batch_loss(
     """Returns sum(w nll) / sum(w) over the predictions of a batch; all w are 1 without weights.
 
     Args:
-      total_weight: divisor to use instead of the batch's own sum(w). For a part of a larger batch
-        it is computed from the whole of it; 1 returns the sum.
+      total_weight: divisor to use instead of this batch's sum(w). For part of a larger batch, it
+        is computed from the whole batch; 1 returns the sum.
     """
     nll_BT = cross_entropy(logits_BTV, batch.targets_BT)
     if batch.weights_BT is not None:

@@ -1,4 +1,4 @@
-"""The devices that run a program, and how arrays are laid out on them."""
+"""Devices, and how arrays are sharded over them."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ DATA = "data"
 
 
 def configure_devices(train: TrainConfig, mesh: MeshConfig) -> None:
-    """Sets what jax fixes at its first use: CPU devices, deterministic kernels, compile cache.
+    """Configures CPU devices, deterministic kernels and the compile cache; call before using jax.
 
-    On a CPU every core becomes a device, as far as the batch can be split: one program on many
-    cores leaves them idle between its small operations. Call before jax is used.
+    On a CPU, every core becomes a device if the batch can be split that far: one program on many
+    cores leaves them idle between its small operations.
     """
     settings: Any = jax.config
     flags = os.environ.get("XLA_FLAGS", "")
     if train.deterministic:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
-    # A choice of the user's, or of an earlier call, is kept.
+    # Keep settings made by the user or by an earlier call.
     if settings.jax_num_cpu_devices <= 0 and "host_platform_device_count" not in flags:
         wanted = mesh.data or _largest_divisor(_micro_batch(train), cores())
-        with suppress(RuntimeError):  # jax is in use, as in a notebook: it keeps its devices
+        with suppress(RuntimeError):  # jax is already in use, as in a notebook: keep its devices
             settings.update("jax_num_cpu_devices", wanted)
     if settings.jax_compilation_cache_dir is None:
         settings.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
@@ -38,7 +38,7 @@ def configure_devices(train: TrainConfig, mesh: MeshConfig) -> None:
 
 
 def make_mesh(train: TrainConfig, mesh: MeshConfig) -> Mesh:
-    """Returns a mesh with a `data` axis: `mesh.data` devices, or as many as divide the batch.
+    """Returns a mesh with a `data` axis over `mesh.data` devices, or as many as divide the batch.
 
     Raises:
       UserError: if there are fewer devices than `mesh.data`.
@@ -58,7 +58,7 @@ def find_devices() -> list[jax.Device]:
     """
     try:
         return jax.devices()
-    except (RuntimeError, AssertionError) as error:  # AssertionError: known, but without devices
+    except (RuntimeError, AssertionError) as error:  # AssertionError: platform without devices
         asked = os.environ.get("JAX_PLATFORMS", "")
         reason = " ".join(str(error).split()) or "there is no such device"
         raise UserError(
@@ -68,7 +68,7 @@ def find_devices() -> list[jax.Device]:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of arrays that every device holds in full, as the train state."""
+    """Returns the sharding of arrays that every device holds in full, such as the train state."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -78,7 +78,7 @@ def by_rows(mesh: Mesh) -> NamedSharding:
 
 
 def cores() -> int:
-    """Returns the number of cores that this process may use, as far as the system tells."""
+    """Returns the number of cores available to this process, as far as the system reports it."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

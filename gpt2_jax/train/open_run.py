@@ -1,4 +1,4 @@
-"""A run opened from its directory alone, to be evaluated, sampled or exported."""
+"""Opens a run from its directory, for evaluation, sampling or export."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class OpenedRun:
     """A checkpoint's parameters on this machine's devices.
 
     Attributes:
-      corpus: hash of the text that it was trained on, None if unknown.
+      corpus: hash of the training text, None if unknown.
       sums: hash of the checkpoint's files.
     """
 
@@ -42,16 +42,15 @@ def open_run(workdir: str, step: int | str | None = None, devices: int | None = 
     """Opens a run at one of its checkpoints; nothing in the directory is written or executed.
 
     Args:
-      step: of the checkpoint; `best` for the one with the lowest validation loss, None for the
-        latest undamaged one.
-      devices: how many to use; None for as many as divide the run's batch.
+      step: as in `CheckpointRef`.
+      devices: number of devices to use; None for as many as divide the run's batch.
 
     Raises:
-      UserError: if there is no run, no such checkpoint, or it is damaged or another run's.
+      UserError: as `find_checkpoint`.
     """
     ref = CheckpointRef(workdir, parse_step(step))
     directory = RunDirectory(workdir)
-    # This machine may have other devices than the run had.
+    # This machine may have a different number of devices.
     config = replace(directory.read_config(), {"mesh.data": devices})
 
     def restore(step: int, folder: Path) -> OpenedRun:

@@ -1,7 +1,7 @@
-"""AdamW and Muon over stacked parameters, by the role of each parameter.
+"""AdamW and Muon for stacked parameters, selected by each parameter's role.
 
-A stacked gain has two dimensions and a stacked matrix three, so the number of dimensions does not
-say which parameters are decayed and which ones Muon takes. The roles in the metadata do.
+A stacked gain has two dimensions and a stacked matrix three, so the number of dimensions cannot
+decide which parameters get weight decay or Muon. The roles in the metadata do.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DECAYED: dict[Role, bool] = {
     Role.BIAS: False,
     Role.SCALAR: False,
 }
-# RMS of Muon's updates: that of AdamW's, so that both use one learning rate and one weight decay
+# Muon's updates get the RMS of AdamW's, so that both share a learning rate and a weight decay
 # (Liu et al. 2025, "Muon is scalable for LLM training", eq. 4).
 MUON_RMS = 0.2
 
@@ -39,7 +39,7 @@ def make_optimizer(opt: OptimizerConfig, infos: dict[str, Any]) -> optax.Gradien
     The caller multiplies the updates by the learning rate.
 
     Args:
-      infos: tree of `ParamInfo` of the trained parameters: `ModelDef.infos` if that is all.
+      infos: tree of `ParamInfo` of the trainable parameters; `ModelDef.infos` if all are.
 
     Raises:
       KeyError: if a parameter's role has no rule.
@@ -51,7 +51,7 @@ def make_optimizer(opt: OptimizerConfig, infos: dict[str, Any]) -> optax.Gradien
 
 
 def trainable_infos(config: OptimizerConfig, model_def: ModelDef) -> dict[str, Any]:
-    """Returns the infos of the parameters of which at least a part is trained."""
+    """Returns the infos of all parameters that are not wholly frozen."""
     return drop_frozen(model_def.infos, frozen_rows(config, model_def))
 
 
@@ -70,12 +70,11 @@ def _by_name(opt: OptimizerConfig, infos: dict[str, Any]) -> optax.GradientTrans
 
 
 def _decay(info: ParamInfo) -> float:
-    """Returns the factor on a parameter's weight decay."""
     return info.scales.decay if DECAYED[info.role] else 0.0
 
 
 def _divided(infos: dict[str, Any], name: str) -> optax.GradientTransformation:
-    """Divides gradients by a factor, which to Adam is the same as multiplying its epsilon by it."""
+    """Divides gradients by a factor, which is equivalent to multiplying Adam's epsilon by it."""
     factors = _map(lambda info: getattr(info.scales, name), infos)
     return optax.stateless(lambda grads, _: jax.tree.map(lambda g, f: g / f, grads, factors))
 
@@ -86,7 +85,7 @@ def _multiplied(infos: dict[str, Any], name: str) -> optax.GradientTransformatio
 
 
 def _adamw(opt: OptimizerConfig, decays: Any) -> optax.GradientTransformation:
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2017), scaled for each parameter."""
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2017), scaled per parameter."""
 
     def decay(updates: Any, params: Any) -> Any:
         add = lambda u, p, factor: u + opt.weight_decay * factor * p if factor else u
@@ -110,7 +109,7 @@ def _muon(opt: OptimizerConfig, infos: dict[str, Any]) -> optax.GradientTransfor
 
 
 def _dimension_numbers(info: ParamInfo) -> MuonDimensionNumbers | optax.MaskedNode:
-    """Returns the axes of a matrix; those in neither tuple (layers; q, k, v) are batch axes."""
+    """Returns a matrix's input and output axes; all others (layers; q, k, v) are batch axes."""
     if info.role != Role.MATRIX:
         return optax.MaskedNode()
     return MuonDimensionNumbers(info.in_axes, info.out_axes)

@@ -1,7 +1,7 @@
-"""Parameters selected by patterns over their paths: frozen, or with their own learning rate.
+"""Path patterns that freeze parameters or scale their learning rate.
 
-Paths are those of the modules, with the number of the block: `wte`, `ln_f.gain`,
-`blocks.0.attn.sublayer.qkv.kernel`. A pattern is a path or the beginning of one, with `*` for
+Paths are module paths with the block's number: `wte`, `ln_f.gain`,
+`blocks.0.attn.sublayer.qkv.kernel`. A pattern is a path or the beginning of one, and `*` matches
 anything: `blocks.0`, `blocks.*.mlp`, `*.bias`.
 """
 
@@ -21,13 +21,13 @@ from gpt2_jax.model.definition import ModelDef, param_name
 
 
 def lr_factors(config: OptimizerConfig, model_def: ModelDef) -> Any | None:
-    """Returns a tree of factors on the learning rate, which broadcast against the parameters.
+    """Returns a tree of learning-rate factors that broadcast against the parameters.
 
-    If several multipliers match a parameter, the last one counts. Frozen parameters have the
+    If several multipliers match a parameter, the last one applies. Frozen parameters have the
     factor 0. None if there are no patterns.
 
     Raises:
-      UserError: naming a pattern that matches nothing, or a factor that is not a number.
+      UserError: if a pattern matches nothing, or a factor is not a number.
     """
     rules = [(text, *_rule(text)) for text in words(config.lr_multipliers)]
     rules += [(text, text, 0.0) for text in words(config.frozen)]
@@ -61,9 +61,9 @@ def lr_factors(config: OptimizerConfig, model_def: ModelDef) -> Any | None:
 
 
 def _row_names(model_def: ModelDef, name: str) -> Iterator[tuple[int, str]]:
-    """Yields (row, path) for each block whose values a parameter holds; row 0 if it is not stacked.
+    """Yields (row, path) for each block in a stacked parameter; row 0 if it is not stacked.
 
-    A row that several blocks share has the path of each of them.
+    A row shared by several blocks is yielded with the path of each.
     """
     first, second, rest = [*name.split(".", 2), "", ""][:3]
     stacks = {f"blocks.{stack.name}": stack for stack in model_def.spec.stacks}

@@ -1,4 +1,4 @@
-"""Batches prepared in a thread and put on the devices before they are needed."""
+"""Prepares batches in a thread and puts them on the devices before they are needed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Prefetch:
             for step in self._steps:
                 if not self._offer(self._prepare(step)):
                     return
-        except BaseException as error:  # raised again where the batch is awaited
+        except BaseException as error:  # re-raised in __iter__
             self._offer(error)
 
     def _offer(self, item: Batch | BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""Initial weights from another run or from an import, instead of random ones."""
+"""Initial weights from another run or an import."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gpt2_jax.train.checksums import find_damage
 from gpt2_jax.train.rundir import RunDirectory
 from gpt2_jax.train.verify import check_identity
 
-# Fields that are determined by the weights; the others say how they are run and trained.
+# Fields that the weights determine; the others control how the model is run and trained.
 DETERMINED = (
     "placement.preset",
     "placement.module",
@@ -38,13 +38,13 @@ DETERMINED = (
     *(f"placement.{name}" for name in AXES),
     "data.tokenizer",
 )
-# Those of them that may differ with the same parameters: factors that are not learned.
+# Fields among them that may differ without changing the parameters: factors that are not learned.
 CHANGEABLE = tuple(f"placement.{name}" for name in (*SCALES, "drop_path"))
 
 
 @dataclass(frozen=True)
 class PretrainedSource:
-    """A folder of weights, and the config of the run that they are from."""
+    """A folder of weights, and the config of the run that saved them."""
 
     folder: Path
     config: Config
@@ -53,7 +53,7 @@ class PretrainedSource:
 
 
 def find_source(config: Config, directory: RunDirectory) -> PretrainedSource | None:
-    """Returns the source that `train.init_from` names, or weights imported into the directory.
+    """Returns the source named by `train.init_from`, or the weights imported into the directory.
 
     Raises:
       UserError: if the weights are missing.
@@ -80,16 +80,16 @@ def find_source(config: Config, directory: RunDirectory) -> PretrainedSource | N
 
 
 def adopt_model(config: Config, source: PretrainedSource, say: Callable[[str], None]) -> Config:
-    """Returns the config with the fields that the source determines, and the step it is from.
+    """Returns the config with the fields that the source determines, and its step.
 
-    A field that has its default value is considered unset. If the sequence length is unset, it
-    is the source's as well.
+    A field with its default value counts as unset. An unset sequence length is taken from the
+    source as well.
 
     Args:
-      say: called with one line that tells which fields were changed.
+      say: called with one line that lists the changed fields.
 
     Raises:
-      UserError: if the config asks for another model than that of the weights.
+      UserError: if the config describes a different model than that of the weights.
     """
     asked, default = configs.flatten(config), configs.flatten(Config())
     stored = configs.flatten(source.config)
@@ -131,7 +131,7 @@ def open_source(given: str) -> PretrainedSource:
     """Returns the weights of `DIR`, `DIR@best` or `DIR@STEP`.
 
     Raises:
-      UserError: if there are none, or they are damaged or another run's.
+      UserError: if they do not exist, are damaged, or belong to another run.
     """
     try:
         ref = CheckpointRef.parse(given)
@@ -148,7 +148,7 @@ def load_pretrained(source: PretrainedSource, like: Any) -> Any:
     """Returns the weights, with the shapes and shardings of `like`.
 
     Raises:
-      UserError: if they are another model's, or were deleted by the run that saved them.
+      UserError: if they belong to another model, or the run that saved them has deleted them.
     """
     try:
         return restore_params(source.folder, like, source.step)
@@ -162,10 +162,10 @@ def load_pretrained(source: PretrainedSource, like: Any) -> Any:
 
 
 def check_source(source: PretrainedSource) -> None:
-    """Refuses initial weights that are damaged or do not belong to their run.
+    """Checks initial weights.
 
     Raises:
-      UserError: if they are damaged, missing, or another run's.
+      UserError: if they are damaged or missing, or belong to another run.
     """
     folder = source.folder
     if fault := find_damage(folder):

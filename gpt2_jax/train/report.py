@@ -1,4 +1,4 @@
-"""The report of a run before its first step and after its last one, and its description."""
+"""What a run prints before its first and after its last step, and how it describes itself."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from gpt2_jax.track.wandb_log import WandbOptions
 from gpt2_jax.train.compiled_step import CompiledStep
 from gpt2_jax.train.rundir import RunDirectory
 
-SAME = 1e-3  # relative difference below which nats per token and per byte are not both shown
-# Fields of run.json that are part of wandb's config.
+SAME = 1e-3  # below this relative difference, only one of nats per token and per byte is shown
+# Fields of run.json that are copied into wandb's config.
 DESCRIBED = (
     *("parameters", "flops_per_token", "flops", "devices", "platform", "attention"),
     *("peak_bytes_per_device", "corpus"),
@@ -33,7 +33,7 @@ DESCRIBED = (
 
 
 def facts(config: Config, compiled: CompiledStep) -> dict[str, Any]:
-    """Returns counts and the hardware, as stored in `run.json`."""
+    """Returns the counts and the hardware that run.json records."""
     return counts(
         config, compiled.model_def, compiled.devices, compiled.attention, compiled.peak_bytes
     )
@@ -46,7 +46,7 @@ def counts(
     attention: str,
     peak_bytes: int | None,
 ) -> dict[str, Any]:
-    """Returns `facts` of a run that is not trained by a `CompiledStep`."""
+    """Returns `facts` for a run without a `CompiledStep`."""
     return {
         "parameters": model_def.n_params(),
         "placement": {name: getattr(model_def.placement, name) for name in AXES},
@@ -79,7 +79,7 @@ def start_report(
     """Returns the lines printed before the first step.
 
     Args:
-      step_seconds: measured time per step; None if too few steps are left to measure it.
+      step_seconds: measured time per step; None if it was not measured.
     """
     model, train = config.model, config.train
     known, devices = facts(config, compiled), compiled.mesh.devices.size
@@ -113,7 +113,7 @@ def start_report(
 
 
 def _overrides(placement: PlacementConfig) -> str:
-    """Returns the axes that differ from those of the preset."""
+    """Returns the axes that differ from the preset's, in parentheses."""
     now = placement.resolve()
     changed = differences(now, PRESETS[placement.preset])
     listed = ", ".join(f"{name}={getattr(now, name)}" for name in changed)
@@ -149,7 +149,7 @@ def print_end(directory: RunDirectory) -> None:
 
 
 def result_lines(rows: list[Row]) -> list[str]:
-    """Returns the last validation loss, preceded by the training loss if that is newer."""
+    """Returns lines with the last validation loss, and the training loss if it is newer."""
     trained = next((row for row in reversed(rows) if row.get("train/loss") is not None), None)
     scored = next((row for row in reversed(rows) if row.get("val/loss") is not None), None)
     if scored is None or (trained is not None and trained["step"] > scored["step"]):
@@ -164,7 +164,7 @@ def result_lines(rows: list[Row]) -> list[str]:
 
 
 def _score(row: Row) -> str:
-    """Returns a validation loss in each unit in which its number differs."""
+    """Returns a validation loss in nats per token and per byte, and in bits per byte."""
     loss, bits = row["val/loss"], row.get("val/bits_per_byte")
     if bits is None:
         return f"{loss:.4f} nats per token"
@@ -175,7 +175,7 @@ def _score(row: Row) -> str:
 
 
 def curve_title(config: Config, directory: RunDirectory) -> str:
-    """Returns the title of the loss curve: the names of the run, its placement and its text."""
+    """Returns the title of the loss curve: the run, its placement and its dataset."""
     source = config.data.source
     name = source if source.startswith("hf:") else Path(source).name
     title = f"{directory.path.absolute().name}: {config.placement.preset} on {name}"
@@ -183,7 +183,7 @@ def curve_title(config: Config, directory: RunDirectory) -> str:
 
 
 def wandb_config(config: Config, directory: RunDirectory, model_def: ModelDef) -> dict[str, Any]:
-    """Returns the config for wandb, with all axes of the placement and parts of run.json."""
+    """Returns wandb's config: the run's, with all placement axes and parts of run.json."""
     described = configs.to_dict(config)
     described["placement"] |= {name: getattr(model_def.placement, name) for name in AXES}
     info = directory.read_info()
@@ -194,7 +194,7 @@ def wandb_config(config: Config, directory: RunDirectory, model_def: ModelDef) -
 
 
 def wandb_options(config: Config, directory: RunDirectory) -> WandbOptions:
-    """Returns the settings of wandb from the config and the run directory."""
+    """Returns wandb's settings from the config and the run directory."""
     given = config.track.wandb
     return WandbOptions(
         run_id=directory.wandb_id(),

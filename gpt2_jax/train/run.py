@@ -84,9 +84,9 @@ class Run:
             self.resumed_from,
             self.progress.note,
         )
-        # A step's metrics and figures by depth, on the devices and not read yet.
+        # A step's metrics and per-block diagnostics, still on the devices.
         self.pending: tuple[int, Metrics, Metrics] | None = None
-        self.clock = time.monotonic()  # when the last row was read, less pauses
+        self.clock = time.monotonic()  # when the last row was read, excluding pauses
         self.clock_step = self.step
 
     def _compile_diagnostics(self) -> DiagnosticsFn | None:
@@ -96,7 +96,7 @@ class Run:
             return compile_diagnostics(self.config.track, self.config.train, self.compiled)
 
     def train(self, tokenizer: Tokenizer, sample: SampleFn | None) -> int:
-        """Trains to the end or to a signal, and returns the exit code; the directory is complete.
+        """Trains until the end or a signal, leaves a complete directory, and returns the exit code.
 
         Raises:
           Diverged: if too many consecutive steps had to be skipped.
@@ -106,20 +106,20 @@ class Run:
             try:
                 with jax.transfer_guard("disallow"):
                     self._train()
-                self._settle()
+                self._finish_saving()
                 if self.stopped_by is None:
                     with self.stop.immediate():
                         text = self._sample(tokenizer, sample)
             except Stopped as signal:
                 self.stopped_by = str(signal)
-            self._settle()
+            self._finish_saving()
             self._finish(text)
             code = EXIT_STOPPED if self.stopped_by else EXIT_FINISHED
         finally:
             self.logger.close(code)
         return code
 
-    def _settle(self) -> None:
+    def _finish_saving(self) -> None:
         self.checkpoints.wait()
         self.progress.close()
 
@@ -130,7 +130,7 @@ class Run:
         elif logger.unfinished is not None:
             self._complete_row(logger.unfinished)
         last = self.step if logger.is_stale() else self.config.train.steps
-        if last > self.step:  # a longer run: the sample is that of its former end
+        if last > self.step:  # the run was extended, so its sample is outdated
             self.directory.sample_path.unlink(missing_ok=True)
         self.progress.begin()
         with Prefetch(self.sampler.batch, self.compiled.put, self.step, last) as batches:
@@ -149,8 +149,8 @@ class Run:
                 return
             self.state, metrics = self.compiled.step(self.state, batch)
             self.step += 1
-            # Wait for the step before: one runs, one is queued, and the host is never further
-            # ahead. (With dozens of programs in flight, a CPU's collectives deadlock.)
+            # Wait for the previous step, so that at most one step runs and one is queued. (With
+            # dozens of programs in flight, collectives on a CPU deadlock.)
             if before is not None:
                 before.block_until_ready()
                 self.progress.advance_to(self.step - 1)
@@ -165,17 +165,16 @@ class Run:
                     return
 
     def _begin(self) -> None:
-        """Writes the row of the state before the first step."""
         with self._paused():
             with status("compiling the evaluation and validating at step 0"):
                 score = self._score()
             self._report(score)
-            figures = self._diagnose(self.compiled.put(self.sampler.batch(0)))
+            diagnostics = self._diagnose(self.compiled.put(self.sampler.batch(0)))
             scored = score.metrics(self.corpus.bytes_per_token("val"))
-            self.logger.begin(scored, jax.device_get(figures) if figures else {})
+            self.logger.begin(scored, jax.device_get(diagnostics) if diagnostics else {})
 
     def _complete_row(self, row: Row) -> None:
-        """Makes the evaluation of the last row, which a signal interrupted."""
+        """Repeats the evaluation of the last row, which a signal interrupted."""
         with self._paused():
             with status(f"compiling the evaluation and validating at step {self.step}"):
                 score = self._score()
@@ -183,14 +182,14 @@ class Run:
             self.logger.complete(row | score.metrics(self.corpus.bytes_per_token("val")))
 
     def _diagnose(self, batch: Batch) -> Metrics:
-        """Returns figures by depth, on the devices; none if none are due."""
+        """Returns per-block diagnostics, on the devices; empty if none are due."""
         if self.diagnostics is None or not self.logger.has_diagnostics(self.step):
             return {}
         return self.diagnostics(self.state.all_params, self.state.step, batch)
 
     @contextmanager
     def _paused(self) -> Iterator[None]:
-        """Excludes the time spent inside from the speed."""
+        """Excludes the time spent in the context from the measured speed."""
         jax.block_until_ready(self.state)
         before = time.monotonic()
         yield
@@ -203,7 +202,7 @@ class Run:
             try:
                 score = self._score()
             except Stopped:
-                # The next start makes the evaluation: it needs this state and the rest of the row.
+                # The next start repeats the evaluation, from this state and the rest of the row.
                 self.logger.keep_unfinished(row)
                 self.logger.save(self.step, self.state, None)
                 raise
@@ -223,12 +222,12 @@ class Run:
     def _row(self) -> Row:
         """Reads the pending step's metrics from the devices: the only read in the loop."""
         assert self.pending is not None
-        (step, metrics, figures), self.pending = self.pending, None
-        read = jax.device_get(metrics | figures)
+        (step, metrics, diagnostics), self.pending = self.pending, None
+        read = jax.device_get(metrics | diagnostics)
         now = time.monotonic()
         speed = (step - self.clock_step) * self.tokens_per_step / (now - self.clock)
         self.clock, self.clock_step = now, step
-        row = self.logger.row(step, read, figures.keys(), speed)
+        row = self.logger.row(step, read, diagnostics.keys(), speed)
         self.progress.show(loss=f"{row['train/loss']:.4f}")
         return row
 
@@ -277,5 +276,5 @@ class Run:
 
 
 def how_to_continue() -> str:
-    """Returns text that gives the command that continues this run."""
+    """Returns the command that continues this run, for messages."""
     return f"to continue: {shlex.join([sys.executable, *sys.argv])}"

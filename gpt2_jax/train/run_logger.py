@@ -1,4 +1,4 @@
-"""What a run writes: rows of metrics, checkpoints and the loss curve, also to wandb."""
+"""Writes a run's metrics, checkpoints and loss curve, and logs to wandb."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class RunLogger:
     """Writes the metrics, checkpoints and plots of a run in progress.
 
     Attributes:
-      devices: kinds of the run's devices.
+      devices: the kind of each device.
       resumed_from: the step that the run continues after, None for a new run.
       say: called with each line that wandb reports.
       unfinished: the row of `resumed_from` if a signal interrupted its evaluation, else None.
-      saved_step: of the last checkpoint, None if there is none yet.
+      saved_step: step of the last checkpoint, None if there is none yet.
       evaluations: rows that have a validation loss.
     """
 
@@ -78,7 +78,7 @@ class RunLogger:
         return self.is_evaluated(row["step"]) and "val/loss" not in row
 
     def since_best(self) -> int:
-        """Returns the number of evaluations after the best one."""
+        """Returns the number of evaluations since the best one."""
         return evaluations_since_best(self.evaluations)
 
     def is_stale(self) -> bool:
@@ -91,7 +91,7 @@ class RunLogger:
         return step % every == 0 or self.is_stop(step) or self.has_diagnostics(step)
 
     def has_diagnostics(self, step: int) -> bool:
-        """Returns whether a step has figures by depth."""
+        """Returns whether a step has per-block diagnostics."""
         every = self.config.track.diagnostics_every
         return every is not None and (step % every == 0 or step == self.config.train.steps)
 
@@ -105,24 +105,24 @@ class RunLogger:
         """Returns whether a step has a validation loss."""
         return step == self.config.train.steps or step % self.config.train.eval_every == 0
 
-    def begin(self, scored: Mapping[str, float], figures: Mapping[str, Any]) -> None:
+    def begin(self, scored: Mapping[str, float], diagnostics: Mapping[str, Any]) -> None:
         """Writes the row of the state before the first step."""
         counts = {"step": 0, "tokens": 0, "perf/seconds": 0.0, "perf/flops": 0}
-        self.write({**counts, **scored, **by_block(dict(figures))})
+        self.write({**counts, **scored, **by_block(dict(diagnostics))})
 
     def row(
-        self, step: int, read: Mapping[str, Any], figures: Collection[str], speed: float
+        self, step: int, read: Mapping[str, Any], diagnostics: Collection[str], speed: float
     ) -> Row:
         """Returns the row of a step.
 
         Args:
-          read: the train step's metrics and figures by depth (L), read from the devices.
-          figures: names of the latter; empty if none are due.
+          read: the train step's metrics and per-block diagnostics (L), read from the devices.
+          diagnostics: names of the diagnostics; empty if none are due.
           speed: tokens per second.
         """
-        by_depth = {name: read[name] for name in figures}
-        if by_depth:
-            by_depth["grad_norm"] = read[BLOCK_GRAD_NORMS]
+        per_block = {name: read[name] for name in diagnostics}
+        if per_block:
+            per_block["grad_norm"] = read[BLOCK_GRAD_NORMS]
         self._max_consecutive_skipped = read["max_consecutive_skipped"].item()
         tokens = report.tokens_per_step(self.config)
         self._seconds += (step - self._seconds_step) * tokens / speed
@@ -135,7 +135,7 @@ class RunLogger:
             "perf/step_ms": tokens / speed * 1e3,
             "perf/seconds": self._seconds,
             "perf/flops": step * tokens * self._flops_per_token,
-            **by_block(by_depth),
+            **by_block(per_block),
         }
         share = mfu(speed, self._flops_per_token, self.devices[0], len(self.devices))
         return row if share is None else row | {"perf/mfu": share}
@@ -144,7 +144,7 @@ class RunLogger:
         """Writes a row.
 
         Raises:
-          Diverged: if too many consecutive steps had to be skipped before it.
+          Diverged: if too many consecutive steps before it were skipped.
         """
         self._note_evaluation(row)
         self.metrics.write(row)
@@ -158,11 +158,11 @@ class RunLogger:
             )
 
     def keep_unfinished(self, row: Row) -> None:
-        """Writes the row of a step whose evaluation was interrupted; not yet to wandb."""
+        """Writes the row of a step whose evaluation was interrupted, but not to wandb yet."""
         self.metrics.write(row)
 
     def complete(self, row: Row) -> None:
-        """Replaces the row `unfinished` by one with its evaluation."""
+        """Replaces the `unfinished` row by one with its evaluation."""
         self._note_evaluation(row)
         self.metrics.replace_last(row)
         self.unfinished = None
@@ -214,7 +214,6 @@ class RunLogger:
         self.wandb.summarize({f"final/{name}": value for name, value in final.items()} | counts)
 
     def _picture(self) -> Picture:
-        """Returns what the loss curve shows."""
         rows = read_rows(self.directory.metrics_path)
         title = report.curve_title(self.config, self.directory)
         subtitle = f"{self.model_def.n_params():,} parameters"
@@ -225,7 +224,7 @@ class RunLogger:
         return rows, title, subtitle
 
     def close(self, code: int) -> None:
-        """Ends threads and closes files, each of them even if another one fails."""
+        """Stops threads and closes files, all of them even if one fails."""
         with ExitStack() as last:
             last.callback(self.wandb.close, code)
             last.callback(self._curve.close)

@@ -1,4 +1,4 @@
-"""A run's directory: its config, its description, and its lock."""
+"""A run's directory: config, run.json and lock."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from gpt2_jax.files import (
 )
 from gpt2_jax.train.identity import FORMAT_VERSION, Identity, new_run_id
 
-STRETCHING = ("cosine", "linear", "wsd")  # schedules that depend on train.steps
+FULL_RUN_SCHEDULES = ("cosine", "linear", "wsd")  # schedules that depend on train.steps
 INFO_TYPES = {
     **dict.fromkeys(("run_id", "wandb_id", "corpus", "tokenizer", "imported_from"), str),
     **dict.fromkeys(("starts", "devices"), list),
@@ -79,7 +79,7 @@ class RunDirectory:
     def __init__(self, workdir: str) -> None:
         if "://" in workdir:
             raise UserError(
-                f"--workdir={workdir} is a remote path; give one on a local or mounted file system"
+                f"--workdir={workdir} is a remote path; use one on a local or mounted file system"
             )
         self.path = Path(workdir)
         self.config_path = self.path / "config.json"
@@ -95,10 +95,10 @@ class RunDirectory:
         self._writing = threading.Lock()  # run.json is also written by the saving thread
 
     def check_usable(self) -> None:
-        """Refuses a path that cannot hold a run; creates nothing.
+        """Checks that the path can hold a run; creates nothing.
 
         Raises:
-          UserError: if it contains something else, or another process trains there.
+          UserError: if it contains something else, or another process is training there.
         """
         if not os.path.lexists(self.path):
             self._check_creatable()
@@ -123,7 +123,7 @@ class RunDirectory:
             check_creatable(self.path)
 
     def lock(self) -> None:
-        """Creates the directory if it does not exist, and locks it against other processes."""
+        """Creates the directory if necessary, and locks out other processes."""
         self.check_usable()
         with disk_errors(f"--workdir={self.path}"):
             self._created = missing_folders(self.path / ".lock")
@@ -146,7 +146,7 @@ class RunDirectory:
                 ) from None
             except FileNotFoundError:
                 pass
-            file.close()  # the process that had locked it deleted it
+            file.close()  # deleted by the process that held the lock
 
     def unlock(self) -> None:
         """Unlocks the directory; if no run was started, removes what `lock` created."""
@@ -161,9 +161,9 @@ class RunDirectory:
         self._lock = None
 
     def read_config(self) -> Config:
-        """Returns the run's config, from JSON: nothing in the directory is executed.
+        """Returns the run's config, parsed from JSON: nothing in the directory is executed.
 
-        A tokenizer file is replaced by the run's copy of it, which is verified by its hash.
+        A tokenizer file is replaced by the run's copy, whose hash is checked.
         """
         config = configs.from_json(self.config_path)
         check_stored(config, self.config_path)
@@ -172,7 +172,7 @@ class RunDirectory:
     def tokenizer_for(self, config: Config) -> str:
         """Returns the name or path to load a config's tokenizer from.
 
-        If the config names the tokenizer that the run started with, that is the run's copy.
+        This is the run's copy if the config names the tokenizer that the run started with.
 
         Raises:
           UserError: if the copy is missing or was changed.
@@ -183,7 +183,7 @@ class RunDirectory:
         return find_saved_tokenizer(self.path, name, self.read_info().get("tokenizer"))
 
     def _is_own_tokenizer(self, name: str) -> bool:
-        """Returns whether a `data.tokenizer` is the run's, by name or by content."""
+        """Returns whether a `data.tokenizer` is the run's tokenizer, by name or content."""
         if not self.config_path.exists():
             return False
         if name == configs.from_json(self.config_path).data.tokenizer:
@@ -192,9 +192,9 @@ class RunDirectory:
         return recorded is not None and has_fingerprint(name, recorded)
 
     def comparable_config(self, config: Config) -> Config:
-        """Returns the run's config, to be compared with `config`.
+        """Returns the run's config for comparison with `config`.
 
-        `data.tokenizer` is equal in both if both name the same tokenizer.
+        Its `data.tokenizer` is that of `config` if both mean the same tokenizer.
         """
         old = configs.from_json(self.config_path)
         if self._is_own_tokenizer(config.data.tokenizer):
@@ -202,10 +202,10 @@ class RunDirectory:
         return old
 
     def read_info(self) -> dict[str, Any]:
-        """Returns `run.json`, or an empty dict if there is none yet.
+        """Returns the content of run.json, empty if the file does not exist.
 
         Raises:
-          UserError: if it is damaged or of a newer version of this program.
+          UserError: if it is damaged or from a newer version of this program.
         """
         if not os.path.lexists(self.info_path):
             return {}
@@ -225,16 +225,16 @@ class RunDirectory:
             write_json(self.info_path, self.read_info() | fields)
 
     def folder_of(self, step: int) -> Path:
-        """Returns the folder of a step's checkpoint; imported weights are step 0."""
+        """Returns the folder of a step's checkpoint; imported weights count as step 0."""
         folder = self.checkpoints_path / f"{step:08d}"
         return self.weights_path if step == 0 and not folder.exists() else folder
 
     def is_started(self) -> bool:
-        """Returns whether training has started here, by run.json; an import does not count."""
+        """Returns whether run.json records a start of training; an import does not count."""
         return bool(self.read_info().get("starts"))
 
     def is_claimed(self) -> bool:
-        """Returns whether a training run has written config.json here, perhaps over an import's."""
+        """Returns whether training has written config.json here, perhaps replacing an import's."""
         return self.is_started() or self.read_info().get("corpus") is not None
 
     def has_results(self) -> bool:
@@ -242,7 +242,7 @@ class RunDirectory:
         return os.path.lexists(self.metrics_path) or os.path.lexists(self.checkpoints_path)
 
     def identity(self) -> Identity:
-        """Returns the identity that each checkpoint of the run records."""
+        """Returns the identity that the run's checkpoints record."""
         info, config = self.read_info(), configs.from_json(self.config_path)
         known = {name: info.get(name) for name in ("corpus", "tokenizer")}
         return Identity(info["run_id"], configs.to_dict(config), **known)
@@ -250,13 +250,13 @@ class RunDirectory:
     def record_first_checkpoint(self, step: int | None) -> None:
         """Records the step of the first checkpoint, just before it becomes valid; None clears it.
 
-        From then on, a run without a checkpoint has lost one.
+        A run with this record but without a checkpoint has lost one.
         """
         if step is None or self.read_info().get("first_checkpoint") is None:
             self.change_info(first_checkpoint=step)
 
     def check_config(self, config: Config) -> None:
-        """Refuses a config that does not continue the run in this directory.
+        """Checks that a config continues the run in this directory.
 
         Raises:
           UserError: naming the fields that differ.
@@ -265,10 +265,10 @@ class RunDirectory:
             configs.check_resumable(self.comparable_config(config), config, self.path)
 
     def check_data(self, corpus: Corpus, tokenizer: Tokenizer, source: str) -> None:
-        """Refuses a text or a tokenizer other than those that the run was trained with.
+        """Checks that text and tokenizer are those that the run was trained with.
 
         Raises:
-          UserError: if the content differs.
+          UserError: if their content differs.
         """
         info, fingerprint = self.read_info(), tokenizer.fingerprint
         if info.get("tokenizer", fingerprint) != fingerprint:
@@ -280,7 +280,7 @@ class RunDirectory:
             check_corpus(info.get("corpus"), corpus, source, self.path)
 
     def claim(self, config: Config, corpus: Corpus, tokenizer: Tokenizer) -> list[str]:
-        """Writes the config and the run's identity, and returns lines that tell what changed."""
+        """Writes the config and the run's identity, and returns lines that list the changes."""
         changes = []
         if self.config_path.exists() and self.is_started():
             for name, (was, now) in configs.difference(
@@ -289,7 +289,7 @@ class RunDirectory:
                 changes.append(f"{name} was {was!r}, is now {now!r}")
                 opt = config.optimizer
                 grows = opt.warmup_steps is None and opt.warmup_fraction > 0
-                if name == "train.steps" and (opt.schedule in STRETCHING or grows):
+                if name == "train.steps" and (opt.schedule in FULL_RUN_SCHEDULES or grows):
                     changes.append("the learning-rate schedule now spans the new train.steps")
         if tokenizer_file_changed(config.data.tokenizer, tokenizer.fingerprint):
             changes.append(
@@ -309,7 +309,7 @@ class RunDirectory:
         return changes
 
     def describe(self, config: Config, facts: dict[str, Any], first_step: int) -> None:
-        """Describes this start in run.json: versions, commit, devices, flags, counts."""
+        """Records this start in run.json: versions, commit, devices, flags, counts."""
         info = self.read_info()
         start = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -323,7 +323,7 @@ class RunDirectory:
         self.change_info(**facts, changed=changed, starts=[*info.get("starts", []), start])
 
     def wandb_id(self) -> str:
-        """Returns the run's wandb id, which is chosen at its first start and then kept."""
+        """Returns the run's wandb id, chosen at its first start."""
         info = self.read_info()
         if "wandb_id" not in info:
             import secrets
@@ -334,7 +334,7 @@ class RunDirectory:
 
 
 def check_corpus(known: str | None, corpus: Corpus, source: str, workdir: Path) -> None:
-    """Refuses a text other than the one that a run was trained on.
+    """Checks that a text is the one that a run was trained on.
 
     Args:
       known: hash of the run's text, None if unknown.
@@ -358,7 +358,7 @@ def version(package: str) -> str | None:
 
 
 def commit() -> str | None:
-    """Returns the commit of this checkout, with `+` if files were changed; None outside git."""
+    """Returns the commit of this checkout, with a `+` if files have changed; None outside git."""
     here = Path(__file__).parent
 
     def git(*args: str) -> str:

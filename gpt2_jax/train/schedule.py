@@ -14,7 +14,7 @@ Schedule = Callable[[jax.Array | int], jax.Array]
 
 
 def warmup_steps(opt: OptimizerConfig, steps: int) -> int:
-    """Returns the number of linear warm-up steps, also if given as a fraction of all `steps`."""
+    """Returns the number of linear warm-up steps, configured directly or as a fraction."""
     if opt.warmup_steps is not None:
         return opt.warmup_steps
     return min(round(opt.warmup_fraction * steps), steps - 1)
@@ -29,8 +29,8 @@ def make_schedule(opt: OptimizerConfig, steps: int) -> Schedule:
     `decay_fraction` of all steps, and `inverse_sqrt` is peak sqrt(w / n)
     (Vaswani et al. 2017, section 5.3).
 
-    All numbers may be traced, unlike those of optax's schedules, so that runs that differ in them
-    share a compiled program.
+    Unlike in optax's schedules, all numbers may be traced, so runs with different numbers share a
+    compiled program.
     """
     w = warmup_steps(opt, steps)
 

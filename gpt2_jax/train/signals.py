@@ -14,13 +14,13 @@ SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
 class Stopped(BaseException):
-    """Work was ended by a signal. A BaseException, so that `except Exception` does not catch it."""
+    """A signal ended the work. A BaseException, so that `except Exception` does not catch it."""
 
 
 class StopSignal:
-    """Inside its `with`, the first of `SIGNALS` sets `requested`, and a second Ctrl-C interrupts.
+    """Context in which a signal sets `requested`; a further Ctrl-C raises KeyboardInterrupt.
 
-    Long work either calls `check` where it can stop, or runs inside `immediate`.
+    Long-running work calls `check` where it can stop, or runs inside `immediate`.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class StopSignal:
 
     @contextmanager
     def immediate(self) -> Iterator[None]:
-        """Lets a signal raise `Stopped` at once, for work that can be abandoned at any point."""
+        """Makes a signal raise `Stopped` immediately, for work that may be abandoned anywhere."""
         self._immediate = True
         try:
             self.check()

@@ -1,4 +1,4 @@
-"""Everything that the next step depends on, as one pytree."""
+"""The train state: everything that the next step depends on, as one pytree."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from gpt2_jax.train.mesh import replicated
 
 
 class Guard(NamedTuple):
-    """What decides whether a step is skipped.
+    """Statistics that decide whether a step is skipped.
 
     Attributes:
-      skipped: steps skipped so far. consecutive: those directly before now. max_consecutive: the
-        highest that `consecutive` has been, so that a series is noticed however rarely it is read.
-      taken: steps taken. norm_mean, norm_var: running moments of their gradient norm.
+      skipped: number of skipped steps.
+      consecutive: number of steps skipped since the last one taken.
+      max_consecutive: maximum of `consecutive` so far; shows a series however rarely it is read.
+      taken: number of steps taken.
+      norm_mean: running mean of their gradient norms; norm_var: the running variance.
     """
 
     skipped: jax.Array
@@ -34,13 +36,14 @@ class Guard(NamedTuple):
 
 
 class State(NamedTuple):
-    """A run between two steps.
+    """The state between two steps.
 
     Attributes:
-      step: steps done, skipped ones included.
-      seed: of the run; every random number is folded from it, the step and a purpose.
-      params: trainable parameters. frozen: the others (see `frozen_params.py`), None if none are.
-      opt_state: of the trainable parameters.
+      step: number of steps done, including skipped ones.
+      seed: the run's seed; all random numbers derive from it, the step and a purpose.
+      params: trainable parameters.
+      opt_state: optimizer state of the trainable parameters.
+      frozen: frozen parameters (see `frozen_params.py`); None if there are none.
     """
 
     step: jax.Array
@@ -52,17 +55,17 @@ class State(NamedTuple):
 
     @property
     def all_params(self) -> dict[str, Any]:
-        """The parameters of the model, trainable or not."""
+        """The model's parameters, trainable and frozen."""
         return join(self.params, self.frozen)
 
     def replace_params(self, all_params: dict[str, Any]) -> State:
-        """Returns the state with other values of the model's parameters."""
+        """Returns the state with new values of the model's parameters."""
         params, frozen = split(all_params, self.frozen)
         return self._replace(params=params, frozen=frozen)
 
 
 def purpose_key(seed: jax.Array | int, purpose: str) -> jax.Array:
-    """Returns the key of one use of randomness: `init`, `dropout`, `sample`."""
+    """Returns the random key for a purpose: `init`, `dropout` or `sample`."""
     index = ("init", "dropout", "sample").index(purpose)
     return jax.random.fold_in(jax.random.key(seed), index)
 
@@ -94,7 +97,7 @@ def make_init(
 
 
 def jit_once(init: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
-    """Jits a function that runs once, so that optimizing its program would not pay off."""
+    """Jits a function that runs once, without optimizations that would not pay off."""
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     sharding = None if mesh is None else replicated(mesh)
     return jax.jit(init, out_shardings=sharding, compiler_options=quick)
@@ -106,7 +109,7 @@ def abstract_params(model_def: ModelDef, mesh: Mesh) -> dict[str, Any]:
 
 
 def abstract(init: Callable[[], State], mesh: Mesh) -> State:
-    """Returns the shapes, types and shardings of the state, with nothing allocated."""
+    """Returns the shapes, types and shardings of the state; allocates nothing."""
     return _abstract(jax.eval_shape(init), mesh)
 
 

@@ -1,4 +1,4 @@
-"""The train step: one pure function from a state and a batch to the next state and its metrics."""
+"""The train step: a pure function from a state and a batch to the next state and metrics."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ Metrics = dict[str, jax.Array]
 Step = Callable[[State, Batch], tuple[State, Metrics]]
 
 BLOCK_GRAD_NORMS = "block_grad_norms"
-NORM_DECAY = 0.98  # of the running moments that outliers are compared with
-NORM_WARMUP = 50  # steps before any is called an outlier
+NORM_DECAY = 0.98  # decay of the running moments that define outliers
+NORM_WARMUP = 50  # steps to take before any can be an outlier
 
 
 def make_step(
@@ -37,9 +37,9 @@ def make_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh | None,
 ) -> Step:
-    """Returns the train step, spread over a mesh or (None) on one device.
+    """Returns the train step, sharded over a mesh, or for one device if `mesh` is None.
 
-    Frozen parameters have no gradient and do not count in its norm.
+    Frozen parameters have no gradient and do not count in the gradient norm.
 
     Metrics are scalars: `loss` (mean nats per token), `grad_norm` (before clipping), `lr`,
     `skipped` and `max_consecutive_skipped`; with `track.diagnostics_every` also
@@ -86,9 +86,9 @@ def make_step(
 def make_gradients(config: Config, model_def: ModelDef, mesh: Mesh | None) -> Callable[..., Any]:
     """Returns `(params, frozen, batch, step, seed) -> (loss, gradients of params)`.
 
-    Each device works through its rows in `train.accumulation` parts, and gradients are averaged
-    over devices once. If the batch has weights, the result is that of sum(w nll) / sum(w) over
-    the whole batch, however it is distributed.
+    Each device processes its rows in `train.accumulation` parts, and gradients are averaged over
+    devices once. For a batch with weights the loss is sum(w nll) / sum(w) over the whole batch,
+    however it is distributed.
     """
     parts = config.train.accumulation
 
@@ -123,8 +123,8 @@ def make_gradients(config: Config, model_def: ModelDef, mesh: Mesh | None) -> Ca
 
     if mesh is None:
         return local
-    # Not checked for varying axes: the check would add a sum over devices for each use of a
-    # parameter, where one sum of the finished gradients is enough.
+    # check_vma would add a sum over devices for each use of a parameter; one sum of the final
+    # gradients is enough.
     everywhere, rows = PartitionSpec(), PartitionSpec(DATA)
     return jax.shard_map(
         local,
@@ -136,10 +136,10 @@ def make_gradients(config: Config, model_def: ModelDef, mesh: Mesh | None) -> Ca
 
 
 def mean_weight(batch: Batch, parts: int, mesh: Mesh | None) -> jax.Array | None:
-    """Returns the mean over parts and devices of their sum(w); None for a batch without weights.
+    """Returns the mean of sum(w) over parts and devices; None for a batch without weights.
 
     Losses divided by it average to the loss of the whole batch. It is known before the forward
-    pass, so that the gradients of parts can simply be added up.
+    pass, so the gradients of parts can simply be added.
     """
     if batch.weights_BT is None:
         return None
@@ -150,8 +150,8 @@ def mean_weight(batch: Batch, parts: int, mesh: Mesh | None) -> jax.Array | None
 def apply_if(ok: jax.Array, apply: Callable[..., Any], old: tuple[Any, ...]) -> Any:
     """Returns `apply(*old)` if `ok`, else `old`.
 
-    A branch copies the whole state on a GPU (9 GB of the peak for 1558M on eight), whereas
-    selecting each value fuses with the update; on a CPU the branch is faster.
+    On a GPU, a branch copies the whole state (9 GB of peak memory for 1558M on eight), whereas
+    selecting values fuses with the update. On a CPU the branch is faster.
     """
     if jax.default_backend() == "cpu":
         return lax.cond(ok, apply, lambda *old: old, *old)
@@ -161,8 +161,8 @@ def apply_if(ok: jax.Array, apply: Callable[..., Any], old: tuple[Any, ...]) -> 
 def mean_over_devices(tree: Any) -> Any:
     """Returns the mean of each array over the `data` axis, inside a shard_map.
 
-    On a CPU all arrays are reduced as one. That is faster there, and a CPU's devices share a few
-    threads, which several reductions at a time, each waiting for all devices, can deadlock.
+    On a CPU, all arrays are reduced as one. That is faster, and avoids a deadlock: the devices of a
+    CPU share a few threads, and each of several concurrent reductions waits for all devices.
     """
     if jax.default_backend() != "cpu":
         return lax.pmean(tree, DATA)
@@ -171,7 +171,7 @@ def mean_over_devices(tree: Any) -> Any:
 
 
 def is_outlier(config: Config, guard: Guard, norm: jax.Array) -> jax.Array:
-    """Returns whether a gradient norm is too far above those of the steps taken so far."""
+    """Returns whether a gradient norm is far above those of the steps taken so far."""
     if config.optimizer.skip_outliers is None:
         return jnp.bool_(False)
     threshold = guard.norm_mean + config.optimizer.skip_outliers * jnp.sqrt(guard.norm_var)
@@ -179,7 +179,7 @@ def is_outlier(config: Config, guard: Guard, norm: jax.Array) -> jax.Array:
 
 
 def next_guard(guard: Guard, norm: jax.Array, ok: jax.Array) -> Guard:
-    """Returns the guard after a step with this gradient norm was taken (`ok`) or skipped."""
+    """Returns the guard after a step with gradient norm `norm`, taken (`ok`) or skipped."""
     weight = jnp.maximum(1.0 - NORM_DECAY, 1.0 / (guard.taken + 1))
     delta = norm - guard.norm_mean
     taken = Guard(

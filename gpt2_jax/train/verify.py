@@ -1,17 +1,15 @@
-"""Checks that the files in a run directory belong together, made by every command that opens it.
+"""Checks that the files in a run directory belong together; every command that opens a run does so.
 
-They do if config.json, run.json, metrics.jsonl and the checkpoints are consistent:
-
-- run.json has the run's id, which is also in each checkpoint's meta.json, with the config, the
-  hash of the dataset and the fingerprint of the tokenizer that it was trained with;
-- a checkpoint's folder, its meta.json and its state are of the same step;
-- the rows of metrics.jsonl up to a checkpoint's step have the digest stored in the checkpoint.
+- run.json and each checkpoint's meta.json have the same run id. meta.json also has the config, the
+  hash of the dataset and the fingerprint of the tokenizer that the checkpoint was trained with.
+- A checkpoint's folder, its meta.json and its state have the same step.
+- The rows of metrics.jsonl up to a checkpoint's step have the digest stored in the checkpoint.
   (Which steps have a row is not checked: the `*_every` fields may change when a run continues.)
 
-A checkpoint whose files were changed on disk is damaged, and an older one is used instead. Files
-that are intact but do not belong together are refused, and so is a run that has started and has no
-usable checkpoint. Only a run that was killed before its first checkpoint starts again: run.json
-records the first one just before it becomes valid.
+A checkpoint whose files have changed on disk is damaged, and an older one is used instead. Intact
+files that do not belong together are refused, and so is a run that has started but has no usable
+checkpoint. Only a run that was killed before its first checkpoint starts again: run.json records
+that checkpoint just before it becomes valid.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ from gpt2_jax.train.identity import FORMAT_VERSION, META, Identity, read_meta
 from gpt2_jax.train.rundir import RunDirectory
 
 TOKENIZER = "data.tokenizer"
-BUILT_IN = ("bytes", "gpt2")  # tokenizers that are not files, with ids:N
+BUILT_IN = ("bytes", "gpt2")  # tokenizers that are not files; ids:N is another
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,8 @@ class ResumePoint:
     """Where a run continues.
 
     Attributes:
-      step: of the newest usable checkpoint; None for a run that starts at step 0.
-      damaged: newer checkpoints that are not usable, and why.
+      step: step of the newest usable checkpoint; None for a run that starts at step 0.
+      damaged: steps of newer, unusable checkpoints, and what is wrong with them.
     """
 
     step: int | None
@@ -50,7 +48,7 @@ def find_resume_point(directory: RunDirectory) -> ResumePoint:
     """Returns where training continues in a directory; modifies nothing.
 
     Raises:
-      UserError: if the files do not belong together, cannot be read, or a run that has started has
+      UserError: if files cannot be read or do not belong together, or a run that has started has
         no usable checkpoint.
     """
     checkpoints = Checkpoints(directory.checkpoints_path)
@@ -72,7 +70,7 @@ def find_resume_point(directory: RunDirectory) -> ResumePoint:
 
 
 def is_usable(directory: RunDirectory, step: int) -> bool:
-    """Returns whether training can continue from a step's checkpoint: whether it is undamaged.
+    """Returns whether training can continue from a step's checkpoint, because it is undamaged.
 
     Raises:
       UserError: as `find_resume_point`.
@@ -88,7 +86,7 @@ def is_usable(directory: RunDirectory, step: int) -> bool:
 def open_checkpoints(directory: RunDirectory, keep: int, resume: ResumePoint) -> Checkpoints:
     """Returns the checkpoints of a run that is about to be trained, after removing leftovers."""
     if resume.step is None:
-        directory.record_first_checkpoint(None)  # before the unfinished one is deleted
+        directory.record_first_checkpoint(None)  # must precede the deletion of unfinished ones
     with disk_errors("checkpoints/"):
         directory.checkpoints_path.mkdir(exist_ok=True)
     checkpoints = Checkpoints(directory.checkpoints_path, keep, directory.identity())
@@ -100,13 +98,13 @@ def open_checkpoints(directory: RunDirectory, keep: int, resume: ResumePoint) ->
 
 
 def check_identity(directory: RunDirectory, step: int, folder: Path) -> str | None:
-    """Refuses an undamaged checkpoint, or imported weights, that do not belong to the directory.
+    """Checks that an undamaged checkpoint, or imported weights, belong to the directory.
 
     Returns:
-      What cannot be verified because information is missing; None if nothing.
+      What cannot be verified for lack of information; None if everything can.
 
     Raises:
-      UserError: naming the folder, if it is another step's, another run's or another format's.
+      UserError: naming the folder, if it belongs to another step or run, or its format is old.
     """
     meta, info = read_meta(folder), directory.read_info()
     if meta.step != step:
@@ -130,7 +128,7 @@ def check_identity(directory: RunDirectory, step: int, folder: Path) -> str | No
             f"{folder} belongs to another run (run_id {meta.identity.run_id}, and run.json has "
             f"{known}); move it away, or restore the files of one run"
         )
-    if not (imported and directory.is_claimed()):  # otherwise config.json is that of the training
+    if not (imported and directory.is_claimed()):  # otherwise config.json is the training run's
         _check_config(directory, folder, meta.identity)
     if known is None:
         return f"{directory.info_path} is missing or has no run_id"
@@ -145,12 +143,11 @@ def check_identity(directory: RunDirectory, step: int, folder: Path) -> str | No
 
 
 def _check_config(directory: RunDirectory, folder: Path, identity: Identity) -> None:
-    """Refuses a config.json that a checkpoint was not trained with."""
     saved = from_dict(identity.config, folder / META)
     changed = fixed_difference(saved, from_json(directory.config_path))
     names = changed.get(TOKENIZER, ())
     if not any(name in BUILT_IN or name.startswith("ids:") for name in names):
-        changed.pop(TOKENIZER, None)  # a file, which its fingerprint identifies, by another path
+        changed.pop(TOKENIZER, None)  # the path of a file, which its fingerprint identifies
     if changed:
         raise UserError(
             f"{directory.config_path} is not the config that {folder} was trained with: "
@@ -176,7 +173,7 @@ def check_rows(directory: RunDirectory, step: int) -> list[Row]:
 
 
 def _check_strictly(directory: RunDirectory, step: int, folder: Path, is_whole: bool) -> None:
-    """Refuses a checkpoint that may not belong to the directory, unless it is damaged."""
+    """Raises unless a checkpoint certainly belongs to the directory, or is damaged."""
     try:
         if doubt := check_identity(directory, step, folder):
             raise UserError(
@@ -189,7 +186,7 @@ def _check_strictly(directory: RunDirectory, step: int, folder: Path, is_whole: 
 
 
 def _check_recorded(directory: RunDirectory, newest: Path) -> None:
-    """Refuses a directory with checkpoints whose config.json or run.json is missing or empty."""
+    """Checks that a directory with checkpoints has a config.json and a run.json with `starts`."""
     if not os.path.lexists(directory.config_path):
         raise UserError(
             f"{directory.config_path} is missing; restore it from a copy ({newest}/meta.json "
@@ -203,10 +200,10 @@ def _check_recorded(directory: RunDirectory, newest: Path) -> None:
 
 
 def _check_unsaved(directory: RunDirectory, names: list[str]) -> None:
-    """Refuses a directory that has lost its checkpoints.
+    """Checks that a directory without checkpoints has not lost them.
 
     Args:
-      names: of everything in checkpoints/.
+      names: everything in checkpoints/.
     """
     info, rows = directory.read_info(), read_rows(directory.metrics_path)
     first, started = info.get("first_checkpoint"), bool(info.get("starts"))

@@ -1,4 +1,4 @@
-"""Diagnoses compared with gradients and steps computed by hand, and the command."""
+"""Diagnoses compared with gradients and steps computed separately, and the command."""
 
 import csv
 
@@ -35,14 +35,14 @@ def gradient(model, params, batch):
 
 
 def norms(grads):
-    """The norm of each block's gradient, and of the whole gradient."""
+    """Returns the norm of each block's gradient, and of the whole gradient."""
     rows = [np.concatenate([np.asarray(x[l]).ravel() for x in jax.tree.leaves(grads["blocks"])])
             for l in range(2)]  # fmt: skip
     every = np.concatenate([np.asarray(x).ravel() for x in jax.tree.leaves(grads)])
     return [np.linalg.norm(row) for row in rows], np.linalg.norm(every)
 
 
-def test_gradients_of_one_batch_and_of_the_mean(measured):
+def test_gradient_norms_of_one_batch_and_of_the_mean(measured):
     model, params, got = measured
     each = [gradient(model, params, batch) for batch in BATCHES]
     blocks, wholes = zip(*map(norms, each), strict=True)
@@ -54,10 +54,10 @@ def test_gradients_of_one_batch_and_of_the_mean(measured):
     assert mean_whole < 0.95 * np.mean(wholes)
 
 
-def test_the_first_step_moves_the_output(measured):
-    """SGD's is the gradient, Adam's from zero moments g / (|g| + eps); neither decays.
+def test_first_step_moves_the_output(measured):
+    """SGD's update is the gradient, Adam's from zero moments g / (|g| + eps); neither has decay.
 
-    By central differences, in proportion to the rate.
+    The expected changes are central differences, scaled to the learning rate.
     """
     model, params, got = measured
     grads = gradient(model, params, BATCHES[0])
@@ -73,15 +73,15 @@ def test_the_first_step_moves_the_output(measured):
         slopes = (hidden(ends[0]) - hidden(ends[1])) / (2 * rate)
         want = STEP_LR * np.sqrt((slopes**2).mean())
         assert got.whole[f"{name}_model_change"] == pytest.approx(want, rel=2e-2)
-        # The last block's stream is what the head reads here: a norm of it ends the block.
+        # Here the last block's stream is the head's input: the block ends in a norm.
         last = got.by_block[f"{name}_change"][-1] * got.by_block["stream_rms"][-1]
         assert last == pytest.approx(want, rel=2e-2)
     assert got.by_block["adam_change"][0] < got.by_block["adam_change"][1]
 
 
 @pytest.mark.slow
-def test_a_model_in_bfloat16_is_moved_as_far(measured):
-    """The change is smaller than bfloat16's rounding errors."""
+def test_model_changes_are_measured_in_float32(measured):
+    """The changes are smaller than bfloat16's rounding errors."""
     _, params, exact = measured
     config = tiny(placement__preset="post_ln", mesh__data=2, model__dtype="bfloat16")
     model = define_model(config.model, config.placement)
@@ -125,7 +125,7 @@ def read(path):
 
 
 @pytest.mark.slow
-def test_the_command_leaves_tables_and_figures(flags):
+def test_command_writes_tables_and_figures(flags):
     out = flags[0] / "starts"
     done = command(flags, "--placements=admin", "--depths=2,4", f"--out={out}")
     assert done.returncode == 0, done.stderr
@@ -147,7 +147,7 @@ def test_the_command_leaves_tables_and_figures(flags):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_is_diagnosed(flags):
+def test_checkpoint_is_diagnosed(flags):
     place, given = flags
     workdir = place / "trained"
     trained = run("train.py", *given, f"--workdir={workdir}",
@@ -161,7 +161,7 @@ def test_a_checkpoint_is_diagnosed(flags):
     assert (row["model"], row["n_layer"], row["step"]) == (f"pre_ln ({workdir})", "4", "6")
     blocks = read(out / "blocks.csv")
     (last,) = [r for r in read_rows(workdir / "metrics.jsonl") if r["step"] == 6]
-    for l in range(4):  # of the checkpoint: close to those of the batch before
+    for l in range(4):  # diagnostics of the checkpoint are close to those on the previous batch
         value = last[f"depth/stream_rms/block_{l + 1:02}"]
         assert float(blocks[l]["stream_rms"]) == pytest.approx(value, rel=0.05)
 
@@ -179,10 +179,10 @@ def test_a_checkpoint_is_diagnosed(flags):
         (["--out=x", "--config.train.init_from=a"], "train.init_from is not used before training"),
     ],
 )
-def test_wrong_input_is_one_line(flags, more, line):
+def test_invalid_input_is_a_one_line_error(flags, more, line):
     assert line in one_line_error(command(flags, *more))
 
 
-def test_a_refusal_leaves_no_folder(flags):
+def test_refused_command_creates_no_folder(flags):
     command(flags, f"--out={flags[0]}/new/out", "--depths=0")
     assert not (flags[0] / "new").exists()

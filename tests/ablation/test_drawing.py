@@ -1,13 +1,13 @@
-"""How figures distinguish models, and their axes."""
+"""Styles and axes of figures."""
 
 import itertools
 
 import pytest
 
 from gpt2_jax.ablation.diagnosis import Diagnosis
-from gpt2_jax.ablation.diagnosis_figures import looks_of as looks_of_models
-from gpt2_jax.ablation.drawing import finish, looks, panels
-from gpt2_jax.ablation.report.figures import looks_of, wrapped
+from gpt2_jax.ablation.diagnosis_figures import styles_of as styles_of_models
+from gpt2_jax.ablation.drawing import choose_styles, finish, panels
+from gpt2_jax.ablation.report.figures import styles_of, wrapped
 from gpt2_jax.ablation.report.variant import Analysis, Variant
 from gpt2_jax.ablation.study import Study, crossed, grid
 from gpt2_jax.ablation.study.labels import labels
@@ -18,11 +18,11 @@ NAMES, DEPTHS = ("pre_ln", "deepnorm", "lns"), (4, 8, 16)
 
 
 def of_models(models):
-    return dict(zip(models, looks(models), strict=True))
+    return dict(zip(models, choose_styles(models), strict=True))
 
 
 def of_diagnoses(models):
-    found = looks_of_models([Diagnosis(name, depth, 0, {}, {}) for name, depth in models])
+    found = styles_of_models([Diagnosis(name, depth, 0, {}, {}) for name, depth in models])
     return {model: found[model] for model in models}
 
 
@@ -34,45 +34,49 @@ def of_variants(_):
     made = [
         Variant(n, v, n, None, nothing, [], [], 0) for n, v in zip(names, variants, strict=True)
     ]
-    drawn = looks_of(Analysis(study, made, 0, 0, True))
+    drawn = styles_of(Analysis(study, made, 0, 0, True))
     return {(v[P], v[L]): drawn[name] for v, name in zip(variants, names, strict=True)}
 
 
 @pytest.mark.parametrize("of", [of_models, of_diagnoses, of_variants])
-def test_colour_is_the_placement_and_line_and_marker_are_the_depth(of):
+def test_color_shows_the_placement_and_line_and_marker_the_depth(of):
     found = of(list(itertools.product(NAMES, DEPTHS)))
-    for look, kind, place in (("color", 0, NAMES), ("linestyle", 1, DEPTHS), ("marker", 1, DEPTHS)):
-        of_each = [{found[m][look] for m in found if m[kind] == value} for value in place]
+    for style, kind, place in (
+        ("color", 0, NAMES),
+        ("linestyle", 1, DEPTHS),
+        ("marker", 1, DEPTHS),
+    ):
+        of_each = [{found[m][style] for m in found if m[kind] == value} for value in place]
         assert all(len(used) == 1 for used in of_each)
         assert len(set.union(*of_each)) == len(place)
 
 
-def test_models_of_one_depth_differ_in_colour_and_marker():
-    found = looks([(name, None) for name in range(30)])
-    assert len({str(look) for look in found}) == 30
+def test_models_of_one_depth_differ_in_color_and_marker():
+    found = choose_styles([(name, None) for name in range(30)])
+    assert len({str(style) for style in found}) == 30
     assert found[0]["marker"] != found[1]["marker"] and found[0]["linestyle"] == "-"
-    assert len({look["color"] for look in looks([("pre_ln", d) for d in DEPTHS])}) == 3
+    assert len({style["color"] for style in choose_styles([("pre_ln", d) for d in DEPTHS])}) == 3
 
 
-def test_runs_of_one_placement_have_its_colour():
+def test_runs_of_one_placement_share_its_color():
     runs = [("pre_ln (runs/a)", 4), ("pre_ln (runs/b)", 8), ("lns (runs/c)", 4)]
     a, b, c = of_diagnoses(runs).values()
     assert a["color"] == b["color"] != c["color"] and a["linestyle"] != b["linestyle"]
     same = of_diagnoses([("pre_ln (runs/a)", 4), ("pre_ln (runs/b)", 4)])
-    assert len({look["color"] for look in same.values()}) == 2
+    assert len({style["color"] for style in same.values()}) == 2
 
 
 @pytest.mark.parametrize(
     ("values", "scale"), [([1.0, 1000.0], "log"), ([0.0, 10.0], "log"), ([-1.0, 10.0], "linear")]
 )
-def test_an_axis_is_logarithmic_unless_that_would_hide_values(values, scale):
+def test_axis_is_logarithmic_unless_that_would_hide_values(values, scale):
     _, (panel,) = panels(1, 1)
     panel.plot([1, 2], values)
     finish(panel, "largest attention logit", "block", logarithmic=True)
     assert panel.get_yscale() == scale
 
 
-def test_a_name_is_wrapped_at_its_commas():
+def test_name_is_wrapped_at_commas():
     name = "n_layer=16,placement=completep,base_n_layer=4"
     lines = wrapped(name).splitlines()
     assert "".join(lines) == name

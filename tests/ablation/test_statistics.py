@@ -1,4 +1,4 @@
-"""Statistics against scipy, tables, hand-worked cases, and simulated studies."""
+"""Statistics compared with scipy, tables, cases worked by hand, and simulated studies."""
 
 import math
 
@@ -28,8 +28,8 @@ INF = math.inf
 LOSSES = [3.1, 3.4, 3.0, 3.3, 3.2]
 
 
-def test_student_by_hand():
-    """Mean 3.2, s^2 = 0.1 / 4, s/sqrt(5) = 0.070711, t(0.975, 4) = 2.776 of any table."""
+def test_t_interval_by_hand():
+    """Mean 3.2, s^2 = 0.1 / 4, s/sqrt(5) = 0.070711, and t(0.975, 4) = 2.776 from a table."""
     found = t_interval(LOSSES)
     assert found.estimate == pytest.approx(3.2)
     assert found.high - found.estimate == pytest.approx(2.776445 * 0.0707107, rel=1e-5)
@@ -37,13 +37,13 @@ def test_student_by_hand():
 
 
 @pytest.mark.parametrize("level", [0.9, 0.95])
-def test_student_is_scipys(level):
+def test_t_interval_equals_scipys(level):
     values = np.random.default_rng(1).normal(size=7)
     expected = stats.ttest_1samp(values, 0).confidence_interval(level)
     assert t_interval(values, level)[1:] == pytest.approx((expected.low, expected.high))
 
 
-def test_a_single_value_has_no_interval():
+def test_single_value_has_no_interval():
     for interval in (t_interval, median_interval):
         found = interval([2.5])
         assert found.estimate == 2.5 and math.isnan(found.low) and math.isnan(found.high)
@@ -53,7 +53,7 @@ def test_a_single_value_has_no_interval():
     ("n", "rank"), [(5, None), (6, 1), (8, 1), (9, 2), (12, 3), (17, 5), (20, 6), (25, 8)]
 )
 def test_ranks_that_enclose_the_median_match_a_table(n, rank):
-    """Ranks of the 95% interval in tables of the sign test."""
+    """Ranks of the 95% interval from tables of the sign test."""
     values = [float(i) for i in range(1, n + 1)]
     found = median_interval(reversed(values))
     assert found.estimate == np.median(values)
@@ -74,7 +74,7 @@ def one(differences, smallest=0.0, **more):
     return compare({"a": arms(differences)}, smallest, **more)["a"]
 
 
-def test_the_sign_test_is_scipys():
+def test_sign_test_equals_scipys():
     for k, n in ((9, 9), (8, 9), (5, 9), (0, 7)):
         expected = stats.binomtest(k, n, alternative="greater").pvalue
         assert binomial_tail(n, k) == pytest.approx(expected)
@@ -85,7 +85,7 @@ def test_the_sign_test_is_scipys():
     assert one([0.1] * 7 + [-0.2] * 2).verdict == "not distinguishable"
 
 
-def test_a_negligible_difference_is_not_better():
+def test_negligible_difference_is_not_better():
     assert one([-4e-16] * 9, 1e-9).verdict == "equivalent"
     assert one([-0.004] * 9, 0.005).verdict == "equivalent"
     assert one([-0.006] * 9, 0.005).verdict == "better"
@@ -94,7 +94,7 @@ def test_a_negligible_difference_is_not_better():
 
 
 def test_equivalence_is_corrected_for_the_number_of_comparisons():
-    """Of nine values the second smallest and largest bound the median with 96.1%, not 99.4%."""
+    """Of nine values, the second smallest and largest enclose the median with 96.1%, not 99.4%."""
     values = [-0.01, 0.01, *[0.001] * 7]
     assert one(values, 0.005).verdict == "equivalent"
     found = one(values, 0.005, family=9)
@@ -113,20 +113,20 @@ def test_too_few_seeds_are_inconclusive():
         assert 2 * 0.5**n * m <= 0.05 < 2 * 0.5 ** (n - 1) * m
 
 
-def test_a_verdict_must_hold_at_every_learning_rate_in_contention():
-    """The baseline is as good as the variant at its other learning rate, but not vice versa."""
+def test_verdict_must_hold_at_every_learning_rate_in_contention():
+    """The baseline is as good as the variant at its second learning rate, but not vice versa."""
     low, high = [3.0] * 9, [3.1] * 9
     of = lambda variant, baseline: compare({"a": (variant, baseline)})["a"]
     assert of(Arm(low), Arm(high)).verdict == "better"
     found = of(Arm(low), Arm(high, [low]))
     assert found.verdict == "not distinguishable" and found.p == 1
     assert found.difference == pytest.approx((-0.1, -0.1, 0.0))
-    assert of(Arm(low, [high]), Arm(high)).verdict == "better"  # what it is judged at suffices
+    assert of(Arm(low, [high]), Arm(high)).verdict == "better"  # the chosen learning rate suffices
     assert of(Arm(high, [low]), Arm(low)).verdict == "not distinguishable"
     assert of(Arm(high), Arm(low, [high])).verdict == "worse"
 
 
-def test_broken_seeds_count_against_the_loss_and_have_a_verdict_of_their_own():
+def test_broken_seeds_count_against_the_loss_and_have_a_separate_verdict():
     found = one([-0.1] * 8 + [INF])
     assert found.verdict == "better" and found.broken == (1, 0)
     assert found.broken_verdict == "not distinguishable"
@@ -147,7 +147,7 @@ def test_broken_seeds_count_against_the_loss_and_have_a_verdict_of_their_own():
     assert low == 0 and high == pytest.approx(1 - 0.025 ** (1 / 9))
 
 
-def test_shares_of_broken_seeds_are_compared_at_every_learning_rate():
+def test_proportions_of_broken_seeds_are_compared_at_every_learning_rate():
     whole, half = [3.0] * 9, [3.0] * 4 + [INF] * 5
     of = lambda variant, baseline: compare({"a": (variant, baseline)})["a"].broken_verdict
     assert of(Arm(half), Arm(whole)) == "less stable"
@@ -157,7 +157,7 @@ def test_shares_of_broken_seeds_are_compared_at_every_learning_rate():
     assert of(Arm(whole), Arm(half, [whole])) == "not distinguishable"
 
 
-def test_all_comparisons_stay_in_the_family():
+def test_family_includes_all_planned_comparisons():
     pairs = {str(i): arms([-0.1] * 9) for i in range(2)}
     pairs["broken"] = arms([0.1] * 4 + [INF] * 5)
     assert [c.adjusted_p for c in compare(pairs).values()] == pytest.approx([3 / 256] * 3)
@@ -165,7 +165,7 @@ def test_all_comparisons_stay_in_the_family():
 
 
 def test_holm_by_hand():
-    """0.01 x 4, 0.02 x 3, 0.03 x 2 and 0.04 x 1, none below the one before."""
+    """0.01 x 4, 0.02 x 3, 0.03 x 2 and 0.04 x 1, none below the previous one."""
     found = holm({"d": 0.04, "a": 0.01, "c": 0.03, "b": 0.02, "none": math.nan})
     assert [found[name] for name in "abcd"] == pytest.approx([0.04, 0.06, 0.06, 0.06])
     assert math.isnan(found["none"])
@@ -173,7 +173,7 @@ def test_holm_by_hand():
 
 
 def test_power_by_hand():
-    """All 9 seeds agree by chance in 1 of 512 cases per sign; nine comparisons need all 9."""
+    """All 9 seeds agree by chance in 1 of 512 cases per sign; nine comparisons require all 9."""
     assert power(0.0, 9, 9) == pytest.approx(1 / 512)
     share = stats.norm.cdf(1.5)
     assert power(1.5, 9, 9) == pytest.approx(share**9)
@@ -184,7 +184,7 @@ def test_power_by_hand():
     assert detectable(13, 9) < detectable(9, 9) < detectable(9, 9, contenders=2)
 
 
-def test_seeds_for_a_width_reflect_the_uncertainty_of_the_spread():
+def test_seeds_needed_reflect_the_uncertainty_of_the_standard_deviation():
     """1.96 sqrt(pi / 2) 0.02 / sqrt(n) = 0.01 at n = 24.1; sd of 9 seeds: 0.77 to 1.51 of it."""
     low, high = seeds_for(0.01, 0.02, 9)
     assert (low, high) == (math.ceil(24.14 * 8 / 13.362), math.ceil(24.14 * 8 / 3.490))
@@ -192,7 +192,7 @@ def test_seeds_for_a_width_reflect_the_uncertainty_of_the_spread():
     assert seeds_for(0.01, math.nan, 9) is None and seeds_for(0.01, 0.0, 9) is None
 
 
-STUDIES = 100  # benchmarks/null_studies.py has 2,000 for each
+STUDIES = 100  # benchmarks/null_studies.py simulates 2,000 per row
 
 
 @pytest.mark.parametrize(
@@ -205,22 +205,22 @@ STUDIES = 100  # benchmarks/null_studies.py has 2,000 for each
         ("off-grid by 1/4, 2 sd", "very skewed"),
     ],
 )
-def test_null_studies_err_as_rarely_as_stated(curve, noise):
-    """With the real search; the bounds are 6% and 94% plus three standard errors."""
+def test_error_rate_of_null_studies_is_as_stated(curve, noise):
+    """With the real search; the bounds are 6% and 94% with three standard errors."""
     found = null_studies.tally(curve, noise, STUDIES, seed=3)
     assert found.wrong / STUDIES < 0.06 + 3 * (0.06 * 0.94 / STUDIES) ** 0.5
     assert np.mean(found.covered) > 0.94 - 3 * (0.94 * 0.06 / STUDIES) ** 0.5
-    assert found.favoured <= 0.05 * STUDIES
+    assert found.favored <= 0.05 * STUDIES
 
 
-def test_trusting_one_search_seed_errs_often():
-    """As in the first version of these studies, a third of which had a wrong verdict."""
+def test_error_rate_is_high_with_one_trusted_search_seed():
+    """In the first version of these studies, a third had a wrong verdict."""
     search = Search(2.0**-11, n=6, seeds=(0,), max_contenders=1)
     found = null_studies.tally("Pre-LN's", "normal", STUDIES, seed=3, search=search)
     assert found.wrong / STUDIES > 0.1
 
 
-def test_the_stated_power_is_reached():
+def test_power_is_as_stated():
     effect = detectable(9, 9)
     nats = effect * null_studies.SPREAD * math.sqrt(2)
     found = null_studies.tally("Pre-LN's", "normal", STUDIES, seed=4, effect=nats)

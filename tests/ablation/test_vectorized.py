@@ -58,7 +58,7 @@ def losses(trainer, tokens, n=None):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("vmapped", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_run_trained_with_others_is_the_run_of_its_config(optimizer, vmapped):
+def test_run_trained_with_others_matches_its_config_trained_alone(optimizer, vmapped):
     """Within rounding: the compiler orders operations differently if a number is an argument."""
     configs = [tiny(**USUAL | numbers, optimizer__name=optimizer) for numbers in NUMBERS]
     trainer = VectorizedTrainer(configs, two_at_a_time(configs[0], width=6, vmapped=vmapped))
@@ -68,13 +68,13 @@ def test_a_run_trained_with_others_is_the_run_of_its_config(optimizer, vmapped):
     for i, config in enumerate(configs):
         expected, state, _ = alone(config, tokens[i])
         np.testing.assert_allclose(found[i], expected, rtol=1e-5)
-        # Of parameters without a gradient, such as the biases of keys, Adam makes steps of noise.
+        # For parameters without a gradient, such as the biases of keys, Adam's updates are noise.
         wte = trainer.state(i).params["embedding"]["wte"]
         np.testing.assert_allclose(wte, state.params["embedding"]["wte"], atol=2e-5)
     assert np.ptp(found[:, -1]) > 1e-3
 
 
-def test_it_is_evaluated_and_diagnosed_as_the_run_is():
+def test_evaluation_and_diagnostics_match_those_of_a_single_run():
     config = tiny(**USUAL, track__diagnostics_every=2)
     tokens = batches(1)
     _, state, program = alone(config, tokens[0])
@@ -96,7 +96,7 @@ def test_it_is_evaluated_and_diagnosed_as_the_run_is():
 
 @pytest.fixture
 def optimized(monkeypatch):
-    """Compiles with the default optimizations: without, bits may depend on the width."""
+    """Compiles with the default optimizations: without them, bits may depend on the width."""
     lower, options = VectorizedPrograms.lower, {"xla_backend_optimization_level": 3}
     if "xla_cpu_use_fusion_emitters" in os.environ["XLA_FLAGS"]:
         options["xla_cpu_use_fusion_emitters"] = True
@@ -108,7 +108,7 @@ def optimized(monkeypatch):
     monkeypatch.setattr(VectorizedPrograms, "lower", lower_optimized)
 
 
-def test_neither_other_runs_nor_pauses_change_a_runs_bits(optimized):
+def test_bits_of_a_run_do_not_depend_on_other_runs_or_pauses(optimized):
     configs = [tiny(**USUAL, model__n_layer=1, seed=i) for i in range(5)]
     tokens = batches(5)
     together = VectorizedTrainer(configs, two_at_a_time(configs[0], width=6))
@@ -119,7 +119,7 @@ def test_neither_other_runs_nor_pauses_change_a_runs_bits(optimized):
         pair = VectorizedTrainer(configs[own], programs)
         found = losses(pair, tokens[own], 2)[:, :2]
         states = [pair.state(i) for i in range(len(configs[own]))]
-        pair = VectorizedTrainer(configs[own], programs, states)  # as from a checkpoint
+        pair = VectorizedTrainer(configs[own], programs, states)  # as if restored
         rest = losses(pair, np.roll(tokens[own], -2, 1), N - 2)[:, : N - 2]
         np.testing.assert_array_equal(np.concatenate([found, rest], 1), expected[own])
         for i in range(len(configs[own])):
@@ -132,7 +132,7 @@ def test_neither_other_runs_nor_pauses_change_a_runs_bits(optimized):
     assert len(set(expected[:, -1].tolist())) == 5
 
 
-def test_a_run_that_diverges_does_not_change_the_others_bits():
+def test_diverging_run_does_not_change_the_bits_of_others():
     usual = [tiny(**USUAL, seed=i) for i in range(4)]
     wild = [*usual[:1], tiny(**USUAL, seed=1, optimizer__peak_lr=1e30), *usual[2:]]
     programs = two_at_a_time(usual[0], width=4)
@@ -144,7 +144,7 @@ def test_a_run_that_diverges_does_not_change_the_others_bits():
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_hyperparameter_has_an_effect(optimizer):
-    """One run per hyperparameter that differs in it alone, and one that differs in none."""
+    """One run per hyperparameter differs only in it, and one run does not differ."""
     other = {"optimizer.warmup_steps": 5, "optimizer.eps": 1e-2, "optimizer.final_lr_ratio": 0.9}
     base = USUAL | {"optimizer__name": optimizer, "train__steps": 7}
     varied = [x for x in HYPERPARAMETERS if x != "optimizer.momentum" or optimizer == "muon"]
@@ -156,15 +156,15 @@ def test_every_hyperparameter_has_an_effect(optimizer):
     assert same == []
 
 
-def test_a_warm_up_fraction_is_one_in_steps():
+def test_warm_up_fraction_is_converted_to_steps():
     steps, share = tiny(optimizer__warmup_steps=4), tiny(optimizer__warmup_fraction=0.2)  # of 20
     assert hyperparameters(share) == hyperparameters(steps) != hyperparameters(tiny())
     assert program_key(share) == program_key(steps) == program_key(tiny())
 
 
 @pytest.mark.slow
-def test_initial_values_are_in_no_program():
-    """The step has the same operations whatever the values of `INIT_FIELDS`."""
+def test_program_does_not_depend_on_initial_values():
+    """The step has the same operations for all values of `INIT_FIELDS`."""
     other = {
         "seed": 3, "model.init_std": 0.3, "placement.init": "xavier",
         "placement.residual_init": "0.3",
@@ -199,7 +199,7 @@ def test_runs_that_differ_in_more_than_numbers_are_refused():
         VectorizedTrainer([tiny(**USUAL)] * 2, VectorizedPrograms(tiny(**USUAL), 1))
 
 
-def test_on_an_accelerator_the_faster_kind_that_fits_is_chosen(monkeypatch):
+def test_faster_program_that_fits_is_chosen_on_an_accelerator(monkeypatch):
     config = tiny(**USUAL)
     assert not VectorizedPrograms.fastest(config, 2).vmapped
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

@@ -1,7 +1,7 @@
 """The documents read from each file format, and errors that name the location in the file.
 
-The expected rows of CSV files were compared with those of pandas 3.1,
-`pandas.read_csv(file, sep=..., keep_default_na=False)`, less empty texts.
+The expected rows of CSV files are those of pandas 3.1, without empty texts:
+`pandas.read_csv(file, sep=..., keep_default_na=False)`.
 """
 
 import bz2
@@ -292,13 +292,13 @@ def test_file_format_from_name():
     assert found("a.gz") is None and found("a.png") is None and found("a.txt.png") is None
 
 
-# -- files that once failed
+# -- files that failed in earlier versions
 
 STORIES = [f"Story {i}. " for i in range(30)]
 
 
 @pytest.mark.skipif(not SHARED.parent.joinpath("faults/data").exists(), reason="shared/ is absent")
-def test_files_that_once_failed():
+def test_files_that_failed_in_earlier_versions():
     folder = SHARED.parent / "faults/data"
     line = "The river bends twice before it meets the sea, and the town sits in the second bend. "
     for name in (

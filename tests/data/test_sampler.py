@@ -11,14 +11,14 @@ from gpt2_jax.errors import UserError
 
 
 def tokens(n):
-    """Ids that say where they stand, in three arrays of different lengths."""
+    """Returns ids that equal their positions, in three arrays of different lengths."""
     ids = np.arange(n, dtype=np.uint32)
     return Tokens([ids[: n // 5], ids[n // 5 : n // 2], ids[n // 2 :]])
 
 
 @settings(deadline=None, max_examples=60)
 @given(n=st.integers(1, 3000), seed=st.integers(0, 2**63))
-def test_a_permutation_is_one(n, seed):
+def test_permute_is_a_permutation(n, seed):
     images = permute(np.arange(n, dtype=np.uint64), n, np.full(n, seed, np.uint64))
     assert sorted(images.tolist()) == list(range(n))
 
@@ -29,7 +29,7 @@ def test_permutations_differ_by_key_and_are_not_the_identity():
     assert (a != index).mean() > 0.99 and (a != b).mean() > 0.99
 
 
-def test_an_epoch_takes_every_window_once_and_the_next_takes_others():
+def test_epoch_uses_every_window_once_and_the_next_uses_others():
     sampler = Sampler(tokens(1000), seq_len=10, batch_size=11, seed=3)
     assert sampler.windows_per_epoch == 99
     epochs = [
@@ -51,7 +51,7 @@ def test_windows_are_consecutive_tokens_across_shards():
         np.testing.assert_array_equal(batch - batch[:, :1], np.tile(np.arange(11), (8, 1)))
 
 
-def test_the_order_is_a_function_of_seed_and_step():
+def test_order_is_a_function_of_seed_and_step():
     make = lambda seed: Sampler(tokens(5000), 10, 8, seed)
     there, again, other = make(7), make(7), make(8)
     there.batch(3)
@@ -66,8 +66,8 @@ def test_processes_read_their_own_rows_of_one_batch():
     np.testing.assert_array_equal(np.concatenate(parts), sampler.batch(5).tokens_BT1)
 
 
-def test_the_order_is_pinned():
-    """The order of the data is part of every run: a change of it must not go unnoticed."""
+def test_order_has_fixed_literal_values():
+    """A change of the data order would change every run."""
     sampler = Sampler(tokens(1000), seq_len=10, batch_size=6, seed=42)
     assert sampler.starts(0).tolist() == PINNED[0]
     assert sampler.starts(10**12).tolist() == PINNED[1]
@@ -76,6 +76,6 @@ def test_the_order_is_pinned():
 PINNED = ([280, 530, 880, 650, 510, 320], [806, 296, 686, 36, 26, 356])
 
 
-def test_too_little_text_is_one_line():
+def test_too_little_text_is_a_one_line_error():
     with pytest.raises(UserError, match=r"20 tokens, too few for windows of data\.seq_len=10"):
         Sampler(tokens(20), 10, 2, 0)

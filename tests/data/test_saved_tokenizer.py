@@ -1,4 +1,4 @@
-"""A run saves its tokenizer file and never uses another one."""
+"""A run saves its tokenizer file and never uses a different one."""
 
 import json
 import shutil
@@ -65,7 +65,7 @@ def test_other_file_with_the_same_name_is_not_used(config, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("now", ["overwritten", "gone", "absolute"])
 def test_run_continues_with_its_saved_tokenizer(config, tmp_path, now):
-    """Whatever happened to the original file, and also under another path of the same file."""
+    """Regardless of changes to the original file, and under another path of the same file."""
     if now == "overwritten":
         write(tmp_path / "t.json", OTHER)
     elif now == "gone":

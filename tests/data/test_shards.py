@@ -145,7 +145,7 @@ def test_prepared_folder_as_source_requires_its_tokenizer(tmp_path):
         open_corpus(str(tmp_path / "out"), None, "gpt2", 0.1)
 
 
-# -- shards as llm.c and modded-nanogpt write them
+# -- shards written by llm.c and modded-nanogpt
 
 
 def write_bin(path, ids):

@@ -147,7 +147,7 @@ def test_folder_summary_lists_read_and_skipped_files(tmp_path):
     assert open_source(str(tmp_path / "b.txt")).summary == ""
     (tmp_path / "linked").symlink_to(tmp_path / "sub")
     assert "1 linked folder" in open_source(str(tmp_path)).summary
-    (tmp_path / "guide.md").write_text("a guide")  # .md is now a format of documents
+    (tmp_path / "guide.md").write_text("a guide")  # now .md is the format of a document
     assert "README.md" in [path.name for path in open_source(str(tmp_path)).paths]
 
 

@@ -30,7 +30,7 @@ def sides(plan):
 
 
 def test_split_is_stable_across_versions(tmp_path):
-    """Literal values, because a changed rule would move documents between splits of old runs."""
+    """Literal values: a changed rule would move documents between the splits of old runs."""
     docs = [f"document {i}" for i in range(30)]
     assert sides(plan_of(tmp_path, docs))[1] == SMALL
     docs = [f"document {i}" for i in range(400)]

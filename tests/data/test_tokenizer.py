@@ -27,7 +27,7 @@ def vectors():
     return list(zip(texts, ids, strict=True))
 
 
-def test_all_47_vectors_of_gpt2():
+def test_all_47_published_gpt2_vectors():
     pairs = vectors()
     assert len(pairs) == 47
     tokenizer = load_tokenizer("gpt2")
@@ -165,7 +165,7 @@ def test_size_of_vocabulary_with_gaps(tmp_path, last):
 
 
 def test_changed_tokenizer_file_is_read_again(tmp_path, monkeypatch):
-    """Also if a relative path is another file in another working directory."""
+    """Even if a relative path is a different file in a different working directory."""
     for name, content in (("a", tokenizers.bpe()), ("b", tokenizers.wordpiece())):
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)

@@ -28,7 +28,7 @@ def bpe(prefix_space=False, dropout=None, ends=("<|endoftext|>",), **parts):
 
 
 def metaspace():
-    """As SentencePiece: a space belongs to the next word, and the first word has one too."""
+    """As in SentencePiece, a space belongs to the next word, and the first word has one too."""
     words = ["<unk>", "</s>", "\u2581the", "\u2581river", "\u2581bends", "s", "\u2581", "\u00e9"]
     vocab = {word: i for i, word in enumerate(words)}
     level = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always"}
@@ -37,7 +37,7 @@ def metaspace():
 
 
 def wordpiece():
-    """As BERT: a token that does not start a word has the prefix `##`."""
+    """As in BERT, a token that does not start a word has the prefix `##`."""
     words = ["[UNK]", "[SEP]", "the", "river", "##s", "bends"]
     model = {
         "type": "WordPiece",

@@ -1,4 +1,4 @@
-"""Sampling and eval.py's figures."""
+"""Sampling, and the results of eval.py."""
 
 import json
 
@@ -39,8 +39,8 @@ PROMPTS = [[1, 2, 3], [7, 0, 9, 9, 4], [5]]
 
 
 @pytest.mark.parametrize("made", ["generate", "stream"])
-def test_greedy_text_is_the_likeliest_of_the_full_pass(model, made):
-    """Prompts of three lengths in one batch, each as it would be alone."""
+def test_greedy_text_matches_full_forward_passes(model, made):
+    """Prompts of three lengths in one batch have the same text as each alone."""
     model_def, params = model
     generator = Generator(model_def, params, step=0, window=12)
     if made == "generate":
@@ -52,7 +52,7 @@ def test_greedy_text_is_the_likeliest_of_the_full_pass(model, made):
 
 
 @pytest.mark.parametrize("choice", [SamplingParams(1.3, 0.9, 6, 0.9), SamplingParams()])
-def test_streamed_text_is_the_same_text(model, choice):
+def test_streamed_text_equals_generated_text(model, choice):
     generator = Generator(*model, step=0, window=12, end=0)
     texts = generator.generate(PROMPTS, 30, choice, seed=3)
     columns = list(generator.stream(PROMPTS, 30, choice, seed=3))
@@ -61,8 +61,8 @@ def test_streamed_text_is_the_same_text(model, choice):
     assert not any(0 in ids for ids in texts) and min(map(len, texts)) < 30
 
 
-def test_a_row_does_not_depend_on_its_neighbours(model):
-    """Not by its draws, and not by another row's text outgrowing the window before its own."""
+def test_rows_of_a_batch_are_independent(model):
+    """In their samples, and if another row's text fills the window first."""
     generator = Generator(*model, step=0, window=12)
     together = generator.generate(PROMPTS, 20, SamplingParams(), seed=1)
     assert generator.generate(PROMPTS[:1], 20, SamplingParams(), seed=1) == together[:1]
@@ -73,7 +73,7 @@ def test_a_row_does_not_depend_on_its_neighbours(model):
 
 
 def drawn(model, choice, prompt=(1, 2, 3), n=4000):
-    """Returns how often each id is drawn after a prompt, and the logits it is drawn by."""
+    """Returns how often each id is sampled after a prompt, and the logits."""
     model_def, params = model
     new = Generator(model_def, params, step=0, window=12).generate([prompt] * n, 1, choice, seed=1)
     logits = np.asarray(model_def.bind(params)(jnp.array([prompt]))[0, -1], np.float64)
@@ -88,14 +88,14 @@ def expected(logits, keep):
 @pytest.mark.parametrize(
     "choice", [SamplingParams(temperature=0.7), SamplingParams(temperature=0.7, top_k=4)]
 )
-def test_draws_follow_the_distribution_of_the_top_k(model, choice):
+def test_samples_follow_the_top_k_distribution(model, choice):
     got, logits = drawn(model, choice)
     keep = logits >= np.sort(logits)[-(choice.top_k or 11)]
     np.testing.assert_allclose(got, expected(logits / 0.7, keep), atol=0.03)
-    assert got[11:].sum() == 0  # of 16 padded ids
+    assert got[11:].sum() == 0  # padded to 16 ids
 
 
-def test_draws_follow_the_distribution_of_the_nucleus(model):
+def test_samples_follow_the_nucleus_distribution(model):
     got, logits = drawn(model, SamplingParams(top_p=0.6))
     order = np.argsort(-logits)
     p = expected(logits, True)
@@ -104,7 +104,7 @@ def test_draws_follow_the_distribution_of_the_nucleus(model):
     np.testing.assert_allclose(got, expected(logits, np.isin(np.arange(16), inside)), atol=0.03)
 
 
-def test_what_was_said_becomes_less_likely(model):
+def test_repetition_penalty_makes_seen_ids_less_likely(model):
     got, logits = drawn(model, SamplingParams(repetition_penalty=10.0), prompt=(0, 2, 0))
     seen = np.isin(np.arange(16), [0, 2])
     changed = np.where(seen, np.where(logits > 0, logits / 10, logits * 10), logits)
@@ -113,8 +113,8 @@ def test_what_was_said_becomes_less_likely(model):
 
 
 @pytest.mark.parametrize("temperature", [1e-38, 1e-300, 1e38, 1e300])
-def test_no_temperature_overflows(temperature):
-    """The lowest take the likeliest id, the highest sample from all ids except the padding."""
+def test_extreme_temperatures_do_not_overflow(temperature):
+    """The lowest choose the most likely id, the highest sample from all ids except the padding."""
     lowest = float(jnp.finfo(jnp.float32).min)
     logits = jnp.array([[3.0, -90.0, 80.0, lowest]])
     keys = jax.random.split(jax.random.key(0), 64)
@@ -126,7 +126,7 @@ def test_no_temperature_overflows(temperature):
         assert set(drawn_B.tolist()) == ({2} if temperature < 1 else {0, 1, 2})
 
 
-def test_logits_from_python_have_the_vocabularys_columns(model):
+def test_logits_have_one_column_per_id_of_the_vocabulary(model):
     model_def, params = model
     logits = Generator(model_def, params, step=0, window=12).logits([[1, 2, 3], [4, 5, 6]])
     want = model_def.bind(params)(jnp.array([[1, 2, 3], [4, 5, 6]]))
@@ -151,7 +151,7 @@ def test_only_line_feeds_separate_prompts(tmp_path, name, content, prompts):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe", b"\n", b"[1]", b"[" * 100_000])
-def test_a_file_without_prompts_is_refused(tmp_path, content):
+def test_file_without_prompts_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "p.jsonl").write_bytes(content)
     with pytest.raises(UserError, match=r"p\.jsonl"):
@@ -159,19 +159,19 @@ def test_a_file_without_prompts_is_refused(tmp_path, content):
 
 
 @pytest.mark.parametrize("name", ["p.json", "p.csv", "p.parquet"])
-def test_a_file_of_another_kind_is_no_list_of_prompts(tmp_path, name):
+def test_prompt_file_of_another_format_is_refused(tmp_path, name):
     (tmp_path / name).write_text('["a", "b"]')
     with pytest.raises(UserError, match=f"--batch_file=.*{name}"):
         text_generation.read_prompts(tmp_path / name)
 
 
-def test_half_a_character_is_no_prompt():
+def test_prompt_with_half_a_surrogate_pair_is_refused():
     with pytest.raises(UserError, match="UTF-8"):
         text_generation.encode_prompts(load_tokenizer("bytes"), ["\ud800"])
 
 
-def test_text_goes_on_past_the_positions_by_the_stated_policy(model):
-    """When 12 tokens are full, the last 6 are read again as a prompt."""
+def test_generation_past_the_window_continues_from_its_last_half(model):
+    """When the window of 12 tokens is full, the last 6 are the next prompt."""
     model_def, params = model
     generator = Generator(model_def, params, step=0, window=12)
     prompt = [1, 2, 3, 4]
@@ -187,7 +187,7 @@ def test_text_goes_on_past_the_positions_by_the_stated_policy(model):
     ]
 
 
-def test_the_next_tokens_distribution(model):
+def test_next_token_distribution(model):
     model_def, params = model
     log_p = Generator(model_def, params, step=0, window=12).next_distribution([1, 2, 3])
     want = jax.nn.log_softmax(model_def.bind(params)(jnp.array([[1, 2, 3]]))[0, -1, :11])
@@ -214,12 +214,12 @@ def test_few_programs_are_compiled_for_many_lengths(model):
         (SamplingParams(repetition_penalty=np.inf), "--repetition_penalty=inf"),
     ],
 )
-def test_choices_that_mean_nothing_are_refused(choice, line):
+def test_sampling_params_out_of_range_are_refused(choice, line):
     with pytest.raises(UserError, match=line):
         choice.check()
 
 
-def test_any_number_of_prompts_is_written_some_at_a_time(model, monkeypatch):
+def test_many_prompts_are_processed_in_batches(model, monkeypatch):
     generator, tokenizer = Generator(*model, step=0, window=12), load_tokenizer("ids:11")
     whole = text_generation.generate_texts(generator, tokenizer, PROMPTS, 5, GREEDY)
     monkeypatch.setattr(text_generation, "ROWS_AT_ONCE", 2)
@@ -230,13 +230,13 @@ def test_any_number_of_prompts_is_written_some_at_a_time(model, monkeypatch):
     )
 
 
-def test_a_model_of_ids_has_a_sample_as_well(model):
+def test_model_with_the_ids_tokenizer_has_a_sample(model):
     made = tiny(**{"train.sample_tokens": 7})
     text = sample_text(made.train, 12, made.seed, *model, load_tokenizer("ids:11"))
     assert len(text.split()) == 7
 
 
-def test_the_runs_own_sample_is_as_long_as_asked():
+def test_sample_at_the_end_of_a_run_has_the_requested_length():
     model_def, params = tiny_model(model__vocab_size=257)
     tokenizer = load_tokenizer("bytes")
 
@@ -257,7 +257,7 @@ def finished(text_file, tmp_path_factory):
     return workdir
 
 
-def test_eval_gives_the_figures_of_the_run(finished, tmp_path):
+def test_eval_reproduces_the_metrics_of_the_run(finished, tmp_path):
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     done = run("eval.py", f"--workdir={finished}", "--json", tmp=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -268,8 +268,8 @@ def test_eval_gives_the_figures_of_the_run(finished, tmp_path):
     assert result["perplexity"] == pytest.approx(np.exp(result["loss"]))
 
 
-def test_a_perplexity_beyond_any_float_is_null_and_says_why(finished, tmp_path):
-    """A text of one word of 2,000 bytes; tokens are bytes, so that figure is shown once."""
+def test_perplexity_that_overflows_is_null_with_a_reason(finished, tmp_path):
+    """The text is one word of 2,000 bytes; tokens are bytes, so their perplexity is shown once."""
     (tmp_path / "word.txt").write_text("stream" * 400)
     result = evaluate_run(str(finished), None, str(tmp_path / "word.txt"), None)
     assert json.loads(to_json(result))["word_perplexity"] is None
@@ -299,6 +299,6 @@ def test_eval_on_another_text_with_a_stride(finished, tmp_path):
         ("--data=nowhere.txt", "nowhere.txt matches no file"),
     ],
 )
-def test_evals_mistakes_are_one_line(finished, tmp_path, flag, line):
+def test_eval_errors_are_one_line(finished, tmp_path, flag, line):
     done = run("eval.py", f"--workdir={finished}", flag, tmp=tmp_path)
     assert done.returncode == 2 and line in done.stderr.splitlines()[-1]

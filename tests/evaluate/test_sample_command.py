@@ -1,4 +1,4 @@
-"""`gpt2-jax sample`, as a person would use it."""
+"""The `gpt2-jax sample` command."""
 
 import json
 
@@ -17,7 +17,7 @@ MODULE = ("-m", "gpt2_jax", "sample")
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A run of bytes that says `ababab…`: the embedding of each letter asks for the other."""
+    """A byte-level run that generates `ababab…`: each letter's embedding predicts the other."""
     sizes = {"model.vocab_size": 257, "model.n_positions": 32, "data.seq_len": 32}
     config = tools.tiny(**sizes, model__tie_head=False)
     model = define_model(config.model, config.placement)
@@ -40,14 +40,14 @@ def sample(workdir, tmp_path, *flags, **environment):
 
 
 @pytest.mark.slow
-def test_a_text_goes_on_from_its_prompt_past_the_positions(workdir, tmp_path):
+def test_text_continues_its_prompt_past_the_window(workdir, tmp_path):
     how = ("--prompt=a", "--max_new_tokens=50", "--temperature=0")
     assert sample(workdir, tmp_path, *how) == "ab" * 25 + "a\n"
     assert sample(workdir, tmp_path, *how, "--stream") == "ab" * 25 + "a\n"
 
 
-def test_prompts_of_a_file_come_back_as_json_lines(workdir, tmp_path):
-    """In UTF-8, in a locale that has only ASCII."""
+def test_prompts_of_a_file_are_answered_as_json_lines(workdir, tmp_path):
+    """In UTF-8, even in an ASCII locale."""
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('"a"\n{"prompt": "aab"}\n"\u00e9\u2028a"\n', encoding="utf-8")
     flags = (f"--batch_file={prompts}", "--temperature=0", "--stop=aba", "--stop=\u00e9")
@@ -70,18 +70,18 @@ print(generate_texts(generator, tokenizer, encode_prompts(tokenizer, ["a"]), 4, 
 """
 
 
-def test_a_run_is_opened_where_jax_was_used_before(workdir, tmp_path):
+def test_run_can_be_opened_after_jax_was_used(workdir, tmp_path):
     done = tools.run("-c", NOTEBOOK, str(workdir), tmp=tmp_path)
     assert done.stdout == "['baba']\n", done.stderr
 
 
-def test_the_next_tokens_are_shown_with_their_probabilities(workdir, tmp_path):
+def test_next_tokens_are_shown_with_their_probabilities(workdir, tmp_path):
     first, *_ = sample(workdir, tmp_path, "--prompt=a", "--show_top=3").splitlines()
     probability, number, text = first.split()
     assert float(probability) > 0.9 and (number, text) == ("98", "'b'")
 
 
-def test_a_model_without_a_tokenizer_goes_on_from_ids(tmp_path):
+def test_model_without_a_tokenizer_continues_ids(tmp_path):
     import_model(str(checkpoints.write(tmp_path / "theirs")), str(tmp_path / "run"))
     out = sample(tmp_path / "run", tmp_path, "--prompt=1 2", "--max_new_tokens=4")
     assert out.startswith("1 2 ") and len(out.split()) == 6
@@ -96,6 +96,6 @@ def test_a_model_without_a_tokenizer_goes_on_from_ids(tmp_path):
         (["--step=3"], "has no checkpoint of step 3; there are: none"),
     ],
 )
-def test_mistakes_are_one_line(workdir, tmp_path, flags, says):
+def test_errors_are_one_line(workdir, tmp_path, flags, says):
     done = tools.run(*MODULE, f"--workdir={workdir}", *flags, tmp=tmp_path)
     assert says in tools.one_line_error(done)

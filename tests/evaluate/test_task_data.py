@@ -1,4 +1,4 @@
-"""Local files of the harness's tasks become folders that `datasets` reads."""
+"""Conversion of local files for harness tasks to folders that `datasets` reads."""
 
 import io
 import json
@@ -14,14 +14,14 @@ from tests import tools
 ARTICLE = " = First = \n \n Text = here = it is . \n = = Part = = \n More . \n"
 
 
-def test_articles_begin_at_headings_of_the_first_level():
+def test_articles_begin_at_first_level_headings():
     other = ARTICLE.replace("First", "Second")
     assert wikitext_pages(" \n" + ARTICLE + other) == [ARTICLE, other]
     short = ARTICLE.replace("First", "I")
     assert wikitext_pages(ARTICLE + short) == [ARTICLE, short] and wikitext_pages("text") == []
 
 
-def test_a_folder_has_the_splits_that_the_task_asks_for(tmp_path):
+def test_folder_has_the_splits_that_the_task_requires(tmp_path):
     import datasets
 
     (tmp_path / "wikitext2_raw").mkdir()
@@ -36,7 +36,7 @@ def test_a_folder_has_the_splits_that_the_task_asks_for(tmp_path):
     assert local_folder(LocalTask.of("wikitext"), tmp_path) != folder
 
 
-def test_what_has_no_local_form_or_file_is_named(tmp_path):
+def test_task_without_local_data_is_named(tmp_path):
     with pytest.raises(UserError, match="no data for arc_easy, only for lambada_openai"):
         LocalTask.of("arc_easy")
     assert LocalTask.of("blimp_wh_island").kind == "blimp"
@@ -69,7 +69,7 @@ def packed(cut=None, **members):
         ("wikitext", "wikitext2_raw/a.raw", b"no heading\n"),
     ],
 )
-def test_a_damaged_file_is_named(tmp_path, task, name, content):
+def test_damaged_file_is_named(tmp_path, task, name, content):
     path = tmp_path / name
     path.parent.mkdir()
     if content is None:
@@ -82,7 +82,7 @@ def test_a_damaged_file_is_named(tmp_path, task, name, content):
 
 
 @pytest.mark.skipif(not tools.SHARED.exists(), reason="needs the published files")
-def test_the_published_files_have_their_published_sizes():
+def test_published_files_have_their_published_sizes():
     counts = {}
     for task in LOCAL_TASKS:
         files = sorted(local_folder(task, tools.SHARED).glob("*.jsonl"))

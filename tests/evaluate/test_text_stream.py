@@ -28,14 +28,14 @@ def pieces(tokenizer, text, stops=()):
     return [*out, stream.finish()], stream
 
 
-def test_no_character_is_ever_split(tokenizer):
+def test_characters_are_never_split(tokenizer):
     out, stream = pieces(tokenizer, TEXT)
     assert "".join(out) == stream.text == TEXT
     assert sum(map(bool, out)) > 5
     assert not any("\ufffd" in piece for piece in out[:-4])
 
 
-def test_bytes_that_are_no_text_do_not_hold_up_the_rest():
+def test_invalid_bytes_do_not_hold_back_later_text():
     tokenizer = load_tokenizer("bytes")
     stream = TextStream(tokenizer)
     got = [stream.push(i) for i in [0xFF, ord("a"), 0xE2, ord("b")]]
@@ -43,12 +43,12 @@ def test_bytes_that_are_no_text_do_not_hold_up_the_rest():
     assert stream.push(0xE2) == "" and stream.finish() == "\ufffd"
 
 
-def test_a_stop_ends_the_text_and_is_not_part_of_it(tokenizer):
+def test_stop_string_ends_the_text_and_is_not_part_of_it(tokenizer):
     out, stream = pieces(tokenizer, "one two\n\ndef three", ["\n\ndef", "xyz"])
     assert stream.stopped and "".join(out) == stream.text == "one two"
 
 
-def test_the_beginning_of_a_stop_waits_until_it_is_none():
+def test_possible_beginning_of_a_stop_string_is_held_back():
     tokenizer = load_tokenizer("bytes")
     out, stream = pieces(tokenizer, "a\n\nb\n", ["\n\nc"])
     assert out == ["a", "", "", "\n\nb", "", "\n"] and not stream.stopped
@@ -65,8 +65,8 @@ def test_the_beginning_of_a_stop_waits_until_it_is_none():
         (tokenizers.bpe(prefix_space=True), [20, 2, 8, 8], " bendss"),
     ],
 )
-def test_what_follows_a_prompt_keeps_the_space_between(tmp_path, content, new, text):
-    """As transformers decodes `the river` and the new ids together, in one go and in a stream."""
+def test_continuation_keeps_the_space_after_the_prompt(tmp_path, content, new, text):
+    """As transformers decodes `the river` and the new ids together; streamed or not."""
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(content), encoding="utf-8")
     tokenizer = load_tokenizer(str(path))
@@ -76,6 +76,6 @@ def test_what_follows_a_prompt_keeps_the_space_between(tmp_path, content, new, t
     assert "".join([stream.push(i) for i in new] + [stream.finish()]) == stream.text == text
 
 
-def test_an_empty_stop_is_refused():
+def test_empty_stop_string_is_refused():
     with pytest.raises(UserError, match="--stop"):
         TextStream(load_tokenizer("bytes"), ["end", ""])

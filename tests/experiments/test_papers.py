@@ -1,4 +1,4 @@
-"""Claims of papers: those about initialization at fewer depths, and that false ones fail."""
+"""Claims of papers: some at fewer depths, and false ones, which must not be seen."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from tests.tools import one_line_error, run
 
 
 @pytest.mark.slow
-def test_the_last_layers_gradient_falls_with_depth_in_pre_ln_alone():
+def test_last_layer_gradient_falls_with_depth_only_in_pre_ln():
     claim = initialization.last_layer_gradient(depths=(3, 48))
     assert claim.holds, claim.parts
     post, pre = ([float(row[i].split()[0]) for row in claim.rows] for i in (1, 2))
@@ -20,13 +20,13 @@ def test_the_last_layers_gradient_falls_with_depth_in_pre_ln_alone():
     assert post[0] / post[1] == pytest.approx(1, rel=0.5)
 
 
-def test_the_pre_ln_stream_grows_within_its_bounds():
+def test_pre_ln_stream_grows_within_its_bounds():
     claim = initialization.stream_growth(n_layer=12)
     assert claim.holds, claim.parts
 
 
-def test_the_assumptions_of_the_theorem_hold():
-    """Attention scores are 0, so that attention is a mean, and W_O = I."""
+def test_assumptions_of_the_theorem_hold():
+    """Attention scores are 0, so attention is a mean, and W_O = I."""
     model = initialization.theorem_model("pre_ln", 2)
     params = initialization.theorem_params(model, jax.random.key(0))
     blocks = params["blocks"]["all"]
@@ -41,18 +41,18 @@ def test_the_assumptions_of_the_theorem_hold():
 
 
 @pytest.mark.slow
-def test_deepnorms_first_step_is_independent_of_depth_if_only_matrices_are_trained():
+def test_deepnorm_first_step_is_independent_of_depth_if_only_matrices_are_trained():
     matrices, everything = initialization.first_step(depths=(6, 24, 96)).parts
     assert matrices.holds and not everything.holds
 
 
 @pytest.mark.slow
-def test_the_streams_variance_grows_as_claimed():
+def test_stream_variance_grows_as_claimed():
     claim = initialization.stream_variance(n_layer=24)
     assert claim.holds, claim.parts
 
 
-def test_gains_are_those_of_the_product_of_all_mixings():
+def test_gains_equal_those_of_the_product_of_mixing_matrices():
     """With matrices that do not commute and have different row and column sums."""
     config = training.small_config("hyper_connections_static", 1, 1e-3, 1, 0)
     model = define_model(config.model, config.placement)
@@ -71,7 +71,7 @@ def test_gains_are_those_of_the_product_of_all_mixings():
 
 @pytest.fixture
 def measured(monkeypatch):
-    """Makes `by_learning_rate` return what is set here, by placement and warm-up."""
+    """Makes `by_learning_rate` return the values set here, by placement and warm-up."""
     table = {}
     monkeypatch.setattr(training, "text", lambda: None)
     monkeypatch.setattr(training, "unigram_entropy", lambda _: 3.0)
@@ -87,17 +87,17 @@ GOOD, BAD, NAN = [2.0] * 9, [3.1] * 9, [np.nan] * 9
 
 
 def up_to(n):
-    """Results of a placement that learns at the first n of the nine learning rates."""
+    """Returns results of a placement that learns at the first n of nine learning rates."""
     return GOOD[:n] + BAD[n:]
 
 
-def test_keels_learning_rates_are_compared_with_pre_ln(measured):
+def test_keel_learning_rates_are_compared_with_pre_ln(measured):
     names = ("post_ln", "deepnorm", "pre_ln", "keel")
     for rates, want in (
         ((0, 2, 5, 5), [True, True, True]),
         ((4, 2, 5, 5), [False, True, True]),  # Post-LN learns at half of Pre-LN's
         ((0, 2, 6, 5), [True, False, False]),
-        ((0, 0, 0, 0), [False, False, False]),  # nothing trains, so nothing is seen
+        ((0, 0, 0, 0), [False, False, False]),  # nothing trains
     ):
         measured |= {(n, 30): up_to(k) for n, k in zip(names, rates, strict=True)}
         assert [part.holds for part in training.largest_learning_rates().parts] == want
@@ -105,7 +105,7 @@ def test_keels_learning_rates_are_compared_with_pre_ln(measured):
     assert not training.largest_learning_rates().holds
 
 
-def test_warm_up_is_needed_if_fewer_learning_rates_learn_without(measured):
+def test_warm_up_is_needed_if_fewer_learning_rates_learn_without_it(measured):
     for post, pre, want in (
         ((1, 3), (9, 9), [True, True, True]),
         ((3, 3), (9, 9), [False, True, True]),
@@ -136,14 +136,14 @@ def test_every_run_learns_at_the_largest_learning_rate(monkeypatch):
     assert training.largest(np.array([np.nan, 3.5]), 0.5, (1, 2)) == 0
 
 
-def test_exponents_and_lines():
+def test_slope_and_bend():
     assert slope([1, 2, 4, 8], [3, 6, 12, 24]) == pytest.approx(1)
     assert slope([1, 4, 16], [8, 4, 2]) == pytest.approx(-0.5)
     assert bend([1.0, 3.0, 5.0, 7.0, 9.0]) == 1
     assert bend([0.0, 1.0, 3.0]) == 2
 
 
-def test_a_claim_lists_which_parts_were_seen():
+def test_claim_lists_which_statements_were_seen():
     facts = ("t", "s", "says", "setup", ("a", "b"), [("x", 0.12345)])
     parts = [Part("it rises", "by 3", True), Part("it falls", "by 0", False)]
     claim = Claim(*facts, parts)
@@ -153,6 +153,6 @@ def test_a_claim_lists_which_parts_were_seen():
     assert text.endswith("- it rises: **seen**; by 3.\n- it falls: **not seen**; by 0.")
 
 
-def test_an_unknown_claim_is_one_line(tmp_path):
+def test_unknown_claim_is_a_one_line_error(tmp_path):
     done = run("-m", "experiments.papers", "--only=first_steps", tmp=tmp_path)
     assert "--only has 'first_steps'; did you mean 'first_step'?" in one_line_error(done)

@@ -5,8 +5,8 @@ import json
 import numpy as np
 from safetensors.numpy import save_file
 
-# transformers' GPT2LMHeadModel(n_layer=2, n_head=2, n_embd=16, vocab_size=11, n_positions=12),
-# as named in its state_dict, but with n_inner 40 and an untied head.
+# The state_dict of transformers' GPT2LMHeadModel(n_layer=2, n_head=2, n_embd=16, vocab_size=11,
+# n_positions=12), but with n_inner 40 and an untied head.
 BLOCK = {
     "ln_1.weight": (16,),
     "ln_1.bias": (16,),

@@ -1,4 +1,4 @@
-"""The check of GPT-2 124M, run on other weights."""
+"""The check of GPT-2 124M, applied to other weights."""
 
 import jax
 import pytest

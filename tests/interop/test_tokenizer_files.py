@@ -20,7 +20,7 @@ def find(tmp_path, files):
 
 @pytest.mark.parametrize("name", tokenizer_cases.CASES)
 def test_tokenizer_settings_are_applied(tmp_path, name):
-    """The expected ids are those of transformers, which tests/peers compares with."""
+    """The expected ids are those of transformers; tests/peers verifies them."""
     files, ids, end = tokenizer_cases.CASES[name]
     tokenizer = load_tokenizer(find(tmp_path, files))
     assert tokenizer.encode([tokenizer_cases.TEXT])[0].tolist() == ids

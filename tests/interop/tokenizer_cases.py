@@ -26,9 +26,9 @@ def settings(content, **fields):
 # name: (files, ids of TEXT, end-of-text id)
 CASES = {
     "plain": ({"tokenizer.json": PLAIN}, IDS, 0),
-    "prefix asked for": (settings(PLAIN, **GPT2, add_prefix_space=True), PREFIXED_IDS, 0),
+    "prefix requested": (settings(PLAIN, **GPT2, add_prefix_space=True), PREFIXED_IDS, 0),
     "prefix without a class": (settings(PLAIN, add_prefix_space=True), PREFIXED_IDS, 0),
-    "prefix not asked for": (settings(PREFIXED, **GPT2), IDS, 0),
+    "prefix not requested": (settings(PREFIXED, **GPT2), IDS, 0),
     "prefix in the file": (settings(PREFIXED, **FAST, eos_token="<|endoftext|>"), PREFIXED_IDS, 0),
     "merges": (OLD, IDS, 0),
     "merges and prefix": (

@@ -1,4 +1,4 @@
-"""Figures by depth, against plain numpy on the model's own pieces, and for every preset."""
+"""Per-block diagnostics, compared with plain numpy on the model's parts, and for every preset."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def rms(x):
     return np.sqrt((np.asarray(x, np.float64) ** 2).mean())
 
 
-def test_figures_are_those_of_blocks_taken_one_by_one():
+def test_diagnostics_match_blocks_applied_one_by_one():
     built, params = tiny_model(model__n_layer=3, model__unroll=False)
     got = jax.jit(lambda p: observe(built, p, TOKENS, 0))(params)
     bound = bind_unstacked(built, unstack_params(built, params, 0))
@@ -45,7 +45,7 @@ def test_figures_are_those_of_blocks_taken_one_by_one():
 
 
 @pytest.mark.parametrize("name", EVERY_AT_LENGTH)
-def test_every_placement_has_figures_for_each_block(name):
+def test_every_placement_has_diagnostics_for_each_block(name):
     n_layer = depth(name)
     built, params = tiny_model(placement__preset=name, model__n_layer=n_layer, model__unroll=False)
 
@@ -59,7 +59,7 @@ def test_every_placement_has_figures_for_each_block(name):
         assert np.isfinite(values).all() and (np.asarray(values) != 0).all()
 
 
-def test_gradient_norms_are_those_of_each_block():
+def test_gradient_norms_are_per_block():
     built, params = tiny_model(placement__preset="keel", model__n_layer=4)
     grads = jax.tree.map(jnp.ones_like, params)
     sizes = [sum(x[0].size for x in jax.tree.leaves(params["blocks"][name]))

@@ -1,4 +1,4 @@
-"""What holds for every preset: causality, one function in every mode, depth."""
+"""Properties of every preset: causality, the same function in every mode, depth."""
 
 from functools import cache
 
@@ -24,7 +24,7 @@ def model(name, **changes):
 
 
 def gradients(name, **changes):
-    """Loss and gradients under random weights on all logits, in one mode."""
+    """Returns loss and gradients with random weights on all logits, in one mode."""
     _, params = model(name, model__unroll=False)
     config = tiny(placement__preset=name, model__n_layer=depth(name), **changes)
     built = define_model(config.model, config.placement)
@@ -59,21 +59,21 @@ def test_no_position_depends_on_a_later_one(name):
 
 
 @pytest.mark.parametrize("name", EVERY_AT_LENGTH)
-def test_scanned_and_recomputed_equals_unrolled_and_kept(name):
+def test_scan_with_remat_equals_unrolled_without(name):
     unrolled, want = gradients(name, model__unroll=True)
     scanned, got = gradients(name, model__unroll=False, model__remat="block")
     built, params = model(name, model__unroll=False)
     runs = [s.stop - s.start for s in built.spec.stacks]
-    # A run of one block is no loop, and blocks whose carry grows are none either.
+    # A stack of one block is not a loop, nor are blocks whose carry grows.
     if max(runs) > 1 and not built.bind(params).blocks.grows:
         assert scanned.count("unroll=1\n") > unrolled.count("unroll=1\n")
-    assert scanned.count("remat") > unrolled.count("remat")  # mixtures over depth have their own
+    assert scanned.count("remat") > unrolled.count("remat")  # depth mixing has its own remat
     assert_near(want, got)
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_decoding_over_a_cache_equals_the_full_pass(name):
-    """In spans of 5, 1, 1 and 5 columns, behind padding that must not matter."""
+def test_decoding_with_a_cache_equals_the_full_pass(name):
+    """In spans of 5, 1, 1 and 5 columns, after padding that must not matter."""
     built, params = model(name, model__unroll=False)
     want = jax.jit(lambda p: built.bind(p)(TOKENS, step=STEP))(params)
     padding = (0, 1, 3)
@@ -87,7 +87,7 @@ def test_decoding_over_a_cache_equals_the_full_pass(name):
 
 @pytest.mark.parametrize("name", EVERY_AT_LENGTH)
 def test_64_layers_in_bfloat16_are_finite(name):
-    """Loss and gradients where training would start."""
+    """Loss and gradients at the initial values."""
     config = tiny(
         placement__preset=name, model__n_layer=64, model__dtype="bfloat16", model__unroll=False
     )

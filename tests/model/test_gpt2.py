@@ -1,4 +1,4 @@
-"""Properties of the model, on two layers of width 16."""
+"""Properties of the model, with two layers of width 16."""
 
 from itertools import pairwise
 
@@ -87,7 +87,7 @@ def test_scan_and_remat_change_the_program_but_not_the_result(model, change, mar
 
 
 def test_blocks_are_applied_in_order(model):
-    """The scan against a loop over modules cut out of the stack, and against the reverse order."""
+    """Compares the scan with a loop over unstacked modules, and with the reverse order."""
     bound = model[0].bind(model[1])
     graphdef, state = nnx.split(bound.blocks.all)
     blocks = [nnx.merge(graphdef, jax.tree.map(lambda x, i=i: x[i], state)) for i in range(2)]
@@ -101,7 +101,7 @@ def test_blocks_are_applied_in_order(model):
     assert np.abs(forward - apply(0, 1, apply(1, 0, x))).max() > 0.1
 
 
-def test_stacked_layers_start_as_separate_ones_would():
+def test_stacked_layers_have_the_initial_values_of_separate_ones():
     config = tiny()
     params = jax.jit(define_model(config.model, config.placement).init)(jax.random.key(3))
     kernel = params["blocks"]["all"]["mlp"]["sublayer"]["up"]["kernel"]
@@ -139,7 +139,7 @@ def test_initial_values_are_gpt2s():
         assert constant is None or (value == constant).all()
 
 
-def test_padded_ids_are_never_likely_nor_learned(model, logits):
+def test_padded_ids_have_no_probability_and_no_gradient(model, logits):
     assert logits.shape == (3, 12, 16)
     assert (logits[..., 11:] == np.finfo(np.float32).min).all()
     assert np.abs(logits[..., :11]).max() < 1e3
@@ -151,7 +151,7 @@ def test_padded_ids_are_never_likely_nor_learned(model, logits):
     assert (grads[11:] == 0).all() and (grads[:11] != 0).all()
 
 
-def test_padding_does_not_change_the_model(model, logits):
+def test_vocabulary_padding_does_not_change_the_model(model, logits):
     exact, params = tiny_model(model__vocab_multiple=1)
     embedding = model[1]["embedding"]
     params = model[1] | {"embedding": embedding | {"wte": embedding["wte"][:11]}}
@@ -160,7 +160,7 @@ def test_padding_does_not_change_the_model(model, logits):
 
 
 def decoded(model_def, params, tokens, starts, padding, step=0):
-    """Returns the logits of tokens that pass over a cache in spans that begin at `starts`."""
+    """Returns the logits of tokens decoded with a cache in spans that begin at `starts`."""
     apart = unstack_params(model_def, params, step)
 
     @jax.jit
@@ -178,14 +178,14 @@ def decoded(model_def, params, tokens, starts, padding, step=0):
 
 
 @pytest.mark.parametrize("n_prompt", range(1, 12))
-def test_decoding_over_a_cache_equals_the_full_pass(model, logits, n_prompt):
+def test_decoding_with_a_cache_equals_the_full_pass(model, logits, n_prompt):
     got = decoded(*model, TOKENS, [0, *range(n_prompt, 12)], (0, 0, 0))
     np.testing.assert_allclose(got, logits, atol=1e-5)
 
 
 @pytest.mark.parametrize("padding", [(0, 1, 4), (3, 3, 3)])
 def test_padded_sequences_decode_as_if_alone(model, logits, padding):
-    """Rows that begin at different columns, behind ids that must not matter."""
+    """Rows that begin at different columns, after ids that must not matter."""
     width = 12 + max(padding)
     rows = np.random.default_rng(0).integers(0, 11, (3, width)).astype(np.int32)
     for row, pad in enumerate(padding):
@@ -204,8 +204,8 @@ def test_padded_sequences_decode_as_if_alone(model, logits, padding):
         ({"model__scale_attn_by_inverse_layer_idx": True}, [1.0, 0.5]),
     ],
 )
-def test_attention_scores_scale_as_asked(model, logits, changes, factors):
-    """Against the plain model, whose queries are scaled instead."""
+def test_attention_scores_are_scaled_as_configured(model, logits, changes, factors):
+    """Compared with the plain model with scaled queries."""
     params = jax.tree.map(lambda x: x, model[1])
     qkv = params["blocks"]["all"]["attn"]["sublayer"]["qkv"]
     scaled, _ = tiny_model(**changes)
@@ -221,7 +221,7 @@ def test_attention_scores_scale_as_asked(model, logits, changes, factors):
     np.testing.assert_allclose(got, logits, atol=1e-4)
 
 
-def test_an_untied_head_is_its_own_matrix(model):
+def test_untied_head_is_a_separate_matrix(model):
     untied, params = tiny_model(model__tie_head=False)
     assert untied.n_params() == model[0].n_params() + 11 * 16
     tied = {k: v for k, v in params.items() if k != "head"}
@@ -231,7 +231,7 @@ def test_an_untied_head_is_its_own_matrix(model):
     assert np.abs(untied.bind(params)(TOKENS) - model[0].bind(tied)(TOKENS))[..., :11].max() > 0.01
 
 
-def test_another_models_parameters_are_refused(model):
+def test_parameters_of_another_model_are_refused(model):
     params = dict(model[1])
     params["lm_f"] = params.pop("ln_f")
     with pytest.raises(ValueError, match="do not fit"):
@@ -252,7 +252,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
     assert 1e-4 < error < 0.1 * np.abs(b[..., :11]).max()
 
 
-def test_the_heads_products_stay_in_the_compute_dtype():
+def test_head_products_use_the_compute_dtype():
     x, w = jnp.ones((4, 8), jnp.bfloat16), jnp.ones((5, 8), jnp.bfloat16)
     jaxpr = str(jax.make_jaxpr(jax.grad(lambda x, w: project(x, w).sum(), (0, 1)))(x, w))
     products = [line for line in jaxpr.splitlines() if "dot_general" in line]
@@ -261,7 +261,7 @@ def test_the_heads_products_stay_in_the_compute_dtype():
     assert sum(":bf16[" in line for line in products) == 2
 
 
-def test_the_heads_gradient_is_that_of_a_matrix_product():
+def test_head_gradient_equals_that_of_a_matrix_product():
     x, w = jax.random.normal(jax.random.key(0), (2, 6, 4))
     weights = jax.random.normal(jax.random.key(1), (6, 6))
     ours = jax.grad(lambda x, w: (project(x, w) * weights).sum(), (0, 1))(x, w)
@@ -284,19 +284,19 @@ ORACLES = {
 
 
 @pytest.mark.parametrize("name", ORACLES)
-def test_activations_are_what_their_names_say(name):
+def test_activations_match_their_definitions(name):
     x = np.linspace(-4, 4, 41)
     np.testing.assert_allclose(ACTIVATIONS[name](jnp.float32(x)), ORACLES[name](x), atol=1e-6)
 
 
-def test_every_activation_of_the_config_is_there():
+def test_every_activation_of_the_config_is_implemented():
     from gpt2_jax.config import FIELDS
 
     assert set(FIELDS["placement.activation"].choices) == {*ACTIVATIONS, *GATED}
     assert set(ACTIVATIONS) == set(ORACLES)
 
 
-def test_dropout_keeps_the_mean_and_the_share():
+def test_dropout_keeps_the_mean_and_drops_the_configured_fraction():
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(16))
     x = jnp.ones((16, 64, 64))
     out = dropout(x, keys, 0.25, "here")
@@ -308,8 +308,8 @@ def test_dropout_keeps_the_mean_and_the_share():
     np.testing.assert_array_equal(dropout(x, None, 0.25, "here"), x)
 
 
-def test_a_dropout_mask_belongs_to_its_sequence():
-    """A half of the batch alone draws the masks that it has within the whole."""
+def test_dropout_mask_depends_only_on_its_sequence():
+    """Half of a batch alone has the same masks as within the whole batch."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(4))
     x = jnp.ones((4, 32))
     np.testing.assert_array_equal(
@@ -319,7 +319,7 @@ def test_a_dropout_mask_belongs_to_its_sequence():
 
 @pytest.mark.parametrize("zeroed", ["embedding", "attn.weights", "attn.residual", "mlp.residual"])
 def test_dropout_acts_at_each_of_its_sites(monkeypatch, zeroed):
-    """With only one site left active, the output still changes."""
+    """With only one active site, the output still changes."""
     model, params = tiny_model(model__dropout=0.5)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(3))
 
@@ -332,8 +332,8 @@ def test_dropout_acts_at_each_of_its_sites(monkeypatch, zeroed):
     assert np.abs(changed - model.bind(params)(TOKENS))[..., :11].max() > 0.01
 
 
-def test_layers_draw_dropout_masks_of_their_own():
-    """Two equal layers: with the same mask in both, swapping their keys would change nothing."""
+def test_layers_have_different_dropout_masks():
+    """In two equal layers with the same mask, swapping their keys would change nothing."""
     model, params = tiny_model(model__dropout=0.5)
     seen = []
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(3))
@@ -367,9 +367,9 @@ def test_layers_draw_dropout_masks_of_their_own():
         ("cudnn", "bfloat16", 0.0, "cpu", "cudnn"),
     ],
 )
-def test_which_kernel_attention_means(attention, dtype, rate, platform, kernel):
+def test_attention_field_selects_the_kernel(attention, dtype, rate, platform, kernel):
     config = tiny(model__dtype=dtype, model__dropout=rate)
-    config = replace(config, {"model.attention": attention})  # not checked for this machine
+    config = replace(config, {"model.attention": attention})  # without checks for this machine
     spec = define_model(config.model, config.placement).spec
     assert resolve_kernel(config.model, spec, platform) == kernel
 
@@ -378,14 +378,14 @@ def test_which_kernel_attention_means(attention, dtype, rate, platform, kernel):
     ("n_embd", "n_head", "kernel"),
     [(64, 1, "cudnn"), (1600, 25, "cudnn"), (128, 1, "cudnn"), (24, 2, "xla"), (136, 1, "xla")],
 )
-def test_heads_of_a_width_that_cudnn_lacks_use_xla(n_embd, n_head, kernel):
+def test_auto_uses_xla_for_head_widths_that_cudnn_does_not_support(n_embd, n_head, kernel):
     config = tiny(model__dtype="bfloat16", model__n_embd=n_embd, model__n_head=n_head)
     spec = specify(config.placement.resolve(), config.model.n_layer)
     assert resolve_kernel(config.model, spec, "gpu") == kernel
 
 
-def test_the_module_itself_can_be_called():
-    """An ordinary NNX module, for those who want one."""
+def test_module_can_be_called_directly():
+    """It is an ordinary NNX module."""
     config = tiny()
     spec = specify(config.placement.resolve(), config.model.n_layer)
     module = Transformer(config.model, spec, jax.random.key(0))

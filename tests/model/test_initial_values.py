@@ -1,4 +1,4 @@
-"""Where each preset starts, and how large it is, as its source says."""
+"""Initial values and parameter counts of each preset, as in its source."""
 
 import math
 from functools import cache
@@ -24,7 +24,7 @@ GPT2 = STD / math.sqrt(2 * L)
 
 
 def plain(out=STD, wte=STD):
-    """Stds of (W_Q and W_K, W_V, W_O, W_1, W_2, token embedding), each but W_O and W_2 GPT-2's."""
+    """Stds of (W_Q and W_K, W_V, W_O, W_1, W_2, token embedding), GPT-2's except W_O and W_2."""
     return STD, STD, out, STD, out, wte
 
 
@@ -98,7 +98,7 @@ STDS = {
         0.0,
         UNIT,
     ),
-    "ds_init": xavier(),  # of block 1; the others follow below
+    "ds_init": xavier(),  # of block 1; a separate test covers the others
     "scaled_init": plain(GPT2),
     # CompleteP: the variance of hidden matrices falls with the width over 256.
     "completep": (*[STD / math.sqrt(D / 256)] * 5, STD),
@@ -131,7 +131,7 @@ STDS = {
 HIDDEN = 8 * round(D / 3)  # of a gated MLP
 BASE = V * D + T * D + L * (12 * D * D + 9 * D)  # no norm anywhere
 NORM, FINAL = 2 * D, 2 * D  # LayerNorm's gain and bias
-# Behind block l each of four ways (one behind the last) has l + 1 weights, from a two-layer map.
+# After block l, each of four ways (one after the last) has l + 1 weights, from a two-layer map.
 MUDD = [D * n + n * n + n for n in [*[4 * (l + 1) for l in range(1, L)], L + 1]]
 PRE = BASE + L * 2 * NORM + FINAL
 SIZES = {
@@ -221,18 +221,18 @@ def stacks(built, params):
     return [params["blocks"][stack.name] for stack in built.spec.stacks]
 
 
-def test_every_preset_is_here():
+def test_every_preset_has_expected_values():
     assert {*STDS, "simplified_skipless"} == set(SIZES) == set(PRESETS)
 
 
 @pytest.mark.parametrize("name", [p for p in EVERY if "skipless" not in str(p)])
-def test_matrices_start_as_large_as_the_source_says(name):
+def test_initial_matrices_have_the_size_of_the_source(name):
     built, params = initial(name)
     block = 0 if name == "ds_init" else slice(None)
     cut = lambda *path: np.concatenate([_at(s, path)[block].ravel() for s in stacks(built, params)])
     kernels = [_at(s, ("attn", "sublayer", "qkv", "kernel"))[block] for s in stacks(built, params)]
 
-    def qkv(i):  # (..., D, 3, H, K), or 2 where block 1's values serve
+    def qkv(i):  # (..., D, 3, H, K), or 2 instead of 3 if block 1's values are used
         return np.concatenate([k[..., i, :, :].ravel() for k in kernels if i < k.shape[-3]])
 
     got = (
@@ -254,7 +254,7 @@ def _at(tree, path):
     return tree
 
 
-def test_skipless_attention_starts_as_the_identity():
+def test_skipless_attention_is_initially_the_identity():
     built, params = initial("simplified_skipless")
     attn = params["blocks"]["all"]["attn"]["sublayer"]
     assert "out" not in attn and attn["qkv"]["kernel"].shape == (L, D, 2, H, D // H)
@@ -266,7 +266,7 @@ def test_skipless_attention_starts_as_the_identity():
     np.testing.assert_allclose(got, x, atol=1e-5)
 
 
-def test_ds_init_shrinks_with_the_blocks_number():
+def test_ds_init_shrinks_with_the_block_index():
     _, params = initial("ds_init")
     up = params["blocks"]["all"]["mlp"]["sublayer"]["up"]["kernel"]
     want = [XAVIER_MLP / math.sqrt(l) for l in range(1, L + 1)]
@@ -274,13 +274,13 @@ def test_ds_init_shrinks_with_the_blocks_number():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_as_many_parameters_as_the_formula_says(name):
+def test_parameter_count_matches_the_formula(name):
     assert defined(name).n_params() == SIZES[name]
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_axes_are_as_long_as_their_names_say(name):
-    """A stack of layers has one more axis, in front."""
+def test_axis_lengths_match_their_names(name):
+    """A stack of layers has an additional leading axis."""
     hidden = HIDDEN if name == "ngpt" else 4 * D
     sizes = {"embed": D, "heads": H, "head_dim": D // H, "mlp": hidden, "position": T}
     built, seen = defined(name), set()
@@ -291,7 +291,7 @@ def test_axes_are_as_long_as_their_names_say(name):
         for axis, size in zip(info.axes, own, strict=True):
             seen.add(axis)
             if axis == "vocab":
-                assert size in (V, 264)  # of logit factors, and padded
+                assert size in (V, 264)  # logit factors, and padded
             elif axis == "qkv":
                 assert size in (2, 3)
             elif axis in sizes:
@@ -339,19 +339,19 @@ def test_axes_are_as_long_as_their_names_say(name):
         ("scalenorm_fixnorm", "blocks.all.mlp.pre.gain", math.sqrt(D)),
     ],
 )
-def test_constants_start_where_the_source_says(name, path, value):
+def test_initial_constants_match_the_source(name, path, value):
     np.testing.assert_allclose(_at(initial(name)[1], path.split(".")), value, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("n_layer", "value"), [(18, 0.1), (24, 1e-5), (36, 1e-6)])
-def test_layerscale_starts_by_depth(n_layer, value):
+def test_layerscale_initial_value_depends_on_depth(n_layer, value):
     spec = parse_scale(PRESETS["layerscale"].branch_scale)
     assert spec.kind == "learned_vector"
     assert spec.first(Sizes(n_layer, D, STD).values(1)) == value
 
 
-def test_presets_share_the_values_of_what_they_share():
-    """Two placements with one seed start from the same draws, up to their scale."""
+def test_presets_share_initial_values_of_common_parameters():
+    """Two placements with the same seed have the same random draws, up to their scale."""
     one, other = (initial(name)[1]["blocks"]["all"] for name in ("pre_ln", "deepnorm"))
     for path in (("attn", "sublayer", "out", "kernel"), ("mlp", "sublayer", "down", "kernel")):
         a, b = _at(one, path), _at(other, path)

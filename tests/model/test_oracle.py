@@ -1,4 +1,4 @@
-"""Every preset against its equation, written a second time in `oracles/`."""
+"""Every preset compared with its independent implementation in `oracles/`."""
 
 from functools import cache
 from itertools import combinations
@@ -31,15 +31,15 @@ def test_every_preset_has_an_oracle():
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_logits_are_those_of_the_equation(name):
-    """At the initial values plus noise of 0.1 on every parameter, so that zeros hide nothing."""
+def test_logits_match_the_oracle(name):
+    """With noise of 0.1 added to all initial values, so that zeros hide nothing."""
     ours, theirs = ours_and_theirs(name)
     rms = np.sqrt((theirs**2).mean())
     assert rms > 0.1
     assert np.abs(ours - theirs).max() < 1e-5 * rms
 
 
-def test_admin_starts_from_what_it_measures():
+def test_admin_initial_factors_match_the_measured_variances():
     model_def, params = built("admin")
     measured = jax.jit(lambda p: data_dependent_init(model_def, p, TOKENS))(params)
     want = admin_profile(Model(*parts(model_def, params), TOKENS, 11, 0))
@@ -51,13 +51,13 @@ def test_admin_starts_from_what_it_measures():
     assert data_dependent_init(*built("post_ln"), TOKENS) is built("post_ln")[1]
 
 
-# Presets that are one function and differ in where training starts.
+# Presets that are the same function and differ only in their initial values.
 SAME = {frozenset(("pre_ln", "scaled_init")), frozenset(("post_ln", "ds_init"))}
 
 
 @pytest.mark.slow
-def test_presets_of_the_same_parameters_are_different_functions():
-    """Weights that fit two presets give different logits in each, or one is no variant."""
+def test_presets_with_the_same_parameters_are_different_functions():
+    """Presets with equal parameter shapes have different logits with the same weights."""
     models = {name: built(name) for name in PRESETS}
     compared = 0
     for one, other in combinations(models, 2):

@@ -1,4 +1,4 @@
-"""The axes: what each does, what is refused, and random combinations of them."""
+"""The axes: their effects, invalid values, and random combinations."""
 
 import dataclasses
 import subprocess
@@ -49,7 +49,7 @@ KEYS = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(3))
         ("1e-4", 1e-4),
     ],
 )
-def test_an_expression_has_the_value_it_spells(text, value):
+def test_expressions_have_the_expected_values(text, value):
     values = {"l": 3.0, "L": 12.0, "s": 5.0, "S": 24.0, "d": 64.0, "t": 1500.0, "std": 0.02}
     assert parse_expression(text)(values) == pytest.approx(value)
     traced = jax.jit(lambda v: parse_expression(text)(v, jnp))(
@@ -73,7 +73,7 @@ def test_an_expression_has_the_value_it_spells(text, value):
         ("lambda: 1", "is not allowed in an expression"),
     ],
 )
-def test_what_is_not_an_expression_is_refused(text, line):
+def test_invalid_expression_is_refused(text, line):
     with pytest.raises(ValueError) as error:
         parse_expression(text)
     assert line in str(error.value)
@@ -116,11 +116,11 @@ def placement_of(**changes):
     return config_of(**changes).placement.resolve()
 
 
-def test_every_connection_is_there_and_declared():
+def test_every_connection_is_registered_and_declared():
     assert set(SUPPORTS) == set(residual.CONNECTIONS)
 
 
-def test_the_norms_are_those_of_the_config():
+def test_every_norm_of_the_config_is_registered():
     from gpt2_jax.nn.activations import GATED as GATES
     from gpt2_jax.nn.norms import NORMS as CLASSES
 
@@ -128,7 +128,7 @@ def test_the_norms_are_those_of_the_config():
     assert {*GATES} == {*GATED}
 
 
-def test_an_override_reaches_the_layer_overrides_of_a_preset():
+def test_override_applies_to_the_layer_overrides_of_a_preset():
     mixed = placement_of(preset="mix_ln", n_layer=8)
     assert mixed.layer_overrides == "l <= floor(L/4): norm_sites=post"
     assert placement_of(preset="mix_ln", n_layer=8, norm_sites="out").layer_overrides == ""
@@ -138,7 +138,7 @@ def test_an_override_reaches_the_layer_overrides_of_a_preset():
     assert own.layer_overrides == "l == 2: norm_sites=pre"
 
 
-def test_blocks_that_are_alike_share_a_stack():
+def test_equal_blocks_share_a_stack():
     def cut(**changes):
         found = stacks(placement_of(**changes), changes["n_layer"])
         return [(s.start, s.stop, s.name) for s in found]
@@ -151,9 +151,9 @@ def test_blocks_that_are_alike_share_a_stack():
     assert cut(n_layer=6, value_residual="half") == [(0, 1, "l1_1"), (1, 6, "l2_6")]
 
 
-# -- each axis does something
+# -- each axis has an effect
 
-# Values unlike those of any preset, with what they need to have an effect.
+# Values that no preset has, with other changes that they need to have an effect.
 OTHER = {
     "connection": ["parallel", "parallel_shared", "b2t", "gpas", "gru", "highway", "plain"],
     "norm_sites": [
@@ -213,11 +213,11 @@ OTHER = {
 
 @cache
 def outcome(changes):
-    """Initial parameters, and a training forward pass with noise on them."""
+    """Returns initial parameters, and the output of a training forward pass with noisy ones."""
     built = define(**dict(changes), n_inner=24)
     params = jax.device_get(data_dependent_init(built, built.init(jax.random.key(0)), TOKENS))
     forward = jax.jit(lambda p: built.bind(p)(TOKENS, KEYS, 700)[..., :11])
-    # Much noise, so that activations leave the straight part of what they go through.
+    # Much noise, so that activations leave the linear range of nonlinearities.
     return params, np.asarray(forward(noisy(params, 0.3)))
 
 
@@ -230,14 +230,14 @@ def same(one, other):
 
 
 def meant(config):
-    """What a config says of blocks and ends; `final_norm=auto` is one of the two others."""
+    """Returns the meaning of a config; `final_norm=auto` means one of the other two values."""
     placement = config.placement.resolve()
     ends = "yes" if has_final_norm(placement, config.model.n_layer) else "no"
     return dataclasses.replace(placement, final_norm=ends)
 
 
 def variations(name, axis):
-    """Changes of one axis of a preset that the config accepts and that are none of its own."""
+    """Returns changes of one axis of a preset that are valid and differ from the preset."""
     base = {"preset": name, "n_layer": 4, "unroll": False}
     own = config_of(**base)
     for value in OTHER[axis]:
@@ -250,11 +250,11 @@ def variations(name, axis):
             yield tuple(sorted(base.items())), tuple(sorted(changes.items()))
 
 
-def test_every_axis_has_other_values():
+def test_every_axis_has_alternative_values():
     assert set(OTHER) == set(AXES)
 
 
-# Where an axis acts, besides on GPT-2.
+# Presets on which an axis has an effect, other than GPT-2.
 ACTS_ON = {
     "norm_alpha": "dyt",
     "gate_bias": "gtrxl",
@@ -270,7 +270,7 @@ ACTS_ON = {
 
 
 @pytest.mark.parametrize("axis", AXES)
-def test_changing_an_axis_changes_the_output_or_the_start(axis):
+def test_changing_an_axis_changes_the_output_or_initial_values(axis):
     pairs = list(variations(ACTS_ON.get(axis, "pre_ln"), axis))
     assert pairs
     _assert_each_acts(pairs)
@@ -279,7 +279,7 @@ def test_changing_an_axis_changes_the_output_or_the_start(axis):
 @pytest.mark.slow
 @pytest.mark.parametrize("connection", SUPPORTS)
 def test_changing_any_axis_with_any_connection_changes_something(connection):
-    """In up to three presets that accept the change; each axis begins with another preset."""
+    """In up to three presets that accept the change; each axis starts with another preset."""
     names = [name for name, preset in PRESETS.items() if preset.connection == connection]
     for i, axis in enumerate(AXES):
         order = deque(names)
@@ -293,15 +293,15 @@ def _assert_each_acts(pairs):
         assert not same(outcome(base), outcome(changed)), changed
 
 
-def test_the_same_config_has_the_same_outcome():
-    """So that a difference above is that of the axis."""
+def test_equal_configs_have_equal_outcomes():
+    """Otherwise the differences above would not be due to the axis."""
     changes = (("preset", "deepnorm"), ("unroll", False))
     first = outcome(changes)
     outcome.cache_clear()
     assert same(first, outcome(changes))
 
 
-# -- what makes no sense
+# -- invalid placements
 
 
 @pytest.mark.parametrize(
@@ -446,15 +446,15 @@ def test_the_same_config_has_the_same_outcome():
         ),
     ],
 )
-def test_what_makes_no_sense_is_one_line(changes, line):
+def test_invalid_placement_is_a_one_line_error(changes, line):
     with pytest.raises(UserError) as error:
         config_of(**changes)
     assert line in str(error.value)
     assert str(error.value).startswith("placement.") and "\n" not in str(error.value)
 
 
-def test_values_of_block_1_are_normed_once():
-    """With norms on q, k and v, blocks that use those of block 1 have no gain for them."""
+def test_values_of_block_1_are_normalized_once():
+    """With norms on q, k and v, blocks that use block 1's values have no gain for them."""
     changes = {"norm_sites": "pre+qkv | pre", "norm_type": "rmsnorm", "value_residual": "first"}
     built = define(n_layer=3, **changes)
     shaped = [
@@ -470,15 +470,15 @@ def built_names(built):
     return [stack.name for stack in built.spec.stacks]
 
 
-def test_what_depends_on_updates_does_not_begin_again_from_other_weights():
+def test_step_dependent_placement_cannot_start_from_pretrained_weights():
     fields = {"placement__preset": "prores", "train__init_from": "runs/a"}
     with pytest.raises(UserError, match=r"^placement\.branch_scale changes with the step t, which"):
         tiny(**fields)
     assert tiny(**fields, placement__branch_scale="1").placement.branch_scale == "1"
 
 
-def test_a_path_that_is_always_dropped_has_gradients():
-    """A rule in t may come to 1."""
+def test_path_that_is_always_dropped_has_finite_gradients():
+    """An expression in t may reach 1."""
     built = define(drop_path="minimum(t/100, 1)")
     params = noisy(built.init(jax.random.key(0)))
     loss = lambda p: jnp.square(built.bind(p)(TOKENS, KEYS, 100)[..., :11]).mean()
@@ -487,19 +487,19 @@ def test_a_path_that_is_always_dropped_has_gradients():
     assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
-def test_muon_has_no_rule_for_completep():
+def test_muon_does_not_support_completep():
     with pytest.raises(UserError, match=r"set optimizer\.name=adamw"):
         tiny(placement__preset="completep", optimizer__name="muon")
 
 
-def test_a_step_that_nobody_said_is_asked_for():
+def test_missing_step_is_an_error():
     built = define(preset="prores")
     params = built.init(jax.random.key(0))
     with pytest.raises(ValueError, match="needs the step"):
         built.bind(params)(TOKENS)
 
 
-def test_completep_at_its_base_is_pre_ln_with_scores_over_the_head_width():
+def test_completep_at_its_base_is_pre_ln_with_scores_divided_by_the_head_width():
     sizes = {"n_layer": 2, "n_embd": 256, "n_head": 2}
     base, other = (define(preset=name, **sizes) for name in ("pre_ln", "completep"))
     params = other.init(jax.random.key(0))
@@ -523,7 +523,7 @@ TEXTS = {name: st.sampled_from(values) for name, values in OTHER.items()}
 
 @st.composite
 def draws(draw):
-    """A preset with up to five of its axes changed, and a depth."""
+    """Draws a preset with up to five axes changed, and a depth."""
     changes = {
         "preset": draw(st.sampled_from(list(PRESETS))),
         "n_layer": draw(st.integers(1, 5)),
@@ -533,7 +533,7 @@ def draws(draw):
 
 
 def accepted(changes):
-    """Returns the config of a draw, None if it is refused, which takes one line."""
+    """Returns the config of a draw, None if it is refused with a one-line error."""
     sizes = {"n_head": 2, "n_embd": 16, "n_positions": 12, "vocab_size": 11, "unroll": False}
     given = {field(name): value for name, value in (sizes | changes).items()}
     config = replace(Config(), given | {"data.seq_len": 12})
@@ -572,7 +572,7 @@ HOW = {
 
 @settings(max_examples=12, **HOW)
 @given(draws())
-def test_a_random_combination_is_sound_or_refused(changes):
+def test_random_combination_is_sound_or_refused(changes):
     assert_sound(changes)
 
 
@@ -591,14 +591,14 @@ def catalogue(*flags):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
-def test_the_list_has_every_preset_in_one_line():
+def test_list_has_one_line_per_preset():
     lines = catalogue().stdout.splitlines()
     assert [line.split()[0] for line in lines] == list(PRESETS)
     (deepnorm,) = (line.split(maxsplit=1)[1] for line in lines if line.startswith("deepnorm "))
     assert deepnorm.startswith("x' = N(a x + F(x)), a = (2 L)^1/4")
 
 
-def test_one_preset_in_full():
+def test_show_describes_one_preset():
     shown = catalogue("--show=keel").stdout
     for part in ("x' = N2(S x + F(N1(x)))", "Keel, 2601.19895", "skip_scale=where(s <= 2, 1, S)"):
         assert part in shown
@@ -610,7 +610,7 @@ def test_one_preset_in_full():
     assert ", or add the --module that registers it\n" in catalogue("--show=tanh_gate").stderr
 
 
-def test_every_preset_says_where_it_is_from():
+def test_every_preset_has_a_citation():
     for name, placement in PRESETS.items():
         assert placement.equation and placement.citation, name
     assert {*FAMILIES} <= {*PRESETS}

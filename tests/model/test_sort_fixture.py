@@ -1,4 +1,4 @@
-"""The forward pass against every stored intermediate of a trained model (bbycroft/llm-viz)."""
+"""The forward pass compared with all stored intermediates of a trained model (bbycroft/llm-viz)."""
 
 import base64
 import itertools
@@ -28,7 +28,7 @@ def read(name):
 
 @pytest.fixture(scope="module")
 def sorter():
-    """The definition and the trained parameters; Linear weights are stored as [out, in]."""
+    """The model definition and trained parameters; linear weights are stored as [out, in]."""
     from gpt2_jax.model.definition import define_model
 
     config = tiny(
@@ -87,7 +87,7 @@ def block_at(model, params, layer):
     return nnx.merge(graphdef, jax.tree.map(lambda x: x[layer], state))
 
 
-def test_the_trained_model_has_its_published_size(sorter):
+def test_trained_model_has_its_published_size(sorter):
     assert sorter[0].n_params() == 85_728
 
 
@@ -116,7 +116,7 @@ def test_every_stored_intermediate_within_1e_5(sorter):
 
 
 def first_block(block, x, context):
-    """The first block step by step, with the parts that it calls itself."""
+    """Returns the intermediates of the first block, computed with its own parts."""
     attn, mlp = block.attn.sublayer, block.mlp.sublayer
     got = {"ln1": block.attn.pre(x)}
     q, k, v = attn.project(got["ln1"], context)

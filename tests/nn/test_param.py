@@ -1,4 +1,4 @@
-"""What is derived from a parameter's role and from the names of its axes."""
+"""Properties derived from a parameter's role and axis names."""
 
 import jax.numpy as jnp
 import pytest
@@ -21,7 +21,7 @@ from gpt2_jax.nn.param import ParamInfo, Role, param
         (Role.SCALAR, (), 0, (), (), None),
     ],
 )
-def test_axes_are_those_of_their_names(role, axes, n_in, contracted, produced, width):
+def test_axes_are_derived_from_their_names(role, axes, n_in, contracted, produced, width):
     info = ParamInfo(role, axes, n_in)
     assert (info.in_axes, info.out_axes, info.width_axis) == (contracted, produced, width)
 

@@ -1,4 +1,4 @@
-"""Greedy text against transformers' own generate, prompts of several lengths in one batch."""
+"""Greedy text compared with transformers' `generate`, for prompts of several lengths in a batch."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.peers
 
 @pytest.mark.parametrize("changes", [SHAPES[0], SHAPES[1], SHAPES[7], SHAPES[9]])
 @pytest.mark.parametrize("penalty", [1.0, 1.5])
-def test_greedy_text_is_theirs(tmp_path, changes, penalty):
+def test_greedy_text_equals_that_of_transformers(tmp_path, changes, penalty):
     model = theirs(**changes)
     model.save_pretrained(tmp_path / "theirs")
     import_model(str(tmp_path / "theirs"), str(tmp_path / "run"))

@@ -1,4 +1,4 @@
-"""Our adapter to lm-evaluation-harness against the harness's `hf` adapter, on the same weights."""
+"""Our lm-evaluation-harness adapter compared with the `hf` adapter, with the same weights."""
 
 import json
 
@@ -32,7 +32,7 @@ WINDOW = 48
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A run of bytes that has never been trained, far from its init."""
+    """A byte-level run with random weights, far from the initial values."""
     sizes = {"model.vocab_size": 257, "model.n_positions": WINDOW, "data.seq_len": WINDOW}
     config = tools.tiny(**sizes, track__wandb__mode="disabled")
     folder = tmp_path_factory.mktemp("harness")
@@ -62,15 +62,15 @@ def requests(kind, arguments):
 
 
 def likely_pair(adapter):
-    """Returns a letter and the byte that greedy decoding puts after it, which is text."""
+    """Returns a letter and the byte that greedy decoding puts after it, if it is text."""
     letters = list("abcdefghijklmnopqrstuvwxyz")
     nexts = adapter._generate(letters, {"max_gen_toks": 1})
     return next((a, b) for a, b in zip(letters, nexts, strict=True) if b and b.isascii())
 
 
-def test_likelihoods_and_greedy_flags_are_theirs(adapters, monkeypatch):
+def test_likelihoods_and_greedy_flags_equal_those_of_the_hf_adapter(adapters, monkeypatch):
     monkeypatch.setattr(likelihood, "BATCH_TOKENS", 256)  # several batches of each length
-    # No two alike but for the last token: the `hf` adapter answers those with one another's logits.
+    # No two differ only in the last token: the `hf` adapter would mix up their logits.
     texts = [f"{n}{text}" for n, text in enumerate(["a norm before ", "ab c  ", " de f "] * 3)]
     pairs = [(text[:n], text[n:]) for n, text in enumerate(texts) if text[n:]]
     pairs += [("", "alone"), ("spaces ", "follow"), ("x" * 60, " long context"), ("y", "z" * 48)]
@@ -85,7 +85,7 @@ def test_likelihoods_and_greedy_flags_are_theirs(adapters, monkeypatch):
 
 
 def merging(path):
-    """A tokenizer in which `e` and `n`, and `b` and `en`, are one token."""
+    """Writes a tokenizer that merges `e` and `n`, and `b` and `en`."""
     path.write_text(json.dumps(tokenizers.bpe()), encoding="utf-8")
     return load_tokenizer(str(path))
 
@@ -93,16 +93,16 @@ def merging(path):
 @pytest.mark.parametrize(
     ("context", "continuation", "split"),
     [
-        ("the", " river", ([13], [16, 17])),  # as one text, in two parts
+        ("the", " river", ([13], [16, 17])),  # encoded as one text and split
         ("the ", "river", ([13], [16, 17])),  # the space belongs to the continuation
-        ("the b", "ends", ([13, 11, 1], [18, 2, 8])),  # one token of both: each by itself
+        ("the b", "ends", ([13, 11, 1], [18, 2, 8])),  # a token spans both: encoded separately
         ("the riv", "er", ([13, 16], [17])),
         ("th", "e", ([12], [3])),
-        ("  ", "the", ([0], [11, 11, 13])),  # nothing but spaces: after the end of a text
+        ("  ", "the", ([0], [11, 11, 13])),  # only spaces: the context is end-of-text
         ("", "the", ([0], [13])),
     ],
 )
-def test_a_continuation_that_merges_is_encoded_by_itself(
+def test_continuation_that_merges_with_its_context_is_encoded_separately(
     workdir, tmp_path, context, continuation, split
 ):
     run = open_run(str(workdir / "run"), devices=1)
@@ -110,22 +110,22 @@ def test_a_continuation_that_merges_is_encoded_by_itself(
     assert adapter._encode_pair(context, continuation) == split
 
 
-def test_an_empty_continuation_never_wins(adapters):
+def test_empty_continuation_is_refused(adapters):
     with pytest.raises(UserError, match="no tokens to score"):
         adapters[0].loglikelihood(requests("loglikelihood", [("a", "b"), ("a", "")]))
     with pytest.raises(UserError, match="no tokens to score"):
         adapters[0].loglikelihood(requests("loglikelihood", [("", "")]))
 
 
-def test_a_long_continuation_is_scored_in_full(adapters):
-    """More tokens than the window holds cost more, whatever the context."""
+def test_long_continuation_is_scored_in_full(adapters):
+    """More tokens than the window holds cost more, for any context."""
     pairs = [("y", "z" * n) for n in (48, 96, 192)]
-    asked = requests("loglikelihood", pairs)
-    answers = [log_p for log_p, _ in adapters[0].loglikelihood(asked, disable_tqdm=True)]
+    queries = requests("loglikelihood", pairs)
+    answers = [log_p for log_p, _ in adapters[0].loglikelihood(queries, disable_tqdm=True)]
     assert answers[2] < answers[1] < answers[0] < 0
 
 
-def test_rolling_likelihoods_are_theirs(adapters):
+def test_rolling_likelihoods_equal_those_of_the_hf_adapter(adapters):
     texts = [("short",), ("the stream is normed. " * 8,), ("x",)]
     ours, theirs = (
         adapter.loglikelihood_rolling(requests("loglikelihood_rolling", texts), disable_tqdm=True)
@@ -134,12 +134,12 @@ def test_rolling_likelihoods_are_theirs(adapters):
     np.testing.assert_allclose(ours, theirs, atol=1e-3, rtol=1e-5)
 
 
-def test_greedy_texts_are_theirs(adapters):
-    """ASCII alone: the two print bytes that are no text differently."""
+def test_greedy_texts_equal_those_of_the_hf_adapter(adapters):
+    """Only ASCII: the two adapters print invalid bytes differently."""
     how = {"until": ["zz"], "max_gen_toks": 12, "do_sample": False}
-    asked = [("def", how), ("residual and", how), ("q", how)]
+    queries = [("def", how), ("residual and", how), ("q", how)]
     ours, theirs = (
-        adapter.generate_until(requests("generate_until", asked), disable_tqdm=True)
+        adapter.generate_until(requests("generate_until", queries), disable_tqdm=True)
         for adapter in adapters
     )
     assert ours == theirs and len(set(ours)) > 1
@@ -147,7 +147,7 @@ def test_greedy_texts_are_theirs(adapters):
 
 @pytest.fixture(scope="module")
 def task_data(tmp_path_factory):
-    """A few documents of each kind, in the form of the published files."""
+    """A few documents of each kind, in the format of the published files."""
     import io
     import tarfile
 
@@ -172,7 +172,7 @@ def task_data(tmp_path_factory):
     return folder
 
 
-def test_tasks_run_on_local_files_and_go_on_from_their_answers(workdir, task_data, monkeypatch):
+def test_tasks_run_on_local_files_and_reuse_cached_results(workdir, task_data, monkeypatch):
     names = ["lambada_openai", "hellaswag", "blimp", "wikitext"]
     run = str(workdir / "run")
     first = harness.evaluate_tasks(run, names, task_data=str(task_data))
@@ -188,13 +188,13 @@ def test_tasks_run_on_local_files_and_go_on_from_their_answers(workdir, task_dat
     }
     stored = json.loads((workdir / "run" / "evals" / f"{'-'.join(names)}-0.json").read_text())
     assert stored["results"] == json.loads(json.dumps(first["results"]))
-    monkeypatch.setattr(likelihood.Scorer, "score", None)  # nothing is asked again
+    monkeypatch.setattr(likelihood.Scorer, "score", None)  # nothing is computed again
     again = harness.evaluate_tasks(run, names, task_data=str(task_data))
     assert again["results"] == first["results"]
     assert "± " in harness.table(again)
 
 
-def test_what_is_no_task_is_named(workdir, task_data):
+def test_unknown_task_is_named(workdir, task_data):
     run = str(workdir / "run")
     with pytest.raises(UserError, match=r"lambada_opnai is not a task .* did you mean"):
         harness.evaluate_tasks(run, ["lambada_opnai"])
@@ -204,7 +204,7 @@ def test_what_is_no_task_is_named(workdir, task_data):
         harness.evaluate_tasks(run, ["lambada_openai"], task_data=str(workdir))
 
 
-def test_metrics_of_every_filter_are_told():
+def test_metrics_of_every_filter_are_reported():
     values = {"alias": "gsm8k", "exact_match,strict-match": 0.25, "acc,none": 1}
     values["exact_match_stderr,strict-match"] = 0.01
     results = {"results": {"gsm8k": values}, "groups": {}, "asked": ["gsm8k"], "n_documents": {}}
@@ -215,7 +215,7 @@ def test_metrics_of_every_filter_are_told():
     assert "± 0.01" in harness.table(results)
 
 
-def test_scores_reach_the_runs_summary_on_wandb(workdir, task_data, tmp_path):
+def test_scores_are_in_the_run_summary_on_wandb(workdir, task_data, tmp_path):
     import shutil
 
     run = shutil.copytree(workdir / "run", tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Perplexity against the strided procedure of Hugging Face's guide, on the same weights."""
+"""Perplexity compared with the strided procedure of Hugging Face's guide, for the same weights."""
 
 import math
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.peers
 
 
 def guide(model, ids, max_length, stride):
-    """Nats and tokens: spans of `max_length`, whose last `stride` tokens are scored.
+    """Returns nats and tokens of spans of `max_length`, of which the last `stride` are scored.
 
     The procedure of huggingface.co/docs/transformers/perplexity, written from its description.
     """
@@ -35,7 +35,7 @@ def guide(model, ids, max_length, stride):
 
 
 @pytest.mark.parametrize("stride", [10, 23, 1])
-def test_strided_perplexity_is_the_guides(tmp_path, stride):
+def test_strided_perplexity_equals_that_of_the_guide(tmp_path, stride):
     model = theirs(vocab_size=257)
     model.save_pretrained(tmp_path / "theirs")
     import_model(str(tmp_path / "theirs"), str(tmp_path / "run"), tokenizer="bytes")

@@ -16,7 +16,7 @@ from tests.interop import tokenizer_cases
 pytestmark = pytest.mark.peers
 
 FOUND = tools.ROOT.parent / "shared" / "faults" / "tokenizers"
-# Only characters of the small vocabularies: others are an error.
+# Only characters in the small vocabularies: others are an error.
 LETTERS = ["the river bends", "in the end the verbs rest " * 3, "", "  tends"]
 TEXTS = ["the river bends", "The sea meets the town, and the river knows it. " * 3, "", " a\n b"]
 

@@ -1,4 +1,4 @@
-"""What is printed while a run works: it never fails, and phases are named as they happen."""
+"""Terminal output: printing never fails, and phases are named as they happen."""
 
 import io
 import os
@@ -27,7 +27,7 @@ def closed_file():
 
 @pytest.mark.parametrize("broken", [broken_pipe, full_disk, closed_file])
 @pytest.mark.parametrize("name", ["stdout", "stderr"])
-def test_a_stream_that_takes_nothing_stops_nothing(monkeypatch, name, broken):
+def test_broken_stream_does_not_stop_a_run(monkeypatch, name, broken):
     stream = broken()
     with monkeypatch.context() as patch:
         patch.setattr(sys, name, stream)
@@ -45,14 +45,14 @@ def test_a_stream_that_takes_nothing_stops_nothing(monkeypatch, name, broken):
 
 
 @pytest.mark.parametrize("name", ["stdout", "stderr"])
-def test_a_stream_that_is_not_there_stops_nothing(monkeypatch, name):
+def test_missing_stream_does_not_stop_a_run(monkeypatch, name):
     monkeypatch.setattr(sys, name, None)
     with forgiving_output():
         assert not getattr(sys, name).isatty()
         print("x", file=getattr(sys, name), flush=True)
 
 
-def test_characters_that_an_encoding_lacks_are_escaped(monkeypatch):
+def test_characters_missing_from_the_encoding_are_escaped(monkeypatch):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "ascii", write_through=True))
     with forgiving_output():
@@ -60,13 +60,13 @@ def test_characters_that_an_encoding_lacks_are_escaped(monkeypatch):
     assert raw.getvalue() == b"a\\u2026b\n"
 
 
-def test_a_phase_is_named_before_it_begins_and_timed_after(capsys):
+def test_phase_is_named_before_it_begins_and_timed_afterwards(capsys):
     with status("compiling"):
         assert capsys.readouterr().err == "compiling… "
     assert capsys.readouterr().err.endswith(" s\n")
 
 
-def test_a_line_within_a_phase_has_a_line_of_its_own(capsys):
+def test_line_printed_during_a_phase_is_on_its_own_line(capsys):
     with status("compiling"):
         say("wandb: offline")
     first, second, last = capsys.readouterr().err.splitlines()
@@ -74,7 +74,7 @@ def test_a_line_within_a_phase_has_a_line_of_its_own(capsys):
     assert last.startswith("compiling… ") and last.endswith(" s")
 
 
-def test_a_phase_that_fails_ends_its_line(capsys):
+def test_failed_phase_ends_its_line(capsys):
     with pytest.raises(ValueError), status("compiling"):
         raise ValueError
     assert capsys.readouterr().err == "compiling… \n"

@@ -14,7 +14,7 @@ from gpt2_jax.track.progress import Progress
 from gpt2_jax.track.throughput import mfu, peak_flops
 
 
-def test_what_is_not_finite_is_null(tmp_path):
+def test_non_finite_values_are_null(tmp_path):
     file = MetricsFile(tmp_path / "m.jsonl", -1)
     file.write({"step": 1, "a": math.nan, "b": math.inf, "c": 0.5})
     file.close()
@@ -22,7 +22,7 @@ def test_what_is_not_finite_is_null(tmp_path):
 
 
 @pytest.mark.parametrize("torn", ["", '{"step": 4, "lo', "{}\n", "\0\0\0"])
-def test_rows_past_the_checkpoint_and_a_torn_line_go(tmp_path, torn):
+def test_rows_after_the_checkpoint_and_truncated_lines_are_removed(tmp_path, torn):
     path = tmp_path / "m.jsonl"
     path.write_text("".join(json.dumps({"step": n}) + "\n" for n in (0, 1, 2, 3)) + torn)
     file = MetricsFile(path, 2)
@@ -31,7 +31,7 @@ def test_rows_past_the_checkpoint_and_a_torn_line_go(tmp_path, torn):
     assert read_rows(path) == [{"step": 0}, {"step": 1}, {"step": 2}, {"step": 3, "again": True}]
 
 
-def test_damage_inside_the_record_is_named_and_nothing_is_cut(tmp_path):
+def test_damaged_line_is_named_and_nothing_is_removed(tmp_path):
     path = tmp_path / "m.jsonl"
     text = '{"step": 1}\n{"step": null}\n{"step": 3}\n'
     path.write_text(text)
@@ -62,11 +62,11 @@ def test_rows_can_be_read_before_they_are_synced(tmp_path):
         ("NVIDIA GeForce GTX 1080", None),
     ],
 )
-def test_peaks_are_dense_and_unknown_devices_have_none(kind, tflops):
+def test_peak_flops_of_known_and_unknown_devices(kind, tflops):
     assert peak_flops(kind) == (None if tflops is None else pytest.approx(tflops * 1e12))
 
 
-def test_mfu_of_the_published_h100_run():
+def test_mfu_of_a_published_h100_run():
     """468K tokens/s of GPT-2 124M at T = 1024 on one H100 is 40.5 % (modded-nanogpt's record)."""
     flops = 6 * (124_439_808 - 1024 * 768) + 12 * 12 * 768 * 1024
     assert mfu(468_000, flops, "NVIDIA H100 80GB HBM3", 1) == pytest.approx(0.405, abs=0.003)
@@ -83,13 +83,13 @@ def test_mfu_of_the_published_h100_run():
         [{"step": 1, "train/loss": None}, {"step": 2, "train/loss": 3.0}],
     ],
 )
-def test_any_record_can_be_drawn(tmp_path, rows):
+def test_any_rows_can_be_drawn(tmp_path, rows):
     plot_loss(rows, tmp_path / "loss.png", "title", "subtitle")
     assert (tmp_path / "loss.png").read_bytes()[:4] == b"\x89PNG"
     assert [p.name for p in tmp_path.iterdir()] == ["loss.png"]
 
 
-def test_in_a_log_file_progress_is_a_line_every_so_often(monkeypatch, capsys):
+def test_progress_in_a_log_file_is_a_line_at_intervals(monkeypatch, capsys):
     now = iter(np.arange(0.0, 1000.0, 1.0))
     monkeypatch.setattr("gpt2_jax.track.progress.time.monotonic", lambda: next(now))
     progress = Progress(100, 0, 10)
@@ -105,7 +105,7 @@ def test_in_a_log_file_progress_is_a_line_every_so_often(monkeypatch, capsys):
 @pytest.mark.parametrize(("n", "labels"), [
     (10, {"training", "validation"}), (100, {"training", "training, running mean", "validation"}),
 ])  # fmt: skip
-def test_every_entry_of_the_legend_has_a_line_that_can_be_seen(n, labels):
+def test_every_legend_entry_has_a_visible_line(n, labels):
     from matplotlib.figure import Figure
 
     axes = Figure().subplots()
@@ -118,7 +118,7 @@ def test_every_entry_of_the_legend_has_a_line_that_can_be_seen(n, labels):
     assert all(drawn.count(one) == 1 for one in drawn)
 
 
-def test_a_picture_that_failed_is_drawn_again(tmp_path):
+def test_failed_picture_is_drawn_again(tmp_path):
     tries = []
 
     def picture():
@@ -136,13 +136,13 @@ def test_a_picture_that_failed_is_drawn_again(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["文字.txt", "a\udcffb", "a\0\x1b[31m\tb"])
-def test_names_that_no_font_has_can_be_drawn(tmp_path, recwarn, name):
+def test_names_with_characters_missing_from_the_font_can_be_drawn(tmp_path, recwarn, name):
     plot_loss([{"step": 1, "train/loss": 1.0}], tmp_path / "loss.png", name, name)
     assert not recwarn.list
 
 
-def test_names_with_dollar_signs_are_drawn_as_they_are(tmp_path):
-    """As a formula, a$b_{$ is an error."""
+def test_names_with_dollar_signs_are_drawn_literally(tmp_path):
+    """Parsed as a formula, a$b_{$ would be an error."""
     plot_loss([{"step": 1, "train/loss": 1.0}], tmp_path / "loss.png", "a$b_{$", "c$^$")
     figure, (panel,) = drawing.panels(1, 1)
     panel.plot([1, 2], [3, 4], label="x$_{$")

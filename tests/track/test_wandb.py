@@ -1,4 +1,4 @@
-"""Training processes that track to a loopback server, to none, or to disk."""
+"""Training processes that log to a loopback server, to an unreachable one, or to disk."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tests.tools import environment, make_text, run
 from tests.track.wandb_server import WandbServer
 from tests.train.test_processes import command, wait_for_step
 
-KEY = "5ec4e7" * 7  # 42 characters; must be found nowhere afterwards
+KEY = "5ec4e7" * 7  # 42 characters; must not be found anywhere afterwards
 SHORT = ("--config.train.steps=60", "--config.train.sample_tokens=20")
 
 
@@ -44,7 +44,7 @@ def start_tracked(place, workdir, *more, **extra):
 
 
 def assert_every_row_arrived_once(rows, workdir):
-    """`rows` as wandb has them, against metrics.jsonl."""
+    """Compares wandb's rows with metrics.jsonl."""
     recorded = read_rows(workdir / "metrics.jsonl")
     assert [int(row["_step"]) for row in rows] == [row["step"] for row in recorded]
     for sent, kept in zip(rows, recorded, strict=True):
@@ -52,7 +52,7 @@ def assert_every_row_arrived_once(rows, workdir):
             assert sent.get(name) == kept.get(name), (kept["step"], name)
 
 
-def test_an_online_run_has_every_row_config_summary_and_pictures(place):
+def test_online_run_has_every_row_config_summary_and_pictures(place):
     workdir = place / "online"
     with WandbServer() as server:
         flags = ("--config.track.wandb.group=g", "--config.track.wandb.project=flagged")
@@ -60,14 +60,14 @@ def test_an_online_run_has_every_row_config_summary_and_pictures(place):
                      WANDB_PROJECT="from_env")  # fmt: skip
     (stored,) = server.runs.values()
     assert stored.name == json.loads((workdir / "run.json").read_text())["wandb_id"]
-    assert stored.project == "flagged"  # flags above WANDB_*
+    assert stored.project == "flagged"  # flags override WANDB_*
     assert "/runs/" in done.stderr
     assert_every_row_arrived_once(stored.history(), workdir)
     assert set(stored.arrivals.values()) == {1}
     info = json.loads((workdir / "run.json").read_text())
     config = {name: entry["value"] for name, entry in stored.config.items() if name != "_wandb"}
     assert config["model"]["n_layer"] == 2
-    assert config["placement"].items() >= info["placement"].items()  # resolved, none of them empty
+    assert config["placement"].items() >= info["placement"].items()  # all axes are resolved
     assert config["run"]["parameters"] == info["parameters"]
     assert config["run"]["devices"] == info["devices"]
     assert config["run"]["versions"] == info["starts"][0]["versions"]
@@ -87,32 +87,32 @@ def test_an_online_run_has_every_row_config_summary_and_pictures(place):
 
 @pytest.mark.parametrize("streams", [True, False])
 def test_rows_that_the_server_lacks_are_counted_and_can_be_synced(tmp_path, monkeypatch, streams):
-    """A server that takes the run and refuses its rows."""
+    """With a server that accepts the run but refuses its rows."""
     import wandb
 
     monkeypatch.setattr(wandb_log, "CONFIRM_SECONDS", 3)
-    tmp_path = tmp_path / "a folder"  # the command that is printed quotes it
+    tmp_path = tmp_path / "a folder"  # the printed command must quote it
     tmp_path.mkdir()
-    said, rows = [], [{"step": n, "train/loss": float(n)} for n in range(5)]
+    messages, rows = [], [{"step": n, "train/loss": float(n)} for n in range(5)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with WandbServer(streams) as server:
         env = wandb_environment(server.url)
         for name, value in env.items():
             monkeypatch.setenv(name, value)
-        wandb.teardown()  # of what another test has set up in this process
+        wandb.teardown()  # another test may have set it up in this process
         unset = dict.fromkeys(("project", "entity", "name", "group"))
         options = WandbOptions(run_id="abcd1234", workdir=tmp_path, mode="online", tags=(),
                                job_type="train", **unset)  # fmt: skip
-        log = WandbLog(options, {}, rows[:2], said.append)
+        log = WandbLog(options, {}, rows[:2], messages.append)
         for row in rows[2:]:
             log.log(row)
         log.close(0)
         wandb.teardown()
         (stored,) = server.runs.values()
         if streams:
-            assert log.problem is None and len(said) == 1
+            assert log.problem is None and len(messages) == 1
         else:
-            assert "0 of 5 rows" in log.problem and said[-1] == log.problem
+            assert "0 of 5 rows" in log.problem and messages[-1] == log.problem
             server.streams = True
             *_, sync = log.problem.partition("for p in ")
             command = f"for p in {sync}".replace("wandb sync", f"{sys.executable} -m wandb sync")
@@ -122,8 +122,8 @@ def test_rows_that_the_server_lacks_are_counted_and_can_be_synced(tmp_path, monk
 
 
 @pytest.mark.parametrize("dies", ["at once", "later"])
-def test_where_wandbs_own_process_dies_another_is_started(tmp_path, monkeypatch, dies):
-    """And the one that died is forgotten, lest wandb raise at the end of this process."""
+def test_wandb_service_process_is_restarted_after_it_dies(tmp_path, monkeypatch, dies):
+    """The dead process is torn down; otherwise wandb would raise when this process ends."""
     import wandb
 
     ended, modes = [], []
@@ -160,7 +160,7 @@ def test_where_wandbs_own_process_dies_another_is_started(tmp_path, monkeypatch,
     assert len(ended) == len(modes) == (2 if dies == "at once" else 1)
 
 
-def test_a_kill_and_a_resume_leave_one_run_with_every_row_once(place):
+def test_killed_and_resumed_run_has_every_row_once(place):
     workdir, flags = place / "killed", ("--config.train.steps=200",)
     with WandbServer() as server:
         env = wandb_environment(server.url)
@@ -176,7 +176,7 @@ def test_a_kill_and_a_resume_leave_one_run_with_every_row_once(place):
 
 
 @pytest.mark.slow
-def test_offline_parts_of_a_killed_run_hold_every_row_once(place):
+def test_offline_starts_of_a_killed_run_have_every_row_once(place):
     workdir, flags = place / "offline", ("--config.train.steps=200",)
     for step in (50, 110):
         process = start_tracked(place, workdir, *flags, WANDB_MODE="offline")
@@ -188,7 +188,7 @@ def test_offline_parts_of_a_killed_run_hold_every_row_once(place):
     parts = offline_runs(workdir, run_id)
     assert len(parts) == 3
     assert_every_row_arrived_once([row for part in parts for row in history(part)], workdir)
-    with WandbServer() as server:  # one by one, as the hint says: a part cut short stops the others
+    with WandbServer() as server:  # one by one, as in the hint: an incomplete one stops the others
         for part in parts:
             done = run("-m", "wandb", "sync", str(part), tmp=place, **wandb_environment(server.url))
             assert done.returncode == 0, done.stderr
@@ -196,7 +196,7 @@ def test_offline_parts_of_a_killed_run_hold_every_row_once(place):
     assert_every_row_arrived_once(stored.history(), workdir)
 
 
-def test_offline_is_the_default_where_nobody_is_logged_in(place):
+def test_offline_is_the_default_without_a_login(place):
     workdir = place / "default"
     env = environment(place)
     del env["WANDB_MODE"]
@@ -206,14 +206,14 @@ def test_offline_is_the_default_where_nobody_is_logged_in(place):
     assert len(list((workdir / "wandb").glob("offline-run-*"))) == 1
 
 
-def test_disabled_leaves_nothing(place):
+def test_disabled_mode_writes_nothing(place):
     train(place, place / "disabled", "--config.track.wandb.mode=disabled", WANDB_MODE="online")
     assert not (place / "disabled" / "wandb").exists()
 
 
 @pytest.mark.parametrize("answering", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_server_that_is_away_stops_nothing(place, answering):
-    """A port that nobody listens on, and one that takes the connection and says nothing."""
+def test_unreachable_server_does_not_stop_a_run(place, answering):
+    """A port without a listener, and one that accepts connections but does not respond."""
     workdir = place / f"away_{answering}"
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -228,7 +228,7 @@ def test_a_server_that_is_away_stops_nothing(place, answering):
 
 
 @pytest.mark.slow
-def test_a_server_that_dies_stops_nothing(place):
+def test_dying_server_does_not_stop_a_run(place):
     workdir = place / "dies"
     with WandbServer() as server:
         flags = ("--config.train.steps=100",)
@@ -240,7 +240,7 @@ def test_a_server_that_dies_stops_nothing(place):
 
 
 def test_no_secret_is_written(place):
-    """The key that all of these runs had in their environment."""
+    """All of these runs had the key in their environment."""
     workdirs = [place / name for name in ("online", "killed", "away_False")]
     found = []
     for workdir in workdirs:

@@ -1,4 +1,4 @@
-"""Names that wandb takes or refuses, held against wandb's own settings."""
+"""Rules for wandb's names, compared with wandb's own validation."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def refused_by_wandb(**settings):
 
 
 @pytest.mark.parametrize("name", PROJECTS)
-def test_projects_are_refused_where_wandb_refuses_them(name, monkeypatch):
+def test_projects_are_refused_if_wandb_refuses_them(name, monkeypatch):
     fault = find_wandb_fault(given(project=name))
     assert (fault is not None) == refused_by_wandb(project=name)
     assert fault is None or fault.startswith("track.wandb.project")
@@ -41,7 +41,7 @@ def test_projects_are_refused_where_wandb_refuses_them(name, monkeypatch):
 
 
 @pytest.mark.parametrize("tag", TAGS)
-def test_tags_are_refused_where_wandb_refuses_them(tag, monkeypatch):
+def test_tags_are_refused_if_wandb_refuses_them(tag, monkeypatch):
     fault = find_wandb_fault(given(tags=("fine", tag)))
     assert (fault is not None) == refused_by_wandb(run_tags=("fine", tag))
     assert fault is None or fault.startswith("track.wandb.tags")
@@ -49,13 +49,13 @@ def test_tags_are_refused_where_wandb_refuses_them(tag, monkeypatch):
     assert (find_wandb_fault(given()) is None) == (fault is None)
 
 
-def test_a_mode_that_wandb_does_not_have_is_refused(monkeypatch):
+def test_unknown_wandb_mode_is_refused(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "of")
     assert "WANDB_MODE=of" in find_wandb_fault(given(mode=None))
     assert find_wandb_fault(given()) is None
 
 
-def test_a_config_is_refused_before_training_unless_wandb_is_disabled():
+def test_invalid_wandb_config_is_refused_before_training_unless_disabled():
     config = tiny(track__wandb__mode="disabled", track__wandb__tags=("x" * 65,))
     config = replace(config, {"track.wandb.mode": "online"})
     with pytest.raises(UserError, match=r"track\.wandb\.tags"):

@@ -1,4 +1,4 @@
-"""A server on loopback that speaks enough of wandb's protocol to hold runs and resume them.
+"""A loopback server that implements enough of wandb's protocol to store and resume runs.
 
 GraphQL: Viewer, GetDefaultEntity, ServerFeaturesQuery, RunResumeStatus, UpsertBucket,
 CreateRunFiles, and Run of the public API. Rows arrive at
@@ -18,7 +18,7 @@ ENTITY = "somebody"
 
 @dataclass
 class StoredRun:
-    """What a run has sent. `arrivals` counts how often each history line came."""
+    """The data that a run has sent; `arrivals` counts how often each history line arrived."""
 
     project: str
     name: str
@@ -53,7 +53,7 @@ class StoredRun:
         }
 
     def public(self):
-        """The run as the public API has it."""
+        """Returns the run in the format of the public API."""
         empty = dict.fromkeys(("sweepName", "group", "jobType", "commit", "description", "notes"))
         return {
             **self.bucket(), **empty, "projectId": "1", "state": "finished", "readOnly": False,
@@ -67,7 +67,7 @@ class WandbServer:
     """`with WandbServer() as server:` listens on `server.url`; `server.runs` by run id.
 
     Args:
-      streams: whether rows are taken; otherwise each attempt is answered with status 404.
+      streams: whether rows are accepted; otherwise the response is status 404.
     """
 
     def __init__(self, streams=True):

@@ -55,14 +55,14 @@ def files(folder):
     return sorted(p for p in folder.rglob("*") if p.is_file())
 
 
-def test_a_state_comes_back_to_the_bit(saved, state):
+def test_restored_state_is_bitwise_equal(saved, state):
     restored = Checkpoints(saved).restore(20, state)
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     assert int(restored.step) == 20
     assert_equal(restored._replace(step=state.step), state)
 
 
-def test_onto_another_number_of_devices(saved, state):
+def test_restore_onto_another_number_of_devices(saved, state):
     init, mesh = make_state(mesh__data=8)
     restored = Checkpoints(saved).restore(20, abstract(init, mesh))
     assert len(restored.params["embedding"]["wte"].sharding.device_set) == 8
@@ -94,7 +94,7 @@ def to_nowhere(path):
 
 
 @pytest.mark.parametrize("harm", [flip, truncate, delete, to_folder, to_nowhere])
-def test_harm_to_any_file_is_named(saved, tmp_path, harm):
+def test_damage_to_any_file_is_named(saved, tmp_path, harm):
     names = [p.relative_to(saved / "00000020") for p in files(saved / "00000020")]
     assert len(names) >= 10 and any(p.name == SUMS for p in names)
     for name in names:
@@ -110,8 +110,8 @@ def test_harm_to_any_file_is_named(saved, tmp_path, harm):
 
 
 @pytest.mark.parametrize("name", [SUMS, "meta.json", "state/_METADATA", "."])
-def test_what_cannot_be_read_is_an_error_and_not_damage(saved, tmp_path, name, monkeypatch):
-    """A loop of links stands for a lack of permission, which does not stop the root user."""
+def test_unreadable_file_is_an_error_and_not_damage(saved, tmp_path, name, monkeypatch):
+    """A loop of links simulates missing permissions, which would not stop the root user."""
     folder = tmp_path / "00000020"
     shutil.copytree(saved / "00000020", folder)
     victim = folder / name
@@ -128,7 +128,7 @@ def refuse(path, **_):
     raise PermissionError(13, "Permission denied", str(path))
 
 
-def test_a_damaged_checkpoint_is_set_aside_under_a_name_of_its_own(tmp_path):
+def test_damaged_checkpoint_is_set_aside_under_a_unique_name(tmp_path):
     for _ in range(2):
         (tmp_path / "00000020").mkdir()
         Checkpoints(tmp_path).set_aside(20)
@@ -137,7 +137,7 @@ def test_a_damaged_checkpoint_is_set_aside_under_a_name_of_its_own(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["exp[1]", "a*b?", "\N{SNOWMAN} ~x\ny", "a%20b,c=d+e@f:g"])
-def test_any_path_can_be_saved_to_and_read(state, tmp_path, name):
+def test_checkpoints_can_be_saved_to_any_path(state, tmp_path, name):
     folder = tmp_path / name / "checkpoints"
     folder.mkdir(parents=True)
     checkpoints = Checkpoints(folder)
@@ -149,7 +149,7 @@ def test_any_path_can_be_saved_to_and_read(state, tmp_path, name):
     assert_equal(restore_params(tmp_path / name / "weights", state.params), state.params)
 
 
-def test_a_state_of_another_step_is_refused(saved, tmp_path, state):
+def test_state_of_another_step_is_refused(saved, tmp_path, state):
     shutil.copytree(saved / "00000020", tmp_path / "00000030")
     with pytest.raises(UserError, match=r"00000030 holds the state of step 20"):
         Checkpoints(tmp_path).restore(30, state)
@@ -157,21 +157,21 @@ def test_a_state_of_another_step_is_refused(saved, tmp_path, state):
         restore_params(tmp_path / "00000030", state.params, 30)
 
 
-def test_a_file_too_many_is_damage(saved, tmp_path):
+def test_extra_file_is_damage(saved, tmp_path):
     shutil.copytree(saved / "00000020", tmp_path / "c")
     (tmp_path / "c" / "state" / "extra").write_text("x")
     assert find_damage(tmp_path / "c") == f"files differ from {SUMS}: state/extra"
 
 
-def test_sha256sum_reads_the_sums(saved):
+def test_sha256sum_accepts_the_sums(saved):
     import subprocess
 
     done = subprocess.run(["sha256sum", "--quiet", "-c", SUMS], cwd=saved / "00000020", check=False)
     assert done.returncode == 0
 
 
-def test_training_on_while_a_save_runs_does_not_reach_the_save(tmp_path):
-    """The next steps reuse the donated buffers of a state; that must not affect the save."""
+def test_training_during_a_save_does_not_affect_it(tmp_path):
+    """The next steps reuse the donated buffers of the state; that must not affect the save."""
     init, mesh = make_state(mesh__data=2, model__n_embd=256, model__vocab_size=4000)
     state = init()
     update = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
@@ -187,7 +187,7 @@ def test_training_on_while_a_save_runs_does_not_reach_the_save(tmp_path):
     assert (np.asarray(state.params["embedding"]["wte"]) != before.params["embedding"]["wte"]).all()
 
 
-def test_only_the_latest_and_the_best_stay(state, tmp_path):
+def test_only_the_latest_and_the_best_checkpoints_are_kept(state, tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: None, 5: 1.5}
     kept = []
@@ -199,7 +199,7 @@ def test_only_the_latest_and_the_best_stay(state, tmp_path):
     assert checkpoints.best() == 2
 
 
-def test_a_checkpoint_becomes_valid_only_after_what_must_come_before(state, tmp_path):
+def test_checkpoint_becomes_valid_only_after_before_commit(state, tmp_path):
     seen = []
     checkpoints = Checkpoints(tmp_path)
     checkpoints.before_commit = lambda: seen.append(checkpoints.steps())
@@ -208,7 +208,7 @@ def test_a_checkpoint_becomes_valid_only_after_what_must_come_before(state, tmp_
     assert seen == [[]] and checkpoints.steps() == [7]
 
 
-def test_a_save_that_fails_is_no_checkpoint(state, tmp_path):
+def test_failed_save_leaves_no_checkpoint(state, tmp_path):
     def fail():
         raise RuntimeError("the metrics could not be written")
 
@@ -222,7 +222,7 @@ def test_a_save_that_fails_is_no_checkpoint(state, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_one_line(state, tmp_path, monkeypatch):
+def test_full_disk_is_a_one_line_error(state, tmp_path, monkeypatch):
     def full(path, value):
         raise OSError(28, "No space left on device", str(path))
 
@@ -231,18 +231,18 @@ def test_a_full_disk_is_one_line(state, tmp_path, monkeypatch):
         Checkpoints(tmp_path).save(7, state, None)
 
 
-def test_best_needs_a_loss_that_can_be_trusted(saved, tmp_path):
+def test_best_ignores_checkpoints_with_damaged_meta(saved, tmp_path):
     assert Checkpoints(tmp_path).best() is None
-    folder, said = tmp_path / "checkpoints", []
+    folder, messages = tmp_path / "checkpoints", []
     shutil.copytree(saved, folder)
     assert Checkpoints(folder).best() == 20
     meta = json.loads((folder / "00000010" / "meta.json").read_text())
     (folder / "00000010" / "meta.json").write_text(json.dumps(meta | {"val_loss": 0.001}))
-    assert Checkpoints(folder).best(said.append) == 20
-    assert len(said) == 1 and "00000010" in said[0]
+    assert Checkpoints(folder).best(messages.append) == 20
+    assert len(messages) == 1 and "00000010" in messages[0]
 
 
-def test_writes_that_end_late_are_not_shown(monkeypatch):
+def test_errors_of_late_writes_are_suppressed(monkeypatch):
     shown = []
     monkeypatch.setattr(sys, "unraisablehook", shown.append)
     checkpoint._drop_late_callbacks.__wrapped__()

@@ -1,4 +1,4 @@
-"""Figures by depth in training: what they are, where they stand, what they cost the host."""
+"""Per-block diagnostics in training: their values, their rows, and the host's reads."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ OBSERVED = {"stream_rms", "attn_ratio", "mlp_ratio", "cosine", "entropy", "large
 
 
 @pytest.fixture(scope="module")
-def probed(text_file, tmp_path_factory):
+def diagnosed(text_file, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("probe") / "run"
     made = config(
         text_file,
@@ -39,8 +39,8 @@ def probed(text_file, tmp_path_factory):
     return made, workdir, reads
 
 
-def test_rows_hold_every_figure_of_every_block(probed):
-    rows = {row["step"]: row for row in read_rows(probed[1] / "metrics.jsonl")}
+def test_rows_have_every_diagnostic_of_every_block(diagnosed):
+    rows = {row["step"]: row for row in read_rows(diagnosed[1] / "metrics.jsonl")}
     assert sorted(rows) == [0, 5, 8, 10, 15, 16, 20, 24, 25]
     blocks = ("block_01", "block_02")
     for step, row in rows.items():
@@ -52,8 +52,8 @@ def test_rows_hold_every_figure_of_every_block(probed):
     assert 0.1 < squares**0.5 / rows[8]["train/grad_norm"] < 1.0
 
 
-def test_they_are_of_the_parameters_after_the_step(probed):
-    made, workdir, _ = probed
+def test_diagnostics_use_the_parameters_after_the_step(diagnosed):
+    made, workdir, _ = diagnosed
     run = open_run(str(workdir), 16, devices=1)
     data = made.data
     corpus, _ = open_corpus(data.source, data.val_source, data.tokenizer, data.val_fraction)
@@ -65,18 +65,18 @@ def test_they_are_of_the_parameters_after_the_step(probed):
         np.testing.assert_allclose(got, values, rtol=1e-4)
 
 
-def test_the_host_reads_them_with_the_metrics(probed):
-    """Nine rows: eight of metrics; at the start figures alone. Four evaluations."""
-    reads = probed[2]
+def test_host_reads_diagnostics_with_the_metrics(diagnosed):
+    """Nine rows: eight with metrics, and one at the start with only diagnostics. 4 evaluations."""
+    reads = diagnosed[2]
     assert reads.implicit == 0
     assert reads.explicit.count("metrics") == 8 + 1
     assert reads.explicit.count("sums") == 4
 
 
-@pytest.mark.parametrize("muted", [0, 1, 2])
-def test_a_skipped_block_is_as_good_as_none(muted):
+@pytest.mark.parametrize("ablated", [0, 1, 2])
+def test_ablated_block_equals_a_missing_block(ablated):
     built, params = tiny_model(model__n_layer=3, model__unroll=False)
-    kept = [l for l in range(3) if l != muted]
+    kept = [l for l in range(3) if l != ablated]
     config = tiny(model__n_layer=2)
     fewer = define_model(config.model, config.placement)
     blocks = jax.tree.map(lambda x: x[np.array(kept)], params["blocks"]["all"])
@@ -84,18 +84,18 @@ def test_a_skipped_block_is_as_good_as_none(muted):
     loss = lambda model, p: float(mean_loss(p, model, Batch(TOKENS), None, 0))
     got = skip_costs(built, params, Batch(TOKENS), 0)
     assert got.shape == (3,)
-    assert got[muted] == pytest.approx(loss(fewer, less) - loss(built, params), abs=1e-5)
-    assert abs(got[muted]) > 1e-3
+    assert got[ablated] == pytest.approx(loss(fewer, less) - loss(built, params), abs=1e-5)
+    assert abs(got[ablated]) > 1e-3
 
 
 @pytest.mark.parametrize("name", FEW)
-def test_a_skipped_block_costs_something(name):
+def test_skip_costs_are_not_zero(name):
     built, params = tiny_model(placement__preset=name, model__n_layer=4, model__unroll=False)
     costs = jax.jit(lambda p: skip_costs(built, p, Batch(TOKENS), 700))(params)
     assert np.isfinite(costs).all() and (np.abs(costs) > 1e-4).all()
 
 
-def test_fewer_sequences_where_there_are_many_blocks():
+def test_deeper_models_are_diagnosed_on_fewer_sequences():
     def rows(**changes):
         made = tiny(**changes)
         return diagnostic_rows(made.train, made.model.n_layer, made.mesh.data)
@@ -103,11 +103,11 @@ def test_fewer_sequences_where_there_are_many_blocks():
     assert rows(train__batch_size=64, mesh__data=2, model__n_layer=4) == (8, 8)
     assert rows(train__batch_size=64, mesh__data=8, model__n_layer=4) == (8, 2)
     assert rows(train__batch_size=4, mesh__data=1, model__n_layer=12) == (4, 1)
-    # No more than a device takes at once.
+    # No more than a device processes at a time.
     assert rows(train__batch_size=64, mesh__data=2, train__accumulation=16) == (2, 2)
 
 
-def test_blocks_are_named_so_that_they_sort():
+def test_block_names_sort_in_order():
     names = list(by_block({"x": np.arange(120.0)}))
     assert names == sorted(names) and names[0] == "depth/x/block_001"
     assert by_block({"x": np.array([2.5])}) == {"depth/x/block_01": 2.5}

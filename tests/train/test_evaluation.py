@@ -25,7 +25,7 @@ def test_windows_without_a_stride_do_not_overlap():
 
 
 def test_windows_with_a_stride_reread_their_context():
-    """Spans [0, 10), [5, 15), … of tokens, each predicted from those of its span before it."""
+    """Spans [0, 10), [5, 15), … of tokens, each predicted from the earlier ones in its span."""
     assert list(windows(25, 10, 5)) == [(0, 9, 9), (5, 9, 5), (10, 9, 5), (15, 9, 5)]
     assert list(windows(26, 10, 5)) == [(0, 9, 9), (5, 9, 5), (10, 9, 5), (15, 9, 5), (20, 5, 1)]
 
@@ -53,7 +53,7 @@ def by_hand(model, params, stride):
 
 
 @pytest.mark.parametrize("stride", [12, 5, 1])
-def test_the_score_is_that_of_each_window_by_itself(setup, stride):
+def test_score_is_the_sum_over_separate_windows(setup, stride):
     model, params, evaluator = setup
     score = evaluator.score(params, 0, Tokens([IDS[:40], IDS[40:]]), stride=stride)
     nats, hits = by_hand(model, params, stride)
@@ -62,7 +62,7 @@ def test_the_score_is_that_of_each_window_by_itself(setup, stride):
     assert score.correct == hits
 
 
-def test_a_stride_changes_the_score(setup):
+def test_stride_changes_the_score(setup):
     _, params, evaluator = setup
     tokens = Tokens([IDS])
     assert (
@@ -70,12 +70,12 @@ def test_a_stride_changes_the_score(setup):
     )
 
 
-def test_a_limit_takes_windows_from_all_over():
+def test_limited_windows_are_spread_over_the_text():
     assert list(evenly_spaced_windows(101, 10, 39)) == [(0, 10, 10), (45, 10, 10), (90, 10, 10)]
     assert list(evenly_spaced_windows(101, 10, 5)) == [(0, 10, 10)]
 
 
-def test_a_limited_score_is_that_of_its_windows(setup):
+def test_limited_score_is_that_of_its_windows(setup):
     _, params, evaluator = setup
     limited = evaluator.score(params, 0, Tokens([IDS]), limit=40)
     parts = [evaluator.score(params, 0, Tokens([IDS[s : s + 13]])) for s in (0, 59, 118)]

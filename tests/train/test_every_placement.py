@@ -1,4 +1,4 @@
-"""Training with every preset: it learns, resumes to the bit, and does not depend on the mesh."""
+"""Training with every preset: it learns, resumes bitwise, and does not depend on the mesh."""
 
 import argparse
 from pathlib import Path
@@ -24,7 +24,7 @@ STEPS, SAVED, BATCH, SEQ_LEN = 100, 80, 16, 32
 
 
 def unigram_entropy():
-    """Nats per token of a model that only knows how frequent each token is."""
+    """Nats per token when predicting by token frequency only."""
     p = np.bincount(IDS) / len(IDS)
     return -(p[p > 0] * np.log(p[p > 0])).sum()
 
@@ -61,14 +61,14 @@ def first_batch():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted({*PRESETS} - REPRESENTATIVES))
-def test_it_learns_real_text(name):
+def test_model_learns_real_text(name):
     program = compile_step(config(name, mesh__data=1))
     _, losses = run(program, program.start(first_batch()), 0, STEPS)
     assert np.mean(losses[-10:]) < unigram_entropy() < losses[0]
 
 
 @pytest.mark.parametrize("name", EVERY_CONNECTION)
-def test_it_learns_real_text_on_any_mesh_and_resumes_to_the_bit(name, tmp_path):
+def test_model_learns_real_text_on_any_mesh_and_resumes_bitwise(name, tmp_path):
     program = compile_step(config(name, mesh__data=1))
     most, losses = run(program, program.start(first_batch()), 0, SAVED)
     checkpoints = Checkpoints(tmp_path)
@@ -87,7 +87,7 @@ def test_it_learns_real_text_on_any_mesh_and_resumes_to_the_bit(name, tmp_path):
 
 
 def lengths(params):
-    """Lengths along the width, of what nGPT keeps at 1: matrices (in, out) and embeddings."""
+    """Lengths along the width of the matrices and embeddings that nGPT keeps at 1."""
     attn, mlp = (params["blocks"]["all"][name]["sublayer"] for name in ("attn", "mlp"))
     spans = [
         (attn["qkv"], 1),
@@ -100,15 +100,15 @@ def lengths(params):
     return np.concatenate([*found, np.linalg.norm(params["embedding"]["wte"], axis=-1)])
 
 
-def test_what_has_length_1_keeps_it_through_steps():
-    """Against the same model whose matrices are left alone."""
+def test_parameters_of_unit_length_keep_it_through_steps():
+    """Compared with the same model without the projection."""
     for kept in (True, False):
         program = compile_step(config("ngpt", mesh__data=1, placement__unit_weights=kept))
         state, _ = run(program, program.init(), 0, 3)
         assert (np.abs(lengths(state.params) - 1).max() < 1e-5) == kept
 
 
-def test_admin_starts_training_from_its_profile():
+def test_admin_training_starts_from_measured_variances():
     program = compile_step(config("admin", mesh__data=1))
     connection = lambda state: state.params["blocks"]["all"]["connection"]
     factors = lambda state: connection(state)["mlp"]["skip_scale"]["value"]
@@ -118,8 +118,8 @@ def test_admin_starts_training_from_its_profile():
 
 
 @pytest.mark.parametrize("name", ["derf", pytest.param("fixup", marks=pytest.mark.slow)])
-def test_parameters_next_to_scalar_ones_can_be_frozen(name):
-    """A pattern's factors have the shape of what they act on, be it a single number."""
+def test_parameters_can_be_frozen_in_models_with_scalar_parameters(name):
+    """Factors of patterns have the shape of their parameter, even for scalars."""
     frozen = config(name, mesh__data=1, optimizer__frozen=("wpe",))
     program = compile_step(frozen)
     state = program.init()
@@ -131,7 +131,7 @@ def test_parameters_next_to_scalar_ones_can_be_frozen(name):
     assert changed["embedding"]["wte"] and all(jax.tree.leaves(up))
 
 
-def test_a_shared_block_is_named_by_each_of_its_numbers():
+def test_shared_block_matches_each_of_its_block_numbers():
     shared = config("pre_ln", placement__share_blocks=1, optimizer__frozen=("blocks.1.attn",))
     factors = lr_factors(shared.optimizer, define_model(shared.model, shared.placement))
     assert (factors["blocks"]["all"]["attn"]["pre"]["gain"] == 0).all()

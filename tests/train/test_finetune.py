@@ -1,4 +1,4 @@
-"""Training from other weights: their source, frozen parameters, and early stopping."""
+"""Training from pretrained weights: their source, frozen parameters, and early stopping."""
 
 import dataclasses
 import json
@@ -46,7 +46,7 @@ def begin(text_file, source, **changes):
     return dataclasses.replace(given, model=configs.Config().model)
 
 
-def test_a_run_begins_with_anothers_weights_and_a_fresh_optimizer(source, text_file, tmp_path):
+def test_run_starts_from_pretrained_weights_and_a_fresh_optimizer(source, text_file, tmp_path):
     assert loop.train(begin(text_file, source), str(tmp_path / "run")) == 0
     got, before = losses(tmp_path / "run"), losses(source)
     assert got[0] == pytest.approx(before[20], rel=1e-6) and got[0] != before[0]
@@ -54,11 +54,11 @@ def test_a_run_begins_with_anothers_weights_and_a_fresh_optimizer(source, text_f
     assert stored.train.init_from == f"{source}@20" and stored.model.n_embd == 16
     row = read_rows(tmp_path / "run" / "metrics.jsonl")[1]
     assert row["step"] == 5 and row["train/lr"] == pytest.approx(
-        0.01 * (0.1 + 0.9 * (1 + math.cos(0.4 * math.pi)) / 2)  # of a cosine that begins anew
+        0.01 * (0.1 + 0.9 * (1 + math.cos(0.4 * math.pi)) / 2)  # the cosine schedule starts again
     )
 
 
-def test_a_run_continues_though_its_source_has_moved_on(source, text_file, tmp_path):
+def test_run_resumes_after_its_source_has_continued(source, text_file, tmp_path):
     moving = shutil.copytree(source, tmp_path / "moving")
     given = begin(text_file, moving)
     assert loop.train(given, str(tmp_path / "run")) == 0
@@ -74,10 +74,8 @@ def test_a_run_continues_though_its_source_has_moved_on(source, text_file, tmp_p
         loop.train(given, str(tmp_path / "run"))
 
 
-def test_weights_that_are_deleted_while_the_step_compiles_are_named(
-    source, text_file, tmp_path, monkeypatch
-):
-    """As by a run in progress, which keeps its newest checkpoints alone."""
+def test_weights_deleted_during_compilation_are_named(source, text_file, tmp_path, monkeypatch):
+    """As by a run in progress, which keeps only its newest checkpoints."""
     moving = shutil.copytree(source, tmp_path / "moving")
     compiled = loop.compile_step(config(text_file, train__steps=20))
 
@@ -90,8 +88,8 @@ def test_weights_that_are_deleted_while_the_step_compiles_are_named(
         loop.train(begin(text_file, moving), str(tmp_path / "run"))
 
 
-def test_the_best_and_a_step_are_remembered_as_numbers(source, text_file, tmp_path):
-    moved = shutil.copytree(source, tmp_path / "me@host" / "source")  # the sign is no step
+def test_init_from_is_recorded_as_a_step(source, text_file, tmp_path):
+    moved = shutil.copytree(source, tmp_path / "me@host" / "source")  # this @ is not a step
     for name, suffix in (("best", "@best"), ("plain", "")):
         given = begin(text_file, f"{moved}{suffix}")
         assert loop.train(given, str(tmp_path / name)) == 0
@@ -104,8 +102,8 @@ def test_the_best_and_a_step_are_remembered_as_numbers(source, text_file, tmp_pa
         assert loop.train(given, str(tmp_path / name)) == 0
 
 
-def test_factors_that_are_not_learned_may_be_others_than_the_sources(text_file):
-    """As at the end of a ramp over steps; what has parameters stays."""
+def test_factors_that_are_not_learned_may_differ_from_the_source(text_file):
+    """As at the end of a ramp over steps; factors with parameters may not differ."""
     from pathlib import Path
 
     from gpt2_jax.train.pretrained import PretrainedSource, adopt_model
@@ -122,7 +120,7 @@ def test_factors_that_are_not_learned_may_be_others_than_the_sources(text_file):
         adopt_model(fresh, origin, lambda line: None)
 
 
-def test_damaged_weights_are_not_begun_with(source, text_file, tmp_path):
+def test_damaged_weights_are_refused(source, text_file, tmp_path):
     run = open_run(str(source))
     (tmp_path / "imported").mkdir()
     (tmp_path / "imported" / "config.json").write_text(configs.to_json(run.config))
@@ -145,7 +143,7 @@ def test_damaged_weights_are_not_begun_with(source, text_file, tmp_path):
         ({"train.init_from": "{source}@7"}, "has no checkpoint of step 7; there are: 20"),
     ],
 )
-def test_what_cannot_be_begun_from_is_named(source, text_file, tmp_path, changes, says):
+def test_invalid_init_from_is_named(source, text_file, tmp_path, changes, says):
     given = begin(text_file, source)
     text = lambda value: value.format(source=source) if isinstance(value, str) else value
     given = configs.replace(given, {name: text(value) for name, value in changes.items()})
@@ -154,7 +152,7 @@ def test_what_cannot_be_begun_from_is_named(source, text_file, tmp_path, changes
     assert not (tmp_path / "run").exists()
 
 
-def test_imported_weights_are_trained_where_they_lie(source, text_file, tmp_path):
+def test_imported_weights_are_trained_in_place(source, text_file, tmp_path):
     run = open_run(str(source))
     (tmp_path / "imported").mkdir()
     (tmp_path / "imported" / "config.json").write_text(configs.to_json(run.config))
@@ -191,7 +189,7 @@ def moved(before, after):
 
 
 @pytest.mark.parametrize("name", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
-def test_frozen_parameters_stay_to_the_bit_and_out_of_the_norm(name):
+def test_frozen_parameters_are_unchanged_and_not_in_the_norm(name):
     common = {"optimizer__name": name, "optimizer__weight_decay": 0.5}
     frozen = ("wte,wpe", "blocks.0", "*.bias")
     change = moved(*stepped(**common, optimizer__frozen=frozen)[:2])
@@ -203,7 +201,7 @@ def test_frozen_parameters_stay_to_the_bit_and_out_of_the_norm(name):
     assert 0 < float(norm) < float(stepped(**common)[2]["grad_norm"])
 
 
-def test_multipliers_scale_the_steps_and_the_last_counts():
+def test_multipliers_scale_the_steps_and_the_last_one_applies():
     plain = moved(*stepped()[:2])
     rules = ("blocks.*=0.5", "blocks.1.attn=0.25, wte=2")
     scaled = moved(*stepped(optimizer__lr_multipliers=rules)[:2])
@@ -235,20 +233,20 @@ def test_multipliers_scale_the_steps_and_the_last_counts():
         ({"frozen": ("*",)}, "leaves nothing to train"),
     ],
 )
-def test_wrong_patterns_are_named(changes, says):
+def test_invalid_patterns_are_named(changes, says):
     made = tools.tiny(**{f"optimizer.{name}": value for name, value in changes.items()})
     with pytest.raises(UserError, match=says):
         lr_factors(made.optimizer, define_model(made.model, made.placement))
 
 
-def test_a_wrong_pattern_is_reported_before_the_data_is_touched(tmp_path):
+def test_invalid_pattern_is_reported_before_the_data_is_read(tmp_path):
     made = config("nowhere.txt", optimizer__frozen=("blocks.9",))
     with pytest.raises(UserError, match=r"blocks\.9"):
         loop.train(made, str(tmp_path / "run"))
 
 
-def test_with_patience_the_best_evaluation_has_a_checkpoint(text_file, tmp_path):
-    """Learning, then a rate so large that it unlearns: the best lies between two checkpoints."""
+def test_best_evaluation_has_a_checkpoint_with_patience(text_file, tmp_path):
+    """The learning rate is so large that the loss rises again: the best is between checkpoints."""
     given = config(
         text_file,
         train__steps=200,
@@ -276,8 +274,8 @@ def test_evaluations_since_the_best():
     assert evaluations_since_best([{"train/loss": 1.0}]) == 0
 
 
-def test_a_run_stops_when_its_validation_loss_no_longer_falls(text_file, tmp_path, capsys):
-    """With a rate too small to change anything, no evaluation is better than the first."""
+def test_run_stops_when_its_validation_loss_no_longer_falls(text_file, tmp_path, capsys):
+    """With a tiny learning rate, no evaluation is better than the first."""
     given = config(
         text_file,
         train__steps=100,

@@ -1,4 +1,4 @@
-"""Frozen parameters: no gradients, no moments, no change, and the losses of masked gradients."""
+"""Frozen parameters: no gradients, moments or changes, and the same losses as with masking."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from tests.train.test_loop import config
 from tests.train.test_step import Trainer
 
 FROZEN = ("wte,wpe", "blocks.0", "*.bias")
-# Losses of the program that computed all gradients and multiplied those of frozen rows by 0.
+# Losses of a program that computes all gradients and multiplies those of frozen rows by 0.
 LOSSES = {
     "rows": [2.3581479, 2.3252773, 2.2777803, 2.2768555, 2.2653461],
     "muon": [2.3581476, 2.3481317, 2.3239837, 2.3426912, 2.3306079],
@@ -53,7 +53,7 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("muon", "mixed")
 
 
 @pytest.mark.parametrize("name", ["rows", "scan", *SLOW])
-def test_losses_are_those_of_masked_gradients(name):
+def test_losses_equal_those_of_masked_gradients(name):
     trainer, losses = Trainer(**CHANGES[name]), []
     for step in range(5):
         trainer.state, metrics = trainer.step(trainer.state, trainer.batch(step))
@@ -68,7 +68,7 @@ def shapes(tree):
     return {jax.tree_util.keystr(p, simple=True, separator="."): x.shape for p, x in paths}
 
 
-def test_moments_exist_for_trainable_rows_only():
+def test_only_trainable_rows_have_moments():
     state = Trainer(optimizer__frozen=FROZEN).state
     assert shapes(state.opt_state[0].mu) == shapes(state.params) == {
         "blocks.all.attn.pre.gain": (1, 16),
@@ -84,7 +84,7 @@ def test_moments_exist_for_trainable_rows_only():
     assert sorted(sizes) == [16 * 16, 16 * 16, 16 * 64, 16 * 64]  # wte's two moments; up and down
 
 
-def test_with_all_matrices_frozen_muon_trains_the_rest():
+def test_muon_trains_the_rest_if_all_matrices_are_frozen():
     trainer = Trainer(mesh__data=1, optimizer__name="muon", optimizer__frozen=("*.kernel",))
     before = np.array(trainer.state.params["embedding"]["wte"])
     trainer.run(1)
@@ -101,13 +101,13 @@ def flops(*frozen):
 
 
 def test_gradients_of_frozen_parameters_are_not_computed():
-    """A third of a matrix's FLOPs are its gradient's; the others are needed for the embedding's."""
+    """A third of a matrix's FLOPs are for its gradient; the embedding's gradient needs the rest."""
     every = flops()
     assert flops("blocks") < 0.85 * every and flops("blocks.*.mlp") < 0.9 * every
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_frozen_rows_keep_their_bits_and_a_run_resumes_to_the_bit(devices, tmp_path):
+def test_frozen_rows_are_unchanged_and_a_run_resumes_bitwise(devices, tmp_path):
     trainer = Trainer(mesh__data=devices, optimizer__frozen=FROZEN)
     first = jax.tree.map(np.array, trainer.state.all_params)
     trainer.run(3)
@@ -132,7 +132,7 @@ def test_frozen_rows_keep_their_bits_and_a_run_resumes_to_the_bit(devices, tmp_p
     assert (np.asarray(then["kernel"][1]) != up["kernel"][1]).any()
 
 
-def test_a_run_starts_from_weights_that_it_freezes(text_file, tmp_path):
+def test_run_starts_from_weights_that_it_freezes(text_file, tmp_path):
     sizes = {"train__steps": 5, "train__eval_every": 5, "train__checkpoint_every": 5}
     assert loop.train(config(text_file, **sizes), str(tmp_path / "source")) == 0
     given = config(text_file, **sizes, optimizer__frozen=("wte", "blocks.1"))
@@ -145,7 +145,7 @@ def test_a_run_starts_from_weights_that_it_freezes(text_file, tmp_path):
     assert (kernel(after)[0] != kernel(before)[0]).any()
 
 
-def test_rows_are_split_and_joined_in_their_order():
+def test_split_and_join_keep_the_order_of_rows():
     x = np.arange(10.0).reshape(5, 2)
     rows = (True, False, False, True, False)
     kinds = {"stack": Frozen(None, rows), "whole": Frozen(None, (True,)), "free": None}

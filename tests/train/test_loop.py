@@ -1,4 +1,4 @@
-"""The training loop, in this process: what it reads from the devices, writes, and stops at."""
+"""The training loop, in this process: its reads from the devices, its files and its stops."""
 
 import json
 import signal
@@ -77,14 +77,14 @@ def trained(text_file, tmp_path_factory):
         reads = Reads(patch)
         code = loop.train(made, str(workdir), lambda *args: "a sample")
         after = reads.implicit
-        float(jax.numpy.ones(()) + 1)  # so that counting is seen to work
+        float(jax.numpy.ones(()) + 1)  # to verify that reads are counted
         assert reads.implicit == after + 1
         reads.implicit = after
     assert code == 0
     return workdir, reads
 
 
-def test_rows_are_where_the_config_says(trained):
+def test_rows_are_at_the_configured_steps(trained):
     rows = read_rows(trained[0] / "metrics.jsonl")
     assert [row["step"] for row in rows] == [0, 5, 10, 15, 20, 25, 30, 35, 40]
     assert [row["step"] for row in rows if "val/loss" in row] == [0, 10, 20, 30, 40]
@@ -101,14 +101,14 @@ def test_rows_are_where_the_config_says(trained):
     assert rows[0]["val/bits_per_byte"] == pytest.approx(rows[0]["val/loss"] / np.log(2))
 
 
-def test_the_host_reads_the_devices_once_a_row(trained):
+def test_host_reads_the_devices_once_per_row(trained):
     """40 steps with a row every 5: eight reads of metrics, five of evaluations, no other."""
     reads = trained[1]
     assert Counter(reads.explicit) == {"metrics": 8, "sums": 5}
     assert (reads.implicit, reads.saves) == (0, 2)
 
 
-def test_the_directory_is_complete(trained):
+def test_directory_is_complete(trained):
     workdir = trained[0]
     assert {p.name for p in workdir.iterdir() if not p.name.startswith(".")} == {
         "config.json", "run.json", "metrics.jsonl", "checkpoints", "loss.png", "sample.txt",
@@ -143,20 +143,20 @@ def test_too_many_skipped_steps_stop_the_run_with_a_reason(text_file, tmp_path, 
     assert json.loads(line)["train/loss"] is None
 
 
-def test_a_kernel_that_is_not_in_the_program_is_an_error():
+def test_missing_attention_kernel_is_an_error():
     assert kernel_of("custom-call __cudnn$fmhaSoftmax", "cudnn") == "cudnn"
     assert kernel_of("dot(...)", "xla") == "xla"
     with pytest.raises(UserError, match=r"the compiled step contains no cuDNN"):
         kernel_of("dot(...)", "cudnn")
 
 
-def test_cudnn_on_a_cpu_is_one_line(text_file, tmp_path):
+def test_cudnn_on_a_cpu_is_a_one_line_error(text_file, tmp_path):
     made = config(text_file, model__attention="cudnn", model__dtype="bfloat16")
     with pytest.raises(UserError, match=r"model\.attention=cudnn is not available"):
         loop.train(made, str(tmp_path / "run"))
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_continues(trained, text_file, tmp_path,
+def test_damaged_checkpoint_is_named_and_an_older_one_is_used(trained, text_file, tmp_path,
                                                                     capsys):  # fmt: skip
     import shutil
 
@@ -193,7 +193,7 @@ def signal_in_evaluation(patch, at):
     patch.setattr(run.Progress, "validating", validating)
 
 
-def test_a_signal_in_an_evaluation_stops_it_and_the_next_start_makes_it(
+def test_signal_interrupts_an_evaluation_and_the_next_start_repeats_it(
     trained, text_file, tmp_path, capsys
 ):
     """Before the first step, at a step that is not saved otherwise, and at the end."""
@@ -220,7 +220,7 @@ def test_a_signal_in_an_evaluation_stops_it_and_the_next_start_makes_it(
 
 
 @pytest.mark.parametrize("phase", ["open_corpus", "compile_step"])
-def test_a_signal_before_the_first_step_leaves_nothing_to_save(
+def test_signal_before_the_first_step_saves_nothing(
     text_file, tmp_path, monkeypatch, phase, capsys
 ):
     def signalled(*args):
@@ -234,7 +234,7 @@ def test_a_signal_before_the_first_step_leaves_nothing_to_save(
     assert "stopped by SIGHUP before training began" in capsys.readouterr().out
 
 
-def test_the_loss_curve_is_there_from_the_first_evaluation_on(text_file, tmp_path, monkeypatch):
+def test_loss_curve_exists_from_the_first_evaluation_on(text_file, tmp_path, monkeypatch):
     workdir, seen = tmp_path / "a$b_{$", []
     real = run.RunLogger.is_kept
 

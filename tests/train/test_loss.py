@@ -14,11 +14,11 @@ RNG = np.random.default_rng(4)
 LOGITS = RNG.normal(size=(2, 3, 5)).astype(np.float32)
 TOKENS = np.array([[0, 4, 1, 3], [2, 2, 0, 1]], np.int32)
 WEIGHTS = np.array([[1.0, 0.0, 0.5], [2.0, 0.0, 0.0]], np.float32)
-# Rows from all to none of their predictions: parts and devices have different totals.
+# Rows weight between all and none of their predictions, so parts and devices differ in total.
 RAGGED = (np.arange(12) < np.array([12, 3, 0, 1, 7, 2, 12, 5])[:, None]).astype(np.float32)
 
 
-def test_a_weighted_loss_is_the_weighted_mean():
+def test_weighted_loss_is_the_weighted_mean():
     log_p = LOGITS - np.log(np.exp(LOGITS).sum(-1, keepdims=True))
     nll = -np.take_along_axis(log_p, TOKENS[:, 1:, None], -1)[..., 0]
     batch = Batch(TOKENS, WEIGHTS)
@@ -64,7 +64,7 @@ def test_ragged_weights_do_not_depend_on_accumulation_or_devices(ragged, devices
     jax.tree.map(close, params, ragged[1])
 
 
-def test_weights_of_1_are_no_weights_and_others_count(ragged):
+def test_weights_of_1_equal_no_weights_and_others_differ(ragged):
     ones = steps(np.ones_like(RAGGED), mesh__data=2, train__accumulation=2)[0]
     plain = steps(None, mesh__data=2, train__accumulation=2)[0]
     np.testing.assert_allclose(ones, plain, rtol=0, atol=1e-6)

@@ -1,11 +1,11 @@
-"""Freed memory stays with the process: after the first few steps there are no page faults."""
+"""Freed memory stays with the process: there are no page faults after the first steps."""
 
 import subprocess
 import sys
 
 import pytest
 
-# Each call takes `size` bytes on each of two devices, and gives them back.
+# Each call allocates `size` bytes on each of two devices, and frees them.
 PROGRAM = """
 import resource, sys
 from tests.tools import tiny
@@ -38,19 +38,19 @@ print(faults(20))
 
 
 def faults(size: int, n_embd: int, keep: str) -> float:
-    """Returns the page faults of a call, in a process of its own."""
+    """Returns the page faults per call, in a separate process."""
     command = [sys.executable, "-c", PROGRAM, str(size), str(n_embd), keep]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def all_pages(size: int) -> float:
-    """Returns the faults of a call that meets every page of its results anew."""
+    """Returns the page faults per call if every page of the result is faulted in again."""
     return 2 * size / 4096
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="tells glibc's allocator what to do")
-def test_scratch_memory_is_not_faulted_in_anew():
+def test_scratch_memory_is_not_faulted_in_again():
     large, small = 100 << 20, 12 << 20
     assert faults(large, 1024, "leave") > all_pages(large) / 2
     assert faults(large, 1024, "keep") < all_pages(large) / 4

@@ -1,4 +1,4 @@
-"""Weight decay and Muon go by role; stacking changes no step."""
+"""Weight decay and Muon depend on roles; stacking does not change steps."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def flat(tree):
 
 
 def layers_of(tree):
-    """A list of layers, q, k and v apart, as a person would write the model without stacking."""
+    """Returns separate layers, with separate q, k and v, as in a model without stacking."""
     out = {}
     for path, value in flat(tree).items():
         if not path.startswith("blocks"):
@@ -35,7 +35,7 @@ def layers_of(tree):
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_three_steps_equal_those_of_a_list_of_layers(name):
+def test_three_steps_equal_those_of_unstacked_layers(name):
     config = tiny(optimizer__name=name, optimizer__weight_decay=0.3)
     model, params = tiny_model(optimizer__name=name)
     roles = {}
@@ -54,7 +54,7 @@ def test_three_steps_equal_those_of_a_list_of_layers(name):
             else (MuonDimensionNumbers((0,), (1, 2)) if "qkv" in path else MuonDimensionNumbers())
         )
 
-    # As written from the optimizers' own documentation for unstacked parameters.
+    # As in the optimizers' documentation for unstacked parameters.
     opt = config.optimizer
     adamw = optax.adamw(
         1.0, opt.b1, opt.b2, opt.eps, weight_decay=0.3,
@@ -102,8 +102,8 @@ def test_three_steps_equal_those_of_a_list_of_layers(name):
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_decay_goes_by_role(name):
-    """With zero gradients only decay moves a parameter: all matrices and embeddings, no other."""
+def test_weight_decay_depends_on_the_role(name):
+    """With zero gradients, only weight decay moves parameters: all matrices and embeddings."""
     config = tiny(optimizer__name=name, optimizer__weight_decay=0.5, model__tie_head=False)
     model, params = tiny_model(model__tie_head=False)
     transform = make_optimizer(config.optimizer, model.infos)
@@ -123,7 +123,7 @@ def test_decay_goes_by_role(name):
         np.testing.assert_allclose(flat(updates)[path], -0.5 * flat(params)[path], rtol=1e-6)
 
 
-def test_muon_takes_the_blocks_matrices_and_nothing_else():
+def test_muon_updates_only_the_matrices_of_blocks():
     config = tiny(optimizer__name="muon")
     model, params = tiny_model()
     state = make_optimizer(config.optimizer, model.infos).init(params)
@@ -138,7 +138,7 @@ def flat_paths(tree):
     return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
 
 
-def test_muons_updates_are_orthogonal_for_each_layer_and_for_q_k_and_v():
+def test_muon_updates_are_orthogonal_per_layer_and_for_q_k_and_v():
     config = tiny(optimizer__name="muon", optimizer__weight_decay=0.0)
     model, params = tiny_model()
     transform = make_optimizer(config.optimizer, model.infos)
@@ -151,7 +151,7 @@ def test_muons_updates_are_orthogonal_for_each_layer_and_for_q_k_and_v():
             assert singular[-2] / (0.2 * 4) > 0.6 and singular[0] / (0.2 * 4) < 1.3
 
 
-def test_a_role_without_a_rule_fails():
+def test_role_without_a_rule_is_an_error():
     model, _ = tiny_model()
     infos = model.infos | {"head": ParamInfo("rotation")}
     with pytest.raises(KeyError):

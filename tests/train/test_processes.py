@@ -1,4 +1,4 @@
-"""Real training processes, stopped by real signals, against one that runs undisturbed."""
+"""Real training processes, stopped by real signals, compared with an uninterrupted one."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(place):
-    """The run that nobody touched."""
+    """The uninterrupted run."""
     done = run(place / "text.txt", place / "alone", place)
     assert done.returncode == 0, done.stderr
     return place / "alone"
@@ -77,7 +77,7 @@ def record(workdir):
 
 
 def assert_same_run(workdir, alone):
-    """Every row and every bit of the parameters."""
+    """Asserts that all rows, and all bits of the parameters, are equal."""
     assert record(workdir) == record(alone)
     ours, theirs = open_run(str(workdir)), open_run(str(alone))
     assert ours.step == theirs.step == STEPS
@@ -95,7 +95,7 @@ def wait_for_step(process, workdir, step):
         time.sleep(0.02)
 
 
-def test_a_run_left_alone_is_complete(alone):
+def test_uninterrupted_run_is_complete(alone):
     rows = read_rows(alone / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(STEPS + 1))
     assert [row["step"] for row in rows if "val/loss" in row] == list(range(0, STEPS + 1, 30))
@@ -110,10 +110,10 @@ def test_a_run_left_alone_is_complete(alone):
 
 
 def finish(place, alone, workdir):
-    """Lets the same command run to its end, and compares."""
+    """Runs the same command to its end, and compares."""
     done = run(place / "text.txt", workdir, place)
     assert done.returncode == 0, done.stderr
-    assert "warning" not in done.stdout  # a kill is no damage
+    assert "warning" not in done.stdout  # a kill does not damage checkpoints
     assert_same_run(workdir, alone)
 
 
@@ -122,7 +122,7 @@ def kill(process):
     process.communicate()
 
 
-def test_a_kill_changes_nothing(place, alone):
+def test_killed_run_has_the_same_result(place, alone):
     workdir = place / "killed_once"
     process = start(place / "text.txt", workdir, place)
     wait_for_step(process, workdir, 50)
@@ -133,7 +133,7 @@ def test_a_kill_changes_nothing(place, alone):
 
 
 def sleep_until_random_moment(process, workdir, random_):
-    """In the start, or some rows after where the process continues: in a step, a save, a test."""
+    """Sleeps until a moment during startup or some rows later: in a step, save or evaluation."""
     if random_.random() < 0.4:
         time.sleep(random_.uniform(0.1, 1.5))
         return
@@ -145,7 +145,7 @@ def sleep_until_random_moment(process, workdir, random_):
 
 
 @pytest.mark.slow
-def test_ten_kills_at_random_moments_change_nothing(place, alone):
+def test_run_killed_ten_times_has_the_same_result(place, alone):
     seed = time.time_ns()
     random_, workdir, kills = random.Random(seed), place / "killed", 0
     for _ in range(10):
@@ -164,7 +164,7 @@ def test_ten_kills_at_random_moments_change_nothing(place, alone):
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
-def test_a_signal_saves_and_says_how_to_go_on(place, alone, number):
+def test_signal_saves_and_prints_how_to_continue(place, alone, number):
     workdir = place / f"stopped_{number.name}"
     process = start(place / "text.txt", workdir, place)
     wait_for_step(process, workdir, 70)
@@ -180,7 +180,7 @@ def test_a_signal_saves_and_says_how_to_go_on(place, alone, number):
     assert_same_run(workdir, alone)
 
 
-def test_a_finished_run_started_again_stays_as_it_is(place, alone):
+def test_finished_run_is_unchanged_when_started_again(place, alone):
     before = record(alone)
     done = run(place / "text.txt", alone, place)
     assert done.returncode == 0 and "is finished: raise train.steps" in done.stdout
@@ -188,7 +188,7 @@ def test_a_finished_run_started_again_stays_as_it_is(place, alone):
     assert record(alone) == before
 
 
-def test_more_steps_continue_and_say_that_the_schedule_changed(place, alone, tmp_path):
+def test_run_extended_by_steps_reports_the_changed_schedule(place, alone, tmp_path):
     workdir = tmp_path / "longer"
     subprocess.run(["cp", "-r", alone, workdir], check=True)
     more = f"--config.train.steps={STEPS + 10}"
@@ -201,14 +201,14 @@ def test_more_steps_continue_and_say_that_the_schedule_changed(place, alone, tmp
     assert rows[: STEPS + 1] == record(alone)
 
 
-def test_another_config_is_refused_by_name(place, alone):
+def test_changed_config_is_refused_by_name(place, alone):
     more = ("--config.optimizer.peak_lr=0.5", "--config.seed=3")
     line = one_line_error(run(place / "text.txt", alone, place, *more))
     assert "seed (was 0, now 3)" in line and "optimizer.peak_lr (was" in line
 
 
-def test_another_text_is_refused(place, alone, tmp_path):
-    """The same path, another content."""
+def test_changed_text_is_refused(place, alone, tmp_path):
+    """The path is the same, but not the content."""
     text = tmp_path / "text.txt"
     text.write_text(make_text(20_000))
     workdir = tmp_path / "run"
@@ -219,7 +219,7 @@ def test_another_text_is_refused(place, alone, tmp_path):
     assert "was trained on another text" in line
 
 
-def test_two_processes_do_not_share_a_directory(place, alone):
+def test_two_processes_cannot_train_in_one_directory(place, alone):
     workdir = place / "shared"
     process = start(place / "text.txt", workdir, place)
     try:
@@ -231,9 +231,9 @@ def test_two_processes_do_not_share_a_directory(place, alone):
         process.communicate()
 
 
-def test_a_disk_that_takes_no_more_is_one_line(place, tmp_path):
-    """The system refuses files above a size, as it would on a full disk."""
-    limit = 50_000  # above every file of the start, below the one of fixed size in a checkpoint
+def test_full_disk_is_a_one_line_error(place, tmp_path):
+    """The system refuses files above a size limit, as on a full disk."""
+    limit = 50_000  # above every file written at the start, below a checkpoint's fixed-size file
     done = subprocess.run(
         [sys.executable, *command(place / "text.txt", tmp_path / "run")],
         cwd=ROOT,
@@ -247,6 +247,6 @@ def test_a_disk_that_takes_no_more_is_one_line(place, tmp_path):
     assert done.returncode == 2, done.stdout + done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: cannot write a checkpoint: File too large; free disk space")
-    # tensorstore's own threads may print theirs; the exception itself is not shown
+    # tensorstore's threads may print their own errors; our exception is not shown
     assert not [ln for ln in done.stderr.splitlines() if "File" in ln and "gpt2_jax/" in ln]
     assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]" * 8))

@@ -1,4 +1,4 @@
-"""What a run prints at its end."""
+"""What a run prints before and after training."""
 
 from types import SimpleNamespace
 
@@ -15,19 +15,19 @@ def trained(step, loss):
     return {"step": step, "train/loss": loss}
 
 
-def test_a_run_that_is_stopped_shows_its_training_loss_and_when_it_was_validated():
+def test_stopped_run_shows_its_training_loss_and_last_validation():
     first, second = report.result_lines([START, trained(50, 3.0), trained(60, 2.5)])
     assert "2.5000" in first and "step 60" in first
     assert "5.5452" in second and "last validated at step 0" in second
 
 
-def test_a_run_without_an_evaluation_shows_its_training_loss():
+def test_run_without_an_evaluation_shows_its_training_loss():
     (line,) = report.result_lines([trained(60, 2.5)])
     assert "2.5000" in line
     assert report.result_lines([]) == []
 
 
-def test_a_run_that_was_just_validated_shows_that_alone():
+def test_run_that_was_just_validated_shows_only_the_validation_loss():
     row = trained(60, 2.5) | {"val/loss": 2.4, "val/bits_per_byte": 1.0}
     (line,) = report.result_lines([START, row])
     assert "2.4000" in line and "step 60" in line and "2.5" not in line
@@ -41,7 +41,7 @@ def test_a_run_that_was_just_validated_shows_that_alone():
         (None, ["2.4019"]),
     ],
 )
-def test_one_number_is_printed_once(bits, numbers):
+def test_equal_numbers_are_printed_once(bits, numbers):
     row = {"step": 9, "val/loss": 2.4019} | ({"val/bits_per_byte": bits} if bits else {})
     (line,) = report.result_lines([row])
     assert [word for word in line.split() if word[0].isdigit() and "." in word] == numbers
@@ -56,13 +56,13 @@ def test_one_number_is_printed_once(bits, numbers):
         ("/data/" + "x" * 200, "…"),
     ],
 )
-def test_the_title_of_the_loss_curve_names_run_and_text_without_a_path(tmp_path, source, shown):
+def test_title_of_the_loss_curve_names_run_and_text_without_a_path(tmp_path, source, shown):
     title = report.curve_title(tiny(data__source=source), RunDirectory(str(tmp_path / "run")))
     assert title.startswith("run: pre_ln on ") and title.endswith(shown)
     assert len(title) <= 80 and "/data" not in title and "/a/" not in title
 
 
-def test_lines_of_the_start_report_fit_the_terminal(monkeypatch):
+def test_start_report_fits_the_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     model = SimpleNamespace(n_params=lambda: 1, flops_per_token=lambda n: 1, placement=None)
     monkeypatch.setattr(report, "facts", lambda *_: {

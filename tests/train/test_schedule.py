@@ -31,11 +31,11 @@ def test_each_schedule(name, want):
 @pytest.mark.parametrize(
     ("steps", "share", "same"), [(10, 0.2, 2), (10, 0.29, 3), (10, 0.99, 9), (1, 0.5, 0)]
 )
-def test_a_warm_up_can_be_a_share_of_the_steps(steps, share, same):
+def test_warm_up_can_be_a_fraction_of_the_steps(steps, share, same):
     assert rates(steps, warmup_fraction=share) == rates(steps, warmup_steps=same)
 
 
-def test_without_warmup_the_first_step_has_the_peak():
+def test_first_step_has_the_peak_without_warm_up():
     assert rates(4, schedule="linear", warmup_steps=0, final_lr_ratio=0.0) == pytest.approx(
         [1, 0.75, 0.5, 0.25]
     )

@@ -13,7 +13,7 @@ def send(number):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_each_signal_is_a_request_that_can_be_polled(number, capfd):
+def test_each_signal_sets_requested(number, capfd):
     before = signal.getsignal(number)
     with StopSignal() as stop:
         stop.check()
@@ -25,7 +25,7 @@ def test_each_signal_is_a_request_that_can_be_polled(number, capfd):
     assert number.name in capfd.readouterr().err
 
 
-def test_work_that_can_be_dropped_ends_at_once():
+def test_signal_raises_within_immediate():
     with StopSignal() as stop:
         reached = []
         with pytest.raises(Stopped), stop.immediate():
@@ -38,14 +38,14 @@ def test_work_that_can_be_dropped_ends_at_once():
         assert reached == ["before"]
 
 
-def test_a_second_interrupt_ends_everything():
+def test_second_interrupt_raises_keyboard_interrupt():
     with StopSignal():
         send(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
 
 
-def test_under_nohup_a_hangup_stays_ignored():
+def test_hangup_stays_ignored_under_nohup():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with StopSignal() as stop:
@@ -55,7 +55,7 @@ def test_under_nohup_a_hangup_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_terminal_that_is_gone_stops_nothing(monkeypatch):
+def test_closed_terminal_does_not_stop_the_handler(monkeypatch):
     def write(descriptor, text):
         raise OSError(5, "Input/output error")
 

@@ -16,7 +16,7 @@ from gpt2_jax.train.state import make_init
 from gpt2_jax.train.step import make_step
 from tests.tools import tiny
 
-# Mostly the id after the one before: easy to learn something of.
+# Each id is usually the successor of the previous one, which is easy to learn.
 IDS = (np.cumsum(np.random.default_rng(0).integers(0, 3, 4000) > 0) % 11).astype(np.uint16)
 
 
@@ -50,16 +50,16 @@ def one_device():
     return losses(mesh__data=1)
 
 
-def test_eight_devices_give_the_losses_of_one(one_device):
+def test_losses_on_eight_devices_equal_those_on_one(one_device):
     eight = Trainer(mesh__data=8)
     assert eight.mesh.devices.size == 8
     assert len(eight.batch(0).tokens_BT1.sharding.device_set) == 8
     got = np.array([row["loss"] for row in eight.run(20)])
     np.testing.assert_allclose(got, one_device, atol=1e-5)
-    assert one_device[0] - one_device[-1] > 0.1  # it learns, so that there is something to equal
+    assert one_device[0] - one_device[-1] > 0.1  # it learns, so the comparison means something
 
 
-def test_accumulation_equals_the_large_batch(one_device):
+def test_accumulation_equals_one_large_batch(one_device):
     parts = Trainer(mesh__data=1, train__accumulation=4)
     jaxpr = str(jax.make_jaxpr(parts.step)(parts.state, parts.batch(0)))
     assert "length=4" in jaxpr
@@ -67,7 +67,7 @@ def test_accumulation_equals_the_large_batch(one_device):
     np.testing.assert_allclose(got, one_device, atol=1e-5)
 
 
-def test_accumulation_over_devices_too(one_device):
+def test_accumulation_on_several_devices(one_device):
     np.testing.assert_allclose(losses(mesh__data=2, train__accumulation=2), one_device, atol=1e-5)
 
 
@@ -81,7 +81,7 @@ def test_dropout_does_not_depend_on_devices_or_accumulation():
     np.testing.assert_allclose(parts, one, atol=1e-5)
 
 
-def test_seed_and_step_choose_the_dropout_masks():
+def test_dropout_masks_depend_on_seed_and_step():
     trainer = Trainer(model__dropout=0.5, model__n_layer=1, mesh__data=1)
     state, batch = trainer.state, trainer.batch(0)
     step = jax.jit(trainer.step)  # without donation
@@ -99,11 +99,11 @@ def test_bfloat16_trains_with_float32_state_and_gradients():
     assert kinds == {"float32", "int32", "uint32"}
 
 
-def test_the_first_loss_is_that_of_guessing():
+def test_first_loss_is_that_of_a_uniform_guess():
     assert losses(1)[0] == pytest.approx(np.log(11), abs=0.05)
 
 
-def test_metrics_are_those_of_the_step():
+def test_metrics_describe_the_step():
     trainer = Trainer(mesh__data=1, optimizer__warmup_steps=4, optimizer__grad_clip=0.0)
     rows = trainer.run(3)
     assert [row["lr"] for row in rows] == pytest.approx([0.0025, 0.005, 0.0075])
@@ -112,7 +112,7 @@ def test_metrics_are_those_of_the_step():
 
 
 def test_clipping_scales_the_gradient_to_the_limit():
-    """Adam's first step does not depend on the size of the gradient; its moments show it."""
+    """Adam's first step does not depend on the size of the gradient, but its moments do."""
     moments = {}
     for limit in (0.0, 0.1):
         trainer = Trainer(mesh__data=1, optimizer__grad_clip=limit)
@@ -130,12 +130,12 @@ def poison(state):
 
 
 def with_tokens(state, wte):
-    """Returns a state with other token vectors."""
+    """Returns a state with different token embeddings."""
     embedding = state.params["embedding"] | {"wte": wte}
     return state._replace(params=state.params | {"embedding": embedding})
 
 
-def test_a_step_with_a_nan_is_skipped_and_counted():
+def test_step_with_a_nan_is_skipped_and_counted():
     trainer = Trainer(mesh__data=2)
     trainer.run(2)
     trainer.state = poison(trainer.state)
@@ -149,7 +149,7 @@ def test_a_step_with_a_nan_is_skipped_and_counted():
     assert int(trainer.state.step) == 5
 
 
-def test_a_good_step_ends_a_series_of_skipped_ones():
+def test_step_taken_resets_the_count_of_consecutive_skips():
     trainer = Trainer(mesh__data=1)
     trainer.run(1)
     whole = trainer.state.params["embedding"]["wte"] + 0
@@ -162,7 +162,7 @@ def test_a_good_step_ends_a_series_of_skipped_ones():
 
 
 @pytest.mark.parametrize(("factor", "skipped"), [(None, 0), (3.0, 1)])
-def test_an_outlier_is_skipped_if_asked(factor, skipped):
+def test_outlier_is_skipped_if_configured(factor, skipped):
     trainer = Trainer(mesh__data=1, optimizer__skip_outliers=factor)
     trainer.run(60)
     trainer.state = with_tokens(trainer.state, trainer.state.params["embedding"]["wte"] * 30)
@@ -178,15 +178,15 @@ def test_outliers_are_compared_with_the_running_moments():
     assert float(guard.norm_var) == pytest.approx(np.var(norms), rel=1e-3)
 
 
-def test_the_state_is_donated():
+def test_state_is_donated():
     trainer = Trainer(mesh__data=2)
     old = trainer.state
     trainer.run(1)
     assert all(x.is_deleted() for x in jax.tree.leaves(old.params))
 
 
-def test_the_program_for_a_gpu_takes_the_same_steps(monkeypatch, one_device):
-    """It sums each gradient by itself and chooses values instead of branching."""
+def test_gpu_program_takes_the_same_steps(monkeypatch, one_device):
+    """It reduces each gradient separately, and selects values instead of branching."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     trainer = Trainer(mesh__data=2)
     jaxpr = str(jax.make_jaxpr(trainer.step)(trainer.state, trainer.batch(0)))
@@ -201,8 +201,8 @@ def test_the_program_for_a_gpu_takes_the_same_steps(monkeypatch, one_device):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Unable to initialize\nbackend"), AssertionError()])
-def test_a_platform_without_devices_is_one_line(monkeypatch, error):
-    """What `jax.devices()` raises for a platform that it does not know, or has no device of."""
+def test_platform_without_devices_is_a_one_line_error(monkeypatch, error):
+    """With what `jax.devices()` raises for a platform that is unknown or has no device."""
 
     def fail():
         raise error

@@ -1,4 +1,4 @@
-"""Run directories in which any file was lost, damaged, replaced or misplaced."""
+"""Run directories with lost, damaged, replaced or misplaced files."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def made(text_file):
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled():
-    """One compiled program for every run of this file, and no pictures."""
+    """Compiles one program for all runs in this file, and draws no pictures."""
     programs, real = {}, loop.compile_step
 
     def compile_once(config):
@@ -47,7 +47,7 @@ def compiled():
 
 @pytest.fixture(scope="module")
 def runs(made, tmp_path_factory):
-    """Two finished runs of one config, which differ in nothing but their ids and times."""
+    """Two finished runs of one config, which differ only in their ids and times."""
     folder = tmp_path_factory.mktemp("verify")
     for name in ("ours", "theirs"):
         assert loop.train(made, str(folder / name)) == 0
@@ -70,13 +70,13 @@ def checkpoint(run, step):
 
 
 def change(path, **fields):
-    """Changes fields of a JSON file; None removes one."""
+    """Changes fields of a JSON file; None removes a field."""
     content = {**json.loads(path.read_text()), **fields}
     path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
 
 
 def change_meta(run, step, **fields):
-    """Changes what a checkpoint says of itself, with sums that fit."""
+    """Changes a checkpoint's meta.json, and updates its checksums."""
     folder = checkpoint(run, step)
     change(folder / "meta.json", **fields)
     (folder / SUMS).write_text(render_sums(folder))
@@ -92,13 +92,13 @@ def content(folder):
 
 
 @pytest.mark.parametrize("name", INFO_TYPES)
-def test_a_field_of_run_json_with_another_type_is_named(tmp_path, name):
+def test_run_json_field_of_the_wrong_type_is_named(tmp_path, name):
     (tmp_path / "run.json").write_text(json.dumps({name: 0.5}))
     with pytest.raises(UserError, match=f"run.json is damaged: {name}="):
         RunDirectory(str(tmp_path)).read_info()
 
 
-def test_an_untouched_run_stands_at_its_last_step(run):
+def test_unchanged_run_resumes_at_its_last_step(run):
     assert find_resume_point(RunDirectory(str(run))).step == 12
     info = json.loads((run / "run.json").read_text())
     for step in (8, 12):
@@ -109,7 +109,7 @@ def test_an_untouched_run_stands_at_its_last_step(run):
         assert meta["rows"]["last"] == step
 
 
-# What is done to a run, and what the refusal names.
+# Changes to a run, and what the error names.
 REFUSED = {
     "checkpoints moved": (lambda r: (r / "checkpoints").rename(r.parent / "old"), "checkpoints/"),
     "checkpoints emptied": (
@@ -199,7 +199,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_does_not_fit_is_refused_by_name_and_left_as_it_is(runs, tmp_path, name):
+def test_inconsistent_files_are_refused_by_name_and_left_unchanged(runs, tmp_path, name):
     run = copy_runs(runs, tmp_path)
     harm, named = REFUSED[name]
     harm(run)
@@ -223,16 +223,16 @@ HARMLESS = {
 
 
 @pytest.mark.parametrize("name", HARMLESS)
-def test_what_changes_nothing_is_accepted(run, name):
+def test_harmless_changes_are_accepted(run, name):
     HARMLESS[name](run)
     assert find_resume_point(RunDirectory(str(run))).step == 12
 
 
-def test_a_damaged_checkpoint_gives_way_to_an_older_one(run):
+def test_older_checkpoint_is_used_instead_of_a_damaged_one(run):
     (checkpoint(run, 12) / "meta.json").write_text("{}")
     standing = find_resume_point(RunDirectory(str(run)))
     assert standing.step == 8 and [step for step, _ in standing.damaged] == [12]
-    assert checkpoint(run, 12).exists()  # set aside by training alone
+    assert checkpoint(run, 12).exists()  # only training sets it aside
     (checkpoint(run, 8) / "meta.json").write_text("{}")
     with pytest.raises(UserError, match=r"00000012 is damaged.*00000008 is damaged"):
         find_resume_point(RunDirectory(str(run)))
@@ -240,7 +240,7 @@ def test_a_damaged_checkpoint_gives_way_to_an_older_one(run):
 
 @pytest.mark.parametrize("harm", ["delete", "braces", "no starts", "nothing"])
 @pytest.mark.parametrize("field", ["seed", "optimizer__peak_lr", "train__batch_size"])
-def test_another_config_never_continues_a_run(run, text_file, harm, field):
+def test_run_does_not_continue_with_another_config(run, text_file, harm, field):
     if harm == "delete":
         (run / "run.json").unlink()
     elif harm == "braces":
@@ -253,8 +253,8 @@ def test_another_config_never_continues_a_run(run, text_file, harm, field):
     assert content(run) == before
 
 
-def test_a_run_killed_before_its_first_checkpoint_begins_again(runs, run, made):
-    """Its checkpoint was complete but for its name."""
+def test_run_killed_before_its_first_checkpoint_starts_again(runs, run, made):
+    """Its checkpoint was complete except for its name."""
     checkpoint(run, 8).rename(f"{checkpoint(run, 8)}.partial")
     shutil.rmtree(checkpoint(run, 12))
     lines(run, lambda x: x[:5])
@@ -271,8 +271,8 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(runs, run, made):
     assert find_resume_point(RunDirectory(str(run))).step is None
 
 
-def test_a_start_that_was_killed_before_it_trained_binds_nothing(made, tmp_path):
-    """It had written run.json and config.json, and another text is given now."""
+def test_start_killed_before_training_does_not_fix_the_text(made, tmp_path):
+    """It had written run.json and config.json, and now the text is different."""
     directory = RunDirectory(str(tmp_path / "run"))
     directory.path.mkdir()
     data = made.data
@@ -286,7 +286,7 @@ def test_a_start_that_was_killed_before_it_trained_binds_nothing(made, tmp_path)
         directory.check_data(other, tokenizer, "data.source=other.txt")
 
 
-def test_what_a_kill_left_is_removed(run, made):
+def test_leftovers_of_a_kill_are_removed(run, made):
     for name in (".run.json.0123abcd.tmp", "checkpoints/00000014.partial", "checkpoints/1.deleted"):
         (run / name).mkdir() if "checkpoints" in name else (run / name).write_text("{")
     (run / ".mine.tmp").write_text("")
@@ -308,7 +308,7 @@ def test_what_a_kill_left_is_removed(run, made):
     ],
 )
 @pytest.mark.parametrize("exists", [False, True])
-def test_what_is_refused_leaves_nothing(made, tmp_path, changes, exists):
+def test_refused_run_leaves_no_files(made, tmp_path, changes, exists):
     given = configs.replace(made, changes)
     if exists:
         (tmp_path / "a" / "b").mkdir(parents=True)
@@ -318,7 +318,7 @@ def test_what_is_refused_leaves_nothing(made, tmp_path, changes, exists):
     assert content(tmp_path) == before
 
 
-def test_what_cannot_be_compiled_leaves_nothing(made, tmp_path, monkeypatch):
+def test_failed_compilation_leaves_no_files(made, tmp_path, monkeypatch):
     def fail(config):
         assert (tmp_path / "a" / "b").is_dir()
         raise UserError("too little memory")
@@ -338,14 +338,14 @@ READ_REFUSED = [
 
 
 @pytest.mark.parametrize("name", READ_REFUSED)
-def test_a_checkpoint_is_not_evaluated_where_it_does_not_belong(runs, tmp_path, name):
+def test_checkpoint_in_the_wrong_directory_is_not_evaluated(runs, tmp_path, name):
     run = copy_runs(runs, tmp_path)
     REFUSED[name][0](run)
     with pytest.raises(UserError):
         find_checkpoint(CheckpointRef(str(run)))
 
 
-def test_without_run_json_weights_can_be_read_and_it_is_said(run, capsys):
+def test_weights_can_be_read_without_run_json_with_a_warning(run, capsys):
     (run / "run.json").unlink()
     assert find_checkpoint(CheckpointRef(str(run))) == 12
     assert "run.json" in capsys.readouterr().err
@@ -357,10 +357,8 @@ def test_without_run_json_weights_can_be_read_and_it_is_said(run, capsys):
         open_run(str(run), devices=1)
 
 
-@pytest.mark.parametrize("asked", [None, "best"])
-def test_a_checkpoint_that_training_deletes_meanwhile_gives_way_to_the_next(
-    run, monkeypatch, asked
-):
+@pytest.mark.parametrize("step", [None, "best"])
+def test_next_checkpoint_is_used_if_training_deletes_one(run, monkeypatch, step):
     tried = []
 
     def rotate(folder, *rest):
@@ -371,5 +369,5 @@ def test_a_checkpoint_that_training_deletes_meanwhile_gives_way_to_the_next(
         return restore_params(folder, *rest)
 
     monkeypatch.setattr("gpt2_jax.train.open_run.restore_params", rotate)
-    assert open_run(str(run), asked, devices=1).step == 8
+    assert open_run(str(run), step, devices=1).step == 8
     assert tried == ["00000012", "00000008"]

@@ -1,4 +1,4 @@
-"""The code of the guides runs as it is printed."""
+"""The code in the guides runs as printed."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from tests.tools import ROOT, run
 
 
 def files_of(guide, folder):
-    """Writes the files that a guide shows with their names."""
+    """Writes the named files that a guide shows."""
     text = (ROOT / "docs" / "guides" / guide).read_text()
     for name, code in re.findall(r'```python title="([^"]+)"\n(.*?)```', text, re.DOTALL):
         (folder / name).write_text(code)

@@ -1,4 +1,4 @@
-"""What the documentation site generates: equations, drawings, a page for each preset."""
+"""The generated parts of the documentation site: equations, drawings, a page per preset."""
 
 import json
 import re
@@ -21,7 +21,7 @@ MATH = "{http://www.w3.org/1998/Math/MathML}"
 
 @pytest.fixture
 def counted(monkeypatch):
-    """Counts without building models, which takes seconds for all presets."""
+    """Replaces the parameter counts, which take seconds for all presets."""
     monkeypatch.setattr(gallery, "counts", lambda name: (124_000_000 + len(name), 855_000_000))
     gallery._base_counts.cache_clear()
     yield
@@ -30,7 +30,7 @@ def counted(monkeypatch):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_equation_becomes_mathml_without_loss(name):
-    """Every letter and digit of the catalogue's text is in the MathML, in this order."""
+    """All letters and digits of the catalogue's text are in the MathML, in the same order."""
     equation = PRESETS[name].equation
     shown = ""
     for line in latex_lines(equation):
@@ -56,11 +56,11 @@ def test_every_equation_becomes_mathml_without_loss(name):
         ("the head reads head_h(x)", r"\text{the head reads}\;\operatorname{head}_{h}(x)"),
     ],
 )
-def test_words_and_math_are_told_apart(text, latex):
+def test_words_and_math_are_distinguished(text, latex):
     assert to_latex(text) == latex
 
 
-def test_what_cannot_be_converted_is_named():
+def test_unsupported_character_is_named():
     with pytest.raises(ValueError, match="'#'"):
         to_latex("x # y")
 
@@ -76,8 +76,8 @@ def test_formulas_of_a_page_become_mathml():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_block_is_drawn_as_its_spec_says(name):
-    """As many norms and layers as the spec has, inside the picture, for each kind of block."""
+def test_drawing_matches_the_spec_of_the_block(name):
+    """It has the norms and layers of the spec, inside the picture, for each kind of block."""
     spec = gallery.spec_of(name)
     made = drawings(spec)
     assert len(made) == len(dict.fromkeys(stack.block for stack in spec.stacks))
@@ -129,7 +129,7 @@ def test_reference_pages_are_complete():
     assert all(f"| `{name}` |" in fields for name in FIELDS)
 
 
-def test_the_notebook_is_a_page():
+def test_notebook_becomes_a_page():
     page = reference.notebook(ROOT / reference.NOTEBOOK)
     cells = json.loads((ROOT / reference.NOTEBOOK).read_text())["cells"]
     assert page.count("```python\n") == sum(cell["cell_type"] == "code" for cell in cells)

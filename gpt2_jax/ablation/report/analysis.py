@@ -1,4 +1,4 @@
-"""From a study's trials to what its report states about each variant."""
+"""Derives the statements of a study's report from its trials."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.train.rundir import RunDirectory
 
 
-def analyse(plan: Plan, store: TrialStore) -> Analysis:
-    """Returns the analysis of a study's directory, complete or not."""
+def analyze(plan: Plan, store: TrialStore) -> Analysis:
+    """Analyzes a study's directory, complete or not."""
     known, outcomes = known_trials(plan, store)
     runs = {t.name: _run(t, outcomes[t.name], store) for t in known if _is_done(t, outcomes)}
     every = range(len(plan.study.variants))
@@ -76,7 +76,7 @@ def _variant(
 
 
 def _compared(study: Study, variants: list[Variant]) -> list[Variant]:
-    """Returns the variants with their intervals, and comparisons where both sides are complete."""
+    """Adds intervals to the variants, and comparisons where variant and baseline are complete."""
     by_name = {variant.name: variant for variant in variants}
     variants = [
         replace(v, comparable=len(v.unigram_losses | by_name[v.baseline].unigram_losses) < 2)
@@ -106,7 +106,8 @@ def _compared(study: Study, variants: list[Variant]) -> list[Variant]:
 def _sensitivities(plan: Plan, variants: list[Variant]) -> tuple[list[float], dict[str, float]]:
     """Returns the learning rates that all variants were tried at, and sensitivities over them.
 
-    A variant whose best learning rate is at an end of them has none: its losses beyond are unknown.
+    A variant whose best learning rate is at an end of this range has no sensitivity: its losses
+    beyond it are unknown.
     """
     search = plan.study.search
     if search is None or not all(variant.search.scores for variant in variants):
@@ -125,6 +126,6 @@ def _sensitivities(plan: Plan, variants: list[Variant]) -> tuple[list[float], di
 
 
 def _loss_at(variant: Variant, k: int, initial: float) -> float:
-    """Returns the mean loss of search runs at learning rate k, each at most the initial loss."""
+    """Returns the mean loss of search runs at learning rate k, each clipped to the initial loss."""
     losses = [run.outcome.loss for run in variant.search_runs if run.trial.k == k]
     return statistics.mean(initial if loss is None else min(loss, initial) for loss in losses)

@@ -1,4 +1,4 @@
-"""The limitations that a study's report states."""
+"""The limitations section of a study's report."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from gpt2_jax.ablation.statistics import seeds_to_reject, share_interval
 from gpt2_jax.ablation.study.design import LEARNING_RATE, count
 from gpt2_jax.ablation.study.search import parabola_gain
 
-# With fewer, a report warns: error rates are as stated in simulated studies from here on.
-FEW_SEARCH_SEEDS = 4
-SAME_SIZE = 5e-3  # relative difference in parameters up to which models count as equally large
+FEW_SEARCH_SEEDS = 4  # with fewer, simulated studies err more often than stated
+SAME_SIZE = 5e-3  # up to this relative difference in parameters, models count as equally large
 SAME_COST = 0.01  # the same for FLOPs
 
 
-def caveats(found: Analysis) -> list[str]:
+def caveats(analysis: Analysis) -> list[str]:
     """Returns the limitations, those particular to this study first."""
-    out, study = [], found.study
-    if not found.complete:
+    out, study = [], analysis.study
+    if not analysis.complete:
         out.append(
-            f"The study is not finished: {found.n_done} of the {found.n_trials} trials known so "
-            "far have ended, and more may follow. Nothing here is final."
+            f"The study is not finished: {analysis.n_done} of the {analysis.n_trials} trials known "
+            "so far have ended, and more may follow. Nothing here is final."
         )
     n, needed = len(study.seeds), seeds_to_reject(study.n_comparisons)
     if n < needed:
@@ -29,23 +28,23 @@ def caveats(found: Analysis) -> list[str]:
             f"{count(n, 'seed')} {'is' if n == 1 else 'are'} too few: {needed} are needed to show "
             f"any difference in {count(study.n_comparisons, 'comparison')}."
         )
-    if any("placement.preset" in variant.values for variant in found.variants):
+    if any("placement.preset" in variant.values for variant in analysis.variants):
         out.append(
             "A placement includes its own norm and initial values (listed with each variant "
             "below), so a difference is due to the whole recipe, not to any one part of it."
         )
-    if found.n_dropped:
+    if analysis.n_dropped:
         out.append(
-            f"The directory contains {count(found.n_dropped, 'trial')} of variants, learning rates "
-            "or seeds that the study file no longer has. If any were added or dropped after the "
-            "results were seen, the p-values are not valid: they are not corrected for that."
+            f"The directory contains {count(analysis.n_dropped, 'trial')} of variants, learning "
+            "rates or seeds that the study file no longer has. If any were added or dropped after "
+            "seeing results, the p-values are not valid: they are not corrected for that."
         )
-    for variant in found.variants:
-        out += _of_variant(variant, found)
-    return out + _of_any_study(found)
+    for variant in analysis.variants:
+        out += _of_variant(variant, analysis)
+    return out + _of_any_study(analysis)
 
 
-def _of_variant(variant: Variant, found: Analysis) -> list[str]:
+def _of_variant(variant: Variant, analysis: Analysis) -> list[str]:
     out, name = [], variant.name
     if failed := [r for r in variant.all_runs if r.outcome.status == "failed"]:
         out.append(f"{name}: {count(len(failed), 'trial')} failed ({failed[0].outcome.reason}).")
@@ -67,17 +66,16 @@ def _of_variant(variant: Variant, found: Analysis) -> list[str]:
             "data.val_source and one tokenizer for all variants."
         )
     out += [f"{name}: {line}." for line in variant.search.unresolved]
-    if (gain := _off_grid_gain(variant)) > found.study.smallest_difference:
+    if (gain := _off_grid_gain(variant)) > analysis.study.smallest_difference:
         out.append(
-            f"{name}: a parabola through the losses at its best learning rate and the two next to "
-            f"it has its minimum {gain:.4f} nats lower, between them; a finer grid may favour this "
+            f"{name}: the parabola through the losses at its best learning rate and the two next "
+            f"to it has a minimum that is {gain:.4f} nats lower; a finer grid may favor this "
             "variant."
         )
-    return out + _unequal_budgets(variant, found.variant(variant.baseline))
+    return out + _unequal_budgets(variant, analysis.variant(variant.baseline))
 
 
 def _unequal_budgets(variant: Variant, baseline: Variant) -> list[str]:
-    """Returns where a variant has another size or budget than its baseline."""
     out, name = [], variant.name
     mine, theirs = variant.info.get("parameters"), baseline.info.get("parameters")
     if mine and theirs and abs(mine / theirs - 1) > SAME_SIZE:
@@ -99,7 +97,7 @@ def _off_grid_gain(variant: Variant) -> float:
     if best is None:
         return 0.0
     around = [scores.get(k, float("inf")) for k in (best - 1, best, best + 1)]
-    is_lowest = around[1] == min(around)  # if seeds broke, another may have a lower mean
+    is_lowest = around[1] == min(around)  # not always: the best is one where the fewest seeds broke
     return parabola_gain(*around) if is_lowest and all(map(isfinite, around)) else 0.0
 
 
@@ -108,21 +106,21 @@ def _tokens(variant: Variant) -> int | None:
     return round(info["flops"] / info["flops_per_token"]) if info.get("flops_per_token") else None
 
 
-def _of_any_study(found: Analysis) -> list[str]:
+def _of_any_study(analysis: Analysis) -> list[str]:
     return [
-        "There is one text, one budget and one range of model sizes. The results may not hold "
-        "elsewhere, and differences between variants can change sign with any of these.",
-        _choice_of_learning_rate(found),
-        _shared_recipe(found),
-        "Verdicts are about medians over seeds; the broken seeds and the seed-by-seed table show "
-        "the unlucky runs.",
-        "Intervals reflect the variation between seeds (initial weights and data order) alone.",
+        "The study uses one text, one budget and one range of model sizes. The results may not "
+        "hold for others: differences between variants can even change sign.",
+        _choice_of_learning_rate(analysis),
+        _shared_recipe(analysis),
+        "Verdicts are about medians over seeds; for unlucky runs, see the broken seeds and the "
+        "losses by seed.",
+        "Intervals only reflect the variation between seeds (initial weights and data order).",
     ]
 
 
-def _choice_of_learning_rate(found: Analysis) -> str:
-    search = found.study.search
-    if search is None and any(LEARNING_RATE in variant.values for variant in found.variants):
+def _choice_of_learning_rate(analysis: Analysis) -> str:
+    search = analysis.study.search
+    if search is None and any(LEARNING_RATE in variant.values for variant in analysis.variants):
         return "The learning rates are those of the variants; there was no search."
     if search is None:
         return (
@@ -131,7 +129,7 @@ def _choice_of_learning_rate(found: Analysis) -> str:
         )
     text = (
         f"Learning rates were chosen with {count(len(search.seeds), 'seed')} on a grid with ratio "
-        f"{search.ratio:.3g}; a variant's best learning rate is known no more precisely than that."
+        f"{search.ratio:.3g}, which limits how precisely a variant's best learning rate is known."
     )
     if len(search.seeds) < FEW_SEARCH_SEEDS or search.max_contenders < 2:
         text += (
@@ -142,17 +140,17 @@ def _choice_of_learning_rate(found: Analysis) -> str:
     return text
 
 
-def _shared_recipe(found: Analysis) -> str:
-    """Returns which settings, known to suit variants differently, are the same for all."""
-    varied = {name for variant in found.variants for name in variant.values}
+def _shared_recipe(analysis: Analysis) -> str:
+    """Lists the settings that are the same for all variants but may not suit all equally well."""
+    varied = {name for variant in analysis.variants for name in variant.values}
     settings = {
         "warm-up": {"optimizer.warmup_steps", "optimizer.warmup_fraction"},
         "weight decay (scaled by the learning rate)": {"optimizer.weight_decay"},
     }
     shared = [text for text, fields in settings.items() if not fields & varied]
-    if len({_tokens(variant) for variant in found.variants} - {None}) < 2:
+    if len({_tokens(variant) for variant in analysis.variants} - {None}) < 2:
         shared.append("number of training tokens")
     return (
         f"All variants share: {', '.join(shared) or 'no such setting'}. Each of these may suit "
-        "some variants better than others; make it an axis of the study to find out."
+        "some variants better than others; to find out, vary it in a study."
     )

@@ -11,7 +11,7 @@ NONE = "–"
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Returns a Markdown table of escaped words, followed by an empty line."""
+    """Returns a Markdown table, followed by an empty line; cells must already be escaped."""
     line = lambda words: f"| {' | '.join(words)} |"
     return [line(columns), "|---" * len(columns) + "|", *map(line, rows), ""]
 
@@ -22,7 +22,7 @@ def escaped(text: str) -> str:
 
 
 def signed(difference: Interval) -> str:
-    """Returns a difference with its interval, or alone if it has none."""
+    """Formats a difference with its interval, if it has one."""
     middle, low, high = difference
     shown = "undefined" if isnan(middle) else f"{middle:+.4f}"
     return shown if isnan(low) else f"{shown} ({low:+.4f} to {high:+.4f})"

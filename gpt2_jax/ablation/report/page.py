@@ -1,4 +1,4 @@
-"""report.md with its figures, and the same as a single HTML file."""
+"""Writes report.md with its figures, and the same as a single HTML file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from markdown_it import MarkdownIt
 
-from gpt2_jax.ablation.report.analysis import analyse
+from gpt2_jax.ablation.report.analysis import analyze
 from gpt2_jax.ablation.report.figures import draw_all
 from gpt2_jax.ablation.report.text import markdown
 from gpt2_jax.ablation.report.variant import Analysis
@@ -39,29 +39,29 @@ img { max-width: min(100%, 900px); }
 
 
 def write_report(workdir: Path) -> Analysis:
-    """Writes results.json, report.md and report.html for the results so far, and returns them.
+    """Writes results.json, report.md and report.html for the results so far, and returns these.
 
     Raises:
-      UserError: if there is no study, or no space on the disk.
+      UserError: if there is no study, or the disk is full.
     """
     definition = read(workdir)
     plan, store = Plan(definition.study), TrialStore(workdir)
-    found = analyse(plan, store)
+    analysis = analyze(plan, store)
     if kept := write_results(workdir, plan, store):
-        found.warnings.insert(0, kept)
+        analysis.warnings.insert(0, kept)
     remove_leftovers(workdir, time.time() - ABANDONED_SECONDS)
     with disk_errors(f"--workdir={workdir}"):
         folder = workdir / FIGURES
         folder.mkdir(exist_ok=True)
-        captions = draw_all(found, folder)
-        text = markdown(found, definition, {f"{FIGURES}/{k}": v for k, v in captions.items()})
+        captions = draw_all(analysis, folder)
+        text = markdown(analysis, definition, {f"{FIGURES}/{k}": v for k, v in captions.items()})
         write_atomic(workdir / "report.md", text)
         write_atomic(workdir / "report.html", page(text, workdir))
-    return found
+    return analysis
 
 
 def page(text: str, folder: Path) -> str:
-    """Returns Markdown as one HTML file that includes its figures; tags in the text are escaped."""
+    """Renders Markdown as one HTML file that embeds its figures; tags in the text are escaped."""
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
     body = body.replace("<table>", '<div class="table"><table>')  # scrolls on a narrow screen
     body = body.replace("</table>", "</table></div>")

@@ -1,4 +1,4 @@
-"""What the variants of a study are: equation, source, differences, and the command of one run."""
+"""Describes a study's variants: equation, source, differences, and the command of one run."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from gpt2_jax.placements.resolve import differences
 from gpt2_jax.train.rundir import RunDirectory
 
 
-def recipes(found: Analysis, definition: Definition) -> list[str]:
-    """Returns each variant's equation, source, differences from its baseline, and command."""
+def recipes(analysis: Analysis, definition: Definition) -> list[str]:
+    """Describes each variant in a section."""
     lines = []
-    for variant in found.variants:
+    for variant in analysis.variants:
         lines += [f"### {escaped(variant.name)}", ""]
         lines += [*_equation(variant_config(definition.base, variant.values).placement), ""]
-        lines += [*_config_difference(variant, found, definition), ""]
+        lines += [*_config_difference(variant, analysis, definition), ""]
         if variant.runs:
             lines += _command(variant, definition)
     return lines
 
 
-def texts(found: Analysis) -> list[str]:
-    """Returns the texts that the runs were trained on, each with the hash of its tokens."""
-    runs = [run for v in found.variants for run in v.all_runs]
+def texts(analysis: Analysis) -> list[str]:
+    """Lists the texts that the runs were trained on, with the hashes of their tokens."""
+    runs = [run for v in analysis.variants for run in v.all_runs]
     return [
         f"- Text: `{data['source']}`"
         + (f", validated on `{data['val_source']}`" if data["val_source"] else "")
@@ -38,8 +38,8 @@ def texts(found: Analysis) -> list[str]:
     ]
 
 
-def _config_difference(variant: Variant, found: Analysis, definition: Definition) -> list[str]:
-    other = found.variant(variant.baseline)
+def _config_difference(variant: Variant, analysis: Analysis, definition: Definition) -> list[str]:
+    other = analysis.variant(variant.baseline)
     if other is variant:
         return ["The baseline."]
     mine, theirs = dict(variant.values), dict(other.values)
@@ -60,7 +60,7 @@ def _config_difference(variant: Variant, found: Analysis, definition: Definition
 
 
 def _equation(placement: PlacementConfig) -> list[str]:
-    """Returns a placement's equation and source, and where it differs from the published one."""
+    """Describes a placement by its preset's equation and source, and its changes to the preset."""
     preset, now = PRESETS[placement.preset], placement.resolve()
     lines = [
         *(f"    {line}" for line in preset.equation.splitlines()),
@@ -80,8 +80,8 @@ def _command(variant: Variant, definition: Definition) -> list[str]:
     config = from_json(RunDirectory(str(run.path)).config_path)
     line = command(definition.file, definition.file_config, config, f"runs/{run.trial.name}")
     return [
-        f"To train seed {run.trial.seed} alone, with the study file unchanged (on a CPU the first "
-        "steps are identical to the bit; README.md explains how rounding affects later ones):",
+        f"To train only seed {run.trial.seed}, with the study file unchanged (on a CPU the first "
+        "steps are bitwise identical; README.md explains how rounding affects later ones):",
         "",
         f"    {line}",
         "",

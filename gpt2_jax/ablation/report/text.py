@@ -1,4 +1,4 @@
-"""The text and tables of a study's report."""
+"""Writes the text and tables of a study's report."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from gpt2_jax.train.schedule import warmup_steps
 NO_DIAGNOSTICS = "None were recorded: set `track.diagnostics_every`."
 
 
-def markdown(found: Analysis, definition: Definition, figures: dict[str, str]) -> str:
+def markdown(analysis: Analysis, definition: Definition, figures: dict[str, str]) -> str:
     """Returns report.md.
 
     Args:
@@ -42,72 +42,74 @@ def markdown(found: Analysis, definition: Definition, figures: dict[str, str]) -
         for line in (f"![{caption}]({path})", "", f"*{caption}*", "")
     ]
     parts = [
-        _head(found, definition),
-        ["## Verdict", "", *_verdict(found), *shown("losses")],
-        ["## Limitations", "", *(f"- {escaped(line)}" for line in found.warnings), ""],
-        ["## Learning rates", "", *_learning_rates(found), *shown("learning_rates")],
+        _head(analysis, definition),
+        ["## Verdict", "", *_verdict(analysis), *shown("losses")],
+        ["## Limitations", "", *(f"- {escaped(line)}" for line in analysis.warnings), ""],
+        ["## Learning rates", "", *_learning_rates(analysis), *shown("learning_rates")],
         ["## Learning curves", "", *shown("curves")],
-        ["## Cost", "", *_costs(found)],
+        ["## Cost", "", *_costs(analysis)],
         ["## Diagnostics by depth", "", *(shown("depth") or [NO_DIAGNOSTICS, ""])],
-        ["## Variants", "", *recipes(found, definition)],
-        ["## Methods", "", *_methods(found, definition)],
+        ["## Variants", "", *recipes(analysis, definition)],
+        ["## Methods", "", *_methods(analysis, definition)],
     ]
     return "\n".join(line for part in parts for line in part).rstrip() + "\n"
 
 
-def _head(found: Analysis, definition: Definition) -> list[str]:
+def _head(analysis: Analysis, definition: Definition) -> list[str]:
     state = (
-        "finished" if found.complete else f"{found.n_done} of {found.n_trials} known trials done"
+        "finished"
+        if analysis.complete
+        else f"{analysis.n_done} of {analysis.n_trials} known trials done"
     )
-    own = [variant_config(definition.base, variant.values) for variant in found.variants]
+    own = [variant_config(definition.base, variant.values) for variant in analysis.variants]
     flat = [flatten(one) for one in own]
     lengths = [
         _steps(v.info, one.train.steps, tokens_per_step(one))
-        for v, one in zip(found.variants, own, strict=True)
+        for v, one in zip(analysis.variants, own, strict=True)
     ]
     warmup = _either(warmup_steps(one.optimizer, n) for one, n in zip(own, lengths, strict=True))
     of = lambda name: _either(one[name] for one in flat)
-    infos = [v.info for v in found.variants if v.info.get("flops_per_token")]
+    infos = [v.info for v in analysis.variants if v.info.get("flops_per_token")]
     tokens = _either(round(i["flops"] / i["flops_per_token"]) for i in infos)
     return [
         f"# {escaped(definition.title)}",
         "",
-        f"{count(len(found.variants), 'variant')}, compared with the baseline "
-        f"{escaped(describe(found.study.baseline)) or '(the base config)'}. Status: {state}.",
+        f"{count(len(analysis.variants), 'variant')}, compared with the baseline "
+        f"{escaped(describe(analysis.study.baseline)) or '(the base config)'}. Status: {state}.",
         f"Models with {of('model.n_layer')} layers of width {of('model.n_embd')}, trained on "
         f"{of('data.source')} (tokenizer {of('data.tokenizer')}) with {of('optimizer.name')}"
         + (f"; {tokens} tokens per run." if tokens else "."),
         f"Warm-up of {warmup} steps; "
         + decay_text(one["optimizer.weight_decay"] for one in flat)
-        + "".join(f"; {ratio}" for ratio in _tokens_per_parameter(found))
+        + "".join(f"; {ratio}" for ratio in _tokens_per_parameter(analysis))
         + ".",
         "",
     ]
 
 
 def _steps(info: Mapping[str, Any], steps: int, per_step: int) -> int:
-    """Returns the steps of a variant's runs: `steps`, unless the study's budget sets them."""
+    """Returns the steps of a variant's runs: the config's, unless the study has a budget."""
     if not info.get("flops_per_token"):
         return steps
     return max(1, round(round(info["flops"] / info["flops_per_token"]) / per_step))
 
 
-def _tokens_per_parameter(found: Analysis) -> list[str]:
-    infos = [v.info for v in found.variants if v.info.get("flops_per_token")]
+def _tokens_per_parameter(analysis: Analysis) -> list[str]:
+    infos = [v.info for v in analysis.variants if v.info.get("flops_per_token")]
     sizes = [(round(i["flops"] / i["flops_per_token"]), i["parameters"]) for i in infos]
     return [tokens_per_parameter(sizes)] if sizes else []
 
 
 def _either(values: Iterable[Any]) -> str:
-    """Returns `4, 8 or 16`, each value once, escaped for Markdown."""
+    """Joins distinct values as in `4, 8 or 16`, escaped for Markdown."""
     shown = [f"{v:,}" if isinstance(v, int) else str(v) for v in dict.fromkeys(values)]
     return escaped(" or ".join([", ".join(shown[:-1]), shown[-1]] if shown[1:] else shown))
 
 
-def _verdict(found: Analysis) -> list[str]:
-    if not any(variant.median for variant in found.variants):
+def _verdict(analysis: Analysis) -> list[str]:
+    if not any(variant.median for variant in analysis.variants):
         return ["No variant has results for all fresh seeds yet.", ""]
-    order = sorted(found.variants, key=lambda v: v.median.estimate if v.median else float("inf"))
+    order = sorted(analysis.variants, key=lambda v: v.median.estimate if v.median else float("inf"))
     rows = [
         (
             escaped(v.name),
@@ -126,12 +128,12 @@ def _verdict(found: Analysis) -> list[str]:
         *("variant", "learning rate", "loss", f"{LEVEL:.0%} interval", "broken seeds"),
         *("difference", "adjusted p", "verdict", "seeds needed"),
     )
-    return [*_explanation(found), "", *table(columns, rows), *_by_seed(found)]
+    return [*_explanation(analysis), "", *table(columns, rows), *_by_seed(analysis)]
 
 
-def _explanation(found: Analysis) -> list[str]:
-    """Returns what the columns are, and what the number of seeds can show."""
-    seeds, n = len(found.study.seeds), found.study.n_comparisons
+def _explanation(analysis: Analysis) -> list[str]:
+    """Explains the columns of the verdict table, and what the number of seeds can show."""
+    seeds, n = len(analysis.study.seeds), analysis.study.n_comparisons
     intro = (
         f"Final validation loss in nats per token: the median over {count(seeds, 'fresh seed')}, "
         "each variant at its best learning rate. A seed is broken if its run diverged, or ended no "
@@ -140,32 +142,32 @@ def _explanation(found: Analysis) -> list[str]:
     )
     if not n:
         return [intro]
-    smallest = found.study.smallest_difference
+    smallest = analysis.study.smallest_difference
     lines = [
-        intro + " The difference is the median, over seeds, of the variant's loss minus its "
+        intro + " The difference is the median over seeds of the variant's loss minus its "
         "baseline's. Its interval covers the difference at the best learning rates, whichever of "
         "those in contention they are.",
         "",
-        f"*Better* and *worse*: by more than {smallest:g} nats, at every learning rate in "
+        f"*Better* and *worse*: by more than {smallest:g} nats at every learning rate in "
         "contention (exact sign test; p-values adjusted for "
         f"{count(n, 'comparison')} by Holm's method; if there are no differences, at most "
-        f"{1 - LEVEL:.0%} of studies have any such verdict). *Equivalent*: the interval at the "
-        f"Bonferroni level, which holds for all comparisons together, lies within ±{smallest:g} "
-        f"nats. The intervals shown are not adjusted: each has {LEVEL:.0%} coverage by itself. "
-        "Proportions of broken seeds are compared by Fisher's exact test, also at every learning "
-        "rate in contention, and adjusted as a separate family.",
+        f"{1 - LEVEL:.0%} of studies have any such verdict). *Equivalent*: the simultaneous "
+        f"interval (at the Bonferroni level) lies within ±{smallest:g} nats. The intervals shown "
+        f"are not adjusted: each has {LEVEL:.0%} coverage by itself. Proportions of broken seeds "
+        "are compared by Fisher's exact test, also at every learning rate in contention, and "
+        "adjusted as a separate family.",
         "",
         f"*Seeds needed*: for an interval of ±{smallest:g} nats, which settles any difference. The "
-        f"range reflects the uncertainty ({SPREAD_LEVEL:.0%}) of the standard deviation between "
-        "seeds, which these seeds estimate only roughly.",
+        f"range is the {SPREAD_LEVEL:.0%} interval that follows from the uncertainty of the "
+        "standard deviation between seeds.",
     ]
-    return lines + _detectable(found)
+    return lines + _detectable(analysis)
 
 
-def _detectable(found: Analysis) -> list[str]:
-    seeds, n = len(found.study.seeds), found.study.n_comparisons
-    contenders = max(max(1, len(v.search.contenders)) for v in found.variants)
-    sds = [v.comparison.sd for v in found.variants if v.comparison is not None]
+def _detectable(analysis: Analysis) -> list[str]:
+    seeds, n = len(analysis.study.seeds), analysis.study.n_comparisons
+    contenders = max(max(1, len(v.search.contenders)) for v in analysis.variants)
+    sds = [v.comparison.sd for v in analysis.variants if v.comparison is not None]
     known = [sd for sd in sds if sd > 0]
     effect = detectable(seeds, n, contenders)
     if effect is None or not known:
@@ -174,9 +176,9 @@ def _detectable(found: Analysis) -> list[str]:
     return [
         "",
         f"With {seeds} seeds, a median difference that exceeds "
-        f"{found.study.smallest_difference:g} nats by {effect:.2f} standard deviations of the "
-        f"paired differences is detected with probability {POWER:.0%} or more. At the variants' "
-        f"median standard deviation of {sd:.4f} nats, that is {effect * sd:.3f} nats.",
+        f"{analysis.study.smallest_difference:g} nats by {effect:.2f} standard deviations of the "
+        f"paired differences is detected with a probability of at least {POWER:.0%}. At the "
+        f"variants' median standard deviation of {sd:.4f} nats, that is {effect * sd:.3f} nats.",
     ]
 
 
@@ -190,11 +192,11 @@ def _broken(variant: Variant) -> str:
     return f"{text}: {compared.broken_verdict} (p {compared.broken_p:.2g})"
 
 
-def _by_seed(found: Analysis) -> list[str]:
-    seeds = found.study.seeds
+def _by_seed(analysis: Analysis) -> list[str]:
+    seeds = analysis.study.seeds
     rows = [
         (escaped(v.name), *(_number(v.losses.get(seed)) for seed in seeds))
-        for v in found.variants
+        for v in analysis.variants
         if v.losses
     ]
     return ["Losses by seed:", "", *table(("variant", *map(str, seeds)), rows)]
@@ -219,12 +221,12 @@ def _seeds_needed(variant: Variant) -> str:
     return f"{low} to {high}" if low <= MAX_SEEDS else f"over {MAX_SEEDS}"
 
 
-def _learning_rates(found: Analysis) -> list[str]:
-    if found.study.search is None:
+def _learning_rates(analysis: Analysis) -> list[str]:
+    if analysis.study.search is None:
         return ["There was no search for learning rates.", ""]
     rows = []
-    for variant in found.variants:
-        sensitivity = found.sensitivities.get(variant.name)
+    for variant in analysis.variants:
+        sensitivity = analysis.sensitivities.get(variant.name)
         rows.append(
             (
                 escaped(variant.name),
@@ -232,34 +234,34 @@ def _learning_rates(found: Analysis) -> list[str]:
                 _largest(variant),
                 NONE if sensitivity is None else f"{sensitivity:.3f}",
                 str(len(variant.search.scores)),
-                _contention(variant, found),
+                _contention(variant, analysis),
             )
         )
-    over = ", ".join(f"{lr:.3g}" for lr in found.learning_rates)
+    over = ", ".join(f"{lr:.3g}" for lr in analysis.learning_rates)
     more = ("learning rates tried", "in contention")
-    entropies = sorted({f"{loss:.3f}" for v in found.variants for loss in v.unigram_losses})
+    entropies = sorted({f"{loss:.3f}" for v in analysis.variants for loss in v.unigram_losses})
     entropy = f" ({' or '.join(entropies)} nats)" if entropies else ""
     return [
         "Sensitivity is defined by Wortsman et al. 2023 (2309.14322): the mean loss over learning "
-        "rates, each loss at most the loss before the first step, minus the best loss"
+        "rates, with each loss clipped to the loss before the first step, minus the best loss"
         + (f", here over the learning rates tried for every variant ({over})." if over else "."),
         f"A learning rate trains if every seed of the search ends below the unigram entropy"
-        f"{entropy} by at least half as much as the variant's best run does; ≥ means that no "
-        "higher one was tried.",
+        f"{entropy} by at least half as much as the variant's best run; ≥ means that no higher "
+        "one was tried.",
         "",
         *table(("variant", "best", "largest that trains", "sensitivity", *more), rows),
     ]
 
 
-def _contention(variant: Variant, found: Analysis) -> str:
-    search = found.study.search
+def _contention(variant: Variant, analysis: Analysis) -> str:
+    search = analysis.study.search
     contenders = sorted(variant.search.contenders)
     return ", ".join(_lr(search.learning_rate(k)) for k in contenders) if search else NONE
 
 
-def _costs(found: Analysis) -> list[str]:
+def _costs(analysis: Analysis) -> list[str]:
     rows = []
-    for variant in found.variants:
+    for variant in analysis.variants:
         info, speed = variant.info, variant.tokens_per_sec
         flops, per_token = info.get("flops"), info.get("flops_per_token")
         seconds = flops / per_token / speed if flops and per_token and speed else None
@@ -281,43 +283,44 @@ def _costs(found: Analysis) -> list[str]:
         "loss",
     )
     return [
-        "Speeds are medians for one run while others trained next to it, and exclude evaluation. "
-        "Memory is one run's share of a device at the peak of a step, according to the compiler.",
+        "Speeds are medians per run, while other runs trained at the same time, and exclude "
+        "evaluation. Memory is one run's share of a device at the peak of a step, as reported by "
+        "the compiler.",
         "",
         *table(columns, rows),
     ]
 
 
-def _methods(found: Analysis, definition: Definition) -> list[str]:
-    starts = [s for v in found.variants for r in v.all_runs for s in r.starts]
+def _methods(analysis: Analysis, definition: Definition) -> list[str]:
+    starts = [s for v in analysis.variants for r in v.all_runs for s in r.starts]
     commits = sorted({str(start.get("commit")) for start in starts})
     versions: dict[str, set[str]] = {}
     for start in starts:
         for name, number in {"python": start.get("python"), **start.get("versions", {})}.items():
             versions.setdefault(name, set()).add(str(number))
-    devices = sorted({d for v in found.variants for d in v.info.get("devices", [])})
+    devices = sorted({d for v in analysis.variants for d in v.info.get("devices", [])})
     listed = ", ".join(f"{name} {' and '.join(sorted(n))}" for name, n in versions.items())
-    search = found.study.search
+    search = analysis.study.search
     lines = [
         f"- Study file: `{definition.file}`; every trial is a run directory in `trials/`, and "
         "results.json contains every loss.",
-        *texts(found),
+        *texts(analysis),
         f"- Commit: {escaped(', '.join(commits)) or 'none'}.",
         f"- Versions: {escaped(listed)}.",
         f"- Devices: {escaped(', '.join(devices))}.",
-        f"- Seeds of the verdict: {', '.join(map(str, found.study.seeds))}. A seed determines the "
-        "initial weights and the data order, which are the same for all variants.",
+        f"- Seeds of the verdict: {', '.join(map(str, analysis.study.seeds))}. A seed determines "
+        "initial weights and data order, which are the same for all variants.",
     ]
     if search is not None:
         lines.append(f"- Search: {search_text(search)}.")
         lines.append(
             "- In contention: the best learning rate and those within two standard errors of it, "
             f"at most {search.max_contenders}, all trained with the verdict's seeds. "
-            "docs/ablations/null_studies.md shows how often such a study errs."
+            "docs/ablations/null_studies.md gives the error rates of such studies."
         )
     lines.append(
-        f"- Intervals of medians are between two order statistics and have at least {LEVEL:.0%} "
-        "coverage for noise of any distribution; those of learning curves are Student's t."
+        f"- Intervals of medians are between order statistics and have at least {LEVEL:.0%} "
+        "coverage for any noise distribution; those of learning curves are Student's t intervals."
     )
     return [*lines, ""]
 

@@ -1,4 +1,4 @@
-"""The data of a report: a study's runs, its variants, and all of them together."""
+"""The data of a report: runs, variants, and the study as a whole."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gpt2_jax.ablation.study.plan import SearchState
 from gpt2_jax.ablation.study.trials import Trial
 from gpt2_jax.track.metrics import Row
 
-FIGURES = (
+DIAGNOSTICS = (
     *("stream_rms", "attn_ratio", "mlp_ratio", "cosine", "grad_norm"),
     *("skip_cost", "entropy", "largest_score"),
 )
@@ -51,16 +51,18 @@ class Run:
 
 @dataclass(frozen=True)
 class Variant:
-    """What is known about one variant.
+    """The results of one variant.
 
     Attributes:
-      runs: of the verdict, at the learning rate that the variant is judged at. alternatives: at
-        each other learning rate in contention. search, search_runs: of its learning rate.
-      n_missing: runs of the verdict that have not ended.
-      median: of the final losses; None if a seed is missing or failed.
+      search, search_runs: the search for its learning rate.
+      runs: the verdict's runs at the learning rate that the variant is judged at.
+      n_missing: number of verdict runs that have not ended.
+      alternatives: the verdict's runs at each other learning rate in contention.
+      median: median of the final losses; None if a seed is missing or failed.
       comparable: whether it is scored on the same text and tokens as its baseline.
-      comparison: with its baseline; None for a baseline, or if a run is missing or failed.
-      seeds_needed: range of the seeds that would settle an open verdict; None if it is unknown.
+      comparison: comparison with its baseline; None for a baseline, or if a run is missing or
+        failed.
+      seeds_needed: range of the number of seeds that would settle an open verdict; None if unknown.
     """
 
     name: str
@@ -79,7 +81,7 @@ class Variant:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether others are compared with it."""
+        """Whether other variants are compared with it."""
         return self.name == self.baseline
 
     @property
@@ -89,7 +91,7 @@ class Variant:
 
     @property
     def all_runs(self) -> list[Run]:
-        """The runs at every learning rate, of the verdict and of the search."""
+        """All runs of the verdict and of the search."""
         return [*self.verdict_runs, *self.search_runs]
 
     @property
@@ -100,7 +102,7 @@ class Variant:
 
     @property
     def arm(self) -> Arm:
-        """The losses to compare, in order of their seeds; infinite for broken seeds."""
+        """The losses to compare, ordered by seed; infinite for broken seeds."""
         in_order = lambda runs: [
             run.outcome.score for run in sorted(runs, key=lambda run: run.trial.seed)
         ]
@@ -108,12 +110,12 @@ class Variant:
 
     @property
     def n_broken(self) -> int:
-        """Verdict seeds that diverged, or ended no better than the unigram entropy."""
+        """The number of verdict seeds that broke."""
         return sum(run.outcome.is_broken for run in self.runs)
 
     @property
     def n_failed(self) -> int:
-        """Verdict runs that failed for any reason but divergence."""
+        """The number of verdict runs that failed for reasons other than divergence."""
         return sum(run.outcome.status == "failed" for run in self.verdict_runs)
 
     @property
@@ -131,7 +133,7 @@ class Variant:
         if self.comparison is not None:
             return self.comparison.verdict
         if not self.comparable:
-            return "scored on other text or tokens"
+            return "scored on different text or tokens"
         missing = f"{count(self.n_missing, 'run')} missing"
         return missing if self.n_missing else "baseline not complete"
 
@@ -143,7 +145,7 @@ class Variant:
 
     @property
     def unigram_losses(self) -> set[float]:
-        """Unigram entropies of its runs' validation texts; one if they share one text."""
+        """Unigram entropies of its runs' validation texts; a single one if they share the text."""
         known = (run.outcome.unigram_loss for run in (*self.runs, *self.search_runs))
         return {loss for loss in known if loss is not None}
 
@@ -162,8 +164,8 @@ class Variant:
     def max_learning_rate(self) -> float | None:
         """The largest learning rate that trains; None if none does.
 
-        A learning rate trains if each of the search's runs at it ends below the unigram entropy by
-        at least half as much as the best run does.
+        A learning rate trains if each search run at it ends below the unigram entropy by at least
+        half as much as the best run.
         """
         scored = [r for r in self.search_runs if r.trial.k in self.search.scores]
         known = [r for r in scored if r.outcome.unigram_loss is not None]
@@ -178,7 +180,7 @@ class Variant:
         return max((lr for lr, _ in gains if lr not in bad), default=None)
 
     def by_depth(self, name: str, last: bool) -> np.ndarray | None:
-        """Returns a diagnostic by block (L), before the first step or at the end, over seeds."""
+        """Returns a diagnostic by block (L), at the start or at the end, averaged over seeds."""
         found = [_blocks(run.rows, name, last) for run in self.runs if run.is_finished]
         known = [values for values in found if values is not None]
         return np.mean(known, 0) if known else None
@@ -189,9 +191,11 @@ class Analysis:
     """The results of a study so far.
 
     Attributes:
-      n_trials: trials known so far. n_done: of these, how many have ended. n_dropped: trials in the
-        directory that the study no longer has.
-      sensitivities: by variant, over `learning_rates`, at which all variants were tried.
+      n_trials: number of trials known so far.
+      n_done: number of these that have ended.
+      n_dropped: number of trials in the directory that the study no longer has.
+      learning_rates: learning rates that all variants were tried at.
+      sensitivities: sensitivity by variant, over `learning_rates`.
       warnings: the limitations that the report states.
     """
 
@@ -207,7 +211,7 @@ class Analysis:
 
     @property
     def n_failed(self) -> int:
-        """Trials that failed for any reason but divergence."""
+        """The number of trials that failed for reasons other than divergence."""
         runs = [run for variant in self.variants for run in variant.all_runs]
         return sum(run.outcome.status == "failed" for run in runs)
 
@@ -217,7 +221,7 @@ class Analysis:
 
 
 def learning_rate_of(trial: Trial) -> float:
-    """Returns the learning rate of a search's trial."""
+    """Returns the learning rate of a search trial."""
     return trial.values[LEARNING_RATE]
 
 

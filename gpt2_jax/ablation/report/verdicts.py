@@ -1,7 +1,7 @@
-"""Verdicts from a results.json alone, without the runs.
+"""Verdicts from a results.json, without the runs.
 
-They are conditional on the learning rates that the study chose. Whatever the current rules of the
-search do not support is listed for each variant.
+They depend on the learning rates that the study chose. For each variant, choices that the current
+search rules would not make are listed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def verdicts(path: Path) -> list[str]:
     """Returns the verdicts of a results.json as Markdown.
 
     Raises:
-      UserError: if it is not such a file, or another version wrote it.
+      UserError: if it is not such a file, or was written by another version.
     """
     stored = read_results(path)
     try:
@@ -56,7 +56,7 @@ def _verdicts(stored: dict[str, Any]) -> list[str]:
     for name, base in others.items():
         own = names.index(name)
         if len(texts[own] | texts[base]) > 1:
-            reasons[name] = "scored on other text or tokens"
+            reasons[name] = "scored on different text or tokens"
         elif seeds[own] and seeds[own] == seeds[base]:
             pairs[name] = (arms[own], arms[base])
         else:
@@ -77,7 +77,7 @@ def _verdicts(stored: dict[str, Any]) -> list[str]:
         f"show any difference. Differences of at most {smallest:g} nats are considered negligible.",
         "",
         *table(COLUMNS, rows),
-        "What the search does not support under the current rules:",
+        "Limitations of the search under the current rules:",
         "",
         *(_unsupported(stored, i) for i in range(len(variants))),
     ]
@@ -89,7 +89,7 @@ def _loss(trial: TrialResult) -> float:
 
 
 def _trials(stored: dict[str, Any], variant: int, purpose: str) -> list[TrialResult]:
-    """Returns a variant's runs that have ended, in order of their seeds in the study."""
+    """Returns a variant's runs that have ended, in the order of results.json."""
     return [
         trial
         for trial in stored["trials"]
@@ -108,7 +108,7 @@ def _arm(stored: dict[str, Any], variant: int) -> Arm:
 
 
 def _seeds(stored: dict[str, Any], variant: int) -> list[int]:
-    """Returns the verdict's seeds in order; none if a run is missing at any learning rate."""
+    """Returns the verdict's seeds in order; empty if a run is missing at any learning rate."""
     by_lr: dict[float | None, list[int]] = {}
     for trial in stored["trials"]:
         if trial["variant"] == variant and trial["purpose"] == "verdict":
@@ -120,7 +120,6 @@ def _seeds(stored: dict[str, Any], variant: int) -> list[int]:
 
 
 def _unigram_losses(stored: dict[str, Any], variant: int) -> set[float]:
-    """Returns the unigram entropies of a variant's validation texts; one if they share one text."""
     trials = [*_trials(stored, variant, "verdict"), *_trials(stored, variant, "search")]
     known = (trial["unigram_loss"] for trial in trials)
     return {loss for loss in known if loss is not None}
@@ -129,10 +128,10 @@ def _unigram_losses(stored: dict[str, Any], variant: int) -> set[float]:
 def _row(
     variant: dict[str, Any], arm: Arm, compared: Comparison | None, reason: str
 ) -> tuple[str, ...]:
-    """Returns a row of the table, after its name.
+    """Returns a row of the table, without its name.
 
     Args:
-      reason: shown as the verdict if there is no comparison.
+      reason: the verdict to show if there is no comparison.
     """
     lr = NONE if variant["learning_rate"] is None else f"{variant['learning_rate']:.4g}"
     if not arm.losses:
@@ -150,7 +149,7 @@ def _row(
 
 
 def _unsupported(stored: dict[str, Any], variant: int) -> str:
-    """Returns a line on what one variant's search would still try, or could not rule out."""
+    """Returns a line on what a variant's search would still try or has not ruled out."""
     trials = _trials(stored, variant, "search")
     name = escaped(stored["variants"][variant]["name"])
     if not stored["variants"][variant]["settled"]:

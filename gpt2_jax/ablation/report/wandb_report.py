@@ -1,4 +1,4 @@
-"""The report's table and figures as a wandb run of their own, in the study's group."""
+"""Logs the report's table and figures as a separate wandb run in the study's group."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ COLUMNS = (
 )
 
 
-def log_report(workdir: Path, definition: Definition, found: Analysis) -> str | None:
-    """Logs the report to wandb; if wandb or the network is missing, only that is lost.
+def log_report(workdir: Path, definition: Definition, analysis: Analysis) -> str | None:
+    """Logs the report to wandb; failures are reported, not raised.
 
     Returns:
       What went wrong, if anything.
@@ -43,7 +43,7 @@ def log_report(workdir: Path, definition: Definition, found: Analysis) -> str | 
         job_type="report",
     )
     log = WandbLog(options, {"study": definition.file}, [], lambda line: None)
-    table = (COLUMNS, [_row(variant, found) for variant in found.variants])
+    table = (COLUMNS, [_row(variant, analysis) for variant in analysis.variants])
     pictures = {path.stem: path for path in sorted((workdir / "report").glob("*.png"))}
     log.report({"verdict": table}, pictures)
     log.close(0)
@@ -51,16 +51,16 @@ def log_report(workdir: Path, definition: Definition, found: Analysis) -> str | 
 
 
 def offline_hint(workdir: Path) -> str | None:
-    """Returns how to upload what wandb stored here offline, None if there is nothing."""
-    places = (workdir, *workdir.glob(f"{TRIALS}/*"))
-    if not any(True for place in places for _ in place.glob("wandb/offline-run-*")):
+    """Returns how to upload the study's offline wandb runs, None if there are none."""
+    folders = (workdir, *workdir.glob(f"{TRIALS}/*"))
+    if not any(True for folder in folders for _ in folder.glob("wandb/offline-run-*")):
         return None
     folder = shlex.quote(str(workdir))
     parts = f"{folder}/wandb/offline-run-* {folder}/{TRIALS}/*/wandb/offline-run-*"
     return f"wandb: offline; to upload: {sync_command(parts)}"
 
 
-def _row(variant: Variant, found: Analysis) -> list[float | str | None]:
+def _row(variant: Variant, analysis: Analysis) -> list[float | str | None]:
     median = variant.median or (None, None, None)
     compared = variant.comparison
     difference = compared.difference if compared else (None, None, None)
@@ -76,12 +76,12 @@ def _row(variant: Variant, found: Analysis) -> list[float | str | None]:
         variant.info.get("parameters"),
         variant.info.get("flops"),
         variant.tokens_per_sec,
-        found.sensitivities.get(variant.name),
+        analysis.sensitivities.get(variant.name),
     ]
 
 
 def _run_id(workdir: Path) -> str:
-    """Returns the report's wandb id, the same for every version of the report."""
+    """Returns the report's wandb id, which stays the same when the report is written again."""
     path = workdir / ".wandb_id"
     with suppress(UserError):
         known = read_file(path).decode(errors="replace")

@@ -1,4 +1,4 @@
-"""A study file, executed once, and study.json, which needs no execution."""
+"""Loads a study file, which is executed, and stores it as study.json, which is not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpt2_jax import config as configs
 from gpt2_jax.ablation.study.design import LEARNING_RATE, Study
 from gpt2_jax.ablation.study.formats import VERSION, read_stored
 from gpt2_jax.ablation.study.search import Search
-from gpt2_jax.ablation.study.store import DEFINITION, OUTCOMES, TRIALS, refuse_former
+from gpt2_jax.ablation.study.store import DEFINITION, OUTCOMES, TRIALS, check_not_outdated
 from gpt2_jax.ablation.study.trials import MOVABLE, RESULT_NEUTRAL
 from gpt2_jax.ablation.study.variants import explicit
 from gpt2_jax.config import Config
@@ -25,11 +25,12 @@ from gpt2_jax.files import check_creatable, disk_errors, fields_sha256, to_json,
 
 @dataclasses.dataclass(frozen=True)
 class Definition:
-    """The content of study.json, from which a report is written without executing anything.
+    """The content of study.json; reports are written from it without executing anything.
 
     Attributes:
-      file: as passed to `--config`.
-      file_config: what its `get_config()` returns. base: the same, with the command line's changes.
+      file: the value of `--config`.
+      file_config: what the file's `get_config()` returns.
+      base: `file_config` with the command line's changes.
     """
 
     file: str
@@ -39,18 +40,19 @@ class Definition:
 
     @property
     def title(self) -> str:
-        """The file's name as words."""
+        """A title made from the file's name."""
         return Path(self.file.partition(":")[0]).stem.replace("_", " ").capitalize()
 
 
 def load(argument: str, base: Config) -> Definition:
-    """Returns the study in a file, passed as `--config` is: `FILE` or `FILE:arg`.
+    """Loads a study file.
 
     Args:
+      argument: the value of `--config`: `FILE` or `FILE:arg`.
       base: the file's `get_config()` with the command line's changes.
 
     Raises:
-      UserError: if there is no such file, or it does not define a valid study.
+      UserError: if the file does not exist or does not define a valid study.
     """
     path, has_arg, arg = argument.partition(":")
     if not Path(path).is_file():
@@ -71,7 +73,7 @@ def load(argument: str, base: Config) -> Definition:
     if overridden := [name for name in configs.difference(config, base) if name in fixed]:
         raise UserError(
             f"--config.{overridden[0]} has no effect: the study sets it for every trial; change "
-            f"get_study() in {path}, or leave the flag out"
+            f"get_study() in {path}, or omit the flag"
         )
     return Definition(argument, config, base, study)
 
@@ -83,13 +85,13 @@ def _check_functions(module: Any, path: str) -> None:
         )
     if not hasattr(module, "get_study"):
         raise UserError(
-            f"--config={path} has no get_study(), so it is a run's config and not a study's: use "
+            f"--config={path} has no get_study(), so it is a run's config, not a study file: use "
             "train.py, or see configs/ablations/ for study files"
         )
 
 
 def write(workdir: Path, definition: Definition) -> None:
-    """Writes study.json, with a hash of itself."""
+    """Writes study.json, including a hash of its content."""
     fields = {
         "format_version": VERSION,
         "file": definition.file,
@@ -97,28 +99,28 @@ def write(workdir: Path, definition: Definition) -> None:
         "base": configs.to_dict(definition.base),
         "study": dataclasses.asdict(definition.study),
     }
-    stored = json.loads(to_json(fields))  # exactly as it will be read
+    stored = json.loads(to_json(fields))  # hash the values as they will be read
     with disk_errors(f"--workdir={workdir}"):
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(workdir / DEFINITION, stored | {"sha256": fields_sha256(stored)})
 
 
 def read(workdir: Path) -> Definition:
-    """Returns what `write` wrote.
+    """Reads study.json.
 
     Raises:
-      UserError: if there is no study, or its file was damaged.
+      UserError: if the file does not exist or is damaged.
     """
     path = workdir / DEFINITION
     if not os.path.exists(path):  # unlike Path.exists, also if the name is too long
-        refuse_former(workdir)
+        check_not_outdated(workdir)
         raise UserError(f"{path} does not exist; is this the work directory of a study?")
     try:
         stored = read_stored(path)
         if stored.pop("sha256", None) != fields_sha256(stored):
             raise Damaged(f"{path} is damaged: it was changed after it was written; restore a copy")
     except Damaged as error:
-        raise Damaged(f"{error}; or remove it, and the study's command writes it again") from None
+        raise Damaged(f"{error}; or remove it and run the study's command again") from None
     try:
         fields: dict[str, Any] = dict(stored["study"])
         if fields["search"] is not None:
@@ -131,11 +133,11 @@ def read(workdir: Path) -> Definition:
         raise Damaged(f"{path} is damaged ({type(error).__name__}: {error})") from None
 
 
-def check_place(workdir: Path) -> None:
-    """Refuses a work directory that cannot be created or used, before anything is computed.
+def check_workdir(workdir: Path) -> None:
+    """Checks that a work directory can be created and used.
 
     Raises:
-      UserError: saying why.
+      UserError: if it cannot.
     """
     if "://" in str(workdir) or re.match(r"\w+:/", str(workdir)):
         raise UserError(f"--workdir={workdir} is a remote path; a study needs a mounted one")
@@ -149,16 +151,16 @@ def check_place(workdir: Path) -> None:
         raise UserError(f"--workdir={workdir}: {nearest} is not writable; choose another")
     with disk_errors(f"--workdir={workdir}"):
         check_creatable(workdir)
-    refuse_former(workdir)
+    check_not_outdated(workdir)
 
 
 def check_same(workdir: Path, definition: Definition) -> None:
-    """Refuses a directory with the trials of another study, which this one would mix with.
+    """Checks that a directory does not contain trials of another study.
 
-    A changed file may add and drop variants and seeds, but not change what all trials share.
+    A changed study file may add and drop variants and seeds, but not change what all trials share.
 
     Raises:
-      UserError: naming what differs.
+      UserError: naming the difference.
     """
     if not (workdir / DEFINITION).exists() or not _has_trials(workdir):
         return
@@ -182,15 +184,15 @@ def check_same(workdir: Path, definition: Definition) -> None:
     if budget(old.study) != budget(new.study):
         changed["tokens, flops"] = (budget(old.study), budget(new.study))
     if changed:
-        raise UserError(f"--workdir={workdir} {begun_with(changed)}")
+        raise UserError(f"--workdir={workdir} {describe_changes(changed)}")
 
 
-def begun_with(changed: dict[str, tuple[Any, Any]]) -> str:
-    """Returns that a directory has another config, and what to do; fields with both values."""
+def describe_changes(changed: dict[str, tuple[Any, Any]]) -> str:
+    """Returns the end of an error message about fields that changed from one value to another."""
     listed = ", ".join(f"{name} (was {a!r}, now {b!r})" for name, (a, b) in changed.items())
     return (
-        f"was begun with another config: {listed}; what all trials share cannot change within a "
-        "study: restore it, or choose another --workdir"
+        f"was begun with another config: {listed}; fields that all trials share cannot change "
+        "within a study: restore them, or choose another --workdir"
     )
 
 

@@ -1,7 +1,7 @@
 """The design of a study: its variants, the search for each one's learning rate, and its seeds.
 
-A study file has two functions: `get_config()`, the base of every trial, which train.py can also
-train as it is, and `get_study()`, which returns a `Study`. Nothing here imports jax.
+A study file has two functions. `get_config()` returns the base config of every trial, which
+train.py can also train; `get_study()` returns a `Study`. Nothing here imports jax.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ NUMBERS = {
     "smallest_difference": Field(0.005, float, "nats per token", above=0, maximum=100.0),
 }
 SEARCH_NUMBERS = {
-    "lowest": Field(0.0, float, "the lowest learning rate", above=0, maximum=1e30),
-    "n": Field(5, int, "learning rates", minimum=3, maximum=1000),
-    "ratio": Field(2.0, float, "of a learning rate to the last", minimum=1.05, maximum=1000),
-    "max_n": Field(15, int, "learning rates at most", minimum=3, maximum=1000),
-    "max_contenders": Field(3, int, "in contention at most", minimum=1, maximum=1000),
+    "lowest": Field(0.0, float, "lowest learning rate", above=0, maximum=1e30),
+    "n": Field(5, int, "number of learning rates", minimum=3, maximum=1000),
+    "ratio": Field(2.0, float, "ratio of successive rates", minimum=1.05, maximum=1000),
+    "max_n": Field(15, int, "maximum number of learning rates", minimum=3, maximum=1000),
+    "max_contenders": Field(3, int, "maximum in contention", minimum=1, maximum=1000),
 }
 
 
 def grid(axes: Mapping[str, Sequence[Any]]) -> list[Values]:
-    """Returns every combination of the axes' values; the last axis changes fastest.
+    """Returns every combination of the axes' values; the last axis varies fastest.
 
     Raises:
-      UserError: if an axis has no values, or there are more combinations than can be trained.
+      UserError: if an axis has no values, or there are too many combinations.
     """
     listed = inputs.axes_of(axes)
     inputs.check_size(map(len, listed.values()))
@@ -57,7 +57,7 @@ def grid(axes: Mapping[str, Sequence[Any]]) -> list[Values]:
 
 
 def zipped(axes: Mapping[str, Sequence[Any]]) -> list[Values]:
-    """Returns the first values of all axes together, then the second values, and so on.
+    """Combines the first values of all axes, the second values, and so on.
 
     Raises:
       UserError: if the axes differ in length.
@@ -71,8 +71,8 @@ def zipped(axes: Mapping[str, Sequence[Any]]) -> list[Values]:
 def crossed(*lists: Sequence[Values]) -> list[Values]:
     """Returns every combination of one entry per list.
 
-    If any entry has a `name`, the combination's name joins the names of such entries and the
-    descriptions of the others.
+    If any entry has a `name`, the combination's name joins these names and the descriptions of the
+    other entries.
     """
     inputs.check_size(map(len, lists))
     return [_merged(chosen) for chosen in itertools.product(*lists)]
@@ -87,7 +87,7 @@ def _merged(entries: Sequence[Values]) -> Values:
 
 
 def without(variants: Sequence[Values], *excluded: Values) -> list[Values]:
-    """Returns the variants that match none of the excluded entries in all of its values."""
+    """Returns the variants that do not have all the values of any excluded entry."""
     return [v for v in variants if not any(_matches(v, pattern) for pattern in excluded)]
 
 
@@ -100,21 +100,21 @@ class Study:
     """Which variants are trained, how often, and what they are compared with.
 
     Attributes:
-      variants: the fields that each variant sets, and its `name` in the report if it has one.
-      baseline: the values of the variant that the others are compared with. Its other fields have
-        the base's values, except fields that all variants set: those are matched (in a grid over
-        depth, variants are compared at equal depth). None: the base's value.
-      seeds: of the runs that decide the verdict, shared by all variants: runs of one seed see the
-        same data in the same order. Nine can show a difference in up to twelve comparisons.
-      search: for each variant's learning rate; None: variants train at the one in their config.
+      variants: the fields that each variant sets, and optionally its `name` in the report.
+      baseline: the values of the variant that the others are compared with. A value of None means
+        the base's value. Other fields have the base's values, except fields that all variants set:
+        these are matched, so that in a grid over depth variants are compared at equal depth.
+      seeds: seeds of the runs that decide the verdict, shared by all variants: runs of one seed see
+        the same data in the same order. Nine can show a difference in up to twelve comparisons.
+      search: the search for each variant's learning rate; None to train at the config's.
       tokens, flops: budget per trial; if neither is set, the base's `train.steps`.
       trials_per_batch: trials trained together by one program. Unset: one per core on a CPU and 16
         per device elsewhere, for models of up to `vectorized.SMALL_MODEL` parameters. 1: one after
         the other, each on all devices.
-      names: the variants' own names, taken from their `name` entries; empty if none has one.
+      names: the variants' names, taken from their `name` entries; empty if none has one.
       keep_checkpoints: whether finished trials keep their checkpoints.
-      smallest_difference: smallest difference in final loss that matters, nats per token. Only a
-        larger one makes a variant better or worse; a variant within it is equivalent.
+      smallest_difference: smallest difference in final loss that matters, in nats per token. Only a
+        larger difference makes a variant better or worse; within it, variants are equivalent.
     """
 
     variants: Sequence[Values]
@@ -129,7 +129,7 @@ class Study:
     smallest_difference: float = 0.005
 
     def __post_init__(self) -> None:
-        # The same values that study.json returns: lists as tuples, numpy's numbers as Python's.
+        # As read from study.json: tuples instead of lists, Python's numbers instead of numpy's.
         set_ = lambda name, value: object.__setattr__(self, name, value)
         variants = inputs.variants_of(self.variants)
         set_("names", inputs.names_of(variants, self.names))
@@ -151,7 +151,7 @@ class Study:
         return sum(self.baseline_of(variant) != variant for variant in self.variants)
 
     def fields_set(self) -> set[str]:
-        """Returns the fields of a trial that the study sets, whatever the base has."""
+        """Returns the fields that the study sets in every trial, overriding the base."""
         searched = {LEARNING_RATE} if self.search else set()
         budget = {"train.steps"} if self.tokens or self.flops else set()
         axes = {name for variant in self.variants for name in variant}
@@ -160,15 +160,15 @@ class Study:
     def baseline_of(self, variant: Values) -> Values:
         """Returns the variant that this one is compared with; for a baseline, itself.
 
-        If the study has no such variant, its values are returned.
+        If the study does not have that variant, its values are returned.
         """
         return baseline_values(variant, self.variants, self.baseline)
 
     def check(self) -> None:
-        """Refuses a study that cannot be carried out or cannot show anything.
+        """Checks that the study can be run and can show a difference.
 
         Raises:
-          UserError: naming the field.
+          UserError: naming the field that is wrong.
         """
         if not self.variants:
             raise UserError("the study has no variants")
@@ -199,23 +199,23 @@ class Study:
         inputs.check_trials(len(self.variants), searched + verdict)
 
     def _check_comparisons(self) -> None:
-        """Refuses duplicate variants, and variants that have nothing to be compared with."""
+        """Checks for duplicate variants, and for variants without a baseline."""
         fields = [explicit(variant) for variant in self.variants]
         compared = [self.baseline_of(variant) for variant in self.variants]
         for i, (variant, other) in enumerate(zip(self.variants, compared, strict=True)):
-            described = describe(variant) or "that is the base"
+            described = describe(variant) or "that equals the base"
             if fields[i] in fields[:i]:
                 raise UserError(f"the study has the variant {described} twice")
             if other not in self.variants:
                 raise UserError(
-                    f"the study has no variant {describe(other) or 'that is the base'}, which "
+                    f"the study has no variant {describe(other) or 'that equals the base'}, which "
                     f"{described} would be compared with; add it, or choose another baseline"
                 )
         alone = [variant for variant in compared if compared.count(variant) == 1]
         if alone and len(fields) > 1:
             raise UserError(
                 f"the study compares {describe(alone[0])} with nothing but itself: "
-                f"{self._unmatched(alone[0])} differs from all other variants; name in baseline= "
+                f"{self._unmatched(alone[0])} differs from all other variants; set baseline= to "
                 "the variant that the others are compared with"
             )
 
@@ -253,13 +253,12 @@ class Study:
 
 
 def _check_numbers(of: Study | Search, fields: Mapping[str, Field], label: str) -> None:
-    """Refuses numbers of the wrong type or out of bounds, by name."""
     for name, field in fields.items():
         field.validated(getattr(of, name), f"{label}{name}")
 
 
 def describe(values: Values) -> str:
-    """Returns `placement=post_ln,n_layer=8`; fields by their last word where it is unambiguous."""
+    """Describes values as in `placement=post_ln,n_layer=8`, with field names as in `short`."""
     return ",".join(f"{short(name)}={_shown(value)}" for name, value in explicit(values).items())
 
 
@@ -269,7 +268,7 @@ def count(n: int, word: str) -> str:
 
 
 def short(field: str) -> str:
-    """Returns a field's last word, or its whole name if another field ends in the same word."""
+    """Returns the last part of a field's name, or the whole name if that is ambiguous."""
     if field == "placement.preset":
         return "placement"  # clearer than `preset`
     leaf = field.rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""An estimate of a study's duration on this machine, from timing a few steps of one variant."""
+"""Estimates a study's duration on this machine by timing a few steps of one variant."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gpt2_jax.train.compiled_step import compile_step, memory_errors
 from gpt2_jax.train.evaluation import choose_windows
 from gpt2_jax.train.report import total_tokens
 
-FORWARD = 1 / 3  # of a training step's FLOPs per token
+FORWARD = 1 / 3  # fraction of a training step's FLOPs per token
 SAVED = "/jax/compilation_cache/compile_time_saved_sec"
 
 
@@ -28,7 +28,8 @@ def expected_time(worker: Worker, examples: Mapping[int, Trial], left: Mapping[i
     """Returns the remaining time, including compilation, and what it was estimated from.
 
     Args:
-      examples: one trial per variant. left: trials of each still to be trained.
+      examples: one trial per variant.
+      left: number of trials left to train per variant.
     """
     open_ = [i for i in examples if left[i]]
     configs = {i: worker.config(examples[i]) for i in open_}
@@ -49,13 +50,13 @@ def expected_time(worker: Worker, examples: Mapping[int, Trial], left: Mapping[i
 
 
 def _shown(seconds: float) -> str:
-    """Returns `1:02:00`; in whole minutes from ten minutes on, since no estimate is better."""
+    """Formats a duration as in `1:02:00`, rounded to minutes from ten minutes on."""
     whole = round(seconds / 60) * 60 if seconds >= 600 else round(seconds)
     return str(timedelta(seconds=whole))
 
 
 class CompileTimer:
-    """Measures compilation as if jax's cache on disk were empty, as it is for other variants."""
+    """Measures compile time as if jax's disk cache were empty, as it is for the other variants."""
 
     def __init__(self) -> None:
         self._saved = 0.0
@@ -68,7 +69,7 @@ class CompileTimer:
             self._saved += max(0.0, duration_secs)
 
     def seconds(self) -> float:
-        """Returns the time since it was created, plus what the cache saved of it."""
+        """Returns the time since creation, plus the time that the cache saved."""
         return time.monotonic() - self._started + self._saved
 
 
@@ -89,14 +90,14 @@ def _measure(worker: Worker, trial: Trial) -> tuple[float, float]:
 
 
 def _cost(worker: Worker, trial: Trial, measured: Trial) -> float:
-    """Returns a trial's cost, with its evaluations, relative to the measured trial's training."""
+    """Returns a trial's cost, including evaluations, relative to the measured trial's training."""
     configs = [worker.config(trial), worker.config(measured)]
     costs = [define_model(c.model, c.placement).flops_per_token(c.data.seq_len) for c in configs]
     return costs[0] * _equivalent_tokens(worker, trial) / (costs[1] * total_tokens(configs[1]))
 
 
 def _equivalent_tokens(worker: Worker, trial: Trial) -> float:
-    """Returns the tokens whose training would take as long as a whole trial with evaluations."""
+    """Returns the number of training tokens that cost as much as a trial with its evaluations."""
     config = worker.config(trial)
     train = config.train
     n_val = len(worker.corpus(config).val)

@@ -1,4 +1,4 @@
-"""JSON files of a study that later versions of the program may read."""
+"""Reads a study's versioned JSON files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def read_stored(path: Path) -> dict[str, Any]:
 
     Raises:
       Damaged: if it is not such a file.
-      UserError: if it cannot be read, or another version wrote it.
+      UserError: if it cannot be read, or was written by another version.
     """
     stored = read_fields(path)
     check_format(stored, path, VERSION)

@@ -1,4 +1,4 @@
-"""Validation of what a study file contains, before anything is computed from it.
+"""Validates the content of a study file.
 
 Study files are Python, so any object may appear where a list, a number or a value is expected.
 """
@@ -16,18 +16,18 @@ from gpt2_jax.errors import UserError
 MAX_VARIANTS = 1_000
 MAX_SEEDS = 1_000
 MAX_TRIALS = 10_000
-MAX_ENTRIES = 10_000  # of a list
-SEEDS = 2**32  # a seed is below it
-MAX_TEXT = 1_000  # characters of a field's value
-MAX_NAME = 80  # characters of a variant's name
-MAX_DECADES = 30  # by which a search may move away from a learning rate of 1
+MAX_ENTRIES = 10_000  # in a list
+SEEDS = 2**32  # seeds are below it
+MAX_TEXT = 1_000  # characters in a field's value
+MAX_NAME = 80  # characters in a variant's name
+MAX_DECADES = 30  # between 1 and any learning rate of a search
 
 
 def listed(value: Any, what: str) -> list[Any]:
     """Returns the entries of a list, tuple, range or array.
 
     Raises:
-      UserError: if it is something else, such as a string, or too long.
+      UserError: if it is anything else, such as a string, or too long.
     """
     wrong = isinstance(value, str | bytes | Mapping)
     if wrong or not (isinstance(value, Iterable) and isinstance(value, Sized)):
@@ -52,7 +52,7 @@ def axes_of(axes: Any) -> dict[str, list[Any]]:
 
 
 def check_size(counts: Iterable[int]) -> None:
-    """Refuses more variants than any study can train, before they are created.
+    """Checks the number of variants before they are created.
 
     Raises:
       UserError: if the product of the counts exceeds `MAX_VARIANTS`.
@@ -62,7 +62,7 @@ def check_size(counts: Iterable[int]) -> None:
 
 
 def check_trials(n_variants: int, per_variant: int) -> None:
-    """Refuses more trials than any study can train.
+    """Checks the number of trials.
 
     Raises:
       UserError: if there are more than `MAX_TRIALS`.
@@ -75,10 +75,10 @@ def check_trials(n_variants: int, per_variant: int) -> None:
 
 
 def check_learning_rates(lowest: float, ratio: float, n: int) -> None:
-    """Refuses a search whose learning rates may leave the range of a float.
+    """Checks that the learning rates of a search stay within the range of a float.
 
     Raises:
-      UserError: if they may do so within n learning rates, upwards or downwards.
+      UserError: if they may leave it within n learning rates in either direction.
     """
     decades = abs(math.log10(lowest)) + n * math.log10(ratio)
     if decades > MAX_DECADES:
@@ -89,7 +89,7 @@ def check_learning_rates(lowest: float, ratio: float, n: int) -> None:
 
 
 def variants_of(value: Any) -> list[dict[str, Any]]:
-    """Returns variants with values as JSON has them, and lists as tuples.
+    """Converts variants to values that JSON supports, and lists to tuples.
 
     Raises:
       UserError: if they are anything but `[{"section.field": value}]`.
@@ -100,7 +100,7 @@ def variants_of(value: Any) -> list[dict[str, Any]]:
 
 
 def values_of(value: Any, what: str) -> dict[str, Any]:
-    """Returns `{"section.field": value}` with values as JSON has them, and lists as tuples.
+    """Converts `{"section.field": value}` to values that JSON supports, and lists to tuples.
 
     Raises:
       UserError: naming the field, if it is anything else.
@@ -117,15 +117,15 @@ def values_of(value: Any, what: str) -> dict[str, Any]:
 
 
 def plain(value: Any, what: str) -> Any:
-    """Returns a value as JSON has it: lists as tuples, numpy scalars as Python's.
+    """Converts a value to one that JSON supports: lists to tuples, numpy scalars to Python's.
 
     Raises:
-      UserError: if JSON has no such value.
+      UserError: if JSON does not support it.
     """
     if isinstance(value, list | tuple):
         return tuple(plain(one, what) for one in value)
     if not isinstance(value, str | bytes) and getattr(value, "shape", None) == ():
-        value = value.item()  # of numpy
+        value = value.item()  # a numpy scalar
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{what} is {value}, which is not a finite number")
     if isinstance(value, str):
@@ -136,7 +136,7 @@ def plain(value: Any, what: str) -> Any:
 
 
 def check_types(values: Mapping[str, Any]) -> None:
-    """Refuses values of the wrong type for their fields, or outside the fields' bounds.
+    """Checks values against the types and bounds of their fields.
 
     Raises:
       UserError: naming the field.
@@ -153,7 +153,7 @@ def _is_a(value: Any, kind: type) -> bool:
 
 
 def seeds_of(value: Any, what: str) -> tuple[int, ...]:
-    """Returns seeds.
+    """Converts seeds to a tuple.
 
     Raises:
       UserError: if any is not an integer from 0 to 2**32 - 1, or there are too many.
@@ -168,7 +168,7 @@ def seeds_of(value: Any, what: str) -> tuple[int, ...]:
 
 
 def number(value: Any, what: str, kind: type) -> Any:
-    """Returns a number of that type, or None; `1e6` counts as an integer.
+    """Converts a number to type `kind`, where `1e6` counts as an integer; None stays None.
 
     Raises:
       UserError: if it is not such a number, or not finite.
@@ -182,10 +182,10 @@ def number(value: Any, what: str, kind: type) -> Any:
 
 
 def names_of(values: Sequence[dict[str, Any]], names: Any) -> tuple[str | None, ...]:
-    """Returns the variants' own names; empty if none has one.
+    """Returns the variants' `name` entries; empty if there are none.
 
     Raises:
-      UserError: if a name is not a short line of text, or two variants share it.
+      UserError: if a name is not a short line of text, or two variants have the same.
     """
     kept = listed(names, "the study's names=")
     if kept and len(kept) != len(values):
@@ -210,7 +210,6 @@ def _check_text(text: str, what: str, longest: int) -> None:
 
 
 def _shown(value: Any) -> str:
-    """Returns a value of any type as a short piece of one line."""
     if isinstance(value, int) and abs(value) > 10**30:
         return "an integer of over 30 digits"
     if not isinstance(value, str | int | float | None):

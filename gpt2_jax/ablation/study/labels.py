@@ -1,4 +1,4 @@
-"""Names of a study's variants in plans, tables and figures."""
+"""Names of a study's variants in overviews, tables and figures."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from gpt2_jax.errors import UserError
 
 
 def labels(study: Study) -> list[str]:
-    """Returns the variants' names, which are unique.
+    """Returns unique names of the variants.
 
-    A variant that has a `name` keeps it. The others are described by the fields that distinguish
-    the variants, always including those in which a variant differs from its baseline. If a single
-    field varies, its value is the name.
+    A variant's `name` entry is its name. Other variants are described by the fields that
+    distinguish the variants, always including those in which a variant differs from its baseline.
+    If a single field varies, its value is the name.
 
     Raises:
-      UserError: if a variant's own name is the description of another.
+      UserError: if a variant's `name` equals the description of another.
     """
     fields = list(dict.fromkeys(name for values in study.variants for name in values))
     set_by = {name: sum(name in values for values in study.variants) for name in fields}
@@ -50,7 +50,7 @@ def differing(study: Study) -> set[str]:
 
 
 def comparisons(study: Study) -> list[str]:
-    """Returns a line per variant: `variant -> baseline`, or `variant (baseline)`."""
+    """Returns one line per variant: `variant -> baseline`, or `variant (baseline)`."""
     names = labels(study)
     lines = []
     for variant, name in zip(study.variants, names, strict=True):

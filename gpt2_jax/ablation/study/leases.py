@@ -1,10 +1,10 @@
-"""Leases: workers agree which of them trains a trial, through files in a shared directory.
+"""Leases: files in a shared directory through which workers agree who trains which trial.
 
-`leases/TRIAL.0` is the first lease on a trial, `TRIAL.1` the next, and the highest number is the
-valid one. A lease is taken by creating its file, which only one process can do, and is never
-deleted, so that two workers that find the same dead owner cannot both replace it. Owners touch
-their files; an owner that has not done so for a while, or whose process no longer exists on this
-machine, is dead. So is one whose lease is dated in the future: the file was copied from a machine
+`leases/TRIAL.0` is the first lease on a trial, `TRIAL.1` the next; the one with the highest number
+is valid. A worker takes a lease by creating its file, which only one process can do. Leases are
+never deleted, so two workers that find the same dead owner cannot both replace it. Owners touch
+their files. An owner that has not done so for a while, or whose process no longer exists on this
+machine, is dead. So is the owner of a lease dated far in the future: it was copied from a machine
 whose clock is ahead.
 """
 
@@ -55,7 +55,7 @@ class Leases:
     def __enter__(self) -> Self:
         for clock in self._folder.glob(".clock-*"):
             if clock != self._clock and self._is_free(clock):
-                clock.unlink(missing_ok=True)  # its owner was killed, or will create it again
+                clock.unlink(missing_ok=True)  # the owner is dead, or else creates it again
         self._thread.start()
         return self
 
@@ -83,7 +83,7 @@ class Leases:
         return True
 
     def others(self) -> list[str]:
-        """Returns the trials leased by other workers that are alive, as far as is known."""
+        """Returns the trials leased by other workers that are not known to be dead."""
         trials = {path.name.rpartition(".")[0] for path in self._folder.glob("*.*")} - {""}
         latest = {trial: self._highest(trial) for trial in sorted(trials)}
         return [
@@ -95,7 +95,7 @@ class Leases:
         ]
 
     def is_held(self, trial: str) -> bool:
-        """Returns whether this worker's lease is still valid: nobody took it for dead."""
+        """Returns whether this worker's lease is still valid: no other worker has replaced it."""
         return trial in self._held and self._highest(trial) == self._held[trial]
 
     def release(self, trial: str) -> None:
@@ -130,12 +130,12 @@ class Leases:
         return abs(age) > self._expire
 
     def _age_if_incomplete(self, path: Path) -> float:
-        """Returns the age of a lease whose owner is still writing it, or was killed doing so."""
+        """Returns the age of a lease that its owner has not finished writing; 0 if it is gone."""
         return self.now() - path.stat().st_mtime if path.exists() else 0.0
 
     def now(self) -> float:
         """Returns the file system's time, which is the same for all workers."""
-        # By its descriptor: another worker may remove the file between two calls by name.
+        # Use one descriptor: another worker may remove the file between two calls by name.
         descriptor = os.open(self._clock, os.O_RDWR | os.O_CREAT, 0o644)
         with open(descriptor, "w", encoding="utf-8") as file:
             json.dump(self._me, file)
@@ -145,7 +145,9 @@ class Leases:
     def _work(self) -> None:
         while not self._ended.wait(self._renew):
             for trial, number in list(self._held.items()):
-                with contextlib.suppress(OSError):  # the disk may be back at the next renewal
+                with contextlib.suppress(
+                    OSError
+                ):  # the disk may have recovered by the next renewal
                     os.utime(self._path(trial, number))
 
 
@@ -158,9 +160,9 @@ def _pid_namespace() -> str:
 
 
 def _process_start(pid: int) -> Any:
-    """Returns what distinguishes a process from a later one with its id; None if it has ended."""
+    """Returns a value that tells a process from later ones with its id; None if it has ended."""
     try:
-        # Fields 3 and 22 of proc(5)'s stat, counted after the name, which may contain anything.
+        # Fields 3 and 22 of proc(5)'s stat; split after the name, which may contain anything.
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]  # zombie: dead, but not reaped
     except OSError:

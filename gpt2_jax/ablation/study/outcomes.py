@@ -1,4 +1,4 @@
-"""The outcome of a trial, and its file, which hashes bind to the run that it describes."""
+"""The outcome of a trial, and its file, which contains hashes of the run's files."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from gpt2_jax.ablation.study.formats import VERSION, read_stored
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import fields_sha256, sha256, write_json
 
-MAX_ATTEMPTS = 2  # at a trial that fails for any reason but divergence
-RUN_FILES = ("config.json", "metrics.jsonl")  # that determine a run's outcome
+MAX_ATTEMPTS = 2  # at a trial that fails for reasons other than divergence
+RUN_FILES = ("config.json", "metrics.jsonl")  # files that determine a run's outcome
 
 Status = Literal["finished", "diverged", "failed"]
 
@@ -22,9 +22,12 @@ class Outcome:
     """How a trial ended.
 
     Attributes:
-      step: steps done. loss, initial_loss: validation losses at the end and before the first step;
-        None where there is none. unigram_loss: unigram entropy of the validation text.
-      reason: why it did not finish.
+      step: number of steps done.
+      loss: final validation loss, None if there is none.
+      initial_loss: validation loss before the first step, None if there is none.
+      unigram_loss: unigram entropy of the validation text.
+      reason: why the trial did not finish.
+      attempts: number of attempts so far.
     """
 
     status: Status
@@ -37,7 +40,7 @@ class Outcome:
 
     @property
     def is_final(self) -> bool:
-        """Whether the trial is not to be tried again."""
+        """Whether the trial will not be retried."""
         return self.status != "failed" or self.attempts >= MAX_ATTEMPTS
 
     @property
@@ -54,10 +57,10 @@ class Outcome:
 
 
 def write_outcome(path: Path, outcome: Outcome, run: Path) -> None:
-    """Writes an outcome with the hashes of its run's files and of itself.
+    """Writes an outcome with hashes of its run's files and of its own content.
 
     Args:
-      run: the trial's directory.
+      run: the trial's run directory.
     """
     hashes = {} if outcome.status == "failed" else _hashes(run)  # a retry changes the files
     stored = {"format_version": VERSION, **asdict(outcome), "run_files": hashes}
@@ -65,7 +68,7 @@ def write_outcome(path: Path, outcome: Outcome, run: Path) -> None:
 
 
 def read_outcome(path: Path, run: Path) -> Outcome:
-    """Returns an outcome, after verifying that it was written about `run` as it is now.
+    """Returns an outcome, after verifying its hashes of itself and of the files in `run`.
 
     Raises:
       UserError: if the outcome, or a file that determines it, is missing or was changed.
@@ -91,18 +94,18 @@ def read_outcome(path: Path, run: Path) -> Outcome:
 
 
 def _restore(path: Path) -> str:
-    return f"restore the original, or remove {path} to train the trial to its end again"
+    return f"restore the original, or remove {path} to train the trial again"
 
 
 def _remedy(path: Path) -> str:
-    return f"remove it, and the study's command derives it again from the trial {path.stem}"
+    return f"remove it, and the study's command will derive it again from the trial {path.stem}"
 
 
 def _parsed(stored: dict[str, Any]) -> Outcome:
-    """Returns the outcome in a file's fields.
+    """Parses an outcome from a file's fields.
 
     Raises:
-      ValueError, TypeError: if there is none.
+      ValueError, TypeError: if they are not valid.
     """
     names = {field.name for field in fields(Outcome)}
     outcome = Outcome(**{name: value for name, value in stored.items() if name in names})

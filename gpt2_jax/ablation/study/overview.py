@@ -1,4 +1,4 @@
-"""What a study prints before it trains: its trials, tokens, and the time they will take here."""
+"""The overview that a study prints before training: its trials, tokens and expected time."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from gpt2_jax.train.schedule import warmup_steps
 
 
 def overview(worker: Worker, known: Sequence[Trial], timed: bool = True) -> str:
-    """Returns the lines that say what will be trained and how long it takes here.
+    """Describes what will be trained, and how long it will take on this machine.
 
     Args:
       known: the study's trials so far.
-      timed: whether this machine will train, so that timing a few steps on it is meaningful.
+      timed: whether to time a few steps, because this machine will train.
     """
     study = worker.study
     examples = {trial.variant: trial for trial in known}
@@ -49,17 +49,17 @@ def overview(worker: Worker, known: Sequence[Trial], timed: bool = True) -> str:
     if done := sum(outcome.is_final for outcome in outcomes):
         lines["so far"] = f"{done} of {len(known)} known trials are done"
     if failed := sum(outcome.status == "failed" for outcome in outcomes):
-        lines["failed"] = f"{failed} of them; --retry_failed tries them again"
+        lines["failed"] = f"{failed} of them; --retry_failed retries them"
     return "\n".join(f"{name:<10} {text}" for name, text in lines.items())
 
 
 def _typical_runs(study: Study) -> int:
-    """Returns the runs per variant if one learning rate stands out inside the search's grid."""
+    """Returns the runs per variant if a learning rate inside the search's grid is clearly best."""
     return len(study.seeds) + (study.search.typical_runs if study.search else 0)
 
 
 def _design(study: Study) -> dict[str, str]:
-    """Returns the lines about the runs, and about what they can show."""
+    """Describes the runs, and what differences they can detect."""
     search, n = study.search, len(study.variants)
     seeds, n_comparisons = len(study.seeds), study.n_comparisons
     typical = n * _typical_runs(study)
@@ -84,7 +84,7 @@ def _design(study: Study) -> dict[str, str]:
 
 
 def _recipe(worker: Worker, trials: Sequence[Trial]) -> str:
-    """Returns what all variants share besides the budget, and what may favour some of them."""
+    """Describes settings that all variants share but that may favor some of them."""
     configs = [worker.config(trial) for trial in trials]
     parts = [
         "warm-up " + _range("steps", [warmup_steps(c.optimizer, c.train.steps) for c in configs]),
@@ -102,10 +102,10 @@ def _range(unit: str, values: list[int]) -> str:
 
 
 def trials_left(worker: Worker, known: Sequence[Trial], typical: int) -> dict[int, int]:
-    """Returns how many trials are left per variant.
+    """Returns the number of trials left per variant.
 
     Args:
-      typical: trials of a variant in all, as expected until its search has ended.
+      typical: expected total number of trials of a variant whose search has not ended.
     """
     outcomes = worker.store.outcomes(list(known))
     done = Counter(trial.variant for trial in known if worker.store.is_done(trial.name))
@@ -116,7 +116,6 @@ def trials_left(worker: Worker, known: Sequence[Trial], typical: int) -> dict[in
 
 
 def _corpora(worker: Worker, trials: Sequence[Trial]) -> str:
-    """Returns the texts that trials train on, each with the hash of its tokens."""
     found = {}
     for config in map(worker.config, trials):
         manifest = worker.corpus(config).manifest

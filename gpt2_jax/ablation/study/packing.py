@@ -1,7 +1,7 @@
-"""A study's directory as one file, with which another machine can continue the study.
+"""Packs a study's directory into one file, to continue the study on another machine.
 
-Files of this machine alone are left out: leases, locks, submitted jobs. So are checkpoints of
-finished trials unless requested, since the study no longer needs them.
+Files that only concern this machine are excluded: leases, locks, submitted jobs. So are checkpoints
+of finished trials unless requested, because the study no longer needs them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gpt2_jax.errors import UserError
 from gpt2_jax.files import TEMPORARY, disk_errors
 
 KINDS: dict[str, Literal["w", "w:gz"]] = {".tar": "w", ".tar.gz": "w:gz"}
-OF_THIS_MACHINE = (LEASES, "jobs")  # folders
+LOCAL_FOLDERS = (LEASES, "jobs")  # only concern this machine
 LOCK = ".lock"
 
 
@@ -28,11 +28,11 @@ def pack(workdir: Path, out: Path, checkpoints: bool = False) -> int:
     """Writes a study's directory to a new file and returns the number of files in it.
 
     Args:
-      checkpoints: whether to include those of finished trials.
+      checkpoints: whether to include the checkpoints of finished trials.
 
     Raises:
-      UserError: if there is no study, part of it is lost, a worker is running, or `out` cannot be
-        written.
+      UserError: if there is no study, part of it is missing, a worker is running, or `out` cannot
+        be written.
     """
     read(workdir)
     kind = next((mode for end, mode in KINDS.items() if out.name.endswith(end)), None)
@@ -45,7 +45,7 @@ def pack(workdir: Path, out: Path, checkpoints: bool = False) -> int:
     _check_idle(workdir)
     store = TrialStore(workdir)
     for outcome in sorted((workdir / OUTCOMES).glob("*.json")):
-        store.outcome(outcome.stem)  # refuses what was changed or lost, while it can be repaired
+        store.outcome(outcome.stem)  # raises if it was changed or lost, while it can be repaired
     files = list(_files(workdir, store, checkpoints))
     partial = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -61,7 +61,7 @@ def pack(workdir: Path, out: Path, checkpoints: bool = False) -> int:
 
 
 def _check_idle(workdir: Path) -> None:
-    """Refuses a study that a worker is changing: its files would not fit together."""
+    """Checks that no worker is changing the study, so that its files are consistent."""
     if not (workdir / LEASES).is_dir():
         return
     with Leases(workdir / LEASES) as leases:
@@ -80,7 +80,7 @@ def _files(workdir: Path, store: TrialStore, checkpoints: bool) -> Iterator[Path
     """
     for root, folders, names in os.walk(workdir):
         here = Path(root).relative_to(workdir)
-        kept = [f for f in sorted(folders) if not _is_left_out(here / f, store, checkpoints)]
+        kept = [f for f in sorted(folders) if not _is_excluded(here / f, store, checkpoints)]
         folders[:] = kept
         for name in sorted(names):
             path = Path(root) / name
@@ -91,9 +91,9 @@ def _files(workdir: Path, store: TrialStore, checkpoints: bool) -> Iterator[Path
             raise UserError(f"{links[0]} is a link to another folder; move that folder here first")
 
 
-def _is_left_out(folder: Path, store: TrialStore, checkpoints: bool) -> bool:
-    """Returns whether a folder, relative to the study's, is not packed."""
-    if folder.parts[0] in OF_THIS_MACHINE or folder.name.endswith(".partial"):
+def _is_excluded(folder: Path, store: TrialStore, checkpoints: bool) -> bool:
+    """Returns whether to exclude a folder, given relative to the study's directory."""
+    if folder.parts[0] in LOCAL_FOLDERS or folder.name.endswith(".partial"):
         return True
     is_checkpoints = len(folder.parts) == 3 and folder.parts[::2] == (TRIALS, "checkpoints")
     return is_checkpoints and not checkpoints and store.is_done(folder.parts[1])

@@ -1,4 +1,4 @@
-"""Which trials a study has, given the outcomes so far."""
+"""Determines the trials of a study, given the outcomes so far."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ Outcomes = Mapping[str, Outcome]
 
 
 class SearchState(NamedTuple):
-    """How far the search for one variant's learning rate is.
+    """The state of the search for one variant's learning rate.
 
     Attributes:
-      trials: requested so far. scores: by index of the learning rate, for those whose trials are
-        all done; lower is better.
-      settled: whether the search has ended; then `contenders` has the indices of the learning
-        rates at which a verdict must hold.
-      unresolved: what the search left open.
+      trials: trials requested so far.
+      scores: scores by index of the learning rate, for those whose trials are all done; lower is
+        better.
+      settled: whether the search has ended.
+      contenders: indices of the learning rates at which a verdict must hold, once settled.
+      unresolved: sentences on what the search left open.
     """
 
     trials: list[Trial]
@@ -35,12 +36,12 @@ class SearchState(NamedTuple):
 
     @property
     def best(self) -> int | None:
-        """Index of the learning rate that the variant is judged at; None if not yet known."""
+        """Index of the learning rate that the variant is judged at; None if not known yet."""
         return self.contenders[0] if self.contenders else None
 
 
 class Plan:
-    """The trials of a study; it depends on the study and the outcomes alone."""
+    """The trials of a study; a function of only the study and the outcomes."""
 
     def __init__(self, study: Study) -> None:
         self.study = study
@@ -60,7 +61,7 @@ class Plan:
         return out
 
     def search_state(self, variant: int, outcomes: Outcomes) -> SearchState:
-        """Returns how far a variant's search is; it waits for all trials it has requested."""
+        """Returns the state of a variant's search, which waits for all trials it has requested."""
         search, trials, losses = self.study.search, list[Trial](), dict[int, list[float]]()
         if search is None:
             return SearchState([], {}, True)

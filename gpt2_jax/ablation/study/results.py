@@ -1,4 +1,4 @@
-"""results.json: the results of a study, without times, so that it is reproducible to the bit."""
+"""results.json: the results of a study, without times, so that it is bitwise reproducible."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CORPUS_FIELDS = ("source", "val_source", "val_fraction", "tokenizer")
 
 
 def collect(plan: Plan, store: TrialStore) -> dict[str, Any]:
-    """Returns the results so far, as results.json has them."""
+    """Returns the results so far, in the format of results.json."""
     known, outcomes = known_trials(plan, store)
     study, variants = plan.study, list[dict[str, Any]]()
     own = study.names or [None] * len(study.variants)
@@ -64,7 +64,7 @@ def collect(plan: Plan, store: TrialStore) -> dict[str, Any]:
 
 
 def corpora(runs: Iterable[Path]) -> list[dict[str, Any]]:
-    """Returns the texts that runs were trained on: sources, and the hash of the tokens."""
+    """Returns the texts that runs were trained on: their sources and the hashes of their tokens."""
     found: dict[str, dict[str, Any]] = {}
     for path in runs:
         directory = RunDirectory(str(path))
@@ -99,12 +99,12 @@ def _of_trial(trial: Trial, outcome: Outcome | None, store: TrialStore) -> dict[
 
 
 def write_results(workdir: Path, plan: Plan, store: TrialStore) -> str | None:
-    """Writes results.json if it has changed, but never replaces it with less complete results.
+    """Writes results.json if the results have changed, but never replaces more complete ones.
 
-    A damaged one, or one with other losses, is kept next to it under another name.
+    An existing file that is damaged or has different losses is kept under another name.
 
     Returns:
-      What the existing file has and the directory no longer does, if anything.
+      A warning if the existing file has results that the directory lacks.
     """
     path, found = workdir / RESULTS, json.loads(to_json(collect(plan, store)))
     with disk_errors(RESULTS):
@@ -131,7 +131,7 @@ def read_results(path: Path) -> dict[str, Any]:
     """Returns the fields of a results.json.
 
     Raises:
-      UserError: if it is not one, or another version wrote it.
+      UserError: if it is not one, or was written by another version.
     """
     stored = read_stored(path)
     if not {"variants", "trials"} <= stored.keys():
@@ -144,7 +144,7 @@ def _final(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _lost(old: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """Returns the trials whose outcome, or part of its curve, only the old results have.
+    """Returns the trials whose outcome, or part of whose curve, is missing from the new results.
 
     Trials that the study no longer has do not count.
     """
@@ -158,7 +158,6 @@ def _lost(old: dict[str, Any], found: dict[str, Any]) -> list[str]:
 
 
 def _changed(old: dict[str, Any], found: dict[str, Any]) -> bool:
-    """Returns whether any trial in both has another loss or curve."""
     compared = ("status", "step", "loss", "initial_loss", "unigram_loss", "curve")
     new = _final(found)
     return any(

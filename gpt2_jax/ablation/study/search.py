@@ -1,7 +1,7 @@
 """The search for a variant's learning rate: which to try, with which seeds, and which remain.
 
-The search never claims to know the best learning rate. It returns every one that its seeds do not
-separate from the best; `statistics.compare` then requires a verdict to hold at each of them.
+The search does not claim to know the best learning rate. It returns every one that its seeds cannot
+distinguish from the best; `statistics.compare` then requires a verdict to hold at each of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from gpt2_jax.ablation.study import inputs
 from gpt2_jax.errors import UserError
 
-EXTENSION = 2  # learning rates that a search adds at a time
+EXTENSION = 2  # number of learning rates that a search adds at a time
 NEAR = 2.0  # standard errors from the best within which a learning rate stays in contention
 
 # Final losses by index of the learning rate, for the search's first seeds in order; infinite for a
@@ -24,7 +24,7 @@ Losses = Mapping[int, Sequence[float]]
 
 
 class Gap(NamedTuple):
-    """Differences between two learning rates' losses over n seeds: mean and standard deviation."""
+    """Mean and standard deviation, over n seeds, of the loss difference of two learning rates."""
 
     mean: float
     sd: float
@@ -32,23 +32,23 @@ class Gap(NamedTuple):
 
     @property
     def error(self) -> float:
-        """The standard error of the mean; infinite where it is unknown."""
+        """The standard error of the mean; infinite if unknown."""
         return self.sd / math.sqrt(max(1, self.n))
 
 
 @dataclass(frozen=True)
 class Search:
-    """Learning rates `lowest * ratio**k` for k = 0 .. n-1, extended at either end if it may help.
+    """Learning rates `lowest * ratio**k` for k = 0 .. n-1, extended at either end if necessary.
 
-    Every learning rate is tried with the first seed. Two more are added at an end while the best
-    one is at that end, or while the losses still fall towards it. The best, its neighbours, and any
+    Every learning rate is tried with the first seed. Two more are added at an end as long as the
+    best one is at that end, or the losses still fall toward it. The best, its neighbors, and any
     that may be as good are then run with all seeds. Those within two standard errors of the best
     are in contention, and are trained with the verdict's seeds as well.
 
     Attributes:
-      seeds: of the search; none of them is used for the verdict.
-      max_n: learning rates tried per variant, at most.
-      max_contenders: learning rates in contention, at most; the best are kept.
+      seeds: seeds of the search; none of them is used for the verdict.
+      max_n: maximum number of learning rates to try per variant.
+      max_contenders: maximum number of learning rates in contention; the best are kept.
     """
 
     lowest: float
@@ -65,10 +65,10 @@ class Search:
             set_(name, inputs.plain(getattr(self, name), f"the search's {name}="))
 
     def check(self, verdict_seeds: Sequence[int]) -> None:
-        """Refuses a search that cannot be carried out, or that shares seeds with the verdict.
+        """Checks that the search can be run and shares no seeds with the verdict.
 
         Raises:
-          UserError: naming the field.
+          UserError: naming the field that is wrong.
         """
         if self.n > self.max_n:
             raise UserError(
@@ -78,8 +78,8 @@ class Search:
             raise UserError(f"the search's seeds={self.seeds} must be distinct, and at least one")
         if both := sorted(set(self.seeds) & set(verdict_seeds)):
             raise UserError(
-                f"the search uses seeds of the verdict ({both}); runs that chose a learning rate "
-                "cannot also judge it: use other search seeds"
+                f"the search uses seeds of the verdict ({both}), which would bias it; set other "
+                "search seeds"
             )
         inputs.check_learning_rates(self.lowest, self.ratio, self.max_n)
 
@@ -89,14 +89,14 @@ class Search:
 
     @property
     def typical_runs(self) -> int:
-        """The number of runs if the best learning rate is inside the grid, with no others near."""
+        """The number of runs if one learning rate inside the grid is clearly the best."""
         return self.n + 3 * (len(self.seeds) - 1)
 
     def next(self, losses: Losses) -> list[tuple[int, int]]:
-        """Returns the runs to do next; none if the search has ended.
+        """Returns the runs to do next; empty if the search has ended.
 
-        A run is (index of the learning rate, index into `seeds`). The result depends on the losses
-        alone, so that all workers agree on it.
+        A run is (index of the learning rate, index into `seeds`). The result depends only on the
+        losses, so all workers agree on it.
         """
         if missing := [(k, 0) for k in range(self.n) if k not in losses]:
             return missing
@@ -116,14 +116,14 @@ class Search:
     def in_contention(self, losses: Losses) -> list[int]:
         """Returns the indices of the learning rates at which a verdict must hold.
 
-        The first is the one that the variant is judged at: the best of those at which the fewest
-        seeds broke, since the losses do not separate them.
+        The variant is judged at the first: the best of those at which the fewest seeds broke, since
+        the losses do not distinguish them.
         """
         near = self._near(losses)[: self.max_contenders]
         return sorted(near, key=lambda k: sum(map(math.isinf, losses[k])))  # stable
 
     def unresolved(self, losses: Losses) -> list[str]:
-        """Returns what the search could not settle, in words."""
+        """Returns sentences on what the search left open."""
         out, best = [], self.best(losses)
         if self._beyond(losses):
             out.append(
@@ -139,13 +139,13 @@ class Search:
         if left := self._near(losses)[self.max_contenders :]:
             out.append(
                 f"{len(left)} of the learning rates within two standard errors of its best "
-                f"({self.learning_rate(best):.3g}) are left out, since verdicts are checked at "
-                f"{self.max_contenders} at most"
+                f"({self.learning_rate(best):.3g}) are left out, since verdicts are checked at no "
+                f"more than {self.max_contenders}"
             )
         return out
 
     def _beyond(self, losses: Losses) -> list[int]:
-        """Returns the indices of learning rates to add, however many have been tried."""
+        """Returns the indices of learning rates to add, ignoring `max_n`."""
         low, high, best = min(losses), max(losses), self.best(losses)
         out: list[int] = []
         if best == low or _falls(losses, low + 1, low):
@@ -155,7 +155,7 @@ class Search:
         return out
 
     def _uncertain(self, losses: Losses) -> list[int]:
-        """Returns the indices of learning rates that further seeds may show to be the best."""
+        """Returns the indices of learning rates that could still turn out to be the best."""
         best, n = self.best(losses), len(self.seeds)
         sd = _pooled_sd(losses, best)
         wanted = {best - 1, best, best + 1}
@@ -166,10 +166,10 @@ class Search:
         return [k for k in wanted if k in losses and len(losses[k]) < n]
 
     def _near(self, losses: Losses) -> list[int]:
-        """Returns the best and all within two standard errors of it, in order of their losses.
+        """Returns the best and all within two standard errors of it, ordered by their losses.
 
-        With one seed the standard error is unknown, and the best's neighbours are returned. With
-        several, a learning rate that shares too few unbroken seeds with the best counts as near.
+        With one search seed, the standard error is unknown and the best's neighbors are returned.
+        With several, a learning rate that shares too few unbroken seeds with the best is included.
         """
         best = self.best(losses)
         if math.isinf(score(losses[best])):
@@ -184,13 +184,13 @@ class Search:
 
 
 def score(losses: Sequence[float]) -> float:
-    """Returns the mean over unbroken seeds; infinite if more than half of the seeds broke."""
+    """Returns the mean loss of unbroken seeds; infinite if more than half of the seeds broke."""
     unbroken = [loss for loss in losses if math.isfinite(loss)]
     return fmean(unbroken) if 2 * len(unbroken) >= len(losses) else math.inf
 
 
 def _gap(losses: Losses, k: int, other: int) -> Gap:
-    """Returns how much worse learning rate k is than another, over the seeds of both."""
+    """Returns how much worse learning rate k is than another, over the seeds that both have."""
     both = zip(losses[k], losses[other], strict=False)  # one may have fewer seeds
     values = [a - b for a, b in both if math.isfinite(a) and math.isfinite(b)]
     mine, theirs, n = score(losses[k]), score(losses[other]), len(values)
@@ -207,7 +207,7 @@ def _falls(losses: Losses, before: int, last: int) -> bool:
 
 
 def _pooled_sd(losses: Losses, best: int) -> float | None:
-    """Returns the sd of differences from the best, pooled over learning rates with many seeds."""
+    """Returns the sd of differences from the best, pooled over rates with several seeds."""
     gaps = [_gap(losses, k, best) for k in losses if k != best]
     known = [gap.sd**2 for gap in gaps if math.isfinite(gap.sd)]
     return math.sqrt(fmean(known)) if known else None

@@ -1,10 +1,10 @@
-"""A study's directory: run directories of trials, their outcomes, and leftovers of killed workers.
+"""A study's directory.
 
 study.json                  the study (`definition.py`)
-trials/NAME/                an ordinary run directory per trial
+trials/NAME/                one ordinary run directory per trial
 outcomes/NAME.json          how the trial ended
-leases/                     which worker trains what (`leases.py`)
-results.json, report.*      derived from the rest
+leases/                     which worker trains which trial (`leases.py`)
+results.json, report.*      derived from the above
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gpt2_jax.track.metrics import Row, read_rows
 
 DEFINITION = "study.json"
 TRIALS, OUTCOMES, LEASES = "trials", "outcomes", "leases"
-FORMER = "campaign.json"  # instead of study.json, before format 3
+OLD_DEFINITION = "campaign.json"  # name of study.json before format 3
 WRITTEN = (f"{TRIALS}/*", LEASES, OUTCOMES, "report")  # folders that workers write to
 
 
@@ -36,9 +36,9 @@ class TrialStore:
         self._final: dict[str, Outcome] = {}
 
     def exists(self) -> bool:
-        """Returns whether the directory is a study's, even one without trials yet.
+        """Returns whether the directory contains a study, with or without trials.
 
-        It still is if study.json was lost: trials and outcomes are checked one by one.
+        study.json may have been lost: trials and outcomes are checked one by one.
         """
         return self._definition.exists() or (self._folder.is_dir() and self._outcomes.is_dir())
 
@@ -47,12 +47,12 @@ class TrialStore:
         return self._folder / name
 
     def outcomes(self, trials: list[Trial]) -> dict[str, Outcome]:
-        """Returns the outcomes of those of the trials that have ended."""
+        """Returns the outcomes of the trials that have ended."""
         found = {trial.name: self.outcome(trial.name) for trial in trials}
         return {name: outcome for name, outcome in found.items() if outcome is not None}
 
     def n_others(self, trials: list[Trial]) -> int:
-        """Returns how many trials have ended that are not among these."""
+        """Returns the number of trials that have ended but are not among these."""
         ended = {path.stem for path in self._outcomes.glob("*.json")}
         return len(ended - {trial.name for trial in trials})
 
@@ -60,7 +60,7 @@ class TrialStore:
         """Returns a trial's outcome, None if it has not ended.
 
         Raises:
-          UserError: if the outcome, or its run since then, was changed or lost.
+          UserError: if the outcome or its run was changed or lost since.
         """
         if name not in self._final:
             path = self._outcome_path(name)
@@ -73,7 +73,7 @@ class TrialStore:
         return self._final[name]
 
     def is_done(self, name: str) -> bool:
-        """Returns whether a trial has ended and is not to be tried again."""
+        """Returns whether a trial has ended and will not be retried."""
         outcome = self.outcome(name)
         return outcome is not None and outcome.is_final
 
@@ -91,7 +91,7 @@ class TrialStore:
             shutil.rmtree(folder, ignore_errors=True)  # another worker may be removing it
 
     def forget_failures(self, trials: list[Trial]) -> int:
-        """Makes failed trials count as not tried, and returns how many there were."""
+        """Removes the outcomes of failed trials, and returns how many there were."""
         failed = [n for n, o in self.outcomes(trials).items() if o.status == "failed"]
         for name in failed:
             self._final.pop(name, None)
@@ -99,13 +99,12 @@ class TrialStore:
         return len(failed)
 
     def judge(self, name: str, diverged: str | None, unigram_loss: float | None) -> Outcome:
-        """Returns the outcome that follows from a run's own metrics.
+        """Returns the outcome that follows from a run's metrics.
 
-        Its loss is the final one; with `train.patience`, which waits for the loss to rise, the
-        best.
+        The loss is the final one, or with `train.patience` the best one.
 
         Args:
-          diverged: the reason if it diverged.
+          diverged: the reason, if the run diverged.
           unigram_loss: unigram entropy of the validation text.
 
         Raises:
@@ -127,7 +126,7 @@ class TrialStore:
         return Outcome("finished", step, loss, initial, unigram_loss)
 
     def rows(self, name: str) -> list[Row]:
-        """Returns a trial's metrics; none if it has no row yet.
+        """Returns a trial's metrics; empty if it has no row yet.
 
         Raises:
           UserError: if any row is duplicated or out of order.
@@ -143,25 +142,26 @@ class TrialStore:
         return rows
 
     def _outcome_path(self, name: str) -> Path:
-        return self._outcomes / f"{name}.json"  # not in the trial's own directory, which is a run's
+        return self._outcomes / f"{name}.json"  # not in the trial's directory, which is only a run
 
 
-def refuse_former(workdir: Path) -> None:
-    """Refuses the directory of a study that an earlier version of the program began.
+def check_not_outdated(workdir: Path) -> None:
+    """Checks that a directory does not contain a study of an earlier version of the program.
 
     Raises:
-      UserError: if it is one.
+      UserError: if it does.
     """
     # os.path.exists: unlike Path.exists, also if the name is too long.
-    if os.path.exists(workdir / FORMER) and not os.path.exists(workdir / DEFINITION):
+    if os.path.exists(workdir / OLD_DEFINITION) and not os.path.exists(workdir / DEFINITION):
         raise UserError(
-            f"--workdir={workdir} holds a study of an earlier version of gpt2_jax ({FORMER}); use "
-            "that version to continue or report it, or run the study again in another --workdir"
+            f"--workdir={workdir} holds a study of an earlier version of gpt2_jax "
+            f"({OLD_DEFINITION}); use that version to continue or report it, or run the study "
+            "again in another --workdir"
         )
 
 
 def remove_leftovers(workdir: Path, older_than: float) -> None:
-    """Removes temporary files of killed processes, written before a time of the file system."""
+    """Removes temporary files of killed processes, last modified before `older_than`."""
     for folder in (workdir, *(path for name in WRITTEN for path in workdir.glob(name))):
         if folder.is_dir():
             remove_temporary(folder, older_than)

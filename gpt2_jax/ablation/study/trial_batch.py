@@ -1,4 +1,4 @@
-"""A trial batch: trials trained together, each in an ordinary run directory of its own."""
+"""A trial batch: trials trained together, each in its own ordinary run directory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from gpt2_jax import config as configs
-from gpt2_jax.ablation.study.definition import begun_with
+from gpt2_jax.ablation.study.definition import describe_changes
 from gpt2_jax.ablation.study.trials import MOVABLE, RESULT_NEUTRAL
 from gpt2_jax.ablation.vectorized import (
     STEPS_PER_DISPATCH,
@@ -40,10 +40,11 @@ class OpenTrial:
     """A trial whose directory is locked by this process.
 
     Attributes:
-      config: resolved.
-      is_leased: called before anything is saved; false once another worker has the trial.
-      found: the step of its newest checkpoint, None if it has none.
-      diverged: why it diverged, once it has.
+      config: resolved config.
+      is_leased: called before saving; false once another worker has taken over the trial.
+      newest: step of the newest usable checkpoint, None if there is none.
+      diverged: why it diverged, if it has.
+      taken_over: whether another worker has taken over the trial.
     """
 
     name: str
@@ -52,18 +53,18 @@ class OpenTrial:
     is_leased: Callable[[], bool]
     sampler: Sampler
     checkpoints: Checkpoints
-    found: int | None
+    newest: int | None
     logger: RunLogger = field(init=False)
     diverged: str | None = None
-    lost: bool = False
+    taken_over: bool = False
 
     @property
     def is_active(self) -> bool:
         """Whether its metrics are still being written."""
-        return self.diverged is None and not self.lost
+        return self.diverged is None and not self.taken_over
 
     def close(self, code: int, say: Callable[[str], None]) -> None:
-        """Closes its logger, reports what wandb is missing, and unlocks its directory."""
+        """Closes its logger, unlocks its directory, and reports any problem with wandb."""
         with ExitStack() as last:
             last.callback(self.directory.unlock)
             last.callback(self.logger.close, code)
@@ -89,27 +90,27 @@ def open_trial(
     try:
         check_same(directory, config)
         directory.check_data(corpus, tokenizer, f"data.source={config.data.source}")
-        standing = find_resume_point(directory)
+        resume = find_resume_point(directory)
         directory.claim(config, corpus, tokenizer)
-        checkpoints = open_checkpoints(directory, max(2, config.train.keep_checkpoints), standing)
+        checkpoints = open_checkpoints(directory, max(2, config.train.keep_checkpoints), resume)
         assert corpus.train is not None
         batch, length = config.train.batch_size, config.data.seq_len
         sampler = Sampler(corpus.train, length, batch, config.seed)
     except BaseException:
         directory.unlock()
         raise
-    return OpenTrial(name, config, directory, is_leased, sampler, checkpoints, standing.step)
+    return OpenTrial(name, config, directory, is_leased, sampler, checkpoints, resume.step)
 
 
 def check_same(directory: RunDirectory, config: Config) -> None:
-    """Refuses a trial begun with another config; unlike a run, it cannot be extended either.
+    """Checks that a trial was begun with this config; unlike a run, it cannot be extended.
 
     Raises:
       UserError: naming the fields that differ.
     """
     if not (directory.config_path.exists() and (directory.is_started() or directory.has_results())):
         return
-    # `check_corpus` compares the text's hash if there is one.
+    # A recorded hash identifies the text, wherever it is; `check_data` compares it.
     movable = MOVABLE if "corpus" in directory.read_info() else ()
     changed = {
         name: values
@@ -117,14 +118,14 @@ def check_same(directory: RunDirectory, config: Config) -> None:
         if not name.startswith((*RESULT_NEUTRAL, *movable))
     }
     if changed:
-        raise UserError(f"{directory.path} {begun_with(changed)}")
+        raise UserError(f"{directory.path} {describe_changes(changed)}")
 
 
 class TrialBatch:
-    """Trials that start together at the newest step of which all have a checkpoint.
+    """Trials that start together, at the newest step that all have a checkpoint of.
 
     Args:
-      on_progress: called with the steps done since the last call, and the latest losses.
+      on_progress: called with the number of steps done since the last call, and the latest losses.
       say: called with lines to print.
     """
 
@@ -142,7 +143,7 @@ class TrialBatch:
         for trial in trials:
             if self.first is None:
                 trial.directory.record_first_checkpoint(None)
-            # Before the rows are cut off, so that a kill does not leave a checkpoint without rows.
+            # Before later rows are removed, so that a kill cannot leave a checkpoint without rows.
             trial.checkpoints.forget_after(self.first or 0)
         for trial in trials:
             self._open_logger(trial, programs)
@@ -177,7 +178,7 @@ class TrialBatch:
         return jax.device_get(trial.checkpoints.restore(self.first, like))
 
     def run(self, stop: StopSignal) -> None:
-        """Trains to the end or until a signal, and closes every trial."""
+        """Trains until the end or a signal, and closes every trial."""
         code = EXIT_FINISHED
         try:
             self._train(stop)
@@ -199,9 +200,9 @@ class TrialBatch:
     def _train(self, stop: StopSignal) -> None:
         steps = self.config.train.steps
         if self.first is None:
-            figures = self._diagnostics()
-            for trial, scored, by_depth in zip(self.trials, self._scores(), figures, strict=True):
-                trial.logger.begin(scored, by_depth)
+            measured = zip(self.trials, self._scores(), self._diagnostics(), strict=True)
+            for trial, scored, diagnostics in measured:
+                trial.logger.begin(scored, diagnostics)
         tokens, n = self._tokens()
         while self.step < steps and not stop.requested:
             if not any(trial.is_active for trial in self.trials):
@@ -238,24 +239,24 @@ class TrialBatch:
     def _record(
         self, before: int, n: int, read: list[Any], last_batches: np.ndarray, speed: float
     ) -> None:
-        """Writes the rows of n steps, and evaluates and saves if due after the last of them."""
+        """Writes the rows of n steps; evaluates and saves after the last one if due."""
         logger = self.trials[0].logger
         none: list[Any] = [{} for _ in self.trials]
-        figures = self._diagnostics(last_batches) if logger.has_diagnostics(self.step) else none
+        diagnostics = self._diagnostics(last_batches) if logger.has_diagnostics(self.step) else none
         scores = self._scores() if logger.is_evaluated(self.step) else none
-        kept: dict[str, float | None] = {}
+        to_save: dict[str, float | None] = {}
         for i, trial in enumerate(self.trials):
             for step in range(before + 1, self.step + 1):
                 if not trial.is_active or not logger.is_due(step):
                     continue
-                of_last = (figures[i], scores[i]) if step == self.step else ({}, {})
+                extra, scored = (diagnostics[i], scores[i]) if step == self.step else ({}, {})
                 values = {name: x[step - before - 1] for name, x in read[i].items()}
-                row = trial.logger.row(step, values | of_last[0], of_last[0].keys(), speed)
-                row |= of_last[1]
+                row = trial.logger.row(step, values | extra, extra.keys(), speed)
+                row |= scored
                 self._write_row(trial, row)
             if trial.is_active and logger.is_stop(self.step) and trial.logger.is_kept(row):
-                kept[trial.name] = scores[i].get("val/loss")
-        self._save(kept)
+                to_save[trial.name] = scores[i].get("val/loss")
+        self._save(to_save)
         losses = [f"{read[i]['loss'][n - 1]:.3f}" for i, t in enumerate(self.trials) if t.is_active]
         self.on_progress(n * len(self.trials), " ".join(losses))
 
@@ -266,21 +267,20 @@ class TrialBatch:
             trial.diverged = error.reason
             trial.logger.wandb.summarize({"diverged_at": row["step"]})
 
-    def _save(self, kept: dict[str, float | None]) -> None:
-        """Starts a checkpoint of each of these trials, unless another worker took it over."""
+    def _save(self, val_losses: dict[str, float | None]) -> None:
+        """Starts saving each of these trials, unless another worker has taken it over."""
         for i, trial in enumerate(self.trials):
-            if trial.name not in kept or not trial.is_active:
+            if trial.name not in val_losses or not trial.is_active:
                 continue
             if trial.logger.saved_step == self.step:
                 continue
             if not trial.is_leased():
-                trial.lost = True
-                self.say(f"{trial.name}: another worker took it over")
+                trial.taken_over = True
+                self.say(f"{trial.name}: another worker has taken it over")
                 continue
-            trial.logger.save(self.step, self.trainer.state(i), kept[trial.name])
+            trial.logger.save(self.step, self.trainer.state(i), val_losses[trial.name])
 
     def _scores(self) -> list[dict[str, float]]:
-        """Returns each trial's scores on the validation text."""
         batch, length = self.config.train.batch_size, self.config.data.seq_len
         parts = evaluation_batches(
             self.corpus.val, self.windows, batch // self.config.train.accumulation, length
@@ -295,7 +295,7 @@ class TrialBatch:
         ]
 
     def _diagnostics(self, batches: np.ndarray | None = None) -> list[Any]:
-        """Returns each trial's diagnostics by depth, if enabled, on batches (R, B, T+1)."""
+        """Returns each trial's diagnostics on batches (R, B, T+1), empty if they are disabled."""
         if self.config.track.diagnostics_every is None:
             return [{} for _ in self.trials]
         if batches is None:
@@ -304,11 +304,11 @@ class TrialBatch:
 
 
 def _common_step(trials: Sequence[OpenTrial]) -> int | None:
-    """Returns the newest step of which every trial has a checkpoint, None if there is none."""
-    if any(trial.found is None for trial in trials):
+    """Returns the newest step that every trial has a checkpoint of, None if there is none."""
+    if any(trial.newest is None for trial in trials):
         return None
     shared = set.intersection(*(set(trial.checkpoints.steps()) for trial in trials))
     for step in sorted(shared, reverse=True):
-        if all(t.found == step or is_usable(t.directory, step) for t in trials):
+        if all(t.newest == step or is_usable(t.directory, step) for t in trials):
             return step
     return None

@@ -1,4 +1,4 @@
-"""A trial: one run of a study, with its name, its config and the command that trains it alone."""
+"""A trial: one run of a study, its name, its config, and the command that trains only it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from gpt2_jax.train.pretrained import adopt_model, open_source
 
 # Fields that may differ between runs of one trial without affecting its result.
 RESULT_NEUTRAL = ("track.", "train.sample_tokens", "mesh.data")
-# Where the text is; it may be elsewhere on another machine, and its hash identifies it.
+# Paths of the text, which may differ between machines; a hash identifies the text.
 MOVABLE = ("data.source", "data.val_source", "data.tokenizer")
 
 Purpose = Literal["search", "verdict"]
@@ -38,8 +38,8 @@ class Trial:
 
     Attributes:
       variant: index into the study's variants.
-      values: all fields in which it differs from the base, except the budget.
-      k: index of its learning rate in the search, if there is one.
+      values: all fields that it sets, except the budget.
+      k: index of its learning rate in the search, None without a search.
     """
 
     name: str
@@ -50,12 +50,12 @@ class Trial:
 
     @property
     def seed(self) -> int:
-        """The seed of its initial weights and of its data order."""
+        """The seed of its initial weights and data order."""
         return self.values[SEED]
 
 
 def trial_name(values: Values) -> str:
-    """Returns a name that is also a folder's name; a shortened or altered one ends in a hash."""
+    """Returns a name that is valid as a folder; if shortened or altered, it ends in a hash."""
     described = describe(values)
     name = re.sub(r"[^\w=.,+-]", "_", described, flags=re.ASCII)[:120]
     if name == described:
@@ -74,7 +74,7 @@ def variant_config(base: Config, values: Mapping[str, Any]) -> Config:
 
 
 def trial_config(base: Config, study: Study, values: Mapping[str, Any]) -> Config:
-    """Returns the resolved config of a trial: the base with the values and the budget.
+    """Returns the resolved config of a trial: the base with its values and the budget.
 
     Raises:
       UserError: if it is not a valid config.
@@ -93,12 +93,16 @@ def trial_config(base: Config, study: Study, values: Mapping[str, Any]) -> Confi
 
 @cache
 def vocabulary_size(tokenizer: str) -> int:
-    """Returns the vocabulary size of a tokenizer, by name."""
+    """Returns the vocabulary size of a tokenizer, by its name in `data.tokenizer`."""
     return load_tokenizer(tokenizer).size
 
 
 def _pinned(config: Config) -> Config:
-    """Returns the config with the sizes of its pretrained weights, which must name their step."""
+    """Returns the config with the sizes of its pretrained weights.
+
+    Raises:
+      UserError: if `train.init_from` does not name a step.
+    """
     source = config.train.init_from
     assert source is not None
     origin = open_source(source)
@@ -111,7 +115,7 @@ def _pinned(config: Config) -> Config:
 
 
 def with_budget(config: Config, study: Study, vocabulary: int) -> Config:
-    """Returns the config with the fewest `train.steps` that spend the budget of tokens or FLOPs.
+    """Returns the config with the fewest `train.steps` that use up the tokens or FLOPs budget.
 
     Raises:
       UserError: if the config is not valid with any number of steps.
@@ -130,11 +134,11 @@ def with_budget(config: Config, study: Study, vocabulary: int) -> Config:
 
 
 def command(file: str, file_config: Config, config: Config, workdir: str) -> str:
-    """Returns the command line that trains a trial alone.
+    """Returns the command line that trains only one trial.
 
     Args:
       file_config: what the file's `get_config()` returns.
-      config: of the trial.
+      config: the trial's config.
     """
     resolved = ("model.n_inner", "model.vocab_size")
     changed = {

@@ -1,7 +1,6 @@
-"""Which variant of a study each variant is compared with.
+"""Matches each variant of a study with its baseline.
 
-Variants and baselines are `{"section.field": value}`; a field set to None is left to the base
-config.
+Variants and baselines are `{"section.field": value}`; None means the base config's value.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Values = dict[str, Any]
-NAME = "name"  # a variant's own name, next to its fields
+NAME = "name"  # optional entry of a variant, next to its fields
 
 
 def explicit(values: Mapping[str, Any]) -> Values:
@@ -24,7 +23,7 @@ def without_name(values: Mapping[str, Any]) -> Values:
 
 
 def matched_fields(variants: Sequence[Values], baseline: Values) -> tuple[str, ...]:
-    """Returns the fields in which a variant and its baseline agree, such as depth in a depth grid.
+    """Returns the fields in which a variant must equal its baseline, such as depth in a depth grid.
 
     These are the fields that every variant sets and the baseline does not.
     """
@@ -35,10 +34,10 @@ def matched_fields(variants: Sequence[Values], baseline: Values) -> tuple[str, .
 
 
 def baseline_values(variant: Values, variants: Sequence[Values], baseline: Values) -> Values:
-    """Returns the variant that this one is compared with; for a baseline, the baseline itself.
+    """Returns the variant that this one is compared with; for a baseline, itself.
 
-    It has the baseline's values, this variant's values of the matched fields, and leaves every
-    other field to the base config. If the study has no such variant, its values are returned.
+    It has the baseline's values, this variant's values of the matched fields, and the base config's
+    values of all others. If the study does not have that variant, its values are returned.
     """
     matched = {name: variant.get(name) for name in matched_fields(variants, baseline)}
     wanted = explicit(matched | baseline)

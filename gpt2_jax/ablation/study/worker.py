@@ -1,4 +1,4 @@
-"""One worker of a study: it trains trials that no other worker has until none are left."""
+"""One worker of a study, which trains trials that no other worker has leased until none is left."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ from gpt2_jax.train.signals import StopSignal
 
 POLL_SECONDS = 2.0
 RUNS_PER_ACCELERATOR = 16  # small models trained together on a GPU or TPU
-MAX_COMPILED = 2  # kinds of trials whose compiled programs are kept
+MAX_COMPILED = 2  # number of `VectorizedPrograms` to keep
 
 
 class Worker:
-    """A study in a directory, as seen by one process.
+    """One process that works on a study.
 
     Args:
       base: config that every trial starts from, not resolved.
-      shard: (i, n): starts with the i-th of n parts of the variants, from 0, then helps the others.
+      shard: (i, n), with i from 0: start with the i-th of n parts of the variants.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Worker:
         self.plan, self.store = Plan(study), TrialStore(workdir)
         self._configs: dict[str, Config] = {}
         self._programs: dict[str, VectorizedPrograms] = {}
-        self._postponed: set[str] = set()  # trials that another process is training in
+        self._postponed: set[str] = set()  # trials whose directories another process is using
         self._variants_by_program = Counter[str]()
 
     def check(self) -> list[Trial]:
@@ -75,7 +75,7 @@ class Worker:
                 f"--workdir={self.workdir} is not empty and holds no study; choose another"
             )
         known, _ = known_trials(self.plan, self.store)
-        self._refuse_equal_variants()
+        self._check_distinct()
         for trial in known:
             directory = RunDirectory(str(self.store.path(trial.name)))
             config = self.config(trial)
@@ -85,8 +85,8 @@ class Worker:
             directory.check_data(text.corpus, text.tokenizer, f"data.source={config.data.source}")
         return known
 
-    def _refuse_equal_variants(self) -> None:
-        """Refuses two variants that are the same run, for example if one sets the base's value.
+    def _check_distinct(self) -> None:
+        """Checks that no two variants are the same run, for example because one sets a default.
 
         Raises:
           UserError: naming both.
@@ -115,12 +115,12 @@ class Worker:
         return self._configs[trial.name]
 
     def width(self, config: Config) -> int:
-        """Returns how many trials like this one are trained together; 1: each on all devices."""
+        """Returns how many trials like this one to train together; 1 for each on all devices."""
         width = self._capacity(config)
-        return width if width == 1 else min(width, max(2, self._max_alike(config)))
+        return width if width == 1 else min(width, max(2, self._max_batch(config)))
 
-    def _max_alike(self, config: Config) -> int:
-        """Returns how many trials this one's program can ever train at a time: width costs time."""
+    def _max_batch(self, config: Config) -> int:
+        """Returns how many trials this one's program may have to train at a time."""
         if not self._variants_by_program:
             keys = (program_key(self.config(trial)) for trial in self._examples())
             self._variants_by_program.update(keys)
@@ -130,11 +130,10 @@ class Worker:
         return per_variant * self._variants_by_program[program_key(config)]
 
     def _examples(self) -> list[Trial]:
-        """Returns one trial per variant."""
         return [self.plan.verdict_trials(i, 0)[0] for i in range(len(self.study.variants))]
 
     def _capacity(self, config: Config) -> int:
-        """Returns how many trials like this one the devices can usefully train at a time."""
+        """Returns how many trials like this one the devices can train efficiently at a time."""
         model = define_model(config.model, config.placement)
         own_start = model.spec.data_dependent_init or config.train.init_from is not None
         if own_start or config.train.patience is not None:
@@ -147,11 +146,11 @@ class Worker:
         return n if jax.default_backend() == "cpu" else RUNS_PER_ACCELERATOR * n
 
     def corpus(self, config: Config) -> Corpus:
-        """Returns a trial's text, opened once."""
+        """Returns a trial's text, which is opened only once."""
         return _open_text(config).corpus
 
     def programs(self, config: Config) -> VectorizedPrograms:
-        """Returns the programs that train trials like this one, compiled at their first use."""
+        """Returns the programs for trials like this one, compiled at their first use."""
         key = program_key(config)
         if key not in self._programs:
             while len(self._programs) >= MAX_COMPILED:
@@ -163,7 +162,7 @@ class Worker:
         """Trains trials until all are done or a signal arrives; returns the exit code.
 
         Raises:
-          DiskError: for instance if the disk is full, which would affect every other trial too.
+          DiskError: for example if the disk is full, which would affect all other trials too.
         """
         with Leases(self.workdir / LEASES) as leases:
             self._clean_up(leases)
@@ -201,7 +200,7 @@ class Worker:
         return EXIT_STOPPED
 
     def _steps_to_come(self, outcomes: dict[str, Outcome]) -> int:
-        """Returns the steps of verdict trials whose learning rate is not known yet."""
+        """Returns the total steps of verdict trials whose learning rate is not known yet."""
         variants = range(len(self.study.variants))
         open_ = [i for i in variants if not self.plan.search_state(i, outcomes).settled]
         return sum(
@@ -220,12 +219,12 @@ class Worker:
     def _take(
         self, todo: Sequence[Trial], outcomes: dict[str, Outcome], leases: Leases
     ) -> list[Trial]:
-        """Returns trials that can be trained together, leased by this worker."""
+        """Leases trials that can be trained together, and returns them."""
         batch: list[Trial] = []
         width, like = 1, ("", 0)
         for trial in todo:
             config = self.config(trial)
-            is_retry = trial.name in outcomes  # alone, so that it cannot harm others
+            is_retry = trial.name in outcomes  # trained alone, so that it cannot harm others
             found = (program_key(config), self._step(trial))
             if batch and (is_retry or found != like):
                 continue
@@ -247,7 +246,6 @@ class Worker:
     def _train(
         self, batch: list[Trial], leases: Leases, display: StudyProgress, stop: StopSignal
     ) -> None:
-        """Trains a batch and writes how each of its trials ended."""
         attempts = {t.name: o.attempts for t in batch if (o := self.store.outcome(t.name))}
         try:
             diverged = self._run(batch, leases, display, stop)
@@ -286,7 +284,7 @@ class Worker:
     def _run(
         self, batch: list[Trial], leases: Leases, display: StudyProgress, stop: StopSignal
     ) -> dict[str, str]:
-        """Trains a batch to its end and returns the reasons of trials that diverged."""
+        """Trains a batch to its end and returns, for each trial that diverged, the reason."""
         config = self.config(batch[0])
         corpus, tokenizer, _ = _open_text(config)
         if self.width(config) == 1:
@@ -309,7 +307,7 @@ class Worker:
         return {trial.name: trial.diverged for trial in trials if trial.diverged}
 
     def _run_alone(self, trial: Trial, stop: StopSignal) -> dict[str, str]:
-        """Trains a trial as train.py would, with its output in a file."""
+        """Trains a trial as train.py does, with its output in a file."""
         with (
             self._log(trial) as log,
             contextlib.redirect_stdout(log),
@@ -322,7 +320,6 @@ class Worker:
         return {}
 
     def _log(self, trial: Trial) -> IO[str]:
-        """Opens, for appending, the file of what a trial printed or why it failed."""
         logs = self.workdir / "logs"
         with disk_errors(str(logs)):
             logs.mkdir(exist_ok=True)
@@ -344,12 +341,12 @@ def _described(outcome: Outcome) -> str:
             return f"validation loss {outcome.loss:.4f}"
         case "diverged":
             return f"diverged ({outcome.reason})"
-    retry = "" if outcome.is_final else "; it will be tried again"
+    retry = "" if outcome.is_final else "; it will be retried"
     return f"failed ({outcome.reason}){retry}"
 
 
 class Text(NamedTuple):
-    """What trials train on, and the unigram entropy of its validation split."""
+    """A training corpus, its tokenizer, and the unigram entropy of its validation split."""
 
     corpus: Corpus
     tokenizer: Tokenizer

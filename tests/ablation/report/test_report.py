@@ -1,4 +1,4 @@
-"""Reports of studies written by hand, whose results are known."""
+"""Reports of hand-written studies with known results."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gpt2_jax.ablation.report.analysis import analyse, labels
+from gpt2_jax.ablation.report.analysis import analyze, labels
 from gpt2_jax.ablation.report.markup import escaped
 from gpt2_jax.ablation.report.page import page, write_report
 from gpt2_jax.ablation.report.text import markdown
@@ -34,13 +34,13 @@ OFFSETS = {"pre_ln": 0.0, "deepnorm": -0.1, "post_ln": 0.05, "rezero": 0.0}
 TWO = grid({P: ("pre_ln", "rezero")})
 KILLED, YOUNG = ".report.md.0123abcd.tmp", ".report.md.4567cdef.tmp"
 SEEDS = (1, 2, 3, 4, 5, 6, 7, 8, 9)
-# Seed 10 has no noise of its own that could change which learning rate is best.
+# Seed 10 has no variant-specific noise that could change which learning rate is best.
 SEARCH = Search(2.0**-8, n=3, seeds=(10,), max_contenders=1)
 STUDY = Study(grid({P: tuple(OFFSETS)}), {P: "pre_ln"}, SEEDS, SEARCH, smallest_difference=0.0002)
 
 
 def loss(trial):
-    """A parabola around 2**-7, plus noise shared by all variants and noise of each variant."""
+    """A parabola around 2**-7, plus noise shared by all variants and variant-specific noise."""
     name, seed = trial.values.get(P, "pre_ln"), trial.seed
     rate = math.log2(trial.values.get(LR, 2.0**-7))
     if name == "post_ln" and rate > -7:
@@ -118,7 +118,7 @@ def row(text, name, of="## Verdict"):
     return [word.strip() for word in line.strip("|").split("|")]
 
 
-def test_the_verdicts_are_those_of_the_losses(reported):
+def test_verdicts_match_the_losses(reported):
     _, found, text = reported
     of = lambda name: list(found.variant(name).losses.values())
     others = [name for name in OFFSETS if name != "pre_ln"]
@@ -139,7 +139,7 @@ def test_the_verdicts_are_those_of_the_losses(reported):
     assert row(text, r"pre\_ln")[1] == "0.007812"
 
 
-def test_learning_rates_and_what_diverged(reported):
+def test_learning_rates_and_divergence_are_reported(reported):
     _, found, text = reported
     section = "## Learning rates"
     assert row(text, r"post\_ln", section)[1:3] == ["0.007812", "0.007812"]
@@ -152,7 +152,7 @@ def test_learning_rates_and_what_diverged(reported):
     assert row(text, r"post\_ln", section)[3] == f"{expected:.3f}"
 
 
-def test_limitations_are_stated(reported):
+def test_limitations_are_listed(reported):
     _, found, text = reported
     section = text.partition("## Limitations")[2].partition("\n## ")[0]
     assert r"rezero has +10.0% parameters compared with pre\_ln" in section
@@ -161,7 +161,7 @@ def test_limitations_are_stated(reported):
     assert found.complete
 
 
-def test_variants_with_equation_citation_difference_and_command(reported):
+def test_variants_have_equation_citation_difference_and_command(reported):
     _, _, text = reported
     section = text.partition("### deepnorm")[2].partition("\n### ")[0]
     assert "Wang et al. 2022" in section and "    x' = N(" in section
@@ -198,7 +198,7 @@ class Reader(HTMLParser):
         self.text += data
 
 
-def test_html_is_one_file_with_its_text_escaped(reported):
+def test_html_is_one_file_with_escaped_text(reported):
     workdir, _, _ = reported
     reader = Reader()
     reader.feed((workdir / "report.html").read_text())
@@ -207,7 +207,7 @@ def test_html_is_one_file_with_its_text_escaped(reported):
     assert len(reader.links) == 5
     assert all(link.startswith("data:image/png;base64,") for link in reader.links)
     assert reader.tags.count("table") == 4
-    raw = Reader()  # what the words did not escape, the page does
+    raw = Reader()  # the page escapes what the text did not
     raw.feed(page("# <b>x</b>\n\n<script>alert('y')</script>\n", workdir))
     assert not {"script", "b"} & set(raw.tags) and "<script>alert('y')</script>" in raw.text
 
@@ -224,7 +224,7 @@ def test_shared_settings_and_detectable_differences_are_stated(reported):
     assert "`c0ffee`" in text
 
 
-def test_a_warm_up_fraction_is_that_of_the_budget(reported):
+def test_warm_up_fraction_refers_to_the_budget(reported):
     """The base has 20 steps, the runs have 1,000 tokens: 10 steps of 8 x 12."""
     _, found, _ = reported
     base = tiny(optimizer__warmup_steps=None, optimizer__warmup_fraction=0.5)
@@ -244,7 +244,7 @@ def test_an_unfinished_study_has_a_report(tmp_path, trials):
     assert (tmp_path / "report.html").exists()
 
 
-def test_a_best_learning_rate_at_the_edge_is_reported(tmp_path):
+def test_best_learning_rate_at_the_end_of_the_range_is_reported(tmp_path):
     def falling(trial):
         return 3.0 - 0.01 * math.log2(trial.values[LR])
 
@@ -256,16 +256,16 @@ def test_a_best_learning_rate_at_the_edge_is_reported(tmp_path):
     assert "With fewer than 4 search seeds" in warnings
 
 
-def test_without_a_search(tmp_path):
+def test_study_without_a_search(tmp_path):
     study = Study(grid({P: ("pre_ln", "rezero"), LR: (2.0**-7,)}), {P: "pre_ln"}, (1, 2))
     play(tmp_path, study)
     found = write_report(tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "There was no search" in text and found.complete
-    assert found.variants[0].name == "pre_ln"  # the learning rate is that of all
+    assert found.variants[0].name == "pre_ln"  # all variants have the same learning rate
 
 
-def test_a_variant_that_differs_from_its_preset_says_so(tmp_path):
+def test_changes_to_a_preset_are_reported(tmp_path):
     norms = ("pre", "pre+qk | pre")
     study = Study(grid({"placement.norm_sites": norms}), {"placement.norm_sites": "pre"}, (1, 2))
     play(tmp_path, study)
@@ -295,11 +295,11 @@ def test_a_variant_that_differs_from_its_preset_says_so(tmp_path):
         ([{}], ["base"]),
     ],
 )
-def test_names_have_only_what_distinguishes_variants(axes, names):
+def test_names_have_only_the_fields_that_distinguish_variants(axes, names):
     assert labels(Study(axes, {P: "pre_ln"} if P in axes[0] else {})) == names
 
 
-def test_seeds_that_diverge_at_the_baseline_are_compared_as_broken(tmp_path):
+def test_diverged_baseline_seeds_count_as_broken(tmp_path):
     def wild(trial):
         broken = trial.values[P] == "pre_ln" and trial.seed == 2
         return math.inf if broken else loss(trial)
@@ -317,8 +317,8 @@ def broken_at_random(trial):
     return 3.3 if trial.values[P] == "rezero" and 3 < trial.seed < 10 else loss(trial)
 
 
-def test_seeds_no_better_than_unigrams_are_a_result(tmp_path):
-    """Six of nine end at the unigram entropy, and the variant is still compared."""
+def test_seeds_no_better_than_unigrams_count_as_broken(tmp_path):
+    """Six of nine end at the unigram entropy; the variant is still compared."""
     play(tmp_path, of=broken_at_random)
     found = write_report(tmp_path)
     text = (tmp_path / "report.md").read_text()
@@ -329,7 +329,7 @@ def test_seeds_no_better_than_unigrams_are_a_result(tmp_path):
     assert row(text, "deepnorm")[7] == "**better**"
 
 
-def test_a_verdict_states_at_which_learning_rates_it_was_checked(tmp_path):
+def test_report_lists_the_learning_rates_of_a_verdict(tmp_path):
     """Two learning rates are equally good for the baseline, so both get the verdict's seeds."""
 
     def of(trial):
@@ -362,7 +362,7 @@ def test_trials_left_include_every_learning_rate_in_contention(tmp_path):
     assert trials_left(SimpleNamespace(plan=plan, store=kept), known, 12) == {0: 4, 1: 18}
 
 
-def test_a_run_that_is_to_be_tried_again_is_not_complete(tmp_path):
+def test_run_to_be_retried_is_not_complete(tmp_path):
     study = Study(TWO, {P: "pre_ln"}, (1, 2))
     plan, kept = play(tmp_path, study)
     assert collect(plan, kept)["complete"]
@@ -371,13 +371,13 @@ def test_a_run_that_is_to_be_tried_again_is_not_complete(tmp_path):
     assert not collect(plan, TrialStore(tmp_path))["complete"]
 
 
-def test_a_failed_run_at_another_learning_rate_is_reported(tmp_path):
+def test_failed_run_at_another_learning_rate_is_reported(tmp_path):
     search = dataclasses.replace(SEARCH, max_contenders=2)
     plan, kept = play(tmp_path, Study(TWO, {P: "pre_ln"}, SEEDS, search))
     rival = plan.search_state(0, known_trials(plan, kept)[1]).contenders[1]
     trial = plan.verdict_trials(0, rival)[0]
     kept.write_outcome(trial.name, Outcome("failed", 0, None, None, reason="OOM", attempts=2))
-    found = analyse(plan, TrialStore(tmp_path))
+    found = analyze(plan, TrialStore(tmp_path))
     assert "pre_ln: 1 trial failed (OOM)." in found.warnings and found.n_failed == 1
     assert not any(variant.comparison for variant in found.variants)
 
@@ -389,12 +389,13 @@ def test_losses_on_different_texts_are_not_compared(tmp_path):
         kept.write_outcome(path.name, Outcome("finished", 20, 1.0, 5.0, 9.9))
     found = write_report(tmp_path)
     assert (
-        row((tmp_path / "report.md").read_text(), "rezero")[7] == "scored on other text or tokens"
+        row((tmp_path / "report.md").read_text(), "rezero")[7]
+        == "scored on different text or tokens"
     )
     assert any("rezero is scored on a different validation text" in line for line in found.warnings)
 
 
-def test_trials_dropped_from_the_file_are_reported(tmp_path):
+def test_trials_dropped_from_the_study_file_are_reported(tmp_path):
     study = Study(grid({P: ("pre_ln", "rezero", "lns")}), {P: "pre_ln"}, (1, 2, 3))
     play(tmp_path, study, of=lambda trial: 2.0 + 0.01 * trial.seed)
     assert not any("no longer" in line for line in write_report(tmp_path).warnings)
@@ -405,11 +406,11 @@ def test_trials_dropped_from_the_file_are_reported(tmp_path):
     assert any("contains 3 trials" in line and "no longer" in line for line in warnings)
 
 
-def test_no_sensitivity_if_the_best_is_the_last_learning_rate_of_all(tmp_path):
+def test_no_sensitivity_if_the_best_is_the_last_shared_learning_rate(tmp_path):
     """Only some variants have losses beyond it."""
 
     def of(trial):
-        best = -7 if trial.values[P] == "pre_ln" else -5  # of which the second looks further
+        best = -7 if trial.values[P] == "pre_ln" else -5  # the search of the second extends further
         return 2.0 + 0.1 * abs(math.log2(trial.values[LR]) - best)
 
     study = Study(grid({P: ("pre_ln", "lns")}), {P: "pre_ln"}, (1, 2), SEARCH)
@@ -420,7 +421,7 @@ def test_no_sensitivity_if_the_best_is_the_last_learning_rate_of_all(tmp_path):
     }
 
 
-def test_the_head_describes_all_variants(tmp_path):
+def test_introduction_describes_all_variants(tmp_path):
     variants = grid({"model.n_layer": (1, 2, 4), P: ("pre_ln",)})
     play(tmp_path, Study(variants, {"model.n_layer": 2}, (1, 2)), of=lambda trial: 2.0)
     write_report(tmp_path)
@@ -439,7 +440,7 @@ def test_one_seed_has_no_interval(tmp_path):
     assert line[6:] == ["1", "**inconclusive: too few seeds**", "–"]
 
 
-def test_trials_that_failed_before_they_were_described(tmp_path):
+def test_trials_that_failed_before_run_json_was_written(tmp_path):
     _, kept = play(tmp_path)
     for path in (tmp_path / "trials").glob("placement=rezero*"):
         (path / "run.json").write_text("{}")
@@ -449,7 +450,7 @@ def test_trials_that_failed_before_they_were_described(tmp_path):
     assert row((tmp_path / "report.md").read_text(), "rezero", "## Cost")[1:4] == ["–"] * 3
 
 
-def test_no_learning_rate_trains_if_a_seed_diverges_at_each(tmp_path):
+def test_no_learning_rate_trains_if_a_seed_diverges_at_every_one(tmp_path):
     of = lambda trial: math.inf if trial.seed == 9 else loss(trial)
     search = dataclasses.replace(SEARCH, seeds=(10, 9))
     play(tmp_path, Study(grid({P: ("pre_ln",)}), {P: "pre_ln"}, (1, 2), search), of=of)
@@ -469,7 +470,7 @@ def test_sixteen_variants_are_drawn_with_their_own_baselines(tmp_path, monkeypat
     assert {f"depth_end_{i}" for i in (1, 2, 3, 4)} <= drawn and "depth_end" not in drawn
 
 
-def test_a_report_is_logged_to_wandb_as_a_run(reported, monkeypatch):
+def test_report_is_logged_to_wandb_as_a_run(reported, monkeypatch):
     workdir, found, _ = reported
     base = tiny()
     logged = {}
@@ -511,7 +512,7 @@ def test_how_to_upload_offline_runs_is_reported(tmp_path):
     assert f"{tmp_path}/trials/*/wandb/offline-run-*" in offline_hint(tmp_path)
 
 
-def test_verdicts_from_results_alone_are_those_of_the_report(reported):
+def test_verdicts_from_results_json_match_the_report(reported):
     workdir, found, _ = reported
     text = "\n".join(verdicts(workdir / "results.json"))
     for variant in found.variants:
@@ -523,8 +524,8 @@ def test_verdicts_from_results_alone_are_those_of_the_report(reported):
             assert line[6] == f"{compared.adjusted_p:.3g}"
 
 
-def test_what_the_searches_do_not_support_is_listed():
-    """The first committed results: OLMo 2's search stopped early, and Pre-LN's runner-up."""
+def test_limitations_of_the_searches_are_listed():
+    """In the first committed results, OLMo 2's search stopped early and Pre-LN has a runner-up."""
     text = "\n".join(verdicts(ROOT / "docs/ablations/placement/results.json"))
     line = lambda name: next(x for x in text.splitlines() if x.startswith(f"- placement={name}:"))
     assert "losses still fall, so 0.0312, 0.0625" in line("olmo2")
@@ -536,17 +537,17 @@ def test_what_the_searches_do_not_support_is_listed():
 
 
 def without(stored, *excluded):
-    """Returns results without the verdict's runs of these (variant, seed)."""
+    """Returns results without the verdict runs of these (variant, seed)."""
     is_out = lambda c: (
         (c["purpose"], c["variant"], c["values"]["seed"]) in [("verdict", *one) for one in excluded]
     )
     return stored | {"trials": [c for c in stored["trials"] if not is_out(c)]}
 
 
-def test_an_unfinished_study_has_no_verdicts_on_missing_runs(reported, tmp_path):
+def test_unfinished_study_has_no_verdicts_for_missing_runs(reported, tmp_path):
     stored = json.loads((reported[0] / "results.json").read_text())
     path = tmp_path / "results.json"
-    # As many seeds on both sides, but not the same ones.
+    # Equally many seeds on both sides, but different ones.
     path.write_text(json.dumps(without(stored, (0, 1), (1, 2), (3, 1))))
     text = "\n".join(verdicts(path))
     assert row(text, "placement=deepnorm", "")[7] == "not complete"
@@ -556,7 +557,7 @@ def test_an_unfinished_study_has_no_verdicts_on_missing_runs(reported, tmp_path)
             trial["unigram_loss"] = 9.9
     path.write_text(json.dumps(other))
     text = "\n".join(verdicts(path))
-    assert row(text, "placement=rezero", "")[7] == "scored on other text or tokens"
+    assert row(text, "placement=rezero", "")[7] == "scored on different text or tokens"
     for trials in (0, 1, 2):
         early = tmp_path / f"after_{trials}"
         write_results(early, *play(early, trials=trials))
@@ -564,8 +565,8 @@ def test_an_unfinished_study_has_no_verdicts_on_missing_runs(reported, tmp_path)
         assert "rezero: its search is not finished" in text and "**" not in text
 
 
-def test_a_verdict_waits_for_every_learning_rate_in_contention(tmp_path):
-    """All runs at the chosen learning rate have ended, but not all at the other in contention."""
+def test_verdict_waits_for_every_learning_rate_in_contention(tmp_path):
+    """All runs have ended at the chosen learning rate, but not at the other one in contention."""
     search = Search(2.0**-8, n=3, seeds=(10,), max_contenders=2)
     write_results(tmp_path, *play(tmp_path, Study(TWO, {P: "pre_ln"}, SEEDS, search)))
     path = tmp_path / "results.json"
@@ -590,13 +591,13 @@ def test_a_verdict_waits_for_every_learning_rate_in_contention(tmp_path):
         '{"variants": [{"name": "a"}], "trials": [{"variant": 0}]}',
     ],
 )
-def test_what_is_not_a_results_file_is_refused(tmp_path, text):
+def test_invalid_results_file_is_refused(tmp_path, text):
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(UserError, match=r"results\.json"):
         verdicts(tmp_path / "results.json")
 
 
-def test_the_command(reported, tmp_path):
+def test_command(reported, tmp_path):
     workdir, _, _ = reported
     done = run("-m", "gpt2_jax", "report", f"--workdir={workdir}", tmp=tmp_path)
     assert done.returncode == 0 and "report.html" in done.stdout, done.stderr

@@ -1,4 +1,4 @@
-"""The part of SLURM that submitit uses: an array's elements are processes of this machine."""
+"""The parts of SLURM that submitit uses; the jobs of an array are processes on this machine."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ for i in range(int(first), int(last) + 1):
     element(file, str(i))
 print("Submitted batch job 77")
 """,
-    # A step is a session of its own, to whose processes signals go and not to the batch's shell.
+    # A step is a separate session: signals go to its processes, not to the batch's shell.
     "srun": """
 assert sys.argv[1:3] == ["--unbuffered", "--output"] and sys.argv[4] == "--error"
 named = lambda path: path.replace("%A", "77").replace("%a", os.environ["SLURM_ARRAY_TASK_ID"])
@@ -54,5 +54,5 @@ def install(place: Path) -> str:
 
 
 def warn(place: Path, i: int) -> None:
-    """Does what SLURM does shortly before an element times out."""
+    """Sends the signal that SLURM sends shortly before a job times out."""
     os.killpg(int((place / f"step_{i}").read_text()), signal.SIGUSR2)

@@ -1,4 +1,4 @@
-"""Shared by the tests of studies: a model that trains in a second."""
+"""Helpers for tests of studies: a model that trains in a second."""
 
 import json
 
@@ -41,8 +41,8 @@ def base(text, **changes):
     return replace(Config(), own | {"data.source": str(text)} | given)
 
 
-def conduct(workdir, config, study=STUDY):
-    """Carries out a study in this process."""
+def run_study(workdir, config, study=STUDY):
+    """Runs a study in this process."""
     write(workdir, Definition("a.py", config, config, study))
     worker = Worker(config, study, workdir)
     worker.check()

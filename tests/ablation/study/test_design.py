@@ -1,4 +1,4 @@
-"""Study files, the search for a learning rate, and which trials follow from the outcomes."""
+"""Study files, and the trials that follow from the outcomes so far."""
 
 import dataclasses
 import math
@@ -33,7 +33,7 @@ TEN = grid({P: tuple(PRESETS)[:10]})
 SIX = (1, 2, 3, 4, 5, 6)
 
 
-def test_lists_of_variants():
+def test_grid_zipped_crossed_and_without():
     assert grid({P: ("a", "b"), L: (2, 4)}) == [
         {P: "a", L: 2}, {P: "a", L: 4}, {P: "b", L: 2}, {P: "b", L: 4},
     ]  # fmt: skip
@@ -79,14 +79,14 @@ def test_lists_of_variants():
         ({"variants": grid({"train.steps": (5,)}), "tokens": 10, "baseline": {}}, "train.steps"),
     ],
 )
-def test_an_invalid_study_is_refused(changes, message):
+def test_invalid_study_is_refused(changes, message):
     usual = Study(TWO, {P: "pre_ln"}, search=Search(1e-3))
     usual.check()
     with pytest.raises(UserError, match=message):
         dataclasses.replace(usual, **changes).check()
 
 
-def test_a_baseline_may_leave_fields_to_the_base():
+def test_baseline_may_omit_fields_of_the_base():
     extra = {P: "completep", "placement.base_n_layer": 4}
     study = Study([{P: "pre_ln"}, extra], {P: "pre_ln", "placement.base_n_layer": None})
     study.check()
@@ -95,7 +95,7 @@ def test_a_baseline_may_leave_fields_to_the_base():
 
 
 def follow(study, loss, order):
-    """Simulates a study whose outcomes `loss(trial)` arrive as `order` picks them."""
+    """Simulates a study whose outcomes `loss(trial)` arrive in an order chosen by `order`."""
     plan, outcomes, rounds = Plan(study), {}, 0
     while todo := [c for c in plan.trials(outcomes) if c.name not in outcomes]:
         for trial in order(todo):
@@ -116,7 +116,7 @@ def bowl(trial):
     return 2.0 + 0.1 * (rate - best) ** 2 + 0.01 * trial.seed
 
 
-def test_a_plan_extends_the_grid_until_the_best_is_inside_then_uses_fresh_seeds():
+def test_plan_extends_the_grid_until_the_best_is_inside_then_uses_fresh_seeds():
     search = Search(2.0**-8, n=3, seeds=(0, 5))
     study = Study(TWO, {P: "pre_ln"}, (1, 2), search)
     plan, outcomes = follow(study, bowl, lambda todo: todo)
@@ -136,7 +136,7 @@ def test_a_plan_extends_the_grid_until_the_best_is_inside_then_uses_fresh_seeds(
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_trials_do_not_depend_on_the_order_of_outcomes(seed):
+def test_trials_do_not_depend_on_the_order_of_outcomes(seed):
     study = Study(TWO, {P: "pre_ln"}, (1, 2), Search(2.0**-8, n=3, seeds=(0, 5)))
     expected = follow(study, bowl, lambda todo: todo)[1]
     draw = random.Random(seed)
@@ -161,10 +161,10 @@ def test_verdicts_are_trained_at_every_learning_rate_in_contention():
     alone = dataclasses.replace(study, search=dataclasses.replace(search, max_contenders=1))
     plan, outcomes = follow(alone, loss, lambda todo: todo)
     assert sum(c.purpose == "verdict" for c in plan.trials(outcomes)) == 2
-    assert "at 1 at most" in plan.search_state(0, outcomes).unresolved[0]
+    assert "no more than 1" in plan.search_state(0, outcomes).unresolved[0]
 
 
-def test_a_run_no_better_than_unigrams_is_broken():
+def test_run_no_better_than_unigrams_is_broken():
     assert not Outcome("finished", 9, 3.2, 5.0, 3.25).is_broken
     for outcome in (Outcome("finished", 9, 3.25, 5.0, 3.25), Outcome("diverged", 9, None, 5.0)):
         assert outcome.is_broken and outcome.score == math.inf
@@ -172,7 +172,7 @@ def test_a_run_no_better_than_unigrams_is_broken():
     assert not failed.is_broken and failed.score == math.inf
 
 
-def test_warm_up_and_decay_are_axes_compared_at_their_own_values():
+def test_variants_are_compared_at_equal_warm_up_and_decay():
     variants = grid({P: ("pre_ln", "post_ln"), "optimizer.warmup_steps": (10, 100)})
     study = Study(variants, {P: "pre_ln"}, (*SIX, 7))
     study.check()
@@ -194,7 +194,7 @@ def test_names_are_valid_folders_and_unique():
         Plan(close).trials({})
 
 
-def test_lists_ranges_and_numpy_numbers_equal_those_from_json(tmp_path):
+def test_lists_ranges_and_numpy_numbers_round_trip_through_json(tmp_path):
     study = Study(
         grid({"optimizer.frozen": (["wte"], []), L: np.arange(2, 4)}),
         {"optimizer.frozen": []},
@@ -211,20 +211,20 @@ def test_lists_ranges_and_numpy_numbers_equal_those_from_json(tmp_path):
     assert names(found) == names(study)
 
 
-def test_a_baseline_may_be_a_field_unset():
+def test_baseline_may_unset_a_field():
     study = Study(grid({"optimizer.skip_outliers": (None, 3.0)}), {"optimizer.skip_outliers": None})
     study.check()
     unset, three = study.variants
     assert study.baseline_of(three) is unset and study.baseline_of(unset) is unset
-    with pytest.raises(UserError, match="has no variant that is the base, which skip_outliers=3"):
+    with pytest.raises(UserError, match="equals the base, which skip_outliers=3"):
         dataclasses.replace(study, variants=[three]).check()
 
 
-def test_budgets():
+def test_budget_determines_the_steps():
     sizes = {L: 2, "model.n_head": 2, "model.n_embd": 16, "model.n_positions": 12}
     base = replace(Config(), sizes | {"data.seq_len": 12, "train.batch_size": 8})
     study = Study([{}], {}, tokens=1000)
-    assert trial_config(base, study, {"seed": 1}).train.steps == 11  # of 96 tokens
+    assert trial_config(base, study, {"seed": 1}).train.steps == 11  # with 96 tokens per step
     flops = dataclasses.replace(study, tokens=None, flops=1e9)
     small, large = (trial_config(base, flops, {L: n}).train.steps for n in (2, 8))
     assert small > 2 * large
@@ -248,7 +248,7 @@ def test_every_trial_of_a_shipped_study_is_valid(name):
     assert len(study.search.seeds) >= 4 and len(study.variants) > 2
 
 
-def test_a_definition_survives_writing_and_reading(tmp_path):
+def test_definition_round_trip(tmp_path):
     study = Study(
         [{P: "pre_ln", "optimizer.frozen": ("wte",)}], {P: "pre_ln"}, (1,), Search(1e-3), tokens=9
     )

@@ -1,4 +1,4 @@
-"""Leases on trials between workers, alive and dead."""
+"""Leases on trials, between workers that are alive or dead."""
 
 import json
 import os
@@ -19,22 +19,22 @@ def two(tmp_path):
 
 
 def foreign(path, age):
-    """A lease from another machine, last renewed `age` seconds ago."""
+    """Writes a lease of another machine, last renewed `age` seconds ago."""
     path.write_text(json.dumps({"owner": "x", "host": "elsewhere", "pid": 1, "process_start": "1"}))
     os.utime(path, (time.time() - age,) * 2)
 
 
-def test_a_trial_has_one_owner(two):
+def test_trial_has_one_owner(two):
     a, b = two
     assert a.take("trial,seed=1") and not b.take("trial,seed=1") and not a.take("trial,seed=1")
-    assert b.take("trial,seed=11")  # one name is the beginning of the other
+    assert b.take("trial,seed=11")  # "trial,seed=1" is a prefix of it
     assert a.is_held("trial,seed=1") and not b.is_held("trial,seed=1")
     a.release("trial,seed=1")
     assert not a.is_held("trial,seed=1")
     assert b.take("trial,seed=1") and b.is_held("trial,seed=1")
 
 
-def test_only_one_of_many_takes_it(tmp_path):
+def test_only_one_of_many_workers_takes_a_lease(tmp_path):
     for attempt in range(5):
         foreign(tmp_path / f"trial{attempt}.0", age=1000)
         got, ready = [], threading.Barrier(8)
@@ -53,7 +53,7 @@ def test_only_one_of_many_takes_it(tmp_path):
         assert len(got) == 1
 
 
-def test_a_dead_process_of_this_machine_is_detected_at_once(tmp_path):
+def test_dead_process_on_this_machine_is_detected_immediately(tmp_path):
     code = "import sys, pathlib\nfrom gpt2_jax.ablation.study.leases import Leases\n"
     code += "assert Leases(pathlib.Path(sys.argv[1])).take('trial')\nprint('taken', flush=True)\n"
     code += "sys.stdin.read()\n"
@@ -72,7 +72,7 @@ def test_a_dead_process_of_this_machine_is_detected_at_once(tmp_path):
         owner.communicate()
 
 
-def test_a_process_of_another_machine_is_dead_if_it_stops_renewing(two, tmp_path):
+def test_process_on_another_machine_is_dead_if_it_stops_renewing(two, tmp_path):
     a, _ = two
     foreign(tmp_path / "young.0", age=5)
     foreign(tmp_path / "old.0", age=100)
@@ -80,11 +80,11 @@ def test_a_process_of_another_machine_is_dead_if_it_stops_renewing(two, tmp_path
     assert not a.take("young") and a.take("old") and a.take("copied")
 
 
-def test_clocks_of_the_dead_are_removed_and_others_are_recreated(two, tmp_path):
+def test_clock_files_of_dead_workers_are_removed_and_others_recreated(two, tmp_path):
     a, b = two
     a.now()
     foreign(tmp_path / ".clock-gone", age=100)
-    (tmp_path / f".clock-{'c' * 16}").write_text("")  # torn, and too young to be removed
+    (tmp_path / f".clock-{'c' * 16}").write_text("")  # incomplete, but too young to be removed
     with Leases(tmp_path) as third:
         assert a.now() == pytest.approx(third.now(), abs=60)
         clocks = {path.name for path in tmp_path.glob(".clock-*")}
@@ -95,7 +95,7 @@ def test_clocks_of_the_dead_are_removed_and_others_are_recreated(two, tmp_path):
 
 
 def test_owners_renew_their_leases(tmp_path, monkeypatch):
-    """Also after an error of the disk."""
+    """Even after a disk error."""
     real, failures = os.utime, [OSError(5, "Input/output error")]
 
     def utime(*arguments):
@@ -116,7 +116,7 @@ def test_owners_renew_their_leases(tmp_path, monkeypatch):
     raise AssertionError("no beat in five seconds")
 
 
-def test_an_owner_taken_for_dead_notices(two, tmp_path):
+def test_owner_notices_that_its_lease_was_replaced(two, tmp_path):
     a, b = two
     a.take("trial")
     path = tmp_path / "trial.0"
@@ -126,7 +126,7 @@ def test_an_owner_taken_for_dead_notices(two, tmp_path):
     assert b.is_held("trial") and not a.is_held("trial")
 
 
-def test_leases_are_released_at_the_end(tmp_path):
+def test_leases_are_released_on_exit(tmp_path):
     with Leases(tmp_path) as first:
         first.take("trial")
     with Leases(tmp_path) as second:

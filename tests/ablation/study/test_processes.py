@@ -1,4 +1,4 @@
-"""Studies as real processes: killed, several at a time, submitted, and each trial by itself."""
+"""Studies in real processes: killed, concurrent, submitted, and as single trials."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gpt2_jax.ablation.study import submit
-from gpt2_jax.cli.ablate import for_elements
+from gpt2_jax.cli.ablate import job_arguments
 from gpt2_jax.errors import EXIT_STOPPED, UserError
 from gpt2_jax.track.metrics import read_rows
 from tests import tools
@@ -73,7 +73,7 @@ def left_alone(file, text_file, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_command_prints_an_overview_and_writes_a_report(left_alone):
+def test_command_prints_an_overview_and_writes_a_report(left_alone):
     workdir, done = left_alone
     assert "trials     18, and more where a search extends beyond its grid" in done.stdout
     assert "80 steps = 5,120 tokens each" in done.stdout
@@ -88,14 +88,14 @@ def test_the_command_prints_an_overview_and_writes_a_report(left_alone):
     }  # fmt: skip
 
 
-def test_a_dry_run_leaves_nothing(file, text_file, tmp_path):
+def test_dry_run_writes_nothing(file, text_file, tmp_path):
     done = run(*command(file, text_file, tmp_path / "w", "--dry_run"), tmp=tmp_path)
     assert done.returncode == 0 and "expected" in done.stdout
     assert not (tmp_path / "w").exists()
 
 
 @pytest.mark.slow
-def test_killed_anywhere_it_reaches_the_same_results(file, text_file, left_alone, tmp_path):
+def test_killed_study_reaches_the_same_results(file, text_file, left_alone, tmp_path):
     draw, workdir, kills = random.Random(0), tmp_path / "w", 0
     while True:
         process = start(file, text_file, workdir, tmp_path)
@@ -122,7 +122,7 @@ def test_killed_anywhere_it_reaches_the_same_results(file, text_file, left_alone
 
 @pytest.mark.slow
 def test_workers_share_a_directory(file, text_file, left_alone, tmp_path):
-    """One of three is killed; no trial is trained twice except those of the killed one."""
+    """One of three is killed; only its trials are trained twice."""
     workdir = tmp_path / "w"
     shards = [f"--shard={i}/3" for i in (1, 2, 3)]
     processes = [start(file, text_file, workdir, tmp_path, shard) for shard in shards]
@@ -145,8 +145,8 @@ def test_workers_share_a_directory(file, text_file, left_alone, tmp_path):
 
 
 @pytest.mark.slow
-def test_submitted_jobs_carry_out_the_study(file, text_file, left_alone, tmp_path):
-    """With submitit's local executor, which differs from SLURM's in who starts the jobs."""
+def test_submitted_jobs_run_the_study(file, text_file, left_alone, tmp_path):
+    """With submitit's local executor, which unlike SLURM's starts the jobs itself."""
     workdir, more = tmp_path / "w", ("--submit=local", "--elements=2", "--resources=timeout_min=4")
     done = run(*command(file, text_file, workdir, *more), tmp=tmp_path)
     assert done.returncode == 0 and "submitted 2 jobs" in done.stdout, done.stderr
@@ -155,15 +155,13 @@ def test_submitted_jobs_carry_out_the_study(file, text_file, left_alone, tmp_pat
         time.sleep(0.2)
     expected = (left_alone[0] / "results.json").read_bytes()
     assert (workdir / "results.json").read_bytes() == expected
-    said = [p.read_text() for p in workdir.glob("jobs/*.out")]
-    assert len(said) == 2
-    assert all("variants   placement=pre_ln; placement=post_ln" in text for text in said)
+    outputs = [p.read_text() for p in workdir.glob("jobs/*.out")]
+    assert len(outputs) == 2
+    assert all("variants   placement=pre_ln; placement=post_ln" in text for text in outputs)
 
 
 @pytest.mark.slow
-def test_an_array_of_slurms_is_queued_again_when_its_time_is_over(
-    file, text_file, left_alone, tmp_path
-):
+def test_slurm_array_is_requeued_after_a_timeout(file, text_file, left_alone, tmp_path):
     workdir, place = tmp_path / "w", tmp_path / "slurm"
     path = slurm.install(place)
     more = (
@@ -190,18 +188,18 @@ def test_an_array_of_slurms_is_queued_again_when_its_time_is_over(
 
 
 def ends(workdir):
-    """Files that elements of an array write when they end."""
+    """Returns the files that the jobs of an array write when they end."""
     return list(workdir.glob("jobs/*_result.pkl"))
 
 
-def test_elements_get_the_flags_without_those_used_once():
+def test_jobs_get_all_flags_except_submission_flags():
     words = ["--config=a.py", "--submit", "slurm", "-elements=3", "--config.seed=1"]
     more = ["--retry_failed", "--workdir", "w", "--resources", "timeout_min=4", "--shard=1/2"]
     expected = ["--config=a.py", "--config.seed=1", "--workdir", "w"]
-    assert for_elements(words + more) == expected
+    assert job_arguments(words + more) == expected
 
 
-def test_mistakes_on_the_command_line_are_one_line(file, text_file, tmp_path):
+def test_command_line_errors_are_one_line(file, text_file, tmp_path):
     wrong = command(file, text_file, tmp_path / "w", "--config.optimizer.name=adamm")
     assert "optimizer.name='adamm' is unknown" in one_line_error(run(*wrong, tmp=tmp_path))
     unused = command(file, text_file, tmp_path / "w", "--elements=2")
@@ -227,11 +225,11 @@ def test_failed_submissions_are_reported(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"--submit=slurm: .*srun"):
         submit.submit("slurm", [], tmp_path, 1, {})
     with pytest.raises(RuntimeError, match="exit code 3"):
-        submit.Element()([sys.executable, "-c", "raise SystemExit(3)"])
+        submit.ArrayJob()([sys.executable, "-c", "raise SystemExit(3)"])
 
 
 @pytest.mark.slow
-def test_the_printed_command_trains_a_trial_alone(left_alone, tmp_path):
+def test_printed_command_trains_one_trial(left_alone, tmp_path):
     workdir, _ = left_alone
     text = (workdir / "report.md").read_text()
     line = next(x for x in text.splitlines() if "python train.py" in x).strip()
@@ -255,6 +253,6 @@ def test_the_printed_command_trains_a_trial_alone(left_alone, tmp_path):
         (["--config=configs/ablations/placement.py", "--workdir=w", "--shard=0/2"], "--shard=0/2"),
     ],
 )
-def test_mistakes_are_one_line(flags, message, tmp_path):
+def test_errors_are_one_line(flags, message, tmp_path):
     done = run("-m", "gpt2_jax", "ablate", *flags, tmp=tmp_path)
     assert message in one_line_error(done)

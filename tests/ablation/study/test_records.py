@@ -1,4 +1,4 @@
-"""A study's files after they were edited, damaged, lost, or written by another version."""
+"""A study's files that were edited, damaged, lost, or written by another version."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def study(whole, tmp_path):
-    """A finished study to be damaged."""
+    """Returns a copy of a finished study, for damaging it."""
     return shutil.copytree(whole, tmp_path / "study")
 
 
@@ -51,7 +51,7 @@ def lines(path, change):
 
 
 def edit_unnoticed(path, **changes):
-    """Edits a file and the hash of itself that it contains."""
+    """Edits a file, and the hash of its content that it contains."""
     fields = json.loads(path.read_text()) | changes
     del fields["sha256"]
     path.write_text(json.dumps(fields | {"sha256": fields_sha256(fields)}))
@@ -81,7 +81,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_an_outcome_that_is_not_its_runs_is_refused_and_results_stay(study, damage):
+def test_outcome_that_does_not_match_its_run_is_refused(study, damage):
     before = (study / "results.json").read_bytes()
     DAMAGES[damage](study / f"outcomes/{ONE}.json", study / "trials" / ONE)
     with pytest.raises(UserError, match=ONE) as refused:
@@ -94,7 +94,7 @@ def test_an_outcome_that_is_not_its_runs_is_refused_and_results_stay(study, dama
 
 
 @pytest.mark.parametrize("damage", [b"", b'{"complete": tr', b"[]", b"\xff\xfe"])
-def test_damaged_results_are_derived_again_and_kept(study, damage):
+def test_damaged_results_are_written_again_and_kept(study, damage):
     good = (study / "results.json").read_bytes()
     (study / "results.json").write_bytes(damage)
     assert write_results(study, PLAN, TrialStore(study)) is None
@@ -102,7 +102,7 @@ def test_damaged_results_are_derived_again_and_kept(study, damage):
     assert [path.read_bytes() for path in study.glob("results.old-*")] == [damage]
 
 
-def test_edited_results_are_derived_again_and_kept(study):
+def test_edited_results_are_written_again_and_kept(study):
     good, path = (study / "results.json").read_bytes(), study / "results.json"
     stored = json.loads(good)
     stored["trials"][0]["loss"] -= 0.1
@@ -113,13 +113,13 @@ def test_edited_results_are_derived_again_and_kept(study):
     assert json.loads(kept.read_text()) == stored
 
 
-def test_results_of_a_newer_version_are_left(study):
+def test_results_of_a_newer_version_are_not_overwritten(study):
     edit(study / "results.json", format_version=VERSION + 1)
     with pytest.raises(UserError, match=rf"results\.json has format_version {VERSION + 1}"):
         write_results(study, PLAN, TrialStore(study))
 
 
-def test_results_of_an_older_version_are_left(study):
+def test_results_of_an_older_version_are_not_overwritten(study):
     edit(study / "results.json", format_version=VERSION - 1)
     before = (study / "results.json").read_bytes()
     with pytest.raises(UserError, match=rf"results\.json has format_version {VERSION - 1}"):
@@ -127,14 +127,14 @@ def test_results_of_an_older_version_are_left(study):
     assert (study / "results.json").read_bytes() == before
 
 
-def test_a_directory_of_an_older_version_is_refused(tmp_path):
+def test_directory_of_an_older_version_is_refused(tmp_path):
     (tmp_path / "campaign.json").write_text("{}")
-    for action in (definitions.check_place, definitions.read):
+    for action in (definitions.check_workdir, definitions.read):
         with pytest.raises(UserError, match=r"campaign\.json.*another --workdir"):
             action(tmp_path)
 
 
-def test_results_are_never_made_less_complete(study):
+def test_results_are_never_replaced_by_less_complete_ones(study):
     before = (study / "results.json").read_bytes()
     (study / f"outcomes/{ONE}.json").unlink()
     assert ONE in write_results(study, PLAN, TrialStore(study))
@@ -156,7 +156,7 @@ def test_results_include_the_training_text(study):
     ]  # fmt: skip
 
 
-def test_duplicate_rows_make_no_outcome(study):
+def test_duplicate_rows_are_refused(study):
     store = TrialStore(study)
     lines(study / "trials" / ONE / "metrics.jsonl", lambda x: [*x, x[-1]])
     with pytest.raises(UserError, match=r"metrics\.jsonl has step 20 after step 20"):
@@ -175,13 +175,13 @@ def test_duplicate_rows_make_no_outcome(study):
         (lambda path: path.write_text(path.read_text().replace("0.005", "0.007")), "remove it"),
     ],
 )
-def test_a_damaged_definition_is_one_line(study, change, named):
+def test_damaged_study_json_is_a_one_line_error(study, change, named):
     change(study / "study.json")
     with pytest.raises(UserError, match=rf"study\.json.*{named}"):
         definitions.read(study)
 
 
-def test_a_directory_of_another_study_is_refused(study):
+def test_directory_of_another_study_is_refused(study):
     at = lambda config, study: Definition("b.py", config, config, study)
     old = definitions.read(study)
     definitions.check_same(study, old)
@@ -201,20 +201,20 @@ def test_a_directory_of_another_study_is_refused(study):
 @pytest.mark.parametrize(
     "variants", [[{P: "post_ln"}, {}, {P: "pre_ln"}], [{P: "post_ln"}, {}, {N: "pre"}]]
 )
-def test_one_run_under_two_names_is_refused(variants, text_file, tmp_path):
+def test_equal_runs_under_two_names_are_refused(variants, text_file, tmp_path):
     study = Study(variants, {}, range(7))
     study.check()
     with pytest.raises(UserError, match="are the same run"):
         Worker(base(text_file), study, tmp_path).check()
 
 
-def test_a_place_where_nothing_can_be_written_is_refused(tmp_path):
+def test_unwritable_workdir_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     names = ("file", "file/below", "x" * 300, "gs://bucket/x")
     for place in [tmp_path / name if "://" not in name else Path(name) for name in names]:
         with pytest.raises(UserError, match=r"--workdir=.*(choose another|mounted)"):
-            definitions.check_place(place)
-    definitions.check_place(tmp_path / "a [b]/c d")
+            definitions.check_workdir(place)
+    definitions.check_workdir(tmp_path / "a [b]/c d")
     with pytest.raises(UserError, match=r"study\.json does not exist"):
         definitions.read(tmp_path / ("x" * 300))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -238,7 +238,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("text", FILES)
-def test_a_wrong_file_is_one_line(text, tmp_path):
+def test_invalid_study_file_is_a_one_line_error(text, tmp_path):
     (tmp_path / "a.py").write_text(text)
     with pytest.raises(UserError, match=FILES[text]) as refused:
         definitions.load(str(tmp_path / "a.py"), tiny())
@@ -259,13 +259,13 @@ def get_study():
     ("field", "value"),
     [
         ("placement.preset", "post_ln"),
-        ("optimizer.peak_lr", 1e-2),  # searched for
-        ("train.steps", 5),  # made of the budget
+        ("optimizer.peak_lr", 1e-2),  # set by the search
+        ("train.steps", 5),  # set by the budget
         ("seed", 3),
         ("track.wandb.name", "mine"),
     ],
 )
-def test_a_flag_without_effect_on_any_trial_is_refused(field, value, tmp_path):
+def test_flag_without_effect_on_any_trial_is_refused(field, value, tmp_path):
     (tmp_path / "a.py").write_text(SETTING)
     config = configs.Config()
     definitions.load(str(tmp_path / "a.py"), config)

@@ -1,4 +1,4 @@
-"""The search for a learning rate: what it tries, with how many seeds, and what stays open."""
+"""The search for a learning rate: what it tries, with how many seeds, and what it leaves open."""
 
 import dataclasses
 import math
@@ -15,9 +15,9 @@ def follow(search, loss):
     """Simulates a search with `loss(k, i)` and returns the losses that it requested."""
     losses = {}
     for _ in range(50):
-        if not (asked := search.next(losses)):
+        if not (requested := search.next(losses)):
             return losses
-        for k, i in asked:
+        for k, i in requested:
             assert i == len(losses.setdefault(k, []))
             losses[k].append(loss(k, i))
     raise AssertionError("does not end")
@@ -36,19 +36,19 @@ def first(losses):
         ([3.0, 2.0, 1.0], [3, 4]),
         ([3.0, 2.0, 1.0, 0.9, INF], []),
         ([INF, INF, INF], [-2, -1]),
-        # OLMo 2's of the first placement study: the last falls, though the best is inside.
+        # OLMo 2 in the first placement study: losses fall at the end, although the best is inside.
         ([2.397, 2.345, 2.354, 2.376, 2.403, 2.365], [6, 7]),
         ([2.397, 2.345, 2.354, 2.376, 2.403, 2.365, 2.302, 2.193], [8, 9]),
         ([2.397, 2.345, 2.354, 2.376, 2.403, 2.365, 2.302, 2.193, 2.233, 2.5], []),
-        ([2.3, 2.4, 2.0, 2.1, 2.2], [-2, -1]),  # falling towards the other end
+        ([2.3, 2.4, 2.0, 2.1, 2.2], [-2, -1]),  # falling toward the other end
     ],
 )
-def test_it_continues_while_the_best_is_at_an_end_or_losses_fall_there(losses, expected):
+def test_search_extends_while_the_best_is_at_an_end_or_losses_fall_there(losses, expected):
     search = Search(1.0, n=3, seeds=(0,))
     assert search.next(first(losses)) == [(k, 0) for k in expected]
 
 
-def test_it_stops_at_its_limit_and_reports_it():
+def test_search_stops_at_its_limit_and_reports_it():
     search = Search(1.0, n=3, seeds=(0,), max_n=4)
     assert search.next(first([1.0, 2.0, 3.0])) == [(-1, 0)]
     losses = {-1: [0.5]} | first([1.0, 2.0, 3.0])
@@ -59,17 +59,17 @@ def test_it_stops_at_its_limit_and_reports_it():
     assert [search.learning_rate(k) for k in (-1, 0, 3)] == [0.5, 1.0, 8.0]
 
 
-def test_the_best_its_neighbours_and_near_equals_get_all_seeds():
+def test_best_its_neighbors_and_near_equals_get_all_seeds():
     noise = [0.0, 0.02, -0.02, 0.01]
     curve = {0: 9.0, 1: 2.3, 2: 2.0, 3: 2.3, 4: 2.2, 5: 2.4, 6: 2.5}
     losses = follow(Search(1.0, n=7, seeds=FOUR), lambda k, i: curve[k] + (-1) ** k * noise[i])
     assert {k for k, values in losses.items() if len(values) == 4} == {1, 2, 3}
     curve[4] = 2.03
     far = follow(Search(1.0, n=7, seeds=FOUR), lambda k, i: curve[k] + (-1) ** k * noise[i])
-    assert len(far[4]) == 4  # not a neighbour of the best: within two standard errors of it
+    assert len(far[4]) == 4  # not a neighbor of the best, but within two standard errors of it
 
 
-def test_the_runner_up_is_in_contention_within_two_standard_errors():
+def test_runner_up_within_two_standard_errors_is_in_contention():
     """Differences of four seeds: mean 0.03, sd 0.02, so three standard errors (0.01) away."""
     search = Search(1.0, n=3, seeds=FOUR)
     best = [2.0, 2.0, 2.0, 2.0]
@@ -84,14 +84,14 @@ def test_the_runner_up_is_in_contention_within_two_standard_errors():
     assert "1 of the learning rates within two standard errors" in two.unresolved(losses)[0]
 
 
-def test_with_one_seed_neighbours_cannot_be_ruled_out():
+def test_neighbors_are_in_contention_with_one_seed():
     search, losses = Search(1.0, n=3, seeds=(0,)), first([2.5, 2.0, 2.4, 3.0])
     assert search.in_contention(losses) == [1, 2, 0]
     assert "one search seed" in search.unresolved(losses)[0]
 
 
-def test_a_broken_seed_neither_hides_a_learning_rate_nor_makes_it_the_choice():
-    """The best has one broken seed of four: it is found, but an equally good one is chosen."""
+def test_learning_rate_with_a_broken_seed_is_in_contention_but_not_chosen():
+    """The best has one broken seed of four, so an equally good one is chosen."""
     noise = [0.0, 0.02, -0.02, 0.01]
 
     def loss(k, i):
@@ -102,16 +102,16 @@ def test_a_broken_seed_neither_hides_a_learning_rate_nor_makes_it_the_choice():
     assert search.best(losses) == 2 and search.in_contention(losses) == [2]
     near = losses | {3: [2.01, 2.02, 1.97, 2.0]}
     assert search.in_contention(near) == [3, 2]
-    apart = losses | {3: [2.0, INF, INF, 2.05]}  # each with the best in one seed alone: not known
+    apart = losses | {3: [2.0, INF, INF, 2.05]}  # shares too few unbroken seeds with the best
     assert search.in_contention(apart | {2: [INF, 2.02, 1.98, 2.01]}) == [2, 3]
-    half = losses | {2: [INF, INF, INF, 2.0]}  # more than half: no rate to train at
+    half = losses | {2: [INF, INF, INF, 2.0]}  # more than half broke
     assert 2 not in search.in_contention(half)
     every = follow(search, lambda k, i: INF)
     assert search.in_contention(every) == [min(every)]
     assert any("more than half of the seeds broke" in line for line in search.unresolved(every))
 
 
-def test_the_minimum_between_grid_points():
+def test_parabola_minimum_between_grid_points():
     """(k - 0.25)^2 at -1, 0, 1: 1.5625, 0.0625, 0.5625; its minimum is 0."""
     assert parabola_gain(1.5625, 0.0625, 0.5625) == pytest.approx(0.0625)
     assert parabola_gain(1.0, 1.0, 1.0) == 0

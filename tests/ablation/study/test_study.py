@@ -1,4 +1,4 @@
-"""Whole studies of tiny models, in this process."""
+"""Whole studies with tiny models, in this process."""
 
 import dataclasses
 import subprocess
@@ -19,13 +19,13 @@ from gpt2_jax.track.progress import StudyProgress
 from gpt2_jax.train.loop import train
 from gpt2_jax.train.open_run import open_run
 from gpt2_jax.train.signals import StopSignal
-from tests.ablation.study.small import LR, STUDY, P, base, conduct, results, starts
+from tests.ablation.study.small import LR, STUDY, P, base, results, run_study, starts
 
 
 @pytest.fixture(scope="module")
 def whole(text_file, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("study")
-    worker, code = conduct(workdir, base(text_file))
+    worker, code = run_study(workdir, base(text_file))
     assert code == EXIT_FINISHED
     return workdir, worker
 
@@ -52,7 +52,7 @@ def test_every_trial_is_an_ordinary_run(whole):
     assert opened.step == 24 and opened.config.seed == trial["values"]["seed"]
 
 
-def test_fresh_seeds_are_at_the_best_learning_rate_and_shared(whole):
+def test_fresh_seeds_are_shared_and_use_the_best_learning_rate(whole):
     found = results(whole[0])
     for i, variant in enumerate(found["variants"]):
         mine, lr = [t for t in found["trials"] if t["variant"] == i], variant["learning_rate"]
@@ -64,10 +64,10 @@ def test_fresh_seeds_are_at_the_best_learning_rate_and_shared(whole):
     assert len(set(searched.values())) == len(searched)
 
 
-def test_a_trial_is_what_the_same_config_trains_alone(whole, tmp_path):
-    """Losses to 1e-5: the compiler orders operations differently if a number is an argument."""
+def test_trial_matches_the_same_config_trained_alone(whole, tmp_path):
+    """To 1e-5: the compiler orders operations differently if a number is an argument."""
     workdir, _ = whole
-    name = results(workdir)["trials"][0]["name"]  # its rate is low: rounding stays what it is
+    name = results(workdir)["trials"][0]["name"]  # its low learning rate does not amplify rounding
     config = configs.from_json(workdir / "trials" / name / "config.json")
     assert train(config, str(tmp_path / "alone")) == EXIT_FINISHED
     alone = read_rows(tmp_path / "alone" / "metrics.jsonl")
@@ -81,8 +81,8 @@ def test_a_trial_is_what_the_same_config_trains_alone(whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_trial_can_be_extended_by_itself(whole, tmp_path):
-    """Its checkpoints are those of any run."""
+def test_trial_can_be_extended_as_a_run(whole, tmp_path):
+    """A trial has ordinary checkpoints."""
     name = results(whole[0])["trials"][0]["name"]
     copy = tmp_path / "copy"
     subprocess.run(["cp", "-r", str(whole[0] / "trials" / name), str(copy)], check=True)
@@ -93,21 +93,21 @@ def test_a_trial_can_be_extended_by_itself(whole, tmp_path):
     assert starts(copy)[-1]["from_step"] == 24
 
 
-def test_started_again_it_trains_nothing(whole, monkeypatch):
+def test_finished_study_trains_nothing(whole, monkeypatch):
     workdir, worker = whole
     monkeypatch.setattr(Worker, "_train", lambda *_: pytest.fail("trained again"))
     before = (workdir / "results.json").stat().st_mtime_ns
-    assert conduct(workdir, worker.base)[1] == EXIT_FINISHED
+    assert run_study(workdir, worker.base)[1] == EXIT_FINISHED
     assert (workdir / "results.json").stat().st_mtime_ns == before
 
 
-def test_a_changed_file_adds_and_drops_trials_and_touches_no_other(whole, tmp_path, monkeypatch):
+def test_changed_study_file_only_adds_and_drops_trials(whole, tmp_path, monkeypatch):
     workdir = tmp_path / "copy"
     subprocess.run(["cp", "-r", str(whole[0]), str(workdir)], check=True)
     times = lambda: {p: p.stat().st_mtime_ns for p in workdir.glob("trials/*/metrics.jsonl")}
     before = times()
     changed = dataclasses.replace(STUDY, variants=grid({P: ("pre_ln", "rezero")}), seeds=(1, 2, 4))
-    conduct(workdir, whole[1].base, changed)
+    run_study(workdir, whole[1].base, changed)
     after = times()
     assert {p: after[p] for p in before} == before
     new = [p.parent.name for p in after if p not in before]
@@ -117,24 +117,24 @@ def test_a_changed_file_adds_and_drops_trials_and_touches_no_other(whole, tmp_pa
     assert not any("post_ln" in c["name"] or c["values"]["seed"] == 3 for c in found["trials"])
 
 
-def test_another_base_is_refused(whole, text_file):
+def test_different_base_is_refused(whole, text_file):
     with pytest.raises(UserError, match=r"begun with another config: optimizer.b2 \(was 0.95"):
-        conduct(whole[0], base(text_file, optimizer__b2=0.9))
+        run_study(whole[0], base(text_file, optimizer__b2=0.9))
     with pytest.raises(UserError, match=r"train.steps \(was 24, now 48\)"):
-        conduct(whole[0], base(text_file, train__steps=48))
+        run_study(whole[0], base(text_file, train__steps=48))
 
 
-def test_a_directory_of_something_else_is_refused(tmp_path, text_file):
+def test_directory_with_other_content_is_refused(tmp_path, text_file):
     (tmp_path / "thesis.tex").write_text("do not touch")
     with pytest.raises(UserError, match="is not empty and holds no study"):
         Worker(base(text_file), STUDY, tmp_path).check()
 
 
-def test_a_diverging_trial_is_a_result(text_file, tmp_path):
+def test_diverging_trial_is_a_result(text_file, tmp_path):
     rates = {LR: (1e-2, 1e30)}
     study = Study(grid(rates), {LR: 1e-2}, seeds=(1, 2), trials_per_batch=4)
     config = base(text_file, optimizer__max_skipped=3, train__log_every=1)
-    _, code = conduct(tmp_path, config, study)
+    _, code = run_study(tmp_path, config, study)
     assert code == EXIT_FINISHED
     found = results(tmp_path)
     assert [c["status"] for c in found["trials"]] == ["finished"] * 2 + ["diverged"] * 2
@@ -142,7 +142,7 @@ def test_a_diverging_trial_is_a_result(text_file, tmp_path):
     assert wild["step"] < 24 and wild["loss"] is None and "3 steps in a row" in wild["reason"]
     assert str(tmp_path) not in wild["reason"]
     alone = dataclasses.replace(study, variants=grid({LR: (1e-2,)}))
-    conduct(tmp_path / "calm", config, alone)
+    run_study(tmp_path / "calm", config, alone)
     assert [c["loss"] for c in results(tmp_path / "calm")["trials"]] == [
         c["loss"] for c in found["trials"][:2]
     ]
@@ -150,7 +150,7 @@ def test_a_diverging_trial_is_a_result(text_file, tmp_path):
     assert "2 of 2 seeds broke at its learning rate" in text
 
 
-def test_a_failing_trial_is_tried_twice_and_the_rest_continues(text_file, tmp_path, monkeypatch):
+def test_failing_trial_is_tried_twice_and_the_others_continue(text_file, tmp_path, monkeypatch):
     real, tries = workers.open_trial, []
 
     def broken(name, *rest):
@@ -161,7 +161,7 @@ def test_a_failing_trial_is_tried_twice_and_the_rest_continues(text_file, tmp_pa
 
     study = Study(grid({P: ("pre_ln",)}), {P: "pre_ln"}, seeds=(1, 2, 3), trials_per_batch=3)
     monkeypatch.setattr(workers, "open_trial", broken)
-    worker, code = conduct(tmp_path, base(text_file), study)
+    worker, code = run_study(tmp_path, base(text_file), study)
     assert code == EXIT_FINISHED and len(tries) == 2
     status = {c["values"]["seed"]: c["status"] for c in results(tmp_path)["trials"]}
     assert status == {1: "finished", 2: "failed", 3: "finished"}
@@ -169,13 +169,13 @@ def test_a_failing_trial_is_tried_twice_and_the_rest_continues(text_file, tmp_pa
     assert any("1 trial failed (RuntimeError: a cosmic ray)" in line for line in found.warnings)
     assert found.n_failed == 1
     log = (tmp_path / "logs/placement=pre_ln,seed=2.txt").read_text()
-    assert log.count("Traceback") == 2  # one a try
+    assert log.count("Traceback") == 2  # one per attempt
     again = Worker(base(text_file), study, tmp_path)
     plan = overview(again, again.check())
     assert "expected   nothing" in plan and "failed     1 of them; --retry_failed" in plan
     monkeypatch.undo()
     assert worker.store.forget_failures(known_trials(worker.plan, worker.store)[0]) == 1
-    conduct(tmp_path, base(text_file), study)
+    run_study(tmp_path, base(text_file), study)
     assert [c["status"] for c in results(tmp_path)["trials"]] == ["finished"] * 3
 
 
@@ -183,7 +183,7 @@ def test_a_failing_trial_is_tried_twice_and_the_rest_continues(text_file, tmp_pa
     "changes",
     [{"train__patience": 2}, {"train__init_from": "runs/x"}, {"placement__preset": "admin"}],
 )
-def test_what_cannot_be_vectorized_is_trained_alone(whole, text_file, changes):
+def test_trials_that_cannot_be_vectorized_train_alone(whole, text_file, changes):
     _, worker = whole
     made = lambda **more: configs.resolve(base(text_file, **more), 257)
     assert worker.width(made()) == 2
@@ -191,7 +191,7 @@ def test_what_cannot_be_vectorized_is_trained_alone(whole, text_file, changes):
 
 
 def test_programs_are_no_wider_than_the_trials_they_can_train(text_file, tmp_path):
-    """Learning rates and seeds are arguments of a program; another placement is another program."""
+    """Learning rates and seeds are arguments of a program; each placement has its own program."""
     apart = {P: ("pre_ln", "post_ln")}
     for axes, search, expected in (
         (apart, None, 3),
@@ -207,20 +207,20 @@ def test_programs_are_no_wider_than_the_trials_they_can_train(text_file, tmp_pat
 @pytest.mark.slow
 def test_trials_with_data_dependent_initial_values_train_alone(text_file, tmp_path):
     study = Study(grid({P: ("pre_ln", "admin")}), {P: "pre_ln"}, seeds=(1, 2), trials_per_batch=2)
-    conduct(tmp_path, base(text_file), study)
+    run_study(tmp_path, base(text_file), study)
     found = results(tmp_path)
     assert [c["status"] for c in found["trials"]] == ["finished"] * 4
     assert "validation loss" in (tmp_path / "logs/placement=admin,seed=1.txt").read_text()
 
 
-def test_a_signal_saves_and_the_next_start_continues(text_file, tmp_path, whole, monkeypatch):
-    """Its trials equal those of an uninterrupted study, to the bit."""
+def test_study_resumes_after_a_signal(text_file, tmp_path, whole, monkeypatch):
+    """Its trials are bitwise equal to those of an uninterrupted study."""
     one, config = dataclasses.replace(STUDY, variants=STUDY.variants[:1]), base(text_file)
     workdir = tmp_path / "w"
     write(workdir, Definition("a.py", config, config, one))
     monkeypatch.setattr(
         "gpt2_jax.ablation.study.trial_batch.STEPS_PER_DISPATCH", 5
-    )  # pauses of other kinds, too
+    )  # more kinds of pauses
     n = 0
     while True:
         n += 1

@@ -1,4 +1,4 @@
-"""Which variant each one is compared with, their names, and what a study file may contain."""
+"""Baselines and names of variants, and the validation of study files."""
 
 import itertools
 import math
@@ -42,12 +42,12 @@ def compared(variants, baseline):
             PRE,
             [{L: 4} | PRE] * 2 + [{L: 8} | PRE] * 2,
         ),
-        # A depth that only some set is a difference like any other.
+        # A depth that only some variants set is not matched.
         ([PRE, POST, {L: 8} | PRE], PRE, [PRE] * 3),
         (grid({L: (4, 8), P: ("pre_ln",)}), {L: 4}, [{L: 4} | PRE] * 2),
     ],
 )
-def test_a_variant_is_compared_with_the_one_that_equals_the_baseline(variants, baseline, expected):
+def test_variant_is_compared_with_the_one_that_equals_the_baseline(variants, baseline, expected):
     assert compared(variants, baseline) == expected
 
 
@@ -65,7 +65,7 @@ def test_a_variant_is_compared_with_the_one_that_equals_the_baseline(variants, b
         ([PRE, {P: "pre_ln", N: None}], PRE, "placement=pre_ln twice"),
     ],
 )
-def test_a_missing_baseline_or_one_compared_with_itself_is_refused(variants, baseline, named):
+def test_missing_baseline_or_self_comparison_is_refused(variants, baseline, named):
     with pytest.raises(UserError, match=named):
         compared(variants, baseline)
 
@@ -91,7 +91,7 @@ def test_a_missing_baseline_or_one_compared_with_itself_is_refused(variants, bas
         ),
     ],
 )  # fmt: skip
-def test_a_label_has_every_field_that_differs_from_the_baseline(variants, expected):
+def test_label_has_every_field_that_differs_from_the_baseline(variants, expected):
     study = Study(variants, PRE)
     study.check()
     assert labels(study) == expected
@@ -99,16 +99,16 @@ def test_a_label_has_every_field_that_differs_from_the_baseline(variants, expect
     base = next(line for line in comparisons(study) if "(baseline)" in line)
     assert set(shown) <= set(expected) and base.startswith(expected[0])
     again = Study(study.variants, study.baseline, names=study.names)
-    assert again == study  # as study.json returns it
+    assert again == study  # as when read from study.json
 
 
-def test_a_name_that_describes_another_variant_is_refused():
+def test_name_that_describes_another_variant_is_refused():
     study = Study([PRE, POST, {P: "lns", "name": "post_ln"}], PRE)
     with pytest.raises(UserError, match="two variants of the study are called 'post_ln'"):
         labels(study)
 
 
-def test_a_name_changes_no_trial():
+def test_names_do_not_change_trials():
     named = Study([PRE, SANDWICH | {"name": "sandwich"}], PRE)
     plain = Study([PRE, SANDWICH], PRE)
     assert Plan(named).trials({}) == Plan(plain).trials({})
@@ -191,8 +191,8 @@ def test_invalid_axes_and_searches_are_refused_by_name(make, named):
         make()
 
 
-def test_a_trials_name_fits_a_folder():
-    """Whatever its values, a name and its suffixes have at most 255 bytes."""
+def test_trial_name_fits_a_folder_name():
+    """For any values, a name and its suffixes have at most 255 bytes."""
     for text in ("x" * 1000, "字" * 200, "../..", "a/b", "pre | qk", "[1]", ""):
         name = trial_name({"data.source": text, "seed": 3})
         assert len(f".{name}.json.01234567.tmp".encode()) < 255

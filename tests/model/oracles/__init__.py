@@ -1,4 +1,4 @@
-"""Every preset as a whole model in numpy float64, written from its equation and nothing else."""
+"""Every preset as a whole model in numpy float64, written only from its equation."""
 
 from tests.model.oracles import beyond, norms, scales
 from tests.model.oracles.base import ORACLES, Model

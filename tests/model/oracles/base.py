@@ -1,7 +1,7 @@
-"""Every placement once more: plain numpy, float64, from the equation alone.
+"""Independent implementations of every placement in plain numpy and float64, from its equation.
 
-Each function below is a whole model. It is given weights by name and numbers, and knows nothing
-of the model's code: no scan, no stacking, no shared helper for where a norm stands.
+Each function is a whole model. It receives weights by name and numbers, and shares no code with the
+model: no scan, no stacking, no helper for where norms are.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ def oracle(f):
 
 
 def namespace(tree):
-    """Returns nested dicts of arrays as attributes, float64."""
+    """Converts nested dicts of arrays to attributes, float64."""
     if isinstance(tree, dict):
         return SimpleNamespace(**{name: namespace(value) for name, value in tree.items()})
     return np.asarray(tree, np.float64)
 
 
 class Model:
-    """Weights and sizes of a tiny model, and what every variant does alike.
+    """Weights and sizes of a tiny model, and the parts that all variants share.
 
     Args:
-      outside: parameters that are in no block. blocks: those of each block, in order.
-      t: updates done.
+      outside: parameters outside the blocks.
+      blocks: parameters of each block, in order.
+      t: number of steps done.
     """
 
     def __init__(self, outside, blocks, tokens, vocab_size, t):
@@ -57,8 +58,8 @@ class Model:
 
 
 def ln(x, n, eps=1e-5):
-    centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * n.gain + n.bias
+    centered = x - x.mean(-1, keepdims=True)
+    return centered / np.sqrt((centered**2).mean(-1, keepdims=True) + eps) * n.gain + n.bias
 
 
 def rms(x, n=None, eps=1e-5):
@@ -100,7 +101,7 @@ def weights(q, k, scale=None):
 
 
 def attention(x, p, shape=lambda q, k, v: (q, k, v), scale=None, between=lambda o: o):
-    """W_O of the heads; `shape` changes q, k, v, and `between` the heads' outputs."""
+    """W_O applied to the heads; `shape` transforms q, k, v, and `between` the heads' outputs."""
     qkv = affine(x, p.qkv)
     q, k, v = shape(*(qkv[:, :, i] for i in range(3)))
     o = between(np.einsum("bhts,bshk->bthk", weights(q, k, scale), v))

@@ -1,4 +1,4 @@
-"""What reaches over several layers, other skips, several streams."""
+"""Connections across layers, other skips, and several streams."""
 
 import itertools
 import math
@@ -53,7 +53,7 @@ def value_residual(m):
 
     def mixed(q, k, v):
         first.append(v)
-        return q, k, (first[0] + v) / 2  # in block 1 that is its own
+        return q, k, (first[0] + v) / 2  # in block 1, both are its own
 
     for b in m.blocks:
         x = x + attention(ln(x, b.attn.pre), b.attn.sublayer, mixed)
@@ -152,7 +152,7 @@ def siamesenorm(m):
 
 
 def hyper(m, maps, read=lambda m, h: ln(sum(h), m.ln_f)):
-    """n streams as a list; `maps` gives a, r and b of each token."""
+    """n streams as a list; `maps` returns a, r and b of each token."""
     n = m.blocks[0].connection.attn.read.shape[0]
     h = [m.tokens + m.positions] * n
     for b in m.blocks:
@@ -176,7 +176,7 @@ def hyper_connections_static(m):
 
 
 def dynamic(p, h):
-    """The parts of the maps that depend on the token: (..., from, to) and (..., to)."""
+    """The token-dependent parts of the maps: (..., from, to) and (..., to)."""
     normed = [ln(x, p.norm) for x in h]
     mix = np.stack([p.mix_scale * np.tanh(x @ p.to_mix) for x in normed], -2)
     write = np.concatenate([p.write_scale * np.tanh(x @ p.to_write) for x in normed], -1)
@@ -244,7 +244,7 @@ def mhc_lite(m):
     return hyper(m, maps, lambda m, h: sum(ln(x, m.ln_f) for x in h))
 
 
-# -- over all depth
+# -- over the whole depth
 
 
 @oracle
@@ -351,7 +351,7 @@ def admin(m):
 
 
 def admin_profile(m):
-    """The factors that Admin measures, one a sublayer, whatever those of the model are."""
+    """The factors that Admin measures, one per sublayer, regardless of the model's factors."""
     x, w, found = m.tokens * math.sqrt(m.D) + m.positions, 1.0, []
     for b in m.blocks:
         for branch, n in ((A, b.connection.attn.post), (F, b.connection.mlp.post)):

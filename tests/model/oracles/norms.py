@@ -1,4 +1,4 @@
-"""Where norms stand, what they are, and blocks that are shared."""
+"""Sites and kinds of norms, and shared blocks."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from tests.model.oracles.base import A, F, attention, ln, mlp, oracle, rms, unit
 
-# -- where norms stand
+# -- norm sites
 
 
 @oracle

@@ -1,4 +1,4 @@
-"""Factors and gates on skip and branch."""
+"""Scales and gates on the skip and the branch."""
 
 import math
 
@@ -106,7 +106,7 @@ def completep(m):
     return m.head(ln(x, m.ln_f)) / (m.D / 256)
 
 
-# The same function as another one; what differs is where they start.
+# The same functions as others, with different initial values.
 ORACLES["ds_init"] = norms.post_ln
 ORACLES["scaled_init"] = norms.pre_ln
 
