@@ -76,7 +76,7 @@ def least_parameters(config: Config) -> int:
     inner = model.n_inner or 4 * d * 2 // matrices
     in_attention = 4 - 2 * placement.identity_values - (placement.value_residual == "first")
     of_block = in_attention * d * d + matrices * d * inner
-    if SUPPORTS[placement.connection].low_rank:
+    if SUPPORTS[placement.connection].rank:
         of_block += 2 * 2 * d * placement.rank
     rows = padded_vocabulary(config) * (1 if model.tie_head else 2)
     rows += model.n_positions if placement.positions == "learned" else 0
