@@ -479,7 +479,7 @@ def built_names(built):
 
 def test_what_depends_on_updates_does_not_begin_again_from_other_weights():
     fields = {"placement__preset": "prores", "train__init_from": "runs/a"}
-    with pytest.raises(UserError, match=r"^placement\.branch_scale changes with the step t, which"):
+    with pytest.raises(UserError, match=r"^placement\.branch_scale depends on the step t, which"):
         tiny(**fields)
     assert tiny(**fields, placement__branch_scale="1").placement.branch_scale == "1"
 
