@@ -119,7 +119,7 @@ class PlacementConfig(_Axes, _Preset):
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Text and tokens."""
+    """Training text, validation text and tokenizer."""
 
     source: str = setting(
         "stdlib",
@@ -226,7 +226,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Devices."""
+    """The device mesh."""
 
     data: int | None = count(
         None, "devices to split the batch over; unset: as many as divide it", maximum=2**16
@@ -253,7 +253,7 @@ class WandbConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackConfig:
-    """What is recorded besides metrics.jsonl."""
+    """Diagnostics and wandb."""
 
     diagnostics_every: int | None = count(
         None,

@@ -26,11 +26,11 @@ MAY_CHANGE = (
 
 def _table(cls: type, prefix: str = "") -> dict[str, Field]:
     """Returns the fields of a section and its subsections by dotted name."""
-    own = fields_of(cls)
+    fields = fields_of(cls)
     out: dict[str, Field] = {}
     for f in dataclasses.fields(cls):
-        if f.name in own:
-            out[prefix + f.name] = own[f.name]
+        if f.name in fields:
+            out[prefix + f.name] = fields[f.name]
         else:
             out |= _table(type(f.default), f"{prefix}{f.name}.")
     return out
@@ -61,16 +61,16 @@ def replace(config: Config, changes: Mapping[str, Any]) -> Config:
 
 
 def _replace(section: Any, changes: Mapping[str, Any]) -> Any:
-    here: dict[str, Any] = {}
-    inside: dict[str, dict[str, Any]] = {}
+    values: dict[str, Any] = {}
+    nested: dict[str, dict[str, Any]] = {}
     for name, value in changes.items():
         first, _, rest = name.partition(".")
         if rest:
-            inside.setdefault(first, {})[rest] = value
+            nested.setdefault(first, {})[rest] = value
         else:
-            here[first] = value
-    here |= {name: _replace(getattr(section, name), own) for name, own in inside.items()}
-    return dataclasses.replace(section, **here)
+            values[first] = value
+    values |= {name: _replace(getattr(section, name), inner) for name, inner in nested.items()}
+    return dataclasses.replace(section, **values)
 
 
 def words(value: tuple[str, ...]) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from gpt2_jax.placements.resolve import specify
 from gpt2_jax.placements.spec import ModelSpec
 
 
-@dataclass(frozen=True, eq=False)  # compared by identity, so that it can be a static argument
+@dataclass(frozen=True, eq=False)  # compared by identity, so it can be a static argument of jit
 class ModelDef:
     """The definition of a model.
 

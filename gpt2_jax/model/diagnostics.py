@@ -67,8 +67,8 @@ def streams(
     reduce = model.blocks.adapter.reduce
     context = model.context(jnp.arange(tokens_BT.shape[1]), None, step)
     context = context._replace(observe=lambda before, after, auxes: reduce(after))
-    carry, kept = model.run(tokens_BT, context)
-    return kept, model.head_input(carry)
+    carry, stream_LBTD = model.run(tokens_BT, context)
+    return stream_LBTD, model.head_input(carry)
 
 
 class Activations(NamedTuple):

@@ -81,7 +81,7 @@ class RMSNorm(FixedRMSNorm):
 
 
 class PlusOneRMSNorm(FixedRMSNorm):
-    """RMSNorm whose gain is 1 + the parameter (Gemma)."""
+    """RMSNorm with gain 1 + w, w the parameter (Gemma)."""
 
     def __init__(self, width: int, spec: NormSpec):
         super().__init__(width, spec)

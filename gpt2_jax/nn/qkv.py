@@ -19,7 +19,7 @@ MAX_LOGIT_SCALE = 100.0
 
 
 class QKVTransform(nnx.Module):
-    """Transforms q, k and v: norms, learned lengths, rotation, then mixing of values.
+    """Transforms q, k and v: norms, scaling, rotation, and mixing of values with block 1's.
 
     Args:
       norms: of q, k and v, or None. over_heads: whether the norms of q and k act on all heads at

@@ -51,10 +51,10 @@ def text_faults(model: Model, placement: Placement, last_step: int) -> Iterator[
         yield f"connection={placement.connection!r} is unknown; choose one of {', '.join(SUPPORTS)}"
     try:
         overrides = parse_overrides(placement.layer_overrides)
-        for one, l in product(overrides, range(1, model.n_layer + 1)):
-            if not np.isfinite(one.where({"l": float(l), "L": float(model.n_layer)})):
+        for override, l in product(overrides, range(1, model.n_layer + 1)):
+            if not np.isfinite(override.where({"l": float(l), "L": float(model.n_layer)})):
                 raise ValueError(
-                    f"{one.where.text!r} has no finite value in block {l} of {model.n_layer}"
+                    f"{override.where.text!r} has no finite value in block {l} of {model.n_layer}"
                 )
     except ValueError as error:
         yield f"layer_overrides: {error}"
@@ -99,7 +99,7 @@ def _expression_fault(model: Model, name: str, text: str, last_step: int) -> str
             if spec.kind == "learned_block" and parts[0] != parts[1]:
                 return "learned_block is one factor for both sublayers; leave out the bar"
             if wrong := sorted(spec.first.names - {*allowed, "std"}):
-                return f"{', '.join(wrong)} cannot be used here; the names are {', '.join(allowed)}"
+                return f"{', '.join(wrong)} cannot be used here; choose from {', '.join(allowed)}"
             _check_values(model, name, spec.first, index, last_step)
     except ValueError as error:
         return str(error)

@@ -48,11 +48,11 @@ def resolve(preset: str, overrides: Mapping[str, Any]) -> Placement:
     """
     base, given = PRESETS[preset], dict(overrides)
     if "layer_overrides" not in given and base.layer_overrides:
-        kept = [
+        remaining = [
             Override(e.where, {k: v for k, v in e.changes.items() if k not in given})
             for e in parse_overrides(base.layer_overrides)
         ]
-        given["layer_overrides"] = "; ".join(str(e) for e in kept if e.changes)
+        given["layer_overrides"] = "; ".join(str(e) for e in remaining if e.changes)
     return dataclasses.replace(base, **given)
 
 
