@@ -19,11 +19,7 @@ Caches = tuple[KVCache, ...]  # one per layer
 
 
 class UnstackedParams(NamedTuple):
-    """Parameters with those of the blocks as one tree per layer instead of stacked.
-
-    Attributes:
-      outside: parameters outside the blocks. step: the training step of the parameters.
-    """
+    """Parameters with a tree per layer instead of stacks, and their training step."""
 
     outside: Params
     layers: tuple[Params, ...]

@@ -84,8 +84,7 @@ def make_attention(build: BlockBuilder, spec: SublayerSpec) -> Attention:
     d, n_head, head_dim = cfg.n_embd, cfg.n_head, cfg.n_embd // cfg.n_head
     transform = _qkv_transform(build, spec)
     factors = [attention.query_init, attention.key_init]
-    if transform.projects_values:
-        factors.append(spec.input_init)
+    factors += [spec.input_init] * transform.projects_values
     stds = [jnp.float32(build.std(factor, d, d, spec)) for factor in factors]
     scales_scores = transform.cosine is not None or transform.unit_qk is not None
     scale = head_dim ** score_exponent(build.spec.parametrization)

@@ -89,7 +89,7 @@ def _expression_fault(model: Model, name: str, text: str, last_step: int) -> str
     try:
         parts = sides(text)
         if "|" in text and not per_sublayer:
-            return "this axis has one value; leave out the bar"
+            return "this axis has one value; remove the bar"
         for index, part in enumerate(parts):
             if not learnable:
                 parse_expression(part)  # fails for a learned scale

@@ -122,7 +122,6 @@ def _score_faults(model: Model, block: Placement) -> Iterator[str]:
 
 
 def _supports_faults(model: Model, placement: Placement, given: Overrides) -> Iterator[str]:
-    """Reports what the connection does not support."""
     name = placement.connection
     supports = SUPPORTS[name]
     for block in _blocks(placement, model.n_layer):
@@ -170,7 +169,6 @@ def _data_init_faults(model: Model, placement: Placement, given: Overrides) -> I
 
 
 def _size_faults(model: Model, placement: Placement, given: Overrides) -> Iterator[str]:
-    """Reports sizes that the connection does not use or support."""
     name = placement.connection
     supports = SUPPORTS[name]
     if "n_streams" in given and not supports.n_streams:
@@ -204,14 +202,12 @@ def _block_faults(name: str, supports: Supports, block: Placement) -> Iterator[s
             yield f"{norms} needs {missing[0]!r} in both sublayers"
     if supports.whole_block:
         if (both[0] ^ both[1]) - {*IN_BRANCH_SITES}:
-            yield f"{norms} has one residual add per block; leave out the bar"
+            yield f"{norms} has one residual add per block; remove the bar"
         if "|" in block.skip_scale:
-            scale = f"skip_scale={block.skip_scale!r}: connection={name}"
-            yield f"{scale} has one skip per block; leave out the bar"
+            yield f"skip_scale={block.skip_scale!r}: connection={name} has one skip; remove the bar"
 
 
 def _norm_faults(model: Model, placement: Placement, given: Overrides) -> Iterator[str]:
-    """Reports norm fields without effect."""
     kind, uses = placement.norm_type, NORM_TYPES[placement.norm_type]
     blocks = _blocks(placement, model.n_layer)
     present = [sites(block, i) - {"cosine", "unit_qk"} for block in blocks for i in (0, 1)]
@@ -237,7 +233,6 @@ def _norm_faults(model: Model, placement: Placement, given: Overrides) -> Iterat
 
 
 def _position_faults(model: Model, placement: Placement, given: Overrides) -> Iterator[str]:
-    """Reports positions and embedding factors that do not work together."""
     kind, where = placement.positions, placement.positions_at
     if where != "embedding" and kind not in ("learned", "sinusoidal"):
         yield f"positions_at={where} has no effect: positions={kind} has no vectors to add"
