@@ -83,16 +83,16 @@ BEYOND: dict[str, Placement] = {
         equation="u = sum_i a_i h_i; h_j' = sum_i r_ij h_i + b_j F(N(u)), n streams; "
         "a, r, b have a static and a token-dependent part; the head reads N(sum_i h_i)",
         citation="Zhu et al. 2024, 2409.19606, eqs. 10 to 14; lucidrains/hyper-connections",
-        note="omits the factor sqrt(n) on initial output matrices, as the paper does not say whether "
-        "to multiply or divide by it",
+        note="omits the factor sqrt(n) on initial output matrices, as the paper does not say "
+        "whether to multiply or divide by it",
         connection="hyper",
     ),
     "hyper_connections_static": Placement(
         equation="u = sum_i a_i h_i; h_j' = sum_i r_ij h_i + b_j F(N(u)), n streams; "
         "the head reads N(sum_i h_i)",
         citation="Zhu et al. 2024, 2409.19606, eq. 2",
-        note="omits the factor sqrt(n) on initial output matrices, as the paper does not say whether "
-        "to multiply or divide by it",
+        note="omits the factor sqrt(n) on initial output matrices, as the paper does not say "
+        "whether to multiply or divide by it",
         connection="hyper_static",
     ),
     "frac_connections": Placement(
