@@ -241,7 +241,7 @@ class Slerp(Combine):
 
 
 class RecentStreams(StreamAdapter):
-    """The stream and its two previous values, initially zeros."""
+    """The stream and its two previous values, the latter initially zeros."""
 
     def expand(self, x_BTD: jax.Array) -> jax.Array:
         return jnp.zeros((N_RECENT, *x_BTD.shape), x_BTD.dtype).at[0].set(x_BTD)
