@@ -21,7 +21,7 @@ def page() -> str:
     for name, field in FIELDS.items():
         if (prefix := name.rpartition(".")[0]) != section:
             section = prefix
-            rows += ["", f"## {section or 'top level'}", "", "| field | default | range | meaning |"]
+            rows += ["", f"## {section or 'general'}", "", "| field | default | range | meaning |"]
             rows += ["|---|---|---|---|"]
         default = "unset" if field.optional else f"`{field.default!r}`"
         meaning = field.meaning.replace("|", "\\|")
