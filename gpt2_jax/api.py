@@ -7,7 +7,7 @@
     stream_LTD = model.activations("ROMEO:").stream_LTD
     print(model.generate("ROMEO:", 100))
 
-`load_huggingface("gpt2")` opens a checkpoint of Hugging Face in the same way.
+`load_huggingface("gpt2")` does the same for a Hugging Face checkpoint.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ Prompt = str | Sequence[int]  # text, or token ids
 
 @dataclass(frozen=True)
 class Activations:
-    """What a model computes for one prompt, float32.
+    """Activations of a model for one prompt, float32.
 
     Attributes:
-      ids: of the prompt's T tokens.
+      ids: the prompt's T token ids.
       embedding_TD: the residual stream before the first block.
-      stream_LTD: the residual stream after each of L blocks, or what several streams add up to.
-      sublayer_LTD: the output of each sublayer, by its name (`attn`, `mlp`), with its norms and
-        scales: what the block's connection receives.
-      head_input_TD: what the head reads, after the final norm.
+      stream_LTD: the residual stream after each of L blocks; several streams are reduced to one.
+      sublayer_LTD: by name (`attn`, `mlp`), the output of each sublayer after its norms and scales,
+        which the connection combines with the stream.
+      head_input_TD: the head's input, after the final norm.
     """
 
     ids: list[int]
@@ -56,12 +56,12 @@ class Activations:
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A model with its weights and its tokenizer; made by `load_run` or `load_huggingface`.
+    """A model with its weights and tokenizer; returned by `load_run` and `load_huggingface`.
 
     Attributes:
-      model_def: the architecture, whose `bind(params)` is the Flax module. params: its weights.
-      tokenizer: text to ids and back. step: steps that the weights were trained for.
-      window: tokens that the model sees at most.
+      model_def: the architecture; `model_def.bind(params)` is the Flax module. params: the weights.
+      tokenizer: text to ids and back. step: the training step of the weights.
+      window: maximum number of tokens that the model sees at once.
       generator: continues batches of token ids.
     """
 
@@ -73,20 +73,20 @@ class LanguageModel:
     generator: Generator = field(repr=False)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Returns the token ids of a prompt; an empty text is the start of a document.
+        """Returns the token ids of a prompt; empty text stands for the start of a document.
 
         Raises:
-          UserError: if it is not text, or has an id that is not in the vocabulary.
+          UserError: if the text cannot be encoded, or an id is not in the vocabulary.
         """
         if isinstance(prompt, str):
             return encode_prompts(self.tokenizer, [prompt])[0]
         ids, n_ids = [int(i) for i in prompt], self.model_def.cfg.vocab_size
         if not ids or not all(0 <= i < n_ids for i in ids):
-            raise UserError(f"a prompt needs one id or more, each from 0 to {n_ids - 1}")
+            raise UserError(f"a prompt of ids needs at least one, each from 0 to {n_ids - 1}")
         return ids
 
     def logits(self, prompt: Prompt) -> np.ndarray:
-        """Returns the logits (T, V) of the token after each token of a prompt, float32.
+        """Returns float32 next-token logits (T, V) for each token of a prompt.
 
         Raises:
           UserError: if the prompt is longer than the window.
@@ -100,14 +100,14 @@ class LanguageModel:
           UserError: if the prompt is longer than the window.
         """
         ids = self._within_window(prompt)
-        found = diagnostics.activations(self.model_def, self.params, np.array([ids]), self.step)
-        whole = jax.tree.map(lambda x: np.asarray(x, np.float32), found)
+        result = diagnostics.activations(self.model_def, self.params, np.array([ids]), self.step)
+        result = jax.tree.map(lambda x: np.asarray(x, np.float32), result)
         return Activations(
             ids,
-            whole.embedding_BTD[0],
-            whole.stream_LBTD[:, 0],
-            {name: x_LBTD[:, 0] for name, x_LBTD in whole.sublayer_LBTD.items()},
-            whole.head_input_BTD[0],
+            result.embedding_BTD[0],
+            result.stream_LBTD[:, 0],
+            {name: x_LBTD[:, 0] for name, x_LBTD in result.sublayer_LBTD.items()},
+            result.head_input_BTD[0],
         )
 
     def generate(
@@ -122,14 +122,14 @@ class LanguageModel:
         stop: Sequence[str] = (),
         seed: int = 0,
     ) -> str:
-        """Returns the text that follows a prompt, of any length.
+        """Returns a sampled continuation of a prompt of any length.
 
         Args:
-          temperature: divides the logits; 0 takes the likeliest token.
-          top_k: draws among this many likeliest tokens; 0 for all.
-          top_p: draws among the fewest likeliest tokens that hold this much probability.
-          repetition_penalty: makes tokens that are in the text less likely if above 1.
-          stop: texts before which generation ends.
+          temperature: divides the logits; 0 for greedy decoding.
+          top_k: samples from the k most likely tokens; 0 for all.
+          top_p: samples from the smallest set of tokens with at least this total probability.
+          repetition_penalty: above 1, makes tokens that already occurred less likely.
+          stop: strings at which generation ends; not included in the result.
 
         Raises:
           UserError: naming an argument that is out of range.
@@ -144,18 +144,18 @@ class LanguageModel:
     def _within_window(self, prompt: Prompt) -> list[int]:
         ids = self.encode(prompt)
         if len(ids) > self.window:
-            raise UserError(f"the prompt has {len(ids)} tokens; the model sees {self.window}")
+            raise UserError(f"the prompt has {len(ids)} tokens; the limit is {self.window}")
         return ids
 
 
 def load_run(workdir: str | Path, step: int | str | None = None) -> LanguageModel:
-    """Returns the model of a run directory, on the first of jax's devices.
+    """Loads the model of a run directory onto the first jax device.
 
     Args:
       step: of the checkpoint; `best` for the lowest validation loss, None for the latest.
 
     Raises:
-      UserError: if there is no run, or no such checkpoint.
+      UserError: if there is no run or no such checkpoint.
     """
     run = open_run(str(workdir), step, devices=1)
     tokenizer, window = load_tokenizer(run.config.data.tokenizer), run.config.data.seq_len
@@ -167,17 +167,17 @@ def load_run(workdir: str | Path, step: int | str | None = None) -> LanguageMode
 def load_huggingface(
     model: str, *, tokenizer: str | None = None, allow_pickle: bool = False
 ) -> LanguageModel:
-    """Returns the model of a GPT-2 checkpoint of Hugging Face.
+    """Loads a GPT-2 checkpoint in Hugging Face format.
 
-    To train it further, import it as a run: `gpt2-jax import`.
+    To train it further, import it as a run with `gpt2-jax import`.
 
     Args:
-      model: a folder, or a name on the hub.
+      model: a folder, or a name on the Hugging Face hub.
       tokenizer: as `data.tokenizer`; None for the checkpoint's own.
-      allow_pickle: whether pytorch_model.bin may be read, as weights alone.
+      allow_pickle: whether pytorch_model.bin may be read, with weights only.
 
     Raises:
-      UserError: naming the field or tensor that does not fit.
+      UserError: naming a field or tensor that is not supported.
     """
     with TemporaryDirectory() as folder:
         workdir = Path(folder) / "run"

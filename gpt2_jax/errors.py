@@ -12,7 +12,7 @@ EXIT_FINISHED = 0
 EXIT_DIVERGED = 1
 EXIT_WRONG_INPUT = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL: progress is saved, and the same command continues
-# Errors of study files written for earlier versions, and what to do.
+# Errors raised by study files written for earlier versions, and the fix for each.
 RENAMED = {
     "No module named 'gpt2_jax.ablate'": "import Study from gpt2_jax.ablation.study",
     "argument 'at_once'": "it is now trials_per_batch",
@@ -62,9 +62,9 @@ def suggestion(word: str, known: Iterable[str], otherwise: str = "") -> str:
 
 
 def printable(text: str) -> str:
-    """Returns a text on one line, with characters escaped that are invisible or control a terminal.
+    """Escapes line breaks and characters that are invisible or control a terminal.
 
-    They are Unicode's control, format, surrogate, private-use and unassigned characters and the
+    These are Unicode's control, format, surrogate, private-use and unassigned characters, and the
     line and paragraph separators.
     """
     escape = lambda c: c.encode("unicode_escape", "surrogatepass").decode()
@@ -89,10 +89,10 @@ def without_credentials(text: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Returns an exception's type and text, without the traceback that its text may hold."""
+    """Returns an exception's type and text on one line, without any traceback in its text."""
     try:
         text = str(error)
-    except Exception:  # somebody's __str__
+    except Exception:  # a user's __str__
         text = ""
     head, _, trace = text.partition("Traceback")
     if trace:

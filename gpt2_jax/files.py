@@ -21,7 +21,7 @@ from gpt2_jax.errors import Damaged, DiskError, UserError
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # names of temporary files of `write_atomic`
 HASH = re.compile("[0-9a-f]{64}")
-ABANDONED_SECONDS = 600.0  # an older temporary file is no longer being written
+ABANDONED_SECONDS = 600.0  # age at which a temporary file is no longer being written
 GLOB_SAFE = re.compile(r"[\w./ ,:=+@%-]+", re.ASCII)
 # How tensorstore and safetensors report the operating system's error number.
 SYSTEM_ERROR = re.compile(r"os_error_code='(\d+)'|\(os error (\d+)\)|\bOs \{ code: (\d+)")

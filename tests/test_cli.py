@@ -80,7 +80,7 @@ TRAIN_ERRORS = [
     ),
     (
         [QUICK, "--config.model.placement=deepnorm", "--workdir=W/a"],
-        "--config.model.placement is not a known field; it is 'placement.preset' now",
+        "--config.model.placement is not a known field; it is now 'placement.preset'",
     ),
     (
         [QUICK, "--config.trian.steps=3", "--workdir=W/a"],

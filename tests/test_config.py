@@ -10,7 +10,7 @@ import pytest
 from gpt2_jax import config as configs
 from gpt2_jax.ablation.study.design import Study
 from gpt2_jax.config import capacity
-from gpt2_jax.config.check import check, check_sense, check_stored
+from gpt2_jax.config.check import check, check_stored, check_values
 from gpt2_jax.config.renamed import RENAMED
 from gpt2_jax.errors import UserError
 from gpt2_jax.model.definition import define_model
@@ -60,7 +60,7 @@ def test_every_shipped_config_is_valid_and_locked(file, arg):
     with pytest.raises(AttributeError):
         given.model.n_layers = 3
     config = configs.freeze(given)
-    check_sense(config)
+    check_values(config)
     config = configs.resolve(config, 50257 if config.data.tokenizer == "gpt2" else 257)
     if arg:
         assert define_model(config.model, config.placement).n_params() == GPT2_SIZES[arg]
@@ -70,7 +70,7 @@ def test_every_shipped_config_is_valid_and_locked(file, arg):
 def test_short_run_of_a_shipped_config_needs_one_override(file, arg):
     config = configs.freeze(load(file, arg))
     share = warmup_steps(config.optimizer, config.train.steps) / config.train.steps
-    check_sense(configs.replace(config, {"train.steps": 40}))
+    check_values(configs.replace(config, {"train.steps": 40}))
     assert warmup_steps(config.optimizer, 40) == round(40 * share) > 0
 
 
@@ -230,7 +230,7 @@ def test_default_model_is_gpt2():
         ({"train.steps": 0}, "train.steps=0 must be between 1 and 2147483647"),
         (
             {"optimizer.warmup_steps": 20},
-            "optimizer.warmup_steps=20 leaves nothing of train.steps=20; shorten the warm-up, or "
+            "optimizer.warmup_steps=20 must be below train.steps=20; shorten the warm-up, or "
             "leave it unset and set optimizer.warmup_fraction",
         ),
         (
@@ -247,8 +247,8 @@ def test_default_model_is_gpt2():
         ),
         (
             {"model.attention": "cudnn", "model.dtype": "bfloat16", "model.dropout": 0.1},
-            "model.attention=cudnn has no dropout on the attention weights; set model.dropout=0 "
-            "or model.attention=xla",
+            "model.attention=cudnn does not support dropout on attention weights; "
+            "set model.dropout=0 or model.attention=xla",
         ),
         (
             {"model.attention": "cudnn", "model.dtype": "bfloat16", "model.n_head": 1},

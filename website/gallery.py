@@ -42,9 +42,9 @@ def family(name: str) -> str:
         return "Residual scaling"
     spec, supports = spec_of(name), SUPPORTS[PRESETS[name].connection]
     mixes_values = any(stack.block.values == "source" for stack in spec.stacks)
-    if supports.by_depth or supports.groups or spec.cross_layer or mixes_values:
+    if supports.shapes_by_depth or supports.depth_groups or spec.cross_layer or mixes_values:
         return "Across layers"
-    return "Several streams" if supports.several or supports.streams else "Other skips"
+    return "Several streams" if supports.multi_stream or supports.n_streams else "Other skips"
 
 
 def families() -> dict[str, list[str]]:

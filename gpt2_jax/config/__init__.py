@@ -1,9 +1,8 @@
-"""What a run is: every field with its default, range and meaning.
+"""Configs: every field with its default, range and meaning. Nothing here imports jax.
 
-A config file starts from `default()`, a locked `ml_collections.ConfigDict`, changes fields and
-returns it from `get_config(arg)`; the command line changes more of them. `freeze` makes it a
-`Config`, frozen dataclasses by section, which everything else takes whole or in parts.
-`check.check` reports in one line what cannot work. Nothing here imports jax.
+A config file's `get_config(arg)` starts from `default()`, a locked `ml_collections.ConfigDict`,
+changes fields and returns it; the command line can change more. `freeze` converts it to a `Config`,
+nested frozen dataclasses that all other code uses. `check.check` refuses invalid configs.
 """
 
 from gpt2_jax.config.convert import default, freeze, from_dict, from_json, to_dict, to_json

@@ -1,8 +1,7 @@
-"""Whether a config fits this machine, estimated from its sizes alone, without jax or compilation.
+"""Checks that a config fits this machine, from its sizes alone, without jax or compilation.
 
-The estimate counts only what every program must hold, and allows twice the machine's memory, so
-that nothing that could run is refused. What passes may still be too large, which the compiler
-reports.
+The estimate is a lower bound, and the limit is twice the machine's memory, so nothing that could
+run is refused. A config that passes may still be too large; the compiler then reports it.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from gpt2_jax.errors import UserError
 from gpt2_jax.placements.axes import GATED
 from gpt2_jax.placements.registry import SUPPORTS
 
-MARGIN = 2  # for swap, and for plans made on a smaller machine than the one that trains
+MARGIN = 2  # for swap, and for planning on a smaller machine than the one that trains
 FLOAT = 4  # bytes of a float32
-COPIES = {"adamw": 3, "muon": 2}  # a parameter and its moments, all float32
+COPIES = {"adamw": 3, "muon": 2}  # a parameter and its optimizer state, all float32
 ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
 ACCELERATOR_BYTES = 10**12  # more memory than any accelerator has
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -29,7 +28,7 @@ def check_memory(config: Config, training: bool) -> None:
     """Refuses a config that needs more memory than this machine has.
 
     Args:
-      training: whether the optimizer's moments and a batch's activations are needed as well.
+      training: whether to count optimizer state and the activations of a batch.
 
     Raises:
       UserError: naming the sizes.
@@ -41,7 +40,7 @@ def check_memory(config: Config, training: bool) -> None:
         model = config.model
         raise UserError(
             f"model.n_layer={model.n_layer}, model.n_embd={model.n_embd} and "
-            f"model.vocab_size={model.vocab_size} make at least "
+            f"model.vocab_size={model.vocab_size} mean at least "
             f"{least_parameters(config):.2g} parameters, which need {_size(needed)}; this machine "
             f"has {_size(available)}: choose a smaller model"
         )
@@ -49,14 +48,14 @@ def check_memory(config: Config, training: bool) -> None:
         train = config.train
         raise UserError(
             f"train.batch_size={train.batch_size} sequences of data.seq_len="
-            f"{config.data.seq_len} in train.accumulation={train.accumulation} part(s) need at "
-            f"least {_size(batch)}; this machine has {_size(available)}: lower one of the first "
-            "two, or raise train.accumulation"
+            f"{config.data.seq_len} with train.accumulation={train.accumulation} need at least "
+            f"{_size(batch)}; this machine has {_size(available)}: lower one of the first two, or "
+            "raise train.accumulation"
         )
 
 
 def check_devices(config: Config) -> None:
-    """Refuses more devices than a machine without accelerators can simulate.
+    """Refuses more devices than jax can simulate on a machine without accelerators.
 
     Raises:
       UserError: naming mesh.data.
@@ -74,33 +73,33 @@ def least_parameters(config: Config) -> int:
     placement = config.placement.resolve()
     d, matrices = model.n_embd, 3 if placement.activation in GATED else 2
     inner = model.n_inner or 4 * d * 2 // matrices
-    in_attention = 4 - 2 * placement.identity_values - (placement.value_residual == "first")
-    of_block = in_attention * d * d + matrices * d * inner
-    if SUPPORTS[placement.connection].low_rank:
-        of_block += 2 * 2 * d * placement.rank
+    n_attention = 4 - 2 * placement.identity_values - (placement.value_residual == "first")
+    per_block = n_attention * d * d + matrices * d * inner
+    if SUPPORTS[placement.connection].rank:
+        per_block += 2 * 2 * d * placement.rank
     rows = padded_vocabulary(config) * (1 if model.tie_head else 2)
     rows += model.n_positions if placement.positions == "learned" else 0
-    return (placement.share_blocks or model.n_layer) * of_block + rows * d
+    return (placement.share_blocks or model.n_layer) * per_block + rows * d
 
 
 def batch_bytes(config: Config) -> int:
-    """Returns a lower bound on the bytes of a step's token ids, block inputs and logits."""
+    """Returns a lower bound on the bytes of token ids, block inputs and logits in a step."""
     train, model, seq_len = config.train, config.model, config.data.seq_len
     tokens = train.batch_size // train.accumulation * seq_len
     stream = 2 if model.dtype == "bfloat16" else FLOAT
-    kept = model.n_layer * model.n_embd * stream
+    block_inputs = model.n_layer * model.n_embd * stream
     logits = padded_vocabulary(config) * stream
-    return train.batch_size * seq_len * FLOAT + tokens * (kept + logits)
+    return train.batch_size * seq_len * FLOAT + tokens * (block_inputs + logits)
 
 
 def padded_vocabulary(config: Config) -> int:
-    """Returns the rows of the token embedding, one multiple if the size is not known yet."""
+    """Returns the rows of the token embedding; `vocab_multiple` if the size is not known yet."""
     multiple = config.model.vocab_multiple
     return -(-(config.model.vocab_size or 1) // multiple) * multiple
 
 
 def machine_bytes() -> int:
-    """Returns the memory of this machine and a generous guess at that of its accelerators."""
+    """Returns the memory of this machine plus an upper bound for its accelerators."""
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         limit = CGROUP_LIMIT.read_text(encoding="utf-8").strip()

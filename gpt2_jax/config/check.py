@@ -1,7 +1,7 @@
-"""Checks of a whole config, in one line and before anything expensive.
+"""Checks a whole config before anything expensive starts; errors are one line.
 
-A field's own type and bounds are declared with it (`sections`); here are the rules that combine
-fields, or depend on the memory of this machine.
+The type and bounds of a field are declared in `sections`; the rules here combine fields or depend
+on this machine.
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ from gpt2_jax.fields import INT_MAX
 from gpt2_jax.placements import modules
 from gpt2_jax.placements.validate import depends_on_steps, find_fault
 
-LISTED = 12  # divisors that an error lists at most
+MAX_LISTED = 12  # divisors in an error
 
 
 def check(config: Config) -> None:
-    """Refuses what cannot be trained on this machine.
+    """Refuses a config that cannot be trained on this machine.
 
     Raises:
       UserError: naming the field, its value and the fix.
     """
-    check_sense(config)
-    if fault := find_wandb_fault(config.track.wandb):  # also depends on WANDB_*
+    check_values(config)
+    if fault := find_wandb_fault(config.track.wandb):  # also depends on environment variables
         raise UserError(fault)
     check_devices(config)
     check_memory(config, training=True)
 
 
 def check_stored(config: Config, path: Path) -> None:
-    """Refuses a config read from a file that no run can have, or whose model does not fit here.
+    """Refuses a config read from a file if it is invalid, or its model does not fit this machine.
 
     Raises:
       UserError: naming the file, the field, its value and the fix.
     """
     try:
-        check_sense(config)
+        check_values(config)
         check_memory(config, training=False)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def check_sense(config: Config) -> None:
-    """Refuses what cannot be trained on any machine.
+def check_values(config: Config) -> None:
+    """Refuses a config that cannot be trained on any machine.
 
     Raises:
       UserError: naming the field, its value and the fix.
@@ -66,7 +66,7 @@ def _check_warmup(config: Config) -> None:
     warmup, steps = config.optimizer.warmup_steps, config.train.steps
     if warmup is not None and warmup >= steps:
         raise UserError(
-            f"optimizer.warmup_steps={warmup} leaves nothing of train.steps={steps}; shorten the "
+            f"optimizer.warmup_steps={warmup} must be below train.steps={steps}; shorten the "
             "warm-up, or leave it unset and set optimizer.warmup_fraction"
         )
 
@@ -79,7 +79,7 @@ def _check_model(config: Config) -> None:
             f"model.n_head={model.n_head} does not divide model.n_embd={model.n_embd}; "
             f"choose one of {_divisors(model.n_embd, model.n_head)}"
         )
-    # A study checks with the largest number of steps until it knows how many its budget allows.
+    # Until a study knows how many steps its budget allows, it uses INT_MAX.
     last_step = config.train.steps if config.train.steps < INT_MAX else 0
     if fault := find_fault(model, preset, overrides, last_step):
         raise UserError(f"placement.{fault}")
@@ -91,13 +91,13 @@ def _check_model(config: Config) -> None:
         )
     if placement.parametrization != "standard" and config.optimizer.name != "adamw":
         raise UserError(
-            f"optimizer.name={config.optimizer.name} has no rule for learning rates under "
-            "placement.parametrization; set optimizer.name=adamw"
+            f"optimizer.name={config.optimizer.name} does not support "
+            f"placement.parametrization={placement.parametrization}; set optimizer.name=adamw"
         )
     if config.train.init_from is not None and (axis := depends_on_steps(placement, model.n_layer)):
         raise UserError(
-            f"placement.{axis} changes with the step t, which train.init_from resets to 0; set it "
-            f"to the value that it had reached, such as placement.{axis}=1"
+            f"placement.{axis} depends on the step t, which train.init_from resets to 0; set it to "
+            f"its final value, such as placement.{axis}=1"
         )
     if model.attention == "cudnn" and model.dtype != "bfloat16":
         raise UserError("model.attention=cudnn needs model.dtype=bfloat16")
@@ -109,7 +109,7 @@ def _check_model(config: Config) -> None:
         )
     if model.attention == "cudnn" and model.dropout:
         raise UserError(
-            "model.attention=cudnn has no dropout on the attention weights; "
+            "model.attention=cudnn does not support dropout on attention weights; "
             "set model.dropout=0 or model.attention=xla"
         )
 
@@ -134,5 +134,5 @@ def _divisors(n: int, near: int) -> str:
     """Returns the divisors of n as text; if there are many, those nearest a number."""
     small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
     divisors = sorted({*small, *(n // d for d in small)})
-    nearest = sorted(divisors, key=lambda d: abs(math.log(d / near)))[:LISTED]
+    nearest = sorted(divisors, key=lambda d: abs(math.log(d / near)))[:MAX_LISTED]
     return ", ".join(str(d) for d in sorted(nearest))

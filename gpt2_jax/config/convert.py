@@ -1,4 +1,4 @@
-"""Configs at the door: ConfigDicts of config files and command lines, and JSON of stored runs."""
+"""Converts configs from and to ConfigDicts (config files, command line) and JSON (runs)."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from gpt2_jax.fields import LONGEST_NAME
 from gpt2_jax.files import read_errors, read_fields
 from gpt2_jax.placements import modules
 
-LARGEST = 10_000_000  # bytes of a config.json; ours have about 3,000
+MAX_BYTES = 10_000_000  # of a config.json; a valid one has about 3,000
 
 
 def default() -> ConfigDict:
-    """Returns the locked config that a config file starts from: every field at its default."""
+    """Returns a locked config with every field at its default, for config files to start from."""
     config = ConfigDict()
     for name, field in FIELDS.items():
         *sections, leaf = name.split(".")
-        at = config
+        node = config
         for section in sections:
-            if section not in at:
-                at[section] = ConfigDict()
-            at = at[section]
-        at[leaf] = config_dict.placeholder(field.kind) if field.optional else field.default
+            if section not in node:
+                node[section] = ConfigDict()
+            node = node[section]
+        node[leaf] = config_dict.placeholder(field.kind) if field.optional else field.default
     return config.lock()
 
 
 def freeze(config: Any, where: str = "") -> Config:
-    """Returns the config that a config file and a command line describe, each value validated.
+    """Converts a ConfigDict to a `Config`, and validates each value.
 
-    The module that `placement.module` names is imported.
+    Imports the module named by `placement.module`.
 
     Args:
-      where: a prefix for errors about fields that are missing or unknown, such as a file's name.
+      where: prefix of errors about missing or unknown fields, such as a file's name.
 
     Raises:
       UserError: naming the field.
@@ -56,11 +56,11 @@ def freeze(config: Any, where: str = "") -> Config:
     return replace(Config(), {name: validated(name, value) for name, value in given.items()})
 
 
-def _leaves(given: Any, where: str, way_out: str = "", prefix: str = "") -> dict[str, Any]:
-    """Returns `{"section.field": value}` of nested fields; unknown ones are refused.
+def _leaves(given: Any, where: str, advice: str = "", prefix: str = "") -> dict[str, Any]:
+    """Returns nested fields as `{"section.field": value}`; refuses unknown fields.
 
     Args:
-      way_out: what to do about a field of an earlier version.
+      advice: what to do about a field of an earlier version.
     """
     if not isinstance(given, dict | ConfigDict):
         raise UserError(f"{where}{prefix[:-1]}={quoted(given)} must be a section of fields")
@@ -70,9 +70,9 @@ def _leaves(given: Any, where: str, way_out: str = "", prefix: str = "") -> dict
         if name in FIELDS:
             found[name] = value
         elif _is_section(name):
-            found |= _leaves(value, where, way_out, f"{name}.")
+            found |= _leaves(value, where, advice, f"{name}.")
         elif hint := renamed(name):
-            raise UserError(f"{where}{quoted(name)} is not a config field{hint}{way_out}")
+            raise UserError(f"{where}{quoted(name)} is not a config field{hint}{advice}")
         else:
             near = suggestion(name[:LONGEST_NAME], FIELDS)
             raise UserError(f"{where}{quoted(name)} is not a config field{near}")
@@ -84,12 +84,12 @@ def _is_section(name: str) -> bool:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Returns the config as nested fields, as JSON holds them."""
+    """Returns the config as nested dicts."""
     return dataclasses.asdict(config)
 
 
 def to_json(config: Config) -> str:
-    """Returns the config as nested JSON, as `config.json` keeps it."""
+    """Returns the config as JSON, the content of `config.json`."""
     return json.dumps(to_dict(config), indent=2) + "\n"
 
 
@@ -97,20 +97,20 @@ def from_json(path: Path) -> Config:
     """Reads a config written by `to_json`; nothing in the file is executed.
 
     Raises:
-      UserError: if the file is missing, not JSON, or has a field or value that no config has.
+      UserError: if the file is missing, not JSON, or has an unknown field or invalid value.
     """
     with read_errors(path):
         exists = path.exists()
     if not exists:
         raise UserError(f"{path} does not exist: is this a run's work directory?")
-    return from_dict(read_fields(path, LARGEST), path)
+    return from_dict(read_fields(path, MAX_BYTES), path)
 
 
 def from_dict(stored: dict[str, Any], path: Path) -> Config:
-    """Returns the config of nested fields that were read from a file; missing ones are defaults.
+    """Returns the config of nested dicts read from a file; missing fields get their defaults.
 
     Raises:
-      UserError: if there are fields or values that no config has, or the placement's module is
+      UserError: if there is an unknown field or invalid value, or the placement's module is
         neither loaded nor installed.
     """
     given = _leaves(stored, f"{path}: ", "; use the version that wrote the file, or train again")

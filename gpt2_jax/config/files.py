@@ -11,12 +11,12 @@ from gpt2_jax.errors import UserError, one_line
 
 @contextlib.contextmanager
 def executing(argument: str) -> Iterator[None]:
-    """Reports whatever a config file does other than return as a one-line error.
+    """Turns any exception of a config file, and its attempts to exit, into a one-line error.
 
-    What it prints goes to stderr, since a command's stdout is its result.
+    Its output goes to stderr, because stdout is for the command's result.
 
     Args:
-      argument: of `--config`, FILE or FILE:argument.
+      argument: the value of `--config`: FILE or FILE:argument.
 
     Raises:
       UserError: naming the file.
@@ -24,9 +24,7 @@ def executing(argument: str) -> Iterator[None]:
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
-    except UserError:
-        raise
-    except KeyboardInterrupt:
+    except (UserError, KeyboardInterrupt):
         raise
     except SystemExit:
         raise UserError(

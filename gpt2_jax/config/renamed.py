@@ -1,4 +1,4 @@
-"""Fields that earlier versions had under other names."""
+"""Fields that had other names in earlier versions."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ _AXES = {
     "data_dependent_init": "profiled",
     "multiplier_target": "multiplied",
 }
-# By the name that a field had, in the order in which the fields are listed.
+# Old name to new name, in the order of the fields.
 RENAMED = {"model.placement": "placement.preset"} | {
     f"model.{_AXES.get(axis, axis)}": f"placement.{axis}" for axis in AXES
 }
 
 
 def renamed(name: str) -> str:
-    """Returns the hint for a field's old name, `; it is 'placement.preset' now`, or nothing."""
-    return f"; it is '{RENAMED[name]}' now" if name in RENAMED else ""
+    """Returns a hint such as `; it is now 'placement.preset'` for an old name, else ''."""
+    return f"; it is now '{RENAMED[name]}'" if name in RENAMED else ""
 
 
 def renamed_key(text: str) -> str:
-    """Returns what to say of an error about a key that a config had earlier, or nothing.
+    """Returns the error message for a key that is an old name, else ''.
 
     Args:
-      text: the error in one line, as ml_collections writes it: `KeyError: 'Key "norm" does not
-        exist ...` if it was set, `AttributeError: 'norm'` if it was read.
+      text: the one-line error of ml_collections: `KeyError: 'Key "norm" does not exist ...` if the
+        key was set, `AttributeError: 'norm'` if it was read.
     """
     found = re.match(r"""(?:Key|Attribute)Error: '(?:Key "(\w+)"|(\w+)'$)""", text)
     name = f"model.{found[1] or found[2]}" if found else ""

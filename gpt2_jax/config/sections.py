@@ -1,6 +1,6 @@
-"""Every config field with its type, default, range and meaning: frozen dataclasses by section.
+"""Every config field with its type, default, range and meaning: a frozen dataclass per section.
 
-Nothing here imports jax, so that a mistake is reported at once.
+Nothing here imports jax, so mistakes are reported at once.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ class ModelConfig:
     n_layer: int = count(12, "blocks (attention and MLP)", maximum=10_000)
     n_head: int = count(12, "attention heads; must divide `n_embd`", maximum=2**20)
     n_embd: int = count(768, "width of the residual stream", maximum=2**20)
-    n_positions: int = count(1024, "learned positions: the longest sequence", maximum=2**24)
+    n_positions: int = count(1024, "longest sequence; number of learned positions", maximum=2**24)
     n_inner: int = count(
         None,
-        "width inside the MLP; unset: 4 x `n_embd`, of a gated one 8/3 x `n_embd`",
+        "hidden width of the MLP; unset: 4 x `n_embd`, or 8/3 x `n_embd` if gated",
         maximum=2**24,
     )
     vocab_size: int = count(None, "token ids; unset: the tokenizer's", maximum=2**24)
     vocab_multiple: int = count(
-        128, "the vocabulary is padded inside to a multiple of this", maximum=2**20
+        128, "the model pads the vocabulary to a multiple of this", maximum=2**20
     )
-    scale_attn_weights: bool = setting(True, "attention scores are divided by sqrt(head width)")
+    scale_attn_weights: bool = setting(True, "divide attention scores by sqrt(head width)")
     scale_attn_by_inverse_layer_idx: bool = setting(
-        False, "attention scores of block l (from 1) are divided by l as well"
+        False, "also divide attention scores of block l (from 1) by l"
     )
-    tie_head: bool = setting(True, "the output matrix is the token embedding")
+    tie_head: bool = setting(True, "use the token embedding as the output matrix")
     dropout: float = share(0.0, "dropout on the embedding, attention weights and sublayer outputs")
     init_std: float = setting(
         0.02, "std of initial matrices and embeddings", minimum=0, maximum=100
     )
     attention: str = setting(
         "auto",
-        "kernel: `auto` is cudnn for bfloat16 on a GPU, xla elsewhere; `cudnn` never falls back",
+        "attention kernel; `auto`: cudnn for bfloat16 on a GPU if supported, else xla",
         choices=("auto", "xla", "cudnn"),
     )
     dtype: str = setting(
@@ -66,7 +66,7 @@ class ModelConfig:
 
     @property
     def sizes(self) -> Sizes:
-        """The sizes that a placement's expressions may name."""
+        """The sizes that a placement's expressions may use."""
         return Sizes(self.n_layer, self.n_embd, self.init_std)
 
 
@@ -74,16 +74,16 @@ class ModelConfig:
 class _Preset:
     preset: str = setting(
         "pre_ln",
-        "residual connections and norm placement: a preset",
+        "preset of residual connections and norm placement",
         choices=PRESETS.keys(),
         otherwise=OWN,
     )
     module: str | None = setting(
-        None, "importable Python module that registers connections, norms and presets of your own"
+        None, "Python module, imported by name, that registers your connections, norms or presets"
     )
 
 
-# The axes of `Placement` without their defaults: unset, they are the preset's.
+# The axes of `Placement`, but unset by default: the preset's value.
 _Axes: Any = dataclasses.make_dataclass(
     "_Axes",
     [
@@ -99,10 +99,10 @@ _Axes: Any = dataclasses.make_dataclass(
 
 @dataclass(frozen=True, kw_only=True)
 class PlacementConfig(_Axes, _Preset):
-    """A preset, and the axes that override it (`placements.axes.Placement`); unset: the preset's.
+    """A preset, and axes (`placements.axes.Placement`) that override it if set.
 
     Attributes:
-      preset: a name in `placements.PRESETS`. module: where more of them are registered.
+      preset: a name in `placements.PRESETS`. module: registers more presets.
     """
 
     @property
@@ -122,26 +122,27 @@ class PlacementConfig(_Axes, _Preset):
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Text and tokens."""
+    """Training text, validation text and tokenizer."""
 
     source: str = setting(
         "stdlib",
-        "`shakespeare`, `stdlib`, a path or glob, a prepared folder, `hf:name[:config]@split`, "
-        ".bin glob",
+        "`shakespeare`, `stdlib`, a path or glob of text files, a prepared folder, "
+        "`hf:name[:config]@split`, or a glob of .bin files",
         path=True,
     )
     val_source: str | None = setting(
-        None, "separate validation text; unset: split off the source", path=True
+        None, "separate validation text; unset: held out from `source`", path=True
     )
     tokenizer: str = setting(
         "bytes",
-        "`bytes`, `gpt2`, the path of a tokenizer.json, or `ids:N`: N decimal ids",
+        "`bytes`, `gpt2`, the path of a tokenizer.json, or `ids:N` for text of decimal ids below N",
         path=True,
     )
     seq_len: int = count(1024, "tokens per sequence, at most `model.n_positions`", maximum=2**24)
     val_fraction: float = share(0.1, "share of documents held out for validation")
     document_separator: str | None = setting(
-        None, "split documents at this text, such as `<|endoftext|>`, which is plain text otherwise"
+        None,
+        "split documents at this text, such as `<|endoftext|>`; unset: it is ordinary text",
     )
 
 
@@ -157,87 +158,87 @@ class OptimizerConfig:
     peak_lr: float = setting(6e-4, "learning rate after warm-up", above=0, maximum=1e30)
     schedule: str = setting(
         "cosine",
-        "after the warm-up; `wsd` is constant, then linear over the last `decay_fraction`",
+        "learning rate after warm-up; `wsd`: constant, then linear over the last `decay_fraction`",
         choices=("cosine", "wsd", "linear", "inverse_sqrt", "constant"),
     )
     warmup_steps: int | None = setting(
         None,
-        "steps of linear warm-up; unset: `warmup_fraction` of them",
+        "steps of linear warm-up; unset: `warmup_fraction` of `train.steps`",
         minimum=0,
         maximum=INT_MAX,
     )
     warmup_fraction: float = share(
-        0.0, "linear warm-up as a share of `train.steps`, unless `warmup_steps` is set"
+        0.0, "linear warm-up as a fraction of `train.steps`, if `warmup_steps` is unset"
     )
     final_lr_ratio: float = setting(
-        0.1, "last learning rate over the peak (not inverse_sqrt)", minimum=0, maximum=1
+        0.1, "final over peak learning rate (except inverse_sqrt)", minimum=0, maximum=1
     )
     decay_fraction: float = setting(
-        0.2, "share of the steps in which `wsd` decays", minimum=0, maximum=1
+        0.2, "fraction of `train.steps` over which `wsd` decays", minimum=0, maximum=1
     )
     weight_decay: float = setting(
-        0.1, "decoupled; on matrices and embeddings, by role", minimum=0, maximum=1000
+        0.1, "decoupled weight decay of matrices and embeddings", minimum=0, maximum=1000
     )
-    b1: float = share(0.9, "Adam's first moment")
-    b2: float = share(0.95, "Adam's second moment")
+    b1: float = share(0.9, "decay rate of Adam's first moment")
+    b2: float = share(0.95, "decay rate of Adam's second moment")
     eps: float = setting(1e-8, "Adam's epsilon", above=0, maximum=1)
-    momentum: float = share(0.95, "Muon's (Nesterov) momentum")
+    momentum: float = share(0.95, "Nesterov momentum of Muon")
     grad_clip: float = setting(
-        1.0, "largest global gradient norm; 0: no clipping", minimum=0, maximum=1e30
+        1.0, "clip gradients to this global norm; 0: no clipping", minimum=0, maximum=1e30
     )
     skip_outliers: float | None = setting(
         None,
-        "skip steps whose gradient norm is this many std above its running mean, after 50 steps",
+        "after 50 steps, skip a step if its gradient norm is this many std above the running mean",
         above=0,
         maximum=1e30,
     )
-    max_skipped: int = count(20, "stop after this many skipped steps in a row")
+    max_skipped: int = count(20, "stop after this many consecutive skipped steps")
     frozen: tuple[str, ...] = setting(
-        (), "patterns of frozen parameters: `wte`, `blocks.0`, `*.bias`"
+        (), "name patterns of frozen parameters, such as `wte`, `blocks.0`, `*.bias`"
     )
     lr_multipliers: tuple[str, ...] = setting(
-        (), "factors on the learning rate of parameters: `pattern=factor`"
+        (), "learning-rate factors by name pattern: `pattern=factor`"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Batch, length of the run, and how often it reports, evaluates and saves."""
+    """Batch size, number of steps, logging, evaluation and checkpoints."""
 
-    steps: int = count(1000, "training steps in total")
-    batch_size: int = count(32, "sequences per step, over all devices and micro-batches")
+    steps: int = count(1000, "total number of steps")
+    batch_size: int = count(32, "sequences per step, summed over devices and micro-batches")
     accumulation: int = count(1, "micro-batches per step")
-    log_every: int = count(10, "steps between rows of metrics")
+    log_every: int = count(10, "steps between rows of metrics.jsonl")
     eval_every: int = count(250, "steps between evaluations (also at 0 and at the end)")
     eval_tokens: int | None = count(
-        None, "validation tokens used; unset: all of them", maximum=2**48
+        None, "validation tokens per evaluation; unset: all", maximum=2**48
     )
     checkpoint_every: int = count(250, "steps between checkpoints (also at the end)")
-    keep_checkpoints: int = count(2, "latest checkpoints kept, in addition to the best")
+    keep_checkpoints: int = count(2, "latest checkpoints to keep, in addition to the best")
     patience: int | None = count(
         None, "stop after this many evaluations without a lower validation loss"
     )
     sample_tokens: int = setting(
-        400, "length of the sample at the end; 0: none", minimum=0, maximum=1_000_000
+        400, "tokens of text sampled at the end; 0: none", minimum=0, maximum=1_000_000
     )
     init_from: str | None = setting(
-        None, "first weights: another run's directory, also as DIR@step or DIR@best", path=True
+        None, "directory of a run to start the weights from: DIR, DIR@step or DIR@best", path=True
     )
-    deterministic: bool = setting(False, "on a GPU: kernels that repeat to the bit, slower")
+    deterministic: bool = setting(False, "use bitwise deterministic GPU kernels, which are slower")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Devices."""
+    """The device mesh."""
 
     data: int | None = count(
-        None, "devices that share the batch; unset: as many as divide it", maximum=2**16
+        None, "devices to split the batch over; unset: as many as divide it", maximum=2**16
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class WandbConfig:
-    """Where wandb keeps its copy of a run."""
+    """Tracking with wandb."""
 
     mode: str | None = setting(
         None,
@@ -247,7 +248,7 @@ class WandbConfig:
     project: str | None = setting(None, "wandb project; unset: WANDB_PROJECT, else gpt2_jax")
     entity: str | None = setting(None, "wandb team or user", longest=128)
     name: str | None = setting(
-        None, "wandb run name; unset: WANDB_NAME, else the work directory's", longest=128
+        None, "wandb run name; unset: WANDB_NAME, else that of the work directory", longest=128
     )
     group: str | None = setting(None, "wandb group", longest=128)
     tags: tuple[str, ...] = setting((), "wandb tags")
@@ -255,22 +256,22 @@ class WandbConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackConfig:
-    """What is recorded besides metrics.jsonl."""
+    """Diagnostics and wandb."""
 
     diagnostics_every: int | None = count(
         None,
-        "steps between diagnostics by depth (stream, sublayers, gradients, attention, loss without "
-        "each block), also at 0 and at the end; unset: none",
+        "steps between diagnostics by depth (stream, sublayers, gradients, attention, loss with "
+        "each block ablated), also at 0 and at the end; unset: none",
     )
     wandb: WandbConfig = WandbConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A whole config; the defaults are GPT-2 124M on `stdlib`."""
+    """A whole config; the default is GPT-2 124M on `stdlib`."""
 
     seed: int = setting(
-        0, "initial weights, dropout and the order of the data", minimum=0, maximum=2**32 - 1
+        0, "seed of initial weights, dropout and data order", minimum=0, maximum=2**32 - 1
     )
     model: ModelConfig = ModelConfig()
     placement: PlacementConfig = PlacementConfig()

@@ -1,4 +1,4 @@
-"""Configs by dotted field name: the table of all fields, and what is done with a whole config."""
+"""The table of all fields by dotted name, and functions of whole configs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gpt2_jax.errors import UserError, quoted, suggestion
 from gpt2_jax.fields import Field, fields_of
 from gpt2_jax.placements.axes import GATED, Placement
 
-# Fields that may differ when a run continues, or how they start.
+# Fields, or prefixes of fields, that may change when a run is resumed.
 MAY_CHANGE = (
     "track.",
     "mesh.",
@@ -25,12 +25,12 @@ MAY_CHANGE = (
 
 
 def _table(cls: type, prefix: str = "") -> dict[str, Field]:
-    """Returns the fields of a section and of those inside it, by dotted name."""
-    own = fields_of(cls)
+    """Returns the fields of a section and its subsections by dotted name."""
+    fields = fields_of(cls)
     out: dict[str, Field] = {}
     for f in dataclasses.fields(cls):
-        if f.name in own:
-            out[prefix + f.name] = own[f.name]
+        if f.name in fields:
+            out[prefix + f.name] = fields[f.name]
         else:
             out |= _table(type(f.default), f"{prefix}{f.name}.")
     return out
@@ -40,7 +40,7 @@ FIELDS: dict[str, Field] = _table(Config)
 
 
 def value_of(config: Config, name: str) -> Any:
-    """Returns the field of that dotted name."""
+    """Returns the value of a field by its dotted name."""
     value: Any = config
     for part in name.split("."):
         value = getattr(value, part)
@@ -53,39 +53,39 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def replace(config: Config, changes: Mapping[str, Any]) -> Config:
-    """Returns a config with other values in the fields of these dotted names.
+    """Returns a config with some fields changed, by dotted name.
 
-    Values are not validated: they may be traced.
+    Values are not validated; they may be traced.
     """
     return _replace(config, changes)
 
 
 def _replace(section: Any, changes: Mapping[str, Any]) -> Any:
-    here: dict[str, Any] = {}
-    inside: dict[str, dict[str, Any]] = {}
+    values: dict[str, Any] = {}
+    nested: dict[str, dict[str, Any]] = {}
     for name, value in changes.items():
         first, _, rest = name.partition(".")
         if rest:
-            inside.setdefault(first, {})[rest] = value
+            nested.setdefault(first, {})[rest] = value
         else:
-            here[first] = value
-    here |= {name: _replace(getattr(section, name), own) for name, own in inside.items()}
-    return dataclasses.replace(section, **here)
+            values[first] = value
+    values |= {name: _replace(getattr(section, name), inner) for name, inner in nested.items()}
+    return dataclasses.replace(section, **values)
 
 
 def words(value: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the parts of a field of several strings; on a command line commas separate them."""
+    """Splits the strings of a field at commas, which separate them on a command line."""
     return tuple(word.strip() for text in value for word in text.split(",") if word.strip())
 
 
 def validated(name: str, value: Any, label: str | None = None) -> Any:
-    """Returns a value for the field of that dotted name, as the field's type and within its bounds.
+    """Validates a value for a field and returns it as the field's type.
 
     Args:
-      label: what errors call it; unset: the field's name.
+      name: the dotted name. label: what errors call the value; None for the name.
 
     Raises:
-      UserError: if there is no such field, or it cannot have this value.
+      UserError: if there is no such field, or the value is invalid.
     """
     if name not in FIELDS:
         hint = renamed(name) or suggestion(name, FIELDS)
@@ -100,7 +100,7 @@ def difference(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 
 
 def fixed_difference(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """Returns `{field: (old, new)}` for the fields that differ and may not when a run continues."""
+    """Returns `{field: (old, new)}` for differing fields that must not change on resume."""
     changed = {
         name: values
         for name, values in difference(old, new).items()
@@ -112,34 +112,34 @@ def fixed_difference(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 
 
 def listed(changed: dict[str, tuple[Any, Any]]) -> str:
-    """Returns changed fields as an error lists them."""
+    """Returns changed fields as text for an error."""
     return ", ".join(f"{name} (was {a!r}, now {b!r})" for name, (a, b) in changed.items())
 
 
 def check_resumable(old: Config, new: Config, workdir: Path) -> None:
-    """Refuses a config that would not continue the run that `workdir` holds.
+    """Refuses a config that cannot resume the run in `workdir`.
 
     Raises:
-      UserError: naming each field that differs and may not.
+      UserError: naming each field that must not change.
     """
     if changed := fixed_difference(old, new):
         raise UserError(
-            f"{workdir} belongs to a run with another config: {listed(changed)}; "
-            "use another --workdir, or set these fields back to continue it"
+            f"{workdir} contains a run with a different config: {listed(changed)}; "
+            "use another --workdir, or change these fields back to resume it"
         )
 
 
 def usual_n_inner(n_embd: int, placement: Placement) -> int:
-    """Returns the width inside the MLP where `n_inner` is unset."""
+    """Returns the hidden width of the MLP if `n_inner` is unset."""
     gated = placement.activation in GATED
     return 8 * round(n_embd / 3) if gated else 4 * n_embd
 
 
 def resolve(config: Config, tokenizer_size: int) -> Config:
-    """Returns the config with its optional sizes filled in: `n_inner` and `vocab_size`.
+    """Returns the config with `model.n_inner` and `model.vocab_size` filled in.
 
     Raises:
-      UserError: if the vocabulary is smaller than the data's tokens.
+      UserError: if `vocab_size` is smaller than the tokenizer.
     """
     model, tokenizer = config.model, config.data.tokenizer
     n_inner = model.n_inner or usual_n_inner(model.n_embd, config.placement.resolve())

@@ -1,8 +1,8 @@
 """The architecture: from typed specs to a Flax NNX module and its parameters.
 
-Shapes are suffixes of the names, one letter per axis:
+Names of arrays end in their shape, one letter per axis:
 
     B batch   T sequence   S cached sequence   D width (n_embd)   H heads   K head width
     F hidden (n_inner)   V vocabulary (padded)   L layers   N rows (B times T)
-    C positions that are scored
+    C scored positions
 """

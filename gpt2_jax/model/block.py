@@ -18,7 +18,7 @@ from gpt2_jax.placements.spec import ModelSpec, StackSpec
 
 
 class Block(nnx.Module):
-    """Sublayers, each under its name, and a connection."""
+    """Sublayers, as attributes with their names, and a connection."""
 
     def __init__(self, build: BlockBuilder):
         connection = CONNECTIONS[build.spec.connection.name]
@@ -29,7 +29,7 @@ class Block(nnx.Module):
         self.connection = connection(build)
 
     def __call__(self, stream: Any, context: Context) -> tuple[Any, Aux]:
-        """Returns the stream after the block, and what its sublayers return besides."""
+        """Returns the stream after the block, and the auxiliary outputs of its sublayers."""
         sublayers = [getattr(self, name) for name in self.names]
         return self.connection(stream, sublayers, context)
 

@@ -1,4 +1,4 @@
-"""What the parts of a block are built with: norms, scales and initial values by its spec."""
+"""Builds the parts of a block from its spec: norms, scales and initial values."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from gpt2_jax.placements.spec import BlockSpec, ModelSpec, StackSpec, SublayerSp
 
 @dataclass(frozen=True)
 class BlockBuilder:
-    """One block before it is built.
+    """Everything needed to build one block.
 
     Attributes:
-      cfg: sizes, dtypes and kernels. spec: of the whole model. stack: that the block belongs to.
+      cfg: sizes, dtypes and kernels. spec: of the whole model. stack: the one that has this block.
       init: initial values of this block.
     """
 
@@ -34,7 +34,7 @@ class BlockBuilder:
 
     @property
     def block(self) -> BlockSpec:
-        """The block's own spec."""
+        """The block's spec."""
         return self.stack.block
 
     @property
@@ -44,11 +44,11 @@ class BlockBuilder:
 
     @cached_property
     def sizes(self) -> Sizes:
-        """The sizes that expressions may name."""
+        """The sizes that expressions may use."""
         return self.cfg.sizes
 
     def value(self, expression: Expression, sublayer: SublayerSpec) -> Any:
-        """Returns an expression's value before the first step; a float where it can be."""
+        """Returns an expression's value at step 0; a float unless it depends on the block."""
         if expression.names & {"l", "s"}:
             l = jnp.asarray(self.init.layer + 1, jnp.float32)
             return expression(self.sizes.values(l, sublayer.index), jnp)
@@ -57,16 +57,20 @@ class BlockBuilder:
     def norm(
         self, site: str, sublayer: SublayerSpec, width: int | None = None, axis: str = "embed"
     ) -> Norm | None:
-        """Returns the norm at a site, or None."""
-        kind = self.spec.norm
-        if site not in sublayer.norm_sites or kind.kind == "none":
+        """Returns the norm at a site of a sublayer; None if it has none there.
+
+        Args:
+          width: size of the normalized axis; None for `n_embd`. axis: its name.
+        """
+        norm = self.spec.norm
+        if site not in sublayer.norm_sites or norm.kind == "none":
             return None
         spec = NormSpec(
-            kind.kind,
-            kind.eps,
-            kind.bias,
+            norm.kind,
+            norm.eps,
+            norm.bias,
             self.cfg.dtype,
-            gain=1.0 if site in QK_SITES else self.value(kind.gain, sublayer),
+            gain=1.0 if site in QK_SITES else self.value(norm.gain, sublayer),
             alpha=self.value(sublayer.norm_alpha, sublayer),
             axis=axis,
         )
@@ -84,12 +88,12 @@ class BlockBuilder:
         return base * self.value(factor, sublayer)
 
     def scale(self, axis: str, sublayer: SublayerSpec) -> Scale:
-        """Returns a factor such as `skip_scale`; all sublayers share a `learned_block`."""
+        """Returns the scale of an axis such as `skip_scale`; sublayers share a `learned_block`."""
         spec: ScaleSpec = getattr(sublayer, axis)
         if spec.kind == "learned_block" and axis in self._shared:
             return self._shared[axis]
-        made = Scale(spec, self.value(spec.first, sublayer), self.sizes, sublayer.index)
-        return self._shared.setdefault(axis, made) if spec.kind == "learned_block" else made
+        scale = Scale(spec, self.value(spec.first, sublayer), self.sizes, sublayer.index)
+        return self._shared.setdefault(axis, scale) if spec.kind == "learned_block" else scale
 
     @cached_property
     def _shared(self) -> dict[str, Scale]:
@@ -97,8 +101,8 @@ class BlockBuilder:
 
 
 def stream_norm(cfg: ModelConfig, spec: ModelSpec) -> Norm:
-    """Returns the norm of the final or the embedded residual stream; its gain starts at 1."""
+    """Returns the final norm, or the norm after the embedding; its gain is initially 1."""
     last = spec.stacks[-1].block.sublayers[-1]
     alpha = last.norm_alpha(cfg.sizes.values(cfg.n_layer, last.index))
-    kind = spec.norm
-    return make_norm(cfg.n_embd, NormSpec(kind.kind, kind.eps, kind.bias, cfg.dtype, alpha=alpha))
+    norm = spec.norm
+    return make_norm(cfg.n_embd, NormSpec(norm.kind, norm.eps, norm.bias, cfg.dtype, alpha=alpha))

@@ -1,4 +1,4 @@
-"""The model over a cache of keys and values: columns of tokens after those already there."""
+"""Decoding: the model applied to new tokens, with a key-value cache for the earlier ones."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from gpt2_jax.model.block import Block
 from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.model.stack import Params, layers_of
 from gpt2_jax.model.transformer import Transformer
-from gpt2_jax.nn.context import Columns, KVCache
+from gpt2_jax.nn.context import CacheMask, KVCache
 
 Caches = tuple[KVCache, ...]  # one per layer
 
 
 class UnstackedParams(NamedTuple):
-    """Parameters with those of the blocks cut out of their stacks."""
+    """Parameters with a tree per layer instead of stacks, and their training step."""
 
     outside: Params
     layers: tuple[Params, ...]
@@ -27,9 +27,9 @@ class UnstackedParams(NamedTuple):
 
 
 class UnstackedModel(NamedTuple):
-    """A model with its blocks one by one, and how many steps it was trained for.
+    """A model with a module per block, and the training step of its parameters.
 
-    Its own stacks of blocks hold no values.
+    The stacks of blocks in `model` hold shapes instead of values.
     """
 
     model: Transformer
@@ -38,7 +38,7 @@ class UnstackedModel(NamedTuple):
 
 
 def unstack_params(model_def: ModelDef, params: Params, step: int) -> UnstackedParams:
-    """Returns the parameters after `step` steps layer by layer; a copy of the blocks'."""
+    """Returns the parameters after `step` steps with one tree per layer; copies the blocks."""
     stacks = model_def.spec.stacks
     blocks = {
         name: value
@@ -50,7 +50,7 @@ def unstack_params(model_def: ModelDef, params: Params, step: int) -> UnstackedP
 
 
 def bind_unstacked(model_def: ModelDef, unstacked: UnstackedParams) -> UnstackedModel:
-    """Returns the model with its blocks one by one; usable under a trace."""
+    """Returns the model with a module per block; usable under a trace."""
     stacks = model_def.spec.stacks
     shapes = {stack.name: model_def.shapes["blocks"][stack.name] for stack in stacks}
     filled = {**unstacked.outside, "blocks": {**unstacked.outside["blocks"], **shapes}}
@@ -58,13 +58,13 @@ def bind_unstacked(model_def: ModelDef, unstacked: UnstackedParams) -> Unstacked
     blocks = []
     for stack in stacks:
         graphdef, _ = nnx.split(getattr(model.blocks, stack.name))
-        own = unstacked.layers[stack.start : stack.stop]
-        blocks += [nnx.merge(graphdef, params) for params in own]
+        layers = unstacked.layers[stack.start : stack.stop]
+        blocks += [nnx.merge(graphdef, params) for params in layers]
     return UnstackedModel(model, blocks, unstacked.step)
 
 
 def empty_caches(cfg: ModelConfig, batch: int, length: int) -> Caches:
-    """Returns zeroed keys and values for `length` columns."""
+    """Returns a cache of zeros with `length` columns for each layer."""
     shape = (batch, cfg.n_head, length, cfg.n_embd // cfg.n_head)
     zeros = lambda: jnp.zeros(shape, cfg.dtype)
     return tuple(KVCache(zeros(), zeros()) for _ in range(cfg.n_layer))
@@ -77,11 +77,11 @@ def decode(
     start: jax.Array | int,
     padding_B: jax.Array,
 ) -> tuple[jax.Array, Caches]:
-    """Returns what the head reads of columns start .. start+T-1, (B, T, D), and the caches.
+    """Returns the head's input for tokens in columns start .. start+T-1, (B, T, D), and the caches.
 
     Args:
-      padding_B: how many columns on the left of each sequence are padding: no token attends to
-        them, and positions count from the first column after them.
+      padding_B: number of padding columns at the left of each sequence; no token attends to them,
+        and positions count from the first column after them.
     """
     columns_T = start + jnp.arange(tokens_BT.shape[1])
     columns_S = jnp.arange(caches[0].k_BHSK.shape[2])
@@ -89,10 +89,10 @@ def decode(
     positions_BT = jnp.maximum(columns_T - padding_B[:, None], 0)
     model = unstacked.model
     context = model.context(positions_BT, None, unstacked.step)
-    context = context._replace(view=Columns(start, mask_BTS))
+    context = context._replace(mask=CacheMask(start, mask_BTS))
     carry, new = model.blocks.begin(model.embedding(tokens_BT, context)), []
     for layer, (block, cache) in enumerate(zip(unstacked.blocks, caches, strict=True)):
-        here = context.at(layer, carry.first_values, cache)
-        carry, auxes = model.blocks.apply(block, carry, here)
+        block_context = context.at(layer, carry.first_values, cache)
+        carry, auxes = model.blocks.apply(block, carry, block_context)
         new.append(next(aux.cache for aux in auxes if aux.cache is not None))
     return model.head_input(carry), tuple(new)

@@ -1,4 +1,4 @@
-"""A model as plain data: its graph, its parameters as a nested dict, and what each of them is."""
+"""A model without values: its graph, and the shape and metadata of each parameter."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from gpt2_jax.placements.resolve import specify
 from gpt2_jax.placements.spec import ModelSpec
 
 
-@dataclass(frozen=True, eq=False)  # compared by identity, so that it can be a static argument
+@dataclass(frozen=True, eq=False)  # compared by identity, so it can be a static argument of jit
 class ModelDef:
-    """A GPT-2 without values.
+    """The definition of a model.
 
     Attributes:
-      cfg: sizes, dtypes and kernels. placement: with the config's overrides. spec: what it means.
-      graphdef: rebuilds the module around parameters (`bind`).
+      cfg: sizes, dtypes and kernels. placement: with the config's overrides. spec: as parsed.
+      graphdef: rebuilds the module from parameters (`bind`).
       shapes: nested dict of `jax.ShapeDtypeStruct`.
-      infos: nested dict of `ParamInfo`, of the same structure.
+      infos: nested dict of `ParamInfo` with the same structure.
     """
 
     cfg: ModelConfig
@@ -44,21 +44,21 @@ class ModelDef:
         """Returns the module with these parameters; cheap, and usable under a trace.
 
         Raises:
-          ValueError: if they are another model's; `nnx.merge` itself goes by their order alone.
+          ValueError: if their names or shapes differ; `nnx.merge` matches them by order alone.
         """
         if jax.tree.map(jnp.shape, params) != jax.tree.map(lambda s: s.shape, self.shapes):
             raise ValueError("these parameters do not fit this model")
         return nnx.merge(self.graphdef, params)
 
     def init(self, key: jax.Array) -> Params:
-        """Returns initial parameters, float32; pure, so that it can be jitted onto a mesh."""
+        """Returns initial parameters, float32; pure, so it can be jitted onto a mesh."""
         return self.project(nnx.to_pure_dict(nnx.state(Transformer(self.cfg, self.spec, key))))
 
     def project(self, params: Params) -> Params:
-        """Returns parameters brought back to where the placement keeps them after a step.
+        """Returns parameters normalized as the placement requires after each step.
 
-        With `unit_weights`, vectors along the width have length 1 in every matrix and embedding
-        (Loshchilov et al. 2024, nGPT, section 2.6). Parameters that are None are left out.
+        With `unit_weights`, vectors along the width get length 1 in every matrix and embedding
+        (Loshchilov et al. 2024, nGPT, section 2.6). Parameters that are None stay None.
         """
         if not self.spec.unit_weights:
             return params
@@ -72,25 +72,25 @@ class ModelDef:
         return jax.tree.map(unit, self.infos, params, is_leaf=is_info)
 
     def n_params(self, *, positions: bool = True) -> int:
-        """Returns the number of parameters, vocabulary padding not counted.
+        """Returns the number of parameters without vocabulary padding.
 
         Args:
-          positions: whether position embeddings count; formulas for FLOPs leave them out.
+          positions: whether to count position embeddings; formulas for FLOPs do not.
         """
         return self._count({}, positions)
 
     def flops_per_token(self, seq_len: int) -> int:
         """Returns training FLOPs per token: 6 N + 12 L D T, N without position embeddings.
 
-        The formula of Chowdhery et al. 2022 (PaLM, appendix B), attention not halved for
-        causality. Parameters that several blocks share count once for each of them.
+        The formula of Chowdhery et al. 2022 (PaLM, appendix B), which does not halve attention for
+        causality. Parameters shared by several blocks count once per block.
         """
         repeats = {stack.name: stack.repeats for stack in self.spec.stacks}
         n_used = self._count(repeats, positions=False)
         return 6 * n_used + 12 * self.cfg.n_layer * self.cfg.n_embd * seq_len
 
     def _count(self, uses: dict[str, int], positions: bool) -> int:
-        """Counts parameters, those of a stack as often as `uses` says."""
+        """Counts parameters, those of a stack `uses[stack]` times (default 1)."""
         pad = padded_vocab(self.cfg) - self.cfg.vocab_size
         infos = jax.tree.leaves(self.infos, is_leaf=is_info)
         shapes = jax.tree_util.tree_leaves_with_path(self.shapes)
@@ -112,9 +112,9 @@ def param_name(path: Any) -> str:
 
 
 def global_norm(tree: Params) -> jax.Array:
-    """Returns the norm of all parameters, or gradients, together.
+    """Returns the norm over all arrays of a tree of parameters or gradients.
 
-    Summed in the order of their names, so that its rounding does not depend on how modules nest.
+    The sum is in the order of names, so that rounding does not depend on how modules nest.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     squares = {param_name(path): jnp.sum(jnp.square(x)) for path, x in leaves}
@@ -127,7 +127,7 @@ def is_info(x: Any) -> bool:
 
 
 def define_model(cfg: ModelConfig, placement_config: PlacementConfig) -> ModelDef:
-    """Returns the definition of the model of a resolved config's `model` and `placement`."""
+    """Returns the model that the sections `model` and `placement` of a resolved config define."""
     placement = placement_config.resolve()
     spec = specify(placement, cfg.n_layer)
     abstract = nnx.eval_shape(lambda: Transformer(cfg, spec, jax.random.key(0)))

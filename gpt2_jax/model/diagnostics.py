@@ -1,7 +1,7 @@
-"""Figures by depth: sizes of the residual stream, sublayer outputs and gradients; attention.
+"""Diagnostics by depth: scale of the residual stream, sublayer outputs and gradients; attention.
 
-Each figure is one number per block, (L), float32, over all tokens of the batch. A figure has the
-same name here, in metrics.jsonl, in wandb and in the CSV files.
+Each diagnostic is one float32 number per block, (L), over all tokens of the batch. It has the same
+name here, in metrics.jsonl, in wandb and in CSV files.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from gpt2_jax.model.stack import Params
 
 
 class ByDepth(NamedTuple):
-    """Figures of one block each.
+    """Diagnostics of a block, or of all blocks with an axis L.
 
     Attributes:
-      stream_rms: of the stream after the block, or of what several streams amount to.
+      stream_rms: RMS of the stream after the block; several streams are reduced to one first.
       attn_ratio, mlp_ratio: RMS of a sublayer's output over the RMS of its input.
       cosine: between the stream before the block and after it.
-      entropy: of attention's weights, nats. largest_score: before the softmax.
+      entropy: of the attention weights, in nats. largest_score: before the softmax.
     """
 
     stream_rms: jax.Array
@@ -38,11 +38,11 @@ class ByDepth(NamedTuple):
 def observe(
     model_def: ModelDef, params: Params, tokens_BT: jax.Array, step: jax.Array | int
 ) -> ByDepth:
-    """Returns figures by depth of a model after `step` steps, on a batch of ids; one pass."""
+    """Returns the diagnostics of a model after `step` steps, on a batch of token ids."""
     model = model_def.bind(params)
     reduce = model.blocks.adapter.reduce
 
-    def figures(before: Any, after: Any, auxes: Aux) -> ByDepth:
+    def measure(before: Any, after: Any, auxes: Aux) -> ByDepth:
         attn, mlp = auxes
         assert attn.entropy is not None and attn.largest_score is not None
         before_BTD, after_BTD = reduce(before), reduce(after)
@@ -56,27 +56,26 @@ def observe(
         )
 
     context = model.context(jnp.arange(tokens_BT.shape[1]), None, step)
-    return model.run(tokens_BT, context._replace(observe=figures))[1]
+    return model.run(tokens_BT, context._replace(observe=measure))[1]
 
 
 def streams(
     model_def: ModelDef, params: Params, tokens_BT: jax.Array, step: jax.Array | int
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the stream after each block (L, B, T, D), and what the head reads (B, T, D)."""
+    """Returns the stream after each block (L, B, T, D), and the head's input (B, T, D)."""
     model = model_def.bind(params)
     reduce = model.blocks.adapter.reduce
     context = model.context(jnp.arange(tokens_BT.shape[1]), None, step)
     context = context._replace(observe=lambda before, after, auxes: reduce(after))
-    carry, kept = model.run(tokens_BT, context)
-    return kept, model.head_input(carry)
+    carry, stream_LBTD = model.run(tokens_BT, context)
+    return stream_LBTD, model.head_input(carry)
 
 
 class Activations(NamedTuple):
-    """The residual stream before the first block and after each, and what sublayers return.
+    """The residual stream before and after all blocks, and the outputs of sublayers.
 
     Attributes:
-      sublayer_LBTD: the output of each sublayer by its name, with its norms and scales.
-      head_input_BTD: what the head reads.
+      sublayer_LBTD: by name of the sublayer, its output after its norms and scales.
     """
 
     embedding_BTD: jax.Array
@@ -89,7 +88,7 @@ class Activations(NamedTuple):
 def activations(
     model_def: ModelDef, params: Params, tokens_BT: jax.Array, step: jax.Array | int
 ) -> Activations:
-    """Returns the activations of a model after `step` steps, on a batch of ids; one pass."""
+    """Returns the activations of a model after `step` steps, on a batch of token ids."""
     model = model_def.bind(params)
     reduce = model.blocks.adapter.reduce
     names = [sublayer.name for sublayer in model_def.spec.stacks[0].block.sublayers]
@@ -107,7 +106,7 @@ def activations(
 def logits_without(
     model_def: ModelDef, params: Params, tokens_BT: jax.Array, step: jax.Array | int, layer: Any
 ) -> jax.Array:
-    """Returns the logits (B, T, V) where the sublayers of a block (0-based) return 0."""
+    """Returns the logits (B, T, V) with the sublayers of one block (from 0) returning 0."""
     model = model_def.bind(params)
     context = model.context(jnp.arange(tokens_BT.shape[1]), None, step)
     carry, _ = model.run(tokens_BT, context._replace(ablated_layer=layer))
@@ -115,23 +114,23 @@ def logits_without(
 
 
 def rms(x: Any) -> jax.Array:
-    """Returns the root mean square of all entries of one array or several."""
+    """Returns the root mean square of an array, or of several with equal weight."""
     squares = [jnp.square(leaf.astype(jnp.float32)).mean() for leaf in jax.tree.leaves(x)]
     return jnp.sqrt(sum(squares) / len(squares))
 
 
 def cosine(x_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
-    """Returns the mean over tokens of the cosine between two vectors."""
+    """Returns the cosine between the vectors of two arrays, averaged over tokens."""
     dot = lambda a, b: (a.astype(jnp.float32) * b.astype(jnp.float32)).sum(-1)
     lengths = jnp.sqrt(dot(x_BTD, x_BTD) * dot(y_BTD, y_BTD))
     return (dot(x_BTD, y_BTD) / jnp.maximum(lengths, SMALLEST)).mean()
 
 
-SMALLEST = 1e-30  # product of lengths that counts as zero
+SMALLEST = 1e-30  # lower bound on the product of lengths, to avoid 0/0
 
 
 def gradient_norms(model_def: ModelDef, grads: Params) -> jax.Array:
-    """Returns the norm of each block's gradient, (L); of shared blocks that of their sum."""
+    """Returns the norm of each block's gradient, (L); shared blocks have a common gradient."""
     rows = []
     for stack in model_def.spec.stacks:
         squares = [

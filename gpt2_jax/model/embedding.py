@@ -1,4 +1,4 @@
-"""From token ids to the initial values of the residual stream."""
+"""The embedding: from token ids to the residual stream before the first block."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from gpt2_jax.placements.spec import ModelSpec
 
 
 def padded_vocab(cfg: ModelConfig) -> int:
-    """Returns the vocabulary's size inside the model: the next multiple of `vocab_multiple`."""
+    """Returns the vocabulary size rounded up to a multiple of `vocab_multiple`."""
     return -(-cfg.vocab_size // cfg.vocab_multiple) * cfg.vocab_multiple
 
 
 class Embedding(nnx.Module):
-    """x_0 = N(m W[token] + P[position]), with N and the factor m where the placement has them."""
+    """x_0 = N(m W[token] + P[position]), with N and the factor m if the placement has them."""
 
     def __init__(self, cfg: ModelConfig, spec: ModelSpec, init: Init):
         self.cfg, self.spec, self.positions = cfg, spec.embedding, spec.positions
@@ -35,7 +35,7 @@ class Embedding(nnx.Module):
         multiplier = self.spec.multiplier
         self.embedding_multiplier = Scale(multiplier, multiplier.first(sizes.values(1)), sizes)
         self.embedding_norm = stream_norm(cfg, spec) if self.spec.norm else None
-        # Nguyen & Chiang 2018: only directions tell tokens apart.
+        # Nguyen & Chiang 2018 (FixNorm): token vectors differ only in direction.
         unit = NormSpec("l2", UNIT_EPS, False, "float32")
         self.unit = L2Norm(d, unit) if self.spec.unit_tokens else None
 
@@ -54,12 +54,12 @@ class Embedding(nnx.Module):
         return dropout(x_BTD, context.keys_B, self.cfg.dropout, "embedding")
 
     def table(self) -> jax.Array:
-        """Returns the vectors of the vocabulary, (V, D), float32."""
+        """Returns the token vectors, (V, D), float32."""
         wte_VD = self.wte[...]
         return wte_VD if self.unit is None else self.unit(wte_VD)
 
     def pos_emb(self, positions: jax.Array) -> jax.Array:
-        """Returns the vectors of positions, (*positions, D), float32."""
+        """Returns position vectors, (*positions, D), float32."""
         if self.wpe is not None:
             return self.wpe[...][positions]
         return sinusoids(positions, self.cfg.n_embd)

@@ -1,7 +1,6 @@
-"""CompleteP and depth-muP: what keeps a learning rate good when depth and width change.
+"""CompleteP and depth-muP, which transfer learning rates across depth and width.
 
-Dey et al. 2025, 2505.01618, table 1, with m_L = L / L_base and m_N = D / D_base. Factors of 1 are
-not in the program.
+Dey et al. 2025, 2505.01618, table 1, with m_L = L / L_base and m_N = D / D_base.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ def logits_factor(cfg: ModelConfig, parametrization: Parametrization) -> float:
 
 
 def score_exponent(parametrization: Parametrization) -> float:
-    """Returns e of the attention scores' factor, (head width)^e: -1 under muP."""
+    """Returns e in the factor on attention scores, (head width)^e: -1 under muP, else -1/2."""
     return -1.0 if parametrization.kind in DEPTH_EXPONENT else -0.5
 
 
@@ -54,7 +53,7 @@ def hyper_scales(cfg: ModelConfig, spec: ModelSpec, role: Role, in_block: bool) 
     """Returns the factors on a parameter's learning rate, decay and epsilon."""
     ratios = _ratios(cfg, spec.parametrization)
     if spec.unit_weights:
-        return HyperScales(decay=0.0)  # what is normalized after each step has no size to decay
+        return HyperScales(decay=0.0)  # weights are normalized after each step
     if ratios is None:
         return HyperScales()
     m_l, m_n, alpha = ratios
@@ -62,5 +61,5 @@ def hyper_scales(cfg: ModelConfig, spec: ModelSpec, role: Role, in_block: bool) 
     if not in_block:
         return HyperScales(eps=eps)
     depth = m_l ** (alpha - 1.0)
-    mapping = role in (Role.MATRIX, Role.MAP)
-    return HyperScales(depth / m_n, m_n, eps) if mapping else HyperScales(depth, 1.0, eps)
+    is_matrix = role in (Role.MATRIX, Role.MAP)
+    return HyperScales(depth / m_n, m_n, eps) if is_matrix else HyperScales(depth, 1.0, eps)

@@ -1,4 +1,4 @@
-"""The factors a, b, c and m of a placement: the value of an expression, or a learned one."""
+"""The factors a, b, c and m of a placement, constant or learned."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Scale(nnx.Module):
     """x times a factor.
 
     Args:
-      first: initial value of a learned factor. index: of the sublayer in its block.
+      first: initial value of a learned factor. index: position of the sublayer in its block.
     """
 
     def __init__(self, spec: ScaleSpec, first: Any, sizes: Sizes, index: int = 0):

@@ -29,7 +29,7 @@ class Sublayer(nnx.Module):
     """y = b N_out(F(c N_pre(u))), F attention or the MLP.
 
     Args:
-      owned_sites: sites of norms that the connection has instead.
+      owned_sites: norm sites that the connection implements instead.
     """
 
     def __init__(self, build: BlockBuilder, spec: SublayerSpec, owned_sites: frozenset[str]):
@@ -44,7 +44,7 @@ class Sublayer(nnx.Module):
         self.drop_path = Scale(ScaleSpec("constant", spec.drop_path), 0.0, build.sizes, spec.index)
 
     def __call__(self, u_BTD: Any, context: Context) -> tuple[jax.Array, SublayerAux]:
-        """Returns y (B, T, D), and what else the layer returns."""
+        """Returns y (B, T, D), and the auxiliary outputs of F."""
         x_BTD = u_BTD if self.pre is None else self.pre(u_BTD)
         x_BTD = x_BTD if self.shift is None else self.shift(x_BTD)
         y_BTD, aux = self.sublayer(self.input_scale(x_BTD, context), context)
@@ -56,7 +56,7 @@ class Sublayer(nnx.Module):
         return y_BTD, aux
 
     def _dropped(self, y_BTD: jax.Array, context: Context) -> jax.Array:
-        """Returns y scaled for depth, or 0 where the block is ablated or the path dropped."""
+        """Returns y scaled for depth, and 0 if the block is ablated or the sequence dropped."""
         if self.depth_factor != 1.0:
             y_BTD = (y_BTD * jnp.float32(self.depth_factor)).astype(y_BTD.dtype)
         if context.ablated_layer is not None:
@@ -69,26 +69,26 @@ class Sublayer(nnx.Module):
 
 
 def resolve_kernel(cfg: ModelConfig, spec: ModelSpec, platform: str) -> str:
-    """Returns the kernel that `model.attention` means on a platform: "cudnn" or "xla".
+    """Returns the attention kernel for a platform, "cudnn" or "xla".
 
-    cuDNN's kernel supports neither dropout on the attention weights, nor other weights in their
-    place, nor float32, nor every width of a head.
+    cuDNN's kernel supports neither dropout on the attention weights, nor transforms of them, nor
+    float32, nor every width of a head.
     """
     if cfg.attention != "auto":
         return cfg.attention
-    usual = cfg.dropout == 0.0 and not spec.attention.shaped
+    plain = cfg.dropout == 0.0 and not spec.attention.shaped
     head_dim = cfg.n_embd // cfg.n_head
-    fits = head_dim % 8 == 0 and head_dim <= CUDNN_HEAD_DIM
-    able = platform == "gpu" and cfg.dtype == "bfloat16" and usual and fits
-    return "cudnn" if able else "xla"
+    fits = cfg.dtype == "bfloat16" and head_dim % 8 == 0 and head_dim <= CUDNN_HEAD_DIM
+    return "cudnn" if platform == "gpu" and plain and fits else "xla"
 
 
 def make_attention(build: BlockBuilder, spec: SublayerSpec) -> Attention:
     """Returns the attention of a block."""
-    cfg, own = build.cfg, build.spec.attention
+    cfg, attention = build.cfg, build.spec.attention
     d, n_head, head_dim = cfg.n_embd, cfg.n_head, cfg.n_embd // cfg.n_head
     transform = _qkv_transform(build, spec)
-    factors = (own.query_init, own.key_init, spec.input_init)[: 3 if transform.has_values else 2]
+    factors = [attention.query_init, attention.key_init]
+    factors += [spec.input_init] * transform.projects_values
     stds = [jnp.float32(build.std(factor, d, d, spec)) for factor in factors]
     scales_scores = transform.cosine is not None or transform.unit_qk is not None
     scale = head_dim ** score_exponent(build.spec.parametrization)
@@ -103,10 +103,10 @@ def make_attention(build: BlockBuilder, spec: SublayerSpec) -> Attention:
     )
     return Attention(
         qkv,
-        None if own.identity_values else _output(build, spec),
+        None if attention.identity_values else _output(build, spec),
         transform=transform,
-        heads=HeadOutput(build.norm("inner", spec), n_head if own.head_scale else None),
-        weights=ShapedWeights(n_head) if own.shaped else None,
+        heads=HeadOutput(build.norm("inner", spec), n_head if attention.head_scale else None),
+        weights=ShapedWeights(n_head) if attention.shaped else None,
         kernel=resolve_kernel(cfg, build.spec, jax.default_backend()),
         scale=scale if cfg.scale_attn_weights and not scales_scores else 1.0,
         by_layer=cfg.scale_attn_by_inverse_layer_idx and not scales_scores,
@@ -141,14 +141,14 @@ def _qkv_transform(build: BlockBuilder, spec: SublayerSpec) -> QKVTransform:
     sources: dict[str, str | ValueMix] = {"first": "first"}
     if values in ("half", "learned"):
         sources[values] = ValueMix(learned=values == "learned")
-    own = "input" if build.spec.attention.identity_values else "own"
+    default = "input" if build.spec.attention.identity_values else "projected"
     return QKVTransform(
-        # Block 1 has normed the values that others borrow.
+        # With "first", values come from block 1, which has already normalized them.
         (norm(), norm(), norm() if site == "qkv" and values != "first" else None),
         over_heads=site == "qk_full",
         scaling=scaling,
         rotary=build.spec.positions.kind == "rotary",
-        values=sources.get(values, own),
+        values=sources.get(values, default),
     )
 
 

@@ -22,7 +22,7 @@ from gpt2_jax.placements.spec import ModelSpec
 class Transformer(nnx.Module):
     """Token ids (B, T) to next-token logits (B, T, V).
 
-    Logits of padded ids (from `vocab_size` to V) are the lowest float: never likely, never drawn.
+    Logits of padding ids, from `vocab_size` to V, are the lowest float, so they are never sampled.
     """
 
     def __init__(self, cfg: ModelConfig, spec: ModelSpec, key: jax.Array):
@@ -47,8 +47,8 @@ class Transformer(nnx.Module):
 
         Args:
           tokens_BT: integer ids, T at most `n_positions`.
-          keys_B: a dropout key per sequence, or None for no dropout.
-          step: steps done, for placements that change during training.
+          keys_B: a dropout key per sequence; None for no dropout.
+          step: steps done, for scales that depend on it.
         """
         return self.logits(self.hidden(tokens_BT, keys_B, step))
 
@@ -58,12 +58,12 @@ class Transformer(nnx.Module):
         keys_B: jax.Array | None = None,
         step: jax.Array | int | None = None,
     ) -> jax.Array:
-        """Returns what the head reads, (B, T, D): the stream after the blocks and final norm."""
+        """Returns the head's input (B, T, D): the stream after all blocks and the final norm."""
         context = self.context(jnp.arange(tokens_BT.shape[1]), keys_B, step)
         return self.head_input(self.run(tokens_BT, context)[0])
 
     def run(self, tokens_BT: jax.Array, context: Context) -> tuple[Carry, Any]:
-        """Returns the carry after the last block, and what `context.observe` returned, by layer."""
+        """Returns the carry after the last block, and the results of `context.observe` by layer."""
         return self.blocks(self.blocks.begin(self.embedding(tokens_BT, context)), context)
 
     def context(
@@ -76,7 +76,7 @@ class Transformer(nnx.Module):
         return Context(positions, keys_B, step, pos_emb=pos_emb)
 
     def head_input(self, carry: Carry) -> jax.Array:
-        """Returns what the head reads of the stream after the last block, (B, T, D)."""
+        """Returns the head's input (B, T, D) from the carry after the last block."""
 
         def norm(x: jax.Array) -> jax.Array:
             x = x if self.shift is None else self.shift(x)
@@ -85,7 +85,7 @@ class Transformer(nnx.Module):
         return self.blocks.finish(carry, norm)
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """Returns float32 logits of `hidden`: head, and mask of padded ids."""
+        """Returns float32 logits (B, T, V) from the output of `hidden`."""
         head_VD = self.embedding.table() if self.head is None else self.head[...]
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
         logits_NV = project(x_ND, head_VD.astype(self.cfg.dtype))

@@ -1,1 +1,1 @@
-"""Layers. They know neither the config nor placements; every parameter names its role and axes."""
+"""Layers, independent of config and placements; every parameter has a role and named axes."""

@@ -1,4 +1,4 @@
-"""Nonlinearities of the MLP."""
+"""Activation functions of the MLP."""
 
 from __future__ import annotations
 
@@ -56,5 +56,5 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "tanh": jnp.tanh,
 }
-# Nonlinearities of the gate; their names are `placements.axes.GATED`.
+# Activations of a gate; the names are those of `placements.axes.GATED`.
 GATED: dict[str, Callable[[jax.Array], jax.Array]] = {"swiglu": jax.nn.silu}

@@ -1,4 +1,4 @@
-"""Multi-head self-attention (Vaswani et al. 2017, eq. 1), over a sequence or a cache."""
+"""Multi-head self-attention (Vaswani et al. 2017, eq. 1), over a sequence or a key-value cache."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gpt2_jax.nn.context import Causal, Columns, Context, SublayerAux
+from gpt2_jax.nn.context import CacheMask, CausalMask, Context, SublayerAux
 from gpt2_jax.nn.dropout import dropout
 from gpt2_jax.nn.linear import Linear
 from gpt2_jax.nn.qkv import HeadOutput, QKVTransform, ShapedWeights
 
-Input = jax.Array | tuple[jax.Array, ...]  # (B, T, D), or one for each of q, k and v
+Input = jax.Array | tuple[jax.Array, ...]  # (B, T, D), or one such array for each of q, k and v
 
 
 class Attention(nnx.Module):
-    """softmax(scale q k^T + mask) v, heads side by side, and the output projection.
+    """softmax(scale q k^T + mask) v per head, and the output projection.
 
     Args:
-      qkv: to (3, H, K), or (2, H, K) where values are not projected. out: None for no W_O.
-      weights: what replaces the attention weights by others; None for nothing.
+      qkv: projects to (3, H, K), or (2, H, K) if values are not projected. out: W_O, or None.
+      weights: transforms the attention weights, or None.
       kernel: `xla`, or `cudnn` for whole sequences.
-      scale: of the scores. by_layer: whether those of block l (from 1) are also divided by l
-        (`scale_attn_by_inverse_layer_idx` of transformers; Karamcheti et al. 2021, Mistral).
+      scale: factor on the scores. by_layer: whether those of block l (from 1) are also divided by l
+        (`scale_attn_by_inverse_layer_idx` in transformers; Karamcheti et al. 2021, Mistral).
       dropout: rate on the attention weights.
     """
 
@@ -44,12 +44,12 @@ class Attention(nnx.Module):
         self.kernel, self.scale, self.by_layer, self.rate = kernel, scale, by_layer, dropout
 
     def __call__(self, x_BTD: Input, context: Context) -> tuple[jax.Array, SublayerAux]:
-        """Returns the output (B, T, D), with this call's values and what else was asked for."""
+        """Returns the output (B, T, D) and its `SublayerAux`."""
         q_BHTK, k_BHTK, v_BHTK = self.project(x_BTD, context)
         k_BHSK, v_BHSK, aux = k_BHTK, v_BHTK, SublayerAux(values=v_BHTK)
         if context.cache is not None:
-            assert isinstance(context.view, Columns)
-            cache = context.cache.write(k_BHTK, v_BHTK, context.view.start)
+            assert isinstance(context.mask, CacheMask)
+            cache = context.cache.write(k_BHTK, v_BHTK, context.mask.start)
             k_BHSK, v_BHSK = cache
             aux = aux._replace(cache=cache)
         if self.kernel == "cudnn" and context.cache is None and context.observe is None:
@@ -62,22 +62,22 @@ class Attention(nnx.Module):
         return self.out(o_BTHK), aux
 
     def project(self, x_BTD: Input, context: Context) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Returns q, k and v, each (B, H, T, K): one transposition for all three."""
+        """Returns q, k and v, each (B, H, T, K), with a single transposition."""
         qkv_BT3HK = self.qkv.each(x_BTD) if isinstance(x_BTD, tuple) else self.qkv(x_BTD)
         in_heads = lambda: self._in_heads(x_BTD)
         return self.transform(qkv_BT3HK.transpose(2, 0, 3, 1, 4), in_heads, context)
 
     def _in_heads(self, x_BTD: Input) -> jax.Array:
-        """Returns what values are read from, in heads, (B, H, T, K)."""
+        """Returns the input of the values, split into heads, (B, H, T, K)."""
         x_BTD = x_BTD[-1] if isinstance(x_BTD, tuple) else x_BTD
         return x_BTD.reshape(*x_BTD.shape[:-1], *self.qkv.d_out[1:]).swapaxes(1, 2)
 
     def _fused(
         self, q_BHTK: jax.Array, k_BHTK: jax.Array, v_BHTK: jax.Array, context: Context
     ) -> jax.Array:
-        assert isinstance(context.view, Causal)  # else it raises rather than fall back
+        assert isinstance(context.mask, CausalMask)
         scale = self.scale
-        if self.by_layer:  # the kernel's own scale is a constant
+        if self.by_layer:  # the kernel's scale must be a constant
             q_BHTK, scale = q_BHTK * self.score_scale(context).astype(q_BHTK.dtype), 1.0
         q_BTHK, k_BTHK, v_BTHK = (x.swapaxes(1, 2) for x in (q_BHTK, k_BHTK, v_BHTK))
         return jax.nn.dot_product_attention(
@@ -93,30 +93,30 @@ class Attention(nnx.Module):
         aux: SublayerAux,
     ) -> tuple[jax.Array, SublayerAux]:
         sizes = q_BHTK.shape[2], k_BHSK.shape[2]
-        mask = context.view.mask(*sizes)
-        scores_BHTS = masked_scores(q_BHTK, k_BHSK, self.score_scale(context), mask)
+        allowed = context.mask.allowed(*sizes)
+        scores_BHTS = masked_scores(q_BHTK, k_BHSK, self.score_scale(context), allowed)
         p_BHTS = jax.nn.softmax(scores_BHTS, axis=-1)
         if self.weights is not None:
-            p_BHTS = self.weights(p_BHTS, mask, context.view.own(*sizes))
+            p_BHTS = self.weights(p_BHTS, allowed, context.mask.diagonal(*sizes))
         if context.observe is not None:
-            nats_BHT = jax.scipy.special.entr(jax.nn.softmax(scores_BHTS)).sum(-1)
-            aux = aux._replace(entropy=nats_BHT.mean(), largest_score=scores_BHTS.max())
+            entropy_BHT = jax.scipy.special.entr(jax.nn.softmax(scores_BHTS)).sum(-1)
+            aux = aux._replace(entropy=entropy_BHT.mean(), largest_score=scores_BHTS.max())
         p_BHTS = dropout(p_BHTS, context.keys_B, self.rate, "attn.weights")
         return mix(p_BHTS, v_BHSK), aux
 
     def score_scale(self, context: Context) -> jax.Array:
-        """Returns the factor of the scores, float32."""
-        layers = context.layer + 1 if self.by_layer else 1
-        return jnp.float32(self.scale) / layers
+        """Returns the factor on the scores, float32."""
+        divisor = context.layer + 1 if self.by_layer else 1
+        return jnp.float32(self.scale) / divisor
 
 
 def masked_scores(
-    q_BHTK: jax.Array, k_BHSK: jax.Array, scale: jax.Array, mask: jax.Array
+    q_BHTK: jax.Array, k_BHSK: jax.Array, scale: jax.Array, allowed: jax.Array
 ) -> jax.Array:
-    """Returns scale q k^T in float32, with the lowest float where the mask is False."""
+    """Returns scale q k^T in float32, with the lowest float where `allowed` is False."""
     q_BHTK = q_BHTK * scale.astype(q_BHTK.dtype)
     s_BHTS = jnp.einsum("BHTK,BHSK->BHTS", q_BHTK, k_BHSK, preferred_element_type=jnp.float32)
-    return jnp.where(mask, s_BHTS, jnp.finfo(jnp.float32).min)
+    return jnp.where(allowed, s_BHTS, jnp.finfo(jnp.float32).min)
 
 
 def mix(p_BHTS: jax.Array, v_BHSK: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What a block receives besides the residual stream, and what it returns besides it."""
+"""Inputs and outputs of a block other than the residual stream: masks, caches, dropout keys."""
 
 from __future__ import annotations
 
@@ -10,53 +10,53 @@ import jax.numpy as jnp
 from jax import lax
 
 
-class Causal(NamedTuple):
-    """A whole sequence, in which each token attends to itself and to those before it."""
+class CausalMask(NamedTuple):
+    """Each token of a whole sequence attends to itself and to earlier tokens."""
 
-    def mask(self, n_queries: int, n_keys: int) -> jax.Array:
-        """Returns (T, S), True where column T attends to column S."""
+    def allowed(self, n_queries: int, n_keys: int) -> jax.Array:
+        """Returns (T, S), True where query T may attend to key S."""
         return jnp.tril(jnp.ones((n_queries, n_keys), bool))
 
-    def own(self, n_queries: int, n_keys: int) -> jax.Array:
-        """Returns (T, S), nonzero where a column is the token's own."""
+    def diagonal(self, n_queries: int, n_keys: int) -> jax.Array:
+        """Returns (T, S), nonzero where query T and key S are the same token."""
         return jnp.eye(n_queries, n_keys)
 
 
-class Columns(NamedTuple):
-    """Consecutive columns of a cache, and what each of them attends to.
+class CacheMask(NamedTuple):
+    """Consecutive tokens attend to the columns of a key-value cache.
 
     Attributes:
-      start: the first of them.
-      mask_BTS: (B or 1, T, S), True where column T attends to cached column S.
+      start: the column of the first token.
+      mask_BTS: (B or 1, T, S), True where token T may attend to column S.
     """
 
     start: jax.Array | int
     mask_BTS: jax.Array
 
-    def mask(self, n_queries: int, n_keys: int) -> jax.Array:
-        """Returns (B or 1, 1, T, S), True where column T attends to column S."""
+    def allowed(self, n_queries: int, n_keys: int) -> jax.Array:
+        """Returns (B or 1, 1, T, S), True where query T may attend to key S."""
         del n_queries, n_keys
         return self.mask_BTS[:, None]
 
-    def own(self, n_queries: int, n_keys: int) -> jax.Array:
-        """Returns (T, S), nonzero where a column is the token's own."""
+    def diagonal(self, n_queries: int, n_keys: int) -> jax.Array:
+        """Returns (T, S), nonzero where query T and key S are the same token."""
         columns_T = self.start + jnp.arange(n_queries)
         return jnp.arange(n_keys) == columns_T[:, None]
 
 
-View = Causal | Columns
+Mask = CausalMask | CacheMask
 
 
 class KVCache(NamedTuple):
-    """Keys and values of all columns of one layer."""
+    """Keys and values of one layer; S is the number of columns."""
 
     k_BHSK: jax.Array
     v_BHSK: jax.Array
 
     def write(self, k_BHTK: jax.Array, v_BHTK: jax.Array, start: jax.Array | int) -> KVCache:
-        """Returns the cache with new columns from `start` on."""
-        put = lambda old, new: lax.dynamic_update_slice_in_dim(old, new, start, axis=2)
-        return KVCache(put(self.k_BHSK, k_BHTK), put(self.v_BHSK, v_BHTK))
+        """Returns the cache with new columns, the first at `start`."""
+        update = lambda old, new: lax.dynamic_update_slice_in_dim(old, new, start, axis=2)
+        return KVCache(update(self.k_BHSK, k_BHTK), update(self.v_BHSK, v_BHTK))
 
 
 class Context(NamedTuple):
@@ -65,14 +65,15 @@ class Context(NamedTuple):
     Attributes:
       positions: of the tokens in their sequences, (T) or (B, T).
       keys_B: a dropout key per sequence; None for no dropout.
-      step: steps done, for what changes during training; None where unknown.
+      step: steps done, for scales that depend on it; None if unknown.
       layer: 0-based index of the block (may be traced).
-      view: what each token attends to.
-      cache: of this block's keys and values; None for whole sequences.
-      first_values: attention's values of block 1, where later blocks use them.
-      pos_emb: vectors of the positions, where blocks add them, (T, D) or (B, T, D).
-      observe: called for each block with the stream before and after it and its sublayers' outputs;
-        what it returns is collected. Sublayers then also return their input and output.
+      mask: which tokens each token attends to.
+      cache: keys and values of this block; None for whole sequences.
+      first_values: attention values of block 1, if later blocks use them.
+      pos_emb: position vectors (T, D) or (B, T, D), if blocks add them.
+      observe: called for each block with the stream before it, the stream after it and the
+        `SublayerAux` of its sublayers; its results are collected. Sublayers then also return
+        their input and output.
       ablated_layer: 0-based index of a block whose sublayers return 0.
     """
 
@@ -80,7 +81,7 @@ class Context(NamedTuple):
     keys_B: jax.Array | None = None
     step: jax.Array | int | None = None
     layer: jax.Array | int = 0
-    view: View = Causal()
+    mask: Mask = CausalMask()
     cache: KVCache | None = None
     first_values: jax.Array | None = None
     pos_emb: jax.Array | None = None
@@ -93,7 +94,7 @@ class Context(NamedTuple):
         first_values: jax.Array | None,
         cache: KVCache | None = None,
     ) -> Context:
-        """Returns the context of one block, with dropout keys of its own."""
+        """Returns the context of one block, with its own dropout keys."""
         keys_B = self.keys_B
         if keys_B is not None:
             keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, layer)
@@ -101,13 +102,13 @@ class Context(NamedTuple):
 
 
 class SublayerAux(NamedTuple):
-    """What a sublayer returns besides its output.
+    """Auxiliary outputs of a sublayer.
 
     Attributes:
-      values: of attention, (B, H, T, K), for blocks that use those of block 1.
-      cache: of attention with the new columns, where there was one.
-      entropy: of the attention weights, nats, mean over heads and tokens, if observed.
-      largest_score: before the softmax, if observed.
+      values: attention values (B, H, T, K), for later blocks that use those of block 1.
+      cache: the updated cache, if the context has one.
+      entropy: of the attention weights, in nats, mean over heads and tokens, if observed.
+      largest_score: the largest attention score before the softmax, if observed.
       input, output: of the whole sublayer, (B, T, D), if observed.
     """
 

@@ -1,4 +1,4 @@
-"""Dropout of entries and of whole sequences."""
+"""Dropout and stochastic depth."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import jax.numpy as jnp
 def dropout(x: jax.Array, keys_B: jax.Array | None, rate: float, site: str) -> jax.Array:
     """Zeroes entries of x (B, ...) with probability `rate` and scales the rest by 1/(1 - rate).
 
-    Each sequence has a key, so that the mask does not depend on how a batch is sharded.
+    The mask does not depend on how a batch is sharded, as each sequence has its own key.
 
     Args:
-      keys_B: a key for each sequence, or None to leave x as it is.
-      site: a name that is folded into the keys.
+      keys_B: a key per sequence; None for no dropout.
+      site: a name, folded into the keys.
     """
     if keys_B is None or rate == 0.0:
         return x
@@ -28,12 +28,9 @@ def dropout(x: jax.Array, keys_B: jax.Array | None, rate: float, site: str) -> j
 
 
 def drop_sequences(x: jax.Array, keys_B: jax.Array, rate: jax.Array, site: str) -> jax.Array:
-    """Zeroes whole sequences of x (B, ...) with probability `rate`, scales the rest to match.
-
-    Stochastic depth for one sublayer (Huang et al. 2016).
-    """
+    """Stochastic depth: dropout of whole sequences of x (B, ...) (Huang et al. 2016)."""
     tag = zlib.crc32(site.encode())
     keep = lambda key: jax.random.bernoulli(jax.random.fold_in(key, tag), 1.0 - rate)
     keep_B = jax.vmap(keep)(keys_B).reshape(-1, *[1] * (x.ndim - 1))
-    kept = jnp.maximum(1.0 - rate, 1e-6)  # an expression in t may reach 1: none is kept then
-    return jnp.where(keep_B, x / kept, 0).astype(x.dtype)
+    p_keep = jnp.maximum(1.0 - rate, 1e-6)  # an expression in t may reach 1, which drops all
+    return jnp.where(keep_B, x / p_keep, 0).astype(x.dtype)

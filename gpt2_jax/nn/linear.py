@@ -1,4 +1,4 @@
-"""Linear maps."""
+"""Linear layers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from gpt2_jax.nn.param import Axes, Init, Role, param
 
 
 class Linear(nnx.Module):
-    """y = x W + b over the trailing axes `d_in` of x, producing the trailing axes `d_out`.
+    """y = x W + b, from the trailing axes `d_in` of x to the trailing axes `d_out` of y.
 
-    The kernel is stored as (*d_in, *d_out), so that heads stay visible in its shape, and multiplied
-    as one two-dimensional product with batch and time flattened, which is fastest on a CPU.
+    The kernel has shape (*d_in, *d_out), with separate axes for heads. It is applied as one matrix
+    product with batch and sequence flattened, which is fastest on a CPU.
 
     Args:
-      axes: names of the axes in `d_in` and `d_out`.
-      std: of the initial kernel; an array broadcasts against `d_out`.
+      axes: names of the axes `d_in` and `d_out`.
+      site: name that determines the random initial values.
+      std: of the initial kernel; an array is broadcast to `d_out`.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Linear(nnx.Module):
         return y.reshape(*lead, *self.d_out)
 
     def each(self, xs: tuple[jax.Array, ...]) -> jax.Array:
-        """Returns y where each matrix along the first axis of `d_out` has an input of its own."""
+        """Returns y if each matrix along the first axis of `d_out` has its own input."""
         n_in, n_out = math.prod(self.d_in), math.prod(self.d_out[1:])
         kernel = self.kernel[...].astype(self.dtype).reshape(n_in, self.d_out[0], n_out)
         ys = [x.astype(self.dtype) @ kernel[:, i] for i, x in enumerate(xs[: self.d_out[0]])]
@@ -58,7 +59,7 @@ class Linear(nnx.Module):
 
 
 class Shift(nnx.Module):
-    """x - b with a learned number b, initially 0 (Zhang et al. 2019, Fixup)."""
+    """x - b with a learned scalar b, initially 0 (Zhang et al. 2019, Fixup)."""
 
     def __init__(self) -> None:
         self.bias = param(jnp.float32(0.0), Role.BIAS)
@@ -69,10 +70,10 @@ class Shift(nnx.Module):
 
 @jax.custom_vjp
 def project(x_ND: jax.Array, head_VD: jax.Array) -> jax.Array:
-    """Returns x head^T in float32, with backward products in the dtype of the inputs.
+    """Returns x head^T in float32; the products of the backward pass have the inputs' dtype.
 
-    Left to autodiff, the float32 gradient of the logits would turn both backward products of a
-    bfloat16 head into float32 ones, up to twice as slow on a GPU.
+    With autodiff, the float32 gradient of the logits would make both backward products float32 even
+    if the head is bfloat16, which is up to twice as slow on a GPU.
     """
     return jnp.einsum("ND,VD->NV", x_ND, head_VD, preferred_element_type=jnp.float32)
 

@@ -16,14 +16,14 @@ from gpt2_jax.nn.param import Init, Role, param
 class MLP(nnx.Module):
     """W_down N(f(W_up x + b_up)) + b_down (GPT-2: f = GELU, hidden width 4 D, no N).
 
-    `swiglu` is gated: f = silu(W_gate x + b_gate) (W_up x + b_up) (Shazeer 2020, eq. 6).
+    `swiglu` replaces f by silu(W_gate x + b_gate) (W_up x + b_up) (Shazeer 2020, eq. 6).
 
     Args:
       n_embd, n_inner: the width D and the hidden width.
-      inner: N, or None. stds: of the initial first and last matrices.
-      hidden_scale: whether hidden channels have learned factors s sqrt(D), initially sqrt(D)
+      inner: N, or None. stds: initial std of the first and last matrices.
+      hidden_scale: whether hidden channels have learned factors s sqrt(D), s initially 1
         (nGPT, eqs. 20 and 21).
-      scalar_bias: whether a learned number is subtracted before f and before W_down.
+      scalar_bias: whether learned scalars are subtracted before f and before W_down.
     """
 
     def __init__(
@@ -41,17 +41,17 @@ class MLP(nnx.Module):
     ):
         self.activation, gated = activation, activation in GATED
 
-        def first(site: str) -> Linear:
+        def from_input(site: str) -> Linear:
             axes, sizes = ("embed", "mlp"), ((n_embd,), (n_inner,))
             return Linear(*sizes, axes=axes, site=site, std=stds[0], init=init, dtype=dtype)
 
         factor = lambda: param(jnp.ones(n_inner), Role.SCALAR, ("mlp",))
-        self.gate = first("mlp.gate") if gated else None
-        self.up = first("mlp.up")
+        self.gate = from_input("mlp.gate") if gated else None
+        self.up = from_input("mlp.up")
         self.inner = inner
         self.up_scale = factor() if hidden_scale else None
         self.gate_scale = factor() if hidden_scale and gated else None
-        self.to_first = n_embd**0.5
+        self.hidden_factor = n_embd**0.5
         self.before, self.behind = (Shift() if scalar_bias else None for _ in range(2))
         self.down = Linear(
             (n_inner,),
@@ -84,4 +84,4 @@ class MLP(nnx.Module):
     def _scaled(self, factor: nnx.Param[jax.Array] | None, h_BTF: jax.Array) -> jax.Array:
         if factor is None:
             return h_BTF
-        return (h_BTF * factor[...] * self.to_first).astype(h_BTF.dtype)
+        return (h_BTF * factor[...] * self.hidden_factor).astype(h_BTF.dtype)

@@ -1,4 +1,4 @@
-"""The types of norms, without jax: which settings each uses; `norms` has a class for each."""
+"""The types of norms and the axes that each uses; imports no jax. The classes are in `norms`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class NormType:
-    """Which of a placement's `norm_eps`, `norm_gain`, `norm_bias` and `norm_alpha` a norm uses."""
+    """Which of the axes `norm_eps`, `norm_gain`, `norm_bias` and `norm_alpha` a norm uses."""
 
     eps: bool = True
     gain: bool = True

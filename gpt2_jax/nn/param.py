@@ -1,4 +1,4 @@
-"""Parameters: what each one is, what its axes mean, and where its initial values come from."""
+"""Parameters with a role and named axes, and their initial random values."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
-# Axes along which independent matrices lie side by side.
+# Axes along which independent matrices are stored side by side.
 BATCH_AXES = frozenset({"qkv", "maps"})
 
 
 class Role(StrEnum):
-    """What a parameter is. Stored as metadata: once stacked, its ndim says nothing."""
+    """What a parameter is; metadata, because `ndim` is ambiguous once layers are stacked."""
 
     MATRIX = "matrix"
-    MAP = "map"  # a connection's own small matrix, from the width to a few numbers
+    MAP = "map"  # a connection's own small matrix
     EMBEDDING = "embedding"
     POSITION = "position"
     HEAD = "head"
@@ -34,13 +34,13 @@ def param(value: Any, role: Role, axes: Axes = (), n_in: int = 0) -> nnx.Param[j
     """Returns a parameter with its metadata.
 
     Args:
-      axes: a name for each axis of the value: `embed` (the residual stream's width), `heads`,
-        `head_dim`, `qkv`, `mlp`, `vocab`, `position`, `maps`; None for others. A stack of layers
-        adds an axis in front, which has no name.
-      n_in: of a matrix, how many of the leading axes are contracted with its input.
+      axes: a name for each axis of the value: `embed` (width of the residual stream), `heads`,
+        `head_dim`, `qkv`, `mlp`, `vocab`, `position`, `maps`, or None. Stacking layers adds a
+        leading axis without a name.
+      n_in: for a matrix, the number of leading axes that are contracted with its input.
 
     Raises:
-      ValueError: if the names do not match the value's axes.
+      ValueError: if the number of names is not that of the value's axes.
     """
     if len(axes) != value.ndim:
         raise ValueError(f"{len(axes)} names for {value.ndim} axes")
@@ -60,7 +60,7 @@ class ParamInfo:
     """Static parameter metadata.
 
     Attributes:
-      axes, n_in: as of `param`. scales: asked for by the parametrization.
+      axes, n_in: as in `param`. scales: set by the parametrization.
     """
 
     role: Role
@@ -70,38 +70,40 @@ class ParamInfo:
 
     @property
     def in_axes(self) -> tuple[int, ...]:
-        """The axes that a matrix contracts, counted from the last one (-1)."""
+        """The contracted axes of a matrix, as negative indices."""
         n = len(self.axes)
         return tuple(range(-n, self.n_in - n))
 
     @property
     def out_axes(self) -> tuple[int, ...]:
-        """The axes that a matrix produces, counted from the last one, without batch axes."""
+        """The output axes of a matrix, as negative indices, without `BATCH_AXES`."""
         n = len(self.axes)
         return tuple(i - n for i in range(self.n_in, n) if self.axes[i] not in BATCH_AXES)
 
     @property
     def width_axis(self) -> int | None:
-        """The axis along the residual stream's width, of a matrix that has one such axis."""
-        directed = self.role in (Role.MATRIX, Role.EMBEDDING, Role.HEAD)
-        if not directed or self.axes.count("embed") != 1:
+        """The `embed` axis of a matrix or embedding that has exactly one, as a negative index."""
+        has_width = self.role in (Role.MATRIX, Role.EMBEDDING, Role.HEAD)
+        if not has_width or self.axes.count("embed") != 1:
             return None
         return self.axes.index("embed") - len(self.axes)
 
 
 @dataclass(frozen=True)
 class Init:
-    """Initial values of one layer: a key per site, so that models share what they have in common.
+    """Random initial values of one layer.
+
+    Each site has its own key, so models that share a site share its initial values.
 
     Attributes:
-      key: the run's key for initial weights.
-      layer: 0-based index of the block (may be traced); 0 outside the blocks.
+      key: the run's key for initial values.
+      layer: 0-based index of the block (may be traced); 0 outside blocks.
     """
 
     key: jax.Array
     layer: jax.Array | int = 0
 
     def normal(self, site: str, shape: tuple[int, ...], std: jax.Array | float) -> jax.Array:
-        """Returns float32 normal values of std `std`, the same for the same site and layer."""
+        """Returns normal float32 values with std `std`, the same for the same site and layer."""
         site_key = jax.random.fold_in(self.key, zlib.crc32(site.encode()))
         return std * jax.random.normal(jax.random.fold_in(site_key, self.layer), shape)

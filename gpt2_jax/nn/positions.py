@@ -1,4 +1,4 @@
-"""Positions: sinusoidal vectors for the residual stream, rotations for queries and keys."""
+"""Sinusoidal and rotary position embeddings."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def sinusoids(positions: jax.Array, width: int) -> jax.Array:
 
 
 def rotate(x_BHTK: jax.Array, positions: jax.Array) -> jax.Array:
-    """Rotates pairs of channels by angles that grow with the position (Su et al. 2021, eq. 34).
+    """Rotates pairs of channels by angles proportional to the position (Su et al. 2021, eq. 34).
 
-    Channel i is paired with i + K/2, as in GPT-NeoX; the paper pairs neighbours, which is the same
-    up to the order of channels.
+    Channel i is paired with i + K/2, as in GPT-NeoX; the paper pairs adjacent channels, which is
+    the same up to the order of channels.
 
     Args:
       positions: (T) or (B, T).

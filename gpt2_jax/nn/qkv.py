@@ -1,4 +1,4 @@
-"""What happens to q, k and v before attention, and to the heads' outputs after it."""
+"""Transforms of q, k and v before attention, of its weights, and of the heads' outputs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ MAX_LOGIT_SCALE = 100.0
 
 
 class QKVTransform(nnx.Module):
-    """q, k, v -> q, k, v: norms, then scaling, rotation, and the values of block 1.
+    """Transforms q, k and v: norms, scaling, rotation, and mixing of values with block 1's.
 
     Args:
-      norms: of q, k and v, each or None. over_heads: whether those of q and k act on all heads at
-        once rather than on each.
-      scaling: what gives q and k a length of their own, before (Cosine) or after rotation (UnitQK).
-      values: `own`, `first` (those of block 1 instead), `input` (the input, in heads), or a module
-        that mixes its own with those of block 1.
+      norms: of q, k and v, or None. over_heads: whether the norms of q and k act on all heads at
+        once rather than on each head.
+      scaling: sets the lengths of q and k, before (Cosine) or after rotation (UnitQK).
+      values: where values come from: `projected`, `first` (block 1), `input` (the layer's input,
+        split into heads), or a module that mixes projected values with those of block 1.
     """
 
     def __init__(
@@ -42,20 +42,20 @@ class QKVTransform(nnx.Module):
         self.over_heads, self.rotary = over_heads, rotary
         self.cosine = scaling if isinstance(scaling, Cosine) else None
         self.unit_qk = scaling if isinstance(scaling, UnitQK) else None
-        self.source = values if isinstance(values, str) else "own"
+        self.source = values if isinstance(values, str) else "projected"
         self.value_mix = None if isinstance(values, str) else values
 
     @property
-    def has_values(self) -> bool:
-        """Whether there are values to project to."""
-        return self.source == "own"
+    def projects_values(self) -> bool:
+        """Whether values have a projection W_V."""
+        return self.source == "projected"
 
     def __call__(self, qkv: jax.Array, x: Callable[[], jax.Array], context: Context) -> QKV:
         """Returns q, k and v.
 
         Args:
-          qkv: (3, B, H, T, K), or (2, ...) where there is no W_V.
-          x: returns what attention reads, in heads, (B, H, T, K).
+          qkv: (3, B, H, T, K), or (2, ...) without W_V.
+          x: returns attention's input, split into heads, (B, H, T, K).
         """
         q, k, v = qkv[0], qkv[1], self._values(qkv, x, context)
         if self.q_norm is not None and self.k_norm is not None:
@@ -74,7 +74,7 @@ class QKVTransform(nnx.Module):
         return q, k, v
 
     def _values(self, qkv: jax.Array, x: Callable[[], jax.Array], context: Context) -> jax.Array:
-        if self.source == "own":
+        if self.source == "projected":
             return qkv[2]
         if self.source == "input":
             return x()
@@ -90,7 +90,7 @@ class QKVTransform(nnx.Module):
 
 
 class Cosine(nnx.Module):
-    """q and k of length 1, scores times exp(min(s, log 100)), s per head, initially log 10.
+    """q and k of length 1, scores times exp(min(s, log 100)), one s per head, initially log 10.
 
     Liu et al. 2021 (Swin v2), section 3.2, and its code.
     """
@@ -112,19 +112,19 @@ class UnitQK(nnx.Module):
     """
 
     def __init__(self, n_head: int, head_dim: int, n_embd: int):
-        self.to_one, self.score_scale = n_embd**0.5, head_dim**0.5
+        self.sqrt_width, self.score_scale = n_embd**0.5, head_dim**0.5
         self.unit = L2Norm(head_dim, NormSpec("l2", UNIT_EPS, False, "float32"))
-        first = jnp.full((n_head, head_dim), n_embd**-0.5)
-        self.factor = param(first, Role.SCALAR, ("heads", "head_dim"))
+        initial = jnp.full((n_head, head_dim), n_embd**-0.5)
+        self.factor = param(initial, Role.SCALAR, ("heads", "head_dim"))
 
     def __call__(self, q_BHTK: jax.Array, k_BHTK: jax.Array) -> tuple[jax.Array, jax.Array]:
-        s_H1K = (self.factor[...] * self.to_one)[:, None, :]
+        s_H1K = (self.factor[...] * self.sqrt_width)[:, None, :]
         scaled = self.unit(q_BHTK) * s_H1K * self.score_scale, self.unit(k_BHTK) * s_H1K
         return scaled[0].astype(q_BHTK.dtype), scaled[1].astype(k_BHTK.dtype)
 
 
 class ValueMix(nnx.Module):
-    """V <- a V_1 + b V, a = b = 1/2 or learned from there (Zhou et al. 2024, ResFormer)."""
+    """V <- a V_1 + b V, a = b = 1/2, fixed or learned (Zhou et al. 2024, ResFormer)."""
 
     def __init__(self, learned: bool):
         self.factors = param(jnp.full(2, 0.5), Role.SCALAR, (None,)) if learned else None
@@ -135,10 +135,10 @@ class ValueMix(nnx.Module):
 
 
 class HeadOutput(nnx.Module):
-    """The heads' outputs before W_O: a learned factor per head, then a norm over all of them.
+    """Applied to the heads' outputs before W_O: a factor per head, then a norm over all heads.
 
     Args:
-      n_head: of the factors; None for no factors.
+      n_head: number of learned factors; None for no factors.
     """
 
     def __init__(self, norm: Norm | None, n_head: int | None):
@@ -157,20 +157,16 @@ class HeadOutput(nnx.Module):
 
 
 class ShapedWeights(nnx.Module):
-    """M -> a I + b M - c C for each head, a = b = c = 1 at the start (He & Hofmann 2023, eq. 12).
+    """M -> a I + b M - c C per head, a = b = c = 1 initially (He & Hofmann 2023, eq. 12).
 
-    C is uniform over what a token may attend to, which is M itself where all scores are equal.
+    C is uniform over the tokens that a token may attend to; it equals M if all scores are equal.
     """
 
     def __init__(self, n_head: int):
         self.factors = param(jnp.ones((3, n_head, 1, 1)), Role.SCALAR, (None, "heads", None, None))
 
-    def __call__(self, p_BHTS: jax.Array, mask: jax.Array, own_TS: jax.Array) -> jax.Array:
-        """Returns the weights (B, H, T, S).
-
-        Args:
-          mask: what is attended to. own_TS: which column each token itself is.
-        """
+    def __call__(self, p_BHTS: jax.Array, allowed: jax.Array, diagonal_TS: jax.Array) -> jax.Array:
+        """Returns the weights (B, H, T, S); the masks are those of `Mask`."""
         a, b, c = self.factors[...]
-        uniform = mask / jnp.maximum(mask.sum(-1, keepdims=True), 1)
-        return a * own_TS + b * p_BHTS - c * uniform
+        uniform = allowed / jnp.maximum(allowed.sum(-1, keepdims=True), 1)
+        return a * diagonal_TS + b * p_BHTS - c * uniform

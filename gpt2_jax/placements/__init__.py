@@ -1,9 +1,9 @@
 """Residual connections and norm placements as data; imports no jax.
 
-`axes` defines the design space and `expressions` the small languages of its values; `catalogue` has
-the published variants; `resolve` turns a preset with overrides into a typed `spec`; `registry` says
-what each connection supports, and `validate` what is wrong with a placement. `modules` imports
-modules outside the package that register more.
+`axes` defines the design space, `expressions` the syntax of its values, and `catalogue` the
+published variants. `resolve` turns a preset and its overrides into a typed `spec`. `registry` lists
+what each connection supports, and `validate` finds errors in a placement. `modules` imports modules
+outside the package that register more.
 """
 
 from gpt2_jax.placements.axes import AXES, Placement

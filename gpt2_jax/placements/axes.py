@@ -1,9 +1,8 @@
-"""The axes of the design space, as data that needs no jax.
+"""The axes of the design space; imports no jax.
 
 One sublayer is `x' = N_post(a·N_skip(x̂) + b·N_out(F(c·N_pre(x̂))))` with `x̂ = N_stream(x)`. Each
-field of `Placement` is one axis of it, or of the model around it, and also the config field
-`placement.<axis>`. A value with a bar, such as `pre+qk | pre`, has attention's value before the bar
-and the MLP's after it.
+axis is a field of `Placement` and the config field `placement.<axis>`. In a value with a bar, such
+as `pre+qk | pre`, attention's value is before the bar and the MLP's after it.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ QK_SITES = ("qk", "qk_full", "qkv", "cosine", "unit_qk")
 ATTENTION_SITES = (*BLOCK_SITES, *QK_SITES, "inner")
 MLP_SITES = (*BLOCK_SITES, "inner")
 
-# Activations whose MLP has a third matrix, the gate's (Shazeer 2020).
+# Activations whose MLP has a third matrix, for the gate (Shazeer 2020).
 GATED = ("swiglu",)
 
 OWN = ", or name the module that registers it in placement.module"  # after a list of known words
 LONGEST_OVERRIDES = 2000  # characters of `layer_overrides`
-# Room for an expression on each side of a bar.
+# An expression on each side of a bar.
 axis = partial(setting, longest=2 * LONGEST_EXPRESSION)
 
 
@@ -35,8 +34,9 @@ class Placement:
 
     Attributes:
       equation: one block, in the notation of its source. citation: the paper (and code).
-      note: what was adapted or left out.
-      The others are the axes; each has its meaning next to it.
+      note: how it differs from its source.
+
+    The other fields are the axes.
     """
 
     equation: str
@@ -46,20 +46,20 @@ class Placement:
     connection: str = axis("plain", "how sublayer outputs are combined with the residual stream")
     norm_sites: str = axis(
         "pre",
-        "where norms are, separated by +: `stream` (before skip and sublayer), `skip`, `pre`, "
-        "`out` (on the sublayer's output), `post` (after the add), `inner` (before the last "
-        "matrix); in attention also `qk`, `qkv` (each head), `qk_full` (all heads at once), "
-        "`cosine` (Swin v2's), `unit_qk` (nGPT's)",
+        "where norms are, joined by +: `stream` (on the stream, before skip and sublayer), `skip`, "
+        "`pre`, `out` (on the sublayer's output), `post` (after the add), `inner` (before the last "
+        "matrix); in attention also `qk` and `qkv` (per head), `qk_full` (over all heads), "
+        "`cosine` (as in Swin v2), `unit_qk` (as in nGPT)",
     )
-    norm_type: str = axis("layernorm", "kind of norm", choices=NORM_TYPES.keys(), otherwise=OWN)
+    norm_type: str = axis("layernorm", "type of norm", choices=NORM_TYPES.keys(), otherwise=OWN)
     norm_eps: float = axis(1e-5, "epsilon of the norms", above=0, maximum=1)
-    norm_bias: bool = axis(True, "whether layernorm, dyt and derf have a bias")
-    norm_gain: str = axis("1", "initial gain of the blocks' norms (not of q, k, v): an expression")
+    norm_bias: bool = axis(True, "a bias in layernorm, dyt and derf")
+    norm_gain: str = axis("1", "initial gain of norms in blocks (except q, k, v): an expression")
     norm_alpha: str = axis("0.5", "initial slope of dyt and derf: an expression")
-    embedding_norm: bool = axis(False, "whether a norm follows the embedding")
+    embedding_norm: bool = axis(False, "a norm after the embedding")
     final_norm: str = axis(
         "auto",
-        "norm after the last block; `auto`: unless the last block ends in one",
+        "norm after the last block; `auto`: yes, unless the last block ends in a norm",
         choices=("auto", "yes", "no"),
     )
     skip_scale: str = axis(
@@ -68,10 +68,10 @@ class Placement:
         "`learned_vector`",
     )
     data_dependent_init: bool = axis(
-        False, "whether learned skip factors start from variances measured on the first batch"
+        False, "initialize learned skip scales from variances measured on the first batch"
     )
-    branch_scale: str = axis("1", "b: as skip_scale")
-    input_scale: str = axis("1", "c: as skip_scale")
+    branch_scale: str = axis("1", "b: like skip_scale")
+    input_scale: str = axis("1", "c: like skip_scale")
     drop_path: str = axis("0", "probability that a sequence skips the sublayer: an expression")
     gate_bias: float = axis(
         2.0,
@@ -81,32 +81,33 @@ class Placement:
     )
     layer_overrides: str = axis(
         "",
-        "axes that differ in some blocks: `l == 1: norm_sites=qkv+pre | pre, skip_scale=1; "
+        "axes that differ in some blocks, such as `l == 1: norm_sites=qkv+pre | pre, skip_scale=1; "
         "l > 6: ...`",
         longest=LONGEST_OVERRIDES,
     )
     init: str = axis(
         "normal",
-        "initial matrices: `normal` of init_std, `xavier`, or `small` of std sqrt(2/(5 d))",
+        "distribution of initial matrices: `normal` with std init_std, `xavier`, or `small` with "
+        "std sqrt(2/(5 d)) in attention and xavier in the MLP",
         choices=("normal", "xavier", "small"),
     )
     residual_init: str = axis(
         "(2*L)**-0.5",
-        "factor on the initial std of W_O | the MLP's last matrix: expressions",
+        "factors on the initial std of W_O | the MLP's last matrix: expressions",
     )
     value_init: str = axis(
-        "1", "factor on the initial std of W_V | the MLP's first matrix: expressions"
+        "1", "factors on the initial std of W_V | the MLP's first matrix: expressions"
     )
     query_init: str = axis("1", "factor on the initial std of W_Q: an expression")
     key_init: str = axis("1", "factor on the initial std of W_K: an expression")
     embedding_std: str = axis("std", "std of initial embeddings: an expression")
-    embedding_multiplier: str = axis("1", "factor on embeddings: as skip_scale, without l and t")
+    embedding_multiplier: str = axis("1", "factor on embeddings: like skip_scale without l, s, t")
     multiplier_target: str = axis(
         "tokens",
-        "what the multiplier multiplies: the token's vector, or its sum with the position's",
+        "what embedding_multiplier multiplies: token vectors, or their sum with position vectors",
         choices=("tokens", "sum"),
     )
-    fixnorm: bool = axis(False, "whether token vectors have length 1, also in a tied head")
+    fixnorm: bool = axis(False, "normalize token vectors to length 1, also in a tied head")
     positions: str = axis(
         "learned",
         "position embeddings",
@@ -114,8 +115,8 @@ class Placement:
     )
     positions_at: str = axis(
         "embedding",
-        "where they are added: `mlp` is again before each MLP, `block` is before each block "
-        "instead, with the block's number (Universal Transformer)",
+        "where position vectors are added: `mlp` also adds them before each MLP; `block` adds them "
+        "only before each block, with an encoding of its number (Universal Transformer)",
         choices=("embedding", "mlp", "block"),
     )
     activation: str = axis(
@@ -125,71 +126,71 @@ class Placement:
     )
     scalar_bias: bool = axis(
         False,
-        "whether a learned number is subtracted from each sublayer's input, and inside the MLP",
+        "subtract a learned scalar from each sublayer's input, and inside the MLP",
     )
     shaped_attention: bool = axis(
         False,
-        "whether attention's matrix M is a I + b M - c C, C uniform over what a token sees, a, b "
-        "and c learned for each head",
+        "replace the attention matrix M by a I + b M - c C, with C uniform over visible tokens and "
+        "a, b, c learned per head",
     )
     identity_values: bool = axis(
-        False, "whether attention has neither W_V nor W_O: heads mix parts of its input"
+        False, "attention without W_V and W_O: each head mixes a slice of the input"
     )
-    head_scale: bool = axis(False, "whether each head's output has a learned factor")
+    head_scale: bool = axis(False, "a learned factor on each head's output")
     unit_weights: bool = axis(
-        False, "whether matrices are normalized to length 1 along the width after each step"
+        False, "normalize matrices to length 1 along the width after each step"
     )
     hidden_scale: bool = axis(
-        False, "whether each channel inside the MLP has a learned factor, initially sqrt(d)"
+        False, "a learned factor on each hidden channel of the MLP, initially sqrt(d)"
     )
-    logit_scale: bool = axis(False, "whether each token's logit has a learned factor")
+    logit_scale: bool = axis(False, "a learned factor on each token's logit")
     value_residual: str = axis(
         "none",
-        "mixes attention's values after block 1 with those of block 1: `half` and half, by "
-        "`learned` factors, or uses those of the `first` block alone",
+        "attention values in blocks after the first: mean of their own and block 1's (`half`), "
+        "`learned` mix of both, or block 1's alone (`first`)",
         choices=("none", "half", "learned", "first"),
     )
     cross_layer: str = axis(
         "none",
-        "what earlier layers pass to later ones, separated by +: `x0` (the embedding joins each "
-        "block's input), `unet`, `dense` (DenseFormer), `backout`",
+        "skips across layers, joined by +: `x0` (from the embedding to each block's input), "
+        "`unet`, `dense` (DenseFormer), `backout`",
     )
-    x0_scales: str = axis("1 | 0", "initial factors of stream and embedding for `x0`: expressions")
+    x0_scales: str = axis("1 | 0", "for `x0`, initial factors on stream | embedding: expressions")
     share_blocks: int = axis(
         0,
-        "number of different blocks, each used several times in a row; 0: all differ",
+        "number of distinct blocks, each applied several times in a row; 0: no sharing",
         minimum=0,
         maximum=10_000,
     )
     depth_groups: int = axis(
         0,
-        "groups of sublayers that attention_residuals sums before attending to them; 0: none",
+        "number of groups of sublayers whose outputs attention_residuals sums; 0: no groups",
         minimum=0,
         maximum=20_000,
     )
     n_streams: int = axis(
         4,
-        "number of residual streams, or of parts of one, where the connection has several",
+        "number of residual streams, or of parts of one, if the connection has several",
         minimum=1,
         maximum=1024,
     )
     rank: int = axis(32, "rank of laurel_lr's skip matrix", minimum=1, maximum=2**20)
     parametrization: str = axis(
         "standard",
-        "`completep` scales sublayer outputs by base_n_layer/L, `depth_mup` by its root, with "
-        "matching initial values, learning rates, weight decay and epsilon",
+        "`completep` scales sublayer outputs by base_n_layer/L, `depth_mup` by its square root, "
+        "both with matching initial values, learning rates, weight decay and epsilon",
         choices=("standard", "depth_mup", "completep"),
     )
     base_n_layer: int = axis(
         2,
-        "depth at which the parametrization's factors for depth are 1",
+        "depth at which the parametrization's depth factors are 1",
         minimum=1,
         maximum=10_000,
     )
     base_n_embd: int = axis(
         256,
-        "width at which the parametrization's factors for width are 1; attention scores are "
-        "divided by the head width, not by its root, at every width",
+        "width at which the parametrization's width factors are 1; attention scores are always "
+        "divided by the head width, not by its square root",
         minimum=1,
         maximum=2**20,
     )

@@ -1,4 +1,4 @@
-"""Whether the expressions of a placement can be parsed, and have values in range."""
+"""Checks that a placement's expressions can be parsed and have values in range."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from gpt2_jax.placements.expressions import (
 from gpt2_jax.placements.overrides import parse_overrides
 from gpt2_jax.placements.registry import SUPPORTS
 
-LARGEST_VALUE = 1e30  # of an expression: larger factors overflow float32 in products
+LARGEST_VALUE = 1e30  # products with larger factors overflow float32
 
 
 class Model(Protocol):
-    """The sizes and kernels that a placement has to fit: the config's `model` section."""
+    """What a placement is checked against: the config's `model` section."""
 
     @property
     def n_layer(self) -> int: ...
@@ -46,15 +46,15 @@ class Model(Protocol):
 
 
 def text_faults(model: Model, placement: Placement, last_step: int) -> Iterator[str]:
-    """Strings that cannot be parsed, or have no value at this size."""
+    """Reports strings that cannot be parsed, or have no valid value in this model."""
     if placement.connection not in SUPPORTS:
         yield f"connection={placement.connection!r} is unknown; choose one of {', '.join(SUPPORTS)}"
     try:
         overrides = parse_overrides(placement.layer_overrides)
-        for one, l in product(overrides, range(1, model.n_layer + 1)):
-            if not np.isfinite(one.where({"l": float(l), "L": float(model.n_layer)})):
+        for override, l in product(overrides, range(1, model.n_layer + 1)):
+            if not np.isfinite(override.where({"l": float(l), "L": float(model.n_layer)})):
                 raise ValueError(
-                    f"{one.where.text!r} has no finite value in block {l} of {model.n_layer}"
+                    f"{override.where.text!r} has no finite value in block {l} of {model.n_layer}"
                 )
     except ValueError as error:
         yield f"layer_overrides: {error}"
@@ -62,11 +62,11 @@ def text_faults(model: Model, placement: Placement, last_step: int) -> Iterator[
     texts = [(name, getattr(placement, name)) for name in EXPRESSIONS]
     texts += [(name, text) for e in overrides for name, text in e.changes.items()]
     for name, text in texts:
-        if name != "norm_sites" and (fault := _rule_fault(model, name, text, last_step)):
+        if name != "norm_sites" and (fault := _expression_fault(model, name, text, last_step)):
             yield f"{name}={text!r}: {fault}"
 
 
-# Which names an expression may use, whether it may be a learned scale, and whether it has a bar.
+# By axis: allowed names, whether a learned scale is allowed, and whether a bar is.
 EXPRESSIONS: dict[str, tuple[str, bool, bool]] = {
     "skip_scale": ("lLsSdt", True, True),
     "branch_scale": ("lLsSdt", True, True),
@@ -84,40 +84,42 @@ EXPRESSIONS: dict[str, tuple[str, bool, bool]] = {
 }
 
 
-def _rule_fault(model: Model, name: str, text: str, last_step: int) -> str | None:
-    allowed, learnable, barred = EXPRESSIONS[name]
+def _expression_fault(model: Model, name: str, text: str, last_step: int) -> str | None:
+    allowed, learnable, per_sublayer = EXPRESSIONS[name]
     try:
         parts = sides(text)
-        if "|" in text and not barred:
-            return "it takes one value, without a bar"
-        for which, part in enumerate(parts):
+        if "|" in text and not per_sublayer:
+            return "this axis has one value; remove the bar"
+        for index, part in enumerate(parts):
             if not learnable:
-                parse_expression(part)  # a learned factor is not an expression
+                parse_expression(part)  # fails for a learned scale
             spec = parse_scale(part)
             if spec.kind == "learned_block" and name == "embedding_multiplier":
-                return "it is outside the blocks; use learned_scalar"
+                return "the embedding is not in a block; use learned_scalar"
             if spec.kind == "learned_block" and parts[0] != parts[1]:
                 return "learned_block is one factor for both sublayers; leave out the bar"
             if wrong := sorted(spec.first.names - {*allowed, "std"}):
-                return f"{', '.join(wrong)} cannot be used here; the names are {', '.join(allowed)}"
-            _check_values(model, name, spec.first, which, last_step)
+                return f"{', '.join(wrong)} cannot be used here; choose from {', '.join(allowed)}"
+            _check_values(model, name, spec.first, index, last_step)
     except ValueError as error:
         return str(error)
     return None
 
 
-def _check_values(model: Model, name: str, made: Expression, which: int, last_step: int) -> None:
+def _check_values(
+    model: Model, name: str, expression: Expression, index: int, last_step: int
+) -> None:
     """Raises ValueError if an expression is out of range in a block, at the first or last step."""
-    steps = {0, last_step} if "t" in made.names else {0}
-    blocks = range(1, model.n_layer + 1) if made.names & {"l", "s"} else [1]
+    steps = {0, last_step} if "t" in expression.names else {0}
+    blocks = range(1, model.n_layer + 1) if expression.names & {"l", "s"} else [1]
     for t, l in product(sorted(steps), blocks):
-        value = float(made(model.sizes.values(l, which) | {"t": float(t)}))
+        value = float(expression(model.sizes.values(l, index) | {"t": float(t)}))
         where = f"in block {l} of {model.n_layer}" + f" at t={t}" * (t > 0)
         if not np.isfinite(value):
             raise ValueError(f"it has no finite value {where}")
         if abs(value) > LARGEST_VALUE:
-            raise ValueError(f"it is {value:g} {where}, and must be at most {LARGEST_VALUE:g}")
+            raise ValueError(f"it is {value:g} {where}; it must be at most {LARGEST_VALUE:g}")
         if name == "drop_path" and not 0 <= value < 1:
-            raise ValueError(f"it is {value:g} {where}, and must be at least 0 and below 1")
+            raise ValueError(f"it is {value:g} {where}; it must be at least 0 and below 1")
         if name.endswith(("_init", "_std")) and value < 0:
-            raise ValueError(f"it is {value:g} {where}, and must not be negative")
+            raise ValueError(f"it is {value:g} {where}; it must not be negative")

@@ -1,4 +1,4 @@
-"""The small languages of a placement: depth expressions, scales, `attention | mlp` and `a+b`.
+"""The syntax of axis values: expressions, scales, `attention | mlp` and `a+b`.
 
 An expression is a string such as `(2*L)**0.25` or `minimum(t/(1000*l), 1)`. Its names are
 
@@ -7,9 +7,9 @@ An expression is a string such as `(2*L)**0.25` or `minimum(t/(1000*l), 1)`. Its
   d  the width of the stream             t  steps done
   std  `model.init_std`
 
-Nothing is executed: the text is parsed, checked against a list of what it may contain, and
-evaluated over numbers or over traced arrays. Numbers are computed in float64, never as integers of
-arbitrary length, so that `9**9**9**9` overflows instead of running forever.
+Nothing is executed: the text is parsed, checked against a list of allowed syntax, and evaluated on
+numbers or traced arrays. Numbers are computed in float64, never as integers of arbitrary length, so
+`9**9**9**9` overflows instead of running forever.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ import numpy as np
 
 INT32_MAX = 2**31 - 1
 LONGEST_EXPRESSION = 200  # characters
-DEEPEST = 64  # nested operations
+MAX_NESTING = 64  # operations
 NAMES = ("l", "L", "s", "S", "d", "t", "std")
-# With the number of their arguments.
+# Functions and the number of their arguments.
 FUNCTIONS = {"minimum": 2, "maximum": 2, "sqrt": 1, "log": 1, "exp": 1, "floor": 1, "where": 3}
 _OPERATORS: dict[type, Callable[..., Any]] = {
     ast.Add: operator.add,
@@ -47,38 +47,38 @@ _OPERATORS: dict[type, Callable[..., Any]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
 }
-_WHOLE = (ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod, ast.Pow)  # integers to integers
+_INTEGRAL = (ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod, ast.Pow)  # integers to integers
 
 
 @dataclass(frozen=True)
 class Expression:
-    """An arithmetic expression over `NAMES`; made by `parse_expression`."""
+    """An arithmetic expression in `NAMES`; created by `parse_expression`."""
 
     text: str
 
     @cached_property
     def tree(self) -> ast.expr:
-        """Its syntax."""
+        """Its syntax tree."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about Python that is refused anyway
+            warnings.simplefilter("ignore")  # about syntax that is refused anyway
             return ast.parse(self.text.strip(), mode="eval").body
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """The free names in it."""
+        """The names it depends on."""
         found = {node.id for node in ast.walk(self.tree) if isinstance(node, ast.Name)}
         return frozenset(found & set(NAMES))
 
     @cached_property
     def constant(self) -> float | None:
-        """Its value where it has no free names."""
+        """Its value if it depends on no name, else None."""
         return None if self.names else float(self({}))
 
     def __call__(self, values: Mapping[str, Any], xp: ModuleType = np) -> Any:
         """Returns its value.
 
         Args:
-          values: of the names in it: floats, or arrays of `xp`.
+          values: a float, or an array of `xp`, for each of its names.
           xp: numpy or jax.numpy.
         """
         return _evaluate(self.tree, values, xp)
@@ -86,27 +86,27 @@ class Expression:
 
 @cache
 def parse_expression(text: str) -> Expression:
-    """Returns the expression that a string spells.
+    """Parses an expression.
 
     Raises:
-      ValueError: saying what is wrong with it.
+      ValueError: if the text is not a valid expression.
     """
     if len(text) > LONGEST_EXPRESSION:
-        raise ValueError(f"it has {len(text)} characters; the most is {LONGEST_EXPRESSION}")
-    if "#" in text:  # Python would take what follows for a comment
+        raise ValueError(f"it has {len(text)} characters; the limit is {LONGEST_EXPRESSION}")
+    if "#" in text:  # would start a Python comment
         raise ValueError(f"{text!r} is not arithmetic")
-    made = Expression(text)
+    expression = Expression(text)
     try:
-        tree = made.tree
+        tree = expression.tree
     except (SyntaxError, ValueError, MemoryError, RecursionError):  # ValueError: a null character
         raise ValueError(f"{text!r} is not arithmetic") from None
     _check(tree)
-    return made
+    return expression
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes that an expression may name."""
+    """The sizes that expressions may use."""
 
     n_layer: int
     n_embd: int
@@ -114,10 +114,10 @@ class Sizes:
     n_sublayers: int = 2  # per block
 
     def values(self, l: Any, index: int = 0) -> dict[str, Any]:
-        """Returns the values of all names before the first step, floats where l is a number.
+        """Returns the values of all names at step 0; floats unless l is traced.
 
         Args:
-          l: the block's number, from 1. index: of the sublayer in the block, from 0.
+          l: the block's number, from 1. index: position of the sublayer in the block, from 0.
         """
         n = self.n_sublayers
         return {
@@ -132,9 +132,9 @@ class Sizes:
 
 
 def _check(node: ast.expr, depth: int = 1) -> None:
-    """Refuses all but arithmetic, comparisons, known names and known functions."""
-    if depth > DEEPEST:
-        raise ValueError(f"it nests more than {DEEPEST} operations")
+    """Refuses everything except arithmetic, comparisons, known names and known functions."""
+    if depth > MAX_NESTING:
+        raise ValueError(f"it nests more than {MAX_NESTING} operations")
     parts: list[ast.expr]
     match node:
         case ast.Constant(value=bool()):
@@ -168,7 +168,7 @@ def _check(node: ast.expr, depth: int = 1) -> None:
 def _evaluate(node: ast.expr, values: Mapping[str, Any], xp: ModuleType) -> Any:
     match node:
         case ast.Constant(value=int() | float() as value):
-            # Small integers stay so for jax, whose powers of them are products.
+            # Small integers stay integers for jax, which computes integer powers by multiplication.
             return value if xp is not np and abs(value) <= INT32_MAX else float(value)
         case ast.Name(id=name):
             return values[name]
@@ -180,17 +180,17 @@ def _evaluate(node: ast.expr, values: Mapping[str, Any], xp: ModuleType) -> Any:
         case ast.UnaryOp(operand=operand):
             return -_evaluate(operand, values, xp)
         case ast.Call(func=ast.Name(id=name), args=args):
-            given = [_evaluate(arg, values, xp) for arg in args]
-            if xp is np and name == "where" and np.isnan(given[0]):
+            evaluated = [_evaluate(arg, values, xp) for arg in args]
+            if xp is np and name == "where" and np.isnan(evaluated[0]):
                 return float("nan")
-            with np.errstate(all="ignore"):  # what has no value is found in the result
-                value = getattr(xp, name)(*given)
+            with np.errstate(all="ignore"):  # callers check whether the result is finite
+                value = getattr(xp, name)(*evaluated)
             return float(value) if xp is np else value
     raise TypeError(ast.dump(node))
 
 
 def _apply(op: ast.operator | ast.cmpop, left: Any, right: Any) -> Any:
-    """Returns the operation's value; on two numbers in float64, NaN where there is none."""
+    """Returns the value of an operation; for two numbers in float64, NaN if it is undefined."""
     operation = _OPERATORS[type(op)]
     if not isinstance(left, int | float) or not isinstance(right, int | float):
         return operation(left, right)
@@ -204,8 +204,8 @@ def _apply(op: ast.operator | ast.cmpop, left: Any, right: Any) -> Any:
         return float("nan")
     if isinstance(op, ast.cmpop) and (np.isnan(left) or np.isnan(right)):
         return float("nan")
-    whole = type(left) is type(right) is int and isinstance(op, _WHOLE) and value.is_integer()
-    return int(value) if whole and abs(value) <= INT32_MAX else value
+    integral = type(left) is type(right) is int and isinstance(op, _INTEGRAL)
+    return int(value) if integral and value.is_integer() and abs(value) <= INT32_MAX else value
 
 
 LEARNED = ("learned_scalar", "learned_block", "learned_vector")
@@ -213,11 +213,11 @@ LEARNED = ("learned_scalar", "learned_block", "learned_vector")
 
 @dataclass(frozen=True)
 class ScaleSpec:
-    """A scale: the value of an expression, or a learned factor that starts from it.
+    """A factor: the value of an expression, or a learned parameter that starts at it.
 
     Attributes:
-      kind: `constant`; `learned_scalar`, one number per sublayer; `learned_block`, one that all
-        sublayers of a block share; `learned_vector`, one number per channel.
+      kind: `constant`; `learned_scalar`, one number per sublayer; `learned_block`, one number per
+        block, which its sublayers share; `learned_vector`, one number per channel.
       first: the value, or the initial value.
     """
 
@@ -226,16 +226,16 @@ class ScaleSpec:
 
     @property
     def is_one(self) -> bool:
-        """Whether it changes nothing."""
+        """Whether it is the constant 1."""
         return self.kind == "constant" and self.first.constant == 1.0
 
 
 @cache
 def parse_scale(text: str) -> ScaleSpec:
-    """Returns the scale that a string spells: an expression, or `learned_vector(EXPRESSION)`.
+    """Parses a scale: an expression, or a learned one such as `learned_vector(EXPRESSION)`.
 
     Raises:
-      ValueError: saying what is wrong with it.
+      ValueError: if the text is not a valid scale.
     """
     name, bracket, rest = text.strip().partition("(")
     if name not in LEARNED:
@@ -244,15 +244,15 @@ def parse_scale(text: str) -> ScaleSpec:
         raise ValueError(f"{text!r} lacks its initial value, as in {name}(1)")
     first = parse_expression(rest[:-1])
     if "t" in first.names:
-        raise ValueError(f"{text!r} has an initial value in t, the step")
+        raise ValueError(f"{text!r}: the initial value must not depend on the step t")
     return ScaleSpec(name, first)
 
 
 def sides(text: str) -> tuple[str, str]:
-    """Returns a value for attention and one for the MLP: `both`, or `attention's | the MLP's`.
+    """Splits `attention's | MLP's` into its two values; without a bar, both are the whole text.
 
     Raises:
-      ValueError: for more than one bar.
+      ValueError: if there is more than one bar.
     """
     parts = [part.strip() for part in text.split("|")]
     if len(parts) > 2:
@@ -261,6 +261,6 @@ def sides(text: str) -> tuple[str, str]:
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Returns the words of `a+b`; none for `none`."""
-    found = (word.strip() for word in text.split("+"))
-    return tuple(word for word in found if word not in ("none", ""))
+    """Splits `a+b` into its words; `none` has no words."""
+    parts = (part.strip() for part in text.split("+"))
+    return tuple(part for part in parts if part not in ("none", ""))

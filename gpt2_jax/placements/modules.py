@@ -1,7 +1,7 @@
-"""Modules outside the package that register connections, norms and presets of their own.
+"""Imports modules outside the package that register their own connections, norms and presets.
 
-A module is imported only if the command line, a config file or an installed entry point names it. A
-run records the name, which by itself imports nothing.
+A module is imported only if the command line, a config file or an installed entry point names it.
+A name stored in a run's config imports nothing by itself.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 
 from gpt2_jax.errors import UserError, one_line, quoted
 
-ENTRY_POINTS = "gpt2_jax.placements"  # group in which a package lists its modules
+ENTRY_POINTS = "gpt2_jax.placements"  # the group in which a package lists its modules
 LOADED: set[str] = set()
 
 
@@ -20,23 +20,23 @@ def load(name: str, label: str) -> None:
     """Imports a module, which registers what it defines.
 
     Args:
-      label: what errors call the name: a field or a flag.
+      label: the field or flag that names the module, for errors.
 
     Raises:
-      UserError: if there is no such module, or importing it fails.
+      UserError: if there is no such module, or its import fails.
     """
     if name in LOADED:
         return
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
-        raise UserError(f"{label}={quoted(name)} is not the name of a module, such as my_pkg.gated")
+        raise UserError(f"{label}={quoted(name)} is not a module name, such as my_pkg.gated")
     try:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise UserError(f"{label}={name}: {one_line(error)}") from None
         raise UserError(
-            f"{label}={name}: there is no module {error.name}; install it, or add its folder to "
-            "PYTHONPATH"
+            f"{label}={name}: no module {error.name} was found; install it, or add its folder "
+            "to PYTHONPATH"
         ) from None
     except UserError as error:
         raise UserError(f"{label}={name}: {error}") from None
@@ -49,7 +49,7 @@ def require(name: str, where: str) -> None:
     """Refuses a config whose module is neither loaded nor an installed entry point.
 
     Args:
-      where: the file or field that names it.
+      where: the file or field that names the module, for errors.
 
     Raises:
       UserError: naming the module.
@@ -60,6 +60,6 @@ def require(name: str, where: str) -> None:
         load(name, where)
         return
     raise UserError(
-        f"{where} needs the placements of the module {quoted(name)}, which is imported only on "
-        f"request: add --module={name} (to train: --config.placement.module={name})"
+        f"{where} needs placements from the module {quoted(name)}, which is imported only if you "
+        f"name it: add --module={name} (to train: --config.placement.module={name})"
     )

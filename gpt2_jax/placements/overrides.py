@@ -1,4 +1,4 @@
-"""Blocks that differ: `l == 1: norm_sites=qkv+pre | pre, skip_scale=1; l > 6: ...`."""
+"""Layer overrides, such as `l == 1: norm_sites=qkv+pre | pre, skip_scale=1; l > 6: ...`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpt2_jax.placements.expressions import Expression, parse_expression
 
 @dataclass(frozen=True)
 class Override:
-    """A condition on l and L, and the axes that are changed in the blocks where it is true."""
+    """A condition on l and L, and the axes that change in the blocks where it holds."""
 
     where: Expression
     changes: Mapping[str, str]
@@ -22,10 +22,10 @@ class Override:
 
 
 def parse_overrides(text: str) -> list[Override]:
-    """Returns the overrides that `condition: axis=value, ...; ...` spells.
+    """Parses `condition: axis=value, ...; ...`.
 
     Raises:
-      ValueError: saying what is wrong with it.
+      ValueError: if the text is not of this form.
     """
     out = []
     for part in filter(None, (part.strip() for part in text.split(";"))):
@@ -40,5 +40,5 @@ def parse_overrides(text: str) -> list[Override]:
 def _change(text: str) -> tuple[str, str]:
     name, equals, value = (word.strip() for word in text.partition("="))
     if not equals or name not in PER_BLOCK:
-        raise ValueError(f"{text.strip()!r} changes none of {', '.join(PER_BLOCK)}")
+        raise ValueError(f"{text.strip()!r} does not set one of {', '.join(PER_BLOCK)}")
     return name, value

@@ -1,13 +1,13 @@
-"""What each connection supports, by name, and how connections, norms and presets are added.
+"""What each connection supports, by name, and registration of connections and presets.
 
-`model.residual` has a class for each connection, and `nn.norms` for each norm. A module outside the
-package adds a connection by `model.residual.register`, a norm by `nn.norms.register_norm`, and a
-preset by `register_preset`.
+The classes are in `model.residual` and `nn.norms`. A module outside the package adds a connection
+with `model.residual.register`, a norm with `nn.norms.register_norm`, and a preset with
+`register_preset`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gpt2_jax.placements.axes import AXES, BLOCK_SITES, QK_SITES, Placement
 from gpt2_jax.placements.catalogue import PRESETS
@@ -23,72 +23,80 @@ class Supports:
 
     Attributes:
       sites: norm sites of the block. scales: which of `skip_scale`, `branch_scale`, `input_scale`.
-      needs: sites that it requires.
-      whole_block: whether it combines all sublayers at once, so that the sites outside a sublayer,
-        and the skip's scale, must be the same for all.
-      places: whether positions can be added between the sublayers (`positions_at=mlp`).
-      several: whether it keeps more than one stream.
-      streams: whether it uses `n_streams`, the number of streams, or of parts of one (splits).
-      most_streams: the largest `n_streams`; 0: any.
-      low_rank: whether it uses `rank`. groups: whether it uses `depth_groups`.
-      gates: whether it uses `gate_bias`.
-      measured: whether it supports `data_dependent_init`.
-      by_depth: whether the shapes of a block's parameters depend on its number.
-      unit: whether it normalizes the stream to length 1, so that its size has no effect.
-      final: whether it has a final norm whatever the last sublayer ends in.
+      required_sites: norm sites that every sublayer must have.
+      whole_block: whether it combines all sublayers at once, so that the skip's scale and the norm
+        sites outside the sublayers must be the same for all of them.
+      positions_at_mlp: whether positions can be added between sublayers (`positions_at=mlp`).
+      multi_stream: whether it keeps more than one stream.
+      n_streams: whether it uses the axis `n_streams`: the number of streams or, if `splits_stream`,
+        of parts of one stream.
+      max_streams: the largest `n_streams`; 0 for no limit.
+      rank, depth_groups, gate_bias, data_dependent_init: whether it uses the axis of this name.
+      shapes_by_depth: whether the shapes of a block's parameters depend on the block's number.
+      unit_stream: whether it normalizes the stream to length 1, so that its scale has no effect.
+      final_norm: whether it needs a final norm even if the last sublayer ends in a norm.
     """
 
     sites: tuple[str, ...] = IN_BRANCH
     scales: tuple[str, ...] = BRANCH_SCALES
-    needs: tuple[str, ...] = ()
+    required_sites: tuple[str, ...] = ()
     whole_block: bool = False
-    places: bool = False
-    several: bool = False
-    streams: bool = False
-    most_streams: int = 0
-    splits: bool = False
-    low_rank: bool = False
-    groups: bool = False
-    gates: bool = False
-    measured: bool = False
-    by_depth: bool = False
-    unit: bool = False
-    final: bool = False
+    positions_at_mlp: bool = False
+    multi_stream: bool = False
+    n_streams: bool = False
+    splits_stream: bool = False
+    max_streams: int = 0
+    rank: bool = False
+    depth_groups: bool = False
+    gate_bias: bool = False
+    data_dependent_init: bool = False
+    shapes_by_depth: bool = False
+    unit_stream: bool = False
+    final_norm: bool = False
 
 
 AND_POST = (*IN_BRANCH, "post")
-# Those inside a sublayer, whatever the connection.
+# Sites inside a sublayer, which every connection supports.
 IN_BRANCH_SITES = (*IN_BRANCH, "inner", *QK_SITES)
+_TWO_STREAMS = Supports(
+    sites=AND_POST, required_sites=("post",), multi_stream=True, final_norm=True
+)
+_HYPER = Supports(multi_stream=True, n_streams=True)
 SUPPORTS: dict[str, Supports] = {
-    "plain": Supports(sites=BLOCK_SITES, scales=SCALES, places=True, measured=True),
-    "parallel": Supports(sites=BLOCK_SITES, scales=SCALES, whole_block=True),
-    "parallel_shared": Supports(sites=BLOCK_SITES, scales=SCALES, whole_block=True, needs=("pre",)),
-    "b2t": Supports(sites=AND_POST, needs=("post",)),
-    "gpas": Supports(sites=BLOCK_SITES, scales=SCALES),
-    "gru": Supports(gates=True),
-    "highway": Supports(gates=True),
-    "laurel_rw": Supports(),
-    "laurel_lr": Supports(low_rank=True),
-    "laurel_pa": Supports(several=True),
-    "slerp": Supports(scales=("input_scale",), unit=True),
-    "ddl": Supports(scales=("input_scale",), needs=("pre",)),
-    "orthogonal": Supports(),
-    "residual_dual": Supports(sites=AND_POST, needs=("post",), several=True, final=True),
-    "siamesenorm": Supports(sites=AND_POST, needs=("post",), several=True, final=True),
-    "hyper_static": Supports(several=True, streams=True),
-    "hyper": Supports(several=True, streams=True),
-    "frac": Supports(streams=True, splits=True),
-    "mhc": Supports(several=True, streams=True),
-    "muddformer": Supports(scales=("branch_scale",), needs=("pre",), several=True, by_depth=True),
-    "attention_residuals": Supports(several=True, groups=True),
-    "mhc_lite": Supports(  # mixes all permutations of its streams: 720 for 6 of them
-        several=True, streams=True, most_streams=6
+    "plain": Supports(
+        sites=BLOCK_SITES, scales=SCALES, positions_at_mlp=True, data_dependent_init=True
     ),
+    "parallel": Supports(sites=BLOCK_SITES, scales=SCALES, whole_block=True),
+    "parallel_shared": Supports(
+        sites=BLOCK_SITES, scales=SCALES, whole_block=True, required_sites=("pre",)
+    ),
+    "b2t": Supports(sites=AND_POST, required_sites=("post",)),
+    "gpas": Supports(sites=BLOCK_SITES, scales=SCALES),
+    "gru": Supports(gate_bias=True),
+    "highway": Supports(gate_bias=True),
+    "laurel_rw": Supports(),
+    "laurel_lr": Supports(rank=True),
+    "laurel_pa": Supports(multi_stream=True),
+    "slerp": Supports(scales=("input_scale",), unit_stream=True),
+    "ddl": Supports(scales=("input_scale",), required_sites=("pre",)),
+    "orthogonal": Supports(),
+    "residual_dual": _TWO_STREAMS,
+    "siamesenorm": _TWO_STREAMS,
+    "hyper_static": _HYPER,
+    "hyper": _HYPER,
+    "frac": Supports(n_streams=True, splits_stream=True),
+    "mhc": _HYPER,
+    "muddformer": Supports(
+        scales=("branch_scale",), required_sites=("pre",), multi_stream=True, shapes_by_depth=True
+    ),
+    "attention_residuals": Supports(multi_stream=True, depth_groups=True),
+    # It mixes all permutations of its streams: 720 for 6 streams.
+    "mhc_lite": replace(_HYPER, max_streams=6),
 }
 
 
 def declare(name: str, supports: Supports) -> None:
-    """Adds a connection, as `placement.connection=name`.
+    """Declares what the connection `placement.connection=name` supports.
 
     Raises:
       ValueError: if the name is taken.
@@ -99,11 +107,11 @@ def declare(name: str, supports: Supports) -> None:
 
 
 def register_preset(name: str, placement: Placement) -> None:
-    """Adds a preset, as `placement.preset=name`.
+    """Adds a preset as `placement.preset=name`.
 
     Raises:
       ValueError: if the name is taken.
-      UserError: if an axis has a value that is not valid.
+      UserError: if the value of an axis is invalid.
     """
     for axis, field in AXES.items():
         field.validated(getattr(placement, axis), f"the preset {name!r}: {axis}")

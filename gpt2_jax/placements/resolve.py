@@ -1,4 +1,4 @@
-"""From a preset and its overrides to a placement, and from that to the typed model spec."""
+"""Resolves a preset and its overrides to a placement, and a placement to the typed model spec."""
 
 from __future__ import annotations
 
@@ -33,40 +33,40 @@ from gpt2_jax.placements.spec import (
 )
 
 SUBLAYERS = ("attn", "mlp")
-# In the order in which they change the stream: skips come before the embedding's share.
+# In the order in which they change the stream: U-Net skips before x0.
 CROSS_LAYER = ("unet", "x0", "coordinates", "dense", "backout")
 
 
 def resolve(preset: str, overrides: Mapping[str, Any]) -> Placement:
-    """Returns a preset with the axes that override it.
+    """Returns a preset with some axes overridden.
 
-    An override also applies to the preset's own `layer_overrides`, which lose that axis. A given
-    `layer_overrides` is kept as it is.
+    An override also removes its axis from the preset's own `layer_overrides`; an overriding
+    `layer_overrides` is used as is.
 
     Raises:
       ValueError: if the preset's `layer_overrides` cannot be parsed.
     """
     base, given = PRESETS[preset], dict(overrides)
     if "layer_overrides" not in given and base.layer_overrides:
-        kept = [
+        remaining = [
             Override(e.where, {k: v for k, v in e.changes.items() if k not in given})
             for e in parse_overrides(base.layer_overrides)
         ]
-        given["layer_overrides"] = "; ".join(str(e) for e in kept if e.changes)
+        given["layer_overrides"] = "; ".join(str(e) for e in remaining if e.changes)
     return dataclasses.replace(base, **given)
 
 
 def differences(placement: Placement, other: Placement) -> tuple[str, ...]:
-    """Returns the axes in which two placements differ."""
+    """Returns the names of the axes in which two placements differ."""
     return tuple(n for n in AXES if getattr(placement, n) != getattr(other, n))
 
 
 @lru_cache(maxsize=64)
 def specify(placement: Placement, n_layer: int) -> ModelSpec:
-    """Returns what a placement means in a model of this depth.
+    """Returns the typed spec of a placement in a model of this depth.
 
     Raises:
-      ValueError: if one of its strings cannot be parsed.
+      ValueError: if one of the placement's strings cannot be parsed.
     """
     p = placement
     first, second = sides(p.x0_scales)
@@ -105,11 +105,11 @@ def specify(placement: Placement, n_layer: int) -> ModelSpec:
 
 
 def at_block(placement: Placement, l: int, n_layer: int) -> Placement:
-    """Returns the placement of block l (from 1), its `layer_overrides` applied."""
+    """Returns the placement of block l (from 1), with `layer_overrides` applied."""
     changes: dict[str, Any] = {"layer_overrides": ""}
-    for one in parse_overrides(placement.layer_overrides):
-        if one.where({"l": float(l), "L": float(n_layer)}):
-            changes |= one.changes
+    for override in parse_overrides(placement.layer_overrides):
+        if override.where({"l": float(l), "L": float(n_layer)}):
+            changes |= override.changes
     return dataclasses.replace(placement, **changes)
 
 
@@ -119,21 +119,20 @@ def sites(placement: Placement, which: int) -> frozenset[str]:
 
 
 def _block(placement: Placement, values: str) -> BlockSpec:
-    """Returns the spec of a block with this placement, which has no `layer_overrides`."""
+    """Returns the spec of a block; its placement has no `layer_overrides`."""
     p = placement
-    one = lambda text, i: sides(text)[i]
     sublayers = [
         SublayerSpec(
             name=name,
             index=i,
             norm_sites=sites(p, i),
-            skip_scale=parse_scale(one(p.skip_scale, i)),
-            branch_scale=parse_scale(one(p.branch_scale, i)),
-            input_scale=parse_scale(one(p.input_scale, i)),
-            drop_path=parse_expression(one(p.drop_path, i)),
-            norm_alpha=parse_expression(one(p.norm_alpha, i)),
-            input_init=parse_expression(one(p.value_init, i)),
-            output_init=parse_expression(one(p.residual_init, i)),
+            skip_scale=parse_scale(sides(p.skip_scale)[i]),
+            branch_scale=parse_scale(sides(p.branch_scale)[i]),
+            input_scale=parse_scale(sides(p.input_scale)[i]),
+            drop_path=parse_expression(sides(p.drop_path)[i]),
+            norm_alpha=parse_expression(sides(p.norm_alpha)[i]),
+            input_init=parse_expression(sides(p.value_init)[i]),
+            output_init=parse_expression(sides(p.residual_init)[i]),
         )
         for i, name in enumerate(SUBLAYERS)
     ]
@@ -141,45 +140,45 @@ def _block(placement: Placement, values: str) -> BlockSpec:
 
 
 @lru_cache(maxsize=64)
-def runs(placement: Placement, n_layer: int) -> tuple[tuple[Placement, str, range], ...]:
-    """Returns consecutive blocks that are built alike: placement, source of values, and layers."""
-    by_depth = SUPPORTS[placement.connection].by_depth
+def block_ranges(placement: Placement, n_layer: int) -> tuple[tuple[Placement, str, range], ...]:
+    """Returns ranges of blocks with the same spec: placement, `BlockSpec.values`, and layers."""
+    by_depth = SUPPORTS[placement.connection].shapes_by_depth
 
-    def kind(layer: int) -> tuple[Placement, str, int]:
+    def key(layer: int) -> tuple[Placement, str, int]:
         values = placement.value_residual
         if values != "none" and layer == 0:
             values = "source"
         return at_block(placement, layer + 1, n_layer), values, layer if by_depth else 0
 
-    found = [(key, list(layers)) for key, layers in groupby(range(n_layer), kind)]
-    return tuple((p, values, range(x[0], x[-1] + 1)) for (p, values, _), x in found)
+    groups = [(k, list(layers)) for k, layers in groupby(range(n_layer), key)]
+    return tuple((p, values, range(x[0], x[-1] + 1)) for (p, values, _), x in groups)
 
 
 def stacks(placement: Placement, n_layer: int) -> tuple[StackSpec, ...]:
     """Returns the stacks of a model's blocks, in order."""
-    found, out = runs(placement, n_layer), []
-    for block, values, layers in found:
-        name = "all" if len(found) == 1 else f"l{layers.start + 1}_{layers.stop}"
+    ranges, out = block_ranges(placement, n_layer), []
+    for block, values, layers in ranges:
+        name = "all" if len(ranges) == 1 else f"l{layers.start + 1}_{layers.stop}"
         n_rows = placement.share_blocks or len(layers)
         out.append(StackSpec(layers.start, layers.stop, _block(block, values), n_rows, name))
     return tuple(out)
 
 
 def has_final_norm(placement: Placement, n_layer: int) -> bool:
-    """Returns whether a norm follows the last block: by default, unless the stream ends in one."""
+    """Returns whether the model has a final norm; by default, unless the last block ends in one."""
     if placement.norm_type == "none":
         return False
     if placement.final_norm != "auto":
         return placement.final_norm == "yes"
     if {"dense", "backout"} & {*words(placement.cross_layer)}:
         return True  # they add to the stream after its last norm
-    if SUPPORTS[placement.connection].final:
+    if SUPPORTS[placement.connection].final_norm:
         return True
     return "post" not in sites(at_block(placement, n_layer, n_layer), 1)
 
 
 def depth_groups(placement: Placement, n_layer: int) -> tuple[int, int]:
-    """Returns into how many groups sublayers are summed, and how many there are in each."""
+    """Returns the number of groups of sublayers for `attention_residuals`, and their size."""
     n_sublayers = len(SUBLAYERS) * n_layer
     size = -(-n_sublayers // (placement.depth_groups or n_sublayers))
     return -(-n_sublayers // size), size

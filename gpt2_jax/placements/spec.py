@@ -1,6 +1,6 @@
-"""What a placement means, as immutable values: ModelSpec > StackSpec > BlockSpec > SublayerSpec.
+"""A parsed placement, as immutable values: ModelSpec > StackSpec > BlockSpec > SublayerSpec.
 
-`resolve.specify` makes them of the strings of a `Placement`. Nothing below parses a string again.
+`resolve.specify` builds them from the strings of a `Placement`, which are parsed nowhere else.
 One sublayer is `x' = N_post(a N_skip(x̂) + b N_out(F(c N_pre(x̂))))` with `x̂ = N_stream(x)`.
 """
 
@@ -13,12 +13,11 @@ from gpt2_jax.placements.expressions import Expression, ScaleSpec
 
 @dataclass(frozen=True)
 class SublayerSpec:
-    """One sublayer F of a block, and the norms and scales around it.
+    """A layer F of a block, and the norms and scales around it.
 
     Attributes:
-      name: `attn` or `mlp`, which is also the name of its parameters.
-      index: its position in the block, from 0.
-      norm_sites: where it has a norm.
+      name: `attn` or `mlp`; also the name of its parameters.
+      index: position in the block, from 0.
       skip_scale, branch_scale, input_scale: a, b and c.
       drop_path: probability that a sequence skips F.
       norm_alpha: initial slope of dyt and derf.
@@ -40,11 +39,12 @@ class SublayerSpec:
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """A block: its sublayers, in order.
+    """A block's sublayers, in order.
 
     Attributes:
-      values: how attention gets its values: `none` (its own), `source` (its own, which later blocks
-        also use), `half` or `learned` (mixed with those of block 1), or `first` (those of block 1).
+      values: where attention takes its values from: `none` (its own projection), `source` (the
+        same, and later blocks use them too), `half` or `learned` (a mix of its own and block 1's),
+        or `first` (block 1's).
     """
 
     sublayers: tuple[SublayerSpec, ...]
@@ -53,12 +53,12 @@ class BlockSpec:
 
 @dataclass(frozen=True)
 class StackSpec:
-    """Consecutive blocks that are built alike and share one stack of parameters.
+    """Consecutive blocks with the same spec, whose parameters are stacked.
 
     Attributes:
-      start, stop: 0-based, as for `range`.
-      n_rows: number of different blocks in the stack.
-      name: of the stack among the model's parameters.
+      start, stop: the blocks, as for `range`, from 0.
+      n_rows: number of distinct blocks, which is the first axis of the stacked parameters.
+      name: key of the stack among the model's parameters.
     """
 
     start: int
@@ -69,13 +69,13 @@ class StackSpec:
 
     @property
     def repeats(self) -> int:
-        """How many times in a row each of the stack's blocks is applied."""
+        """How many times in a row each distinct block is applied."""
         return (self.stop - self.start) // self.n_rows
 
 
 @dataclass(frozen=True)
 class NormKind:
-    """The kind of norm used throughout; `gain` is the initial gain of the blocks' norms."""
+    """The type of all norms; `gain` is the initial gain of those in blocks."""
 
     kind: str
     eps: float
@@ -88,8 +88,8 @@ class EmbeddingSpec:
     """x_0 = N(m (W[token] + P[position])), or N(m W[token] + P[position]).
 
     Attributes:
-      multiplier: m. multiplies_sum: whether m also multiplies the position's vector.
-      norm: whether there is an N. unit_tokens: whether token vectors have length 1 (FixNorm).
+      multiplier: m. multiplies_sum: whether m also multiplies the position vector.
+      norm: whether N is present. unit_tokens: whether token vectors have length 1 (FixNorm).
     """
 
     std: Expression
@@ -101,12 +101,12 @@ class EmbeddingSpec:
 
 @dataclass(frozen=True)
 class PositionSpec:
-    """How positions enter.
+    """How positions are encoded.
 
     Attributes:
       kind: `learned`, `sinusoidal`, `rotary` or `none`.
-      at: where vectors are added: `embedding`, `mlp` (also before each MLP) or `block` (before
-        each block instead, with the block's number).
+      at: where position vectors are added: `embedding`, `mlp` (there and before each MLP) or
+        `block` (only before each block, with an encoding of the block's number).
     """
 
     kind: str
@@ -114,13 +114,13 @@ class PositionSpec:
 
     @property
     def is_vector(self) -> bool:
-        """Whether positions are vectors that are added to the residual stream."""
+        """Whether positions are vectors added to the residual stream."""
         return self.kind in ("learned", "sinusoidal")
 
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """What is particular about attention, in all blocks."""
+    """Attention variants, the same in all blocks; fields as in `Placement`."""
 
     query_init: Expression
     key_init: Expression
@@ -131,7 +131,7 @@ class AttentionSpec:
 
 @dataclass(frozen=True)
 class MLPSpec:
-    """What is particular about the MLP, in all blocks."""
+    """MLP variants, the same in all blocks; fields as in `Placement`."""
 
     activation: str
     hidden_scale: bool
@@ -142,8 +142,8 @@ class ConnectionSpec:
     """How sublayer outputs are combined with the residual stream.
 
     Attributes:
-      name: as registered. gate_bias, n_streams, rank: as the axes of these names.
-      group_size: sublayers per group that attention over depth sums first.
+      name: as registered. gate_bias, n_streams, rank: the axes of these names.
+      group_size: sublayers whose outputs `attention_residuals` sums into one source.
     """
 
     name: str
@@ -167,12 +167,9 @@ class ModelSpec:
     """A whole model's residual connections, norms and initial values.
 
     Attributes:
-      init: distribution of the initial matrices: `normal`, `xavier` or `small`.
-      data_dependent_init: whether learned skip scales start from variances on the first batch.
-      scalar_bias: whether a learned number is subtracted before each sublayer and inside the MLP.
-      unit_weights: whether matrices are brought back to unit length after each step.
-      cross_layer: what earlier layers leave for later ones, in the order in which it is applied.
-      x0_scales: initial factors of stream and embedding for `x0`.
+      cross_layer: names of the cross-layer skips, in the order in which they are applied.
+
+    The other fields are the axes of the same names.
     """
 
     stacks: tuple[StackSpec, ...]

@@ -1,4 +1,4 @@
-"""What is wrong with a placement, in one line that names the field and the fix."""
+"""Finds errors in a placement; each message is one line that names the field and the fix."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from gpt2_jax.placements.expressions import parse_scale, sides, words
 from gpt2_jax.placements.overrides import parse_overrides
 from gpt2_jax.placements.registry import IN_BRANCH_SITES, SUPPORTS, Supports
 from gpt2_jax.placements.resolve import (
+    block_ranges,
     depth_groups,
     has_final_norm,
     resolve,
-    runs,
     sites,
 )
 
 CROSS_LAYER = ("x0", "unet", "dense", "backout")
-USUAL_STD = 0.02  # GPT-2's, the default of model.init_std
+DEFAULT_STD = 0.02  # of model.init_std
 
 Overrides: TypeAlias = Mapping[str, Any]
 
 
 def find_fault(model: Model, preset: str, overrides: Overrides, last_step: int = 0) -> str | None:
-    """Returns what is wrong with a placement in a model, starting with an axis; None if nothing.
+    """Returns the first error in a placement for a model, starting with the axis; None if valid.
 
     Args:
-      overrides: axes that differ from the preset's.
-      last_step: up to which expressions in t need a value.
+      overrides: axes that override the preset's.
+      last_step: the last step at which expressions in t must have a value.
     """
     return next(_faults(model, preset, overrides, last_step), None)
 
@@ -55,7 +55,7 @@ def depends_on_steps(placement: Placement, n_layer: int) -> str | None:
 def _faults(model: Model, preset: str, overrides: Overrides, last_step: int) -> Iterator[str]:
     try:
         placement = resolve(preset, overrides)
-    except ValueError as error:  # the preset's own, which are parsed if an axis is overridden
+    except ValueError as error:  # in the preset's own layer_overrides
         yield f"layer_overrides: {error}"
         return
     yield from text_faults(model, placement, last_step)
@@ -63,11 +63,11 @@ def _faults(model: Model, preset: str, overrides: Overrides, last_step: int) -> 
         _initial_faults,
         _site_faults,
         _supports_faults,
-        _measured_faults,
+        _data_init_faults,
         _size_faults,
         _norm_faults,
         _position_faults,
-        _unit_faults,
+        _unit_stream_faults,
         _depth_faults,
     ]
     for check in checks:
@@ -75,20 +75,20 @@ def _faults(model: Model, preset: str, overrides: Overrides, last_step: int) -> 
 
 
 def _blocks(placement: Placement, n_layer: int) -> list[Placement]:
-    return [block for block, _, _ in runs(placement, n_layer)]
+    return [block for block, _, _ in block_ranges(placement, n_layer)]
 
 
 def _initial_faults(model: Model, placement: Placement, given: Overrides) -> Iterator[str]:
-    """Initial values that have no effect."""
-    if placement.unit_weights:  # only directions are drawn
+    """Reports initial values without effect."""
+    if placement.unit_weights:  # the length of a random vector does not matter
         names = ["init", "residual_init", "value_init", "query_init", "key_init"]
         for name in names + ["embedding_std"] * (placement.positions != "learned"):
             if name in given:
-                yield f"{name}={given[name]!r} has no effect: unit_weights=True makes lengths 1"
+                yield f"{name}={given[name]!r} has no effect: unit_weights=True sets lengths to 1"
     texts = [getattr(placement, name) for name in EXPRESSIONS] + [placement.layer_overrides]
     uses_std = any(re.search(r"\bstd\b", text) for text in texts)
     unused = placement.init != "normal" and model.tie_head and not uses_std
-    if model.init_std != USUAL_STD and unused:
+    if model.init_std != DEFAULT_STD and unused:
         yield (
             f"init={placement.init} and embedding_std={placement.embedding_std!r} do not use std: "
             f"model.init_std={model.init_std} has no effect"
@@ -96,24 +96,24 @@ def _initial_faults(model: Model, placement: Placement, given: Overrides) -> Ite
 
 
 def _site_faults(model: Model, placement: Placement, given: Overrides) -> Iterator[str]:
-    """Unknown sites, and sites that exclude each other."""
+    """Reports unknown sites, and sites that exclude each other."""
     for block in _blocks(placement, model.n_layer):
         if block.norm_sites.count("|") > 1:
             yield f"norm_sites={block.norm_sites!r} has more than one bar"
         for which, known in enumerate((ATTENTION_SITES, MLP_SITES)):
-            here, side = sites(block, which), ("attention", "the MLP")[which]
-            if unknown := sorted(here - {*known}):
-                places = ", ".join(known)
-                wrong = f"{unknown[0]!r} is not a norm site of {side}; choose one of {places}"
+            present, layer = sites(block, which), ("attention", "the MLP")[which]
+            if unknown := sorted(present - {*known}):
+                choices = ", ".join(known)
+                wrong = f"{unknown[0]!r} is not a norm site of {layer}; choose one of {choices}"
                 yield f"norm_sites={block.norm_sites!r}: {wrong}"
-            if len(here & {*QK_SITES}) > 1:
+            if len(present & {*QK_SITES}) > 1:
                 yield f"norm_sites={block.norm_sites!r}: choose one of {', '.join(QK_SITES)}"
-            if here & {"cosine", "unit_qk"}:
+            if present & {"cosine", "unit_qk"}:
                 yield from _score_faults(model, block)
 
 
 def _score_faults(model: Model, block: Placement) -> Iterator[str]:
-    """Scales of attention's scores that norms with a scale of their own replace."""
+    """Reports scales of attention scores that a norm site with its own scale replaces."""
     norms = f"norm_sites={block.norm_sites!r} sets the scale of the scores"
     if not model.scale_attn_weights:
         yield f"{norms}: model.scale_attn_weights=False has no effect"
@@ -122,7 +122,6 @@ def _score_faults(model: Model, block: Placement) -> Iterator[str]:
 
 
 def _supports_faults(model: Model, placement: Placement, given: Overrides) -> Iterator[str]:
-    """What the connection does not support."""
     name = placement.connection
     supports = SUPPORTS[name]
     for block in _blocks(placement, model.n_layer):
@@ -130,98 +129,97 @@ def _supports_faults(model: Model, placement: Placement, given: Overrides) -> It
         for axis in SCALES:
             if axis not in supports.scales and getattr(block, axis) != "1":
                 yield f"{axis}={getattr(block, axis)!r} is not supported by connection={name}"
-    if placement.scalar_bias and supports.by_depth:
+    if placement.scalar_bias and supports.shapes_by_depth:
         yield f"scalar_bias=True is not supported by connection={name}"
     if placement.identity_values and placement.value_residual != "none":
-        yield f"value_residual={placement.value_residual} needs values: set identity_values=False"
+        yield f"value_residual={placement.value_residual} needs W_V: set identity_values=False"
     if placement.identity_values and sides(placement.value_init)[0] != "1":
-        yield f"value_init={placement.value_init!r}: identity_values=True leaves attention no W_V"
+        yield f"value_init={placement.value_init!r}: identity_values=True removes W_V"
     if placement.parametrization != "standard" and "branch_scale" not in supports.scales:
         kind = placement.parametrization
         yield f"parametrization={kind}: connection={name} does not scale sublayer outputs"
-    if placement.gate_bias != 2.0 and not supports.gates:
+    if placement.gate_bias != 2.0 and not supports.gate_bias:
         yield f"gate_bias={placement.gate_bias} is not supported by connection={name}"
-    if supports.several and words(placement.cross_layer):
+    if supports.multi_stream and words(placement.cross_layer):
         skips = placement.cross_layer
         yield f"cross_layer={skips!r} needs a single stream; connection={name} has several"
-    if supports.several and placement.positions_at == "block":
+    if supports.multi_stream and placement.positions_at == "block":
         yield f"positions_at=block needs a single stream; connection={name} has several"
     if placement.x0_scales != "1 | 0" and "x0" not in words(placement.cross_layer):
         yield f"x0_scales={placement.x0_scales!r} needs cross_layer=x0"
 
 
-def _measured_faults(model: Model, placement: Placement, given: Overrides) -> Iterator[str]:
-    """What cannot be measured on the first batch."""
+def _data_init_faults(model: Model, placement: Placement, given: Overrides) -> Iterator[str]:
+    """Reports what data-dependent initialization cannot measure."""
     if not placement.data_dependent_init:
         return
     blocks, field = _blocks(placement, model.n_layer), "data_dependent_init=True"
     scales = [parse_scale(text) for block in blocks for text in sides(block.skip_scale)]
-    if not SUPPORTS[placement.connection].measured:
+    if not SUPPORTS[placement.connection].data_dependent_init:
         yield f"{field} is not supported by connection={placement.connection}"
     if {scale.kind for scale in scales} - {"learned_vector", "learned_scalar"}:
         yield f"{field} needs a learned skip_scale for each sublayer"
     if {scale.first.text for scale in scales} != {"1"}:
-        yield f"{field} measures where skip_scale={placement.skip_scale!r} starts: set it to 1"
+        text = placement.skip_scale
+        yield f"{field} replaces the initial value in skip_scale={text!r}: set that value to 1"
     if any("skip" in sites(block, which) for block in blocks for which in (0, 1)):
-        yield f"{field} measures a stream without norms at the site skip"
+        yield f"{field} does not support the norm site 'skip'"
     if placement.share_blocks:
-        yield f"{field} measures each block: it needs share_blocks=0"
+        yield f"{field} measures each block separately: set share_blocks=0"
 
 
 def _size_faults(model: Model, placement: Placement, given: Overrides) -> Iterator[str]:
-    """Sizes that the connection does not use, or cannot have."""
     name = placement.connection
     supports = SUPPORTS[name]
-    if "n_streams" in given and not supports.streams:
+    if "n_streams" in given and not supports.n_streams:
         yield f"n_streams={placement.n_streams} is not supported by connection={name}"
-    if supports.splits and model.n_embd % placement.n_streams:
+    if supports.splits_stream and model.n_embd % placement.n_streams:
         yield f"n_streams={placement.n_streams} must divide model.n_embd={model.n_embd}"
-    if "rank" in given and not supports.low_rank:
+    if "rank" in given and not supports.rank:
         yield f"rank={placement.rank} is not supported by connection={name}"
-    if "depth_groups" in given and not supports.groups:
+    if "depth_groups" in given and not supports.depth_groups:
         yield f"depth_groups={placement.depth_groups} is not supported by connection={name}"
     if groups := given.get("depth_groups"):
-        possible, _ = depth_groups(placement, model.n_layer)
+        possible, size = depth_groups(placement, model.n_layer)
         if possible != groups:
             yield (
-                f"depth_groups={groups}: {2 * model.n_layer} sublayers in equal groups make "
-                f"{possible}; set it to {possible}"
+                f"depth_groups={groups} is impossible with {2 * model.n_layer} sublayers: groups "
+                f"of {size} make {possible}; set it to {possible}"
             )
-    if supports.most_streams and placement.n_streams > supports.most_streams:
-        most = supports.most_streams
-        yield f"n_streams={placement.n_streams}: connection={name} has at most {most}"
+    if supports.max_streams and placement.n_streams > supports.max_streams:
+        most = supports.max_streams
+        yield f"n_streams={placement.n_streams}: connection={name} supports at most {most}"
 
 
 def _block_faults(name: str, supports: Supports, block: Placement) -> Iterator[str]:
     both = [sites(block, which) & {*BLOCK_SITES} for which in (0, 1)]
     norms = f"norm_sites={block.norm_sites!r}: connection={name}"
-    for here in both:
-        if refused := sorted(here - {*supports.sites}):
-            there = ", ".join(supports.sites)
-            yield f"{norms} does not support {refused[0]!r}; choose one of {there}"
-        if missing := sorted({*supports.needs} - here):
+    for present in both:
+        if refused := sorted(present - {*supports.sites}):
+            choices = ", ".join(supports.sites)
+            yield f"{norms} does not support {refused[0]!r}; choose one of {choices}"
+        if missing := sorted({*supports.required_sites} - present):
             yield f"{norms} needs {missing[0]!r} in both sublayers"
     if supports.whole_block:
         if (both[0] ^ both[1]) - {*IN_BRANCH_SITES}:
-            yield f"{norms} has one residual add per block; drop the bar"
+            yield f"{norms} has one residual add per block; remove the bar"
         if "|" in block.skip_scale:
-            yield f"skip_scale={block.skip_scale!r}: connection={name} has one skip; drop the bar"
+            yield f"skip_scale={block.skip_scale!r}: connection={name} has one skip; remove the bar"
 
 
 def _norm_faults(model: Model, placement: Placement, given: Overrides) -> Iterator[str]:
-    """Norm fields that have no effect."""
     kind, uses = placement.norm_type, NORM_TYPES[placement.norm_type]
     blocks = _blocks(placement, model.n_layer)
     present = [sites(block, i) - {"cosine", "unit_qk"} for block in blocks for i in (0, 1)]
-    ends = placement.embedding_norm or has_final_norm(placement, model.n_layer)
+    outside = placement.embedding_norm or has_final_norm(placement, model.n_layer)
     for name in ("norm_type", "norm_eps", "norm_bias"):
-        if given.get(name, "none") != "none" and not any(present) and not ends:
-            yield f"{name}={given[name]} has nothing to act on: there is no norm"
+        if given.get(name, "none") != "none" and not any(present) and not outside:
+            yield f"{name}={given[name]} has no effect: there is no norm"
     if kind == "none" and any(present):
         where = placement.norm_sites
-        yield f"norm_type=none, but norm_sites={where!r}: choose a type, or norm_sites=none"
+        yield f"norm_type=none, but norm_sites={where!r}: choose a type, or set norm_sites=none"
     if kind == "none" and (placement.embedding_norm or placement.final_norm == "yes"):
-        yield "norm_type=none leaves no norm for embedding_norm or final_norm"
+        yield "norm_type=none excludes embedding_norm=True and final_norm=yes"
     if "norm_bias" in given and not uses.bias:
         yield f"norm_bias={placement.norm_bias} is not used by norm_type={kind}, which has no bias"
     if "norm_eps" in given and not uses.eps:
@@ -231,46 +229,46 @@ def _norm_faults(model: Model, placement: Placement, given: Overrides) -> Iterat
     gained = [s - {*QK_SITES} for s in present]
     if "norm_gain" in given and (not uses.gain or not any(gained)):
         gain = placement.norm_gain
-        yield f"norm_gain={gain!r} has nothing to act on: no norm with a gain in a block"
+        yield f"norm_gain={gain!r} has no effect: no norm in a block has a gain"
 
 
 def _position_faults(model: Model, placement: Placement, given: Overrides) -> Iterator[str]:
     kind, where = placement.positions, placement.positions_at
     if where != "embedding" and kind not in ("learned", "sinusoidal"):
-        yield f"positions_at={where} has nothing to add with positions={kind}"
-    if where == "mlp" and not SUPPORTS[placement.connection].places:
+        yield f"positions_at={where} has no effect: positions={kind} has no vectors to add"
+    if where == "mlp" and not SUPPORTS[placement.connection].positions_at_mlp:
         yield f"positions_at=mlp is not supported by connection={placement.connection}"
     if (kind == "sinusoidal" or where == "block") and model.n_embd % 2:
         yield f"positions_at={where} with sinusoids needs an even model.n_embd, not {model.n_embd}"
     if kind == "rotary" and model.n_embd // model.n_head % 2:
         yield f"positions=rotary needs an even head width, not {model.n_embd // model.n_head}"
     if placement.multiplier_target == "sum" and parse_scale(placement.embedding_multiplier).is_one:
-        yield "multiplier_target=sum has nothing to multiply by: set embedding_multiplier"
+        yield "multiplier_target=sum has no effect: set embedding_multiplier"
     if placement.multiplier_target == "sum" and (where == "block" or kind in ("rotary", "none")):
         yield "multiplier_target=sum needs positions that are added to the embedding"
     if placement.fixnorm and "embedding_std" in given:
-        yield "embedding_std has no effect with fixnorm=True, which gives token vectors length 1"
+        yield "embedding_std has no effect: fixnorm=True scales token vectors to length 1"
 
 
-def _unit_faults(model: Model, placement: Placement, given: Overrides) -> Iterator[str]:
-    """What only changes the size of a stream that is normalized to length 1."""
+def _unit_stream_faults(model: Model, placement: Placement, given: Overrides) -> Iterator[str]:
+    """Reports what only rescales a stream that the connection normalizes to length 1."""
     name = placement.connection
-    if not SUPPORTS[name].unit:
+    if not SUPPORTS[name].unit_stream:
         return
     if placement.embedding_norm and not NORM_TYPES[placement.norm_type].gain:
-        yield f"embedding_norm=True has no effect: connection={name} norms the stream itself"
+        yield f"embedding_norm=True has no effect: connection={name} normalizes the stream"
     if placement.final_norm == "yes" and placement.norm_type == "l2":
         yield f"final_norm=yes has no effect: connection={name} ends in a stream of length 1"
     added = placement.positions in ("learned", "sinusoidal")
     factor = parse_scale(placement.embedding_multiplier)
-    sized = factor.kind != "learned_vector" and not factor.is_one
-    if sized and (placement.multiplier_target == "sum" or not added):
+    rescales = factor.kind != "learned_vector" and not factor.is_one
+    if rescales and (placement.multiplier_target == "sum" or not added):
         text = placement.embedding_multiplier
-        yield f"embedding_multiplier={text!r} has no effect: connection={name} norms the stream"
+        yield f"embedding_multiplier={text!r} has no effect: connection={name} normalizes it away"
 
 
 def _depth_faults(model: Model, placement: Placement, given: Overrides) -> Iterator[str]:
-    """What depth makes impossible."""
+    """Reports what does not fit the number of blocks."""
     for word in words(placement.cross_layer):
         if word not in CROSS_LAYER:
             known = ", ".join(CROSS_LAYER)
@@ -282,18 +280,19 @@ def _depth_faults(model: Model, placement: Placement, given: Overrides) -> Itera
     if groups and model.n_layer % groups:
         yield f"share_blocks={groups} must divide model.n_layer={model.n_layer}"
     if model.attention == "cudnn" and placement.shaped_attention:
-        yield "shaped_attention=True is not in cudnn's kernel; set model.attention=xla"
-    if groups and len(runs(placement, model.n_layer)) > 1:
-        alike = "no layer_overrides, value_residual=none"
-        yield f"share_blocks={groups} needs blocks that are alike: {alike}"
+        yield "shaped_attention=True is not supported by model.attention=cudnn; set it to xla"
+    if groups and SUPPORTS[placement.connection].shapes_by_depth:
+        yield f"share_blocks={groups} is not supported by connection={placement.connection}"
+    if groups and len(block_ranges(placement, model.n_layer)) > 1:
+        yield f"share_blocks={groups} needs value_residual=none and empty layer_overrides"
     if placement.value_residual != "none" and model.n_layer < 2:
         yield f"value_residual={placement.value_residual} needs a second block: model.n_layer is 1"
     if placement.parametrization == "standard":
         for name in ("base_n_layer", "base_n_embd"):
             if name in given:
                 yield f"{name}={given[name]} has no effect with parametrization=standard"
-    for one in parse_overrides(placement.layer_overrides):
+    for override in parse_overrides(placement.layer_overrides):
         blocks = range(1, model.n_layer + 1)
-        if not any(one.where({"l": float(l), "L": float(model.n_layer)}) for l in blocks):
-            n = model.n_layer
-            yield f"layer_overrides: none of {n} blocks has {one.where.text}; raise model.n_layer"
+        if not any(override.where({"l": float(l), "L": float(model.n_layer)}) for l in blocks):
+            text, n = override.where.text, model.n_layer
+            yield f"layer_overrides: {text} holds in none of {n} blocks; raise model.n_layer"

@@ -1,4 +1,4 @@
-"""How sublayer outputs are combined with the residual stream: a class per published connection."""
+"""Connections: how sublayer outputs are combined with the residual stream."""
 
 from gpt2_jax.model.residual import depth_mixing, multi_stream, single_stream
 from gpt2_jax.model.residual.base import CONNECTIONS, Combine, Connection, register

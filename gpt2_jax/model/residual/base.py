@@ -1,4 +1,4 @@
-"""What a connection is, and how its residual stream begins and ends."""
+"""Base classes of connections, and their registration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gpt2_jax.placements.expressions import parse_expression
 from gpt2_jax.placements.registry import SUPPORTS, Supports, declare
 from gpt2_jax.placements.spec import ModelSpec, SublayerSpec
 
-# u -> (b N_out(F(c N_pre(u))), aux); attention may receive one input for each of q, k and v.
+# u -> (b N_out(F(c N_pre(u))), aux); attention also accepts a tuple of inputs for q, k and v.
 SublayerFn = Callable[[Any, Context], tuple[jax.Array, SublayerAux]]
 Aux = tuple[SublayerAux, ...]  # of a block's sublayers
 NormFn = Callable[[jax.Array], jax.Array]
@@ -25,7 +25,9 @@ ONE = parse_expression("1")
 
 
 class StreamAdapter(nnx.Module):
-    """How the residual stream begins and what the head reads of it: here, a single stream.
+    """Converts between the embedding, a connection's stream and the head's input.
+
+    The base class is for a single stream.
 
     Attributes:
       grows: whether the stream has more parts after a block than before it.
@@ -38,23 +40,23 @@ class StreamAdapter(nnx.Module):
         self.n_streams = spec.connection.n_streams
 
     def expand(self, x_BTD: jax.Array) -> Any:
-        """Returns the stream before the first block, from the embedding."""
+        """Returns the stream before the first block, given the embedding."""
         return x_BTD
 
     def reduce(self, stream: Any) -> jax.Array:
-        """Returns the single stream (B, T, D) that all of them amount to."""
+        """Returns a single stream (B, T, D), for diagnostics and the final norm."""
         return stream
 
     def head_input(self, stream: Any, norm: NormFn) -> jax.Array:
-        """Returns what the head reads, (B, T, D); `norm` is the final norm or the identity."""
+        """Returns the head's input (B, T, D); `norm` is the final norm or the identity."""
         return norm(self.reduce(stream))
 
 
 class Connection(nnx.Module):
-    """A block's stream from the one before it and the block's sublayers.
+    """Computes the stream after a block from the stream before it and the block's sublayers.
 
     Attributes:
-      owned_sites: norm sites of a sublayer that the connection has instead.
+      owned_sites: norm sites that the connection implements instead of the sublayers.
       adapter: how its stream begins and ends.
     """
 
@@ -67,17 +69,17 @@ class Connection(nnx.Module):
     def __call__(
         self, stream: Any, sublayers: Sequence[SublayerFn], context: Context
     ) -> tuple[Any, Aux]:
-        """Returns the stream after the block, and what the sublayers return besides."""
+        """Returns the stream after the block, and the auxiliary outputs of the sublayers."""
         raise NotImplementedError
 
 
 class Combine(nnx.Module):
-    """x' = combine(x, u, F(u)) with u = read(x), sublayer by sublayer.
+    """One sublayer's part of a connection: x' = combine(x, u, F(u)) with u = read(x).
 
-    The simplest way to write a connection: each sublayer has a module of its own.
+    The simplest way to write a connection; each sublayer gets its own instance.
 
     Attributes:
-      owned_sites, adapter: as of `Connection`.
+      owned_sites, adapter: as in `Connection`.
     """
 
     owned_sites: frozenset[str] = frozenset()
@@ -87,7 +89,7 @@ class Combine(nnx.Module):
         del build, spec
 
     def read(self, x: Any, context: Context) -> Any:
-        """Returns u, which the sublayer reads."""
+        """Returns u, the sublayer's input."""
         del context
         return x
 
@@ -97,10 +99,10 @@ class Combine(nnx.Module):
 
 
 class Sequential(Connection):
-    """Combines the output of one sublayer after the other with the stream.
+    """Applies sublayers in order, each combined with the stream by a `Combine`.
 
     Attributes:
-      combine: class of the module that each sublayer has.
+      combine: the class of these modules.
     """
 
     combine: type[Combine]
@@ -123,25 +125,25 @@ class Sequential(Connection):
         return stream, tuple(auxes)
 
 
-CONNECTIONS: dict[str, type[Connection]] = {}  # by the name under which they are registered
+CONNECTIONS: dict[str, type[Connection]] = {}  # by registered name
 T = TypeVar("T", bound=type[Connection] | type[Combine])
 
 
 def register(name: str, supports: Supports | None = None) -> Callable[[T], T]:
-    """Registers a connection, or what combines each sublayer, as `placement.connection=name`.
+    """Registers a `Connection` or a `Combine` as `placement.connection=name`.
 
     Args:
-      supports: what it makes use of; None for those that `placements.registry` declares.
+      supports: what it supports; None if `placements.registry` declares it.
 
     Raises:
-      ValueError: if the name is taken, or nothing says what the connection supports.
+      ValueError: if the name is taken, or what it supports is not declared.
     """
 
     def add(cls: T) -> T:
         if supports is not None:
             declare(name, supports)
         if name in CONNECTIONS or name not in SUPPORTS:
-            raise ValueError(f"connection {name!r} is registered twice, or declares no support")
+            raise ValueError(f"connection {name!r} is registered twice, or needs `supports`")
         CONNECTIONS[name] = cls if issubclass(cls, Connection) else _sequential(cls)
         return cls
 
@@ -154,12 +156,12 @@ def _sequential(cls: type[Combine]) -> type[Connection]:
 
 
 def matrix(value: jax.Array, axes: Axes) -> nnx.Param[jax.Array]:
-    """Returns a small parameter that maps the last axis but one to the last."""
+    """Returns a small matrix parameter that maps its second-to-last axis to its last."""
     return param(value, Role.MAP, axes, n_in=1)
 
 
-def square(build: BlockBuilder, site: str, n: int) -> Linear:
-    """Returns n matrices (D, D) side by side, without bias."""
+def square_matrices(build: BlockBuilder, site: str, n: int) -> Linear:
+    """Returns a layer of n matrices (D, D) without bias, with output (B, T, n, D)."""
     d = build.cfg.n_embd
     return Linear(
         (d,),

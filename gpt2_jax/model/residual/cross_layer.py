@@ -1,7 +1,7 @@
-"""What earlier layers pass to later ones besides the residual stream.
+"""Skips across layers, in addition to the residual stream.
 
-Each skip sees the stream before a block (`enter`), after it (`leave`) and at the end (`finish`),
-and keeps a memory of its own between these calls.
+Each skip receives the stream before each block (`enter`), after it (`leave`) and after all blocks
+(`finish`), and keeps a memory between these calls.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class CrossLayerSkip(nnx.Module):
     """Base class; hooks default to no-ops.
 
     Attributes:
-      grows: whether its memory grows with depth. Blocks are then unrolled, and a block's number is
-        a plain integer.
+      grows: whether its memory grows with depth. If so, blocks are unrolled and `context.layer` is
+        a Python integer.
     """
 
     grows = False
@@ -35,11 +35,11 @@ class CrossLayerSkip(nnx.Module):
         del cfg, spec
 
     def start(self, x_BTD: jax.Array) -> Memory:
-        """Returns the memory before the first block, from the embedding."""
+        """Returns the memory before the first block, given the embedding."""
         del x_BTD
 
     def enter(self, x_BTD: jax.Array, memory: Memory, context: Context) -> jax.Array:
-        """Returns the stream that a block receives."""
+        """Returns the stream that enters a block."""
         del memory, context
         return x_BTD
 
@@ -49,7 +49,7 @@ class CrossLayerSkip(nnx.Module):
         return x_BTD, memory
 
     def finish(self, x_BTD: jax.Array, memory: Memory) -> jax.Array:
-        """Returns the stream that the final norm receives."""
+        """Returns the stream that enters the final norm."""
         del memory
         return x_BTD
 
@@ -72,7 +72,7 @@ class X0(CrossLayerSkip):
 
 
 class UNet(CrossLayerSkip):
-    """Block L/2 + j reads x + w_j x_i, i = L/2 + 1 - j: the last half pops what the first left.
+    """Block L/2 + j reads x + w_j x_i, i = L/2 + 1 - j: the last half pops the stack of the first.
 
     KellerJordan/modded-nanogpt records/track_1_short/2024-11-10_UNetDoubleLr; w_j is initially 1.
     """
@@ -100,12 +100,12 @@ class UNet(CrossLayerSkip):
 class Backout(CrossLayerSkip):
     """x <- x - b x_m at the end, x_m the stream after block L/2 + 1, b initially 0.2 (nanochat)."""
 
-    FIRST = 0.2
+    INITIAL = 0.2
 
     def __init__(self, cfg: ModelConfig, spec: ModelSpec):
         del spec
         self.middle = cfg.n_layer // 2
-        self.weight = param(jnp.float32(self.FIRST), Role.SCALAR)
+        self.weight = param(jnp.float32(self.INITIAL), Role.SCALAR)
 
     def start(self, x_BTD: jax.Array) -> Memory:
         return jnp.zeros_like(x_BTD)
@@ -128,10 +128,10 @@ class Coordinates(CrossLayerSkip):
 
 
 class Dense(CrossLayerSkip):
-    """x <- sum_j a_lj X_j after block l, X_0 the embedding and X_j what block j itself returned.
+    """x <- sum_j a_lj X_j after block l, X_0 the embedding and X_j the output of block j.
 
-    Pagliardini et al. 2024 (DenseFormer), 2402.02622, eq. 2, without dilation. a_ll = 1, the others
-    0 at the start; the rows of a are stored one after the other.
+    Pagliardini et al. 2024 (DenseFormer), 2402.02622, eq. 2, without dilation. Initially a_ll = 1
+    and the rest is 0; the rows of a are stored concatenated.
     """
 
     grows = True
@@ -148,8 +148,8 @@ class Dense(CrossLayerSkip):
         memory, l = (*memory, x_BTD), int(context.layer) + 1
         first = (l - 1) * (l + 2) // 2
         row = self.weights[first : first + l + 1]
-        # Recomputed for its gradient, so that a block's output is kept once for all its sums.
-        mix = lambda row, given: jnp.einsum("j,j...->...", row, jnp.stack(given))
+        # Recomputed in the backward pass, which would otherwise save a stack of outputs per block.
+        mix = lambda row, outputs: jnp.einsum("j,j...->...", row, jnp.stack(outputs))
         return jax.checkpoint(mix)(row, memory).astype(x_BTD.dtype), memory
 
 
@@ -172,7 +172,7 @@ class CrossLayer(nnx.Module):
 
     @property
     def grows(self) -> bool:
-        """Whether the memory of any of them does."""
+        """Whether any skip's memory grows with depth."""
         return any(skip.grows for skip in self._skips())
 
     def start(self, x_BTD: jax.Array) -> tuple[Memory, ...]:
@@ -180,25 +180,25 @@ class CrossLayer(nnx.Module):
         return tuple(skip.start(x_BTD) for skip in self._skips())
 
     def enter(self, x_BTD: jax.Array, memory: tuple[Memory, ...], context: Context) -> jax.Array:
-        """Returns the stream that a block receives."""
-        for skip, own in zip(self._skips(), memory, strict=True):
-            x_BTD = skip.enter(x_BTD, own, context)
+        """Returns the stream that enters a block."""
+        for skip, m in zip(self._skips(), memory, strict=True):
+            x_BTD = skip.enter(x_BTD, m, context)
         return x_BTD
 
     def leave(
         self, x_BTD: jax.Array, memory: tuple[Memory, ...], context: Context
     ) -> tuple[jax.Array, tuple[Memory, ...]]:
         """Returns the stream and the memories after a block."""
-        kept = []
-        for skip, own in zip(self._skips(), memory, strict=True):
-            x_BTD, own = skip.leave(x_BTD, own, context)
-            kept.append(own)
-        return x_BTD, tuple(kept)
+        updated = []
+        for skip, m in zip(self._skips(), memory, strict=True):
+            x_BTD, m = skip.leave(x_BTD, m, context)
+            updated.append(m)
+        return x_BTD, tuple(updated)
 
     def finish(self, x_BTD: jax.Array, memory: tuple[Memory, ...]) -> jax.Array:
-        """Returns the stream that the final norm receives."""
-        for skip, own in zip(self._skips(), memory, strict=True):
-            x_BTD = skip.finish(x_BTD, own)
+        """Returns the stream that enters the final norm."""
+        for skip, m in zip(self._skips(), memory, strict=True):
+            x_BTD = skip.finish(x_BTD, m)
         return x_BTD
 
     def _skips(self) -> list[CrossLayerSkip]:

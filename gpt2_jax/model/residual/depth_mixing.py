@@ -1,4 +1,4 @@
-"""Connections whose sublayers read a mixture of what all sublayers before them returned."""
+"""Connections whose sublayers read a weighted sum of all earlier outputs."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ from gpt2_jax.nn.norms import FixedRMSNorm, NormSpec, RMSNorm
 from gpt2_jax.nn.param import Role, param
 from gpt2_jax.placements.spec import ModelSpec, SublayerSpec
 
-Sources = tuple[jax.Array, ...]  # each (B, T, D): the embedding, then outputs of sublayers
+Sources = tuple[jax.Array, ...]  # each (B, T, D): the embedding, then sublayer outputs or sums
 
 
 class DepthAttention(nnx.Module):
-    """sum_i softmax_i(w N(v_i)) v_i for each token, w initially 0 (2603.15031, eq. 2)."""
+    """sum_i softmax_i(w N(v_i)) v_i per token, w initially 0 (2603.15031, eq. 2)."""
 
     def __init__(self, width: int, eps: float):
         self.norm = RMSNorm(width, NormSpec("rmsnorm", eps, False, "float32"))
         self.query = param(jnp.zeros(width), Role.SCALAR, ("embed",))
 
     def __call__(self, sources: Sources) -> jax.Array:
-        """Returns the mixture of the sources, (B, T, D)."""
+        """Returns the weighted sum of the sources, (B, T, D)."""
 
-        def mixture(sources: Sources) -> jax.Array:
+        def weighted_sum(sources: Sources) -> jax.Array:
             v_nBTD = jnp.stack(sources)
-            share_nBT = jax.nn.softmax(self.norm(v_nBTD) @ self.query[...], 0)
-            return (share_nBT[..., None] * v_nBTD).sum(0).astype(v_nBTD.dtype)
+            weights_nBT = jax.nn.softmax(self.norm(v_nBTD) @ self.query[...], 0)
+            return (weights_nBT[..., None] * v_nBTD).sum(0).astype(v_nBTD.dtype)
 
-        # Recomputed for its gradient, so that each source is kept once for all its mixtures.
-        return jax.checkpoint(mixture)(sources)
+        # Recomputed in the backward pass, which would otherwise save a stack of sources per sum.
+        return jax.checkpoint(weighted_sum)(sources)
 
 
 class SourcesAdapter(StreamAdapter):
-    """Sources, at first the embedding alone; at the end N of a mixture of all of them."""
+    """A list of sources, initially the embedding; the head reads N of a weighted sum of them."""
 
     grows = True
 
@@ -70,9 +70,9 @@ class SourcesAdapter(StreamAdapter):
 
 @register("attention_residuals")
 class AttentionResiduals(Combine):
-    """v_s = F(x_s), x_s = sum_i softmax_i(w_s N_s(v_i)) v_i over the embedding and all v before.
+    """v_s = F(x_s), x_s = sum_i softmax_i(w_s N_s(v_i)) v_i over the embedding and earlier v.
 
-    In groups, the sum of the present group so far is a source next to the finished groups.
+    With groups, the sources are the sums of complete groups and the partial sum of the current one.
     """
 
     adapter = SourcesAdapter
@@ -86,27 +86,27 @@ class AttentionResiduals(Combine):
         return self.attention(v)
 
     def __call__(self, v: Sources, u: jax.Array, y: jax.Array, context: Context) -> Sources:
-        begins = (self.n * int(context.layer) + self.index) % self.group_size == 0
-        return (*v, y) if begins else (*v[:-1], v[-1] + y)
+        starts_group = (self.n * int(context.layer) + self.index) % self.group_size == 0
+        return (*v, y) if starts_group else (*v[:-1], v[-1] + y)
 
 
-class Ways(NamedTuple):
-    """What blocks returned so far, the embedding first, and the inputs of the next block."""
+class MultiwayStream(NamedTuple):
+    """The embedding and the outputs of all blocks so far, and the four inputs of the next block."""
 
-    given: tuple[jax.Array, ...]
+    outputs: tuple[jax.Array, ...]
     q: jax.Array
     k: jax.Array
     v: jax.Array
     r: jax.Array
 
 
-class WaysAdapter(StreamAdapter):
-    """All four inputs begin as the embedding; at the end the head reads N(r)."""
+class MultiwayAdapter(StreamAdapter):
+    """All four inputs are initially the embedding; the head reads N(r)."""
 
-    def expand(self, x_BTD: jax.Array) -> Ways:
-        return Ways((x_BTD,), *[x_BTD] * 4)
+    def expand(self, x_BTD: jax.Array) -> MultiwayStream:
+        return MultiwayStream((x_BTD,), *[x_BTD] * 4)
 
-    def reduce(self, stream: Ways) -> jax.Array:
+    def reduce(self, stream: MultiwayStream) -> jax.Array:
         return stream.r
 
 
@@ -114,13 +114,13 @@ class WaysAdapter(StreamAdapter):
 class Muddformer(Connection):
     """h = r + A(N(q), N(k), N(v)), X_l = h + F(N(h)); then q, k, v and r are each sum_j w_j X_j.
 
-    w = W_2 gelu(W_1 N(X_l)) + e_l for each token and each of the four (after the last block r
-    alone), N without gain, W_2 = 0 and e_l the l-th unit vector at the start (2502.12170).
+    w = W_2 gelu(W_1 N(X_l)) + e_l per token for each of the four, or for r alone after the last
+    block. N has no gain; initially W_2 = 0 and e_l is the l-th unit vector (2502.12170).
     """
 
     EPS = 1e-6
     owned_sites = frozenset({"pre"})
-    adapter = WaysAdapter
+    adapter = MultiwayAdapter
 
     def __init__(self, build: BlockBuilder):
         l, d = build.stack.stop, build.cfg.n_embd
@@ -137,18 +137,18 @@ class Muddformer(Connection):
         self.start = param(latest.astype(jnp.float32), Role.BIAS, (None,))
 
     def __call__(
-        self, stream: Ways, sublayers: Sequence[SublayerFn], context: Context
-    ) -> tuple[Ways, Aux]:
+        self, stream: MultiwayStream, sublayers: Sequence[SublayerFn], context: Context
+    ) -> tuple[MultiwayStream, Aux]:
         assert self.q_pre and self.k_pre and self.v_pre and self.mlp_pre
         attn, mlp = sublayers
         u = self.q_pre(stream.q), self.k_pre(stream.k), self.v_pre(stream.v)
-        y, of_attn = attn(u, context)
+        y, attn_aux = attn(u, context)
         h = y + stream.r
-        y, of_mlp = mlp(self.mlp_pre(h), context)
+        y, mlp_aux = mlp(self.mlp_pre(h), context)
         x = y + h
-        given = (*stream.given, x)
+        outputs = (*stream.outputs, x)
         hidden = jax.nn.gelu(self.norm(x) @ self.inside[...], approximate=False)
         w = (hidden @ self.outside[...] + self.start[...]).reshape(*x.shape[:-1], self.n_ways, -1)
-        made = jnp.einsum("btcj,jbtd->cbtd", w, jnp.stack(given)).astype(x.dtype)
-        inputs = made if self.n_ways == 4 else [made[0]] * 4
-        return Ways(given, *inputs), (of_attn, of_mlp)
+        sums = jnp.einsum("btcj,jbtd->cbtd", w, jnp.stack(outputs)).astype(x.dtype)
+        inputs = sums if self.n_ways == 4 else [sums[0]] * 4
+        return MultiwayStream(outputs, *inputs), (attn_aux, mlp_aux)

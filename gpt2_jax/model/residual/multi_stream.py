@@ -1,4 +1,4 @@
-"""Connections with more than one residual stream: each class is its paper's equation."""
+"""Connections with several residual streams; each class implements its paper's equation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from gpt2_jax.nn.norms import LayerNorm, NormSpec, RMSNorm
 from gpt2_jax.nn.param import Role, param
 from gpt2_jax.placements.spec import SublayerSpec
 
-Maps = tuple[jax.Array, jax.Array, jax.Array]
+Maps = tuple[jax.Array, jax.Array, jax.Array]  # a, r and b
 
 
 class TwoStreams(NamedTuple):
@@ -38,7 +38,7 @@ class TwoStreams(NamedTuple):
 
 
 class TwoStreamAdapter(StreamAdapter):
-    """Both begin as the embedding; at the end x + N(y)."""
+    """Both streams are initially the embedding; the head reads x + N(y)."""
 
     def expand(self, x_BTD: jax.Array) -> TwoStreams:
         return TwoStreams(x_BTD, x_BTD)
@@ -52,7 +52,7 @@ class TwoStreamAdapter(StreamAdapter):
 
 @register("residual_dual")
 class ResiDual(Combine):
-    """o = F(x); x <- N(x + o); y <- y + o; at the end x + N(y) (Xie et al. 2023, 2304.14802)."""
+    """o = F(x); x <- N(x + o); y <- y + o (Xie et al. 2023, 2304.14802)."""
 
     adapter = TwoStreamAdapter
 
@@ -71,10 +71,9 @@ class ResiDual(Combine):
 
 @register("siamesenorm")
 class SiameseNorm(ResiDual):
-    """o = F(x + N_y(y)); x <- N_x(x + o/sqrt(2 l)); y <- y + o; at the end x + N(y).
+    """o = F(x + N_y(y)); x <- N_x(x + o/sqrt(2 l)); y <- y + o, l the block's number.
 
-    2602.08064, algorithm 1 with its normed input (the sublayer's own norm) and depth scaling; l is
-    the block's number.
+    2602.08064, algorithm 1 with normalized input (the norm site `pre`) and depth scaling.
     """
 
     def __init__(self, build: BlockBuilder, spec: SublayerSpec):
@@ -95,7 +94,7 @@ class SiameseNorm(ResiDual):
 
 
 class SummedStreams(StreamAdapter):
-    """n copies of the embedding; at the end N(sum_i h_i)."""
+    """n streams, initially copies of the embedding; the head reads N(sum_i h_i)."""
 
     def expand(self, x_BTD: jax.Array) -> jax.Array:
         return jnp.stack([x_BTD] * self.n_streams)
@@ -105,29 +104,29 @@ class SummedStreams(StreamAdapter):
 
 
 class NormalizedStreams(SummedStreams):
-    """n copies of the embedding; at the end sum_i N(h_i)."""
+    """n streams, initially copies of the embedding; the head reads sum_i N(h_i)."""
 
     def head_input(self, stream: jax.Array, norm: NormFn) -> jax.Array:
         return norm(stream).astype(jnp.float32).sum(0).astype(stream.dtype)
 
 
 class StaticMaps(nnx.Module):
-    """a = e_k, r = I, b = 1 at the start, k the sublayer's number modulo n."""
+    """Learned a, r and b, initially a = e_k, r = I, b = 1, with k as in `one_hot_stream`."""
 
     def __init__(self, build: BlockBuilder, spec: SublayerSpec):
         self.n = n = build.spec.connection.n_streams
-        self.read = param(first_stream(build, spec, n), Role.SCALAR, (None,))
+        self.read = param(one_hot_stream(build, spec, n), Role.SCALAR, (None,))
         self.mix = param(jnp.eye(n), Role.SCALAR, (None, None))
         self.write = param(jnp.ones(n), Role.SCALAR, (None,))
 
     def __call__(self, h_nBTD: jax.Array) -> Maps:
         lead = h_nBTD.shape[1:-1]
-        wide = lambda x: jnp.broadcast_to(x, (*lead, *x.shape))
-        return wide(self.read[...]), wide(self.mix[...]), wide(self.write[...])
+        expand = lambda x: jnp.broadcast_to(x, (*lead, *x.shape))
+        return expand(self.read[...]), expand(self.mix[...]), expand(self.write[...])
 
 
-def first_stream(build: BlockBuilder, spec: SublayerSpec, n: int) -> jax.Array:
-    """Returns e_k, k the sublayer's 0-based number modulo n."""
+def one_hot_stream(build: BlockBuilder, spec: SublayerSpec, n: int) -> jax.Array:
+    """Returns the unit vector e_k, with k the sublayer's number (from 0) modulo n."""
     before = len(build.sublayers) * build.init.layer
     return jax.nn.one_hot((before + spec.index) % n, n)
 
@@ -136,14 +135,14 @@ def first_stream(build: BlockBuilder, spec: SublayerSpec, n: int) -> jax.Array:
 class HyperConnections(Connection):
     """n streams h_1..h_n: u = sum_i a_i h_i, h_j <- sum_i r_ij h_i + b_j F(u) (2409.19606, eq. 2).
 
-    The static maps a, r, b are the parameters themselves; at the start all streams are Pre-LN's.
-    At the end the streams are summed.
+    Here the maps a, r and b are parameters. Initially, every stream is that of Pre-LN.
+
+    Attributes:
+      maps: the module that returns a, r and b before a sublayer.
     """
 
     adapter = SummedStreams
-    maps: Callable[[BlockBuilder, SublayerSpec], nnx.Module] = (
-        StaticMaps  # what computes a, r and b before one sublayer
-    )
+    maps: Callable[[BlockBuilder, SublayerSpec], nnx.Module] = StaticMaps
 
     def __init__(self, build: BlockBuilder):
         self.names = tuple(spec.name for spec in build.sublayers)
@@ -166,12 +165,12 @@ class HyperConnections(Connection):
 
 
 class DynamicMaps(StaticMaps):
-    """Those, and s tanh(N(h_i) W) for each stream i and token, W = 0 and s = 0.01 at the start.
+    """`StaticMaps` plus s tanh(N(h_i) W) per stream i and token, initially W = 0 and s = 0.01.
 
-    Zhu et al. 2024, eqs. 10 to 14; s is one number for a and r, and another for b.
+    Zhu et al. 2024, eqs. 10 to 14; a and r share one s, b has another.
     """
 
-    FIRST = 0.01
+    INITIAL_SCALE = 0.01
 
     def __init__(self, build: BlockBuilder, spec: SublayerSpec, width: int | None = None):
         super().__init__(build, spec)
@@ -181,11 +180,11 @@ class DynamicMaps(StaticMaps):
         self.norm = LayerNorm(d, norm)
         self.to_mix = matrix(jnp.zeros((d, self.n_mixed())), (axis, None))
         self.to_write = matrix(jnp.zeros((d, 1)), (axis, None))
-        self.mix_scale = param(jnp.float32(self.FIRST), Role.SCALAR)
-        self.write_scale = param(jnp.float32(self.FIRST), Role.SCALAR)
+        self.mix_scale = param(jnp.float32(self.INITIAL_SCALE), Role.SCALAR)
+        self.write_scale = param(jnp.float32(self.INITIAL_SCALE), Role.SCALAR)
 
     def n_mixed(self) -> int:
-        """Returns how many streams are made of the n: the branch's input, and the n again."""
+        """Returns the number of outputs of a and r together: the sublayer's input and n streams."""
         return self.n + 1
 
     def __call__(self, h_nBTD: jax.Array) -> Maps:
@@ -207,7 +206,7 @@ class DynamicHyperConnections(HyperConnections):
 
 
 class FracMaps(DynamicMaps):
-    """Maps between m parts of one stream: a is (m, m) too, and all begin as the identity."""
+    """Maps between m parts of one stream; a is (m, m) too, initially the identity."""
 
     def __init__(self, build: BlockBuilder, spec: SublayerSpec):
         m = build.spec.connection.n_streams
@@ -220,7 +219,7 @@ class FracMaps(DynamicMaps):
 
 @register("frac")
 class FracConnections(Connection):
-    """Hyper-connections between the m parts of one stream, dynamic (2503.14125, algorithm 2)."""
+    """Dynamic hyper-connections among m parts of one stream (2503.14125, algorithm 2)."""
 
     def __init__(self, build: BlockBuilder):
         self.m = build.spec.connection.n_streams
@@ -245,13 +244,14 @@ class FracConnections(Connection):
 
 
 class ManifoldMaps(nnx.Module):
-    """a = σ(.), b = 2 σ(.), r doubly stochastic, of the normed streams side by side.
+    """a = σ(.), b = 2 σ(.), r doubly stochastic, functions of the concatenated, normalized streams.
 
-    DeepSeek 2025 (mHC), 2512.24880, eqs. 7 to 9. Where the paper is silent, the start is that of
-    FFTYYY/mhc-lite hyper_conn/mhc.py: a favours stream k, b writes to it, r is nearly I.
+    DeepSeek 2025 (mHC), 2512.24880, eqs. 7 to 9. Initial values that the paper does not state are
+    those of FFTYYY/mhc-lite hyper_conn/mhc.py: a reads mostly from stream k, b writes mostly to it,
+    and r is nearly I.
     """
 
-    FIRST, OFF = 0.01, -8.0
+    INITIAL_SCALE, OFF = 0.01, -8.0
 
     def __init__(self, build: BlockBuilder, spec: SublayerSpec):
         self.n = n = build.spec.connection.n_streams
@@ -261,18 +261,18 @@ class ManifoldMaps(nnx.Module):
             matrix(jnp.zeros((width, n)), (None, None)) for _ in range(2)
         )
         self.to_mix = matrix(jnp.zeros((width, self.n_mix())), (None, None))
-        self.scales = param(jnp.full(3, self.FIRST), Role.SCALAR, (None,))
-        favoured = 2.0 * first_stream(build, spec, n) - 1.0
-        self.read = param(favoured, Role.BIAS, (None,))
-        self.write = param(favoured, Role.BIAS, (None,))
-        self.mix = param(self.first_mix(), Role.BIAS, (None,))
+        self.scales = param(jnp.full(3, self.INITIAL_SCALE), Role.SCALAR, (None,))
+        stream_k = 2.0 * one_hot_stream(build, spec, n) - 1.0
+        self.read = param(stream_k, Role.BIAS, (None,))
+        self.write = param(stream_k, Role.BIAS, (None,))
+        self.mix = param(self.initial_mix(), Role.BIAS, (None,))
 
     def n_mix(self) -> int:
-        """Returns how many numbers r is made of."""
+        """Returns the number of logits of r."""
         return self.n * self.n
 
-    def first_mix(self) -> jax.Array:
-        """Returns the bias of those numbers."""
+    def initial_mix(self) -> jax.Array:
+        """Returns the initial bias of the logits of r."""
         return (self.OFF * (1.0 - jnp.eye(self.n))).reshape(-1)
 
     def __call__(self, h_nBTD: jax.Array) -> Maps:
@@ -285,24 +285,24 @@ class ManifoldMaps(nnx.Module):
         return jax.nn.sigmoid(read), self.stochastic(mix), 2.0 * jax.nn.sigmoid(write)
 
     def stochastic(self, mix: jax.Array) -> jax.Array:
-        """Returns r (..., from, to): exp of the numbers, columns and rows normed in turn."""
+        """Returns r (..., from, to) from its logits."""
         to_from = sinkhorn(mix.reshape(*mix.shape[:-1], self.n, self.n))
         return jnp.swapaxes(to_from, -1, -2)
 
 
 def sinkhorn(logits: jax.Array, iterations: int = 20) -> jax.Array:
-    """Returns exp(logits) with columns, then rows, normed to sum 1, again and again (eq. 9)."""
+    """Returns exp(logits) with columns and rows repeatedly normalized to sum 1 (mHC, eq. 9)."""
 
-    def norm_both(log_m: jax.Array, _: None) -> tuple[jax.Array, None]:
+    def normalize(log_m: jax.Array, _: None) -> tuple[jax.Array, None]:
         log_m = log_m - jax.nn.logsumexp(log_m, -2, keepdims=True)
         return log_m - jax.nn.logsumexp(log_m, -1, keepdims=True), None
 
-    return jnp.exp(jax.lax.scan(norm_both, logits, None, length=iterations)[0])
+    return jnp.exp(jax.lax.scan(normalize, logits, None, length=iterations)[0])
 
 
 @register("mhc")
 class ManifoldHyperConnections(HyperConnections):
-    """Hyper-connections whose r is kept doubly stochastic (mHC)."""
+    """Hyper-connections with a doubly stochastic r (mHC)."""
 
     maps = ManifoldMaps
 
@@ -313,7 +313,7 @@ class LiteMaps(ManifoldMaps):
     def n_mix(self) -> int:
         return math.factorial(self.n)
 
-    def first_mix(self) -> jax.Array:
+    def initial_mix(self) -> jax.Array:
         return self.OFF * (jnp.arange(self.n_mix()) > 0)
 
     def stochastic(self, mix: jax.Array) -> jax.Array:
@@ -323,7 +323,7 @@ class LiteMaps(ManifoldMaps):
 
 @register("mhc_lite")
 class LiteHyperConnections(HyperConnections):
-    """mHC-lite; at the end each stream is normed before they are summed, as its code does it."""
+    """mHC-lite; streams are normalized before they are summed, as in its code."""
 
     adapter = NormalizedStreams
 

@@ -1,4 +1,4 @@
-"""Connections with a single residual stream: each class is its paper's equation."""
+"""Connections with a single residual stream; each class implements its paper's equation."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from gpt2_jax.model.residual.base import (
     SublayerFn,
     matrix,
     register,
-    square,
+    square_matrices,
 )
 from gpt2_jax.nn.context import Context
 from gpt2_jax.nn.norms import UNIT_EPS, L2Norm, NormSpec
 from gpt2_jax.nn.param import Role, param
 from gpt2_jax.placements.spec import SublayerSpec
 
-PREVIOUS = 3  # streams that LAuReL-PA reads, its own included
+N_RECENT = 3  # streams that LAuReL-PA reads: the current one and the two before it
 
 
 @register("plain")
 class ResidualAdd(Combine):
-    """x' = N_post(a N_skip(x̂) + F(x̂)), x̂ = N_stream(x): GPT-2's, sublayer by sublayer."""
+    """x' = N_post(a N_skip(x̂) + F(x̂)), x̂ = N_stream(x), for each sublayer, as in GPT-2."""
 
     def __init__(self, build: BlockBuilder, spec: SublayerSpec):
         self.stream, self.skip = build.norm("stream", spec), build.norm("skip", spec)
@@ -62,12 +62,12 @@ class Parallel(Connection):
         self, x: jax.Array, sublayers: Sequence[SublayerFn], context: Context
     ) -> tuple[jax.Array, Aux]:
         x = self.add.read(x, context)
-        u = self.shared(x)
+        u = self.sublayer_input(x)
         ys, auxes = zip(*(f(u, context) for f in sublayers), strict=True)
         return self.add(x, x, sum(ys[1:], ys[0]), context), auxes
 
-    def shared(self, x: jax.Array) -> jax.Array:
-        """Returns what the sublayers read."""
+    def sublayer_input(self, x: jax.Array) -> jax.Array:
+        """Returns the input of all sublayers."""
         return x
 
 
@@ -81,13 +81,13 @@ class ParallelShared(Parallel):
         super().__init__(build)
         self.pre = build.norm("pre", build.sublayers[0])
 
-    def shared(self, x: jax.Array) -> jax.Array:
+    def sublayer_input(self, x: jax.Array) -> jax.Array:
         return x if self.pre is None else self.pre(x)
 
 
 @register("b2t")
 class B2T(Connection):
-    """h = N(x + A(x)), x' = N(x + h + F(h)) (Takase et al. 2022, eq. 6): a skip past the norms."""
+    """h = N(x + A(x)), x' = N(x + h + F(h)) (Takase et al. 2022, eq. 6): a skip around norms."""
 
     def __init__(self, build: BlockBuilder):
         self.names = tuple(spec.name for spec in build.sublayers)
@@ -108,10 +108,10 @@ class B2T(Connection):
 
 @register("gpas")
 class GPAS(Connection):
-    """x <- x - silu(g) sg(x) after each sum, one g per block, first 0 (Chen et al. 2025, eq. 4).
+    """x <- x - silu(g) sg(x) after each add, g per block, initially 0 (Chen et al. 2025, eq. 4).
 
-    sg stops gradients: what is scaled down in the forward pass comes back whole. Where a norm
-    follows the sum, the shortcut before it is scaled.
+    sg stops the gradient, so only the forward pass is scaled. If a norm follows the add, the skip
+    before it is scaled instead.
     """
 
     def __init__(self, build: BlockBuilder):
@@ -142,7 +142,7 @@ class GPAS(Connection):
 
 @register("gru")
 class GRU(Combine):
-    """x' = g(x, relu(F(x))) for each sublayer, g a GRU's gate (Parisotto et al. 2019, GTrXL).
+    """x' = g(x, relu(F(x))), g a GRU's gate (Parisotto et al. 2019, GTrXL).
 
     g(x, y) = (1 - z) x + z h, with r = σ(W_r y + U_r x), z = σ(W_z y + U_z x - b) and
     h = tanh(W_h y + U_h (r x)) (section 3.2).
@@ -150,9 +150,9 @@ class GRU(Combine):
 
     def __init__(self, build: BlockBuilder, spec: SublayerSpec):
         gate = f"{spec.name}.gate"
-        self.from_branch = square(build, f"{gate}.w", 3)
-        self.from_stream = square(build, f"{gate}.u", 2)
-        self.from_reset = square(build, f"{gate}.h", 1)
+        self.from_branch = square_matrices(build, f"{gate}.w", 3)
+        self.from_stream = square_matrices(build, f"{gate}.u", 2)
+        self.from_reset = square_matrices(build, f"{gate}.h", 1)
         bias = jnp.full(build.cfg.n_embd, build.spec.connection.gate_bias)
         self.bias = param(bias, Role.BIAS, ("embed",))
 
@@ -168,10 +168,10 @@ class GRU(Combine):
 
 @register("highway")
 class Highway(Combine):
-    """x' = (1 - T) x + T F(x), T = σ(W x - b) (Srivastava et al. 2015, eq. 3): each sublayer."""
+    """x' = (1 - T) x + T F(x), T = σ(W x - b) (Srivastava et al. 2015, eq. 3)."""
 
     def __init__(self, build: BlockBuilder, spec: SublayerSpec):
-        self.weight = square(build, f"{spec.name}.transform", 1)
+        self.weight = square_matrices(build, f"{spec.name}.transform", 1)
         bias = jnp.full(build.cfg.n_embd, build.spec.connection.gate_bias)
         self.bias = param(bias, Role.BIAS, ("embed",))
 
@@ -197,9 +197,9 @@ class LaurelRW(Combine):
 
 @register("laurel_lr")
 class LaurelLR(Combine):
-    """x' = F(x) + B A x + x, A of rank r, B_0 = 0 (Menghani et al. 2024, LAuReL-LR, eq. 3).
+    """x' = F(x) + B A x + x, B A of rank r (Menghani et al. 2024, LAuReL-LR, eq. 3).
 
-    A's columns are orthogonal: 1/sqrt(r D) where the row modulo r is the column.
+    Initially B = 0 and A has orthogonal columns: 1/sqrt(r D) where the row modulo r is the column.
     """
 
     def __init__(self, build: BlockBuilder, spec: SublayerSpec):
@@ -216,17 +216,18 @@ class LaurelLR(Combine):
 
 @register("slerp")
 class Slerp(Combine):
-    """x' = |x + a (|F(x)| - x)|, |.| of length 1, a = |a_0| 0.05 sqrt(d), a_0 initially 1/sqrt(d).
+    """x' = |x + a (|F(x)| - x)|, |.| scaled to length 1, a = |a_0| 0.05 sqrt(d).
 
+    a_0 is a parameter per channel, initially 1/sqrt(d), so a is initially 0.05.
     Loshchilov et al. 2024 (nGPT), 2410.01131, eqs. 10 and 11.
     """
 
-    FIRST = 0.05
+    INITIAL = 0.05
 
     def __init__(self, build: BlockBuilder, spec: SublayerSpec):
         super().__init__(build, spec)
         d = build.cfg.n_embd
-        self.to_first = self.FIRST * d**0.5
+        self.rate_factor = self.INITIAL * d**0.5
         self.rate = param(jnp.full(d, d**-0.5), Role.SCALAR, ("embed",))
         self.unit = L2Norm(d, NormSpec("l2", UNIT_EPS, False, build.cfg.dtype))
 
@@ -235,15 +236,15 @@ class Slerp(Combine):
 
     def __call__(self, x: jax.Array, u: jax.Array, y: jax.Array, context: Context) -> jax.Array:
         del x, context
-        a = (jnp.abs(self.rate[...]) * self.to_first).astype(u.dtype)
+        a = (jnp.abs(self.rate[...]) * self.rate_factor).astype(u.dtype)
         return self.unit(u + a * (self.unit(y) - u))
 
 
 class RecentStreams(StreamAdapter):
-    """The stream, and the two before it: zeros before the first sublayer."""
+    """The stream and its two previous values, the latter initially zeros."""
 
     def expand(self, x_BTD: jax.Array) -> jax.Array:
-        return jnp.zeros((PREVIOUS, *x_BTD.shape), x_BTD.dtype).at[0].set(x_BTD)
+        return jnp.zeros((N_RECENT, *x_BTD.shape), x_BTD.dtype).at[0].set(x_BTD)
 
     def reduce(self, stream: jax.Array) -> jax.Array:
         return stream[0]
@@ -257,7 +258,7 @@ class LaurelPA(Combine):
 
     def __init__(self, build: BlockBuilder, spec: SublayerSpec):
         super().__init__(build, spec)
-        self.weights = param(jnp.zeros(PREVIOUS), Role.SCALAR, (None,))
+        self.weights = param(jnp.zeros(N_RECENT), Role.SCALAR, (None,))
 
     def read(self, x: jax.Array, context: Context) -> jax.Array:
         return x[0]
@@ -273,7 +274,7 @@ class LaurelPA(Combine):
 class DeltaLearning(Combine):
     """x' = x + b (v - k^T x) k, k = F(c)/|F(c)|, b = 2 σ(w_b c), v = w_v c, c = N(x).
 
-    Deep Delta Learning, 2601.00417, with one value per token (d_v = 1); c is u in the code.
+    Deep Delta Learning, 2601.00417, with one value per token (d_v = 1); `u` below is c.
     """
 
     owned_sites = frozenset({"pre"})
@@ -284,9 +285,9 @@ class DeltaLearning(Combine):
         d = build.cfg.n_embd
         self.pre = build.norm("pre", spec)
         std = build.std(ONE, d, 1, spec)
-        draw = lambda name: build.init.normal(f"{spec.name}.{name}", (d, 1), std)
-        self.step = matrix(draw("step"), ("embed", None))
-        self.value = matrix(draw("value"), ("embed", None))
+        initial = lambda name: build.init.normal(f"{spec.name}.{name}", (d, 1), std)
+        self.step = matrix(initial("step"), ("embed", None))
+        self.value = matrix(initial("value"), ("embed", None))
         self.bias = param(jnp.float32(0.0), Role.BIAS)
 
     def read(self, x: jax.Array, context: Context) -> jax.Array:
@@ -303,13 +304,13 @@ class DeltaLearning(Combine):
 
 @register("orthogonal")
 class Orthogonal(Combine):
-    """x' = x + f - (<x, f>/(|x|^2 + eps)) x, f = F(x), for each token (2505.11881)."""
+    """x' = x + f - (<x, f>/(|x|^2 + eps)) x, f = F(x), per token (2505.11881)."""
 
     EPS = 1e-6
 
     def __call__(self, x: jax.Array, u: jax.Array, y: jax.Array, context: Context) -> jax.Array:
         del u, context
         x_32, f = x.astype(jnp.float32), y.astype(jnp.float32)
-        along = (x_32 * f).sum(-1, keepdims=True)
-        share = along / (jnp.square(x_32).sum(-1, keepdims=True) + self.EPS)
-        return (x_32 + f - share * x_32).astype(x.dtype)
+        dot = (x_32 * f).sum(-1, keepdims=True)
+        parallel = dot / (jnp.square(x_32).sum(-1, keepdims=True) + self.EPS)
+        return (x_32 + f - parallel * x_32).astype(x.dtype)

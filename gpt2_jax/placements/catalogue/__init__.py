@@ -1,4 +1,4 @@
-"""The catalogue: every published variant by its name."""
+"""The catalogue: all presets by name."""
 
 from __future__ import annotations
 

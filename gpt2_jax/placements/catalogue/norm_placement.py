@@ -1,8 +1,8 @@
-"""Presets that differ in where norms stand, in what kind they are, or in how blocks are arranged.
+"""Presets that differ in where norms are, in the type of norm, or in how blocks are arranged.
 
-Each keeps GPT-2's positions, activation, biases and sizes; what its source has besides is in its
-note. `N` is a norm, `A` attention, `F` the MLP or either; the first line is attention's, a second
-the MLP's.
+GPT-2's positions, activation, biases and sizes are kept unless an axis is set; a note lists other
+differences from the source. In equations, `N` is a norm, `A` attention, and `F` the MLP or either
+sublayer; if there are two lines, the first is attention and the second the MLP.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from typing import Any
 
 from gpt2_jax.placements.axes import Placement
 
-# fairseq's and tensor2tensor's: unit variance on the stream, rows of length 1 in a tied head.
+# As in fairseq and tensor2tensor: unit variance on the stream, rows of length 1 in a tied head.
 UNIT_EMBEDDING: dict[str, Any] = {"embedding_std": "d**-0.5", "embedding_multiplier": "d**0.5"}
-# OLMo's full_megatron: one std for all, 1/sqrt(2 L) of it on what ends on the stream.
+# OLMo's full_megatron: one std for all, times 1/sqrt(2 L) for output projections.
 MEGATRON: dict[str, Any] = {"init": "small", "embedding_std": "(2/(5*d))**0.5"}
 XAVIER: dict[str, Any] = {"init": "xavier", "residual_init": "1"}
-# fairseq draws W_Q, W_K and W_V as one Xavier matrix (3 d, d), or as three with gain 1/sqrt(2):
-# the same std, 1/sqrt(2) of that of a square Xavier matrix.
+# fairseq draws W_Q, W_K and W_V as one Xavier matrix (3 d, d), or as three with gain 1/sqrt(2).
+# Either way their std is 1/sqrt(2) times that of a square Xavier matrix.
 FAIRSEQ: dict[str, Any] = {
     **XAVIER,
     "value_init": "2**-0.5 | 1",
     "query_init": "2**-0.5",
     "key_init": "2**-0.5",
 }
-# Since 2020 fairseq has left the MLP at torch's default, std 1/sqrt(3 fan_in). The factors relate
-# that to Xavier's std for an MLP that is 4 d wide.
+# Since 2020 fairseq has used PyTorch's default in the MLP, std 1/sqrt(3 fan_in). The factors are
+# the ratio of that to Xavier's std for an MLP of width 4 d.
 FAIRSEQ_2020: dict[str, Any] = {
     **FAIRSEQ,
     "value_init": "2**-0.5 | (5/6)**0.5",
@@ -41,7 +41,7 @@ NORM_PLACEMENT: dict[str, Placement] = {
     "pre_ln_xavier": Placement(
         equation="x' = x + F(N(x))",
         citation="the placement of pre_ln with the initial values of post_ln",
-        note="compares Pre-LN and Post-LN from the same initial values, as tensor2tensor does",
+        note="compares Pre-LN and Post-LN with the same initial values, as tensor2tensor does",
         **XAVIER,
         **UNIT_EMBEDDING,
     ),
@@ -49,7 +49,7 @@ NORM_PLACEMENT: dict[str, Placement] = {
         equation="x' = N(x + F(x))",
         citation="Vaswani et al. 2017, 1706.03762, section 3.1; tensorflow/tensor2tensor "
         "models/transformer.py",
-        note="learned positions and GELU in place of sinusoids and ReLU",
+        note="learned positions and GELU instead of sinusoids and ReLU",
         norm_sites="post",
         **XAVIER,
         **UNIT_EMBEDDING,
@@ -57,7 +57,7 @@ NORM_PLACEMENT: dict[str, Placement] = {
     "sandwich_ln": Placement(
         equation="x' = x + N2(F(N1(x)))",
         citation="CogView (Ding et al. 2021), 2105.13290; THUDM/CogView mpu/sparse_transformer.py",
-        note="without the division by max|x|/8, which changes nothing but fp16's range",
+        note="omits the division by max|x|/8, which only matters for fp16's range",
         norm_sites="pre+out",
     ),
     "peri_ln": Placement(
@@ -71,7 +71,7 @@ NORM_PLACEMENT: dict[str, Placement] = {
     "gemma2": Placement(
         equation="x0 = sqrt(d) embedding; x' = x + N2(F(N1(x))), N's gain 1 + w",
         citation="Gemma 2 (2408.00118); google/gemma_pytorch gemma/model.py",
-        note="the placement alone: no soft caps, alternating windows, rotary positions or GeGLU",
+        note="only the placement: no soft caps, alternating windows, rotary positions or GeGLU",
         norm_type="rmsnorm_plus_one",
         norm_eps=1e-6,
         norm_sites="pre+out",
@@ -80,7 +80,7 @@ NORM_PLACEMENT: dict[str, Placement] = {
     "olmo2": Placement(
         equation="x' = x + N(F(x)), attention with N(q), N(k) over the whole width",
         citation="OLMo 2 (2501.00656); allenai/OLMo-core ReorderedNormTransformerBlock",
-        note="the placement alone: no rotary positions, SwiGLU or z-loss",
+        note="only the placement: no rotary positions, SwiGLU or z-loss",
         norm_type="rmsnorm",
         norm_eps=1e-6,
         norm_sites="qk_full+out | out",
@@ -90,7 +90,7 @@ NORM_PLACEMENT: dict[str, Placement] = {
         equation="x' = x + N(F(x)), N's gain and bias initially 0, cosine attention",
         citation="Liu et al. 2021, 2111.09883; microsoft/Swin-Transformer "
         "models/swin_transformer_v2.py",
-        note="without the position bias, and the norms every 6 blocks of the largest model",
+        note="omits the position bias, and the extra norm every 6 blocks of the largest model",
         norm_sites="cosine+out | out",
         norm_gain="0",
         residual_init="1",
@@ -111,8 +111,8 @@ NORM_PLACEMENT: dict[str, Placement] = {
         equation="x' = x + N(W_O (c_h head_h(N(x))))\nx' = w x + W_2 N(f(W_1 N(x)))",
         citation="Shleifer et al. 2021, 2110.09456; facebookresearch/fairseq "
         "modules/transformer_layer.py",
-        note="c_h before W_O, as in the paper's equation; fairseq scales slices of W_O's output; "
-        "initial values from fairseq",
+        note="c_h is applied before W_O, as in the paper's equation; fairseq scales slices of "
+        "W_O's output; initial values are fairseq's",
         norm_sites="pre+out | pre+inner",
         head_scale=True,
         skip_scale="1 | learned_vector(1)",
@@ -121,7 +121,7 @@ NORM_PLACEMENT: dict[str, Placement] = {
     ),
     "stream_norm": Placement(
         equation="x̂ = N(x); x' = x̂ + F(x̂)",
-        citation="the MLP's half of HybridNorm (2503.04598), in both; no paper of its own",
+        citation="the MLP's placement in HybridNorm (2503.04598), in both sublayers; unpublished",
         norm_sites="stream",
     ),
     "pre_post_ln": Placement(
@@ -133,7 +133,7 @@ NORM_PLACEMENT: dict[str, Placement] = {
         equation="h = N(x + A(x)); x' = N(x + h + F(h))",
         citation="Takase et al. 2022, 2206.00330; takase/b2t_connection "
         "fairseq/modules/transformer_layer.py",
-        note="initial values from the code: fairseq's, all scaled by 1/sqrt(L)",
+        note="initial values as in the code: fairseq's, all scaled by 1/sqrt(L)",
         connection="b2t",
         norm_sites="post",
         init="xavier",
@@ -144,10 +144,10 @@ NORM_PLACEMENT: dict[str, Placement] = {
         **UNIT_EMBEDDING,
     ),
     "mix_ln": Placement(
-        equation="l <= L/4: x' = N(x + F(x)), then x' = x + F(N(x))",
+        equation="x' = N(x + F(x)) in blocks l <= L/4, x' = x + F(N(x)) in the others",
         citation="Li et al. 2024, 2412.13795; pixeli99/MixLN peft_pretraining/modeling_llama.py",
-        note="LayerNorm in place of the code's RMSNorm; GPT-2's embedding where the code has std "
-        "sqrt(2/5) and a head of its own",
+        note="LayerNorm instead of the code's RMSNorm; GPT-2's embedding, where the code uses std "
+        "sqrt(2/5) and an untied head",
         layer_overrides="l <= floor(L/4): norm_sites=post",
         residual_init="1",
     ),
@@ -170,7 +170,7 @@ NORM_PLACEMENT: dict[str, Placement] = {
         equation="x' = x + A(N(x)) + F(N(x)), one N",
         citation="GPT-J (Wang & Komatsuzaki 2021); kingoflolz/mesh-transformer-jax "
         "mesh_transformer/layers.py",
-        note="learned positions in place of rotary ones; other matrices start as GPT-2's",
+        note="learned instead of rotary positions; other matrices are initialized as in GPT-2",
         connection="parallel_shared",
         residual_init="2/(L*d**0.5*std)",
     ),
@@ -178,7 +178,7 @@ NORM_PLACEMENT: dict[str, Placement] = {
         equation="x' = x + A(N1(x)) + F(N2(x))",
         citation="GPT-NeoX (Black et al. 2022), 2204.06745; EleutherAI/gpt-neox "
         "megatron/model/transformer.py, init_functions.py",
-        note="learned positions in place of rotary ones",
+        note="learned instead of rotary positions",
         connection="parallel",
         init="small",
         residual_init="2/(L*d**0.5)/(2/(5*d))**0.5",
@@ -187,7 +187,7 @@ NORM_PLACEMENT: dict[str, Placement] = {
     "dyt": Placement(
         equation="x' = x + F(N(x)), N(x) = g tanh(a x); x0 = m embedding, m initially sqrt(d)",
         citation="Zhu et al. 2025, 2503.10622; jiachenzhu/DyT other_tasks/LLaMA",
-        note="the initial slopes are the paper's table by width; m multiplies the position too",
+        note="initial slopes follow the paper's table by width; m also multiplies the position",
         norm_type="dyt",
         norm_bias=False,
         norm_alpha="where(d <= 2048, 1, where(d <= 4096, 0.8, 0.2)) | "
@@ -198,14 +198,15 @@ NORM_PLACEMENT: dict[str, Placement] = {
     "derf": Placement(
         equation="x' = x + F(N(x)), N(x) = g erf(a x + s) + b; x0 = m embedding, m_0 = sqrt(d)",
         citation="2512.10938; zlab-princeton/Derf, language model",
-        note="a is initially 1, the code's default; the paper's runs do not state theirs",
+        note="a is initially 1, the code's default; the paper does not state the value of its runs",
         norm_type="derf",
         norm_alpha="1",
         embedding_multiplier="learned_scalar(d**0.5)",
         multiplier_target="sum",
     ),
     "scalenorm_fixnorm": Placement(
-        equation="x' = x + F(N(x)), N(x) = g x/|x|; token vectors of length 1, times sqrt(d)",
+        equation="x' = x + F(N(x)), N(x) = g x/|x|; token vectors of length 1, "
+        "times sqrt(d) at the input",
         citation="Nguyen & Salazar 2019, 1910.05895; tnq177/transformers_without_tears layers.py",
         norm_type="scalenorm",
         init="small",
@@ -214,7 +215,7 @@ NORM_PLACEMENT: dict[str, Placement] = {
         **UNIT_EMBEDDING,
     ),
     "albert": Placement(
-        equation="x0 = N(embedding); x' = N(x + F(x)), the same block L times",
+        equation="x0 = N(embedding); x' = N(x + F(x)), one block applied L times",
         citation="Lan et al. 2019, 1909.11942; google-research/albert modeling.py",
         note="the embedding is not factorized",
         norm_sites="post",
@@ -224,9 +225,9 @@ NORM_PLACEMENT: dict[str, Placement] = {
     ),
     "universal": Placement(
         equation="x̂ = x + P(position) + P(l); h = N(x̂ + A(x̂)); x' = N(h + F(h)), "
-        "the same block L times",
+        "one block applied L times",
         citation="Dehghani et al. 2018, 1807.03819, section 2.1",
-        note="a fixed number of steps; positions count from 0",
+        note="the number of blocks is fixed (no adaptive halting); positions count from 0",
         norm_sites="post",
         positions="sinusoidal",
         positions_at="block",
@@ -236,21 +237,21 @@ NORM_PLACEMENT: dict[str, Placement] = {
     ),
     "summed_residual": Placement(
         equation="x' = x + A(x) + F(x)",
-        citation="as textbooks print it",
-        note="a final norm follows, since no sublayer ends in one",
+        citation="as printed in textbooks",
+        note="has a final norm, since no sublayer ends in one",
         connection="parallel",
         norm_sites="none",
     ),
     "normed_skip": Placement(
         equation="x' = N(x) + A(x) + F(x)",
-        citation="as textbooks print it",
-        note="a final norm follows, since no sublayer ends in one",
+        citation="as printed in textbooks",
+        note="has a final norm, since no sublayer ends in one",
         connection="parallel",
         norm_sites="skip",
     ),
     "normed_stream_mlp": Placement(
         equation="x' = x + A(N(x))\nx̂ = N(x); x' = x̂ + F(x̂)",
-        citation="as textbooks print it",
+        citation="as printed in textbooks",
         norm_sites="pre | stream",
     ),
 }

@@ -1,7 +1,7 @@
-"""Presets that differ in how skip and branch are weighed: constants, learned factors, gates, inits.
+"""Presets that differ in how skip and branch are scaled: constants, learned factors, gates, inits.
 
-Each keeps GPT-2's positions, activation, biases and sizes; what its source has besides is in its
-note.
+GPT-2's positions, activation, biases and sizes are kept unless an axis is set; a note lists other
+differences from the source.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from gpt2_jax.placements.catalogue.norm_placement import FAIRSEQ, UNIT_EMBEDDING
 
 RESIDUAL_SCALING: dict[str, Placement] = {
     "deepnorm": Placement(
-        equation="x' = N(a x + F(x)), a = (2 L)^1/4, W_V, W_O, W_1, W_2 scaled by (8 L)^-1/4",
+        equation="x' = N(a x + F(x)), a = (2 L)^1/4, initial W_V, W_O, W_1, W_2 scaled by "
+        "(8 L)^-1/4",
         citation="Wang et al. 2022, 2203.00555; microsoft/torchscale architecture/decoder.py",
         note="initial values as in the paper's algorithm, with gain 1 on W_Q and W_K; torchscale "
         "defines gain 1/sqrt(2) for attention but never applies it",
@@ -23,11 +24,11 @@ RESIDUAL_SCALING: dict[str, Placement] = {
         **UNIT_EMBEDDING,
     ),
     "admin": Placement(
-        equation="x' = N(w_s x + F(x)), w_s of the width, w_1 = 1 and w_{s+1}^2 = w_s^2 Var(x_s) + "
+        equation="x' = N(w_s x + F(x)), w_s per channel, w_1 = 1 and w_{s+1}^2 = w_s^2 Var(x_s) + "
         "Var(F(x_s)) initially, measured on the first batch",
         citation="Liu et al. 2020, 2004.08249; LiyuanLucasLiu/Transformer-Clinic "
         "fairseq/fairseq/modules/transformer_layer.py",
-        note="as the code measures it, but without dropout; the paper's formula leaves out the "
+        note="measured as in the code, but without dropout; the paper's formula omits the "
         "embedding's variance",
         norm_sites="post",
         skip_scale="learned_vector(1)",
@@ -47,7 +48,7 @@ RESIDUAL_SCALING: dict[str, Placement] = {
     "skipinit": Placement(
         equation="x' = x + a_s F(x), a_s initially 0, one per sublayer",
         citation="De & Smith 2020, 2002.10444",
-        note="published for ResNets; embedding as in rezero",
+        note="published for ResNets; the embedding is that of rezero",
         norm_type="none",
         norm_sites="none",
         branch_scale="learned_scalar(0)",
@@ -55,17 +56,18 @@ RESIDUAL_SCALING: dict[str, Placement] = {
         embedding_multiplier="d**0.5",
     ),
     "layerscale": Placement(
-        equation="x' = x + g F(N(x)), g of the width, initially 0.1 (L <= 18), 1e-5 or 1e-6",
+        equation="x' = x + g F(N(x)), g per channel, initially 0.1 (L <= 18), 1e-5 (L <= 24) or "
+        "1e-6",
         citation="CaiT (Touvron et al. 2021), 2103.17239; facebookresearch/deit cait_models.py",
-        note="first values by depth as the paper has them; the code's default is 1e-4",
+        note="initial values by depth as in the paper; the code's default is 1e-4",
         branch_scale="learned_vector(where(L <= 18, 0.1, where(L <= 24, 1e-5, 1e-6)))",
         residual_init="1",
     ),
     "keel": Placement(
-        equation="x' = N2(S x + F(N1(x))); the first attention x + F(N1(x)), the first MLP "
-        "N2(x + F(N1(x)))",
+        equation="x' = N2(S x + F(N1(x))), S the number of sublayers; block 1: x' = x + A(N1(x)), "
+        "then x' = N2(x + F(N1(x)))",
         citation="Keel, 2601.19895",
-        note="GPT-2's embedding: the paper does not state its own",
+        note="GPT-2's embedding, as the paper does not state its own",
         norm_type="rmsnorm",
         norm_sites="pre+post",
         skip_scale="where(s <= 2, 1, S)",
@@ -75,33 +77,33 @@ RESIDUAL_SCALING: dict[str, Placement] = {
     "lns": Placement(
         equation="x' = x + F(N(x)/sqrt(l))",
         citation="Sun et al. 2025, 2502.05795; lmsdss/LayerNorm-Scaling",
-        note="LayerNorm in place of the code's RMSNorm",
+        note="LayerNorm instead of the code's RMSNorm",
         input_scale="l**-0.5",
         residual_init="1",
     ),
     "gpas": Placement(
         equation="h = x + F(N(x)); x' = h - silu(g_l) sg(h), g_l initially 0, one per block",
         citation="Chen et al. 2025, 2506.22049; dandingsky/GPAS",
-        note="with norm_sites=post the shortcut is scaled instead, as the paper does it; LayerNorm "
-        "and GPT-2's embedding in place of the code's RMSNorm and std sqrt(2/5)",
+        note="with norm_sites=post the skip is scaled instead, as in the paper; LayerNorm and "
+        "GPT-2's embedding instead of the code's RMSNorm and std sqrt(2/5)",
         connection="gpas",
         residual_init="1",
     ),
     "prores": Placement(
-        equation="x' = x + min(t/(1000 l), 1) F(N(x)), t the steps done",
+        equation="x' = x + min(t/(1000 l), 1) F(N(x)), t the number of steps done",
         citation="ProRes, 2603.05369; dandingsky/ProRes",
-        note="LayerNorm and GPT-2's embedding in place of the code's RMSNorm and std 0.02 sqrt(d)",
+        note="LayerNorm and GPT-2's embedding instead of the code's RMSNorm and std 0.02 sqrt(d)",
         branch_scale="minimum(t/(1000*l), 1)",
         residual_init="1",
     ),
     "t_fixup": Placement(
-        equation="x' = x + F(x), W_V, W_O, W_1, W_2 scaled by 0.67 L^-1/4, embeddings by "
+        equation="x' = x + F(x), initial W_V, W_O, W_1, W_2 scaled by 0.67 L^-1/4, embeddings by "
         "(9 L)^-1/4",
         citation="Huang et al. 2020; layer6ai-labs/T-Fixup fairseq/modules/transformer_layer.py, "
         "fairseq/models/transformer.py",
-        note="the rule of the published encoder, whose blocks have two sublayers as these do; "
-        "(9 L)^-1/4 on the matrices belongs to the decoder, which has three; W_Q and W_K keep "
-        "fairseq's gain 1/sqrt(2), which the code undoes for W_V alone",
+        note="the rule for the published encoder, whose blocks also have two sublayers; (9 L)^-1/4 "
+        "on the matrices is for the decoder, whose blocks have three; W_Q and W_K keep fairseq's "
+        "gain 1/sqrt(2), which the code undoes only for W_V",
         norm_type="none",
         norm_sites="none",
         init="xavier",
@@ -114,11 +116,11 @@ RESIDUAL_SCALING: dict[str, Placement] = {
     ),
     "fixup": Placement(
         equation="x' = x + a A(x - b)\nx' = x + a (W_2 (f(W_1 (x - b1) - b2) - b3)), "
-        "W_O = W_2 = 0, W_Q, W_K, W_V scaled by S^-1/6, W_1 by S^-1/2",
+        "initially W_O = W_2 = 0, W_Q, W_K, W_V scaled by S^-1/6, W_1 by S^-1/2",
         citation="Zhang et al. 2019, 1901.09321, and their Transformer; hongyi-zhang/Fixup "
         "fairseq/fairseq/models/transformer_zero.py, modules/multihead_attention_zero.py",
-        note="S counts this model's branches; the tied head is not zero, and vector biases stay; "
-        "W_Q, W_K and W_V are fairseq's one Xavier matrix, hence the 1/sqrt(2)",
+        note="S is the number of sublayers; the tied head is not initialized to zero, and bias "
+        "vectors are kept; W_Q, W_K and W_V are one Xavier matrix in fairseq, hence 1/sqrt(2)",
         norm_type="none",
         norm_sites="none",
         branch_scale="learned_scalar(1)",
@@ -131,10 +133,10 @@ RESIDUAL_SCALING: dict[str, Placement] = {
         **UNIT_EMBEDDING,
     ),
     "ds_init": Placement(
-        equation="x' = N(x + F(x)), the matrices of block l scaled by 1/sqrt(l)",
+        equation="x' = N(x + F(x)), initial matrices of block l scaled by 1/sqrt(l)",
         citation="Zhang et al. 2019, 1908.11365; bzhangGo/zero models/transformer_fuse.py",
-        note="as the paper says; its code shrinks by l^-1/4. What later papers call by the name is "
-        "pre_ln with residual_init=(2*l)**-0.5",
+        note="as in the paper; its code scales by l^-1/4. Later papers use the name for pre_ln "
+        "with placement.residual_init=(2*l)**-0.5",
         norm_sites="post",
         init="xavier",
         residual_init="l**-0.5",
@@ -144,30 +146,31 @@ RESIDUAL_SCALING: dict[str, Placement] = {
         **UNIT_EMBEDDING,
     ),
     "scaled_init": Placement(
-        equation="x' = x + F(N(x)), W_O and W_2 scaled by 1/sqrt(2 L)",
+        equation="x' = x + F(N(x)), initial W_O and W_2 scaled by 1/sqrt(2 L)",
         citation="Megatron-LM (Shoeybi et al. 2019), 1909.08053; GPT-2, section 2.3",
-        note="what pre_ln is here; plain Pre-LN is pre_ln with residual_init=1",
+        note="the same as pre_ln; for Pre-LN without this scaling, set placement.residual_init=1",
         residual_init="(2*L)**-0.5",
     ),
     "completep": Placement(
-        equation="x' = x + F(N(x)) L_base/L, with learning rates, decay and epsilon to match",
+        equation="x' = x + F(N(x)) L_base/L, with matching learning rates, weight decay and "
+        "epsilon",
         citation="Dey et al. 2025, 2505.01618, table 1; EleutherAI/nanoGPT-mup (completep)",
-        note="at base_n_layer and base_n_embd all factors are 1 but that of attention's scores, "
-        "which are divided by the head width (not its root) at every size",
+        note="at base_n_layer and base_n_embd all factors are 1, except that attention scores are "
+        "divided by the head width (not its square root) at every size",
         parametrization="completep",
         residual_init="1",
     ),
     "gtrxl": Placement(
         equation="x' = g(x, relu(F(N(x)))), g a GRU's gate with bias 2",
         citation="Parisotto et al. 2019, 1910.06764, section 3.2",
-        note="with a final norm, which agents' heads there do without",
+        note="with a final norm, which the paper's agents do not have",
         connection="gru",
         residual_init="1",
     ),
     "highway": Placement(
         equation="x' = (1 - T) x + T F(x), T = σ(W x - 2)",
         citation="Srivastava et al. 2015, 1505.00387, eq. 3",
-        note="published for plain nets; here with a final norm",
+        note="published for feed-forward networks; here with a final norm",
         connection="highway",
         norm_sites="none",
         residual_init="1",
@@ -176,7 +179,7 @@ RESIDUAL_SCALING: dict[str, Placement] = {
         equation="x0 = N(embedding); x̂ = a_l x + b_l x0; x' = x̂ + F(N(x̂)), a_l = 1 and b_l = 0 "
         "initially",
         citation="KellerJordan/modded-nanogpt records/track_1_short/2024-11-06_ShortcutsTweaks",
-        note="the placement alone: no rotary positions, QK-norm, ReLU² or Muon",
+        note="only the placement: no rotary positions, QK norm, ReLU² or Muon",
         norm_type="rmsnorm_fixed",
         embedding_norm=True,
         cross_layer="x0",
