@@ -21,7 +21,7 @@ EXTRAS := $(sort dev $(shell cat $(VENV)/.extras 2>/dev/null) $(subst $(comma), 
 INSTALLED := $(VENV)/.installed-$(MINOR)
 STAMP := $(INSTALLED)-$(subst $(space),-,$(EXTRAS))
 
-.PHONY: quickstart test test-slow test-peers peers-tests docs docs-site check format clean install
+.PHONY: quickstart test test-slow test-peers peers-tests wheel test-wheel docs docs-site check format clean install
 .DELETE_ON_ERROR:
 
 quickstart: install
@@ -43,6 +43,14 @@ test-peers:
 
 peers-tests: install
 	$(RUN) -m pytest -m peers
+
+# The wheel, in build/wheel; setuptools would also pack what an earlier build left in build/lib.
+wheel: install
+	rm -rf build/lib build/bdist.* build/wheel
+	$(RUN) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+
+test-wheel: wheel
+	.ci/test_wheel $(PYTHON) $(CONSTRAINTS)
 
 # The documentation site, in build/site; any warning, such as a broken link, is an error.
 docs:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,8 @@ class Element:
         """
         process = subprocess.Popen(command, preexec_fn=_ignore_warnings)
         self._pid = process.pid
-        _await(process.pid)
-        if process.wait() not in (0, EXIT_STOPPED):
+        process.returncode = _await(process.pid)
+        if process.returncode not in (0, EXIT_STOPPED):
             raise RuntimeError(f"exit code {process.returncode}: {' '.join(command)}")
         return process.returncode
 
@@ -74,8 +75,9 @@ class Element:
         from submitit.helpers import DelayedSubmission
 
         if self._pid is not None:
-            os.kill(self._pid, signal.SIGTERM)
-            _await(self._pid)
+            with suppress(ProcessLookupError, ChildProcessError):  # it has ended
+                os.kill(self._pid, signal.SIGTERM)
+                _await(self._pid)
         return DelayedSubmission(Element(), command)
 
 
@@ -84,9 +86,9 @@ def _ignore_warnings() -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
-def _await(pid: int) -> None:
-    """Waits for a child to end; unlike `Popen.wait`, also in a signal handler during a wait."""
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+def _await(pid: int) -> int:
+    """Returns a child's exit code when it ends; unlike `Popen.wait`, also in a signal handler."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def parse_resources(words: Sequence[str]) -> dict[str, Any]:
