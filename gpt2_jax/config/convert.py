@@ -34,7 +34,7 @@ def default() -> ConfigDict:
     return config.lock()
 
 
-def freeze(config: Any, where: str = "") -> Config:
+def freeze(config: object, where: str = "") -> Config:
     """Returns the config that a config file and a command line describe, each value validated.
 
     The module that `placement.module` names is imported.

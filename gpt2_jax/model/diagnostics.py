@@ -105,7 +105,11 @@ def activations(
 
 
 def logits_without(
-    model_def: ModelDef, params: Params, tokens_BT: jax.Array, step: jax.Array | int, layer: Any
+    model_def: ModelDef,
+    params: Params,
+    tokens_BT: jax.Array,
+    step: jax.Array | int,
+    layer: jax.Array | int,
 ) -> jax.Array:
     """Returns the logits (B, T, V) where the sublayers of a block (0-based) return 0."""
     model = model_def.bind(params)

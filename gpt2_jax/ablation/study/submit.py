@@ -9,9 +9,13 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpt2_jax.errors import EXIT_STOPPED, UserError
+
+if TYPE_CHECKING:
+    from submitit import Job
+    from submitit.helpers import DelayedSubmission
 
 CLUSTERS = ("slurm", "local")
 MAX_RESTARTS = 1000  # after a time-out; an element ends by itself once no trial is left
@@ -19,7 +23,7 @@ MAX_RESTARTS = 1000  # after a time-out; an element ends by itself once no trial
 
 def submit(
     cluster: str, arguments: Sequence[str], workdir: Path, elements: int, resources: dict[str, Any]
-) -> list[Any]:
+) -> list[Job[int]]:
     """Submits one array whose elements are workers of the same study, and returns its jobs.
 
     An element runs until no trial is left, so that the others take over the share of one that
@@ -70,7 +74,7 @@ class Element:
             raise RuntimeError(f"exit code {process.returncode}: {' '.join(command)}")
         return process.returncode
 
-    def checkpoint(self, command: Sequence[str]) -> Any:
+    def checkpoint(self, command: Sequence[str]) -> DelayedSubmission:
         """Makes the command save and stop, and returns what to queue in its place."""
         from submitit.helpers import DelayedSubmission
 
