@@ -44,9 +44,9 @@ test-peers:
 peers-tests: install
 	$(RUN) -m pytest -m peers
 
-# The wheel, in build/wheel; setuptools would also pack what an earlier build left in build/lib.
+# The wheel, in build/wheel. Setuptools would also pack files that an earlier build left or listed.
 wheel: install
-	rm -rf build/lib build/bdist.* build/wheel
+	rm -rf build/lib build/bdist.* build/wheel gpt2_jax.egg-info
 	$(RUN) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
 
 test-wheel: wheel

@@ -141,6 +141,9 @@ def parse_flags(argv: list[str]) -> list[str]:
 def show_help() -> None:
     """Prints what the command does, its flags and the config's fields, and ends the process."""
     app.usage(shorthelp=True, writeto_stdout=True)
+    for module in flags.FLAGS.flags_by_module_dict():
+        if module.startswith("gpt2_jax."):
+            print(flags.FLAGS.module_help(module))
     if "config" in flags.FLAGS:
         print(f"\nFields of the config:\n{help_text()}")
     sys.exit(0)
