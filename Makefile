@@ -44,6 +44,13 @@ test-peers:
 peers-tests: install
 	$(RUN) -m pytest -m peers
 
+# The documentation site, in build/site; any warning, such as a broken link, is an error.
+docs:
+	$(MAKE) --no-print-directory docs-site EXTRA=docs
+
+docs-site: install
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
 # The wheel, in build/wheel. Setuptools would also pack files that an earlier build left or listed.
 wheel: install
 	rm -rf build/lib build/bdist.* build/wheel gpt2_jax.egg-info
@@ -51,13 +58,6 @@ wheel: install
 
 test-wheel: wheel
 	.ci/test_wheel $(PYTHON) $(CONSTRAINTS)
-
-# The documentation site, in build/site; any warning, such as a broken link, is an error.
-docs:
-	$(MAKE) --no-print-directory docs-site EXTRA=docs
-
-docs-site: install
-	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 check: install
 	$(RUN) -m ruff check .
