@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from gpt2_jax.ablation.study.leases import Leases
-from gpt2_jax.ablation.study.submit import Element
+from gpt2_jax.ablation.study.submit import ArrayJob
 from gpt2_jax.config import capacity
 from gpt2_jax.train import malloc, mesh
 from tests.tools import tiny
@@ -73,35 +73,35 @@ def test_leases_without_proc_last_until_their_process_is_reaped(monkeypatch, tmp
         assert b.take("trial")
 
 
-def test_submitted_elements_without_waitid(monkeypatch):
+def test_submitted_jobs_without_waitid(monkeypatch):
     pytest.importorskip("submitit")
     monkeypatch.delattr(os, "waitid", raising=False)
-    assert Element()(["true"]) == 0
+    assert ArrayJob()(["true"]) == 0
     with pytest.raises(RuntimeError, match="exit code 3: sh"):
-        Element()(["sh", "-c", "exit 3"])
+        ArrayJob()(["sh", "-c", "exit 3"])
 
 
-def test_an_element_stops_its_command_in_a_signal_handler():
+def test_a_submitted_job_stops_its_command_in_a_signal_handler():
     """As submitit does: its handler saves, queues the job again and ends the process."""
     pytest.importorskip("submitit.helpers")
-    element, command, queued = Element(), ["sleep", "60"], []
+    job, command, queued = ArrayJob(), ["sleep", "60"], []
 
     def warn():
-        while element._pid is None:
+        while job._pid is None:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGUSR2)
 
     def handler(number, frame):
-        queued.append(element.checkpoint(command))
+        queued.append(job.checkpoint(command))
         raise SystemExit
 
     before = signal.signal(signal.SIGUSR2, handler)
     threading.Thread(target=warn).start()
     try:
         with pytest.raises(SystemExit):
-            element(command)
+            job(command)
     finally:
         signal.signal(signal.SIGUSR2, before)
-    assert queued[0].function is not element and queued[0].args == (command,)
+    assert queued[0].function is not job and queued[0].args == (command,)
     with pytest.raises(ChildProcessError):
-        os.waitpid(element._pid, os.WNOHANG)  # it has ended and was reaped
+        os.waitpid(job._pid, os.WNOHANG)  # it has ended and was reaped

@@ -1,4 +1,4 @@
-"""A study as an array of jobs (SLURM, or processes of this machine), through submitit."""
+"""Submits a study as a job array (SLURM, or processes on this machine) with submitit."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
 CLUSTERS = ("slurm", "local")
-MAX_RESTARTS = 1000  # after a time-out; an element ends by itself once no trial is left
+MAX_RESTARTS = 1000  # after a timeout; a job ends by itself once no trial is left
 
 
 def submit(
     cluster: str, arguments: Sequence[str], workdir: Path, elements: int, resources: dict[str, Any]
 ) -> list[Job[int]]:
-    """Submits one array whose elements are workers of the same study, and returns its jobs.
+    """Submits one array whose jobs are workers of the same study, and returns the jobs.
 
-    An element runs until no trial is left, so that the others take over the share of one that
-    waits in the queue or dies. One that runs out of time or is preempted saves and is queued again.
+    A job runs until no trial is left, so the others take over the share of one that is still queued
+    or has died. A job that runs out of time or is preempted saves its state and is requeued.
 
     Args:
-      arguments: of the study's command line.
-      elements: number of elements of the array.
-      resources: as `submitit.AutoExecutor.update_parameters` takes them.
+      arguments: arguments of the study's command line.
+      elements: number of jobs in the array.
+      resources: arguments of `submitit.AutoExecutor.update_parameters`.
 
     Raises:
-      UserError: if submitit is not installed, or refuses.
+      UserError: if submitit is not installed or raises an error.
     """
     try:
         import submitit
@@ -50,13 +50,13 @@ def submit(
             folder=workdir / "jobs", cluster=cluster, slurm_max_num_timeout=MAX_RESTARTS
         )
         executor.update_parameters(name=workdir.absolute().name, **resources)
-        return executor.map_array(Element(), commands)
+        return executor.map_array(ArrayJob(), commands)
     except (RuntimeError, TypeError, NameError, ValueError, OSError) as error:
         raise UserError(f"--submit={cluster}: {' '.join(str(error).split())[:300]}") from None
 
 
-class Element:
-    """Runs a command under submitit's signals; its output goes to the job's log."""
+class ArrayJob:
+    """Runs a command and handles submitit's signals; the command's output goes to the job's log."""
 
     def __init__(self) -> None:
         self._pid: int | None = None
@@ -65,7 +65,7 @@ class Element:
         """Runs the command to its end and returns its exit code.
 
         Raises:
-          RuntimeError: if it ended in an error.
+          RuntimeError: if the command fails.
         """
         process = subprocess.Popen(command, preexec_fn=_ignore_warnings)
         self._pid = process.pid
@@ -75,18 +75,18 @@ class Element:
         return process.returncode
 
     def checkpoint(self, command: Sequence[str]) -> DelayedSubmission:
-        """Makes the command save and stop, and returns what to queue in its place."""
+        """Makes the command save and stop, and returns the job to queue in its place."""
         from submitit.helpers import DelayedSubmission
 
         if self._pid is not None:
             with suppress(ProcessLookupError, ChildProcessError):  # it has ended
                 os.kill(self._pid, signal.SIGTERM)
                 _await(self._pid)
-        return DelayedSubmission(Element(), command)
+        return DelayedSubmission(ArrayJob(), command)
 
 
 def _ignore_warnings() -> None:
-    """Leaves submitit's signal, which SLURM sends to every process of a job, to submitit."""
+    """Ignores submitit's signal in this process: SLURM sends it to every process of a job."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
@@ -96,10 +96,10 @@ def _await(pid: int) -> int:
 
 
 def parse_resources(words: Sequence[str]) -> dict[str, Any]:
-    """Returns {name: value} for `timeout_min=240`, `slurm_partition=gpu`; numbers as numbers.
+    """Parses words such as `timeout_min=240` and `slurm_partition=gpu`; integers become ints.
 
     Raises:
-      UserError: if one does not have that form.
+      UserError: if a word does not have that form.
     """
     out: dict[str, Any] = {}
     for word in words:

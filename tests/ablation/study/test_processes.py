@@ -227,7 +227,7 @@ def test_failed_submissions_are_reported(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"--submit=slurm: .*srun"):
         submit.submit("slurm", [], tmp_path, 1, {})
     with pytest.raises(RuntimeError, match="exit code 3"):
-        submit.Element()([sys.executable, "-c", "raise SystemExit(3)"])
+        submit.ArrayJob()([sys.executable, "-c", "raise SystemExit(3)"])
 
 
 @pytest.mark.slow
