@@ -21,7 +21,7 @@ EXTRAS := $(sort dev $(shell cat $(VENV)/.extras 2>/dev/null) $(subst $(comma), 
 INSTALLED := $(VENV)/.installed-$(MINOR)
 STAMP := $(INSTALLED)-$(subst $(space),-,$(EXTRAS))
 
-.PHONY: quickstart test test-slow test-peers peers-tests docs docs-site check format clean install
+.PHONY: quickstart test test-slow test-peers peers-tests wheel test-wheel docs docs-site check format clean install
 .DELETE_ON_ERROR:
 
 quickstart: install
@@ -50,6 +50,14 @@ docs:
 
 docs-site: install
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
+# The wheel, in build/wheel. Setuptools would also pack files that an earlier build left or listed.
+wheel: install
+	rm -rf build/lib build/bdist.* build/wheel gpt2_jax.egg-info
+	$(RUN) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+
+test-wheel: wheel
+	.ci/test_wheel $(PYTHON) $(CONSTRAINTS)
 
 check: install
 	$(RUN) -m ruff check .

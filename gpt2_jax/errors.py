@@ -6,7 +6,6 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Iterable
-from typing import Any
 
 EXIT_FINISHED = 0
 EXIT_DIVERGED = 1
@@ -72,7 +71,7 @@ def printable(text: str) -> str:
     return "".join(escape(c) if hidden(c) else c for c in text)
 
 
-def quoted(value: Any, longest: int = 80) -> str:
+def quoted(value: object, longest: int = 80) -> str:
     """Returns `repr(value)` for an error message, truncated to `longest` characters."""
     if isinstance(value, str | bytes):
         value = value[: longest + 1]

@@ -5,12 +5,17 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpt2_jax.files import write_atomic
 from gpt2_jax.track.plot import load_matplotlib
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
 FLAT = 1e-4  # values within this relative range are drawn as equal
 WIDTH = 7.0  # text width of a page, inches
@@ -26,7 +31,7 @@ FONT = 9.0  # points; about 14 pixels in a figure shown 800 pixels wide
 Style = dict[str, Any]  # color, marker and line, as arguments of `plot`
 
 
-def choose_styles(models: Sequence[tuple[Any, Any]]) -> list[Style]:
+def choose_styles(models: Sequence[tuple[str, int | None]]) -> list[Style]:
     """Returns the style of each model (kind, depth), the same in every figure.
 
     Colors distinguish kinds; lines and markers distinguish depths. If all models have one depth,
@@ -52,7 +57,9 @@ def choose_styles(models: Sequence[tuple[Any, Any]]) -> list[Style]:
     return out
 
 
-def panels(rows: int, columns: int, height: float = 2.1, **options: Any) -> tuple[Any, list[Any]]:
+def panels(
+    rows: int, columns: int, height: float = 2.1, **options: Any
+) -> tuple[Figure, list[Axes]]:
     """Returns a figure as wide as a page, and its axes row by row.
 
     Args:
@@ -75,7 +82,7 @@ def panels(rows: int, columns: int, height: float = 2.1, **options: Any) -> tupl
     return figure, list(axes.flat)
 
 
-def plain(panel: Any, title: str, label: str) -> None:
+def plain(panel: Axes, title: str, label: str) -> None:
     """Sets a panel's title, x label and faint grid."""
     panel.set_title(title, loc="left")
     panel.set_xlabel(label)
@@ -83,10 +90,10 @@ def plain(panel: Any, title: str, label: str) -> None:
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def finish(panel: Any, title: str, label: str, logarithmic: bool) -> None:
+def finish(panel: Axes, title: str, label: str, logarithmic: bool) -> None:
     """Finishes a panel whose x axis counts blocks."""
     plain(panel, title, label)
-    panel.xaxis.get_major_locator().set_params(integer=True)
+    integer_ticks(panel.xaxis)
     drawn = [np.asarray(line.get_ydata()) for line in panel.get_lines()]
     values = np.concatenate(drawn) if drawn else np.empty(0)
     middle = float(np.mean(values)) if len(values) else 0.0
@@ -98,7 +105,7 @@ def finish(panel: Any, title: str, label: str, logarithmic: bool) -> None:
         _logarithmic(panel, float(np.log10(np.max(positive) / np.min(positive))))
 
 
-def _logarithmic(panel: Any, decades: float) -> None:
+def _logarithmic(panel: Axes, decades: float) -> None:
     """Sets a logarithmic axis labeled with plain numbers, denser over a short range."""
     from matplotlib.ticker import LogLocator
 
@@ -109,18 +116,19 @@ def _logarithmic(panel: Any, decades: float) -> None:
     panel.yaxis.set_minor_formatter("")
 
 
-def integer_ticks(axis: Any) -> None:
+def integer_ticks(axis: Axis) -> None:
     """Restricts the ticks of a linear axis to whole numbers."""
-    axis.get_major_locator().set_params(integer=True)
+    locator: Any = axis.get_major_locator()  # a linear axis's takes `integer`
+    locator.set_params(integer=True)
 
 
-def powers_of_two(axis: Any) -> None:
+def powers_of_two(axis: Axis) -> None:
     """Labels a logarithmic axis of base 2 with powers, such as 2⁻⁹."""
     raised = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
     axis.set_major_formatter(lambda x, _: f"2{str(round(np.log2(x))).translate(raised)}")
 
 
-def legend(figure: Any, axes: Sequence[Any]) -> None:
+def legend(figure: Figure, axes: Sequence[Axes]) -> None:
     """Adds a legend below the panels, and hides empty panels."""
     known: dict[str, Any] = {}
     for panel in axes:
@@ -143,7 +151,7 @@ def legend(figure: Any, axes: Sequence[Any]) -> None:
     )
 
 
-def save(figure: Any, path: Path, suffixes: Sequence[str] = (".pdf", ".png")) -> None:
+def save(figure: Figure, path: Path, suffixes: Sequence[str] = (".pdf", ".png")) -> None:
     """Writes a figure in each format, and closes it."""
     import matplotlib.pyplot as plt
 

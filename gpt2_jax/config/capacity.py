@@ -6,7 +6,9 @@ run is refused. A config that passes may still be too large; the compiler then r
 
 from __future__ import annotations
 
+import math
 import os
+from contextlib import suppress
 from glob import glob
 from pathlib import Path
 
@@ -98,14 +100,17 @@ def padded_vocabulary(config: Config) -> int:
     return -(-(config.model.vocab_size or 1) // multiple) * multiple
 
 
-def machine_bytes() -> int:
-    """Returns the memory of this machine plus an upper bound for its accelerators."""
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
+def machine_bytes() -> float:
+    """Returns the memory of this machine plus an upper bound for its accelerators.
+
+    Infinite if the system does not report it.
+    """
+    host = math.inf
+    with suppress(ValueError, OSError):  # SC_PHYS_PAGES is not in POSIX
+        host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError):
         limit = CGROUP_LIMIT.read_text(encoding="utf-8").strip()
         host = min(host, int(limit)) if limit.isdecimal() else host
-    except OSError:
-        pass
     return host + _n_accelerators() * ACCELERATOR_BYTES
 
 
@@ -115,5 +120,5 @@ def _n_accelerators() -> int:
     return sum(len(glob(pattern)) for pattern in ACCELERATORS)
 
 
-def _size(n_bytes: int) -> str:
+def _size(n_bytes: float) -> str:
     return f"{n_bytes / 1e9:,.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"

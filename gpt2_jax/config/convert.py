@@ -34,7 +34,7 @@ def default() -> ConfigDict:
     return config.lock()
 
 
-def freeze(config: Any, where: str = "") -> Config:
+def freeze(config: object, where: str = "") -> Config:
     """Converts a ConfigDict to a `Config`, and validates each value.
 
     Imports the module named by `placement.module`.

@@ -37,7 +37,7 @@ def help_text() -> str:
     rows = []
     for name, field in FIELDS.items():
         default = "unset" if field.optional else repr(field.default)
-        details = [f"default {default}", field.range(), "|".join(field.choices)]
+        details = [f"default {default}", field.range(), " | ".join(field.choices)]
         meaning = field.meaning.replace("`", "")
         rows.append(f"--config.{name}: {meaning} ({'; '.join(filter(None, details))})")
     fill = partial(textwrap.fill, width=100, initial_indent="  ", subsequent_indent="      ")

@@ -28,7 +28,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def find_records(parsed: Any, where: str) -> list[Any]:
+def find_records(parsed: object, where: str) -> list[Any]:
     """Returns the records of a JSON file: objects with a text field, or strings.
 
     A list is a list of records. An object with a text field (`text`, `content` or `body`) is one
@@ -63,7 +63,7 @@ def find_records(parsed: Any, where: str) -> list[Any]:
     )
 
 
-def _is_table(value: Any) -> bool:
+def _is_table(value: object) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 

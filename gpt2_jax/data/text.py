@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from gpt2_jax.errors import UserError
 
@@ -44,7 +43,7 @@ def split_long(text: str) -> Iterator[Piece]:
     yield Piece(text[start:])
 
 
-def row_text(value: Any, where: str) -> Iterator[Piece]:
+def row_text(value: object, where: str) -> Iterator[Piece]:
     """Yields the text of one row; a null or empty value yields nothing.
 
     Binary values are decoded as UTF-8, because many programs do not declare text columns as text.

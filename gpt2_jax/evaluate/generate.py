@@ -181,7 +181,11 @@ def next_power_of_two(n: int, minimum: int) -> int:
 
 
 def prefill(
-    bound: UnstackedModel, tokens_BT: jax.Array, padding_B: jax.Array, done_B: Any, length: int
+    bound: UnstackedModel,
+    tokens_BT: jax.Array,
+    padding_B: jax.Array,
+    done_B: jax.Array,
+    length: int,
 ) -> Decoding:
     """Reads padded prompts (B, T) into caches of `length` columns."""
     n_rows, width = tokens_BT.shape
@@ -255,7 +259,7 @@ def _generate(
 
 
 @partial(jax.jit, static_argnames=("model_def",))
-def _logits(model_def: ModelDef, unstacked: UnstackedParams, tokens_BT: Any) -> jax.Array:
+def _logits(model_def: ModelDef, unstacked: UnstackedParams, tokens_BT: jax.Array) -> jax.Array:
     bound = bind_unstacked(model_def, unstacked)
     n_rows, width = tokens_BT.shape
     caches = empty_caches(bound.model.cfg, n_rows, width)
@@ -267,9 +271,9 @@ def _logits(model_def: ModelDef, unstacked: UnstackedParams, tokens_BT: Any) -> 
 def _prefill(
     model_def: ModelDef,
     unstacked: UnstackedParams,
-    tokens_BT: Any,
-    padding_B: Any,
-    done_B: Any,
+    tokens_BT: jax.Array,
+    padding_B: jax.Array,
+    done_B: jax.Array,
     *,
     length: int,
 ) -> Decoding:

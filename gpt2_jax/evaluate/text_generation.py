@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 
@@ -133,10 +133,12 @@ def _generate_until(
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     stops: Sequence[str],
-    *options: Any,
+    n_new: int,
+    sampling: SamplingParams,
+    seed: int,
 ) -> list[str]:
     streams = [TextStream(tokenizer, stops, prompt) for prompt in prompts]
-    for column in generator.stream(prompts, *options):
+    for column in generator.stream(prompts, n_new, sampling, seed):
         for stream, token_id in zip(streams, column, strict=True):
             if token_id is not None:
                 stream.push(token_id)
@@ -148,7 +150,7 @@ def _generate_until(
 
 
 def stream_text(
-    out: Any,
+    out: TextIO,
     generator: Generator,
     tokenizer: Tokenizer,
     prompt: str,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from gpt2_jax.config.sections import ModelConfig
@@ -47,7 +47,7 @@ class BlockBuilder:
         """The sizes that expressions may use."""
         return self.cfg.sizes
 
-    def value(self, expression: Expression, sublayer: SublayerSpec) -> Any:
+    def value(self, expression: Expression, sublayer: SublayerSpec) -> jax.Array | float:
         """Returns an expression's value at step 0; a float unless it depends on the block."""
         if expression.names & {"l", "s"}:
             l = jnp.asarray(self.init.layer + 1, jnp.float32)
@@ -76,7 +76,9 @@ class BlockBuilder:
         )
         return make_norm(width or self.cfg.n_embd, spec)
 
-    def std(self, factor: Expression, fan_in: int, fan_out: int, sublayer: SublayerSpec) -> Any:
+    def std(
+        self, factor: Expression, fan_in: int, fan_out: int, sublayer: SublayerSpec
+    ) -> jax.Array | float:
         """Returns the std of an initial matrix."""
         xavier = (2.0 / (fan_in + fan_out)) ** 0.5  # Glorot & Bengio 2010, eq. 16
         small = (2.0 / (5 * self.cfg.n_embd)) ** 0.5  # Nguyen & Salazar 2019, section 2.2

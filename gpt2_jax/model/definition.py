@@ -106,7 +106,7 @@ class ModelDef:
         return total
 
 
-def param_name(path: Any) -> str:
+def param_name(path: jax.tree_util.KeyPath) -> str:
     """Returns a parameter's name: its path, with GPT-2's names for embeddings (`wte`, `wpe`)."""
     return jax.tree_util.keystr(path, simple=True, separator=".").removeprefix("embedding.")
 
@@ -121,7 +121,7 @@ def global_norm(tree: Params) -> jax.Array:
     return jnp.sqrt(sum(squares[name] for name in sorted(squares)))
 
 
-def is_info(x: Any) -> bool:
+def is_info(x: object) -> bool:
     """Returns whether x is a leaf of a tree of `ParamInfo`."""
     return isinstance(x, ParamInfo)
 
@@ -134,7 +134,7 @@ def define_model(cfg: ModelConfig, placement_config: PlacementConfig) -> ModelDe
     graphdef, state = nnx.split(abstract)
     stacks = {stack.name for stack in spec.stacks}
 
-    def info(path: Any, variable: nnx.Variable) -> ParamInfo:
+    def info(path: jax.tree_util.KeyPath, variable: nnx.Variable) -> ParamInfo:
         meta = variable.get_metadata()
         role = Role(meta["role"])
         in_block = path[0].key == "blocks" and path[1].key in stacks

@@ -104,7 +104,11 @@ def activations(
 
 
 def logits_without(
-    model_def: ModelDef, params: Params, tokens_BT: jax.Array, step: jax.Array | int, layer: Any
+    model_def: ModelDef,
+    params: Params,
+    tokens_BT: jax.Array,
+    step: jax.Array | int,
+    layer: jax.Array | int,
 ) -> jax.Array:
     """Returns the logits (B, T, V) with the sublayers of one block (from 0) returning 0."""
     model = model_def.bind(params)

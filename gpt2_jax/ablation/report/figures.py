@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from gpt2_jax.ablation.drawing import (
 )
 from gpt2_jax.ablation.report.variant import DIAGNOSTICS, Analysis, Variant, learning_rate_of
 from gpt2_jax.ablation.statistics import t_interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 GRAY = "#8B8B8B"
 SUFFIXES = (".png",)
@@ -144,7 +147,7 @@ def _learning_rates(analysis: Analysis, path: Path) -> None:
     save(figure, path, SUFFIXES)
 
 
-def _of_variant(panel: Any, variant: Variant, style: Style, top: float) -> None:
+def _of_variant(panel: Axes, variant: Variant, style: Style, top: float) -> None:
     color = style["color"]
     panel.plot(*_means(variant, top), color=color, linestyle=style["linestyle"], linewidth=1.4)
     for run in variant.search_runs:
@@ -199,7 +202,7 @@ def _curves(analysis: Analysis, path: Path) -> None:
     save(figure, path, SUFFIXES)
 
 
-def _curves_of(group: Sequence[Variant], styles: dict[str, Style], panel: Any) -> None:
+def _curves_of(group: Sequence[Variant], styles: dict[str, Style], panel: Axes) -> None:
     """Draws the mean curve of each variant; the baseline's is thick and on top of the others."""
     middles = []
     for variant in group:
@@ -237,7 +240,7 @@ def _by_step(curves: Sequence[dict[int, float]]) -> dict[int, list[float]]:
     return {step: [curve[step] for curve in curves] for step in steps if step > 0}
 
 
-def _band(panel: Any, style: Style, values: dict[int, list[float]]) -> None:
+def _band(panel: Axes, style: Style, values: dict[int, list[float]]) -> None:
     intervals = [t_interval(losses) for losses in values.values()]
     steps, means = list(values), [interval.estimate for interval in intervals]
     panel.plot(steps, means, **style)

@@ -23,7 +23,7 @@ MAX_NAME = 80  # characters in a variant's name
 MAX_DECADES = 30  # between 1 and any learning rate of a search
 
 
-def listed(value: Any, what: str) -> list[Any]:
+def listed(value: object, what: str) -> list[Any]:
     """Returns the entries of a list, tuple, range or array.
 
     Raises:
@@ -37,7 +37,7 @@ def listed(value: Any, what: str) -> list[Any]:
     return list(value)
 
 
-def axes_of(axes: Any) -> dict[str, list[Any]]:
+def axes_of(axes: object) -> dict[str, list[Any]]:
     """Returns the axes of a grid: `{"section.field": [values]}`.
 
     Raises:
@@ -88,7 +88,7 @@ def check_learning_rates(lowest: float, ratio: float, n: int) -> None:
         )
 
 
-def variants_of(value: Any) -> list[dict[str, Any]]:
+def variants_of(value: object) -> list[dict[str, Any]]:
     """Converts variants to values that JSON supports, and lists to tuples.
 
     Raises:
@@ -99,7 +99,7 @@ def variants_of(value: Any) -> list[dict[str, Any]]:
     return [values_of(one, f"variant {i}") for i, one in enumerate(variants, 1)]
 
 
-def values_of(value: Any, what: str) -> dict[str, Any]:
+def values_of(value: object, what: str) -> dict[str, Any]:
     """Converts `{"section.field": value}` to values that JSON supports, and lists to tuples.
 
     Raises:
@@ -146,13 +146,13 @@ def check_types(values: Mapping[str, Any]) -> None:
             validated(name, value, f"the study: {name}")
 
 
-def _is_a(value: Any, kind: type) -> bool:
+def _is_a(value: object, kind: type) -> bool:
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return type(value) is kind
 
 
-def seeds_of(value: Any, what: str) -> tuple[int, ...]:
+def seeds_of(value: object, what: str) -> tuple[int, ...]:
     """Converts seeds to a tuple.
 
     Raises:
@@ -167,7 +167,7 @@ def seeds_of(value: Any, what: str) -> tuple[int, ...]:
     return seeds
 
 
-def number(value: Any, what: str, kind: type) -> Any:
+def number(value: object, what: str, kind: type) -> Any:
     """Converts a number to type `kind`, where `1e6` counts as an integer; None stays None.
 
     Raises:
@@ -181,7 +181,7 @@ def number(value: Any, what: str, kind: type) -> Any:
     return value
 
 
-def names_of(values: Sequence[dict[str, Any]], names: Any) -> tuple[str | None, ...]:
+def names_of(values: Sequence[dict[str, Any]], names: object) -> tuple[str | None, ...]:
     """Returns the variants' `name` entries; empty if there are none.
 
     Raises:
@@ -209,7 +209,7 @@ def _check_text(text: str, what: str, longest: int) -> None:
         raise UserError(f"{what} is {_shown(text)}, which has characters that cannot be printed")
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if isinstance(value, int) and abs(value) > 10**30:
         return "an integer of over 30 digits"
     if not isinstance(value, str | int | float | None):

@@ -7,10 +7,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpt2_jax.errors import EXIT_STOPPED, UserError
+
+if TYPE_CHECKING:
+    from submitit import Job
+    from submitit.helpers import DelayedSubmission
 
 CLUSTERS = ("slurm", "local")
 MAX_RESTARTS = 1000  # after a timeout; a job ends by itself once no trial is left
@@ -18,7 +23,7 @@ MAX_RESTARTS = 1000  # after a timeout; a job ends by itself once no trial is le
 
 def submit(
     cluster: str, arguments: Sequence[str], workdir: Path, elements: int, resources: dict[str, Any]
-) -> list[Any]:
+) -> list[Job[int]]:
     """Submits one array whose jobs are workers of the same study, and returns the jobs.
 
     A job runs until no trial is left, so the others take over the share of one that is still queued
@@ -64,18 +69,19 @@ class ArrayJob:
         """
         process = subprocess.Popen(command, preexec_fn=_ignore_warnings)
         self._pid = process.pid
-        _await(process.pid)
-        if process.wait() not in (0, EXIT_STOPPED):
+        process.returncode = _await(process.pid)
+        if process.returncode not in (0, EXIT_STOPPED):
             raise RuntimeError(f"exit code {process.returncode}: {' '.join(command)}")
         return process.returncode
 
-    def checkpoint(self, command: Sequence[str]) -> Any:
+    def checkpoint(self, command: Sequence[str]) -> DelayedSubmission:
         """Makes the command save and stop, and returns the job to queue in its place."""
         from submitit.helpers import DelayedSubmission
 
         if self._pid is not None:
-            os.kill(self._pid, signal.SIGTERM)
-            _await(self._pid)
+            with suppress(ProcessLookupError, ChildProcessError):  # it has ended
+                os.kill(self._pid, signal.SIGTERM)
+                _await(self._pid)
         return DelayedSubmission(ArrayJob(), command)
 
 
@@ -84,9 +90,9 @@ def _ignore_warnings() -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
-def _await(pid: int) -> None:
-    """Waits for a child to end; unlike `Popen.wait`, it also works in a signal handler."""
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+def _await(pid: int) -> int:
+    """Returns a child's exit code when it ends; unlike `Popen.wait`, also in a signal handler."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def parse_resources(words: Sequence[str]) -> dict[str, Any]:
