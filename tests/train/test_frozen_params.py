@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from gpt2_jax.config import replace
-from gpt2_jax.model.definition import define_model
+from gpt2_jax.model.definition import define_model, is_info
 from gpt2_jax.train import loop
 from gpt2_jax.train.checkpoint import Checkpoints, restore_params
-from gpt2_jax.train.frozen_params import Frozen, join, split
+from gpt2_jax.train.frozen_params import Frozen, frozen_rows, join, split
 from gpt2_jax.train.open_run import open_run
+from gpt2_jax.train.optimizer import trainable_infos
 from gpt2_jax.train.step import make_gradients
 from tests.tools import tiny
 from tests.train.test_loop import config
@@ -47,6 +48,16 @@ CHANGES = {
         "track__diagnostics_every": 5,
     },
 }
+
+
+def test_the_optimizer_knows_only_trainable_parameters():
+    config = tiny(optimizer__frozen=("wte,wpe", "blocks.0"))
+    model = define_model(config.model, config.placement)
+    params = model.init(jax.random.key(0))
+    trainable, _ = split(params, frozen_rows(config.optimizer, model))
+    infos = trainable_infos(config.optimizer, model)
+    assert len(jax.tree.leaves(infos, is_leaf=is_info)) == len(jax.tree.leaves(trainable))
+    assert len(jax.tree.leaves(trainable)) < len(jax.tree.leaves(params))
 
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("muon", "mixed")]
