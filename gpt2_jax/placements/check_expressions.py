@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from gpt2_jax.placements.axes import Placement
+from gpt2_jax.placements.axes import OWN, Placement
 from gpt2_jax.placements.expressions import (
     Expression,
     Sizes,
@@ -48,7 +48,8 @@ class Model(Protocol):
 def text_faults(model: Model, placement: Placement, last_step: int) -> Iterator[str]:
     """Reports strings that cannot be parsed, or have no valid value in this model."""
     if placement.connection not in SUPPORTS:
-        yield f"connection={placement.connection!r} is unknown; choose one of {', '.join(SUPPORTS)}"
+        known = ", ".join(SUPPORTS)
+        yield f"connection={placement.connection!r} is unknown; choose one of {known}{OWN}"
     try:
         overrides = parse_overrides(placement.layer_overrides)
         for override, l in product(overrides, range(1, model.n_layer + 1)):

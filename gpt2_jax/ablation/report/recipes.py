@@ -81,7 +81,7 @@ def _command(variant: Variant, definition: Definition) -> list[str]:
     line = command(definition.file, definition.file_config, config, f"runs/{run.trial.name}")
     return [
         f"To train only seed {run.trial.seed}, with the study file unchanged (on a CPU the first "
-        "steps are bitwise identical; README.md explains how rounding affects later ones):",
+        "steps are bitwise identical; docs/concepts/reproducibility.md explains the later ones):",
         "",
         f"    {line}",
         "",
