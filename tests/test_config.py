@@ -251,9 +251,9 @@ def test_default_model_is_gpt2():
             "set model.dropout=0 or model.attention=xla",
         ),
         (
-            {"model.attention": "cudnn", "model.dtype": "bfloat16", "model.n_head": 1},
+            {"model.attention": "cudnn", "model.dtype": "bfloat16", "model.n_embd": 12},
             "model.attention=cudnn needs model.n_embd / model.n_head to be a multiple of 8 and at "
-            "most 256, not 768; set model.attention=xla",
+            "most 256, not 6; set model.attention=xla",
         ),
         (
             {"track.wandb.mode": "onlin"},
