@@ -82,7 +82,7 @@ class LanguageModel:
             return encode_prompts(self.tokenizer, [prompt])[0]
         ids, n_ids = [int(i) for i in prompt], self.model_def.cfg.vocab_size
         if not ids or not all(0 <= i < n_ids for i in ids):
-            raise UserError(f"a prompt of ids must have at least one id, each from 0 to {n_ids - 1}")
+            raise UserError(f"a list of ids needs at least one id, each from 0 to {n_ids - 1}")
         return ids
 
     def logits(self, prompt: Prompt) -> np.ndarray:
