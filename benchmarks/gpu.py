@@ -5,7 +5,8 @@
 Prints tokens per second (median over steps, the first left out), MFU and peak memory. Both train
 the same shape in bfloat16 on the same GPT-2 tokens with the same number of sequences per step and
 biases in all layers; nanoGPT with `torch.compile`, flash attention and fused AdamW. nanoGPT's
-checkout and a Python with torch come from outside; `--pairs=0` times this project alone.
+checkout and a Python with torch come from outside; without `--nanogpt`, only this project is timed.
+Flags of train.py may follow after `--`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -21,6 +23,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -66,7 +69,7 @@ def run(command: list[str], cwd: Path, environment: dict[str, str]) -> tuple[flo
     return time.monotonic() - started, done.stdout
 
 
-def ours(args: argparse.Namespace, workdir: Path) -> tuple[Timing, dict]:
+def ours(args: argparse.Namespace, workdir: Path) -> tuple[Timing, dict[str, Any]]:
     command = [
         sys.executable,
         "train.py",
@@ -117,24 +120,26 @@ def nanogpt(args: argparse.Namespace, checkout: Path, out: Path) -> Timing:
     return Timing(statistics.median(times[5:]), peak, loss, seconds)
 
 
-def write_tokens(checkout: Path) -> None:
-    """Writes the text's GPT-2 tokens where nanoGPT reads them."""
+def copy_nanogpt(checkout: Path, into: Path) -> Path:
+    """Copies nanoGPT, with the text's GPT-2 tokens where it reads them."""
+    shutil.copytree(checkout, into, ignore=shutil.ignore_patterns(".git"))
     text = "".join(piece.text for piece in Shakespeare().pieces())
     ids = np.asarray(load_tokenizer("gpt2").encode([text])[0], np.uint16)
-    folder = checkout / "data" / "bench"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = into / "data" / "bench"
+    folder.mkdir(parents=True)
     cut = int(0.9 * len(ids))
     ids[:cut].tofile(folder / "train.bin")
     ids[cut:].tofile(folder / "val.bin")
+    return into
 
 
-def show(name: str, timing: Timing, args: argparse.Namespace, facts: dict) -> None:
+def show(name: str, timing: Timing, args: argparse.Namespace, facts: dict[str, Any]) -> None:
     tokens_per_sec = args.batch * args.accumulation * SEQ_LEN / timing.step_ms * 1000
     share = mfu(tokens_per_sec, facts["flops_per_token"], facts["devices"][0], 1)
     print(
         f"{name:9} {args.size} {timing.step_ms:8.1f} ms  {tokens_per_sec:9,.0f} tokens/s  "
         f"MFU {100 * (share or 0):.1f} %  peak {timing.peak_bytes / 2**30:.1f} GiB  "
-        f"loss {timing.loss:.3f}  whole process {timing.seconds:.0f} s  ({facts['attention']})",
+        f"loss {timing.loss:.3f}  whole process {timing.seconds:.0f} s",
         flush=True,
     )
 
@@ -147,18 +152,17 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="sequences per micro-batch")
     parser.add_argument("--accumulation", type=int, default=1)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--pairs", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("flags", nargs="*", help="further flags of train.py")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         tmp = Path(folder)
-        if args.pairs:
-            write_tokens(args.nanogpt)
-        for i in range(max(1, args.pairs)):
+        peer = args.nanogpt and copy_nanogpt(args.nanogpt, tmp / "nanogpt")
+        for i in range(args.repeats):
             timing, facts = ours(args, tmp / f"ours{i}")
             show("gpt2_jax", timing, args, facts)
-            if args.pairs:
-                show("nanoGPT", nanogpt(args, args.nanogpt, tmp / f"theirs{i}"), args, facts)
+            if peer:
+                show("nanoGPT", nanogpt(args, peer, tmp / f"theirs{i}"), args, facts)
 
 
 if __name__ == "__main__":
