@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gpt2_jax.nn.activations import gelu_new
-from gpt2_jax.nn.norms import layer_norm
+from gpt2_jax.nn.norms import NormSpec, layer_norm, make_norm
 
 
 def test_layer_norms_gradient_is_that_of_its_equation():
@@ -53,7 +53,7 @@ def test_gelus_gradient_is_that_of_its_equation(dtype, tolerance):
 
 def test_no_float32_activation_of_a_bfloat16_layer_is_stored_for_its_gradient():
     x = jnp.ones((5, 7, 8), jnp.bfloat16)
-    norm = lambda x: layer_norm(1e-5, x, jnp.ones(8), jnp.zeros(8)).astype(x.dtype)
+    norm = make_norm(8, NormSpec("layernorm", 1e-5, bias=True, dtype="bfloat16"))
     for layer in (gelu_new, norm):
         stored = jax.tree.leaves(jax.vjp(layer, x)[1])
         assert {leaf.dtype for leaf in stored if leaf.shape == x.shape} == {x.dtype}
