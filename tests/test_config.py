@@ -217,6 +217,16 @@ def test_default_model_is_gpt2():
             "train.accumulation); choose one of 1, 2, 4, 8",
         ),
         (
+            {"mesh.data": 2, "mesh.fsdp": 8},
+            "mesh.data=2 x mesh.fsdp=8 does not divide the 8 sequences of a micro-batch "
+            "(train.batch_size / train.accumulation); choose factors whose product is one of "
+            "1, 2, 4, 8",
+        ),
+        (
+            {"mesh.tensor": 4},
+            "mesh.tensor=4 does not divide model.n_head=2; choose one of 1, 2",
+        ),
+        (
             {"placement.preset": "pre_nl"},
             "placement.preset='pre_nl' is unknown; did you mean 'pre_ln'?",
         ),

@@ -20,6 +20,7 @@ from gpt2_jax.train.compiled_step import apply_data_dependent_init
 from gpt2_jax.train.diagnostics import OBSERVED_ROWS, jit_diagnostics
 from gpt2_jax.train.mesh import by_rows, make_mesh, replicated
 from gpt2_jax.train.optimizer import make_optimizer
+from gpt2_jax.train.sharding import make_layout
 from gpt2_jax.train.state import jit_once, purpose_key
 from gpt2_jax.train.step import make_gradients
 
@@ -73,9 +74,10 @@ def diagnose_start(name: str, config: Config, batches: Sequence[Batch]) -> Diagn
     Args:
       batches: the first batches of the run, each (B, T+1).
     """
-    mesh = make_mesh(config.train, config.mesh)
     model = define_model(config.model, config.placement)
-    init = jit_once(lambda: model.init(purpose_key(config.seed, "init")), mesh)
+    mesh = make_mesh(config.train, config.mesh)
+    layout = make_layout(model, mesh).shardings(model.shapes)
+    init = jit_once(lambda: model.init(purpose_key(config.seed, "init")), layout)
     params = apply_data_dependent_init(model, mesh, init(), batches[0])
     return diagnose(name, config, model, mesh, params, 0, batches)
 

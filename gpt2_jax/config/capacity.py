@@ -23,7 +23,7 @@ COPIES = {"adamw": 3, "muon": 2}  # a parameter and its optimizer state, all flo
 ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
 ACCELERATOR_BYTES = 10**12  # more memory than any accelerator has
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-MOST_CPU_DEVICES = 256  # jax makes as many as mesh.data, each with its own threads
+MOST_CPU_DEVICES = 256  # jax makes as many as the mesh has, each with its own threads
 
 
 def check_memory(config: Config, training: bool) -> None:
@@ -60,13 +60,13 @@ def check_devices(config: Config) -> None:
     """Refuses more devices than jax can simulate on a machine without accelerators.
 
     Raises:
-      UserError: naming mesh.data.
+      UserError: naming the fields of the mesh.
     """
-    wanted, most = config.mesh.data or 1, max(MOST_CPU_DEVICES, os.cpu_count() or 1)
+    axes = {name: n for name, n in vars(config.mesh).items() if n not in (None, 1)}
+    wanted, most = math.prod(axes.values()), max(MOST_CPU_DEVICES, os.cpu_count() or 1)
     if wanted > most and not _n_accelerators():
-        raise UserError(
-            f"mesh.data={wanted} is more than the {most} devices that a CPU can simulate"
-        )
+        named = " x ".join(f"mesh.{name}={n}" for name, n in axes.items())
+        raise UserError(f"{named} is more than the {most} devices that a CPU can simulate")
 
 
 def least_parameters(config: Config) -> int:

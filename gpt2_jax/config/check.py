@@ -115,18 +115,26 @@ def _check_model(config: Config) -> None:
 
 
 def _check_batch(config: Config) -> None:
-    train, devices = config.train, config.mesh.data
+    train, mesh = config.train, config.mesh
+    name = " x ".join(f"mesh.{n}={k}" for n in ("data", "fsdp") if (k := getattr(mesh, n)))
+    devices = (mesh.data or 1) * (mesh.fsdp or 1)
     micro_batch, rest = divmod(train.batch_size, train.accumulation)
     if rest:
         raise UserError(
             f"train.accumulation={train.accumulation} does not divide "
             f"train.batch_size={train.batch_size}"
         )
-    if devices is not None and micro_batch % devices:
+    if micro_batch % devices:
+        factors = "factors whose product is " if " x " in name else ""
         raise UserError(
-            f"mesh.data={devices} does not divide the {micro_batch} sequences of a micro-batch "
-            f"(train.batch_size / train.accumulation); choose one of "
+            f"{name} does not divide the {micro_batch} sequences of a micro-batch "
+            f"(train.batch_size / train.accumulation); choose {factors}one of "
             f"{_divisors(micro_batch, devices)}"
+        )
+    if config.model.n_head % mesh.tensor:
+        raise UserError(
+            f"mesh.tensor={mesh.tensor} does not divide model.n_head={config.model.n_head}; choose "
+            f"one of {_divisors(config.model.n_head, mesh.tensor)}"
         )
 
 

@@ -229,10 +229,21 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """The device mesh."""
+    """The device mesh; its number of devices is the product of the fields."""
 
     data: int | None = count(
-        None, "devices to split the batch over; unset: as many as divide it", maximum=2**16
+        None,
+        "devices to split the batch over; unset: all that are left and divide it",
+        maximum=2**16,
+    )
+    fsdp: int | None = count(
+        None,
+        "devices to split the batch, parameters and optimizer state over; unset: 1, or those of "
+        "`data` if the state does not fit in one device's memory",
+        maximum=2**16,
+    )
+    tensor: int = count(
+        1, "devices to split heads, hidden channels and the vocabulary over", maximum=2**16
     )
 
 

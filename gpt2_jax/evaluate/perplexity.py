@@ -11,6 +11,7 @@ from gpt2_jax.data.corpus import open_corpus
 from gpt2_jax.data.shards import Corpus
 from gpt2_jax.errors import UserError
 from gpt2_jax.train.evaluation import Evaluator
+from gpt2_jax.train.mesh import n_row_devices
 from gpt2_jax.train.open_run import OpenedRun, open_run
 from gpt2_jax.train.rundir import check_corpus
 
@@ -90,7 +91,7 @@ def as_lines(result: dict[str, Any]) -> Iterator[str]:
 
 def _rows(run: OpenedRun, default: int) -> int:
     """Returns the number of windows per batch: as in training, or fewer if the logits are large."""
-    n_devices = run.mesh.devices.size
+    n_devices = n_row_devices(run.mesh)
     logits_bytes = 4 * run.config.data.seq_len * run.config.model.vocab_size
     return max(n_devices, min(default, MAX_LOGITS_BYTES // logits_bytes) // n_devices * n_devices)
 

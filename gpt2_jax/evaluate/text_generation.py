@@ -35,11 +35,15 @@ def sample_text(
     tokenizer: Tokenizer,
 ) -> str:
     """Returns `train.sample_tokens` tokens of text that follow a line break."""
-    params = jax.tree.map(lambda x: x.addressable_data(0), params)
+    params = jax.tree.map(_on_one_device, params)
     generator = Generator(model_def, params, train.steps, seq_len)
     prompts = encode_prompts(tokenizer, [PROMPT])
     (ids,) = generator.generate(prompts, train.sample_tokens, DEFAULT_SAMPLING, seed)
     return continuation(tokenizer, prompts[0], ids)
+
+
+def _on_one_device(x: jax.Array) -> jax.Array:
+    return x.addressable_data(0) if x.is_fully_replicated else jax.device_put(x, jax.devices()[0])
 
 
 def read_prompts(path: Path) -> list[str]:

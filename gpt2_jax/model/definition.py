@@ -12,6 +12,7 @@ from flax import nnx
 
 from gpt2_jax.config.sections import ModelConfig, PlacementConfig
 from gpt2_jax.model.embedding import padded_vocab
+from gpt2_jax.model.gather import Gather
 from gpt2_jax.model.parametrization import hyper_scales
 from gpt2_jax.model.stack import Params
 from gpt2_jax.model.transformer import Transformer
@@ -31,6 +32,7 @@ class ModelDef:
       graphdef: rebuilds the module from parameters (`bind`).
       shapes: nested dict of `jax.ShapeDtypeStruct`.
       infos: nested dict of `ParamInfo` with the same structure.
+      gather: if set, `bind` takes one device's parts of the parameters, inside a `shard_map`.
     """
 
     cfg: ModelConfig
@@ -39,6 +41,7 @@ class ModelDef:
     graphdef: nnx.GraphDef[Transformer]
     shapes: Params
     infos: dict[str, Any]
+    gather: Gather | None = None
 
     def bind(self, params: Params) -> Transformer:
         """Returns the module with these parameters; cheap, and usable under a trace.
@@ -46,9 +49,15 @@ class ModelDef:
         Raises:
           ValueError: if their names or shapes differ; `nnx.merge` matches them by order alone.
         """
-        if jax.tree.map(jnp.shape, params) != jax.tree.map(lambda s: s.shape, self.shapes):
+        gather = self.gather
+        whole = jax.tree.map(lambda s: s.shape, self.shapes)
+        if jax.tree.map(jnp.shape, params) != (gather.parts(self.shapes) if gather else whole):
             raise ValueError("these parameters do not fit this model")
-        return nnx.merge(self.graphdef, params)
+        if gather is not None:
+            params = gather.outside(params, {stack.name for stack in self.spec.stacks})
+        model = nnx.merge(self.graphdef, params)
+        model.blocks.gather = gather
+        return model
 
     def init(self, key: jax.Array) -> Params:
         """Returns initial parameters, float32; pure, so it can be jitted onto a mesh."""

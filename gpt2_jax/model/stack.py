@@ -16,6 +16,7 @@ from jax import lax
 
 from gpt2_jax.config.sections import ModelConfig
 from gpt2_jax.model.block import Block, build_block
+from gpt2_jax.model.gather import Gather, all_but_weights
 from gpt2_jax.model.residual import CONNECTIONS
 from gpt2_jax.model.residual.base import Aux, NormFn
 from gpt2_jax.model.residual.cross_layer import CrossLayer
@@ -51,6 +52,7 @@ class Stack(nnx.Module):
         self.cross_layer = CrossLayer(cfg, spec)
         self.adapter = CONNECTIONS[spec.connection.name].adapter(cfg, spec)
         self.grows = self.cross_layer.grows or self.adapter.grows
+        self.gather: Gather | None = None  # set by `ModelDef.bind`
 
     def begin(self, x_BTD: jax.Array) -> Carry:
         """Returns the carry before the first block."""
@@ -89,7 +91,9 @@ class Stack(nnx.Module):
         layers = jnp.arange(stack.start, stack.stop)
 
         def apply(carry: Carry, params: nnx.State, layer: jax.Array | int) -> tuple[Carry, Any]:
-            block = nnx.merge(graphdef, params)
+            gather = self.gather
+            whole = gather.block(stack.name, nnx.to_pure_dict(params)) if gather else params
+            block = nnx.merge(graphdef, whole)
             after, auxes = self.apply(block, carry, context.at(layer, carry.first_values))
             observe = context.observe
             return after, observe and observe(carry.stream, after.stream, auxes)
@@ -121,10 +125,11 @@ class Stack(nnx.Module):
         return carry, jax.tree.map(lambda *xs: jnp.stack(xs), *collected)
 
     def _remat(self, body: Callable[..., Any]) -> Callable[..., Any]:
-        if self.cfg.remat == "none":
+        if self.cfg.remat == "none" and self.gather is None:
             return body
         policies = jax.checkpoint_policies
         policy = {
+            "none": all_but_weights,
             "elementwise": policies.dots_with_no_batch_dims_saveable,
             "block": policies.nothing_saveable,
         }[self.cfg.remat]

@@ -20,8 +20,8 @@ class Attention(nnx.Module):
     Args:
       qkv: projects to (3, H, K), or (2, H, K) if values are not projected. out: W_O, or None.
       weights: transforms the attention weights, or None.
-      kernel: `xla`, or `cudnn` for whole sequences. separate: whether q, k and v are separate
-        products, whose results need no copy; a single product is faster on a CPU.
+      kernel: `xla`, or `cudnn` for whole sequences. separate: whether q, k and v are always
+        separate products, whose results need no copy; a single product is faster on a CPU.
       scale: factor on the scores. by_layer: whether those of block l (from 1) are also divided by l
         (`scale_attn_by_inverse_layer_idx` in transformers; Karamcheti et al. 2021, Mistral).
       dropout: rate on the attention weights.
@@ -67,7 +67,7 @@ class Attention(nnx.Module):
     def project(self, x_BTD: Input, context: Context) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns q, k and v, each (B, H, T, K)."""
         in_heads = lambda: self._in_heads(x_BTD)
-        if self.separate and not isinstance(x_BTD, tuple):
+        if (self.separate or _heads_are_split()) and not isinstance(x_BTD, tuple):
             x_BTD = (x_BTD,) * 3
         if isinstance(x_BTD, tuple):
             qkv = tuple(y_BTHK.swapaxes(1, 2) for y_BTHK in self.qkv.each(x_BTD))
@@ -116,6 +116,14 @@ class Attention(nnx.Module):
         """Returns the factor on the scores, float32."""
         divisor = context.layer + 1 if self.by_layer else 1
         return jnp.float32(self.scale) / divisor
+
+
+def _heads_are_split() -> bool:
+    """Returns whether XLA splits heads over devices, in a `shard_map` that leaves this to it.
+
+    A single product for q, k and v would then be gathered: its columns are not ordered by head.
+    """
+    return jax.sharding.get_abstract_mesh().shape.get("tensor", 1) > 1
 
 
 def masked_scores(

@@ -26,12 +26,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding
 
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import disk_errors, plain_path, read_errors, write_atomic, write_json
 from gpt2_jax.track.metrics import RowsDigest, read_rows
 from gpt2_jax.train.checksums import SUMS, is_intact, render_sums
 from gpt2_jax.train.identity import META, Identity, Meta, finite, read_meta
+from gpt2_jax.train.mesh import replicated
+from gpt2_jax.train.sharding import param_keys
 from gpt2_jax.train.state import State
 
 
@@ -155,7 +158,8 @@ class Checkpoints:
                 "version"
             ) from None
         _check_step(path, step, stored["step"])
-        return State(**stored, frozen=like.frozen).replace_params(stored["params"])
+        state = State(**stored, frozen=like.frozen).replace_params(stored["params"])
+        return jax.tree.map(lambda x, target: jax.device_put(x, target.sharding), state, like)
 
     def close(self) -> None:
         """Waits for the last save and stops the threads."""
@@ -235,7 +239,9 @@ def restore_params(folder: Path, like: Any, step: int = 0) -> Any:
         item = {"params": like}
         if "step" in saved:
             sharding = jax.tree.leaves(like)[0].sharding
-            item["step"] = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding)
+            is_named = isinstance(sharding, NamedSharding)
+            whole = replicated(sharding.mesh) if is_named else sharding
+            item["step"] = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
         arguments = ocp.args.PyTreeRestore(
             item=item,
             restore_args=ocp.checkpoint_utils.construct_restore_args(item),
@@ -287,12 +293,16 @@ def _stored(state: State) -> dict[str, Any]:
 
 
 def _abstract(like: State) -> dict[str, Any]:
-    """Returns the shapes of `_stored(like)`, with the sharding of `like`."""
-    sharding = like.step.sharding
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        jax.eval_shape(_stored, like),
+    """Returns the shapes of `_stored(like)`, with the shardings of `like`."""
+    shape = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    leaves = jax.tree_util.tree_leaves_with_path((like.params, like.frozen))
+    layout = {param_keys(path): x.sharding for path, x in leaves}
+    stored = jax.eval_shape(_stored, like)
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, x: shape(x, layout[param_keys(path)]), stored["params"]
     )
+    others = {name: getattr(like, name) for name in stored if name != "params"}
+    return jax.tree.map(lambda x: shape(x, x.sharding), others) | {"params": params}
 
 
 def _sync_folder(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gpt2_jax.config import Config
+from gpt2_jax.config.capacity import COPIES, FLOAT
 from gpt2_jax.data.batch import Batch
 from gpt2_jax.errors import UserError
 from gpt2_jax.model.data_dependent_init import data_dependent_init
@@ -20,7 +22,8 @@ from gpt2_jax.model.definition import ModelDef, define_model
 from gpt2_jax.model.sublayer import resolve_kernel
 from gpt2_jax.train.mesh import by_rows, make_mesh, replicated
 from gpt2_jax.train.optimizer import make_optimizer, trainable_infos
-from gpt2_jax.train.state import State, abstract, make_init
+from gpt2_jax.train.sharding import LayerSplit, make_layout
+from gpt2_jax.train.state import State, make_init
 from gpt2_jax.train.step import Step, make_step
 
 INIT_ROWS = 8  # sequences of the first batch on which Admin's variances are measured
@@ -64,7 +67,12 @@ class CompiledStep:
         """Returns the state before the first step, which uses this batch."""
         state = self.init()
         params = apply_data_dependent_init(self.model_def, self.mesh, state.all_params, batch)
-        return state.replace_params(params)
+        return self.replace_params(state, params)
+
+    def replace_params(self, state: State, params: Any) -> State:
+        """Returns the state with new values of the model's parameters."""
+        new = state.replace_params(params)
+        return jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), new, self.shapes)
 
     def trial_seconds(self, batch: Batch) -> float:
         """Returns the seconds per step, measured on a state that is then discarded."""
@@ -83,10 +91,10 @@ def apply_data_dependent_init(model_def: ModelDef, mesh: Mesh, params: Any, batc
     """Returns the initial parameters after any initialization that depends on the first batch."""
     if not model_def.spec.data_dependent_init:
         return params
-    everywhere = replicated(mesh)
     measure = lambda params, tokens: data_dependent_init(model_def, params, tokens)
-    tokens = jax.device_put(batch.inputs_BT[:INIT_ROWS], everywhere)
-    return jax.jit(measure, out_shardings=everywhere)(params, tokens)
+    tokens = jax.device_put(batch.inputs_BT[:INIT_ROWS], replicated(mesh))
+    layout = make_layout(model_def, mesh)
+    return jax.jit(measure, out_shardings=layout.shardings(params))(params, tokens)
 
 
 def compile_step(config: Config) -> CompiledStep:
@@ -96,20 +104,23 @@ def compile_step(config: Config) -> CompiledStep:
       UserError: if the requested attention kernel is not available, or memory is too small.
     """
     opt = config.optimizer
-    mesh = make_mesh(config.train, config.mesh)
     model = define_model(config.model, config.placement)
-    optimizer = make_optimizer(opt, trainable_infos(opt, model))
-    init, everywhere = make_init(config.seed, opt, model, optimizer, mesh), replicated(mesh)
+    mesh = make_mesh(config.train, config.mesh, state_bytes(config, model))
+    layout = make_layout(model, mesh)
+    layers = None if mesh.size == 1 else LayerSplit(layout)
+    optimizer = make_optimizer(opt, trainable_infos(opt, model), layers)
+    init = make_init(config.seed, opt, model, optimizer, mesh)
     shape = (config.train.batch_size, config.data.seq_len + 1)
     batch = Batch(jax.ShapeDtypeStruct(shape, jnp.int32, sharding=by_rows(mesh)))
     kernel = resolve_kernel(config.model, model.spec, jax.default_backend())
     started = time.monotonic()
+    shapes = layout.abstract(jax.eval_shape(init))
+    of_state = jax.tree.map(lambda x: x.sharding, shapes)
     step = jax.jit(
         make_step(config, model, optimizer, mesh),
         donate_argnums=0,
-        out_shardings=(everywhere, everywhere),
+        out_shardings=(of_state, replicated(mesh)),
     )
-    shapes = abstract(init, mesh)
     compiled = _compile(step, shapes, batch, kernel)
     return CompiledStep(
         model_def=model,
@@ -122,6 +133,12 @@ def compile_step(config: Config) -> CompiledStep:
         peak_bytes=peak_bytes(compiled),
         compile_seconds=time.monotonic() - started,
     )
+
+
+def state_bytes(config: Config, model_def: ModelDef) -> int:
+    """Returns the bytes of the state and a gradient, all of it float32."""
+    n_params = sum(math.prod(x.shape) for x in jax.tree.leaves(model_def.shapes))
+    return FLOAT * n_params * (COPIES[config.optimizer.name] + 1)
 
 
 @contextmanager

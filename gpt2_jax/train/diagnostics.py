@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from gpt2_jax.config.sections import TrackConfig, TrainConfig
 from gpt2_jax.data.batch import Batch
@@ -16,7 +16,8 @@ from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.model.diagnostics import logits_without, observe
 from gpt2_jax.train.compiled_step import CompiledStep
 from gpt2_jax.train.loss import batch_loss
-from gpt2_jax.train.mesh import replicated
+from gpt2_jax.train.mesh import DATA, manual_axes, n_row_devices, replicated
+from gpt2_jax.train.sharding import make_layout
 from gpt2_jax.train.state import abstract_params
 
 OBSERVED_ROWS = 8  # at most this many sequences
@@ -41,7 +42,7 @@ def compile_diagnostics(
     if track.diagnostics_every is None:
         return None
     model_def, mesh = compiled.model_def, compiled.mesh
-    rows = diagnostic_rows(train, model_def.cfg.n_layer, mesh.devices.size)
+    rows = diagnostic_rows(train, model_def.cfg.n_layer, n_row_devices(mesh))
     diagnostics = jit_diagnostics(model_def, mesh, *rows)
     params = abstract_params(model_def, mesh)
     return diagnostics.lower(params, compiled.shapes.step, compiled.batch_shape).compile()
@@ -55,7 +56,17 @@ def jit_diagnostics(
     Every device computes all of them: there are few sequences, and averaging nonlinear
     diagnostics over devices would not give those of the batch.
     """
-    diagnostics = make_diagnostics(model_def, observed, skipped)
+    layout, everywhere = make_layout(model_def, mesh), PartitionSpec()
+    diagnostics = make_diagnostics(layout.on_device, observed, skipped)
+    if mesh.size > mesh.shape[DATA]:
+        diagnostics = jax.shard_map(
+            diagnostics,
+            mesh=mesh,
+            axis_names=manual_axes(mesh),
+            in_specs=(layout.fsdp_specs(model_def.shapes), everywhere, everywhere),
+            out_specs=everywhere,
+            check_vma=False,
+        )
     return jax.jit(diagnostics, out_shardings=replicated(mesh))
 
 

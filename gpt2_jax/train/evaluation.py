@@ -16,7 +16,8 @@ from gpt2_jax.data.batch import Batch
 from gpt2_jax.data.shards import Tokens
 from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.train.loss import batch_loss
-from gpt2_jax.train.mesh import DATA, by_rows, replicated
+from gpt2_jax.train.mesh import DATA, by_rows, manual_axes, replicated, row_axes
+from gpt2_jax.train.sharding import make_layout
 
 MAX_IN_FLIGHT = 8  # batches on the devices at a time
 
@@ -108,18 +109,30 @@ class Evaluator:
     """Scores tokens under a model; compiled once.
 
     Args:
-      batch_size: windows per batch, a multiple of the mesh's data axis.
+      batch_size: windows per batch, a multiple of the number of devices that share rows.
     """
 
     def __init__(self, model_def: ModelDef, mesh: Mesh, seq_len: int, batch_size: int) -> None:
         self._mesh, self._seq_len, self._batch_size = mesh, seq_len, batch_size
-        everywhere, rows = PartitionSpec(), PartitionSpec(DATA)
+        everywhere, rows = PartitionSpec(), PartitionSpec(row_axes(mesh))
+        layout = make_layout(model_def, mesh)
+        of_device, split = layout.on_device, layout.fsdp_specs(model_def.shapes)
 
-        local = lambda *inputs: batch_sums(model_def, *inputs)[None]
+        local = lambda *inputs: batch_sums(of_device, *inputs)[None]
         # One row of sums per device, added up on the host, so that batches do not wait for each
         # other. Besides, several collectives in flight can deadlock a CPU's few threads.
-        specs = (everywhere, everywhere, rows)
-        self._sums = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=rows))
+        sums = jax.shard_map(
+            local,
+            mesh=mesh,
+            axis_names=manual_axes(mesh),
+            in_specs=(split, everywhere, rows),
+            out_specs=rows,
+            check_vma=False,
+        )
+        self._sums = jax.jit(sums)
+        # With collectives in the forward pass, a CPU must finish each batch before the next.
+        is_cpu = jax.default_backend() == "cpu"
+        self._in_flight = 1 if is_cpu and mesh.size > mesh.shape[DATA] else MAX_IN_FLIGHT
 
     def score(
         self,
@@ -143,8 +156,8 @@ class Evaluator:
         sums, at = [], jax.device_put(np.int32(step), replicated(self._mesh))
         for batch in evaluation_batches(tokens, chosen, self._batch_size, self._seq_len):
             sums.append(self._sums(params, at, jax.device_put(batch, by_rows(self._mesh))))
-            if len(sums) > MAX_IN_FLIGHT:
-                sums[-MAX_IN_FLIGHT].block_until_ready()
+            if len(sums) >= self._in_flight:
+                sums[-self._in_flight].block_until_ready()
             if between_batches is not None:
                 between_batches(len(sums), -(-len(chosen) // self._batch_size))
         nats, correct = np.concatenate(jax.device_get(sums)).sum(0, dtype=np.float64).tolist()

@@ -182,4 +182,4 @@ def _initial_state(
         return state
     params = load_pretrained(source, abstract_params(compiled.model_def, compiled.mesh))
     print(f"weights from {source.name}")
-    return state.replace_params(params)
+    return compiled.replace_params(state, params)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
 from contextlib import suppress
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gpt2_jax.config.sections import MeshConfig, TrainConfig
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import cache_dir
 
-DATA = "data"
+# Mesh axes: rows of the batch are split over the first two, parameters over the last two.
+DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
+STATE_SHARE = 0.8  # of a device's memory; the rest is for activations
 
 
 def configure_devices(train: TrainConfig, mesh: MeshConfig) -> None:
@@ -28,7 +32,11 @@ def configure_devices(train: TrainConfig, mesh: MeshConfig) -> None:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     # Keep settings made by the user or by an earlier call.
     if settings.jax_num_cpu_devices <= 0 and "host_platform_device_count" not in flags:
-        wanted = mesh.data or _largest_divisor(_micro_batch(train), cores())
+        n_row_devices = (mesh.data or 1) * (mesh.fsdp or 1)
+        if mesh.data is None:
+            rows, limit = _micro_batch(train) // n_row_devices, cores() // mesh.tensor
+            n_row_devices *= _largest_divisor(rows, max(1, limit // n_row_devices))
+        wanted = n_row_devices * mesh.tensor
         with suppress(RuntimeError):  # jax is already in use, as in a notebook: keep its devices
             settings.update("jax_num_cpu_devices", wanted)
     if settings.jax_compilation_cache_dir is None:
@@ -37,17 +45,43 @@ def configure_devices(train: TrainConfig, mesh: MeshConfig) -> None:
         settings.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def make_mesh(train: TrainConfig, mesh: MeshConfig) -> Mesh:
-    """Returns a mesh with a `data` axis over `mesh.data` devices, or as many as divide the batch.
+def make_mesh(train: TrainConfig, mesh: MeshConfig, state_bytes: int = 0) -> Mesh:
+    """Returns a mesh with the axes `data`, `fsdp` and `tensor`.
+
+    If neither `mesh.data` nor `mesh.fsdp` is set, all devices that divide the batch are on `data`,
+    or on `fsdp` if the state would not fit in the memory of one device.
+
+    Args:
+      state_bytes: size of the state and of a gradient.
 
     Raises:
-      UserError: if there are fewer devices than `mesh.data`.
+      UserError: if there are too few devices.
     """
     devices = find_devices()
-    n = mesh.data or _largest_divisor(_micro_batch(train), len(devices))
-    if n > len(devices):
-        raise UserError(f"mesh.data={n}, but there are {len(devices)} devices; lower or unset it")
-    return Mesh(devices[:n], (DATA,), axis_types=(AxisType.Auto,))
+    limit = len(devices) // mesh.tensor
+    data, fsdp = mesh.data, mesh.fsdp or 1
+    if data is None:
+        data = _largest_divisor(_micro_batch(train) // fsdp, max(1, limit // fsdp))
+        if mesh.fsdp is None and not _fits(state_bytes, devices[0]):
+            data, fsdp = 1, data
+    shape = (data, fsdp, mesh.tensor)
+    if (n := math.prod(shape)) > len(devices):
+        raise UserError(
+            f"the mesh {_product(shape)} needs {n} devices, but there are {len(devices)}; lower or "
+            "unset mesh.data, mesh.fsdp or mesh.tensor"
+        )
+    grid = np.array(devices[:n]).reshape(shape)
+    return Mesh(grid, (DATA, FSDP, TENSOR), axis_types=(AxisType.Auto,) * 3)
+
+
+def _fits(state_bytes: int, device: jax.Device) -> bool:
+    """Returns whether a state leaves memory for activations; True if the memory is unknown."""
+    memory = (device.memory_stats() or {}).get("bytes_limit")
+    return memory is None or state_bytes < STATE_SHARE * memory
+
+
+def _product(shape: tuple[int, ...]) -> str:
+    return " x ".join(f"{name}={n}" for name, n in zip((DATA, FSDP, TENSOR), shape, strict=True))
 
 
 def find_devices() -> list[jax.Device]:
@@ -73,8 +107,23 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def by_rows(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of a batch: rows split over the `data` axis."""
-    return NamedSharding(mesh, PartitionSpec(DATA))
+    """Returns the sharding of a batch: rows split over `data` and `fsdp`."""
+    return NamedSharding(mesh, PartitionSpec(row_axes(mesh)))
+
+
+def row_axes(mesh: Mesh) -> tuple[str, ...]:
+    """Returns the mesh axes with more than one device that the batch is split over, or `data`."""
+    return tuple(axis for axis in (DATA, FSDP) if mesh.shape[axis] > 1) or (DATA,)
+
+
+def n_row_devices(mesh: Mesh) -> int:
+    """Returns the number of parts that the batch is split into."""
+    return mesh.shape[DATA] * mesh.shape[FSDP]
+
+
+def manual_axes(mesh: Mesh) -> frozenset[str]:
+    """Returns the axes whose collectives are written out; XLA inserts those of `tensor`."""
+    return frozenset({DATA, FSDP} if mesh.shape[TENSOR] > 1 else mesh.axis_names)
 
 
 def cores() -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from gpt2_jax.config import Config, replace
+from gpt2_jax.config.capacity import FLOAT
 from gpt2_jax.files import sha256
 from gpt2_jax.model.definition import ModelDef, define_model
 from gpt2_jax.train.checkpoint import restore_params
@@ -51,12 +52,14 @@ def open_run(workdir: str, step: int | str | None = None, devices: int | None = 
     ref = CheckpointRef(workdir, parse_step(step))
     directory = RunDirectory(workdir)
     # This machine may have a different number of devices.
-    config = replace(directory.read_config(), {"mesh.data": devices})
+    config = replace(
+        directory.read_config(), {"mesh.data": devices, "mesh.fsdp": None, "mesh.tensor": 1}
+    )
 
     def restore(step: int, folder: Path) -> OpenedRun:
         configure_devices(config.train, config.mesh)
-        mesh = make_mesh(config.train, config.mesh)
         model = define_model(config.model, config.placement)
+        mesh = make_mesh(config.train, config.mesh, FLOAT * model.n_params())
         params = restore_params(folder, abstract_params(model, mesh), step)
         identity, info = read_meta(folder).identity, directory.read_info()
         corpus = info.get("corpus") if identity is None else identity.corpus

@@ -17,6 +17,7 @@ from gpt2_jax.config.sections import OptimizerConfig
 from gpt2_jax.model.definition import ModelDef, is_info
 from gpt2_jax.nn.param import HyperScales, ParamInfo, Role
 from gpt2_jax.train.frozen_params import drop_frozen, frozen_rows
+from gpt2_jax.train.sharding import LayerSplit
 
 DECAYED: dict[Role, bool] = {
     Role.MATRIX: True,
@@ -33,18 +34,21 @@ DECAYED: dict[Role, bool] = {
 MUON_RMS = 0.2
 
 
-def make_optimizer(opt: OptimizerConfig, infos: dict[str, Any]) -> optax.GradientTransformation:
+def make_optimizer(
+    opt: OptimizerConfig, infos: dict[str, Any], layers: LayerSplit | None = None
+) -> optax.GradientTransformation:
     """Returns the transformation from clipped gradients to updates at learning rate 1.
 
     The caller multiplies the updates by the learning rate.
 
     Args:
       infos: tree of `ParamInfo` of the trainable parameters; `ModelDef.infos` if all are.
+      layers: divides Muon's matrices among devices; None if each device computes all of them.
 
     Raises:
       KeyError: if a parameter's role has no rule.
     """
-    plain = _by_name(opt, infos)
+    plain = _by_name(opt, infos, layers)
     if all(info.scales == HyperScales() for info in jax.tree.leaves(infos, is_leaf=is_info)):
         return plain
     return optax.chain(_divided(infos, "eps"), plain, _multiplied(infos, "lr"))
@@ -55,15 +59,21 @@ def trainable_infos(config: OptimizerConfig, model_def: ModelDef) -> dict[str, A
     return drop_frozen(model_def.infos, frozen_rows(config, model_def))
 
 
-def _by_name(opt: OptimizerConfig, infos: dict[str, Any]) -> optax.GradientTransformation:
+def _by_name(
+    opt: OptimizerConfig, infos: dict[str, Any], layers: LayerSplit | None
+) -> optax.GradientTransformation:
     decays = _map(_decay, infos)
     match opt.name:
         case "adamw":
             return _adamw(opt, decays)
         case "muon":
             labels = _map(lambda i: "muon" if i.role == Role.MATRIX else "adamw", infos)
+            matrices = _muon(opt, infos)
             return optax.partition(
-                {"muon": _muon(opt, infos), "adamw": _adamw(opt, _without_matrices(infos))},
+                {
+                    "muon": matrices if layers is None else _by_layers(matrices, layers),
+                    "adamw": _adamw(opt, _without_matrices(infos)),
+                },
                 labels,
             )
     raise ValueError(opt.name)
@@ -106,6 +116,23 @@ def _muon(opt: OptimizerConfig, infos: dict[str, Any]) -> optax.GradientTransfor
         consistent_rms=MUON_RMS,
         muon_weight_dimension_numbers=_map(_dimension_numbers, infos),
     )
+
+
+def _by_layers(
+    plain: optax.GradientTransformation, layers: LayerSplit
+) -> optax.GradientTransformation:
+    """Computes the updates of each layer on one of the devices, and the state as it is laid out.
+
+    Every matrix has its own Newton-Schulz iteration, which would otherwise be repeated on every
+    device, or cut across matrices.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        directions = lambda *share: plain.update(*share)[0]
+        _, new_state = plain.update(updates, state, params)  # XLA drops its unused iterations
+        return layers.apply(directions, updates, updates, state, params), new_state
+
+    return optax.GradientTransformation(plain.init, update)
 
 
 def _dimension_numbers(info: ParamInfo) -> MuonDimensionNumbers | optax.MaskedNode:

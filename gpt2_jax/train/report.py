@@ -22,6 +22,7 @@ from gpt2_jax.track.metrics import Row, read_rows
 from gpt2_jax.track.throughput import peak_flops
 from gpt2_jax.track.wandb_log import WandbOptions
 from gpt2_jax.train.compiled_step import CompiledStep
+from gpt2_jax.train.mesh import n_row_devices
 from gpt2_jax.train.rundir import RunDirectory
 
 SAME = 1e-3  # below this relative difference, only one of nats per token and per byte is shown
@@ -82,7 +83,7 @@ def start_report(
       step_seconds: measured time per step; None if it was not measured.
     """
     model, train = config.model, config.train
-    known, devices = facts(config, compiled), compiled.mesh.devices.size
+    known, devices = facts(config, compiled), n_row_devices(compiled.mesh)
     batch, tokens = tokens_per_step(config), total_tokens(config)
     n_train = len(corpus.train or ())
     peak = peak_flops(known["devices"][0])

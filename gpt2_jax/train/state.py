@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from gpt2_jax.config.sections import OptimizerConfig
 from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.train.frozen_params import frozen_rows, join, split
-from gpt2_jax.train.mesh import replicated
+from gpt2_jax.train.sharding import make_layout
 
 
 class Guard(NamedTuple):
@@ -93,26 +93,15 @@ def make_init(
 ) -> Callable[[], State]:
     """Returns a jitted function that returns the state before the first step, on the mesh."""
     init = lambda: new_state(config, model_def, optimizer, jnp.uint32(seed))
-    return jit_once(init, mesh)
+    return jit_once(init, make_layout(model_def, mesh).shardings(jax.eval_shape(init)))
 
 
-def jit_once(init: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
+def jit_once(init: Callable[..., Any], out_shardings: Any) -> Callable[..., Any]:
     """Jits a function that runs once, without optimizations that would not pay off."""
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    sharding = None if mesh is None else replicated(mesh)
-    return jax.jit(init, out_shardings=sharding, compiler_options=quick)
+    return jax.jit(init, out_shardings=out_shardings, compiler_options=quick)
 
 
 def abstract_params(model_def: ModelDef, mesh: Mesh) -> dict[str, Any]:
     """Returns the shapes, types and shardings of all parameters."""
-    return _abstract(model_def.shapes, mesh)
-
-
-def abstract(init: Callable[[], State], mesh: Mesh) -> State:
-    """Returns the shapes, types and shardings of the state; allocates nothing."""
-    return _abstract(jax.eval_shape(init), mesh)
-
-
-def _abstract(tree: Any, mesh: Mesh) -> Any:
-    sharding = replicated(mesh)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+    return make_layout(model_def, mesh).abstract(model_def.shapes)

@@ -18,9 +18,10 @@ from gpt2_jax.model.definition import ModelDef, global_norm
 from gpt2_jax.model.diagnostics import gradient_norms
 from gpt2_jax.train.frozen_params import frozen_rows, join, split
 from gpt2_jax.train.loss import mean_loss
-from gpt2_jax.train.mesh import DATA
+from gpt2_jax.train.mesh import DATA, FSDP, TENSOR, manual_axes, row_axes
 from gpt2_jax.train.param_patterns import lr_factors
 from gpt2_jax.train.schedule import make_schedule
+from gpt2_jax.train.sharding import Layout, make_layout
 from gpt2_jax.train.state import Guard, State, purpose_key
 
 Metrics = dict[str, jax.Array]
@@ -91,20 +92,22 @@ def make_gradients(config: Config, model_def: ModelDef, mesh: Mesh | None) -> Ca
     however it is distributed.
     """
     parts = config.train.accumulation
+    layout = None if mesh is None else make_layout(model_def, mesh)
+    of_device = model_def if layout is None else layout.on_device
 
     def local(
         params: Any, frozen: Any, batch: Batch, step: jax.Array, seed: jax.Array
     ) -> tuple[jax.Array, Any]:
         n_rows = batch.tokens_BT1.shape[0]
         key = jax.random.fold_in(purpose_key(seed, "dropout"), step)
-        first_row = 0 if mesh is None else lax.axis_index(DATA) * n_rows
+        first_row = 0 if mesh is None else lax.axis_index(row_axes(mesh)) * n_rows
         rows = first_row + jnp.arange(n_rows)
         keys_b = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
         weight = mean_weight(batch, parts, mesh)
 
         def part(batch: Batch, keys: jax.Array) -> tuple[jax.Array, Any]:
             def loss(params: Any) -> jax.Array:
-                return mean_loss(join(params, frozen), model_def, batch, keys, step, weight)
+                return mean_loss(join(params, frozen), of_device, batch, keys, step, weight)
 
             return jax.value_and_grad(loss)(params)
 
@@ -119,20 +122,27 @@ def make_gradients(config: Config, model_def: ModelDef, mesh: Mesh | None) -> Ca
                 jax.tree.map(split_rows, (batch, keys_b)),
             )
             total = jax.tree.map(lambda x: x / parts, total)
-        return total if mesh is None else mean_over_devices(total)
+        return total if layout is None else mean_over_devices(total, layout)
 
-    if mesh is None:
+    if mesh is None or layout is None:
         return local
-    # check_vma would add a sum over devices for each use of a parameter; one sum of the final
-    # gradients is enough.
-    everywhere, rows = PartitionSpec(), PartitionSpec(DATA)
-    return jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(everywhere, everywhere, rows, everywhere, everywhere),
-        out_specs=(everywhere, everywhere),
-        check_vma=False,
-    )
+
+    def gradients(params: Any, frozen: Any, *inputs: Any) -> tuple[jax.Array, Any]:
+        everywhere, rows = PartitionSpec(), PartitionSpec(row_axes(mesh))
+        split = [layout.fsdp_specs(tree) for tree in (params, frozen)]
+        # check_vma would add a sum over devices for each use of a parameter; one sum of the final
+        # gradients is enough.
+        sharded = jax.shard_map(
+            local,
+            mesh=mesh,
+            axis_names=manual_axes(mesh),
+            in_specs=(*split, rows, everywhere, everywhere),
+            out_specs=(everywhere, split[0]),
+            check_vma=False,
+        )
+        return sharded(params, frozen, *inputs)
+
+    return gradients
 
 
 def mean_weight(batch: Batch, parts: int, mesh: Mesh | None) -> jax.Array | None:
@@ -144,7 +154,7 @@ def mean_weight(batch: Batch, parts: int, mesh: Mesh | None) -> jax.Array | None
     if batch.weights_BT is None:
         return None
     total = batch.weights_BT.sum()
-    return (total if mesh is None else lax.pmean(total, DATA)) / parts
+    return (total if mesh is None else lax.pmean(total, row_axes(mesh))) / parts
 
 
 def apply_if(ok: jax.Array, apply: Callable[..., Any], old: tuple[Any, ...]) -> Any:
@@ -158,16 +168,31 @@ def apply_if(ok: jax.Array, apply: Callable[..., Any], old: tuple[Any, ...]) -> 
     return jax.tree.map(lambda new, old: jnp.where(ok, new, old), apply(*old), old)
 
 
-def mean_over_devices(tree: Any) -> Any:
-    """Returns the mean of each array over the `data` axis, inside a shard_map.
+def mean_over_devices(total: tuple[jax.Array, Any], layout: Layout) -> Any:
+    """Returns the loss and the gradients averaged over devices, inside a shard_map.
+
+    A gradient that is split over `fsdp` is already summed over it.
+    """
+    mesh, leaves = layout.mesh, jax.tree.leaves(total)
+    is_part = [FSDP in spec for spec in jax.tree.leaves(layout.fsdp_specs(total))]
+    pick = lambda part: [x for x, is_one in zip(leaves, is_part, strict=True) if is_one == part]
+    parts = [x / mesh.shape[FSDP] for x in pick(True)]
+    if mesh.shape[DATA] > 1:
+        parts = _mean(parts, (DATA,), mesh)
+    of_kind = {True: iter(parts), False: iter(_mean(pick(False), row_axes(mesh), mesh))}
+    return jax.tree.unflatten(jax.tree.structure(total), [next(of_kind[kind]) for kind in is_part])
+
+
+def _mean(arrays: list[jax.Array], axes: tuple[str, ...], mesh: Mesh) -> list[jax.Array]:
+    """Returns the mean of each array over mesh axes.
 
     On a CPU, all arrays are reduced as one. That is faster, and avoids a deadlock: the devices of a
     CPU share a few threads, and each of several concurrent reductions waits for all devices.
     """
-    if jax.default_backend() != "cpu":
-        return lax.pmean(tree, DATA)
-    flat, unravel = ravel_pytree(tree)
-    return unravel(lax.pmean(flat, DATA))
+    if jax.default_backend() != "cpu" or mesh.shape[TENSOR] > 1:
+        return lax.pmean(arrays, axes)
+    flat, unravel = ravel_pytree(arrays)
+    return unravel(lax.pmean(flat, axes))
 
 
 def is_outlier(config: Config, guard: Guard, norm: jax.Array) -> jax.Array:

@@ -17,7 +17,8 @@ from gpt2_jax.train.checkpoint import Checkpoints, restore_params, save_params
 from gpt2_jax.train.checksums import SUMS, find_damage
 from gpt2_jax.train.mesh import make_mesh
 from gpt2_jax.train.optimizer import make_optimizer
-from gpt2_jax.train.state import abstract, make_init
+from gpt2_jax.train.sharding import make_layout
+from gpt2_jax.train.state import make_init
 from tests.tools import tiny
 
 
@@ -26,7 +27,7 @@ def make_state(**changes):
     mesh, model = make_mesh(config.train, config.mesh), define_model(config.model, config.placement)
     optimizer = make_optimizer(config.optimizer, model.infos)
     init = make_init(config.seed, config.optimizer, model, optimizer, mesh)
-    return init, mesh
+    return init, make_layout(model, mesh).abstract(jax.eval_shape(init))
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +64,8 @@ def test_restored_state_is_bitwise_equal(saved, state):
 
 
 def test_restore_onto_another_number_of_devices(saved, state):
-    init, mesh = make_state(mesh__data=8)
-    restored = Checkpoints(saved).restore(20, abstract(init, mesh))
+    _, shapes = make_state(mesh__data=8)
+    restored = Checkpoints(saved).restore(20, shapes)
     assert len(restored.params["embedding"]["wte"].sharding.device_set) == 8
     assert_equal(restored.params, state.params)
 
@@ -172,10 +173,10 @@ def test_sha256sum_accepts_the_sums(saved):
 
 def test_training_during_a_save_does_not_affect_it(tmp_path):
     """The next steps reuse the donated buffers of the state; that must not affect the save."""
-    init, mesh = make_state(mesh__data=2, model__n_embd=256, model__vocab_size=4000)
+    init, shapes = make_state(mesh__data=2, model__n_embd=256, model__vocab_size=4000)
     state = init()
     update = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
-    compiled = update.lower(abstract(init, mesh)).compile()
+    compiled = update.lower(shapes).compile()
     before = jax.tree.map(np.array, state)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(0, state, None)
@@ -183,7 +184,7 @@ def test_training_during_a_save_does_not_affect_it(tmp_path):
         state = compiled(state)
     jax.block_until_ready(state)
     checkpoints.wait()
-    assert_equal(checkpoints.restore(0, abstract(init, mesh)), before)
+    assert_equal(checkpoints.restore(0, shapes), before)
     assert (np.asarray(state.params["embedding"]["wte"]) != before.params["embedding"]["wte"]).all()
 
 

@@ -25,7 +25,7 @@ from gpt2_jax.model.definition import define_model
 from gpt2_jax.train.pretrained import adopt_model, open_source
 
 # Fields that may differ between runs of one trial without affecting its result.
-RESULT_NEUTRAL = ("track.", "train.sample_tokens", "mesh.data")
+RESULT_NEUTRAL = ("track.", "train.sample_tokens", "mesh.")
 # Paths of the text, which may differ between machines; a hash identifies the text.
 MOVABLE = ("data.source", "data.val_source", "data.tokenizer")
 

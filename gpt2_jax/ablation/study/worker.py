@@ -138,6 +138,8 @@ class Worker:
         own_start = model.spec.data_dependent_init or config.train.init_from is not None
         if own_start or config.train.patience is not None:
             return 1
+        if (config.mesh.fsdp or 1) * config.mesh.tensor > 1:
+            return 1
         if self.study.trials_per_batch is not None:
             return self.study.trials_per_batch
         if model.n_params() > SMALL_MODEL:
