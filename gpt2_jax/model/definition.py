@@ -51,7 +51,7 @@ class ModelDef:
         """
         gather = self.gather
         whole = jax.tree.map(lambda s: s.shape, self.shapes)
-        if jax.tree.map(jnp.shape, params) != (gather.parts(self.shapes) if gather else whole):
+        if jax.tree.map(jnp.shape, params) != (gather.shapes(self.shapes) if gather else whole):
             raise ValueError("these parameters do not fit this model")
         if gather is not None:
             params = gather.outside(params, {stack.name for stack in self.spec.stacks})

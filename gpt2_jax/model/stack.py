@@ -16,7 +16,7 @@ from jax import lax
 
 from gpt2_jax.config.sections import ModelConfig
 from gpt2_jax.model.block import Block, build_block
-from gpt2_jax.model.gather import Gather, all_but_weights
+from gpt2_jax.model.gather import Gather
 from gpt2_jax.model.residual import CONNECTIONS
 from gpt2_jax.model.residual.base import Aux, NormFn
 from gpt2_jax.model.residual.cross_layer import CrossLayer
@@ -125,11 +125,10 @@ class Stack(nnx.Module):
         return carry, jax.tree.map(lambda *xs: jnp.stack(xs), *collected)
 
     def _remat(self, body: Callable[..., Any]) -> Callable[..., Any]:
-        if self.cfg.remat == "none" and self.gather is None:
+        if self.cfg.remat == "none":
             return body
         policies = jax.checkpoint_policies
         policy = {
-            "none": all_but_weights,
             "elementwise": policies.dots_with_no_batch_dims_saveable,
             "block": policies.nothing_saveable,
         }[self.cfg.remat]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from gpt2_jax.nn.context import CacheMask, CausalMask, Context, SublayerAux
 from gpt2_jax.nn.dropout import dropout
 from gpt2_jax.nn.linear import Linear
 from gpt2_jax.nn.qkv import HeadOutput, QKVTransform, ShapedWeights
 
+TENSOR = "tensor"  # mesh axis that heads are split over
 Input = jax.Array | tuple[jax.Array, ...]  # (B, T, D), or one such array for each of q, k and v
 
 
@@ -88,9 +92,15 @@ class Attention(nnx.Module):
         if self.by_layer:  # the kernel's scale must be a constant
             q_BHTK, scale = q_BHTK * self.score_scale(context).astype(q_BHTK.dtype), 1.0
         q_BTHK, k_BTHK, v_BTHK = (x.swapaxes(1, 2) for x in (q_BHTK, k_BHTK, v_BHTK))
-        return jax.nn.dot_product_attention(
-            q_BTHK, k_BTHK, v_BTHK, scale=scale, is_causal=True, implementation="cudnn"
+        attend = partial(
+            jax.nn.dot_product_attention, scale=scale, is_causal=True, implementation="cudnn"
         )
+        if _heads_are_split():  # XLA cannot divide the kernel's call itself
+            heads = PartitionSpec(None, None, TENSOR)
+            attend = jax.shard_map(
+                attend, in_specs=heads, out_specs=heads, axis_names={TENSOR}, check_vma=False
+            )
+        return attend(q_BTHK, k_BTHK, v_BTHK)
 
     def _plain(
         self,
@@ -123,7 +133,7 @@ def _heads_are_split() -> bool:
 
     A single product for q, k and v would then be gathered: its columns are not ordered by head.
     """
-    return jax.sharding.get_abstract_mesh().shape.get("tensor", 1) > 1
+    return jax.sharding.get_abstract_mesh().shape.get(TENSOR, 1) > 1
 
 
 def masked_scores(

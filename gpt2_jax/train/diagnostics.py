@@ -16,7 +16,7 @@ from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.model.diagnostics import logits_without, observe
 from gpt2_jax.train.compiled_step import CompiledStep
 from gpt2_jax.train.loss import batch_loss
-from gpt2_jax.train.mesh import DATA, manual_axes, n_row_devices, replicated
+from gpt2_jax.train.mesh import DATA, FSDP, manual_axes, n_row_devices, replicated
 from gpt2_jax.train.sharding import make_layout
 from gpt2_jax.train.state import abstract_params
 
@@ -63,7 +63,7 @@ def jit_diagnostics(
             diagnostics,
             mesh=mesh,
             axis_names=manual_axes(mesh),
-            in_specs=(layout.fsdp_specs(model_def.shapes), everywhere, everywhere),
+            in_specs=(layout.specs_of(model_def.shapes, FSDP), everywhere, everywhere),
             out_specs=everywhere,
             check_vma=False,
         )

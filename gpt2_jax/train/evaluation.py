@@ -16,7 +16,7 @@ from gpt2_jax.data.batch import Batch
 from gpt2_jax.data.shards import Tokens
 from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.train.loss import batch_loss
-from gpt2_jax.train.mesh import DATA, by_rows, manual_axes, replicated, row_axes
+from gpt2_jax.train.mesh import DATA, FSDP, by_rows, manual_axes, replicated, row_axes
 from gpt2_jax.train.sharding import make_layout
 
 MAX_IN_FLIGHT = 8  # batches on the devices at a time
@@ -116,7 +116,7 @@ class Evaluator:
         self._mesh, self._seq_len, self._batch_size = mesh, seq_len, batch_size
         everywhere, rows = PartitionSpec(), PartitionSpec(row_axes(mesh))
         layout = make_layout(model_def, mesh)
-        of_device, split = layout.on_device, layout.fsdp_specs(model_def.shapes)
+        of_device, split = layout.on_device, layout.specs_of(model_def.shapes, FSDP)
 
         local = lambda *inputs: batch_sums(of_device, *inputs)[None]
         # One row of sums per device, added up on the host, so that batches do not wait for each

@@ -167,6 +167,8 @@ def _open_run(
     else:
         state = checkpoints.restore(resume.step, compiled.shapes)
         print(f"continuing {directory.path} after step {first}")
+        if change := report.mesh_change(directory.read_info(), compiled):
+            print(change)
     print(report.start_report(config, compiled, corpus, first, seconds), flush=True)
     directory.describe(config, report.facts(config, compiled), first)
     return Run(

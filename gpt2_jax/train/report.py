@@ -22,8 +22,9 @@ from gpt2_jax.track.metrics import Row, read_rows
 from gpt2_jax.track.throughput import peak_flops
 from gpt2_jax.track.wandb_log import WandbOptions
 from gpt2_jax.train.compiled_step import CompiledStep
-from gpt2_jax.train.mesh import n_row_devices
+from gpt2_jax.train.mesh import DATA, n_row_devices
 from gpt2_jax.train.rundir import RunDirectory
+from gpt2_jax.train.sharding import make_layout
 
 SAME = 1e-3  # below this relative difference, only one of nats per token and per byte is shown
 # Fields of run.json that are copied into wandb's config.
@@ -35,9 +36,29 @@ DESCRIBED = (
 
 def facts(config: Config, compiled: CompiledStep) -> dict[str, Any]:
     """Returns the counts and the hardware that run.json records."""
-    return counts(
+    found = counts(
         config, compiled.model_def, compiled.devices, compiled.attention, compiled.peak_bytes
     )
+    return found | {"mesh": dict(compiled.mesh.shape)}
+
+
+def mesh_change(info: dict[str, Any], compiled: CompiledStep) -> str | None:
+    """Returns what a new mesh means for a resumed run; None if it is the same, or not recorded.
+
+    Args:
+      info: the content of run.json.
+    """
+    old, new = info.get("mesh"), dict(compiled.mesh.shape)
+    if old in (None, new):
+        return None
+    return (
+        f"the mesh is now {_mesh(new)} instead of {_mesh(old)}: the order of the data stays the "
+        "same, but losses differ in their last digits from those of an uninterrupted run"
+    )
+
+
+def _mesh(shape: dict[str, int]) -> str:
+    return " x ".join(f"{name}={n}" for name, n in shape.items())
 
 
 def counts(
@@ -101,6 +122,7 @@ def start_report(
         f"{_si(known['flops'])}FLOP in total",
         "devices": f"{devices} x {known['devices'][0]} ({known['platform']}), "
         + (f"peak {_si(peak)}FLOP/s each" if peak else "peak unknown, so no MFU"),
+        **_sharding(compiled),
         "attention": f"{compiled.attention} (found in the compiled step)",
         "memory": f"{_si(compiled.peak_bytes)}B per device at the step's peak"
         if compiled.peak_bytes
@@ -111,6 +133,16 @@ def start_report(
     width = shutil.get_terminal_size(fallback=(100, 24)).columns
     wrap = textwrap.TextWrapper(width, subsequent_indent=" " * 11, break_on_hyphens=False)
     return "\n".join(wrap.fill(f"{name:<10} {text}") for name, text in lines.items())
+
+
+def _sharding(compiled: CompiledStep) -> dict[str, str]:
+    """Returns the line on sharded parameters; none if every device holds all of them."""
+    shape = dict(compiled.mesh.shape)
+    if compiled.mesh.size == shape[DATA]:
+        return {}
+    whole = make_layout(compiled.model_def, compiled.mesh).whole
+    kept = f"; whole on every device, as no axis divides them: {', '.join(whole)}" if whole else ""
+    return {"mesh": f"{_mesh(shape)}, parameters and optimizer state split{kept}"}
 
 
 def _overrides(placement: PlacementConfig) -> str:

@@ -48,7 +48,7 @@ INFO_TYPES = {
     **dict.fromkeys(("starts", "devices"), list),
     **dict.fromkeys(("first_checkpoint", "parameters", "flops_per_token", "flops"), int),
     "peak_bytes_per_device": int,
-    **dict.fromkeys(("placement", "changed"), dict),
+    **dict.fromkeys(("placement", "changed", "mesh"), dict),
 }
 PACKAGES = (
     "jax",

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import DictKey, KeyPath, tree_map_with_path
 
 from gpt2_jax.model.definition import ModelDef, is_info, param_name
-from gpt2_jax.model.gather import Gather
+from gpt2_jax.model.gather import Gather, Part
 from gpt2_jax.nn.param import ParamInfo, Role
 from gpt2_jax.train.mesh import DATA, FSDP, TENSOR
 
@@ -81,26 +81,27 @@ class Layout:
         shape = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
         return jax.tree.map(shape, tree, self.shardings(tree))
 
-    def fsdp_specs(self, tree: Any) -> Any:
-        """Returns how a tree is split over `fsdp`; a `shard_map` leaves `tensor` to XLA."""
-        only = lambda spec: PartitionSpec(*(name if name == FSDP else None for name in spec))
+    def specs_of(self, tree: Any, mesh_axis: str) -> Any:
+        """Returns how a tree is split over one axis of the mesh."""
+        only = lambda spec: PartitionSpec(*(name if name == mesh_axis else None for name in spec))
         return tree_map_with_path(lambda path, _: only(self.spec(path)), tree)
 
     @property
     def on_device(self) -> ModelDef:
         """The model for use inside a `shard_map`, where each device has parts of parameters."""
-        n = self.mesh.shape[FSDP]
-        if n == 1:
+        n_parts = self.mesh.shape[FSDP]
+        if n_parts * self.mesh.shape[TENSOR] == 1:
             return self.model_def
 
-        def axis(path: KeyPath, shape: Any) -> int:
+        def part(path: KeyPath, info: ParamInfo) -> Part:
             entries = tuple(self.spec(path))
-            return entries.index(FSDP) - len(shape.shape) if FSDP in entries else 0
+            axis = entries.index(FSDP) - len(entries) if FSDP in entries else None
+            dtype = self.model_def.cfg.dtype if info.role in CAST else "float32"
+            tensor = PartitionSpec(*(name if name == TENSOR else None for name in entries))
+            return Part(axis, n_parts, dtype, tensor)
 
-        axes = tree_map_with_path(axis, self.model_def.shapes)
-        dtype = lambda info: self.model_def.cfg.dtype if info.role in CAST else "float32"
-        dtypes = jax.tree.map(dtype, self.model_def.infos, is_leaf=is_info)
-        return replace(self.model_def, gather=Gather(FSDP, n, axes, dtypes))
+        parts = tree_map_with_path(part, self.model_def.infos, is_leaf=is_info)
+        return replace(self.model_def, gather=Gather(FSDP, parts))
 
     @property
     def whole(self) -> list[str]:

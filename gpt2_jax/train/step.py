@@ -129,7 +129,7 @@ def make_gradients(config: Config, model_def: ModelDef, mesh: Mesh | None) -> Ca
 
     def gradients(params: Any, frozen: Any, *inputs: Any) -> tuple[jax.Array, Any]:
         everywhere, rows = PartitionSpec(), PartitionSpec(row_axes(mesh))
-        split = [layout.fsdp_specs(tree) for tree in (params, frozen)]
+        split = [layout.specs_of(tree, FSDP) for tree in (params, frozen)]
         # check_vma would add a sum over devices for each use of a parameter; one sum of the final
         # gradients is enough.
         sharded = jax.shard_map(
@@ -173,23 +173,32 @@ def mean_over_devices(total: tuple[jax.Array, Any], layout: Layout) -> Any:
 
     A gradient that is split over `fsdp` is already summed over it.
     """
-    mesh, leaves = layout.mesh, jax.tree.leaves(total)
-    is_part = [FSDP in spec for spec in jax.tree.leaves(layout.fsdp_specs(total))]
-    pick = lambda part: [x for x, is_one in zip(leaves, is_part, strict=True) if is_one == part]
-    parts = [x / mesh.shape[FSDP] for x in pick(True)]
-    if mesh.shape[DATA] > 1:
-        parts = _mean(parts, (DATA,), mesh)
-    of_kind = {True: iter(parts), False: iter(_mean(pick(False), row_axes(mesh), mesh))}
-    return jax.tree.unflatten(jax.tree.structure(total), [next(of_kind[kind]) for kind in is_part])
+    mesh, (leaves, structure) = layout.mesh, jax.tree.flatten(total)
+    is_part = [FSDP in spec for spec in jax.tree.leaves(layout.specs_of(total, FSDP))]
+    pick = lambda xs, part: [x for x, is_one in zip(xs, is_part, strict=True) if is_one == part]
+
+    def average(leaves: list[jax.Array]) -> list[jax.Array]:
+        parts = [x / mesh.shape[FSDP] for x in pick(leaves, True)]
+        if mesh.shape[DATA] > 1:
+            parts = _mean(parts, (DATA,))
+        of_kind = {True: iter(parts), False: iter(_mean(pick(leaves, False), row_axes(mesh)))}
+        return [next(of_kind[kind]) for kind in is_part]
+
+    if mesh.shape[TENSOR] > 1:  # XLA would join what it has split over `tensor` before it reduces
+        specs = jax.tree.leaves(layout.specs_of(total, TENSOR))
+        average = jax.shard_map(
+            average, in_specs=(specs,), out_specs=specs, axis_names={TENSOR}, check_vma=False
+        )
+    return jax.tree.unflatten(structure, average(leaves))
 
 
-def _mean(arrays: list[jax.Array], axes: tuple[str, ...], mesh: Mesh) -> list[jax.Array]:
+def _mean(arrays: list[jax.Array], axes: tuple[str, ...]) -> list[jax.Array]:
     """Returns the mean of each array over mesh axes.
 
     On a CPU, all arrays are reduced as one. That is faster, and avoids a deadlock: the devices of a
     CPU share a few threads, and each of several concurrent reductions waits for all devices.
     """
-    if jax.default_backend() != "cpu" or mesh.shape[TENSOR] > 1:
+    if jax.default_backend() != "cpu":
         return lax.pmean(arrays, axes)
     flat, unravel = ravel_pytree(arrays)
     return unravel(lax.pmean(flat, axes))

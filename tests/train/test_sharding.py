@@ -141,11 +141,24 @@ def collectives(hlo):
     return Counter(re.findall(rf"^.* = .*? ({kinds})(?:-start)?\(", hlo, re.MULTILINE))
 
 
-def test_a_block_has_one_gather_per_matrix_and_pass_and_one_reduce_scatter():
-    """Four matrices in a block, two embeddings outside; vectors and the loss are one all-reduce."""
-    found = collectives(compile_step(config((1, 8, 1))).step.as_text())
-    assert found.pop("all-reduce") <= 3  # also the norm of the gradient
-    assert found == {"all-gather": 2 + 4 + 4, "reduce-scatter": 2 + 4}
+@pytest.mark.parametrize(
+    ("mesh", "remat", "n_passes", "n_reductions"),
+    [
+        ((1, 8, 1), "none", 1, 3),
+        ((1, 8, 1), "elementwise", 2, 3),
+        ((2, 2, 2), "none", 1, 15),
+    ],
+)
+def test_a_block_has_one_gather_per_matrix_and_pass_and_one_reduce_scatter(
+    mesh, remat, n_passes, n_reductions
+):
+    """Four matrices in a block, two embeddings outside; vectors and the loss are one all-reduce.
+
+    With `tensor`, there are also all-reduces of activations and of parts of the logits.
+    """
+    found = collectives(compile_step(config(mesh, model__remat=remat)).step.as_text())
+    assert found.pop("all-reduce") <= n_reductions
+    assert found == {"all-gather": 2 + 4 * n_passes, "reduce-scatter": 2 + 4}
 
 
 def test_frozen_parameters_are_split_too():
