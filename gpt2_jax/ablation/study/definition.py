@@ -175,10 +175,11 @@ def check_same(workdir: Path, definition: Definition) -> None:
     free |= {LEARNING_RATE} if old.study.search and new.study.search else set()
     if new.study.tokens or new.study.flops:
         free.add("train.steps")
+    ignored = (*RESULT_NEUTRAL, *MOVABLE)
     changed = {
         name: values
-        for name, values in configs.difference(old.base, new.base).items()
-        if name not in free and not name.startswith((*RESULT_NEUTRAL, *MOVABLE))
+        for name, values in configs.difference(old.base, new.base, ignored).items()
+        if name not in free
     }
     budget = lambda study: (study.tokens, study.flops)
     if budget(old.study) != budget(new.study):
@@ -189,10 +190,9 @@ def check_same(workdir: Path, definition: Definition) -> None:
 
 def describe_changes(changed: dict[str, tuple[Any, Any]]) -> str:
     """Returns the end of an error message about fields that changed from one value to another."""
-    listed = ", ".join(f"{name} (was {a!r}, now {b!r})" for name, (a, b) in changed.items())
     return (
-        f"was begun with another config: {listed}; fields that all trials share cannot change "
-        "within a study: restore them, or choose another --workdir"
+        f"was begun with another config: {configs.listed(changed)}; fields that all trials share "
+        "cannot change within a study: restore them, or choose another --workdir"
     )
 
 

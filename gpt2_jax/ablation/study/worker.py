@@ -25,7 +25,7 @@ from gpt2_jax.ablation.study.store import LEASES, TrialStore, remove_leftovers
 from gpt2_jax.ablation.study.trial_batch import (
     OpenTrial,
     TrialBatch,
-    check_same,
+    check_trial,
     open_trial,
 )
 from gpt2_jax.ablation.study.trials import RESULT_NEUTRAL, Trial, trial_config, wandb_group
@@ -85,7 +85,7 @@ class Worker:
         for trial in known:
             directory = RunDirectory(str(self.store.path(trial.name)))
             config = self.config(trial)
-            check_same(directory, config)
+            check_trial(directory, config)
             self.store.rows(trial.name)
             text = _open_text(config.data)
             directory.check_data(text.corpus, text.tokenizer, f"data.source={config.data.source}")
