@@ -33,8 +33,9 @@ from gpt2_jax.placements.spec import (
 )
 
 SUBLAYERS = ("attn", "mlp")
+COORDINATES = "coordinates"  # added by positions_at=block; not a value of the axis `cross_layer`
 # In the order in which they change the stream: U-Net skips before x0.
-CROSS_LAYER = ("unet", "x0", "coordinates", "dense", "backout")
+CROSS_LAYER = ("unet", "x0", COORDINATES, "dense", "backout")
 
 
 def resolve(preset: str, overrides: Mapping[str, Any]) -> Placement:
@@ -187,5 +188,5 @@ def depth_groups(placement: Placement, n_layer: int) -> tuple[int, int]:
 def _cross_layer(placement: Placement) -> tuple[str, ...]:
     found = {*words(placement.cross_layer)}
     if placement.positions_at == "block":
-        found.add("coordinates")
+        found.add(COORDINATES)
     return tuple(word for word in CROSS_LAYER if word in found)
