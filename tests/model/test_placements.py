@@ -121,6 +121,12 @@ def test_every_connection_is_registered_and_declared():
     assert set(SUPPORTS) == set(residual.CONNECTIONS)
 
 
+@pytest.mark.parametrize("name", SUPPORTS)
+def test_every_connection_uses_what_it_declares(name):
+    scales = dict.fromkeys(SUPPORTS[name].scales, "2")
+    define(connection=name, norm_sites="+".join(SUPPORTS[name].sites), **scales)
+
+
 def test_every_skip_across_layers_has_a_class():
     assert set(SKIPS) == set(CROSS_LAYER)
 
