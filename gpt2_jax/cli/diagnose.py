@@ -22,7 +22,7 @@ from gpt2_jax.data.batch import Batch
 from gpt2_jax.data.sampler import Sampler
 from gpt2_jax.data.shards import Corpus
 from gpt2_jax.errors import UserError, suggestion
-from gpt2_jax.files import atomic_folder, check_creatable, disk_errors
+from gpt2_jax.files import atomic_folder, check_creatable, check_empty, disk_errors
 from gpt2_jax.placements import PRESETS
 from gpt2_jax.train.checkpoint_ref import CheckpointRef, find_checkpoint, parse_step
 from gpt2_jax.train.compiled_step import memory_errors
@@ -47,8 +47,7 @@ def main(argv: list[str]) -> None:
     if not _OUT.value:
         raise UserError("pass --out, the folder to create")
     out = Path(_OUT.value)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out={out} already exists; choose another, or remove it")
+    check_empty(out, f"--out={out}")
     _check_flags()
     with disk_errors(f"--out={out}"):
         check_creatable(out.parent)

@@ -35,7 +35,14 @@ from gpt2_jax.config import Config
 from gpt2_jax.config.sections import DataConfig
 from gpt2_jax.data.shards import Corpus
 from gpt2_jax.data.tokenizer import Tokenizer
-from gpt2_jax.errors import EXIT_FINISHED, EXIT_STOPPED, DiskError, Diverged, UserError
+from gpt2_jax.errors import (
+    EXIT_FINISHED,
+    EXIT_STOPPED,
+    DiskError,
+    Diverged,
+    UserError,
+    shortened,
+)
 from gpt2_jax.files import disk_errors
 from gpt2_jax.model.definition import define_model
 from gpt2_jax.placements import AXES
@@ -265,7 +272,7 @@ class Worker:
             time.sleep(POLL_SECONDS)
             return
         except Exception as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            reason = f"{type(error).__name__}: {shortened(error, 300)}"
             for trial in filter(lambda trial: leases.is_held(trial.name), batch):
                 tries = attempts.get(trial.name, 0) + 1
                 failed = Outcome("failed", self._step(trial), None, None, None, reason, tries)
