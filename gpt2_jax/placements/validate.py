@@ -172,14 +172,11 @@ def _data_init_faults(model: Model, placement: Placement, given: Overrides) -> I
 def _size_faults(model: Model, placement: Placement, given: Overrides) -> Iterator[str]:
     name = placement.connection
     supports = SUPPORTS[name]
-    if "n_streams" in given and not supports.n_streams:
-        yield f"n_streams={placement.n_streams} is not supported by connection={name}"
+    for axis in ("n_streams", "rank", "depth_groups"):
+        if axis in given and not getattr(supports, axis):
+            yield f"{axis}={given[axis]} is not supported by connection={name}"
     if supports.splits_stream and model.n_embd % placement.n_streams:
         yield f"n_streams={placement.n_streams} must divide model.n_embd={model.n_embd}"
-    if "rank" in given and not supports.rank:
-        yield f"rank={placement.rank} is not supported by connection={name}"
-    if "depth_groups" in given and not supports.depth_groups:
-        yield f"depth_groups={placement.depth_groups} is not supported by connection={name}"
     if groups := given.get("depth_groups"):
         possible, size = depth_groups(placement, model.n_layer)
         if possible != groups:
