@@ -57,9 +57,10 @@ def resolve(preset: str, overrides: Mapping[str, Any]) -> Placement:
     return dataclasses.replace(base, **given)
 
 
-def differences(placement: Placement, other: Placement) -> tuple[str, ...]:
-    """Returns the names of the axes in which two placements differ."""
-    return tuple(n for n in AXES if getattr(placement, n) != getattr(other, n))
+def differences(placement: Placement, other: Placement) -> dict[str, Any]:
+    """Returns the axes in which a placement differs from another, with its values."""
+    values = {name: getattr(placement, name) for name in AXES}
+    return {name: value for name, value in values.items() if value != getattr(other, name)}
 
 
 @lru_cache(maxsize=64)

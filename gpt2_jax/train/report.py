@@ -115,9 +115,8 @@ def start_report(
 
 def _overrides(placement: PlacementConfig) -> str:
     """Returns the axes that differ from the preset's, in parentheses."""
-    now = placement.resolve()
-    changed = differences(now, PRESETS[placement.preset])
-    listed = ", ".join(f"{name}={getattr(now, name)}" for name in changed)
+    changed = differences(placement.resolve(), PRESETS[placement.preset])
+    listed = ", ".join(f"{name}={value}" for name, value in changed.items())
     return f" ({listed})" if listed else ""
 
 

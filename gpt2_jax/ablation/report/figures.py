@@ -13,7 +13,6 @@ from gpt2_jax.ablation.drawing import (
     Style,
     choose_styles,
     finish,
-    integer_ticks,
     legend,
     panels,
     plain,
@@ -278,6 +277,5 @@ def _depth(
                 panel.plot(np.arange(1, len(values) + 1), values, label=variant.name, **style)
         title, logarithmic = TITLES[name]
         finish(panel, title, "block", logarithmic)
-        integer_ticks(panel.xaxis)
     legend(figure, axes)
     save(figure, path, SUFFIXES)
