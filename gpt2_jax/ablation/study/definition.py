@@ -162,7 +162,8 @@ def check_same(workdir: Path, definition: Definition) -> None:
     Raises:
       UserError: naming the difference.
     """
-    if not (workdir / DEFINITION).exists() or not _has_trials(workdir):
+    has_trials = any(any((workdir / name).glob("*")) for name in (TRIALS, OUTCOMES))
+    if not (workdir / DEFINITION).exists() or not has_trials:
         return
     old, new = read(workdir), definition
     as_sets = lambda variants: {tuple(sorted(map(repr, explicit(v).items()))) for v in variants}
@@ -194,7 +195,3 @@ def describe_changes(changed: dict[str, tuple[Any, Any]]) -> str:
         f"was begun with another config: {configs.listed(changed)}; fields that all trials share "
         "cannot change within a study: restore them, or choose another --workdir"
     )
-
-
-def _has_trials(workdir: Path) -> bool:
-    return any(any((workdir / name).glob("*")) for name in (TRIALS, OUTCOMES))

@@ -19,7 +19,7 @@ from gpt2_jax.ablation.study.design import Study, count
 from gpt2_jax.ablation.study.labels import labels
 from gpt2_jax.ablation.study.leases import EXPIRE_SECONDS, Leases
 from gpt2_jax.ablation.study.outcomes import Outcome
-from gpt2_jax.ablation.study.plan import Plan, known_trials
+from gpt2_jax.ablation.study.plan import Plan, is_done, known_trials
 from gpt2_jax.ablation.study.results import write_results
 from gpt2_jax.ablation.study.store import LEASES, TrialStore, remove_leftovers
 from gpt2_jax.ablation.study.trial_batch import (
@@ -197,7 +197,7 @@ class Worker:
             steps = {t.name: self.config(t).train.steps for t in known}
             display.expect(sum(steps.values()) + self._steps_to_come(outcomes))
             display.done(sum(steps[name] for name, o in outcomes.items() if o.is_final))
-            todo = [t for t in known if t.name not in outcomes or not outcomes[t.name].is_final]
+            todo = [trial for trial in known if not is_done(trial, outcomes)]
             if not todo:
                 write_results(self.workdir, self.plan, self.store)
                 return EXIT_FINISHED
