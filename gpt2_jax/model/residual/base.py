@@ -99,7 +99,7 @@ class Combine(nnx.Module):
 
 
 class Sequential(Connection):
-    """Applies sublayers in order; each has a module, which combines its output with the stream.
+    """Applies sublayers in order; for each, a module combines its output with the stream.
 
     Attributes:
       part: the class of these modules: a `Combine`, unless `step` is overridden.
