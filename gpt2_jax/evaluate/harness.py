@@ -302,7 +302,7 @@ def _summarize(model_def: ModelDef, directory: RunDirectory, results: dict[str, 
     """
     config = from_json(directory.config_path)
     log = WandbLog(
-        wandb_options(config.track.wandb, directory),
+        wandb_options(config, directory),
         wandb_config(config, directory, model_def),
         read_rows(directory.metrics_path),
         lambda line: print(line, file=sys.stderr),

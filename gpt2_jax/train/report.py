@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import shutil
 import textwrap
@@ -14,7 +13,7 @@ import jax
 
 from gpt2_jax import config as configs
 from gpt2_jax.config import Config
-from gpt2_jax.config.sections import PlacementConfig, WandbConfig
+from gpt2_jax.config.sections import PlacementConfig
 from gpt2_jax.data.shards import Corpus
 from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.placements import AXES, PRESETS
@@ -193,11 +192,17 @@ def wandb_config(config: Config, directory: RunDirectory, model_def: ModelDef) -
     return described | {"run": run}
 
 
-def wandb_options(wandb: WandbConfig, directory: RunDirectory) -> WandbOptions:
-    """Returns wandb's settings for a run."""
+def wandb_options(config: Config, directory: RunDirectory) -> WandbOptions:
+    """Returns wandb's settings from the config and the run directory."""
+    given = config.track.wandb
     return WandbOptions(
         run_id=directory.wandb_id(),
         workdir=directory.path,
+        mode=given.mode,
+        project=given.project,
+        entity=given.entity,
+        name=given.name,
+        group=given.group,
+        tags=configs.words(given.tags),
         job_type="train",
-        **dataclasses.asdict(wandb) | {"tags": configs.words(wandb.tags)},
     )

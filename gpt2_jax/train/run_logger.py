@@ -70,7 +70,7 @@ class RunLogger:
         if rows and rows[-1]["step"] == self.resumed_from and self._lacks_evaluation(rows[-1]):
             self.unfinished = rows.pop()
         self.evaluations = [row for row in rows if "val/loss" in row]
-        options = report.wandb_options(self.config.track.wandb, self.directory)
+        options = report.wandb_options(self.config, self.directory)
         described = report.wandb_config(self.config, self.directory, self.model_def)
         self.wandb = WandbLog(options, described, rows, self.say)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import secrets
 import shlex
@@ -35,9 +34,13 @@ def log_report(workdir: Path, definition: Definition, analysis: Analysis) -> str
     options = WandbOptions(
         run_id=_run_id(workdir),
         workdir=workdir,
+        mode=wandb.mode,
+        project=wandb.project,
+        entity=wandb.entity,
+        name="report",
+        group=wandb_group(wandb, workdir),
+        tags=words(wandb.tags),
         job_type="report",
-        **dataclasses.asdict(wandb)
-        | {"name": "report", "group": wandb_group(wandb, workdir), "tags": words(wandb.tags)},
     )
     log = WandbLog(options, {"study": definition.file}, [], lambda line: None)
     table = (COLUMNS, [_row(variant, analysis) for variant in analysis.variants])
