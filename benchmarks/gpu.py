@@ -13,20 +13,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.processes import timed
 from configs.gpt2 import SIZES
 from gpt2_jax.data.sources import Shakespeare
 from gpt2_jax.data.tokenizer import load_tokenizer
@@ -59,16 +57,6 @@ class Timing:
     seconds: float
 
 
-def run(command: list[str], cwd: Path, environment: dict[str, str]) -> tuple[float, str]:
-    started = time.monotonic()
-    done = subprocess.run(
-        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True
-    )
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    return time.monotonic() - started, done.stdout
-
-
 def ours(args: argparse.Namespace, workdir: Path) -> tuple[Timing, dict[str, Any]]:
     command = [
         sys.executable,
@@ -86,7 +74,7 @@ def ours(args: argparse.Namespace, workdir: Path) -> tuple[Timing, dict[str, Any
         "--config.track.wandb.mode=disabled",
         *args.flags,
     ]
-    seconds, _ = run(command, ROOT, {"XDG_CACHE_HOME": str(workdir.parent / "cache")})
+    seconds, _ = timed(command, ROOT, {"XDG_CACHE_HOME": str(workdir.parent / "cache")})
     facts = json.loads((workdir / "run.json").read_text())
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     times = [row["perf/step_ms"] for row in rows if row["step"] > 5]
@@ -113,7 +101,7 @@ def nanogpt(args: argparse.Namespace, checkout: Path, out: Path) -> Timing:
         "log_interval": 1,
     }
     words = [f"--{name}={value}" for name, value in flags.items()]
-    seconds, output = run([args.torch_python, "-c", PEER, *words], checkout, {})
+    seconds, output = timed([args.torch_python, "-c", PEER, *words], checkout, {})
     times = [float(found) for found in re.findall(r"time ([\d.]+)ms", output)]
     loss = float(re.findall(r"loss ([\d.]+), time", output)[-1])
     peak = int(re.findall(r"peak bytes (\d+)", output)[-1])

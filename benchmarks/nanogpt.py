@@ -1,6 +1,6 @@
 """Times whole training processes, ours and nanoGPT's, alternating on the same machine and text.
 
-    python benchmarks/nanogpt.py --nanogpt=CHECKOUT --torch_python=PYTHON --text=input.txt
+    python -m benchmarks.nanogpt --nanogpt=CHECKOUT --torch_python=PYTHON --text=input.txt
 
 Both train 4 layers, 4 heads, width 128, block 64, batch 12 for 2,000 steps on Tiny Shakespeare.
 Times are from start to exit, including imports, compilation, evaluation and checkpoints. You
@@ -10,18 +10,17 @@ provide a checkout of nanoGPT and a Python with torch; nanoGPT runs in a tempora
 from __future__ import annotations
 
 import argparse
-import os
 import pickle
 import re
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
+
+from benchmarks.processes import timed
 
 ROOT = Path(__file__).parent.parent
 NANOGPT_FLAGS = [
@@ -54,20 +53,6 @@ def copy_nanogpt(checkout: Path, text: Path, into: Path) -> Path:
     meta = {"vocab_size": len(ids), "stoi": ids, "itos": {i: ch for ch, i in ids.items()}}
     (data / "meta.pkl").write_bytes(pickle.dumps(meta))
     return into
-
-
-def timed(command: list[str], cwd: Path, environment: dict[str, str]) -> tuple[float, str]:
-    started = time.monotonic()
-    done = subprocess.run(
-        command,
-        cwd=cwd,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        check=True,
-    )
-    return time.monotonic() - started, done.stdout + done.stderr
 
 
 def main() -> None:

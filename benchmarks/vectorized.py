@@ -1,7 +1,7 @@
 """Times runs trained together, compared with the same runs one after the other.
 
-    python benchmarks/vectorized.py                    only steps, without compilation
-    python benchmarks/vectorized.py --whole --runs=4   whole commands, including compilation
+    python -m benchmarks.vectorized                    only steps, without compilation
+    python -m benchmarks.vectorized --whole --runs=4   whole commands, including compilation
 
 By default, one process alternates between a vectorized trainer, one run on one device and one run
 on all devices. --whole compares a study of N seeds with N runs of train.py, as processes that start
@@ -11,9 +11,7 @@ with an empty compilation cache.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +20,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from benchmarks.processes import timed
 from gpt2_jax.ablation.vectorized import STEPS_PER_DISPATCH, VectorizedPrograms, VectorizedTrainer
 from gpt2_jax.config import Config, replace, resolve
 from gpt2_jax.config.check import check
@@ -119,13 +118,9 @@ def whole(runs: int, steps: int, rounds: int) -> None:
     root = Path(__file__).parent.parent
     shared = [f"--config.train.steps={steps}", "--config.train.sample_tokens=0"]
 
-    def timed(commands: list[list[str]], cache: str) -> float:
-        kept = {"WANDB_MODE": "disabled", "JAX_COMPILATION_CACHE_DIR": cache}
-        env, started = os.environ | kept, time.perf_counter()
-        for command in commands:
-            words = [sys.executable, *command, *shared]
-            subprocess.run(words, cwd=root, env=env, check=True, capture_output=True)
-        return time.perf_counter() - started
+    def seconds(commands: list[list[str]], cache: str) -> float:
+        env = {"WANDB_MODE": "disabled", "JAX_COMPILATION_CACHE_DIR": cache}
+        return sum(timed([sys.executable, *words, *shared], root, env)[0] for words in commands)
 
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
@@ -137,7 +132,7 @@ def whole(runs: int, steps: int, rounds: int) -> None:
                 for i in range(runs)
             ]  # fmt: skip
             all_ = ["-m", "gpt2_jax", "ablate", f"--config={path}", f"--workdir={folder}/c"]
-            a, b = timed(one, f"{folder}/xla1"), timed([all_], f"{folder}/xla2")
+            a, b = seconds(one, f"{folder}/xla1"), seconds([all_], f"{folder}/xla2")
             print(f"{runs} x train.py {a:.1f} s, study {b:.1f} s: {a / b:.2f} times", flush=True)
 
 

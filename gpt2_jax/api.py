@@ -21,11 +21,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from gpt2_jax.data.tokenizer import Tokenizer, load_tokenizer
+from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.evaluate.generate import Generator
 from gpt2_jax.evaluate.sampling import SamplingParams
-from gpt2_jax.evaluate.text_generation import encode_prompts, generate_texts
+from gpt2_jax.evaluate.text_generation import encode_prompts, generate_texts, make_generator
 from gpt2_jax.interop.import_model import import_model
 from gpt2_jax.model import diagnostics
 from gpt2_jax.model.definition import ModelDef
@@ -158,9 +158,8 @@ def load_run(workdir: str | Path, step: int | str | None = None) -> LanguageMode
       UserError: if there is no run or no such checkpoint.
     """
     run = open_run(str(workdir), step, devices=1)
-    tokenizer, window = load_tokenizer(run.config.data.tokenizer), run.config.data.seq_len
-    end = None if tokenizer.name.startswith("ids:") else tokenizer.end_of_text
-    generator = Generator(run.model_def, run.params, run.step, window, end)
+    generator, tokenizer = make_generator(run)
+    window = run.config.data.seq_len
     return LanguageModel(run.model_def, run.params, tokenizer, run.step, window, generator)
 
 

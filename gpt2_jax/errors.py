@@ -87,6 +87,11 @@ def without_credentials(text: str) -> str:
     return re.sub(r"(\b[A-Za-z][A-Za-z0-9+.-]*://)[^\s'\"]*@", r"\1***@", text)
 
 
+def shortened(error: BaseException, longest: int = 200) -> str:
+    """Returns an exception's text on one line, truncated to `longest` characters."""
+    return " ".join(str(error).split())[:longest]
+
+
 def one_line(error: BaseException) -> str:
     """Returns an exception's type and text on one line, without any traceback in its text."""
     try:

@@ -238,6 +238,18 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             raise
 
 
+def check_empty(folder: Path, flag: str) -> None:
+    """Checks that an output folder is empty or does not exist.
+
+    Raises:
+      UserError: naming the flag if it is not.
+    """
+    with read_errors(folder):
+        is_used = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if is_used:
+        raise UserError(f"{flag} is not empty; choose a folder that does not exist yet")
+
+
 def check_creatable(path: Path) -> None:
     """Checks that a folder can be created, by creating it and deleting it again.
 

@@ -1,10 +1,16 @@
-"""`make install` with a fake Python: which environments are built, and what is installed."""
+"""`make install` with a fake Python: which environments are built, and what is installed.
+
+Also the Python versions and make targets that other files name.
+"""
 
 import os
+import re
 import shutil
 import subprocess
+import tomllib
 
 import pytest
+import yaml
 
 from tests.tools import ROOT
 
@@ -57,6 +63,26 @@ def test_changed_python_or_dependencies_are_reinstalled(install, tmp_path):
     later = (tmp_path / "pyproject.toml").stat().st_mtime + 100
     os.utime(tmp_path / "pyproject.toml", (later, later))
     assert install("3.12") == ([], [".[dev,eval]"])
+
+
+def test_supported_python_versions_are_the_same_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    versions = [word for c in project["classifiers"] for word in re.findall(r":: (3\.\d+)", c)]
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    assert jobs["test"]["strategy"]["matrix"]["python"] == versions
+    assert {path.stem for path in (ROOT / "constraints").iterdir()} == {
+        f"python{v}" for v in versions
+    }
+    assert project["requires-python"] == f">={versions[0]}"
+
+
+def test_commands_of_the_hosted_ci_are_make_targets():
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    commands = [
+        step["run"].split() for job in jobs.values() for step in job["steps"] if "run" in step
+    ]
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert commands and all(make == "make" and target in targets for make, target, *_ in commands)
 
 
 def test_interrupted_installation_is_rebuilt(install, tmp_path):

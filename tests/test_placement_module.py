@@ -8,9 +8,12 @@ from gpt2_jax import config as configs
 from gpt2_jax.config.check import check
 from gpt2_jax.config.table import validated
 from gpt2_jax.errors import UserError
+from gpt2_jax.model import residual
+from gpt2_jax.model.definition import define_model
 from gpt2_jax.nn.norms import NormType, RMSNorm, register_norm
 from gpt2_jax.placements import PRESETS, Placement, modules
-from gpt2_jax.placements.registry import Supports, declare, register_preset
+from gpt2_jax.placements.axes import SCALES
+from gpt2_jax.placements.registry import SUPPORTS, Supports, declare, register_preset
 from tests.ablation.study.small import BASE
 from tests.tools import ROOT, one_line_error, run, tiny
 
@@ -58,6 +61,11 @@ SIZES = [
     "--config.train.steps=2", "--config.train.sample_tokens=0", "--config.train.eval_tokens=128",
     "--config.model.n_layer=1", "--config.model.n_embd=16", "--config.data.seq_len=16",
 ]  # fmt: skip
+
+
+def define(**changes):
+    config = tiny(**changes)
+    return define_model(config.model, config.placement)
 
 
 def package(folder, text=GATED):
@@ -193,6 +201,32 @@ def test_unknown_preset_or_norm_suggests_naming_its_module(field):
 def test_a_connection_supports_by_default_what_the_sublayer_implements():
     assert Supports().sites == ("pre", "out")
     assert Supports().scales == ("branch_scale", "input_scale")
+
+
+@pytest.fixture
+def ignoring():
+    """A registered connection that declares a norm and a scale, and uses neither."""
+
+    class Ignoring(residual.Combine):
+        def __call__(self, x, u, y, context):
+            return x + y
+
+    supports = Supports(sites=("pre", "out", "post"), scales=SCALES)
+    residual.register("ignoring", supports)(Ignoring)
+    yield
+    del residual.CONNECTIONS["ignoring"], SUPPORTS["ignoring"]
+
+
+@pytest.mark.parametrize(
+    ("axis", "value", "ignored"),
+    [("norm_sites", "pre | pre+post", "post"), ("skip_scale", "learned_scalar(1)", "skip_scale")],
+)
+def test_connection_that_ignores_what_it_declares_is_refused(ignoring, axis, value, ignored):
+    fields = {"placement.connection": "ignoring"}
+    define(**fields)
+    with pytest.raises(UserError, match=f"'ignoring' .* supports '{ignored}' but never") as error:
+        define(**fields, **{f"placement.{axis}": value})
+    assert "\n" not in str(error.value)
 
 
 def test_registering_a_name_twice_is_an_error():

@@ -12,7 +12,6 @@ from gpt2_jax.ablation.drawing import (
     Style,
     choose_styles,
     finish,
-    integer_ticks,
     legend,
     panels,
     save,
@@ -56,7 +55,6 @@ def plot_by_block(
             if thin:
                 panel.plot(blocks, one.by_block[thin], **style | THIN)
         finish(panel, title, "block", logarithmic)
-        integer_ticks(panel.xaxis)
     legend(figure, axes)
     save(figure, path)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -50,7 +50,6 @@ def define_config(meaning: str) -> flags.FlagHolder:
         die(str(error))
     except flags.Error as error:
         die(one_line(error))
-    raise AssertionError("unreachable")
 
 
 def read_config(flag: flags.FlagHolder) -> Config:
@@ -115,7 +114,6 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         _check_flag_files(argv[1:])
         argv = _with_shipped(argv)
-        _check_file(argv)
         with redirect_stdout(sys.stderr):  # a config file may print; stdout is for results
             rest = flags.FLAGS(_quote_words(argv))
         _check_values()
@@ -140,7 +138,6 @@ def parse_flags(argv: list[str]) -> list[str]:
         # config_flags fails in many ways for an unknown field, and a config file may raise anything
         line = one_line(error)
         die(_unknown_field(argv) or f"{_given_config(argv)}: {renamed_key(line) or line}")
-    raise AssertionError("unreachable")
 
 
 def show_help() -> None:
@@ -216,14 +213,6 @@ def _check_flag_files(args: Sequence[str], within: tuple[str, ...] = ()) -> None
         _check_flag_files(text.split("\n"), (*within, name))
 
 
-def _check_file(argv: list[str]) -> None:
-    for arg in argv:
-        found = re.match(r"--?config=([^:]*)", arg)
-        if found and not os.path.isfile(found[1]):
-            known = ", ".join(sorted(shipped_configs()))
-            raise UserError(f"--config={found[1]} is neither a file nor one of {known}")
-
-
 def shipped_configs() -> dict[str, Path]:
     """Returns the config files that come with the package, by name, such as `quickstart`."""
     package = Path(__file__).parents[1]
@@ -234,11 +223,19 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def _with_shipped(argv: list[str]) -> list[str]:
-    """Replaces the name of a shipped config, as in `--config=quickstart`, by its path."""
+    """Replaces the name of a shipped config, as in `--config=quickstart`, by its path.
+
+    Raises:
+      UserError: if a config is neither a file nor a shipped one.
+    """
     out = []
     for arg in argv:
         found = re.fullmatch(r"(--?config=)([^:]*)(.*)", arg, re.DOTALL)
-        if found and not os.path.isfile(found[2]) and found[2] in (known := shipped_configs()):
+        if found and not os.path.isfile(found[2]):
+            known = shipped_configs()
+            if found[2] not in known:
+                listed = ", ".join(sorted(known))
+                raise UserError(f"--config={found[2]} is neither a file nor one of {listed}")
             arg = f"{found[1]}{known[found[2]]}{found[3]}"
         out.append(arg)
     return out
@@ -256,7 +253,7 @@ def _given_config(argv: list[str]) -> str:
     return next((arg for arg in argv if re.match(r"--?config(=|$)", arg)), "--config")
 
 
-def die(message: str, code: int = EXIT_WRONG_INPUT) -> None:
+def die(message: str, code: int = EXIT_WRONG_INPUT) -> NoReturn:
     """Ends the process with one line on stderr."""
     print(f"error: {printable(without_credentials(message))}", file=sys.stderr)
     sys.exit(code)

@@ -18,20 +18,16 @@ from gpt2_jax.ablation.diagnosis import BY_BLOCK, WHOLE, Diagnosis, diagnose, di
 from gpt2_jax.ablation.diagnosis_figures import plot_by_block, plot_by_depth
 from gpt2_jax.config import replace, resolve, validated
 from gpt2_jax.config.check import check
-from gpt2_jax.config.sections import DataConfig
 from gpt2_jax.data.batch import Batch
-from gpt2_jax.data.corpus import open_corpus
 from gpt2_jax.data.sampler import Sampler
 from gpt2_jax.data.shards import Corpus
-from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.errors import UserError, suggestion
-from gpt2_jax.files import atomic_folder, check_creatable, disk_errors
+from gpt2_jax.files import atomic_folder, check_creatable, check_empty, disk_errors
 from gpt2_jax.placements import PRESETS
 from gpt2_jax.train.checkpoint_ref import CheckpointRef, find_checkpoint, parse_step
 from gpt2_jax.train.compiled_step import memory_errors
 from gpt2_jax.train.mesh import configure_devices
-from gpt2_jax.train.open_run import open_run
-from gpt2_jax.train.rundir import check_corpus
+from gpt2_jax.train.open_run import open_data, open_run, open_run_data
 
 _CONFIG = cli.define_config("config file, for models before training")
 _PLACEMENTS = flags.DEFINE_list("placements", None, "presets; default: the config's")
@@ -51,8 +47,7 @@ def main(argv: list[str]) -> None:
     if not _OUT.value:
         raise UserError("pass --out, the folder to create")
     out = Path(_OUT.value)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out={out} already exists; choose another, or remove it")
+    check_empty(out, f"--out={out}")
     _check_flags()
     with disk_errors(f"--out={out}"):
         check_creatable(out.parent)
@@ -97,7 +92,7 @@ def _starts() -> Iterator[Diagnosis]:
             configs.append(config)
     first = configs[0]
     configure_devices(first.train, first.mesh)
-    corpus, tokenizer = open_text(first.data)
+    corpus, tokenizer = open_data(first.data)
     batches = read_batches(corpus, first.data.seq_len, first.train.batch_size, first.seed, 0)
     for config in configs:
         yield diagnose_start(config.placement.preset, resolve(config, tokenizer.size), batches)
@@ -117,23 +112,11 @@ def _runs() -> Iterator[Diagnosis]:
         find_checkpoint(CheckpointRef(workdir, parse_step(_STEP.value)))
     for workdir in workdirs:
         run = open_run(workdir, _STEP.value)
-        data, train = run.config.data, run.config.train
-        corpus, _ = open_text(data)
-        check_corpus(run.corpus, corpus, f"data.source={data.source}", Path(workdir))
-        batches = read_batches(corpus, data.seq_len, train.batch_size, run.config.seed, run.step)
+        seq_len, batch_size = run.config.data.seq_len, run.config.train.batch_size
+        corpus = open_run_data(run, workdir)
+        batches = read_batches(corpus, seq_len, batch_size, run.config.seed, run.step)
         name = f"{run.config.placement.preset} ({workdir})"
         yield diagnose(name, run.config, run.model_def, run.mesh, run.params, run.step, batches)
-
-
-def open_text(data: DataConfig) -> tuple[Corpus, Tokenizer]:
-    """Returns the text of a config, and its tokenizer."""
-    return open_corpus(
-        data.source,
-        data.val_source,
-        data.tokenizer,
-        data.val_fraction,
-        data.document_separator,
-    )
 
 
 def read_batches(

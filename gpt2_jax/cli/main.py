@@ -46,3 +46,7 @@ def usage() -> str:
     lines += [f"  {name:<11} {meaning}" for name, (_, meaning) in COMMANDS.items()]
     lines += ["", "gpt2-jax COMMAND --help lists the flags of a command."]
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

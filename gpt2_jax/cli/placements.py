@@ -56,7 +56,7 @@ def show(name: str) -> str:
     lines += ["", f"citation    {placement.citation}"]
     if placement.note:
         lines.append(f"note        {placement.note}")
-    changed = _changed(placement)
+    changed = [f"{axis}={value}" for axis, value in differences(placement, PRESETS[BASE]).items()]
     lines.append(f"axes        {changed[0] if changed else 'those of GPT-2'}")
     lines += [f"            {line}" for line in changed[1:]]
     lines.append(f"final norm  {'yes' if has_final_norm(placement, 12) else 'no'}")
@@ -67,11 +67,6 @@ def show(name: str) -> str:
         f"FLOPs       {flops / 1e6:,.1f} M per token at 124M ({share} compared with {BASE})"
     )
     return "\n".join(lines)
-
-
-def _changed(placement: Placement) -> list[str]:
-    names = differences(placement, PRESETS[BASE])
-    return [f"{name}={getattr(placement, name)}" for name in names]
 
 
 def counts(name: str) -> tuple[int, int]:

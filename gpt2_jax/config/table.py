@@ -93,18 +93,28 @@ def validated(name: str, value: Any, label: str | None = None) -> Any:
     return FIELDS[name].validated(value, label or name)
 
 
-def difference(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """Returns `{field: (old, new)}` for the fields that differ."""
+def difference(
+    old: Config, new: Config, ignored: tuple[str, ...] = ()
+) -> dict[str, tuple[Any, Any]]:
+    """Returns `{field: (old, new)}` for the fields that differ.
+
+    Args:
+      ignored: fields, or prefixes of fields, to leave out.
+    """
     before, after = flatten(old), flatten(new)
-    return {name: (before[name], after[name]) for name in FIELDS if before[name] != after[name]}
+    return {
+        name: (before[name], after[name])
+        for name in FIELDS
+        if before[name] != after[name] and not name.startswith(ignored)
+    }
 
 
 def fixed_difference(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Returns `{field: (old, new)}` for differing fields that must not change on resume."""
     changed = {
         name: values
-        for name, values in difference(old, new).items()
-        if not name.startswith(MAY_CHANGE) and not name.endswith("_every")
+        for name, values in difference(old, new, MAY_CHANGE).items()
+        if not name.endswith("_every")
     }
     if new.train.steps < old.train.steps:
         changed["train.steps"] = (old.train.steps, new.train.steps)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 
 from gpt2_jax.config.sections import WandbConfig
-from gpt2_jax.config.table import words
+from gpt2_jax.config.table import FIELDS, words
 
-MODES = ("online", "offline", "disabled")
 TAG_CHARS = 64
 PROJECT_CHARS = 128
 NOT_IN_PROJECT = "/\\#?%:"
@@ -20,8 +19,9 @@ def find_wandb_fault(settings: WandbConfig) -> str | None:
       settings: `track.wandb` of a config; an unset field gets its value from WANDB_*.
     """
     mode = settings.mode or os.environ.get("WANDB_MODE")
-    if mode is not None and mode not in MODES:
-        return f"WANDB_MODE={mode} is not a valid mode; set it to one of {', '.join(MODES)}"
+    modes = FIELDS["track.wandb.mode"].choices
+    if mode is not None and mode not in modes:
+        return f"WANDB_MODE={mode} is not a valid mode; set it to one of {', '.join(modes)}"
     if mode == "disabled":
         return None
     field = "track.wandb.project" if settings.project else "WANDB_PROJECT"

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from gpt2_jax.config import from_json
 from gpt2_jax.data.tokenizer import Tokenizer, load_tokenizer
-from gpt2_jax.errors import UserError, suggestion
+from gpt2_jax.errors import UserError, shortened, suggestion
 from gpt2_jax.evaluate.generate import Generator
 from gpt2_jax.evaluate.likelihood import LogLikelihood, Request, Scorer
 from gpt2_jax.evaluate.sampling import GREEDY, SamplingParams
@@ -349,7 +349,7 @@ def _load(manager: TaskManager, name: str, task_data: str | None) -> list[Any]:
     except UserError:
         raise
     except Exception as error:  # data sources and task code raise exceptions of any kind
-        reason = " ".join(str(error).split())[:200]
+        reason = shortened(error)
         if task_data is not None:
             raise UserError(
                 f"--task_data={task_data} does not contain the data of {name} "

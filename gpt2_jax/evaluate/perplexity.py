@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from gpt2_jax.data.corpus import open_corpus
@@ -12,8 +11,7 @@ from gpt2_jax.data.shards import Corpus
 from gpt2_jax.errors import UserError
 from gpt2_jax.train.evaluation import Evaluator
 from gpt2_jax.train.mesh import n_row_devices
-from gpt2_jax.train.open_run import OpenedRun, open_run
-from gpt2_jax.train.rundir import check_corpus
+from gpt2_jax.train.open_run import OpenedRun, open_run, open_run_data
 
 MAX_LOGITS_BYTES = 1 << 30  # per batch; an imported model has no batch size of its own
 
@@ -110,17 +108,10 @@ def _why_none(nats: float) -> str:
 
 
 def _corpus(run: OpenedRun, workdir: str, data: str | None) -> Corpus:
-    fields = run.config.data
     if data is None:
-        corpus, _ = open_corpus(
-            fields.source,
-            fields.val_source,
-            fields.tokenizer,
-            fields.val_fraction,
-            fields.document_separator,
-        )
-        check_corpus(run.corpus, corpus, f"data.source={fields.source}", Path(workdir))
+        corpus = open_run_data(run, workdir)
     else:
+        fields = run.config.data
         separator = fields.document_separator
         corpus, _ = open_corpus(None, data, fields.tokenizer, fields.val_fraction, separator)
     if len(corpus.val) < 2:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2_jax.errors import UserError
+from gpt2_jax.errors import UserError, shortened
 from gpt2_jax.files import (
     atomic_folder,
     cache_dir,
@@ -115,8 +115,9 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, tarfile.TarError, lzma.LZMAError, EOFError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"--task_data: {path} is damaged, or not UTF-8 text: {reason}") from None
+        raise UserError(
+            f"--task_data: {path} is damaged, or not UTF-8 text: {shortened(error)}"
+        ) from None
 
 
 def _lambada(path: Path) -> Iterator[Part]:

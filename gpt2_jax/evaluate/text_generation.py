@@ -19,7 +19,7 @@ from gpt2_jax.evaluate.sampling import SamplingParams
 from gpt2_jax.evaluate.text_stream import TextStream, continuation
 from gpt2_jax.files import text_lines
 from gpt2_jax.model.definition import ModelDef
-from gpt2_jax.train.open_run import open_run
+from gpt2_jax.train.open_run import OpenedRun, open_run
 
 PROMPT = "\n"
 DEFAULT_SAMPLING = SamplingParams(temperature=0.8, top_k=40)
@@ -207,7 +207,11 @@ def open_generator(workdir: str, step: int | str | None = None) -> tuple[Generat
     Raises:
       UserError: if there is no run, or no such checkpoint.
     """
-    run = open_run(workdir, step, devices=1)
+    return make_generator(open_run(workdir, step, devices=1))
+
+
+def make_generator(run: OpenedRun) -> tuple[Generator, Tokenizer]:
+    """Returns a generator for an opened run, and the run's tokenizer."""
     tokenizer = load_tokenizer(run.config.data.tokenizer)
     end = None if tokenizer.name.startswith("ids:") else tokenizer.end_of_text
     return Generator(run.model_def, run.params, run.step, run.config.data.seq_len, end), tokenizer

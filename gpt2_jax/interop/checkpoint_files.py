@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from gpt2_jax.data.hub import hub_error
-from gpt2_jax.errors import UserError, quoted
-from gpt2_jax.files import check_regular, read_errors, read_fields, write_json
+from gpt2_jax.errors import UserError, quoted, shortened
+from gpt2_jax.files import check_regular, read_fields, write_json
 from gpt2_jax.interop.weights import Tensors
 
 DOWNLOAD_PATTERNS = ["*.json", "*.safetensors", "merges.txt"]
@@ -37,23 +37,11 @@ def find_checkpoint(model: str, allow_pickle: bool) -> Path:
         offline = fault is not None
         return Path(snapshot_download(model, allow_patterns=patterns, local_files_only=offline))
     except Exception as error:  # from the hub's library, requests or httpx
-        reason = fault or " ".join(str(error).split())[:200]
+        reason = fault or shortened(error)
         raise UserError(
             f"--model={model} is not a folder, and downloading it from the Hugging Face hub "
             f"failed: {reason}"
         ) from None
-
-
-def check_empty(folder: Path, flag: str) -> None:
-    """Checks that an output folder is empty or does not exist.
-
-    Raises:
-      UserError: naming the flag if it is not.
-    """
-    with read_errors(folder):
-        is_used = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    if is_used:
-        raise UserError(f"{flag} is not empty; choose a folder that does not exist yet")
 
 
 def read_tensors(folder: Path, allow_pickle: bool) -> Tensors:
@@ -132,8 +120,9 @@ def _read_pickle(path: Path) -> Tensors:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
         return {name: _from_torch(value) for name, value in tensors.items()}
     except Exception as error:  # unpickling raises many types
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} cannot be read with weights_only=True: {reason}") from None
+        raise UserError(
+            f"{path} cannot be read with weights_only=True: {shortened(error)}"
+        ) from None
 
 
 def _from_torch(value: Any) -> np.ndarray:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt2_jax.errors import UserError
-from gpt2_jax.files import atomic_folder, write_atomic, write_json
+from gpt2_jax.files import atomic_folder, check_empty, write_atomic, write_json
 from gpt2_jax.interop import checkpoint_files, hf_config
 from gpt2_jax.interop.tokenizer_files import write_tokenizer
 from gpt2_jax.interop.weights import to_huggingface
@@ -39,7 +39,7 @@ def export_model(
     target = Path(out).absolute()
     if dtype not in DTYPES:
         raise UserError(f"--dtype={dtype} is not one of {', '.join(DTYPES)}")
-    checkpoint_files.check_empty(target, f"--out={out}")
+    check_empty(target, f"--out={out}")
     config = RunDirectory(workdir).read_config()
     hf_config.to_huggingface(config, None, dtype)  # checks the config before reading weights
     run = open_run(workdir, step)

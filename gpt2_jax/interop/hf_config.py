@@ -83,8 +83,9 @@ def to_huggingface(config: Config, end_of_text: int | None, dtype: str) -> dict[
     """
     model = config.model
     placement = config.placement.resolve()
-    if extra := [name for name in differences(placement, GPT2) if name not in FREE]:
-        listed = ", ".join(f"{name}={getattr(placement, name)!r}" for name in extra)
+    extra = {n: value for n, value in differences(placement, GPT2).items() if n not in FREE}
+    if extra:
+        listed = ", ".join(f"{name}={value!r}" for name, value in extra.items())
         raise UserError(
             f"placement.preset={config.placement.preset} cannot be exported: Hugging Face's GPT-2 "
             "has norms before each sublayer and after the last block, and nothing else "

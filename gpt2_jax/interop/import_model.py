@@ -11,7 +11,7 @@ from gpt2_jax.config.check import check_stored
 from gpt2_jax.data.saved_tokenizer import save_tokenizer
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
-from gpt2_jax.files import atomic_folder, read_fields, write_atomic, write_json
+from gpt2_jax.files import atomic_folder, check_empty, read_fields, write_atomic, write_json
 from gpt2_jax.interop import checkpoint_files, hf_config
 from gpt2_jax.interop.tokenizer_files import find_tokenizer
 from gpt2_jax.interop.weights import from_huggingface
@@ -36,7 +36,7 @@ def import_model(
       UserError: naming the field or tensor that is not supported; `workdir` is not created.
     """
     target = RunDirectory(workdir).path.absolute()
-    checkpoint_files.check_empty(target, f"--workdir={workdir}")
+    check_empty(target, f"--workdir={workdir}")
     folder = checkpoint_files.find_checkpoint(model, allow_pickle)
     fields = read_fields(folder / "config.json")
     config = hf_config.from_huggingface(fields)

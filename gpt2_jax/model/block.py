@@ -8,6 +8,7 @@ import jax
 from flax import nnx
 
 from gpt2_jax.config.sections import ModelConfig
+from gpt2_jax.errors import UserError
 from gpt2_jax.model.builder import BlockBuilder
 from gpt2_jax.model.residual import CONNECTIONS
 from gpt2_jax.model.residual.base import Aux
@@ -18,15 +19,25 @@ from gpt2_jax.placements.spec import ModelSpec, StackSpec
 
 
 class Block(nnx.Module):
-    """Sublayers, as attributes with their names, and a connection."""
+    """Sublayers, as attributes with their names, and a connection.
+
+    Raises:
+      UserError: if the connection declares a norm site or scale that it does not use.
+    """
 
     def __init__(self, build: BlockBuilder):
-        connection = CONNECTIONS[build.spec.connection.name]
+        name = build.spec.connection.name
+        connection = CONNECTIONS[name]
         self.is_source = build.block.values == "source"
         self.names = tuple(spec.name for spec in build.sublayers)
         for spec in build.sublayers:
             setattr(self, spec.name, Sublayer(build, spec, connection.owned_sites))
         self.connection = connection(build)
+        if ignored := build.ignored():
+            raise UserError(
+                f"the connection {name!r} declares that it supports {ignored!r} but never builds "
+                "it: remove it from its Supports, or call build.norm or build.scale in its class"
+            )
 
     def __call__(self, stream: Any, context: Context) -> tuple[Any, Aux]:
         """Returns the stream after the block, and the auxiliary outputs of its sublayers."""

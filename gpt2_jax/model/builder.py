@@ -13,8 +13,9 @@ from gpt2_jax.model.parametrization import init_factor
 from gpt2_jax.model.scale import Scale
 from gpt2_jax.nn.norms import Norm, NormSpec, make_norm
 from gpt2_jax.nn.param import Init
-from gpt2_jax.placements.axes import QK_SITES
+from gpt2_jax.placements.axes import BLOCK_SITES, QK_SITES, SCALES
 from gpt2_jax.placements.expressions import Expression, ScaleSpec, Sizes
+from gpt2_jax.placements.registry import SUPPORTS
 from gpt2_jax.placements.spec import BlockSpec, ModelSpec, StackSpec, SublayerSpec
 
 
@@ -62,6 +63,7 @@ class BlockBuilder:
         Args:
           width: size of the normalized axis; None for `n_embd`. axis: its name.
         """
+        self._requested.add((site, sublayer.name))
         norm = self.spec.norm
         if site not in sublayer.norm_sites or norm.kind == "none":
             return None
@@ -91,11 +93,30 @@ class BlockBuilder:
 
     def scale(self, axis: str, sublayer: SublayerSpec) -> Scale:
         """Returns the scale of an axis such as `skip_scale`; sublayers share a `learned_block`."""
+        self._requested.add((axis, sublayer.name))
         spec: ScaleSpec = getattr(sublayer, axis)
         if spec.kind == "learned_block" and axis in self._shared:
             return self._shared[axis]
         scale = Scale(spec, self.value(spec.first, sublayer), self.sizes, sublayer.index)
         return self._shared.setdefault(axis, scale) if spec.kind == "learned_block" else scale
+
+    def ignored(self) -> str | None:
+        """Returns a norm site or scale in the block's spec that no module requested, or None.
+
+        A connection that combines all sublayers at once requests its own for one of them.
+        """
+        whole_block = SUPPORTS[self.spec.connection.name].whole_block
+        for spec in self.sublayers:
+            present = [site for site in BLOCK_SITES if site in spec.norm_sites]
+            present += [axis for axis in SCALES if not getattr(spec, axis).is_one]
+            requested = {x for x, name in self._requested if whole_block or name == spec.name}
+            if missing := [x for x in present if x not in requested]:
+                return missing[0]
+        return None
+
+    @cached_property
+    def _requested(self) -> set[tuple[str, str]]:
+        return set()
 
     @cached_property
     def _shared(self) -> dict[str, Scale]:

@@ -12,36 +12,31 @@ from gpt2_jax.placements.spec import ModelSpec, Parametrization
 DEPTH_EXPONENT = {"depth_mup": 0.5, "completep": 1.0}  # the paper's alpha
 
 
-def _ratios(
-    cfg: ModelConfig, parametrization: Parametrization
-) -> tuple[float, float, float] | None:
-    """Returns (m_L, m_N, alpha), or None for the standard parametrization."""
-    alpha = DEPTH_EXPONENT.get(parametrization.kind)
-    if alpha is None:
-        return None
+def _ratios(cfg: ModelConfig, parametrization: Parametrization) -> tuple[float, float, float]:
+    """Returns (m_L, m_N, alpha); all 1 for the standard parametrization."""
+    if parametrization.kind not in DEPTH_EXPONENT:
+        return 1.0, 1.0, 1.0
     return (
         cfg.n_layer / parametrization.base_n_layer,
         cfg.n_embd / parametrization.base_n_embd,
-        alpha,
+        DEPTH_EXPONENT[parametrization.kind],
     )
 
 
 def branch_factor(cfg: ModelConfig, parametrization: Parametrization) -> float:
     """Returns the factor on every sublayer's output, m_L^-alpha."""
-    ratios = _ratios(cfg, parametrization)
-    return ratios[0] ** -ratios[2] if ratios else 1.0
+    m_l, _, alpha = _ratios(cfg, parametrization)
+    return m_l**-alpha
 
 
 def init_factor(cfg: ModelConfig, parametrization: Parametrization) -> float:
     """Returns the factor on the std of the blocks' initial matrices, m_N^-1/2."""
-    ratios = _ratios(cfg, parametrization)
-    return ratios[1] ** -0.5 if ratios else 1.0
+    return _ratios(cfg, parametrization)[1] ** -0.5
 
 
 def logits_factor(cfg: ModelConfig, parametrization: Parametrization) -> float:
     """Returns the factor on the logits, 1/m_N."""
-    ratios = _ratios(cfg, parametrization)
-    return 1.0 / ratios[1] if ratios else 1.0
+    return 1.0 / _ratios(cfg, parametrization)[1]
 
 
 def score_exponent(parametrization: Parametrization) -> float:
@@ -51,12 +46,9 @@ def score_exponent(parametrization: Parametrization) -> float:
 
 def hyper_scales(cfg: ModelConfig, spec: ModelSpec, role: Role, in_block: bool) -> HyperScales:
     """Returns the factors on a parameter's learning rate, decay and epsilon."""
-    ratios = _ratios(cfg, spec.parametrization)
     if spec.unit_weights:
         return HyperScales(decay=0.0)  # weights are normalized after each step
-    if ratios is None:
-        return HyperScales()
-    m_l, m_n, alpha = ratios
+    m_l, m_n, alpha = _ratios(cfg, spec.parametrization)
     eps = m_l**-alpha / m_n
     if not in_block:
         return HyperScales(eps=eps)

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from gpt2_jax.placements.axes import AXES, BLOCK_SITES, QK_SITES, Placement
+from gpt2_jax.placements.axes import AXES, BLOCK_SITES, QK_SITES, SCALES, Placement
 from gpt2_jax.placements.catalogue import PRESETS
 
 IN_BRANCH = ("pre", "out")
 BRANCH_SCALES = ("branch_scale", "input_scale")
-SCALES = ("skip_scale", *BRANCH_SCALES)
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,9 @@ from gpt2_jax.placements.spec import (
 )
 
 SUBLAYERS = ("attn", "mlp")
+COORDINATES = "coordinates"  # added by positions_at=block; not a value of the axis `cross_layer`
 # In the order in which they change the stream: U-Net skips before x0.
-CROSS_LAYER = ("unet", "x0", "coordinates", "dense", "backout")
+CROSS_LAYER = ("unet", "x0", COORDINATES, "dense", "backout")
 
 
 def resolve(preset: str, overrides: Mapping[str, Any]) -> Placement:
@@ -56,9 +57,10 @@ def resolve(preset: str, overrides: Mapping[str, Any]) -> Placement:
     return dataclasses.replace(base, **given)
 
 
-def differences(placement: Placement, other: Placement) -> tuple[str, ...]:
-    """Returns the names of the axes in which two placements differ."""
-    return tuple(n for n in AXES if getattr(placement, n) != getattr(other, n))
+def differences(placement: Placement, other: Placement) -> dict[str, Any]:
+    """Returns the axes in which a placement differs from another, with its values."""
+    values = {name: getattr(placement, name) for name in AXES}
+    return {name: value for name, value in values.items() if value != getattr(other, name)}
 
 
 @lru_cache(maxsize=64)
@@ -187,5 +189,5 @@ def depth_groups(placement: Placement, n_layer: int) -> tuple[int, int]:
 def _cross_layer(placement: Placement) -> tuple[str, ...]:
     found = {*words(placement.cross_layer)}
     if placement.positions_at == "block":
-        found.add("coordinates")
+        found.add(COORDINATES)
     return tuple(word for word in CROSS_LAYER if word in found)

@@ -20,6 +20,8 @@ from gpt2_jax.placements.expressions import parse_scale, sides, words
 from gpt2_jax.placements.overrides import parse_overrides
 from gpt2_jax.placements.registry import IN_BRANCH_SITES, SUPPORTS, Supports
 from gpt2_jax.placements.resolve import (
+    COORDINATES,
+    CROSS_LAYER,
     block_ranges,
     depth_groups,
     has_final_norm,
@@ -27,7 +29,6 @@ from gpt2_jax.placements.resolve import (
     sites,
 )
 
-CROSS_LAYER = ("x0", "unet", "dense", "backout")
 DEFAULT_STD = 0.02  # of model.init_std
 
 Overrides: TypeAlias = Mapping[str, Any]
@@ -171,14 +172,11 @@ def _data_init_faults(model: Model, placement: Placement, given: Overrides) -> I
 def _size_faults(model: Model, placement: Placement, given: Overrides) -> Iterator[str]:
     name = placement.connection
     supports = SUPPORTS[name]
-    if "n_streams" in given and not supports.n_streams:
-        yield f"n_streams={placement.n_streams} is not supported by connection={name}"
+    for axis in ("n_streams", "rank", "depth_groups"):
+        if axis in given and not getattr(supports, axis):
+            yield f"{axis}={given[axis]} is not supported by connection={name}"
     if supports.splits_stream and model.n_embd % placement.n_streams:
         yield f"n_streams={placement.n_streams} must divide model.n_embd={model.n_embd}"
-    if "rank" in given and not supports.rank:
-        yield f"rank={placement.rank} is not supported by connection={name}"
-    if "depth_groups" in given and not supports.depth_groups:
-        yield f"depth_groups={placement.depth_groups} is not supported by connection={name}"
     if groups := given.get("depth_groups"):
         possible, size = depth_groups(placement, model.n_layer)
         if possible != groups:
@@ -269,11 +267,11 @@ def _unit_stream_faults(model: Model, placement: Placement, given: Overrides) ->
 
 def _depth_faults(model: Model, placement: Placement, given: Overrides) -> Iterator[str]:
     """Reports what does not fit the number of blocks."""
+    known = [name for name in CROSS_LAYER if name != COORDINATES]
     for word in words(placement.cross_layer):
-        if word not in CROSS_LAYER:
-            known = ", ".join(CROSS_LAYER)
+        if word not in known:
             field = f"cross_layer={placement.cross_layer!r}"
-            yield f"{field}: {word!r} is unknown; choose one of {known}"
+            yield f"{field}: {word!r} is unknown; choose one of {', '.join(known)}"
     if "unet" in words(placement.cross_layer) and model.n_layer % 2:
         yield f"cross_layer=unet pairs blocks: model.n_layer={model.n_layer} must be even"
     groups = placement.share_blocks

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt2_jax.errors import shortened
 from gpt2_jax.track.metrics import Row
 
 INIT_SECONDS = 10
@@ -300,4 +301,4 @@ def last_step(folder: Path) -> int:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return shortened(error) or type(error).__name__

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import nullcontext
 
 from gpt2_jax import config as configs
 from gpt2_jax.config import Config
 from gpt2_jax.config.capacity import check_memory
 from gpt2_jax.config.check import check
-from gpt2_jax.data.corpus import open_corpus
 from gpt2_jax.data.sampler import Sampler
 from gpt2_jax.data.shards import Corpus
 from gpt2_jax.data.tokenizer import load_tokenizer
@@ -21,6 +21,7 @@ from gpt2_jax.train.checkpoint import Checkpoints
 from gpt2_jax.train.compiled_step import CompiledStep, compile_step, memory_errors
 from gpt2_jax.train.malloc import keep_freed_memory
 from gpt2_jax.train.mesh import configure_devices
+from gpt2_jax.train.open_run import open_data
 from gpt2_jax.train.param_patterns import lr_factors
 from gpt2_jax.train.pretrained import (
     PretrainedSource,
@@ -79,12 +80,8 @@ def _train(config: Config, workdir: str, sample: SampleFn | None, stop: StopSign
         lr_factors(config.optimizer, model)  # reports a wrong pattern early
     say("preparing the text")
     with stop.immediate():
-        corpus, tokenizer = open_corpus(
-            data.source,
-            data.val_source,
-            directory.tokenizer_for(config),
-            data.val_fraction,
-            data.document_separator,
+        corpus, tokenizer = open_data(
+            dataclasses.replace(data, tokenizer=directory.tokenizer_for(config))
         )
     assert corpus.train is not None
     sampler = Sampler(corpus.train, data.seq_len, config.train.batch_size, config.seed)

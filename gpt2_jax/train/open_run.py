@@ -1,4 +1,4 @@
-"""Opens a run from its directory, for evaluation, sampling or export."""
+"""Opens a run from its directory, for evaluation, sampling or export, and the text of a config."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from jax.sharding import Mesh
 
 from gpt2_jax.config import Config, replace
 from gpt2_jax.config.capacity import FLOAT
+from gpt2_jax.config.sections import DataConfig
+from gpt2_jax.data.corpus import open_corpus
+from gpt2_jax.data.shards import Corpus
+from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.files import sha256
 from gpt2_jax.model.definition import ModelDef, define_model
 from gpt2_jax.train.checkpoint import restore_params
@@ -17,7 +21,7 @@ from gpt2_jax.train.checkpoint_ref import CheckpointRef, parse_step, with_checkp
 from gpt2_jax.train.checksums import SUMS
 from gpt2_jax.train.identity import read_meta
 from gpt2_jax.train.mesh import configure_devices, make_mesh
-from gpt2_jax.train.rundir import RunDirectory
+from gpt2_jax.train.rundir import RunDirectory, check_corpus
 from gpt2_jax.train.state import abstract_params
 
 
@@ -66,3 +70,30 @@ def open_run(workdir: str, step: int | str | None = None, devices: int | None = 
         return OpenedRun(config, model, mesh, params, step, corpus, sha256(folder / SUMS))
 
     return with_checkpoint(directory, ref, restore)
+
+
+def open_data(data: DataConfig) -> tuple[Corpus, Tokenizer]:
+    """Opens the text of a config, and its tokenizer.
+
+    Raises:
+      UserError: as `open_corpus`.
+    """
+    return open_corpus(
+        data.source,
+        data.val_source,
+        data.tokenizer,
+        data.val_fraction,
+        data.document_separator,
+    )
+
+
+def open_run_data(run: OpenedRun, workdir: str) -> Corpus:
+    """Opens the text that a run was trained on.
+
+    Raises:
+      UserError: if its content has changed, or as `open_data`.
+    """
+    data = run.config.data
+    corpus, _ = open_data(data)
+    check_corpus(run.corpus, corpus, f"data.source={data.source}", Path(workdir))
+    return corpus

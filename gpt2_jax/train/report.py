@@ -147,9 +147,8 @@ def _sharding(compiled: CompiledStep) -> dict[str, str]:
 
 def _overrides(placement: PlacementConfig) -> str:
     """Returns the axes that differ from the preset's, in parentheses."""
-    now = placement.resolve()
-    changed = differences(now, PRESETS[placement.preset])
-    listed = ", ".join(f"{name}={getattr(now, name)}" for name in changed)
+    changed = differences(placement.resolve(), PRESETS[placement.preset])
+    listed = ", ".join(f"{name}={value}" for name, value in changed.items())
     return f" ({listed})" if listed else ""
 
 

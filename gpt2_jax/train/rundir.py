@@ -101,7 +101,8 @@ class RunDirectory:
           UserError: if it contains something else, or another process is training there.
         """
         if not os.path.lexists(self.path):
-            self._check_creatable()
+            with disk_errors(f"--workdir={self.path}"):
+                check_creatable(self.path)
             return
         with read_errors(self.path):
             if not self.path.is_dir():
@@ -117,10 +118,6 @@ class RunDirectory:
         if (self.path / ".lock").is_file():
             with disk_errors(f"--workdir={self.path}"):
                 self._take_lock().close()
-
-    def _check_creatable(self) -> None:
-        with disk_errors(f"--workdir={self.path}"):
-            check_creatable(self.path)
 
     def lock(self) -> None:
         """Creates the directory if necessary, and locks out other processes."""

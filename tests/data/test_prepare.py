@@ -424,7 +424,9 @@ def test_tokenizing_processes_exit_when_the_parent_is_killed(tmp_path):
     parent.wait()
     parent.stdout.close()
     for _ in range(500):
-        if not os.path.exists(f"/proc/{child}"):
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
             return
         time.sleep(0.01)
     os.kill(child, signal.SIGKILL)

@@ -20,12 +20,13 @@ from gpt2_jax.errors import UserError
 from gpt2_jax.model import residual
 from gpt2_jax.model.data_dependent_init import data_dependent_init
 from gpt2_jax.model.definition import define_model
+from gpt2_jax.model.residual.cross_layer import SKIPS
 from gpt2_jax.nn.norm_types import NORM_TYPES
 from gpt2_jax.placements import AXES, PRESETS
 from gpt2_jax.placements.axes import GATED
 from gpt2_jax.placements.expressions import Expression, parse_expression, parse_scale, sides
 from gpt2_jax.placements.registry import SUPPORTS
-from gpt2_jax.placements.resolve import has_final_norm, stacks
+from gpt2_jax.placements.resolve import CROSS_LAYER, has_final_norm, stacks
 from gpt2_jax.placements.validate import find_fault
 from tests.placements import FAMILIES
 from tests.tools import ROOT, noisy, tiny
@@ -118,6 +119,16 @@ def placement_of(**changes):
 
 def test_every_connection_is_registered_and_declared():
     assert set(SUPPORTS) == set(residual.CONNECTIONS)
+
+
+@pytest.mark.parametrize("name", SUPPORTS)
+def test_every_connection_uses_what_it_declares(name):
+    scales = dict.fromkeys(SUPPORTS[name].scales, "2")
+    define(connection=name, norm_sites="+".join(SUPPORTS[name].sites), **scales)
+
+
+def test_every_skip_across_layers_has_a_class():
+    assert set(SKIPS) == set(CROSS_LAYER)
 
 
 def test_every_norm_of_the_config_is_registered():
@@ -384,7 +395,7 @@ def test_equal_configs_have_equal_outcomes():
             "multiplier_target=sum has no effect",
         ),
         ({"fixnorm": True, "embedding_std": "1"}, "embedding_std has no effect: fixnorm=True"),
-        ({"cross_layer": "x1"}, "cross_layer='x1': 'x1' is unknown; choose one of x0, unet, dense"),
+        ({"cross_layer": "x1"}, "cross_layer='x1': 'x1' is unknown; choose one of unet, x0, dense"),
         ({"x0_scales": "2 | 1"}, "x0_scales='2 | 1' needs cross_layer=x0"),
         (
             {"cross_layer": "unet", "n_layer": 3},

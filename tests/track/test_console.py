@@ -16,6 +16,8 @@ def broken_pipe():
 
 
 def full_disk():
+    if not os.path.exists("/dev/full"):
+        pytest.skip("this system has no /dev/full")
     return open("/dev/full", "w")
 
 

@@ -219,7 +219,7 @@ def test_signal_interrupts_an_evaluation_and_the_next_start_repeats_it(
     assert loop.Checkpoints(workdir / "checkpoints").best() == best["step"]
 
 
-@pytest.mark.parametrize("phase", ["open_corpus", "compile_step"])
+@pytest.mark.parametrize("phase", ["open_data", "compile_step"])
 def test_signal_before_the_first_step_saves_nothing(
     text_file, tmp_path, monkeypatch, phase, capsys
 ):

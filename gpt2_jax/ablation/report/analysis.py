@@ -13,7 +13,7 @@ from gpt2_jax.ablation.statistics import compare, median_interval, seeds_for, se
 from gpt2_jax.ablation.study.design import LEARNING_RATE, Study
 from gpt2_jax.ablation.study.labels import labels
 from gpt2_jax.ablation.study.outcomes import Outcome
-from gpt2_jax.ablation.study.plan import Plan, known_trials
+from gpt2_jax.ablation.study.plan import Plan, is_done, known_trials
 from gpt2_jax.ablation.study.store import TrialStore
 from gpt2_jax.ablation.study.trials import Trial
 from gpt2_jax.track.metrics import read_rows
@@ -23,7 +23,7 @@ from gpt2_jax.train.rundir import RunDirectory
 def analyze(plan: Plan, store: TrialStore) -> Analysis:
     """Analyzes a study's directory, complete or not."""
     known, outcomes = known_trials(plan, store)
-    runs = {t.name: _run(t, outcomes[t.name], store) for t in known if _is_done(t, outcomes)}
+    runs = {t.name: _run(t, outcomes[t.name], store) for t in known if is_done(t, outcomes)}
     every = range(len(plan.study.variants))
     variants = _compared(plan.study, [_variant(plan, i, known, outcomes, runs) for i in every])
     learning_rates, sensitivities = _sensitivities(plan, variants)
@@ -39,10 +39,6 @@ def analyze(plan: Plan, store: TrialStore) -> Analysis:
     )
     found.warnings.extend(caveats(found))
     return found
-
-
-def _is_done(trial: Trial, outcomes: dict[str, Outcome]) -> bool:
-    return trial.name in outcomes and outcomes[trial.name].is_final
 
 
 def _run(trial: Trial, outcome: Outcome, store: TrialStore) -> Run:

@@ -83,7 +83,7 @@ def _unequal_budgets(variant: Variant, baseline: Variant) -> list[str]:
             f"{name} has {mine / theirs - 1:+.1%} parameters compared with {baseline.name}; a "
             "difference may be due to size."
         )
-    mine, theirs = _tokens(variant), _tokens(baseline)
+    mine, theirs = variant.tokens, baseline.tokens
     if mine and theirs and mine != theirs:
         out.append(f"{name} trains on {mine:,} tokens, {baseline.name} on {theirs:,}.")
     mine, theirs = variant.info.get("flops"), baseline.info.get("flops")
@@ -99,11 +99,6 @@ def _off_grid_gain(variant: Variant) -> float:
     around = [scores.get(k, float("inf")) for k in (best - 1, best, best + 1)]
     is_lowest = around[1] == min(around)  # not always: the best is one where the fewest seeds broke
     return parabola_gain(*around) if is_lowest and all(map(isfinite, around)) else 0.0
-
-
-def _tokens(variant: Variant) -> int | None:
-    info = variant.info
-    return round(info["flops"] / info["flops_per_token"]) if info.get("flops_per_token") else None
 
 
 def _of_any_study(analysis: Analysis) -> list[str]:
@@ -148,7 +143,7 @@ def _shared_recipe(analysis: Analysis) -> str:
         "weight decay (scaled by the learning rate)": {"optimizer.weight_decay"},
     }
     shared = [text for text, fields in settings.items() if not fields & varied]
-    if len({_tokens(variant) for variant in analysis.variants} - {None}) < 2:
+    if len({variant.tokens for variant in analysis.variants} - {None}) < 2:
         shared.append("number of training tokens")
     return (
         f"All variants share: {', '.join(shared) or 'no such setting'}. Each of these may suit "

@@ -13,14 +13,13 @@ from gpt2_jax.ablation.drawing import (
     Style,
     choose_styles,
     finish,
-    integer_ticks,
     legend,
     panels,
     plain,
     powers_of_two,
     save,
 )
-from gpt2_jax.ablation.report.variant import DIAGNOSTICS, Analysis, Variant, learning_rate_of
+from gpt2_jax.ablation.report.variant import Analysis, Variant, learning_rate_of
 from gpt2_jax.ablation.statistics import t_interval
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ GRAY = "#8B8B8B"
 SUFFIXES = (".png",)
 COLUMNS = 3  # maximum number of panels per row
 DEPTH = "model.n_layer"
+# By diagnostic: title, and whether the axis is logarithmic.
 TITLES = {
     "stream_rms": ("stream RMS", True),
     "attn_ratio": ("attention output / input", True),
@@ -68,9 +68,7 @@ def draw_all(analysis: Analysis, folder: Path) -> dict[str, str]:
         )
     for last, name in ((False, "start"), (True, "end")):
         names = [
-            n
-            for n in DIAGNOSTICS
-            if any(v.by_depth(n, last) is not None for v in analysis.variants)
+            n for n in TITLES if any(v.by_depth(n, last) is not None for v in analysis.variants)
         ]
         if names:
             when = "at the end" if last else "before the first step"
@@ -94,7 +92,7 @@ def styles_of(analysis: Analysis) -> dict[str, Style]:
 def _losses(analysis: Analysis, path: Path) -> None:
     whole = sorted(
         (v for v in analysis.variants if v.median is not None and v.comparable),
-        key=lambda v: v.median.estimate if v.median else 0,
+        key=lambda v: v.loss or 0.0,
     )
     figure, (panel,) = panels(1, 1, height=0.9 + 0.3 * len(whole))
     styles = styles_of(analysis)
@@ -279,6 +277,5 @@ def _depth(
                 panel.plot(np.arange(1, len(values) + 1), values, label=variant.name, **style)
         title, logarithmic = TITLES[name]
         finish(panel, title, "block", logarithmic)
-        integer_ticks(panel.xaxis)
     legend(figure, axes)
     save(figure, path, SUFFIXES)

@@ -54,14 +54,17 @@ def _config_difference(variant: Variant, analysis: Analysis, definition: Definit
     one, two = (
         variant_config(definition.base, v.values).placement.resolve() for v in (variant, other)
     )
-    axes = [name for name in differences(one, two) if f"placement.{name}" not in mine]
-    shown = [f"`{n}` = `{getattr(one, n)}` (`{getattr(two, n)}`)" for n in axes]
+    shown = [
+        f"`{axis}` = `{value}` (`{getattr(two, axis)}`)"
+        for axis, value in differences(one, two).items()
+        if f"placement.{axis}" not in mine
+    ]
     return [*lines, *([f"- set by its placement: {'; '.join(shown)}"] if shown else [])]
 
 
 def _equation(placement: PlacementConfig) -> list[str]:
     """Describes a placement by its preset's equation and source, and its changes to the preset."""
-    preset, now = PRESETS[placement.preset], placement.resolve()
+    preset = PRESETS[placement.preset]
     lines = [
         *(f"    {line}" for line in preset.equation.splitlines()),
         "",
@@ -69,8 +72,8 @@ def _equation(placement: PlacementConfig) -> list[str]:
     ]
     if preset.note:
         lines += ["", escaped(preset.note)]
-    if changed := differences(now, preset):
-        axes = ", ".join(f"`{name}` = `{getattr(now, name)}`" for name in changed)
+    if changed := differences(placement.resolve(), preset):
+        axes = ", ".join(f"`{name}` = `{value}`" for name, value in changed.items())
         lines += ["", f"This describes `{placement.preset}`; here it is changed to {axes}."]
     return lines
 

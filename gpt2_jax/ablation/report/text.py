@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from math import isnan
 from typing import Any
 
@@ -63,14 +63,15 @@ def _head(analysis: Analysis, definition: Definition) -> list[str]:
     )
     own = [variant_config(definition.base, variant.values) for variant in analysis.variants]
     flat = [flatten(one) for one in own]
+    # Of the runs, which a study's budget may determine.
     lengths = [
-        _steps(v.info, one.train.steps, tokens_per_step(one))
+        max(1, round(v.tokens / tokens_per_step(one))) if v.tokens else one.train.steps
         for v, one in zip(analysis.variants, own, strict=True)
     ]
     warmup = _either(warmup_steps(one.optimizer, n) for one, n in zip(own, lengths, strict=True))
     of = lambda name: _either(one[name] for one in flat)
-    infos = [v.info for v in analysis.variants if v.info.get("flops_per_token")]
-    tokens = _either(round(i["flops"] / i["flops_per_token"]) for i in infos)
+    tokens = _either(v.tokens for v in analysis.variants if v.tokens)
+    sizes = [(v.tokens, v.info["parameters"]) for v in analysis.variants if v.tokens]
     return [
         f"# {escaped(definition.title)}",
         "",
@@ -81,23 +82,10 @@ def _head(analysis: Analysis, definition: Definition) -> list[str]:
         + (f"; {tokens} tokens per run." if tokens else "."),
         f"Warm-up of {warmup} steps; "
         + decay_text(one["optimizer.weight_decay"] for one in flat)
-        + "".join(f"; {ratio}" for ratio in _tokens_per_parameter(analysis))
+        + (f"; {tokens_per_parameter(sizes)}" if sizes else "")
         + ".",
         "",
     ]
-
-
-def _steps(info: Mapping[str, Any], steps: int, per_step: int) -> int:
-    """Returns the steps of a variant's runs: the config's, unless the study has a budget."""
-    if not info.get("flops_per_token"):
-        return steps
-    return max(1, round(round(info["flops"] / info["flops_per_token"]) / per_step))
-
-
-def _tokens_per_parameter(analysis: Analysis) -> list[str]:
-    infos = [v.info for v in analysis.variants if v.info.get("flops_per_token")]
-    sizes = [(round(i["flops"] / i["flops_per_token"]), i["parameters"]) for i in infos]
-    return [tokens_per_parameter(sizes)] if sizes else []
 
 
 def _either(values: Iterable[Any]) -> str:
@@ -109,12 +97,12 @@ def _either(values: Iterable[Any]) -> str:
 def _verdict(analysis: Analysis) -> list[str]:
     if not any(variant.median for variant in analysis.variants):
         return ["No variant has results for all fresh seeds yet.", ""]
-    order = sorted(analysis.variants, key=lambda v: v.median.estimate if v.median else float("inf"))
+    order = sorted(analysis.variants, key=lambda v: float("inf") if v.loss is None else v.loss)
     rows = [
         (
             escaped(v.name),
             _lr(v.learning_rate),
-            _number(v.median.estimate if v.median else None),
+            _number(v.loss),
             _ends(v.median),
             _broken(v),
             signed(v.comparison.difference) if v.comparison else NONE,
@@ -264,7 +252,7 @@ def _costs(analysis: Analysis) -> list[str]:
     for variant in analysis.variants:
         info, speed = variant.info, variant.tokens_per_sec
         flops, per_token = info.get("flops"), info.get("flops_per_token")
-        seconds = flops / per_token / speed if flops and per_token and speed else None
+        seconds = variant.tokens / speed if variant.tokens and speed else None
         peak = info.get("peak_bytes_per_device")
         rows.append(
             (
@@ -275,7 +263,7 @@ def _costs(analysis: Analysis) -> list[str]:
                 f"{speed:,.0f}" if speed else NONE,
                 f"{seconds:,.0f} s" if seconds else NONE,
                 f"{peak / 2**20:,.0f} MiB" if peak else "unknown",
-                _number(variant.median.estimate if variant.median else None),
+                _number(variant.loss),
             )
         )
     columns = (

@@ -16,11 +16,6 @@ from gpt2_jax.ablation.study.plan import SearchState
 from gpt2_jax.ablation.study.trials import Trial
 from gpt2_jax.track.metrics import Row
 
-DIAGNOSTICS = (
-    *("stream_rms", "attn_ratio", "mlp_ratio", "cosine", "grad_norm"),
-    *("skip_cost", "entropy", "largest_score"),
-)
-
 
 @dataclass(frozen=True)
 class Run:
@@ -142,6 +137,17 @@ class Variant:
         """The run.json of any of its runs."""
         infos = (run.info for run in (*self.runs, *self.search_runs))
         return next((info for info in infos if "parameters" in info), {})
+
+    @property
+    def tokens(self) -> int | None:
+        """Training tokens of each run; None if unknown."""
+        flops, per_token = self.info.get("flops"), self.info.get("flops_per_token")
+        return round(flops / per_token) if flops and per_token else None
+
+    @property
+    def loss(self) -> float | None:
+        """The median of the final losses; None if it is unknown."""
+        return self.median.estimate if self.median else None
 
     @property
     def unigram_losses(self) -> set[float]:

@@ -162,7 +162,8 @@ def check_same(workdir: Path, definition: Definition) -> None:
     Raises:
       UserError: naming the difference.
     """
-    if not (workdir / DEFINITION).exists() or not _has_trials(workdir):
+    has_trials = any(any((workdir / name).glob("*")) for name in (TRIALS, OUTCOMES))
+    if not (workdir / DEFINITION).exists() or not has_trials:
         return
     old, new = read(workdir), definition
     as_sets = lambda variants: {tuple(sorted(map(repr, explicit(v).items()))) for v in variants}
@@ -175,10 +176,11 @@ def check_same(workdir: Path, definition: Definition) -> None:
     free |= {LEARNING_RATE} if old.study.search and new.study.search else set()
     if new.study.tokens or new.study.flops:
         free.add("train.steps")
+    ignored = (*RESULT_NEUTRAL, *MOVABLE)
     changed = {
         name: values
-        for name, values in configs.difference(old.base, new.base).items()
-        if name not in free and not name.startswith((*RESULT_NEUTRAL, *MOVABLE))
+        for name, values in configs.difference(old.base, new.base, ignored).items()
+        if name not in free
     }
     budget = lambda study: (study.tokens, study.flops)
     if budget(old.study) != budget(new.study):
@@ -189,12 +191,7 @@ def check_same(workdir: Path, definition: Definition) -> None:
 
 def describe_changes(changed: dict[str, tuple[Any, Any]]) -> str:
     """Returns the end of an error message about fields that changed from one value to another."""
-    listed = ", ".join(f"{name} (was {a!r}, now {b!r})" for name, (a, b) in changed.items())
     return (
-        f"was begun with another config: {listed}; fields that all trials share cannot change "
-        "within a study: restore them, or choose another --workdir"
+        f"was begun with another config: {configs.listed(changed)}; fields that all trials share "
+        "cannot change within a study: restore them, or choose another --workdir"
     )
-
-
-def _has_trials(workdir: Path) -> bool:
-    return any(any((workdir / name).glob("*")) for name in (TRIALS, OUTCOMES))

@@ -136,14 +136,8 @@ class Study:
         set_("variants", [without_name(variant) for variant in variants])
         set_("baseline", without_name(inputs.values_of(self.baseline, "baseline")))
         set_("seeds", inputs.seeds_of(self.seeds, "the study's seeds="))
-        kinds = {
-            "tokens": int,
-            "flops": float,
-            "trials_per_batch": int,
-            "smallest_difference": float,
-        }
-        for name, kind in kinds.items():
-            set_(name, inputs.number(getattr(self, name), f"the study's {name}=", kind))
+        for name, field in NUMBERS.items():
+            set_(name, inputs.number(getattr(self, name), f"the study's {name}=", field.kind))
 
     @property
     def n_comparisons(self) -> int:

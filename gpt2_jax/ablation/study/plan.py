@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from gpt2_jax.ablation.study.design import LEARNING_RATE, SEED, Study
 from gpt2_jax.ablation.study.outcomes import Outcome
-from gpt2_jax.ablation.study.search import Search, score
+from gpt2_jax.ablation.study.search import score
 from gpt2_jax.ablation.study.store import TrialStore
 from gpt2_jax.ablation.study.trials import Purpose, Trial, trial_name
 from gpt2_jax.errors import UserError
@@ -67,9 +67,12 @@ class Plan:
             return SearchState([], {}, True)
         scores: dict[int, float] = {}
         while requested := search.next(losses):
-            new = [self._search_trial(variant, search, k, i) for k, i in requested]
+            new = [
+                self._trial(variant, "search", search.learning_rate(k), k, search.seeds[i])
+                for k, i in requested
+            ]
             trials += new
-            if any(t.name not in outcomes or not outcomes[t.name].is_final for t in new):
+            if not all(is_done(trial, outcomes) for trial in new):
                 return SearchState(trials, scores, False)
             for trial, (k, _) in zip(new, requested, strict=True):
                 losses.setdefault(k, []).append(outcomes[trial.name].score)
@@ -83,9 +86,6 @@ class Plan:
         lr = None if search is None or k is None else search.learning_rate(k)
         return [self._trial(variant, "verdict", lr, k, seed) for seed in self.study.seeds]
 
-    def _search_trial(self, variant: int, search: Search, k: int, i: int) -> Trial:
-        return self._trial(variant, "search", search.learning_rate(k), k, search.seeds[i])
-
     def _trial(
         self, variant: int, purpose: Purpose, lr: float | None, k: int | None, seed: int
     ) -> Trial:
@@ -94,6 +94,11 @@ class Plan:
             values[LEARNING_RATE] = lr
         values[SEED] = seed
         return Trial(trial_name(values), variant, values, purpose, k)
+
+
+def is_done(trial: Trial, outcomes: Outcomes) -> bool:
+    """Returns whether a trial has ended and will not be retried."""
+    return trial.name in outcomes and outcomes[trial.name].is_final
 
 
 def known_trials(plan: Plan, store: TrialStore) -> tuple[list[Trial], dict[str, Outcome]]:

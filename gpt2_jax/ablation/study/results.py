@@ -12,7 +12,7 @@ from typing import Any
 from gpt2_jax.ablation.study.design import count, describe
 from gpt2_jax.ablation.study.formats import VERSION, read_stored
 from gpt2_jax.ablation.study.outcomes import Outcome
-from gpt2_jax.ablation.study.plan import Plan, known_trials
+from gpt2_jax.ablation.study.plan import Plan, is_done, known_trials
 from gpt2_jax.ablation.study.store import TrialStore
 from gpt2_jax.ablation.study.trials import Trial
 from gpt2_jax.config import from_json
@@ -52,7 +52,7 @@ def collect(plan: Plan, store: TrialStore) -> dict[str, Any]:
             }
         )
     trials = [_of_trial(trial, outcomes.get(trial.name), store) for trial in known]
-    all_done = all(trial.name in outcomes and outcomes[trial.name].is_final for trial in known)
+    all_done = all(is_done(trial, outcomes) for trial in known)
     return {
         "format_version": VERSION,
         "complete": all_done and all(v["settled"] for v in variants),

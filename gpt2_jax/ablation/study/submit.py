@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2_jax.errors import EXIT_STOPPED, UserError
+from gpt2_jax.errors import EXIT_STOPPED, UserError, shortened
 
 if TYPE_CHECKING:
     from submitit import Job
@@ -52,7 +52,7 @@ def submit(
         executor.update_parameters(name=workdir.absolute().name, **resources)
         return executor.map_array(ArrayJob(), commands)
     except (RuntimeError, TypeError, NameError, ValueError, OSError) as error:
-        raise UserError(f"--submit={cluster}: {' '.join(str(error).split())[:300]}") from None
+        raise UserError(f"--submit={cluster}: {shortened(error, 300)}") from None
 
 
 class ArrayJob:

@@ -88,7 +88,7 @@ def open_trial(
     directory = RunDirectory(path)
     directory.lock()
     try:
-        check_same(directory, config)
+        check_trial(directory, config)
         directory.check_data(corpus, tokenizer, f"data.source={config.data.source}")
         resume = find_resume_point(directory)
         directory.claim(config, corpus, tokenizer)
@@ -102,7 +102,7 @@ def open_trial(
     return OpenTrial(name, config, directory, is_leased, sampler, checkpoints, resume.step)
 
 
-def check_same(directory: RunDirectory, config: Config) -> None:
+def check_trial(directory: RunDirectory, config: Config) -> None:
     """Checks that a trial was begun with this config; unlike a run, it cannot be extended.
 
     Raises:
@@ -112,12 +112,8 @@ def check_same(directory: RunDirectory, config: Config) -> None:
         return
     # A recorded hash identifies the text, wherever it is; `check_data` compares it.
     movable = MOVABLE if "corpus" in directory.read_info() else ()
-    changed = {
-        name: values
-        for name, values in configs.difference(directory.comparable_config(config), config).items()
-        if not name.startswith((*RESULT_NEUTRAL, *movable))
-    }
-    if changed:
+    begun = directory.comparable_config(config)
+    if changed := configs.difference(begun, config, (*RESULT_NEUTRAL, *movable)):
         raise UserError(f"{directory.path} {describe_changes(changed)}")
 
 

@@ -143,8 +143,8 @@ def command(file: str, file_config: Config, config: Config, workdir: str) -> str
     resolved = ("model.n_inner", "model.vocab_size")
     changed = {
         name: new
-        for name, (old, new) in configs.difference(file_config, config).items()
-        if not name.startswith("track.") and not (name in resolved and old is None)
+        for name, (old, new) in configs.difference(file_config, config, ("track.",)).items()
+        if not (name in resolved and old is None)
     }
     flags = [f"--config.{name}={_flag(value)}" for name, value in changed.items()]
     words = ["python", "train.py", f"--config={file}", f"--workdir={workdir}", *flags]

@@ -19,18 +19,30 @@ from gpt2_jax.ablation.study.design import Study, count
 from gpt2_jax.ablation.study.labels import labels
 from gpt2_jax.ablation.study.leases import EXPIRE_SECONDS, Leases
 from gpt2_jax.ablation.study.outcomes import Outcome
-from gpt2_jax.ablation.study.plan import Plan, known_trials
+from gpt2_jax.ablation.study.plan import Plan, is_done, known_trials
 from gpt2_jax.ablation.study.results import write_results
 from gpt2_jax.ablation.study.store import LEASES, TrialStore, remove_leftovers
-from gpt2_jax.ablation.study.trial_batch import OpenTrial, TrialBatch, check_same, open_trial
+from gpt2_jax.ablation.study.trial_batch import (
+    OpenTrial,
+    TrialBatch,
+    check_trial,
+    open_trial,
+)
 from gpt2_jax.ablation.study.trials import RESULT_NEUTRAL, Trial, trial_config, wandb_group
 from gpt2_jax.ablation.unigram import unigram_entropy
 from gpt2_jax.ablation.vectorized import SMALL_MODEL, VectorizedPrograms, program_key
 from gpt2_jax.config import Config
-from gpt2_jax.data.corpus import open_corpus
+from gpt2_jax.config.sections import DataConfig
 from gpt2_jax.data.shards import Corpus
 from gpt2_jax.data.tokenizer import Tokenizer
-from gpt2_jax.errors import EXIT_FINISHED, EXIT_STOPPED, DiskError, Diverged, UserError
+from gpt2_jax.errors import (
+    EXIT_FINISHED,
+    EXIT_STOPPED,
+    DiskError,
+    Diverged,
+    UserError,
+    shortened,
+)
 from gpt2_jax.files import disk_errors
 from gpt2_jax.model.definition import define_model
 from gpt2_jax.placements import AXES
@@ -38,6 +50,7 @@ from gpt2_jax.track.progress import StudyProgress
 from gpt2_jax.train.checkpoint import Checkpoints
 from gpt2_jax.train.loop import train
 from gpt2_jax.train.mesh import find_devices
+from gpt2_jax.train.open_run import open_data
 from gpt2_jax.train.rundir import Busy, RunDirectory
 from gpt2_jax.train.signals import StopSignal
 
@@ -79,9 +92,9 @@ class Worker:
         for trial in known:
             directory = RunDirectory(str(self.store.path(trial.name)))
             config = self.config(trial)
-            check_same(directory, config)
+            check_trial(directory, config)
             self.store.rows(trial.name)
-            text = _open_text(config)
+            text = _open_text(config.data)
             directory.check_data(text.corpus, text.tokenizer, f"data.source={config.data.source}")
         return known
 
@@ -149,7 +162,7 @@ class Worker:
 
     def corpus(self, config: Config) -> Corpus:
         """Returns a trial's text, which is opened only once."""
-        return _open_text(config).corpus
+        return _open_text(config.data).corpus
 
     def programs(self, config: Config) -> VectorizedPrograms:
         """Returns the programs for trials like this one, compiled at their first use."""
@@ -186,7 +199,7 @@ class Worker:
             steps = {t.name: self.config(t).train.steps for t in known}
             display.expect(sum(steps.values()) + self._steps_to_come(outcomes))
             display.done(sum(steps[name] for name, o in outcomes.items() if o.is_final))
-            todo = [t for t in known if t.name not in outcomes or not outcomes[t.name].is_final]
+            todo = [trial for trial in known if not is_done(trial, outcomes)]
             if not todo:
                 write_results(self.workdir, self.plan, self.store)
                 return EXIT_FINISHED
@@ -261,7 +274,7 @@ class Worker:
             time.sleep(POLL_SECONDS)
             return
         except Exception as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            reason = f"{type(error).__name__}: {shortened(error, 300)}"
             for trial in filter(lambda trial: leases.is_held(trial.name), batch):
                 tries = attempts.get(trial.name, 0) + 1
                 failed = Outcome("failed", self._step(trial), None, None, None, reason, tries)
@@ -272,7 +285,7 @@ class Worker:
         if stop.requested:
             return
         for trial in filter(lambda trial: leases.is_held(trial.name), batch):
-            text = _open_text(self.config(trial))
+            text = _open_text(self.config(trial).data)
             outcome = self.store.judge(trial.name, diverged.get(trial.name), text.unigram_loss)
             self._end(trial, outcome, leases, display)
 
@@ -288,7 +301,7 @@ class Worker:
     ) -> dict[str, str]:
         """Trains a batch to its end and returns, for each trial that diverged, the reason."""
         config = self.config(batch[0])
-        corpus, tokenizer, _ = _open_text(config)
+        corpus, tokenizer, _ = _open_text(config.data)
         if self.width(config) == 1:
             display.start([batch[0].name], self._step(batch[0]))
             return self._run_alone(batch[0], stop)
@@ -355,21 +368,8 @@ class Text(NamedTuple):
     unigram_loss: float
 
 
-def _open_text(config: Config) -> Text:
-    data = config.data
-    return _open_cached(
-        data.source, data.val_source, data.tokenizer, data.val_fraction, data.document_separator
-    )
-
-
 @cache
-def _open_cached(
-    source: str,
-    val_source: str | None,
-    tokenizer: str,
-    val_fraction: float,
-    document_separator: str | None,
-) -> Text:
-    corpus, opened = open_corpus(source, val_source, tokenizer, val_fraction, document_separator)
+def _open_text(data: DataConfig) -> Text:
+    corpus, tokenizer = open_data(data)
     corpus.check_validation()
-    return Text(corpus, opened, unigram_entropy(corpus.val))
+    return Text(corpus, tokenizer, unigram_entropy(corpus.val))

@@ -99,17 +99,17 @@ class Combine(nnx.Module):
 
 
 class Sequential(Connection):
-    """Applies sublayers in order, each combined with the stream by a `Combine`.
+    """Applies sublayers in order; for each, a module combines its output with the stream.
 
     Attributes:
-      combine: the class of these modules.
+      part: the class of these modules: a `Combine`, unless `step` is overridden.
     """
 
-    combine: type[Combine]
+    part: Callable[[BlockBuilder, SublayerSpec], nnx.Module]
 
     def __init__(self, build: BlockBuilder):
         for spec in build.sublayers:
-            setattr(self, spec.name, self.combine(build, spec))
+            setattr(self, spec.name, self.part(build, spec))
         self.names = tuple(spec.name for spec in build.sublayers)
 
     def __call__(
@@ -117,12 +117,17 @@ class Sequential(Connection):
     ) -> tuple[Any, Aux]:
         auxes = []
         for name, f in zip(self.names, sublayers, strict=True):
-            combine = getattr(self, name)
-            u = combine.read(stream, context)
-            y, aux = f(u, context)
-            stream = combine(stream, u, y, context)
+            stream, aux = self.step(getattr(self, name), stream, f, context)
             auxes.append(aux)
         return stream, tuple(auxes)
+
+    def step(
+        self, part: Any, stream: Any, f: SublayerFn, context: Context
+    ) -> tuple[Any, SublayerAux]:
+        """Returns the stream after one sublayer, and the sublayer's auxiliary output."""
+        u = part.read(stream, context)
+        y, aux = f(u, context)
+        return part(stream, u, y, context), aux
 
 
 CONNECTIONS: dict[str, type[Connection]] = {}  # by registered name
@@ -151,7 +156,7 @@ def register(name: str, supports: Supports | None = None) -> Callable[[T], T]:
 
 
 def _sequential(cls: type[Combine]) -> type[Connection]:
-    members = {"combine": cls, "owned_sites": cls.owned_sites, "adapter": cls.adapter}
+    members = {"part": cls, "owned_sites": cls.owned_sites, "adapter": cls.adapter}
     return type(cls.__name__, (Sequential,), {"__doc__": cls.__doc__, **members})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import permutations
 from typing import NamedTuple
 
@@ -13,21 +13,21 @@ from flax import nnx
 
 from gpt2_jax.model.builder import BlockBuilder
 from gpt2_jax.model.residual.base import (
-    Aux,
     Combine,
-    Connection,
     NormFn,
+    Sequential,
     StreamAdapter,
     SublayerFn,
     matrix,
     register,
 )
-from gpt2_jax.nn.context import Context
+from gpt2_jax.nn.context import Context, SublayerAux
 from gpt2_jax.nn.norms import LayerNorm, NormSpec, RMSNorm
 from gpt2_jax.nn.param import Role, param
 from gpt2_jax.placements.spec import SublayerSpec
 
 Maps = tuple[jax.Array, jax.Array, jax.Array]  # a, r and b
+MapsFn = Callable[[jax.Array], Maps]
 
 
 class TwoStreams(NamedTuple):
@@ -132,36 +132,25 @@ def one_hot_stream(build: BlockBuilder, spec: SublayerSpec, n: int) -> jax.Array
 
 
 @register("hyper_static")
-class HyperConnections(Connection):
+class HyperConnections(Sequential):
     """n streams h_1..h_n: u = sum_i a_i h_i, h_j <- sum_i r_ij h_i + b_j F(u) (2409.19606, eq. 2).
 
     Here the maps a, r and b are parameters. Initially, every stream is that of Pre-LN.
-
-    Attributes:
-      maps: the module that returns a, r and b before a sublayer.
+    Subclasses have another `part`, which returns a, r and b before a sublayer.
     """
 
     adapter = SummedStreams
-    maps: Callable[[BlockBuilder, SublayerSpec], nnx.Module] = StaticMaps
+    part: Callable[[BlockBuilder, SublayerSpec], nnx.Module] = StaticMaps
 
-    def __init__(self, build: BlockBuilder):
-        self.names = tuple(spec.name for spec in build.sublayers)
-        for spec in build.sublayers:
-            setattr(self, spec.name, self.maps(build, spec))
-
-    def __call__(
-        self, h_nBTD: jax.Array, sublayers: Sequence[SublayerFn], context: Context
-    ) -> tuple[jax.Array, Aux]:
-        auxes = []
-        for name, f in zip(self.names, sublayers, strict=True):
-            a, r, b = getattr(self, name)(h_nBTD)
-            u_BTD = jnp.einsum("...i,i...d->...d", a, h_nBTD).astype(h_nBTD.dtype)
-            y_BTD, aux = f(u_BTD, context)
-            mixed = jnp.einsum("...ij,i...d->j...d", r, h_nBTD)
-            added = jnp.moveaxis(b, -1, 0)[..., None] * y_BTD
-            h_nBTD = (mixed + added).astype(h_nBTD.dtype)
-            auxes.append(aux)
-        return h_nBTD, tuple(auxes)
+    def step(
+        self, maps: MapsFn, h_nBTD: jax.Array, f: SublayerFn, context: Context
+    ) -> tuple[jax.Array, SublayerAux]:
+        a, r, b = maps(h_nBTD)
+        u_BTD = jnp.einsum("...i,i...d->...d", a, h_nBTD).astype(h_nBTD.dtype)
+        y_BTD, aux = f(u_BTD, context)
+        mixed = jnp.einsum("...ij,i...d->j...d", r, h_nBTD)
+        added = jnp.moveaxis(b, -1, 0)[..., None] * y_BTD
+        return (mixed + added).astype(h_nBTD.dtype), aux
 
 
 class DynamicMaps(StaticMaps):
@@ -202,7 +191,7 @@ class DynamicMaps(StaticMaps):
 class DynamicHyperConnections(HyperConnections):
     """Hyper-connections whose maps also depend on the token."""
 
-    maps = DynamicMaps
+    part = DynamicMaps
 
 
 class FracMaps(DynamicMaps):
@@ -218,29 +207,21 @@ class FracMaps(DynamicMaps):
 
 
 @register("frac")
-class FracConnections(Connection):
+class FracConnections(Sequential):
     """Dynamic hyper-connections among m parts of one stream (2503.14125, algorithm 2)."""
 
-    def __init__(self, build: BlockBuilder):
-        self.m = build.spec.connection.n_streams
-        self.names = tuple(spec.name for spec in build.sublayers)
-        for spec in build.sublayers:
-            setattr(self, spec.name, FracMaps(build, spec))
+    part = FracMaps
 
-    def __call__(
-        self, x: jax.Array, sublayers: Sequence[SublayerFn], context: Context
-    ) -> tuple[jax.Array, Aux]:
-        auxes = []
-        for name, f in zip(self.names, sublayers, strict=True):
-            parts = jnp.moveaxis(x.reshape(*x.shape[:-1], self.m, -1), -2, 0)
-            a, r, b = getattr(self, name)(parts)
-            u = jnp.einsum("...ij,i...d->...jd", a, parts).reshape(x.shape).astype(x.dtype)
-            y, aux = f(u, context)
-            mixed = jnp.einsum("...ij,i...d->...jd", r, parts)
-            written = b[..., None] * y.reshape(*x.shape[:-1], self.m, -1)
-            x = (mixed + written).reshape(x.shape).astype(x.dtype)
-            auxes.append(aux)
-        return x, tuple(auxes)
+    def step(
+        self, maps: FracMaps, x: jax.Array, f: SublayerFn, context: Context
+    ) -> tuple[jax.Array, SublayerAux]:
+        split = lambda z: z.reshape(*z.shape[:-1], maps.n, -1)
+        parts = jnp.moveaxis(split(x), -2, 0)
+        a, r, b = maps(parts)
+        u = jnp.einsum("...ij,i...d->...jd", a, parts).reshape(x.shape).astype(x.dtype)
+        y, aux = f(u, context)
+        mixed = jnp.einsum("...ij,i...d->...jd", r, parts)
+        return (mixed + b[..., None] * split(y)).reshape(x.shape).astype(x.dtype), aux
 
 
 class ManifoldMaps(nnx.Module):
@@ -304,7 +285,7 @@ def sinkhorn(logits: jax.Array, iterations: int = 20) -> jax.Array:
 class ManifoldHyperConnections(HyperConnections):
     """Hyper-connections with a doubly stochastic r (mHC)."""
 
-    maps = ManifoldMaps
+    part = ManifoldMaps
 
 
 class LiteMaps(ManifoldMaps):
@@ -326,5 +307,4 @@ class LiteHyperConnections(HyperConnections):
     """mHC-lite; streams are normalized before they are summed, as in its code."""
 
     adapter = NormalizedStreams
-
-    maps = LiteMaps
+    part = LiteMaps

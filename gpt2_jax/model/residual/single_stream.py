@@ -14,13 +14,14 @@ from gpt2_jax.model.residual.base import (
     Aux,
     Combine,
     Connection,
+    Sequential,
     StreamAdapter,
     SublayerFn,
     matrix,
     register,
     square_matrices,
 )
-from gpt2_jax.nn.context import Context
+from gpt2_jax.nn.context import Context, SublayerAux
 from gpt2_jax.nn.norms import UNIT_EPS, L2Norm, NormSpec
 from gpt2_jax.nn.param import Role, param
 from gpt2_jax.placements.spec import SublayerSpec
@@ -107,33 +108,27 @@ class B2T(Connection):
 
 
 @register("gpas")
-class GPAS(Connection):
+class GPAS(Sequential):
     """x <- x - silu(g) sg(x) after each add, g per block, initially 0 (Chen et al. 2025, eq. 4).
 
     sg stops the gradient, so only the forward pass is scaled. If a norm follows the add, the skip
     before it is scaled instead.
     """
 
+    part = ResidualAdd
+
     def __init__(self, build: BlockBuilder):
-        self.names = tuple(spec.name for spec in build.sublayers)
-        for spec in build.sublayers:
-            setattr(self, spec.name, ResidualAdd(build, spec))
+        super().__init__(build)
         self.gate = param(jnp.float32(0.0), Role.SCALAR)
 
-    def __call__(
-        self, x: jax.Array, sublayers: Sequence[SublayerFn], context: Context
-    ) -> tuple[jax.Array, Aux]:
-        auxes = []
-        for name, f in zip(self.names, sublayers, strict=True):
-            add = getattr(self, name)
-            u = add.read(x, context)
-            y, aux = f(u, context)
-            if add.post is not None:
-                x = add(x, self.shrink(u), y, context)
-            else:
-                x = self.shrink(add(x, u, y, context))
-            auxes.append(aux)
-        return x, tuple(auxes)
+    def step(
+        self, add: ResidualAdd, x: jax.Array, f: SublayerFn, context: Context
+    ) -> tuple[jax.Array, SublayerAux]:
+        u = add.read(x, context)
+        y, aux = f(u, context)
+        if add.post is not None:
+            return add(x, self.shrink(u), y, context), aux
+        return self.shrink(add(x, u, y, context)), aux
 
     def shrink(self, x: jax.Array) -> jax.Array:
         """Returns x - silu(g) sg(x)."""

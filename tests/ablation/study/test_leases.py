@@ -53,6 +53,7 @@ def test_only_one_of_many_workers_takes_a_lease(tmp_path):
         assert len(got) == 1
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs waitid, and /proc to recognize zombies")
 def test_dead_process_on_this_machine_is_detected_immediately(tmp_path):
     code = "import sys, pathlib\nfrom gpt2_jax.ablation.study.leases import Leases\n"
     code += "assert Leases(pathlib.Path(sys.argv[1])).take('trial')\nprint('taken', flush=True)\n"
