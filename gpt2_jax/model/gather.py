@@ -97,7 +97,13 @@ def _gathered_backward(part: Part, mesh_axis: str, saved: None, g: jax.Array) ->
     del saved
     assert part.axis is not None
     axis = part.axis % g.ndim
-    add = lambda g: lax.psum_scatter(g, mesh_axis, scatter_dimension=axis, tiled=True)
+
+    def add(g: jax.Array) -> jax.Array:
+        # Along an axis whose parts are not multiples of a TPU's tile, such as 96 of 768, XLA would
+        # reduce the whole array on every device; along a new first axis it does not.
+        by_part = g.reshape(*g.shape[:axis], part.n_parts, -1, *g.shape[axis + 1 :])
+        return lax.psum_scatter(jnp.moveaxis(by_part, axis, 0), mesh_axis, scatter_dimension=0)
+
     return (_on_slices(add, g.astype(jnp.float32), part),)
 
 
