@@ -85,5 +85,5 @@ def test_trials_of_a_study_may_be_sharded(text_file, tmp_path):
         workdir = tmp_path / str(len(losses))
         _, code = small.run_study(workdir, small.base(text_file, **mesh), study)
         assert code == 0
-        losses.append([trial["val_loss"] for trial in small.results(workdir)["trials"]])
+        losses.append([trial["loss"] for trial in small.results(workdir)["trials"]])
     np.testing.assert_allclose(*losses, rtol=1e-4)
