@@ -49,13 +49,19 @@ class Linear(nnx.Module):
             y = y + self.bias[...].astype(self.dtype).reshape(n_out)
         return y.reshape(*lead, *self.d_out)
 
-    def each(self, xs: tuple[jax.Array, ...]) -> jax.Array:
-        """Returns y if each matrix along the first axis of `d_out` has its own input."""
+    def each(self, xs: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        """Returns y in parts along the first axis of `d_out`, each from its own input.
+
+        Each part is a separate product, so no copy is needed to split the result, and the axis
+        after the first may be sharded. For a single input, `__call__` is faster on a CPU.
+        """
         n_in, n_out = math.prod(self.d_in), math.prod(self.d_out[1:])
         kernel = self.kernel[...].astype(self.dtype).reshape(n_in, self.d_out[0], n_out)
         ys = [x.astype(self.dtype) @ kernel[:, i] for i, x in enumerate(xs[: self.d_out[0]])]
-        y = jnp.stack(ys, -2).reshape(*xs[0].shape[:-1], *self.d_out)
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        parts = [y.reshape(*y.shape[:-1], *self.d_out[1:]) for y in ys]
+        if self.bias is None:
+            return tuple(parts)
+        return tuple(y + b for y, b in zip(parts, self.bias[...].astype(self.dtype), strict=True))
 
 
 class Shift(nnx.Module):

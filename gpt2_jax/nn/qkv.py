@@ -50,11 +50,13 @@ class QKVTransform(nnx.Module):
         """Whether values have a projection W_V."""
         return self.source == "projected"
 
-    def __call__(self, qkv: jax.Array, x: Callable[[], jax.Array], context: Context) -> QKV:
+    def __call__(
+        self, qkv: tuple[jax.Array, ...], x: Callable[[], jax.Array], context: Context
+    ) -> QKV:
         """Returns q, k and v.
 
         Args:
-          qkv: (3, B, H, T, K), or (2, ...) without W_V.
+          qkv: q, k and v before the transforms, each (B, H, T, K); without W_V only q and k.
           x: returns attention's input, split into heads, (B, H, T, K).
         """
         q, k, v = qkv[0], qkv[1], self._values(qkv, x, context)
@@ -73,7 +75,9 @@ class QKVTransform(nnx.Module):
             v = self.value_mix(v, context.first_values)
         return q, k, v
 
-    def _values(self, qkv: jax.Array, x: Callable[[], jax.Array], context: Context) -> jax.Array:
+    def _values(
+        self, qkv: tuple[jax.Array, ...], x: Callable[[], jax.Array], context: Context
+    ) -> jax.Array:
         if self.source == "projected":
             return qkv[2]
         if self.source == "input":

@@ -252,6 +252,21 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
     assert 1e-4 < error < 0.1 * np.abs(b[..., :11]).max()
 
 
+@pytest.mark.parametrize("change", [{}, {"placement__identity_values": True}])
+def test_separate_products_for_q_k_and_v_change_the_program_but_not_the_result(monkeypatch, change):
+    """On a GPU, slicing the result of a single product would copy it."""
+    single, params = tiny_model(**change)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    separate, _ = tiny_model(**change)
+    n_parts = 2 if change else 3
+    joint = f"f32[36,{16 * n_parts}] = dot_general"
+    jaxpr = lambda m: str(jax.make_jaxpr(lambda p: m.bind(p)(TOKENS))(params))
+    assert joint in jaxpr(single) and joint not in jaxpr(separate)
+    value = lambda m: jax.value_and_grad(lambda p: (m.bind(p)(TOKENS)[..., :11] ** 2).sum())(params)
+    same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    jax.tree.map(same, value(single), value(separate))
+
+
 def test_head_products_use_the_compute_dtype():
     x, w = jnp.ones((4, 8), jnp.bfloat16), jnp.ones((5, 8), jnp.bfloat16)
     jaxpr = str(jax.make_jaxpr(jax.grad(lambda x, w: project(x, w).sum(), (0, 1)))(x, w))
