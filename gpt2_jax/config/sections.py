@@ -54,6 +54,9 @@ class ModelConfig:
         "attention kernel; `auto`: cudnn for bfloat16 on a GPU if supported, else xla",
         choices=("auto", "xla", "cudnn"),
     )
+    fused_kernels: bool = setting(
+        True, "on a GPU, compute LayerNorm and the loss by one kernel each instead of several"
+    )
     dtype: str = setting(
         "float32", "compute dtype; parameters stay float32", choices=("float32", "bfloat16")
     )

@@ -75,6 +75,7 @@ class BlockBuilder:
             gain=1.0 if site in QK_SITES else self.value(norm.gain, sublayer),
             alpha=self.value(sublayer.norm_alpha, sublayer),
             axis=axis,
+            fused=fuses(self.cfg),
         )
         return make_norm(width or self.cfg.n_embd, spec)
 
@@ -128,4 +129,10 @@ def stream_norm(cfg: ModelConfig, spec: ModelSpec) -> Norm:
     last = spec.stacks[-1].block.sublayers[-1]
     alpha = last.norm_alpha(cfg.sizes.values(cfg.n_layer, last.index))
     norm = spec.norm
-    return make_norm(cfg.n_embd, NormSpec(norm.kind, norm.eps, norm.bias, cfg.dtype, alpha=alpha))
+    kind = NormSpec(norm.kind, norm.eps, norm.bias, cfg.dtype, alpha=alpha, fused=fuses(cfg))
+    return make_norm(cfg.n_embd, kind)
+
+
+def fuses(cfg: ModelConfig) -> bool:
+    """Returns whether to use the kernels of `nn.fused`."""
+    return cfg.fused_kernels and jax.default_backend() == "gpu"
