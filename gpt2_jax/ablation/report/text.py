@@ -285,7 +285,8 @@ def _methods(analysis: Analysis, definition: Definition) -> list[str]:
     versions: dict[str, set[str]] = {}
     for start in starts:
         for name, number in {"python": start.get("python"), **start.get("versions", {})}.items():
-            versions.setdefault(name, set()).add(str(number))
+            if number is not None:  # of this project, if it runs without being installed
+                versions.setdefault(name, set()).add(str(number))
     devices = sorted({d for v in analysis.variants for d in v.info.get("devices", [])})
     listed = ", ".join(f"{name} {' and '.join(sorted(n))}" for name, n in versions.items())
     search = analysis.study.search
