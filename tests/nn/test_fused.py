@@ -88,9 +88,7 @@ def test_head_loss_of_a_target_far_below_the_largest_logit_is_exact(inputs):
 def test_head_loss_of_bfloat16_has_the_gradient_of_float32_within_its_rounding(inputs):
     x_ND, head_VD, targets_N, weights_N = inputs
     low = [rounded(a, "bfloat16") for a in (x_ND, head_VD)]
-    loss, gradients = loss_and_gradients(
-        *(a.astype("bfloat16") for a in low), targets_N, weights_N
-    )
+    loss, gradients = loss_and_gradients(*(a.astype("bfloat16") for a in low), targets_N, weights_N)
     expected, *expected_gradients = exact_loss(*low, targets_N, weights_N)
     assert float(loss) == pytest.approx(expected, rel=1e-5)
     for got, wanted in zip(gradients, expected_gradients, strict=True):
