@@ -135,7 +135,7 @@ class Stack(nnx.Module):
 def saves_products(primitive: jax.extend.core.Primitive, *args: Any, **params: Any) -> Any:
     """Policy of `model.remat=elementwise`: keeps the results of matmuls and of cuDNN's attention.
 
-    jax does not see that cuDNN's attention is made of matmuls.
+    jax's own policy only recognizes `dot_general`.
     """
     if primitive.name.startswith("dot_product_attention_fwd"):
         return True

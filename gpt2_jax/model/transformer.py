@@ -14,7 +14,6 @@ from gpt2_jax.model.embedding import Embedding, padded_vocab
 from gpt2_jax.model.parametrization import logits_factor
 from gpt2_jax.model.stack import Carry, Stack
 from gpt2_jax.nn.context import Context
-from gpt2_jax.nn.fused.head_loss import head_loss
 from gpt2_jax.nn.linear import Shift, project
 from gpt2_jax.nn.loss import cross_entropy
 from gpt2_jax.nn.param import Init, Role, param
@@ -92,6 +91,9 @@ class Transformer(nnx.Module):
         """Returns -log p(target), float32 (B, T), from the output of `hidden`."""
         if not self.fused_loss:
             return cross_entropy(self.logits(x_BTD), targets_BT)
+        # Imported here, so that other devices do not depend on Pallas.
+        from gpt2_jax.nn.fused.head_loss import head_loss
+
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
         targets_N = targets_BT.reshape(-1)
         nll_N = head_loss(self.cfg.vocab_size, x_ND, self.head_table(), targets_N)

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from gpt2_jax.nn.fused.layer_norm import layer_norm as fused_layer_norm
 from gpt2_jax.nn.norm_types import NORM_TYPES, NormType
 from gpt2_jax.nn.param import Role, param
 
@@ -59,7 +58,11 @@ class LayerNorm(Norm):
     def __init__(self, width: int, spec: NormSpec):
         super().__init__(width, spec)
         self.gain, self.bias = _gain(width, spec, spec.gain), _bias(width, spec)
-        self.function = fused_layer_norm if spec.fused else layer_norm
+        self.function = layer_norm
+        if spec.fused:  # imported here, so that other devices do not depend on Pallas
+            from gpt2_jax.nn.fused.layer_norm import layer_norm as fused_layer_norm
+
+            self.function = fused_layer_norm
 
     def __call__(self, x: jax.Array) -> jax.Array:
         bias = jnp.zeros_like(self.gain[...]) if self.bias is None else self.bias[...]

@@ -119,7 +119,7 @@ class Evaluator:
         # One row of sums per device, added up on the host, so that batches do not wait for each
         # other. Besides, several collectives in flight can deadlock a CPU's few threads.
         specs = (everywhere, everywhere, rows)
-        # A kernel of `nn.fused` does not say how its results vary over the mesh.
+        # Pallas calls do not declare how their results vary over the mesh, as check_vma requires.
         sums = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
         self._sums = jax.jit(sums)
 

@@ -17,7 +17,7 @@ DATA = "data"
 
 
 def configure_devices(train: TrainConfig, mesh: MeshConfig) -> None:
-    """Configures CPU devices, deterministic kernels and the compile cache; call before using jax.
+    """Configures devices, their memory, determinism and the compile cache; call before using jax.
 
     On a CPU, every core becomes a device if the batch can be split that far: one program on many
     cores leaves them idle between its small operations.
@@ -26,8 +26,9 @@ def configure_devices(train: TrainConfig, mesh: MeshConfig) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if train.deterministic:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
-    # jax alone would use three quarters of a GPU's memory.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
+    # By default, jax may use only 75% of a GPU's memory. jaxlib refuses both names at once.
+    if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:
+        os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.92")
     # Keep settings made by the user or by an earlier call.
     if settings.jax_num_cpu_devices <= 0 and "host_platform_device_count" not in flags:
         wanted = mesh.data or _largest_divisor(_micro_batch(train), cores())

@@ -1,5 +1,7 @@
 """A model with the GPU kernels, interpreted, equals one without."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -29,15 +31,24 @@ def n_kernels(function, *args):
     return str(jax.make_jaxpr(function)(*args)).count("pallas_call[")
 
 
-# nGPT has no LayerNorm, and scales its logits.
-@pytest.mark.parametrize(("preset", "uses_kernels"), [("pre_ln", True), ("ngpt", False)])
-def test_loss_and_gradients_are_those_of_the_plain_model(preset, uses_kernels, request):
-    model, params = tiny_model(placement__preset=preset)
+# Kernels: two per norm, of which there are two in the block that is scanned, and a final one; and
+# one for the loss, unless the placement scales the logits. nGPT does, and has no LayerNorm.
+@pytest.mark.parametrize(
+    ("changes", "kernels"),
+    [
+        ({}, 7),
+        ({"model__tie_head": False}, 7),
+        ({"placement__preset": "completep", "placement__base_n_embd": 8}, 6),
+        ({"placement__preset": "ngpt"}, 0),
+    ],
+)
+def test_loss_and_gradients_are_those_of_the_plain_model(changes, kernels, request):
+    model, params = tiny_model(**changes)
     plain = jax.jit(jax.value_and_grad(loss_function(model)))(params)
     request.getfixturevalue("fused")
-    fused_model, _ = tiny_model(placement__preset=preset)
+    fused_model, _ = tiny_model(**changes)
     function = jax.value_and_grad(loss_function(fused_model))
-    assert (n_kernels(function, params) > 0) == uses_kernels
+    assert n_kernels(function, params) == kernels
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
         jax.jit(function)(params),
@@ -58,9 +69,22 @@ def test_evaluation_is_that_of_the_plain_model(request):
     assert score().loss == pytest.approx(plain.loss, rel=1e-6)
 
 
-def test_kernels_are_for_gpus_unless_turned_off(monkeypatch):
-    model, _ = tiny_model()
-    assert not builder.fuses(model.cfg)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert builder.fuses(model.cfg)
-    assert not builder.fuses(tiny_model(model__fused_kernels=False)[0].cfg)
+@pytest.mark.parametrize(
+    ("device", "kind", "capability", "expected"),
+    [
+        ("gpu", "NVIDIA H100 80GB HBM3", "9.0", True),
+        ("gpu", "NVIDIA B200", "10.0", True),
+        ("gpu", "Tesla V100-SXM2-16GB", "7.0", False),
+        ("gpu", "NVIDIA TITAN RTX", "7.5", False),
+        ("gpu", "gfx942", "9.4", False),
+        ("cpu", "cpu", None, False),
+        ("tpu", "TPU v5 lite", None, False),
+    ],
+)
+def test_kernels_are_for_nvidia_gpus_from_ampere_on(
+    device, kind, capability, expected, monkeypatch
+):
+    fake = SimpleNamespace(platform=device, device_kind=kind, compute_capability=capability)
+    monkeypatch.setattr(jax, "local_devices", lambda: [fake])
+    assert builder.fuses(tiny().model) == expected
+    assert not builder.fuses(tiny(model__fused_kernels=False).model)

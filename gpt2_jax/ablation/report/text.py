@@ -166,7 +166,8 @@ def _detectable(analysis: Analysis) -> list[str]:
         f"With {seeds} seeds, a median difference that exceeds "
         f"{analysis.study.smallest_difference:g} nats by {effect:.2f} standard deviations of the "
         f"paired differences is detected with a probability of at least {POWER:.0%}. At the "
-        f"variants' median standard deviation of {sd:.4f} nats, that is {effect * sd:.3f} nats.",
+        f"variants' median standard deviation of {sd:.4f} nats, that is {effect * sd:.3f} nats "
+        "beyond it.",
     ]
 
 

@@ -18,7 +18,9 @@ from gpt2_jax.nn.loss import cross_entropy
 
 WARPS = 16
 CHUNK = 2048  # logits that a program loads at a time
-LARGEST_SUM = 1e20  # above it, exponentials are computed again, relative to the largest logit
+# Above it, exponentials are computed again, relative to the largest logit. It is far below the
+# largest float32 and bfloat16 (3e38), so that products with the exponentials stay finite.
+LARGEST_SUM = 1e20
 
 Saved = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
@@ -31,7 +33,10 @@ def head_loss(n_vocab: int, x_ND: jax.Array, head_VD: jax.Array, targets_N: jax.
     s = sum(e), the loss is log(s), and its gradient is (e - s onehot(target)) / s. A kernel reads
     l once and writes e - s onehot(target) in the dtype of x. The division by s, and the product
     with the incoming gradient of each row, are applied to the small results and factors of the
-    two matrix products that follow. XLA would read l for its maximum, the sum and the gradient.
+    two matrix products that follow. XLA would read l three times: for its maximum, the sum and the
+    gradient. Without a gradient, as in evaluation, no kernel is used.
+
+    Targets must be in [0, n_vocab); the kernel does not check.
     """
     return cross_entropy(project(x_ND, head_VD)[:, :n_vocab], targets_N)
 
@@ -112,6 +117,7 @@ def _kernel(
         return reference, write_exponentials(reference)
 
     first = target_logit, write_exponentials(target_logit)
+    # Runs at most once: relative to the largest logit, the sum is at most `n_vocab`.
     reference, total = lax.while_loop(lambda found: found[1] > LARGEST_SUM, again, first)
     nll_ref[row] = jnp.log(total) + (reference - target_logit)
     sum_ref[row] = total

@@ -136,7 +136,7 @@ layer_norm.defvjp(_forward, _backward)
 
 
 def _compiler_params(d: int) -> plgpu.CompilerParams:
-    """Returns the number of warps with which a thread holds 16 elements of a tile."""
+    """Returns the number of warps, such that a thread holds about 16 elements of a tile."""
     elements = TILE_ROWS * pl.next_power_of_2(d)
     return plgpu.CompilerParams(num_warps=max(1, min(16, elements // (32 * 16))))
 
