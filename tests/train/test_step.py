@@ -188,7 +188,7 @@ def test_state_is_donated():
 def test_gpu_program_takes_the_same_steps(monkeypatch, one_device):
     """It reduces each gradient separately, and selects values instead of branching."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    trainer = Trainer(mesh__data=2, model__fused_kernels=False)  # they cannot be compiled here
+    trainer = Trainer(mesh__data=2)
     jaxpr = str(jax.make_jaxpr(trainer.step)(trainer.state, trainer.batch(0)))
     assert "cond[" not in jaxpr and "select_n" in jaxpr
     got = np.array([row["loss"] for row in trainer.run(20)])
