@@ -140,6 +140,7 @@ def test_default_model_is_gpt2():
         "dropout": 0.0,
         "init_std": 0.02,
         "attention": "auto",
+        "fused_kernels": True,
         "dtype": "bfloat16",
         "unroll": True,
         "remat": "none",

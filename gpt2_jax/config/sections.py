@@ -54,13 +54,17 @@ class ModelConfig:
         "attention kernel; `auto`: cudnn for bfloat16 on a GPU if supported, else xla",
         choices=("auto", "xla", "cudnn"),
     )
+    fused_kernels: bool = setting(
+        True, "on a GPU, compute LayerNorm and the training loss with kernels of this project"
+    )
     dtype: str = setting(
         "float32", "compute dtype; parameters stay float32", choices=("float32", "bfloat16")
     )
     unroll: bool = setting(True, "unroll the scan over layers: faster steps, slower compile")
     remat: str = setting(
         "none",
-        "recomputed in the backward pass: `elementwise` all but matmuls, `block` whole blocks",
+        "recomputed in the backward pass: `elementwise` all but matmuls and cuDNN attention, "
+        "`block` whole blocks",
         choices=("none", "elementwise", "block"),
     )
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from gpt2_jax.config.sections import ModelConfig
 from gpt2_jax.model.parametrization import init_factor
 from gpt2_jax.model.scale import Scale
+from gpt2_jax.nn.fused.platform import supported
 from gpt2_jax.nn.norms import Norm, NormSpec, make_norm
 from gpt2_jax.nn.param import Init
 from gpt2_jax.placements.axes import BLOCK_SITES, QK_SITES, SCALES
@@ -75,6 +76,7 @@ class BlockBuilder:
             gain=1.0 if site in QK_SITES else self.value(norm.gain, sublayer),
             alpha=self.value(sublayer.norm_alpha, sublayer),
             axis=axis,
+            fused=fuses(self.cfg) and site not in QK_SITES,  # too narrow for the kernel
         )
         return make_norm(width or self.cfg.n_embd, spec)
 
@@ -128,4 +130,10 @@ def stream_norm(cfg: ModelConfig, spec: ModelSpec) -> Norm:
     last = spec.stacks[-1].block.sublayers[-1]
     alpha = last.norm_alpha(cfg.sizes.values(cfg.n_layer, last.index))
     norm = spec.norm
-    return make_norm(cfg.n_embd, NormSpec(norm.kind, norm.eps, norm.bias, cfg.dtype, alpha=alpha))
+    kind = NormSpec(norm.kind, norm.eps, norm.bias, cfg.dtype, alpha=alpha, fused=fuses(cfg))
+    return make_norm(cfg.n_embd, kind)
+
+
+def fuses(cfg: ModelConfig) -> bool:
+    """Returns whether to use the kernels of `nn.fused`."""
+    return cfg.fused_kernels and supported()

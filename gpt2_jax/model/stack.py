@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
@@ -127,13 +128,22 @@ class Stack(nnx.Module):
     def _remat(self, body: Callable[..., Any]) -> Callable[..., Any]:
         if self.cfg.remat == "none":
             return body
-        policies = jax.checkpoint_policies
         policy = {
-            "elementwise": policies.dots_with_no_batch_dims_saveable,
-            "block": policies.nothing_saveable,
+            "elementwise": saves_products,
+            "block": jax.checkpoint_policies.nothing_saveable,
         }[self.cfg.remat]
         # In unrolled blocks, XLA would otherwise merge the recomputation with the forward pass.
         return jax.checkpoint(body, policy=policy, prevent_cse=self.cfg.unroll or self.grows)
+
+
+def saves_products(primitive: jax.extend.core.Primitive, *args: Any, **params: Any) -> Any:
+    """Policy of `model.remat=elementwise`: keeps the results of matmuls and of cuDNN's attention.
+
+    jax's own policy only recognizes `dot_general`.
+    """
+    if primitive.name.startswith("dot_product_attention_fwd"):
+        return True
+    return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)
 
 
 def unstack(params: Any, stack: StackSpec) -> list[Any]:

@@ -13,8 +13,8 @@ from gpt2_jax.nn.context import CacheMask, CausalMask, Context, SublayerAux
 from gpt2_jax.nn.dropout import dropout
 from gpt2_jax.nn.linear import Linear
 from gpt2_jax.nn.qkv import HeadOutput, QKVTransform, ShapedWeights
+from gpt2_jax.nn.tensor_parallel import TENSOR, is_tensor_parallel
 
-TENSOR = "tensor"  # mesh axis that heads are split over
 Input = jax.Array | tuple[jax.Array, ...]  # (B, T, D), or one such array for each of q, k and v
 
 
@@ -71,7 +71,8 @@ class Attention(nnx.Module):
     def project(self, x_BTD: Input, context: Context) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns q, k and v, each (B, H, T, K)."""
         in_heads = lambda: self._in_heads(x_BTD)
-        if (self.separate or _heads_are_split()) and not isinstance(x_BTD, tuple):
+        # A single product would be gathered: its columns are not ordered by head.
+        if (self.separate or is_tensor_parallel()) and not isinstance(x_BTD, tuple):
             x_BTD = (x_BTD,) * 3
         if isinstance(x_BTD, tuple):
             qkv = tuple(y_BTHK.swapaxes(1, 2) for y_BTHK in self.qkv.each(x_BTD))
@@ -95,7 +96,7 @@ class Attention(nnx.Module):
         attend = partial(
             jax.nn.dot_product_attention, scale=scale, is_causal=True, implementation="cudnn"
         )
-        if _heads_are_split():  # XLA cannot divide the kernel's call itself
+        if is_tensor_parallel():  # XLA cannot divide the kernel's call itself
             heads = PartitionSpec(None, None, TENSOR)
             attend = jax.shard_map(
                 attend, in_specs=heads, out_specs=heads, axis_names={TENSOR}, check_vma=False
@@ -126,14 +127,6 @@ class Attention(nnx.Module):
         """Returns the factor on the scores, float32."""
         divisor = context.layer + 1 if self.by_layer else 1
         return jnp.float32(self.scale) / divisor
-
-
-def _heads_are_split() -> bool:
-    """Returns whether XLA splits heads over devices, in a `shard_map` that leaves this to it.
-
-    A single product for q, k and v would then be gathered: its columns are not ordered by head.
-    """
-    return jax.sharding.get_abstract_mesh().shape.get(TENSOR, 1) > 1
 
 
 def masked_scores(

@@ -42,12 +42,17 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         lead = x.shape[: x.ndim - len(self.d_in)]
+        return self.add_bias(self.product(x)).reshape(*lead, *self.d_out)
+
+    def product(self, x: jax.Array) -> jax.Array:
+        """Returns x W as a matrix, (rows of x, product of `d_out`)."""
         n_in, n_out = math.prod(self.d_in), math.prod(self.d_out)
         kernel = self.kernel[...].astype(self.dtype).reshape(n_in, n_out)
-        y = x.astype(self.dtype).reshape(-1, n_in) @ kernel
-        if self.bias is not None:
-            y = y + self.bias[...].astype(self.dtype).reshape(n_out)
-        return y.reshape(*lead, *self.d_out)
+        return x.astype(self.dtype).reshape(-1, n_in) @ kernel
+
+    def add_bias(self, y: jax.Array) -> jax.Array:
+        """Returns the result of `product` with b added."""
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype).reshape(-1)
 
     def each(self, xs: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         """Returns y in parts along the first axis of `d_out`, each from its own input.
@@ -55,13 +60,16 @@ class Linear(nnx.Module):
         Each part is a separate product, so no copy is needed to split the result, and the axis
         after the first may be sharded. For a single input, `__call__` is faster on a CPU.
         """
-        n_in, n_out = math.prod(self.d_in), math.prod(self.d_out[1:])
-        kernel = self.kernel[...].astype(self.dtype).reshape(n_in, self.d_out[0], n_out)
-        ys = [x.astype(self.dtype) @ kernel[:, i] for i, x in enumerate(xs[: self.d_out[0]])]
-        parts = [y.reshape(*y.shape[:-1], *self.d_out[1:]) for y in ys]
-        if self.bias is None:
-            return tuple(parts)
-        return tuple(y + b for y, b in zip(parts, self.bias[...].astype(self.dtype), strict=True))
+        n_in, (n_parts, *d_out) = math.prod(self.d_in), self.d_out
+        kernel = self.kernel[...].astype(self.dtype).reshape(n_in, n_parts, -1)
+        ys = [
+            x.astype(self.dtype).reshape(-1, n_in) @ kernel[:, i]
+            for i, x in enumerate(xs[:n_parts])
+        ]
+        if self.bias is not None:
+            biases = self.bias[...].astype(self.dtype).reshape(n_parts, -1)
+            ys = [y + b for y, b in zip(ys, biases, strict=True)]
+        return tuple(y.reshape(*xs[0].shape[:-1], *d_out) for y in ys)
 
 
 class Shift(nnx.Module):

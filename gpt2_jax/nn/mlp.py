@@ -66,17 +66,23 @@ class MLP(nnx.Module):
     def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, SublayerAux]:
         """Returns the output (B, T, D)."""
         del context
-        up_BTF = self._scaled(self.up_scale, self.up(x_BTD))
-        if self.gate is not None:
-            gate_BTF = self._shifted(self._scaled(self.gate_scale, self.gate(x_BTD)))
-            h_BTF = GATED[self.activation](gate_BTF) * up_BTF
-        else:
-            h_BTF = ACTIVATIONS[self.activation](self._shifted(up_BTF))
+        # The gradient keeps the products alone, before the bias: with more, a GPU would write and
+        # read this widest of a block's activations once more.
+        hidden = jax.checkpoint(self._hidden) if self.up.dtype == jnp.bfloat16 else self._hidden
+        gate_NF = None if self.gate is None else self.gate.product(x_BTD)
+        h_BTF = hidden(self.up.product(x_BTD), gate_NF).reshape(*x_BTD.shape[:-1], -1)
         if self.inner is not None:
             h_BTF = self.inner(h_BTF)
         if self.behind is not None:
             h_BTF = self.behind(h_BTF)
         return self.down(h_BTF), SublayerAux()
+
+    def _hidden(self, up_NF: jax.Array, gate_NF: jax.Array | None) -> jax.Array:
+        up_NF = self._scaled(self.up_scale, self.up.add_bias(up_NF))
+        if self.gate is None or gate_NF is None:
+            return ACTIVATIONS[self.activation](self._shifted(up_NF))
+        gate_NF = self._scaled(self.gate_scale, self.gate.add_bias(gate_NF))
+        return GATED[self.activation](self._shifted(gate_NF)) * up_NF
 
     def _shifted(self, h_BTF: jax.Array) -> jax.Array:
         return h_BTF if self.before is None else self.before(h_BTF)

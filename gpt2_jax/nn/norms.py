@@ -14,6 +14,7 @@ from jax import lax
 
 from gpt2_jax.nn.norm_types import NORM_TYPES, NormType
 from gpt2_jax.nn.param import Role, param
+from gpt2_jax.nn.tensor_parallel import is_tensor_parallel
 
 UNIT_EPS = 1e-12  # epsilon of unit norms that `placement.norm_eps` does not control
 
@@ -25,6 +26,7 @@ class NormSpec:
     Attributes:
       kind: a key of `NORMS`. axis: the name of the normalized axis.
       gain, alpha: initial gain, and initial slope of dyt and derf (may be traced).
+      fused: whether to use this project's GPU kernel, which only LayerNorm has.
     """
 
     kind: str
@@ -34,6 +36,7 @@ class NormSpec:
     gain: jax.Array | float = 1.0
     alpha: jax.Array | float = 0.5
     axis: str | None = "embed"
+    fused: bool = False
 
 
 class Norm(nnx.Module):
@@ -56,10 +59,15 @@ class LayerNorm(Norm):
     def __init__(self, width: int, spec: NormSpec):
         super().__init__(width, spec)
         self.gain, self.bias = _gain(width, spec, spec.gain), _bias(width, spec)
+        self.fused = spec.fused
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        function = layer_norm
+        if self.fused and not is_tensor_parallel():
+            # Imported here, so that other devices do not depend on Pallas.
+            from gpt2_jax.nn.fused.layer_norm import layer_norm as function
         bias = jnp.zeros_like(self.gain[...]) if self.bias is None else self.bias[...]
-        return layer_norm(self.eps, x, self.gain[...], bias).astype(self.dtype)
+        return function(self.eps, x, self.gain[...], bias).astype(self.dtype)
 
 
 class FixedRMSNorm(Norm):

@@ -121,6 +121,7 @@ class Evaluator:
         local = lambda *inputs: batch_sums(of_device, *inputs)[None]
         # One row of sums per device, added up on the host, so that batches do not wait for each
         # other. Besides, several collectives in flight can deadlock a CPU's few threads.
+        # Pallas calls do not declare how their results vary over the mesh, as check_vma requires.
         sums = jax.shard_map(
             local,
             mesh=mesh,

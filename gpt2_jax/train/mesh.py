@@ -14,14 +14,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from gpt2_jax.config.sections import MeshConfig, TrainConfig
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import cache_dir
+from gpt2_jax.nn.tensor_parallel import TENSOR
 
 # Mesh axes: rows of the batch are split over the first two, parameters over the last two.
-DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
+DATA, FSDP = "data", "fsdp"
 STATE_SHARE = 0.8  # of a device's memory; the rest is for activations
 
 
 def configure_devices(train: TrainConfig, mesh: MeshConfig) -> None:
-    """Configures CPU devices, deterministic kernels and the compile cache; call before using jax.
+    """Configures devices, their memory, determinism and the compile cache; call before using jax.
 
     On a CPU, every core becomes a device if the batch can be split that far: one program on many
     cores leaves them idle between its small operations.
@@ -30,6 +31,9 @@ def configure_devices(train: TrainConfig, mesh: MeshConfig) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if train.deterministic:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
+    # By default, jax may use only 75% of a GPU's memory. jaxlib refuses both names at once.
+    if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:
+        os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.92")
     # Keep settings made by the user or by an earlier call.
     if settings.jax_num_cpu_devices <= 0 and "host_platform_device_count" not in flags:
         n_row_devices = (mesh.data or 1) * (mesh.fsdp or 1)

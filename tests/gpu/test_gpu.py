@@ -130,3 +130,10 @@ def test_too_large_a_batch_is_refused_in_one_line(tmp_path):
     error = done.stderr.strip().split("\n")[-1]  # after XLA's own messages
     assert done.returncode == 2 and error.startswith("error: "), done.stderr
     assert "train.accumulation" in error and "train.batch_size" in error
+
+
+def test_fused_kernels_change_the_loss_by_rounding_alone(cudnn, tmp_path):
+    _, fused = cudnn
+    _, plain = train(tmp_path / "run", tmp_path, model__fused_kernels=False)
+    assert fused != plain
+    np.testing.assert_allclose(list(fused.values()), list(plain.values()), rtol=5e-3)

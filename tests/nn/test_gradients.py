@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from gpt2_jax.nn.activations import gelu_new
+from gpt2_jax.nn.context import Context
+from gpt2_jax.nn.mlp import MLP
 from gpt2_jax.nn.norms import NormSpec, layer_norm, make_norm
+from gpt2_jax.nn.param import Init
 
 
 def test_layer_norms_gradient_is_that_of_its_equation():
@@ -49,6 +52,22 @@ def test_gelus_gradient_is_that_of_its_equation(dtype, tolerance):
     slope = jax.grad(lambda x: gelu_new(x).astype(jnp.float32).sum())(x)
     assert slope.dtype == dtype
     np.testing.assert_allclose(slope.astype(jnp.float32), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_an_mlp_of_bfloat16_stores_its_product_before_the_bias():
+    init = Init(jax.random.key(0))
+    stds = (0.1, 0.1)
+    mlp = MLP(
+        8, 32, activation="gelu_new", inner=None, hidden_scale=False, scalar_bias=False,
+        stds=stds, init=init, dtype="bfloat16",
+    )  # fmt: skip
+    mlp.up.bias[...] = jnp.full(32, 3.0)
+    x = jax.random.normal(jax.random.key(1), (2, 3, 8), jnp.bfloat16)
+    stored = jax.tree.leaves(jax.vjp(lambda x: mlp(x, Context(jnp.arange(3)))[0], x)[1])
+    wide = [np.asarray(leaf, np.float32) for leaf in stored if leaf.shape == (6, 32)]
+    is_stored = lambda y: any((leaf == np.asarray(y, np.float32)).all() for leaf in wide)
+    product = mlp.up.product(x)
+    assert is_stored(product) and not is_stored(mlp.up.add_bias(product))
 
 
 def test_no_float32_activation_of_a_bfloat16_layer_is_stored_for_its_gradient():

@@ -166,7 +166,8 @@ def _detectable(analysis: Analysis) -> list[str]:
         f"With {seeds} seeds, a median difference that exceeds "
         f"{analysis.study.smallest_difference:g} nats by {effect:.2f} standard deviations of the "
         f"paired differences is detected with a probability of at least {POWER:.0%}. At the "
-        f"variants' median standard deviation of {sd:.4f} nats, that is {effect * sd:.3f} nats.",
+        f"variants' median standard deviation of {sd:.4f} nats, that is {effect * sd:.3f} nats "
+        "beyond it.",
     ]
 
 
@@ -285,7 +286,8 @@ def _methods(analysis: Analysis, definition: Definition) -> list[str]:
     versions: dict[str, set[str]] = {}
     for start in starts:
         for name, number in {"python": start.get("python"), **start.get("versions", {})}.items():
-            versions.setdefault(name, set()).add(str(number))
+            if number is not None:  # of this project, if it runs without being installed
+                versions.setdefault(name, set()).add(str(number))
     devices = sorted({d for v in analysis.variants for d in v.info.get("devices", [])})
     listed = ", ".join(f"{name} {' and '.join(sorted(n))}" for name, n in versions.items())
     search = analysis.study.search

@@ -45,7 +45,7 @@ def test_changed_text_is_refused(tmp_path):
     run_study(tmp_path / "w", base(text), TWO)
     text.write_text(make_text(20_000, seed=1))
     more = dataclasses.replace(TWO, seeds=(1, 2, 3))
-    workers._open_cached.cache_clear()  # as in a new process
+    workers._open_text.cache_clear()  # as in a new process
     with pytest.raises(UserError, match=r"was trained on another text than data\.source="):
         run_study(tmp_path / "w", base(text), more)
 

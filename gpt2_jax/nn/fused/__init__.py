@@ -1,0 +1,1 @@
+"""GPU kernels in Pallas (Triton) for what XLA does in several passes over memory."""

@@ -1,0 +1,124 @@
+"""Head and cross-entropy; the gradient of the logits is computed in the forward pass."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from gpt2_jax.nn.fused.platform import supported
+from gpt2_jax.nn.linear import project
+from gpt2_jax.nn.loss import cross_entropy
+
+WARPS = 16
+CHUNK = 2048  # logits that a program loads at a time
+# Above it, exponentials are computed again, relative to the largest logit. It is far below the
+# largest float32 and bfloat16 (3e38), so that products with the exponentials stay finite.
+LARGEST_SUM = 1e20
+
+Saved = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def head_loss(n_vocab: int, x_ND: jax.Array, head_VD: jax.Array, targets_N: jax.Array) -> jax.Array:
+    """Returns -log softmax(x head^T)[target] over the first `n_vocab` logits, float32 (N).
+
+    Logits l are float32, whatever the dtype of x and head. With e = exp(l - l[target]) and
+    s = sum(e), the loss is log(s), and its gradient is (e - s onehot(target)) / s. A kernel reads
+    l once and writes e - s onehot(target) in the dtype of x. The division by s, and the product
+    with the incoming gradient of each row, are applied to the small results and factors of the
+    two matrix products that follow. XLA would read l three times: for its maximum, the sum and the
+    gradient. Without a gradient, as in evaluation, no kernel is used.
+
+    Targets must be in [0, n_vocab); the kernel does not check.
+    """
+    return cross_entropy(project(x_ND, head_VD)[:, :n_vocab], targets_N)
+
+
+def _forward(
+    n_vocab: int, x_ND: jax.Array, head_VD: jax.Array, targets_N: jax.Array
+) -> tuple[jax.Array, Saved]:
+    logits_NV = project(x_ND, head_VD)
+    nll_N, sum_N, d_NV = rows_loss(n_vocab, logits_NV, targets_N, x_ND.dtype)
+    return nll_N, (d_NV, sum_N, x_ND, head_VD)
+
+
+def _backward(n_vocab: int, saved: Saved, g_N: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+    del n_vocab
+    d_NV, sum_N, x_ND, head_VD = saved
+    factor_N1 = (g_N / sum_N)[:, None]
+    dx_ND = factor_N1 * project(d_NV, head_VD.T)
+    dhead_VD = jnp.einsum("NV,ND->VD", d_NV, (factor_N1 * x_ND).astype(x_ND.dtype))
+    return dx_ND.astype(x_ND.dtype), dhead_VD, None
+
+
+head_loss.defvjp(_forward, _backward)
+
+
+def rows_loss(
+    n_vocab: int,
+    logits_NV: jax.Array,
+    targets_N: jax.Array,
+    dtype: jax.typing.DTypeLike,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the loss of each row, s, and e - s onehot(target) in `dtype`, as in `head_loss`.
+
+    If s would exceed `LARGEST_SUM`, e and s are relative to the largest logit instead.
+    """
+    row = jax.ShapeDtypeStruct(targets_N.shape, jnp.float32)
+    return pl.pallas_call(
+        partial(_kernel, n_vocab=n_vocab),
+        out_shape=(row, row, jax.ShapeDtypeStruct(logits_NV.shape, dtype)),
+        grid=(targets_N.size,),
+        compiler_params=plgpu.CompilerParams(num_warps=WARPS),
+        interpret=not supported(),
+        name="cross_entropy",
+    )(logits_NV, targets_N)
+
+
+def _kernel(
+    logits_ref: Any, targets_ref: Any, nll_ref: Any, sum_ref: Any, d_ref: Any, *, n_vocab: int
+) -> None:
+    row = pl.program_id(0)
+    target = targets_ref[row]
+    target_logit = logits_ref[row, target]
+    n_columns = logits_ref.shape[1]
+    n_chunks = pl.cdiv(n_columns, CHUNK)
+
+    def load(i: jax.Array) -> tuple[jax.Array, jax.Array]:
+        column_C = i * CHUNK + jnp.arange(CHUNK)
+        here = logits_ref.at[row, column_C]
+        return column_C, plgpu.load(here, mask=column_C < n_vocab, other=-jnp.inf)
+
+    def largest_logit() -> jax.Array:
+        larger = lambda i, largest_C: jnp.maximum(largest_C, load(i)[1])
+        return lax.fori_loop(0, n_chunks, larger, jnp.full(CHUNK, -jnp.inf)).max()
+
+    def write_exponentials(reference: jax.Array) -> jax.Array:
+        """Writes e except for the target, and returns the sum of all."""
+
+        def chunk(i: jax.Array, sum_C: jax.Array) -> jax.Array:
+            column_C, logits_C = load(i)
+            e_C = jnp.exp2((logits_C - reference) * math.log2(math.e))
+            mask_C = (column_C < n_columns) & (column_C != target)
+            plgpu.store(d_ref.at[row, column_C], e_C.astype(d_ref.dtype), mask=mask_C)
+            return sum_C + e_C
+
+        return lax.fori_loop(0, n_chunks, chunk, jnp.zeros(CHUNK, jnp.float32)).sum()
+
+    def again(_: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        reference = largest_logit()
+        return reference, write_exponentials(reference)
+
+    first = target_logit, write_exponentials(target_logit)
+    # Runs at most once: relative to the largest logit, the sum is at most `n_vocab`.
+    reference, total = lax.while_loop(lambda found: found[1] > LARGEST_SUM, again, first)
+    nll_ref[row] = jnp.log(total) + (reference - target_logit)
+    sum_ref[row] = total
+    d_ref[row, target] = (jnp.exp(target_logit - reference) - total).astype(d_ref.dtype)
