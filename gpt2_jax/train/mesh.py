@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gpt2_jax.config.sections import MeshConfig, TrainConfig
@@ -59,7 +61,7 @@ def make_mesh(train: TrainConfig, mesh: MeshConfig, state_bytes: int = 0) -> Mes
       state_bytes: size of the state and of a gradient.
 
     Raises:
-      UserError: if there are too few devices.
+      UserError: if there are too few devices, or a TPU slice would be used in part.
     """
     devices = find_devices()
     limit = len(devices) // mesh.tensor
@@ -74,8 +76,33 @@ def make_mesh(train: TrainConfig, mesh: MeshConfig, state_bytes: int = 0) -> Mes
             f"the mesh {_product(shape)} needs {n} devices, but there are {len(devices)}; lower or "
             "unset mesh.data, mesh.fsdp or mesh.tensor"
         )
-    grid = np.array(devices[:n]).reshape(shape)
+    grid = device_grid(devices, shape)
     return Mesh(grid, (DATA, FSDP, TENSOR), axis_types=(AxisType.Auto,) * 3)
+
+
+def device_grid(devices: Sequence[jax.Device], shape: tuple[int, int, int]) -> np.ndarray:
+    """Returns the devices of a mesh: `tensor` has the fastest connections and `data` the slowest.
+
+    TPU slices are only connected through a data center's network, so that only `data` may span
+    several of them.
+
+    Raises:
+      UserError: if a slice would be used in part, or `fsdp` or `tensor` would span several slices.
+    """
+    (data, *others), n = shape, math.prod(shape)
+    n_slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if devices[0].platform != "tpu" or n_slices == 1:
+        if n < len(devices):
+            return np.array(devices[:n]).reshape(shape)
+        return create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    if n < len(devices) or data % n_slices:
+        raise UserError(
+            f"the mesh {_product(shape)} does not divide {len(devices)} TPU devices in {n_slices} "
+            f"slices: all must be used, with mesh.data a multiple of {n_slices}; change mesh.data, "
+            "mesh.fsdp or train.batch_size"
+        )
+    within, between = (data // n_slices, *others), (n_slices, 1, 1)
+    return create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
 
 
 def _fits(state_bytes: int, device: jax.Device) -> bool:

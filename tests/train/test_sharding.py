@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from gpt2_jax.train.checkpoint import Checkpoints
 from gpt2_jax.train.compiled_step import compile_step
 from gpt2_jax.train.diagnostics import jit_diagnostics
 from gpt2_jax.train.evaluation import Evaluator
-from gpt2_jax.train.mesh import make_mesh
+from gpt2_jax.train.mesh import device_grid, make_mesh
 from gpt2_jax.train.sharding import LayerSplit, make_layout
 from tests.placements import depth
 from tests.tools import tiny
@@ -236,6 +237,35 @@ def test_unset_mesh_uses_data_or_fsdp_if_the_state_does_not_fit(monkeypatch):
     monkeypatch.setattr(meshes, "_fits", lambda state_bytes, device: False)
     assert sizes() == (1, 8, 1) and sizes(tensor=4) == (1, 2, 4)
     assert sizes(data=2) == (2, 1, 1)
+
+
+def tpus(n_slices):
+    """Slices of 2 x 2 chips, listed in turn."""
+    return [
+        SimpleNamespace(
+            id=4 * part + i,
+            platform="tpu",
+            device_kind="TPU v4",
+            slice_index=part,
+            process_index=part,
+            coords=(i % 2, i // 2, 0),
+            core_on_chip=0,
+        )
+        for i in range(4)
+        for part in range(n_slices)
+    ]
+
+
+def test_only_data_spans_tpu_slices():
+    grid = device_grid(tpus(2), (4, 1, 2))
+    slices = np.vectorize(lambda device: device.slice_index)(grid)
+    np.testing.assert_array_equal(slices.reshape(2, -1), [[0] * 4, [1] * 4])
+    assert grid.shape == (4, 1, 2) and len({device.id for device in grid.flat}) == 8
+    with pytest.raises(UserError, match="data=1 x fsdp=8 x tensor=1 does not divide 8 TPU devices"):
+        device_grid(tpus(2), (1, 8, 1))
+    with pytest.raises(UserError, match="in 2 slices: all must be used"):
+        device_grid(tpus(2), (2, 2, 1))
+    assert device_grid(tpus(1), (1, 4, 1)).shape == (1, 4, 1)
 
 
 def test_mesh_with_too_many_devices_is_refused():
