@@ -21,7 +21,7 @@ EXTRAS := $(sort dev $(shell cat $(VENV)/.extras 2>/dev/null) $(subst $(comma), 
 INSTALLED := $(VENV)/.installed-$(MINOR)
 STAMP := $(INSTALLED)-$(subst $(space),-,$(EXTRAS))
 
-.PHONY: quickstart test test-slow test-peers peers-tests wheel test-wheel docs docs-site check format clean install
+.PHONY: quickstart test test-slow test-gpu test-peers peers-tests wheel test-wheel docs docs-site check format clean install
 .DELETE_ON_ERROR:
 
 quickstart: install
@@ -36,6 +36,10 @@ test: check
 
 test-slow: install
 	$(RUN) -m pytest -n $(WORKERS) --dist worksteal -m slow $(TESTS)
+
+# On a machine with a GPU, with EXTRA=cuda13.
+test-gpu: install
+	$(RUN) -m pytest -rs tests/gpu
 
 # Torch and transformers have a separate environment: `make test` must pass without them.
 test-peers:
