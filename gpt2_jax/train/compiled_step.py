@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,8 @@ from gpt2_jax.errors import UserError
 from gpt2_jax.model.data_dependent_init import data_dependent_init
 from gpt2_jax.model.definition import ModelDef, define_model
 from gpt2_jax.model.sublayer import resolve_kernel
-from gpt2_jax.train.mesh import by_rows, make_mesh, replicated
+from gpt2_jax.nn.target import Target, target_of
+from gpt2_jax.train.mesh import by_rows, find_devices, make_mesh, replicated
 from gpt2_jax.train.optimizer import make_optimizer, trainable_infos
 from gpt2_jax.train.sharding import LayerSplit, make_layout
 from gpt2_jax.train.state import State, make_init
@@ -97,22 +98,32 @@ def apply_data_dependent_init(model_def: ModelDef, mesh: Mesh, params: Any, batc
     return jax.jit(measure, out_shardings=layout.shardings(params))(params, tokens)
 
 
-def compile_step(config: Config) -> CompiledStep:
+def compile_step(config: Config, devices: Sequence[jax.Device] | None = None) -> CompiledStep:
     """Compiles the train step of a resolved config.
+
+    Args:
+      devices: what to compile for, in this machine or not; None for all of this machine's.
 
     Raises:
       UserError: if the requested attention kernel is not available, or memory is too small.
     """
+    # While it lowers kernels, Pallas reads the GPU's generation from the default device.
+    default = nullcontext() if devices is None else jax.default_device(devices[0])
+    with default:
+        return _compile_for(config, find_devices() if devices is None else devices)
+
+
+def _compile_for(config: Config, devices: Sequence[jax.Device]) -> CompiledStep:
     opt = config.optimizer
-    model = define_model(config.model, config.placement)
-    mesh = make_mesh(config.train, config.mesh, state_bytes(config, model))
+    model = define_model(config.model, config.placement, target_of(devices[0]))
+    mesh = make_mesh(config.train, config.mesh, state_bytes(config, model), devices)
     layout = make_layout(model, mesh)
     layers = None if mesh.size == 1 else LayerSplit(layout)
     optimizer = make_optimizer(opt, trainable_infos(opt, model), layers)
     init = make_init(config.seed, opt, model, optimizer, mesh)
     shape = (config.train.batch_size, config.data.seq_len + 1)
     batch = Batch(jax.ShapeDtypeStruct(shape, jnp.int32, sharding=by_rows(mesh)))
-    kernel = resolve_kernel(config.model, model.spec, jax.default_backend())
+    kernel = resolve_kernel(config.model, model.spec, model.target.platform)
     started = time.monotonic()
     shapes = layout.abstract(jax.eval_shape(init))
     of_state = jax.tree.map(lambda x: x.sharding, shapes)
@@ -130,7 +141,7 @@ def compile_step(config: Config) -> CompiledStep:
         init=init,
         shapes=shapes,
         attention=kernel_of(compiled.as_text(), kernel),
-        peak_bytes=peak_bytes(compiled),
+        peak_bytes=peak_bytes(compiled, model.target),
         compile_seconds=time.monotonic() - started,
     )
 
@@ -187,13 +198,13 @@ def kernel_of(hlo: str, wanted: str) -> str:
     return found
 
 
-def peak_bytes(compiled: jax.stages.Compiled) -> int | None:
+def peak_bytes(compiled: jax.stages.Compiled, target: Target) -> int | None:
     """Returns a program's peak memory on one device, None if XLA does not report it."""
     found = compiled.memory_analysis()
     if found is None:
         return None
     # A CPU's reported peak omits temporaries; a program from the compilation cache reports none.
-    if jax.default_backend() == "cpu" or not found.peak_memory_in_bytes:
+    if target.is_cpu or not found.peak_memory_in_bytes:
         arguments_and_outputs = found.argument_size_in_bytes + found.output_size_in_bytes
         return arguments_and_outputs - found.alias_size_in_bytes + found.temp_size_in_bytes
     return found.peak_memory_in_bytes
