@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -40,6 +41,7 @@ class CompiledStep:
       step: `(state, batch) -> (state, metrics)`; donates the state.
       init: returns the state before the first step.
       shapes: shapes, types and shardings of the state.
+      jaxpr: the step before compilation.
       attention: the kernel found in the compiled step.
       peak_bytes: peak memory of one device, None if XLA does not report it.
       compile_seconds: time spent lowering and compiling.
@@ -51,6 +53,7 @@ class CompiledStep:
     step: Step
     init: Callable[[], State]
     shapes: State
+    jaxpr: jax.extend.core.ClosedJaxpr
     attention: str
     peak_bytes: int | None
     compile_seconds: float
@@ -132,7 +135,7 @@ def _compile_for(config: Config, devices: Sequence[jax.Device]) -> CompiledStep:
         donate_argnums=0,
         out_shardings=(of_state, replicated(mesh)),
     )
-    compiled = _compile(step, shapes, batch, kernel)
+    jaxpr, compiled = _compile(step, shapes, batch, kernel)
     return CompiledStep(
         model_def=model,
         mesh=mesh,
@@ -140,6 +143,7 @@ def _compile_for(config: Config, devices: Sequence[jax.Device]) -> CompiledStep:
         step=compiled,
         init=init,
         shapes=shapes,
+        jaxpr=jaxpr,
         attention=kernel_of(compiled.as_text(), kernel),
         peak_bytes=peak_bytes(compiled, model.target),
         compile_seconds=time.monotonic() - started,
@@ -152,6 +156,21 @@ def state_bytes(config: Config, model_def: ModelDef) -> int:
     return FLOAT * n_params * (COPIES[config.optimizer.name] + 1)
 
 
+class TooLittleMemory(UserError):
+    """The device has too little memory for a program.
+
+    Attributes:
+      reason: XLA's message, on one line.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"the device has too little memory ({reason[:200]}); raise train.accumulation, lower "
+            "train.batch_size, or set model.remat=block"
+        )
+        self.reason = reason
+
+
 @contextmanager
 def memory_errors() -> Iterator[None]:
     """Turns a device's out-of-memory error into a `UserError` that says what to change."""
@@ -160,17 +179,16 @@ def memory_errors() -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"the device has too little memory ({reason}); raise train.accumulation, lower "
-            "train.batch_size, or set model.remat=block"
-        ) from None
+        raise TooLittleMemory(" ".join(str(error).split())) from None
 
 
-def _compile(step: Any, state: State, batch: Batch, kernel: str) -> Any:
+def _compile(
+    step: Any, state: State, batch: Batch, kernel: str
+) -> tuple[jax.extend.core.ClosedJaxpr, Any]:
     try:
         with memory_errors():
-            return step.lower(state, batch).compile()
+            traced = step.trace(state, batch)
+            return traced.jaxpr, traced.lower().compile()
     except UserError:
         raise
     except Exception as error:
