@@ -63,7 +63,7 @@ def _of_instruction(
     """Yields the collectives that an instruction is or contains, and the types of operands."""
     if instruction.op.removesuffix("-start") in KINDS:
         yield instruction, [body[name].type for name in instruction.operands if name in body]
-    elif instruction.op == "fusion":
+    elif instruction.is_fusion:
         for name in instruction.called:
             inner = program.computations[name]
             for one in inner.values():

@@ -36,6 +36,11 @@ class Instruction:
     attributes: str
     is_root: bool
 
+    @property
+    def is_fusion(self) -> bool:
+        """Whether it is several fused instructions, possibly run asynchronously."""
+        return self.op in ("fusion", "fusion-start")
+
     @cached_property
     def operands(self) -> list[str]:
         """The names of the instructions whose results it uses."""
@@ -91,7 +96,7 @@ class Program:
         for name in instruction.called:
             for inner in self.computations[name].values():
                 yield inner
-                if inner.op == "fusion":
+                if inner.is_fusion:
                     yield from self.inside(inner)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gpt2_jax.config.sections import ModelConfig, TrainConfig
 from gpt2_jax.files import to_json
@@ -44,9 +45,9 @@ def as_text(plan: Plan, model: ModelConfig, train: TrainConfig, total_tokens: in
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
-def as_json(plan: Plan | TooLarge) -> str:
-    """Returns a plan as one JSON object."""
-    return to_json(dataclasses.asdict(plan))
+def as_json(plan: Plan | TooLarge, changes: Mapping[str, Any] | None = None) -> str:
+    """Returns a plan as one JSON object on one line, with the config fields that it changes."""
+    return to_json(dataclasses.asdict(plan) | ({"changes": dict(changes)} if changes else {}))
 
 
 def summary_lines(plan: Plan, model: ModelConfig, train: TrainConfig) -> list[str]:
@@ -139,6 +140,38 @@ def assumption_lines(plan: Plan) -> list[str]:
         "  no time for data, evaluation and checkpoints",
         f"  {PRICES}; --price sets another",
     ]
+
+
+def search_text(found: Sequence[tuple[Sequence[str], Plan]], total_tokens: int) -> str:
+    """Returns the plans of a search as a table, with the assumptions of the first.
+
+    Args:
+      found: for each, the cells that describe it, and its plan.
+    """
+    head = ["data x fsdp x tensor", "rows", "micro-batches", "remat"]
+    rows = [["", *head, "peak", "step", "tokens/s", "MFU", "days", "cost"]]
+    for number, (cells, plan) in enumerate(found, 1):
+        made, peak = plan.estimate, plan.figures.peak
+        assert made is not None and peak is not None
+        rows.append(
+            [
+                *(str(number), *cells, gib(peak), f"{1000 * made.step_seconds:,.0f} ms"),
+                *(f"{made.tokens_per_sec:,.0f}", f"{100 * made.mfu:.1f} %", f"{made.days:,.2f}"),
+                f"${made.cost:,.0f}",
+            ]
+        )
+    first = found[0][1]
+    return "\n".join(
+        [
+            f"{first.figures.n_params:,} parameters on {first.n_devices} x "
+            f"{first.figures.device_kind} ({first.target}), {total_tokens:,} tokens; rows are "
+            "sequences per device and micro-batch",
+            "",
+            *columns(rows),
+            "",
+            *assumption_lines(first),
+        ]
+    )
 
 
 def too_large_text(target: str, found: TooLarge, memory: int | None) -> str:

@@ -42,7 +42,7 @@ def kind_of(program: Program, instruction: Instruction) -> str:
     """Returns the kind of work that an instruction is."""
     if instruction.op in ("dot", "convolution"):
         return PRODUCTS
-    if instruction.op == "fusion":
+    if instruction.is_fusion:
         inner = program.inside(instruction)
         return PRODUCTS if any(i.op in ("dot", "convolution") for i in inner) else OTHER
     if instruction.op == "custom-call":
@@ -63,7 +63,7 @@ def instruction_bytes(program: Program, body: Computation, instruction: Instruct
     if op == "custom-call" and _target(instruction).startswith(_NO_CALL):
         return 0
     inputs = [array_bytes(body[name].type) for name in instruction.operands if name in body]
-    if op == "fusion":
+    if instruction.is_fusion:
         return _fusion_bytes(program.computations[instruction.called[0]], inputs)
     output = array_bytes(instruction.type)
     if op in SLICES:

@@ -25,6 +25,19 @@ def test_bytes_of_slices_updates_and_loops_are_those_moved():
     }
 
 
+def test_fusion_that_runs_asynchronously_moves_the_same_bytes():
+    """As jax 0.11 writes them."""
+    plain = "%slice_fusion = bf16[8,4]{1,0} fusion(%weights, %layer)"
+    start = (
+        "%start.1 = ((f32[12,8,4]{2,1,0}, s32[]), bf16[8,4]{1,0}) fusion-start(%weights, %layer)"
+    )
+    done = "  %slice_fusion = bf16[8,4]{1,0} fusion-done(%start.1)"
+    lines = [line for line in GPU.splitlines() if plain in line]
+    changed = GPU.replace(lines[0], f"{lines[0].replace(plain, start)}\n{done}")
+    assert changed != GPU
+    assert memory_traffic(parse(changed)) == memory_traffic(parse(GPU))
+
+
 def test_collectives_are_found_with_their_groups_and_counted_per_iteration():
     assert find_collectives(parse(GPU), 4) == [
         Collective("all-gather", 4 * 768 * 4, (0, 1, 2, 3), 1),
