@@ -12,6 +12,7 @@ FLAGS ?=
 # Test files and folders to run; unset: all.
 TESTS ?=
 PEERS_VENV ?= $(VENV)-peers
+PLAN_VENV ?= $(VENV)-plan
 RUN = $(VENV)/bin/python
 
 MINOR := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
@@ -21,7 +22,7 @@ EXTRAS := $(sort dev $(shell cat $(VENV)/.extras 2>/dev/null) $(subst $(comma), 
 INSTALLED := $(VENV)/.installed-$(MINOR)
 STAMP := $(INSTALLED)-$(subst $(space),-,$(EXTRAS))
 
-.PHONY: quickstart test test-slow test-gpu test-peers peers-tests wheel test-wheel docs docs-site check format clean install
+.PHONY: quickstart test test-slow test-gpu test-peers peers-tests test-plan plan-tests wheel test-wheel docs docs-site check format clean install
 .DELETE_ON_ERROR:
 
 quickstart: install
@@ -32,7 +33,7 @@ WORKERS := $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)' 2>
 
 # The tests of a file run in one process, so that they can share fixtures.
 test: check
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not peers" $(TESTS)
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not peers and not plan" $(TESTS)
 
 test-slow: install
 	$(RUN) -m pytest -n $(WORKERS) --dist worksteal -m slow $(TESTS)
@@ -47,6 +48,13 @@ test-peers:
 
 peers-tests: install
 	$(RUN) -m pytest -m peers
+
+# The compilers for TPUs and GPUs (2.5 GB) have a separate environment too.
+test-plan:
+	$(MAKE) --no-print-directory plan-tests VENV=$(PLAN_VENV) EXTRA=plan-tpu,plan-gpu
+
+plan-tests: install
+	$(RUN) -m pytest -m plan
 
 # Builds the documentation site in build/site; any warning, such as a broken link, is an error.
 docs:
@@ -86,4 +94,4 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-peers runs build *.egg-info
+	rm -rf $(VENV) $(VENV)-peers $(VENV)-plan runs build *.egg-info

@@ -3,6 +3,7 @@
 import os
 import signal
 import tempfile
+from functools import partial
 from importlib.metadata import version
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers and their processes share compiled programs
@@ -42,6 +43,14 @@ LONGEST = (
 def pytest_collection_modifyitems(items):
     """Moves the tests of the longest files to the front."""
     items.sort(key=lambda item: not str(item.path).endswith(LONGEST))
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Interprets GPU kernels, which is slow, so that they run on a CPU."""
+    from jax.experimental import pallas
+
+    monkeypatch.setattr(pallas, "pallas_call", partial(pallas.pallas_call, interpret=True))
 
 
 @pytest.fixture(scope="session")

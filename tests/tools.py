@@ -48,12 +48,12 @@ def tiny(**changes):
     return resolve(config, 1)
 
 
-def tiny_model(**changes):
+def tiny_model(target=None, **changes):
     """Returns the definition of the `tiny` model, and initial parameters with noise."""
     import jax
 
     config = tiny(**changes)
-    model = define_model(config.model, config.placement)
+    model = define_model(config.model, config.placement, target)
     # Without jit, so that the models of all tests share the small programs that draw values.
     return model, noisy(model.init(jax.random.key(0)))
 

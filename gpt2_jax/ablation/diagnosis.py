@@ -77,7 +77,7 @@ def diagnose_start(name: str, config: Config, batches: Sequence[Batch]) -> Diagn
     model = define_model(config.model, config.placement)
     mesh = make_mesh(config.train, config.mesh)
     layout = make_layout(model, mesh).shardings(model.shapes)
-    init = jit_once(lambda: model.init(purpose_key(config.seed, "init")), layout)
+    init = jit_once(lambda: model.init(purpose_key(config.seed, "init")), layout, model.target)
     params = apply_data_dependent_init(model, mesh, init(), batches[0])
     return diagnose(name, config, model, mesh, params, 0, batches)
 

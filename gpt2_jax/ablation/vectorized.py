@@ -116,7 +116,8 @@ class VectorizedPrograms:
         self.width = -(-width // len(devices)) * len(devices)
         mesh = Mesh(devices, (RUNS,), axis_types=(AxisType.Auto,))
         self.device_kind: str = devices[0].device_kind
-        self.attention = resolve_kernel(config.model, self.model_def.spec, jax.default_backend())
+        platform = self.model_def.target.platform
+        self.attention = resolve_kernel(config.model, self.model_def.spec, platform)
         self.by_run = NamedSharding(mesh, PartitionSpec(RUNS))
         self.replicated = NamedSharding(mesh, PartitionSpec())
         self.vmapped = vmapped
@@ -201,7 +202,7 @@ class VectorizedPrograms:
     @property
     def peak_bytes(self) -> int | None:
         """One run's share of a device's peak memory in a step."""
-        peak = peak_bytes(self.train_step())
+        peak = peak_bytes(self.train_step(), self.model_def.target)
         return peak and peak * self.by_run.mesh.size // self.width
 
     def initial_state(self, config: Config) -> State:
@@ -212,7 +213,7 @@ class VectorizedPrograms:
             model = define_model(config.model, config.placement)
             optimizer = self._optimizer(hyperparameters(config))
             init = lambda seed: new_state(config.optimizer, model, optimizer, seed)
-            self._inits[key] = jit_once(init, None)
+            self._inits[key] = jit_once(init, None, model.target)
         return jax.device_get(self._inits[key](np.uint32(config.seed)))
 
     def _advance(

@@ -11,6 +11,7 @@ from gpt2_jax.errors import EXIT_WRONG_INPUT, suggestion
 # Command: the module that defines its flags, and its description.
 COMMANDS = {
     "train": ("train", "pretrain a model, or resume a run"),
+    "plan": ("plan", "estimate memory, time and cost on hardware that need not be there"),
     "eval": ("evaluate", "evaluate a run: loss, perplexity, lm-evaluation-harness tasks"),
     "sample": ("sample", "generate text with a run's model"),
     "prepare": ("prepare", "tokenize a corpus, or verify a prepared one"),

@@ -15,6 +15,7 @@ from gpt2_jax.model.residual.base import Aux
 from gpt2_jax.model.sublayer import Sublayer
 from gpt2_jax.nn.context import Context
 from gpt2_jax.nn.param import Init
+from gpt2_jax.nn.target import Target
 from gpt2_jax.placements.spec import ModelSpec, StackSpec
 
 
@@ -46,7 +47,12 @@ class Block(nnx.Module):
 
 
 def build_block(
-    cfg: ModelConfig, spec: ModelSpec, stack: StackSpec, key: jax.Array, layer: jax.Array
+    cfg: ModelConfig,
+    spec: ModelSpec,
+    target: Target,
+    stack: StackSpec,
+    key: jax.Array,
+    layer: jax.Array,
 ) -> Block:
     """Returns a block with its initial values; `layer` is its 0-based index (may be traced)."""
-    return Block(BlockBuilder(cfg, spec, stack, Init(key, layer)))
+    return Block(BlockBuilder(cfg, spec, stack, Init(key, layer), target))

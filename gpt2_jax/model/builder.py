@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from gpt2_jax.config.sections import ModelConfig
 from gpt2_jax.model.parametrization import init_factor
 from gpt2_jax.model.scale import Scale
-from gpt2_jax.nn.fused.platform import supported
 from gpt2_jax.nn.norms import Norm, NormSpec, make_norm
 from gpt2_jax.nn.param import Init
+from gpt2_jax.nn.target import Target
 from gpt2_jax.placements.axes import BLOCK_SITES, QK_SITES, SCALES
 from gpt2_jax.placements.expressions import Expression, ScaleSpec, Sizes
 from gpt2_jax.placements.registry import SUPPORTS
@@ -26,13 +26,14 @@ class BlockBuilder:
 
     Attributes:
       cfg: sizes, dtypes and kernels. spec: of the whole model. stack: the one that has this block.
-      init: initial values of this block.
+      init: initial values of this block. target: the devices that run it.
     """
 
     cfg: ModelConfig
     spec: ModelSpec
     stack: StackSpec
     init: Init
+    target: Target
 
     @property
     def block(self) -> BlockSpec:
@@ -76,7 +77,8 @@ class BlockBuilder:
             gain=1.0 if site in QK_SITES else self.value(norm.gain, sublayer),
             alpha=self.value(sublayer.norm_alpha, sublayer),
             axis=axis,
-            fused=fuses(self.cfg) and site not in QK_SITES,  # too narrow for the kernel
+            # Heads are too narrow for the kernel.
+            fused=fuses(self.cfg, self.target) and site not in QK_SITES,
         )
         return make_norm(width or self.cfg.n_embd, spec)
 
@@ -125,15 +127,16 @@ class BlockBuilder:
         return {}
 
 
-def stream_norm(cfg: ModelConfig, spec: ModelSpec) -> Norm:
+def stream_norm(cfg: ModelConfig, spec: ModelSpec, target: Target) -> Norm:
     """Returns the final norm, or the norm after the embedding; its gain is initially 1."""
     last = spec.stacks[-1].block.sublayers[-1]
     alpha = last.norm_alpha(cfg.sizes.values(cfg.n_layer, last.index))
     norm = spec.norm
-    kind = NormSpec(norm.kind, norm.eps, norm.bias, cfg.dtype, alpha=alpha, fused=fuses(cfg))
+    fused = fuses(cfg, target)
+    kind = NormSpec(norm.kind, norm.eps, norm.bias, cfg.dtype, alpha=alpha, fused=fused)
     return make_norm(cfg.n_embd, kind)
 
 
-def fuses(cfg: ModelConfig) -> bool:
+def fuses(cfg: ModelConfig, target: Target) -> bool:
     """Returns whether to use the kernels of `nn.fused`."""
-    return cfg.fused_kernels and supported()
+    return cfg.fused_kernels and target.runs_triton

@@ -18,6 +18,7 @@ from gpt2_jax.model.stack import Params
 from gpt2_jax.model.transformer import Transformer
 from gpt2_jax.nn.norms import UNIT_EPS
 from gpt2_jax.nn.param import ParamInfo, Role
+from gpt2_jax.nn.target import Target, local_target
 from gpt2_jax.placements.axes import Placement
 from gpt2_jax.placements.resolve import specify
 from gpt2_jax.placements.spec import ModelSpec
@@ -29,6 +30,7 @@ class ModelDef:
 
     Attributes:
       cfg: sizes, dtypes and kernels. placement: with the config's overrides. spec: as parsed.
+      target: the devices that the model is for, on which its kernels depend.
       graphdef: rebuilds the module from parameters (`bind`).
       shapes: nested dict of `jax.ShapeDtypeStruct`.
       infos: nested dict of `ParamInfo` with the same structure.
@@ -38,6 +40,7 @@ class ModelDef:
     cfg: ModelConfig
     placement: Placement
     spec: ModelSpec
+    target: Target
     graphdef: nnx.GraphDef[Transformer]
     shapes: Params
     infos: dict[str, Any]
@@ -61,7 +64,8 @@ class ModelDef:
 
     def init(self, key: jax.Array) -> Params:
         """Returns initial parameters, float32; pure, so it can be jitted onto a mesh."""
-        return self.project(nnx.to_pure_dict(nnx.state(Transformer(self.cfg, self.spec, key))))
+        model = Transformer(self.cfg, self.spec, self.target, key)
+        return self.project(nnx.to_pure_dict(nnx.state(model)))
 
     def project(self, params: Params) -> Params:
         """Returns parameters normalized as the placement requires after each step.
@@ -135,11 +139,18 @@ def is_info(x: object) -> bool:
     return isinstance(x, ParamInfo)
 
 
-def define_model(cfg: ModelConfig, placement_config: PlacementConfig) -> ModelDef:
-    """Returns the model that the sections `model` and `placement` of a resolved config define."""
+def define_model(
+    cfg: ModelConfig, placement_config: PlacementConfig, target: Target | None = None
+) -> ModelDef:
+    """Returns the model that the sections `model` and `placement` of a resolved config define.
+
+    Args:
+      target: the devices that it is for; None for this machine's.
+    """
+    target = target or local_target()
     placement = placement_config.resolve()
     spec = specify(placement, cfg.n_layer)
-    abstract = nnx.eval_shape(lambda: Transformer(cfg, spec, jax.random.key(0)))
+    abstract = nnx.eval_shape(lambda: Transformer(cfg, spec, target, jax.random.key(0)))
     graphdef, state = nnx.split(abstract)
     stacks = {stack.name for stack in spec.stacks}
 
@@ -152,6 +163,5 @@ def define_model(cfg: ModelConfig, placement_config: PlacementConfig) -> ModelDe
 
     is_leaf = lambda x: isinstance(x, nnx.Variable)
     infos = jax.tree_util.tree_map_with_path(info, state, is_leaf=is_leaf)
-    return ModelDef(
-        cfg, placement, spec, graphdef, nnx.to_pure_dict(state), nnx.to_pure_dict(infos)
-    )
+    shapes, infos = nnx.to_pure_dict(state), nnx.to_pure_dict(infos)
+    return ModelDef(cfg, placement, spec, target, graphdef, shapes, infos)

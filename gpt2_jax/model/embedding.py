@@ -13,6 +13,7 @@ from gpt2_jax.nn.dropout import dropout
 from gpt2_jax.nn.norms import UNIT_EPS, L2Norm, NormSpec
 from gpt2_jax.nn.param import Init, Role, param
 from gpt2_jax.nn.positions import sinusoids
+from gpt2_jax.nn.target import Target
 from gpt2_jax.placements.spec import ModelSpec
 
 
@@ -24,7 +25,7 @@ def padded_vocab(cfg: ModelConfig) -> int:
 class Embedding(nnx.Module):
     """x_0 = N(m W[token] + P[position]), with N and the factor m if the placement has them."""
 
-    def __init__(self, cfg: ModelConfig, spec: ModelSpec, init: Init):
+    def __init__(self, cfg: ModelConfig, spec: ModelSpec, target: Target, init: Init):
         self.cfg, self.spec, self.positions = cfg, spec.embedding, spec.positions
         v, d, sizes = padded_vocab(cfg), cfg.n_embd, cfg.sizes
         std = float(self.spec.std(sizes.values(1)))
@@ -34,7 +35,7 @@ class Embedding(nnx.Module):
         self.wpe = param(wpe(), Role.POSITION, ("position", "embed")) if learned else None
         multiplier = self.spec.multiplier
         self.embedding_multiplier = Scale(multiplier, multiplier.first(sizes.values(1)), sizes)
-        self.embedding_norm = stream_norm(cfg, spec) if self.spec.norm else None
+        self.embedding_norm = stream_norm(cfg, spec, target) if self.spec.norm else None
         # Nguyen & Chiang 2018 (FixNorm): token vectors differ only in direction.
         unit = NormSpec("l2", UNIT_EPS, False, "float32")
         self.unit = L2Norm(d, unit) if self.spec.unit_tokens else None

@@ -23,6 +23,7 @@ from gpt2_jax.model.residual.base import Aux, NormFn
 from gpt2_jax.model.residual.cross_layer import CrossLayer
 from gpt2_jax.nn.attention_kernels import SPLASH_RESULTS
 from gpt2_jax.nn.context import Context
+from gpt2_jax.nn.target import Target
 from gpt2_jax.placements.spec import ModelSpec, StackSpec
 
 Params = dict[str, Any]  # nested dict of arrays, keyed by the modules' attribute names
@@ -45,10 +46,10 @@ class Carry(NamedTuple):
 class Stack(nnx.Module):
     """All blocks, in stacks of parameters."""
 
-    def __init__(self, cfg: ModelConfig, spec: ModelSpec, key: jax.Array):
+    def __init__(self, cfg: ModelConfig, spec: ModelSpec, target: Target, key: jax.Array):
         self.cfg, self.stacks = cfg, spec.stacks
         for stack in spec.stacks:
-            build = partial(build_block, cfg, spec, stack, key)
+            build = partial(build_block, cfg, spec, target, stack, key)
             first = jnp.arange(stack.start, stack.stop, stack.repeats)
             setattr(self, stack.name, nnx.vmap(build)(first))
         self.cross_layer = CrossLayer(cfg, spec)

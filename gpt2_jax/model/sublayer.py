@@ -104,15 +104,14 @@ def make_attention(build: BlockBuilder, spec: SublayerSpec) -> Attention:
         init=build.init,
         dtype=cfg.dtype,
     )
-    platform = jax.default_backend()
     return Attention(
         qkv,
         None if attention.identity_values else _output(build, spec),
         transform=transform,
         heads=HeadOutput(build.norm("inner", spec), n_head if attention.head_scale else None),
         weights=ShapedWeights(n_head) if attention.shaped else None,
-        kernel=resolve_kernel(cfg, build.spec, platform),
-        separate=platform != "cpu",
+        kernel=resolve_kernel(cfg, build.spec, build.target.platform),
+        separate=not build.target.is_cpu,
         scale=scale if cfg.scale_attn_weights and not scales_scores else 1.0,
         by_layer=cfg.scale_attn_by_inverse_layer_idx and not scales_scores,
         dropout=cfg.dropout,

@@ -17,6 +17,7 @@ from gpt2_jax.nn.context import Context
 from gpt2_jax.nn.linear import Shift, project
 from gpt2_jax.nn.loss import cross_entropy
 from gpt2_jax.nn.param import Init, Role, param
+from gpt2_jax.nn.target import Target
 from gpt2_jax.nn.tensor_parallel import is_tensor_parallel
 from gpt2_jax.placements.spec import ModelSpec
 
@@ -27,19 +28,19 @@ class Transformer(nnx.Module):
     Logits of padding ids, from `vocab_size` to V, are the lowest float, so they are never sampled.
     """
 
-    def __init__(self, cfg: ModelConfig, spec: ModelSpec, key: jax.Array):
+    def __init__(self, cfg: ModelConfig, spec: ModelSpec, target: Target, key: jax.Array):
         self.cfg, self.positions_at = cfg, spec.positions.at
-        self.embedding = Embedding(cfg, spec, Init(key))
-        self.blocks = Stack(cfg, spec, key)
+        self.embedding = Embedding(cfg, spec, target, Init(key))
+        self.blocks = Stack(cfg, spec, target, key)
         self.shift = Shift() if spec.scalar_bias else None
-        self.ln_f = stream_norm(cfg, spec) if spec.final_norm else None
+        self.ln_f = stream_norm(cfg, spec, target) if spec.final_norm else None
         head = lambda: Init(key).normal("head", (padded_vocab(cfg), cfg.n_embd), cfg.init_std)
         self.head = None if cfg.tie_head else param(head(), Role.HEAD, ("vocab", "embed"))
         self.logits_factor = logits_factor(cfg, spec.parametrization)
         scale = jnp.full(cfg.vocab_size, cfg.n_embd**-0.5)
         self.logit_scale = param(scale, Role.SCALAR, ("vocab",)) if spec.logit_scale else None
         scaled = self.logits_factor != 1.0 or self.logit_scale is not None
-        self.fused_loss = fuses(cfg) and not scaled
+        self.fused_loss = fuses(cfg, target) and not scaled
 
     def __call__(
         self,

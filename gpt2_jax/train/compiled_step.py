@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -21,7 +22,8 @@ from gpt2_jax.model.data_dependent_init import data_dependent_init
 from gpt2_jax.model.definition import ModelDef, define_model
 from gpt2_jax.model.sublayer import resolve_kernel
 from gpt2_jax.nn.attention_kernels import PLATFORMS
-from gpt2_jax.train.mesh import by_rows, make_mesh, replicated
+from gpt2_jax.nn.target import Target, target_of
+from gpt2_jax.train.mesh import by_rows, find_devices, make_mesh, replicated
 from gpt2_jax.train.optimizer import make_optimizer, trainable_infos
 from gpt2_jax.train.sharding import LayerSplit, make_layout
 from gpt2_jax.train.state import State, make_init
@@ -41,6 +43,7 @@ class CompiledStep:
       step: `(state, batch) -> (state, metrics)`; donates the state.
       init: returns the state before the first step.
       shapes: shapes, types and shardings of the state.
+      jaxpr: the step before compilation.
       attention: the kernel found in the compiled step.
       peak_bytes: peak memory of one device, None if XLA does not report it.
       compile_seconds: time spent lowering and compiling.
@@ -52,6 +55,7 @@ class CompiledStep:
     step: Step
     init: Callable[[], State]
     shapes: State
+    jaxpr: jax.extend.core.ClosedJaxpr
     attention: str
     peak_bytes: int | None
     compile_seconds: float
@@ -99,23 +103,33 @@ def apply_data_dependent_init(model_def: ModelDef, mesh: Mesh, params: Any, batc
     return jax.jit(measure, out_shardings=layout.shardings(params))(params, tokens)
 
 
-def compile_step(config: Config) -> CompiledStep:
+def compile_step(config: Config, devices: Sequence[jax.Device] | None = None) -> CompiledStep:
     """Compiles the train step of a resolved config.
+
+    Args:
+      devices: what to compile for, in this machine or not; None for all of this machine's.
 
     Raises:
       UserError: if the requested attention kernel is not available, or memory is too small.
     """
+    # While it lowers kernels, Pallas reads the GPU's generation from the default device.
+    default = nullcontext() if devices is None else jax.default_device(devices[0])
+    with default:
+        return _compile_for(config, find_devices() if devices is None else devices)
+
+
+def _compile_for(config: Config, devices: Sequence[jax.Device]) -> CompiledStep:
     opt = config.optimizer
-    model = define_model(config.model, config.placement)
-    mesh = make_mesh(config.train, config.mesh, state_bytes(config, model))
+    model = define_model(config.model, config.placement, target_of(devices[0]))
+    mesh = make_mesh(config.train, config.mesh, state_bytes(config, model), devices)
     layout = make_layout(model, mesh)
     layers = None if mesh.size == 1 else LayerSplit(layout)
     optimizer = make_optimizer(opt, trainable_infos(opt, model), layers)
     init = make_init(config.seed, opt, model, optimizer, mesh)
     shape = (config.train.batch_size, config.data.seq_len + 1)
     batch = Batch(jax.ShapeDtypeStruct(shape, jnp.int32, sharding=by_rows(mesh)))
-    kernel = resolve_kernel(config.model, model.spec, jax.default_backend())
-    _check_platform(kernel, jax.default_backend())
+    kernel = resolve_kernel(config.model, model.spec, model.target.platform)
+    _check_platform(kernel, model.target.platform)
     started = time.monotonic()
     shapes = layout.abstract(jax.eval_shape(init))
     of_state = jax.tree.map(lambda x: x.sharding, shapes)
@@ -124,7 +138,7 @@ def compile_step(config: Config) -> CompiledStep:
         donate_argnums=0,
         out_shardings=(of_state, replicated(mesh)),
     )
-    compiled = _compile(step, shapes, batch, kernel)
+    jaxpr, compiled = _compile(step, shapes, batch, kernel)
     return CompiledStep(
         model_def=model,
         mesh=mesh,
@@ -132,8 +146,9 @@ def compile_step(config: Config) -> CompiledStep:
         step=compiled,
         init=init,
         shapes=shapes,
+        jaxpr=jaxpr,
         attention=kernel_of(compiled.as_text(), kernel),
-        peak_bytes=peak_bytes(compiled),
+        peak_bytes=peak_bytes(compiled, model.target),
         compile_seconds=time.monotonic() - started,
     )
 
@@ -144,6 +159,21 @@ def state_bytes(config: Config, model_def: ModelDef) -> int:
     return FLOAT * n_params * (COPIES[config.optimizer.name] + 1)
 
 
+class TooLittleMemory(UserError):
+    """The device has too little memory for a program.
+
+    Attributes:
+      reason: XLA's message, on one line.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"the device has too little memory ({reason[:200]}); raise train.accumulation, lower "
+            "train.batch_size, or set model.remat=block"
+        )
+        self.reason = reason
+
+
 @contextmanager
 def memory_errors() -> Iterator[None]:
     """Turns a device's out-of-memory error into a `UserError` that says what to change."""
@@ -152,17 +182,16 @@ def memory_errors() -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"the device has too little memory ({reason}); raise train.accumulation, lower "
-            "train.batch_size, or set model.remat=block"
-        ) from None
+        raise TooLittleMemory(" ".join(str(error).split())) from None
 
 
-def _compile(step: Any, state: State, batch: Batch, kernel: str) -> Any:
+def _compile(
+    step: Any, state: State, batch: Batch, kernel: str
+) -> tuple[jax.extend.core.ClosedJaxpr, Any]:
     try:
         with memory_errors():
-            return step.lower(state, batch).compile()
+            traced = step.trace(state, batch)
+            return traced.jaxpr, traced.lower().compile()
     except UserError:
         raise
     except Exception as error:
@@ -199,13 +228,13 @@ def kernel_of(hlo: str, wanted: str) -> str:
     return found
 
 
-def peak_bytes(compiled: jax.stages.Compiled) -> int | None:
+def peak_bytes(compiled: jax.stages.Compiled, target: Target) -> int | None:
     """Returns a program's peak memory on one device, None if XLA does not report it."""
     found = compiled.memory_analysis()
     if found is None:
         return None
     # A CPU's reported peak omits temporaries; a program from the compilation cache reports none.
-    if jax.default_backend() == "cpu" or not found.peak_memory_in_bytes:
+    if target.is_cpu or not found.peak_memory_in_bytes:
         arguments_and_outputs = found.argument_size_in_bytes + found.output_size_in_bytes
         return arguments_and_outputs - found.alias_size_in_bytes + found.temp_size_in_bytes
     return found.peak_memory_in_bytes

@@ -132,7 +132,7 @@ class Evaluator:
         )
         self._sums = jax.jit(sums)
         # With collectives in the forward pass, a CPU must finish each batch before the next.
-        is_cpu = jax.default_backend() == "cpu"
+        is_cpu = model_def.target.is_cpu
         self._in_flight = 1 if is_cpu and mesh.size > mesh.shape[DATA] else MAX_IN_FLIGHT
 
     def score(

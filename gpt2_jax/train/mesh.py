@@ -51,31 +51,23 @@ def configure_devices(train: TrainConfig, mesh: MeshConfig) -> None:
         settings.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def make_mesh(train: TrainConfig, mesh: MeshConfig, state_bytes: int = 0) -> Mesh:
+def make_mesh(
+    train: TrainConfig,
+    mesh: MeshConfig,
+    state_bytes: int = 0,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
     """Returns a mesh with the axes `data`, `fsdp` and `tensor`.
-
-    If neither `mesh.data` nor `mesh.fsdp` is set, all devices that divide the batch are on `data`,
-    or on `fsdp` if the state would not fit in the memory of one device.
 
     Args:
       state_bytes: size of the state and of a gradient.
+      devices: what to use; None for all of this machine's.
 
     Raises:
       UserError: if there are too few devices, or a TPU slice would be used in part.
     """
-    devices = find_devices()
-    limit = len(devices) // mesh.tensor
-    data, fsdp = mesh.data, mesh.fsdp or 1
-    if data is None:
-        data = _largest_divisor(_micro_batch(train) // fsdp, max(1, limit // fsdp))
-        if mesh.fsdp is None and not _fits(state_bytes, devices[0]):
-            data, fsdp = 1, data
-    shape = (data, fsdp, mesh.tensor)
-    if (n := math.prod(shape)) > len(devices):
-        raise UserError(
-            f"the mesh {_product(shape)} needs {n} devices, but there are {len(devices)}; lower or "
-            "unset mesh.data, mesh.fsdp or mesh.tensor"
-        )
+    devices = find_devices() if devices is None else devices
+    shape = mesh_shape(train, mesh, len(devices), state_bytes, _memory(devices[0]))
     grid = device_grid(devices, shape)
     return Mesh(grid, (DATA, FSDP, TENSOR), axis_types=(AxisType.Auto,) * 3)
 
@@ -105,10 +97,42 @@ def device_grid(devices: Sequence[jax.Device], shape: tuple[int, int, int]) -> n
     return create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
 
 
-def _fits(state_bytes: int, device: jax.Device) -> bool:
-    """Returns whether a state leaves memory for activations; True if the memory is unknown."""
-    memory = (device.memory_stats() or {}).get("bytes_limit")
-    return memory is None or state_bytes < STATE_SHARE * memory
+def mesh_shape(
+    train: TrainConfig, mesh: MeshConfig, n_devices: int, state_bytes: int, memory: float | None
+) -> tuple[int, int, int]:
+    """Returns the sizes of `data`, `fsdp` and `tensor`.
+
+    If neither `mesh.data` nor `mesh.fsdp` is set, all devices that divide the batch are on `data`,
+    or on `fsdp` if the state would not fit in the memory of one device and leave some for
+    activations.
+
+    Args:
+      state_bytes: size of the state and of a gradient. memory: bytes per device, None if unknown.
+
+    Raises:
+      UserError: if there are too few devices.
+    """
+    limit = n_devices // mesh.tensor
+    data, fsdp = mesh.data, mesh.fsdp or 1
+    if data is None:
+        data = _largest_divisor(_micro_batch(train) // fsdp, max(1, limit // fsdp))
+        fits = memory is None or state_bytes < STATE_SHARE * memory
+        if mesh.fsdp is None and not fits:
+            data, fsdp = 1, data
+    shape = (data, fsdp, mesh.tensor)
+    if (n := math.prod(shape)) > n_devices:
+        raise UserError(
+            f"the mesh {_product(shape)} needs {n} devices, but there are {n_devices}; lower or "
+            "unset mesh.data, mesh.fsdp or mesh.tensor"
+        )
+    return shape
+
+
+def _memory(device: jax.Device) -> int | None:
+    """Returns a device's memory in bytes, None if unknown."""
+    with suppress(jax.errors.JaxRuntimeError):  # raised for devices that are not in this machine
+        return (device.memory_stats() or {}).get("bytes_limit")
+    return None
 
 
 def _product(shape: tuple[int, ...]) -> str:

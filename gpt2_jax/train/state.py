@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from gpt2_jax.config.sections import OptimizerConfig
 from gpt2_jax.model.definition import ModelDef
+from gpt2_jax.nn.target import Target
 from gpt2_jax.train.frozen_params import frozen_rows, join, split
 from gpt2_jax.train.sharding import make_layout
 
@@ -93,12 +94,13 @@ def make_init(
 ) -> Callable[[], State]:
     """Returns a jitted function that returns the state before the first step, on the mesh."""
     init = lambda: new_state(config, model_def, optimizer, jnp.uint32(seed))
-    return jit_once(init, make_layout(model_def, mesh).shardings(jax.eval_shape(init)))
+    shardings = make_layout(model_def, mesh).shardings(jax.eval_shape(init))
+    return jit_once(init, shardings, model_def.target)
 
 
-def jit_once(init: Callable[..., Any], out_shardings: Any) -> Callable[..., Any]:
+def jit_once(init: Callable[..., Any], out_shardings: Any, target: Target) -> Callable[..., Any]:
     """Jits a function that runs once, without optimizations that would not pay off."""
-    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    quick = {"xla_backend_optimization_level": 0} if target.is_cpu else None
     return jax.jit(init, out_shardings=out_shardings, compiler_options=quick)
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from gpt2_jax.data.batch import Batch
 from gpt2_jax.data.shards import Tokens
-from gpt2_jax.model import builder, transformer
+from gpt2_jax.model.builder import fuses
+from gpt2_jax.nn.target import Target, target_of
 from gpt2_jax.train.evaluation import Evaluator
 from gpt2_jax.train.loss import mean_loss
 from gpt2_jax.train.mesh import make_mesh
@@ -21,10 +22,8 @@ def loss_function(model):
     return lambda params: mean_loss(params, model, TOKENS, None, 0)
 
 
-@pytest.fixture
-def fused(monkeypatch):
-    for module in (builder, transformer):
-        monkeypatch.setattr(module, "fuses", lambda cfg: True)
+pytestmark = pytest.mark.usefixtures("interpreted")
+FUSED = Target("cpu", runs_triton=True)
 
 
 def n_kernels(function, *args):
@@ -44,11 +43,10 @@ def n_kernels(function, *args):
         ({"placement__preset": "ngpt"}, 0),
     ],
 )
-def test_loss_and_gradients_are_those_of_the_plain_model(changes, kernels, request):
+def test_loss_and_gradients_are_those_of_the_plain_model(changes, kernels):
     model, params = tiny_model(**changes)
     plain = jax.jit(jax.value_and_grad(loss_function(model)))(params)
-    request.getfixturevalue("fused")
-    fused_model, _ = tiny_model(**changes)
+    fused_model, _ = tiny_model(FUSED, **changes)
     function = jax.value_and_grad(loss_function(fused_model))
     assert n_kernels(function, params) == kernels
     jax.tree.map(
@@ -58,17 +56,15 @@ def test_loss_and_gradients_are_those_of_the_plain_model(changes, kernels, reque
     )
 
 
-def test_evaluation_is_that_of_the_plain_model(request):
+def test_evaluation_is_that_of_the_plain_model():
     ids = np.random.default_rng(1).integers(0, 11, 40).astype(np.uint16)
     mesh = make_mesh(tiny().train, tiny().mesh)
 
-    def score():
-        model, params = tiny_model()
+    def score(target=None):
+        model, params = tiny_model(target)
         return Evaluator(model, mesh, 12, 8).score(params, 0, Tokens([ids]))
 
-    plain = score()
-    request.getfixturevalue("fused")
-    assert score().loss == pytest.approx(plain.loss, rel=1e-6)
+    assert score(FUSED).loss == pytest.approx(score().loss, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -83,10 +79,7 @@ def test_evaluation_is_that_of_the_plain_model(request):
         ("tpu", "TPU v5 lite", None, False),
     ],
 )
-def test_kernels_are_for_nvidia_gpus_from_ampere_on(
-    device, kind, capability, expected, monkeypatch
-):
+def test_kernels_are_for_nvidia_gpus_from_ampere_on(device, kind, capability, expected):
     fake = SimpleNamespace(platform=device, device_kind=kind, compute_capability=capability)
-    monkeypatch.setattr(jax, "local_devices", lambda: [fake])
-    assert builder.fuses(tiny().model) == expected
-    assert not builder.fuses(tiny(model__fused_kernels=False).model)
+    assert fuses(tiny().model, target_of(fake)) == expected
+    assert not fuses(tiny(model__fused_kernels=False).model, target_of(fake))

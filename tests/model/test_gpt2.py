@@ -17,6 +17,7 @@ from gpt2_jax.nn.activations import ACTIVATIONS, GATED
 from gpt2_jax.nn.dropout import dropout
 from gpt2_jax.nn.linear import project
 from gpt2_jax.nn.param import Init, Role
+from gpt2_jax.nn.target import Target, local_target
 from gpt2_jax.placements.resolve import specify
 from tests.tools import noisy, tiny, tiny_model
 
@@ -253,11 +254,10 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
 
 
 @pytest.mark.parametrize("change", [{}, {"placement__identity_values": True}])
-def test_separate_products_for_q_k_and_v_change_the_program_but_not_the_result(monkeypatch, change):
+def test_separate_products_for_q_k_and_v_change_the_program_but_not_the_result(change):
     """On a GPU, slicing the result of a single product would copy it."""
     single, params = tiny_model(**change)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    separate, _ = tiny_model(**change)
+    separate, _ = tiny_model(Target("gpu"), **change)
     n_parts = 2 if change else 3
     joint = f"f32[36,{16 * n_parts}] = dot_general"
     jaxpr = lambda m: str(jax.make_jaxpr(lambda p: m.bind(p)(TOKENS))(params))
@@ -405,5 +405,5 @@ def test_module_can_be_called_directly():
     """It is an ordinary NNX module."""
     config = tiny()
     spec = specify(config.placement.resolve(), config.model.n_layer)
-    module = Transformer(config.model, spec, jax.random.key(0))
+    module = Transformer(config.model, spec, local_target(), jax.random.key(0))
     assert module(TOKENS).shape == (3, 12, 16)

@@ -10,6 +10,7 @@ from gpt2_jax.nn.fused import head_loss as head_loss_module
 from gpt2_jax.nn.fused.head_loss import head_loss
 from gpt2_jax.nn.fused.layer_norm import layer_norm
 
+pytestmark = pytest.mark.usefixtures("interpreted")
 N_VOCAB, PADDED = 101, 128
 
 

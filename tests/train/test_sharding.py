@@ -15,12 +15,11 @@ from gpt2_jax.data.shards import Tokens
 from gpt2_jax.errors import UserError
 from gpt2_jax.model.definition import define_model
 from gpt2_jax.placements import PRESETS
-from gpt2_jax.train import mesh as meshes
 from gpt2_jax.train.checkpoint import Checkpoints
 from gpt2_jax.train.compiled_step import compile_step
 from gpt2_jax.train.diagnostics import jit_diagnostics
 from gpt2_jax.train.evaluation import Evaluator
-from gpt2_jax.train.mesh import device_grid, make_mesh
+from gpt2_jax.train.mesh import device_grid, make_mesh, mesh_shape
 from gpt2_jax.train.sharding import LayerSplit, make_layout
 from tests.placements import depth
 from tests.tools import tiny
@@ -228,15 +227,15 @@ def x_of(tree):
     return jax.tree.leaves(tree)[0]
 
 
-def test_unset_mesh_uses_data_or_fsdp_if_the_state_does_not_fit(monkeypatch):
-    sizes = lambda **fields: tuple(
-        make_mesh(TrainConfig(batch_size=8), MeshConfig(**fields), 10**9).shape.values()
+def test_unset_mesh_uses_data_or_fsdp_if_the_state_does_not_fit():
+    sizes = lambda memory=None, **fields: mesh_shape(
+        TrainConfig(batch_size=8), MeshConfig(**fields), 8, 10**9, memory
     )
-    assert sizes() == (8, 1, 1)
-    assert sizes(tensor=2) == (4, 1, 2) and sizes(fsdp=2) == (4, 2, 1)
-    monkeypatch.setattr(meshes, "_fits", lambda state_bytes, device: False)
-    assert sizes() == (1, 8, 1) and sizes(tensor=4) == (1, 2, 4)
-    assert sizes(data=2) == (2, 1, 1)
+    for memory in (None, 1.3e9):
+        assert sizes(memory) == (8, 1, 1)
+        assert sizes(memory, tensor=2) == (4, 1, 2) and sizes(memory, fsdp=2) == (4, 2, 1)
+    assert sizes(1.2e9) == (1, 8, 1) and sizes(1.2e9, tensor=4) == (1, 2, 4)
+    assert sizes(1.2e9, data=2) == (2, 1, 1)
 
 
 def tpus(n_slices):

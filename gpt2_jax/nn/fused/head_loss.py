@@ -12,7 +12,6 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from gpt2_jax.nn.fused.platform import supported
 from gpt2_jax.nn.linear import project
 from gpt2_jax.nn.loss import cross_entropy
 
@@ -77,7 +76,6 @@ def rows_loss(
         out_shape=(row, row, jax.ShapeDtypeStruct(logits_NV.shape, dtype)),
         grid=(targets_N.size,),
         compiler_params=plgpu.CompilerParams(num_warps=WARPS),
-        interpret=not supported(),
         name="cross_entropy",
     )(logits_NV, targets_N)
 

@@ -15,8 +15,6 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from gpt2_jax.nn.fused.platform import supported
-
 TILE_ROWS = 2  # rows that a program holds at a time
 TILES = 32  # of one program in the backward pass, which adds up gradients of gain and bias
 
@@ -44,7 +42,6 @@ def _forward(eps: float, x: jax.Array, gain: jax.Array, bias: jax.Array) -> tupl
         out_shape=(jax.ShapeDtypeStruct((n, d), x.dtype), row_statistic, row_statistic),
         grid=(pl.cdiv(n, TILE_ROWS),),
         compiler_params=_compiler_params(d),
-        interpret=not supported(),
         name="layer_norm_forward",
     )(x.reshape(n, d), gain, bias)
     return y_ND.reshape(x.shape), (x, mean_N, inverse_sigma_N, gain)
@@ -88,7 +85,6 @@ def _backward(eps: float, saved: Saved, dy: jax.Array) -> tuple[jax.Array, jax.A
         out_shape=(jax.ShapeDtypeStruct((n, d), x.dtype), partial_sum, partial_sum),
         grid=(programs,),
         compiler_params=_compiler_params(d),
-        interpret=not supported(),
         name="layer_norm_backward",
     )(x.reshape(n, d), mean_N, inverse_sigma_N, gain, dy.reshape(n, d))
     return dx_ND.reshape(x.shape), dgain_PD.sum(0), dbias_PD.sum(0)

@@ -1,0 +1,81 @@
+"""The roofline's arithmetic against numbers worked out by hand."""
+
+import dataclasses
+
+import pytest
+
+from gpt2_jax.scale.chips import CHIPS
+from gpt2_jax.scale.estimate import chip_of, estimate
+from gpt2_jax.scale.figures import Exchange, Figures
+
+GIB = 2**30
+FIGURES = Figures(
+    mesh={"data": 2, "fsdp": 8, "tensor": 1},
+    device_kind="NVIDIA H100 80GB HBM3",
+    n_params=10**9,
+    flops_per_token=6 * 10**9,
+    tokens_per_step=2**20,
+    rows=8,
+    parameters=GIB,
+    optimizer=2 * GIB,
+    gradients=GIB,
+    peak=40 * GIB,
+    memory=72 * GIB,
+    product_flops=989.4e12 * 0.72 * 0.5,
+    attention_flops=989.4e12 * 0.23 * 0.25,
+    traffic={"products": 10**15, "attention": 10**15, "kernels": 10**9, "other": 10**9},
+    exchanges=[
+        Exchange("all-gather", 8, False, 96, 10**11, 45e9),
+        Exchange("all-reduce", 2, True, 1, 10**10, 10e9),
+    ],
+    attention="cudnn",
+    compile_seconds=1.0,
+    whole=[],
+)
+
+
+def test_time_is_the_sum_of_products_attention_other_traffic_and_collectives():
+    """0.5 s, 0.25 s, 2 GB / (0.77 x 3.35232 TB/s), 45 GB / 450 GB/s + 10 GB / 50 GB/s."""
+    found = estimate(FIGURES, CHIPS["h100"], 16, 10**9, 2.5)
+    assert found.seconds == pytest.approx(
+        {
+            "matrix products": 0.5,
+            "attention kernel": 0.25,
+            "other memory traffic": 0.000774802,
+            "collectives": 0.1 + 0.2,
+        },
+        rel=1e-5,
+    )
+    assert found.step_seconds == pytest.approx(1.050774802, rel=1e-6)
+
+
+def test_speed_and_cost_follow_from_the_time():
+    found = estimate(FIGURES, CHIPS["h100"], 16, 10**9, 2.5)
+    assert found.tokens_per_sec == pytest.approx(997_907, rel=1e-5)
+    assert found.mfu == pytest.approx(997_907 * 6e9 / (16 * 989.4e12), rel=1e-5)
+    assert found.days == pytest.approx(10**9 / 997_907 / 86_400, rel=1e-5)
+    assert found.cost == pytest.approx(16 * 2.5 * 10**9 / 997_907 / 3_600, rel=1e-5)
+
+
+def test_idle_devices_are_paid_for():
+    half = dataclasses.replace(FIGURES, mesh={"data": 1, "fsdp": 8, "tensor": 1})
+    costs = [estimate(half, CHIPS["h100"], n, 10**9, 1.0).cost for n in (8, 16)]
+    assert costs[1] == pytest.approx(2 * costs[0])
+
+
+def test_step_fits_if_its_peak_is_below_what_a_gpu_reserves():
+    """92 % of 84,929,347,584 bytes."""
+    limit = CHIPS["h100"].memory
+    assert limit == 78_134_999_777
+    fits = lambda peak: dataclasses.replace(FIGURES, peak=peak, memory=limit).fits
+    assert fits(limit) and not fits(limit + 1) and fits(None) is None
+
+
+def test_figures_are_the_same_after_a_round_trip():
+    assert Figures.from_json(FIGURES.to_json()) == FIGURES
+
+
+def test_chips_of_this_machine_are_recognized():
+    assert chip_of("NVIDIA H100 80GB HBM3") is CHIPS["h100"]
+    assert chip_of("TPU v5 lite") is CHIPS["v5e"]
+    assert chip_of("cpu") is None

@@ -1,0 +1,92 @@
+"""Bytes and collectives of small programs, as XLA prints them, against counts by hand."""
+
+from pathlib import Path
+
+from gpt2_jax.scale.collectives import Collective, find_collectives
+from gpt2_jax.scale.figures import Exchange, exchanges_of
+from gpt2_jax.scale.hlo import array_bytes, parse
+from gpt2_jax.scale.traffic import memory_traffic
+
+# A scan over 12 layers that slices a stacked weight, multiplies by it, writes the result into a
+# stack, and reduces a gradient over two groups of devices.
+GPU = (Path(__file__).parent / "gpu.hlo").read_text()
+
+
+def test_bytes_of_slices_updates_and_loops_are_those_moved():
+    # Each of 12 iterations reads a slice of 32 floats and an index, and writes 32 bf16; the
+    # product reads 128 + 32 bf16 and writes 64 floats; 64 floats and an index are read to update
+    # 64 floats in place.
+    sliced, product, updated = 32 * 4 + 4 + 32 * 2, (128 + 32) * 2 + 64 * 4, 64 * 4 + 4 + 64 * 4
+    assert memory_traffic(parse(GPU)) == {
+        "products": 12 * product,
+        "kernels": 2 * 128 * 2 + 16 * 4,
+        "attention": 4 * 128 * 2,
+        "other": 12 * (sliced + updated),
+    }
+
+
+def test_fusion_that_runs_asynchronously_moves_the_same_bytes():
+    """As jax 0.11 writes them."""
+    plain = "%slice_fusion = bf16[8,4]{1,0} fusion(%weights, %layer)"
+    start = (
+        "%start.1 = ((f32[12,8,4]{2,1,0}, s32[]), bf16[8,4]{1,0}) fusion-start(%weights, %layer)"
+    )
+    done = "  %slice_fusion = bf16[8,4]{1,0} fusion-done(%start.1)"
+    lines = [line for line in GPU.splitlines() if plain in line]
+    changed = GPU.replace(lines[0], f"{lines[0].replace(plain, start)}\n{done}")
+    assert changed != GPU
+    assert memory_traffic(parse(changed)) == memory_traffic(parse(GPU))
+
+
+def test_collectives_are_found_with_their_groups_and_counted_per_iteration():
+    assert find_collectives(parse(GPU), 4) == [
+        Collective("all-gather", 4 * 768 * 4, (0, 1, 2, 3), 1),
+        Collective("all-reduce", 384 * 4, (0, 2), 1),
+        Collective("reduce-scatter", 64 * 4, (0, 1), 12),
+    ]
+
+
+def test_bytes_sent_are_those_of_a_ring():
+    gather, reduce, scatter = find_collectives(parse(GPU), 4)
+    assert gather.sent_bytes == 3 * 768 * 4
+    assert reduce.sent_bytes == 384 * 4  # half of it twice
+    assert scatter.sent_bytes == 32 * 4
+
+
+def test_collectives_are_summed_by_kind_and_by_the_hosts_that_they_connect():
+    assert exchanges_of(parse(GPU), 4, per_host=2) == [
+        Exchange("all-gather", 4, True, 1, 4 * 768 * 4, 3 * 768 * 4),
+        Exchange("all-reduce", 2, True, 1, 384 * 4, 384 * 4),
+        Exchange("reduce-scatter", 2, False, 12, 12 * 64 * 4, 12 * 32 * 4),
+    ]
+    assert not any(one.between_hosts for one in exchanges_of(parse(GPU), 4, per_host=None))
+
+
+def test_loop_without_a_stated_count_runs_to_the_constant_of_its_condition():
+    """As on TPUs."""
+    unstated = GPU.replace(', backend_config={"known_trip_count":{"n":"12"}}', "")
+    assert unstated != GPU
+    assert memory_traffic(parse(unstated)) == memory_traffic(parse(GPU))
+    unknown = unstated.replace("constant(12)", "constant({...})")
+    assert memory_traffic(parse(unknown))["products"] == memory_traffic(parse(GPU))["products"] / 12
+
+
+# A TPU overlaps a gather with two products, each of which contains one step of it; S(1) is memory
+# on the chip.
+TPU = (Path(__file__).parent / "tpu.hlo").read_text()
+
+
+def test_memory_on_a_tpus_chip_does_not_count():
+    product = (64 * 128 + 8 * 128) * 2
+    assert memory_traffic(parse(TPU)) == {"products": 2 * product, "other": 8 * 64 * 2}
+
+
+def test_collective_in_steps_that_are_fused_with_products_counts_once():
+    assert find_collectives(parse(TPU), 2) == [Collective("all-gather", 64 * 128 * 2, (0, 1), 1)]
+
+
+def test_bytes_of_types():
+    assert array_bytes("f32[]") == 4
+    assert array_bytes("(bf16[3,5]{1,0}, /*index=1*/pred[7]{0}, s64[2]{0})") == 30 + 7 + 16
+    assert array_bytes("f8e4m3fn[4,4]{1,0}") == 16
+    assert array_bytes("token[]") == 0
