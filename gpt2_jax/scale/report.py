@@ -104,7 +104,11 @@ def work_lines(figures: Figures) -> list[str]:
     executed = figures.product_flops + figures.attention_flops
     rows = [
         ["of the model", si(model, "FLOP"), "6 N + 12 L D T per token"],
-        ["executed", si(executed, "FLOP"), "recomputation included; cuDNN's attention is causal"],
+        [
+            "executed",
+            si(executed, "FLOP"),
+            "recomputation included; a fused attention kernel is causal",
+        ],
         ["memory traffic", si(sum(figures.traffic.values()), "B"), ""],
     ]
     return ["work per device and step", *columns(rows)]
@@ -135,7 +139,7 @@ def assumption_lines(plan: Plan) -> list[str]:
     return [
         "assumptions",
         f"  {share.products:.0%} of peak FLOP/s in matrix products, {share.attention:.0%} in "
-        f"cuDNN's attention, {share.memory:.0%} of memory bandwidth: {share.source}",
+        f"the attention kernel, {share.memory:.0%} of memory bandwidth: {share.source}",
         "  collectives use one axis of the network at full bandwidth, and nothing overlaps them",
         "  no time for data, evaluation and checkpoints",
         f"  {PRICES}; --price sets another",

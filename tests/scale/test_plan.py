@@ -8,10 +8,12 @@ import pytest
 from gpt2_jax.config.convert import to_dict
 from gpt2_jax.config.sections import MeshConfig, ModelConfig, TrainConfig
 from gpt2_jax.errors import UserError
+from gpt2_jax.nn.attention_kernels import fused_attention
 from gpt2_jax.scale import compiler
 from gpt2_jax.scale.chips import CHIPS
 from gpt2_jax.scale.compiler import TooLarge, compile_elsewhere, needed_bytes
 from gpt2_jax.scale.figures import figures_of
+from gpt2_jax.scale.flops import executed_flops
 from gpt2_jax.scale.meshes import choose_mesh, possible_meshes
 from gpt2_jax.scale.plan import Planner
 from gpt2_jax.scale.report import as_json, too_large_text
@@ -42,6 +44,13 @@ def test_executed_flops_are_those_of_the_matrix_products():
     # The backward pass needs no result of the MLP's second matrix.
     repeated = flops(2) - 2 * n_tokens * 2 * 4 * d * d
     assert figures((2, 2, 2), model__remat="block")[0].product_flops == repeated / 8
+
+
+def test_splash_attention_has_two_products_forward_and_seven_backward():
+    """3 sequences, 2 heads of width 8; 100 positions are padded to 128."""
+    loss = lambda qkv: fused_attention("splash", *qkv, 1.0).sum()
+    traced = jax.make_jaxpr(jax.grad(loss))(jax.ShapeDtypeStruct((3, 3, 2, 100, 8), "bfloat16"))
+    assert executed_flops(traced.jaxpr) == (0, 9 * (2 * 3 * 2 * 128 * 128 * 8) // 2)
 
 
 @pytest.mark.parametrize(
