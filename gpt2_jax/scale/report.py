@@ -107,7 +107,7 @@ def work_lines(figures: Figures) -> list[str]:
         [
             "executed",
             si(executed, "FLOP"),
-            "recomputation included; a fused attention kernel is causal",
+            "recomputation included; an attention kernel is causal",
         ],
         ["memory traffic", si(sum(figures.traffic.values()), "B"), ""],
     ]

@@ -27,9 +27,9 @@ _PRODUCT_CALL = re.compile(r"cublas|gemm|matmul", re.IGNORECASE)
 def memory_traffic(program: Program) -> dict[str, int]:
     """Returns the bytes moved by each kind of work in one run, without collectives.
 
-    Kinds are `products` (matrix products, with what is fused into them), `attention` (fused kernels),
-    `kernels` (those of `nn.fused`) and `other`. Of an array that is only sliced, only the slices
-    count, and of one that is updated in place, only the updates.
+    Kinds are `products` (matrix products, with what is fused into them), `attention` (its fused
+    kernels), `kernels` (those of `nn.fused`) and `other`. Of an array that is only sliced, only the
+    slices count, and of one that is updated in place, only the updates.
     """
     total: Counter[str] = Counter()
     for computation, name, times in program.walk():
