@@ -131,7 +131,8 @@ class DataConfig:
     source: str = setting(
         "stdlib",
         "`shakespeare`, `stdlib`, a path or glob of text files, a prepared folder, "
-        "`hf:name[:config]@split`, or a glob of .bin files",
+        "`hf:name[:config]@split`, a glob of .bin files, or several of them with weights: "
+        "`mixture:SOURCE=WEIGHT,SOURCE=WEIGHT`",
         path=True,
     )
     val_source: str | None = setting(

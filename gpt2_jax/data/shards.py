@@ -96,6 +96,10 @@ class Corpus:
                 "tokens; increase data.val_fraction, or set data.val_source to more text"
             )
 
+    def n_tokens(self, split: str) -> int:
+        """Returns the number of tokens of a split."""
+        return len({"train": self.train, "val": self.val}[split] or ())
+
     def bytes_per_token(self, split: str) -> float | None:
         """Returns the UTF-8 bytes per token of a split, or None if they were not counted."""
         counts = self.manifest.splits[split]

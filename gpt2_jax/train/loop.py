@@ -9,8 +9,8 @@ from gpt2_jax import config as configs
 from gpt2_jax.config import Config
 from gpt2_jax.config.capacity import check_memory
 from gpt2_jax.config.check import check
-from gpt2_jax.data.sampler import Sampler
-from gpt2_jax.data.shards import Corpus
+from gpt2_jax.data.dataset import Dataset
+from gpt2_jax.data.mixture import Batches
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import EXIT_FINISHED, EXIT_STOPPED
 from gpt2_jax.model.definition import define_model
@@ -83,8 +83,7 @@ def _train(config: Config, workdir: str, sample: SampleFn | None, stop: StopSign
         corpus, tokenizer = open_data(
             dataclasses.replace(data, tokenizer=directory.tokenizer_for(config))
         )
-    assert corpus.train is not None
-    sampler = Sampler(corpus.train, data.seq_len, config.train.batch_size, config.seed)
+    sampler = corpus.sampler(data.seq_len, config.train.batch_size, config.seed)
     corpus.check_validation()
     directory.lock()
     try:
@@ -146,9 +145,9 @@ def _open_run(
     directory: RunDirectory,
     resume: ResumePoint,
     source: PretrainedSource | None,
-    corpus: Corpus,
+    corpus: Dataset,
     compiled: CompiledStep,
-    sampler: Sampler,
+    sampler: Batches,
     stop: StopSignal,
 ) -> Run:
     for step, fault in resume.damaged:
@@ -174,7 +173,7 @@ def _open_run(
 
 
 def _initial_state(
-    compiled: CompiledStep, sampler: Sampler, source: PretrainedSource | None
+    compiled: CompiledStep, sampler: Batches, source: PretrainedSource | None
 ) -> State:
     state = compiled.start(sampler.batch(0))
     if source is None:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from gpt2_jax import config as configs
-from gpt2_jax.data.corpus import open_corpus
+from gpt2_jax.data.dataset import open_dataset
 from gpt2_jax.errors import UserError
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.train import loop
@@ -276,9 +276,9 @@ def test_start_killed_before_training_does_not_fix_the_text(made, tmp_path):
     directory = RunDirectory(str(tmp_path / "run"))
     directory.path.mkdir()
     data = made.data
-    corpus, tokenizer = open_corpus(data.source, None, data.tokenizer, data.val_fraction)
+    corpus, tokenizer = open_dataset(data.source, None, data.tokenizer, data.val_fraction)
     directory.claim(made, corpus, tokenizer)
-    other = SimpleNamespace(manifest=SimpleNamespace(corpus_hash=lambda: "0" * 64))
+    other = SimpleNamespace(content_hash=lambda: "0" * 64, source_hashes=dict)
     directory.check_data(other, tokenizer, "data.source=other.txt")
     directory.change_info(starts=[{}])
     directory.check_data(corpus, tokenizer, f"data.source={data.source}")
