@@ -94,7 +94,8 @@ def _starts() -> Iterator[Diagnosis]:
     corpus, tokenizer = open_data(first.data)
     batches = read_batches(corpus, first.data.seq_len, first.train.batch_size, first.seed, 0)
     for config in configs:
-        yield diagnose_start(config.placement.preset, resolve(config, tokenizer.size), batches)
+        resolved = resolve(config, tokenizer.size, tokenizer.end_of_text)
+        yield diagnose_start(config.placement.preset, resolved, batches)
 
 
 def _depths(default: int) -> list[int]:

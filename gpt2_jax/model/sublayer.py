@@ -72,11 +72,12 @@ def resolve_kernel(cfg: ModelConfig, spec: ModelSpec, platform: str) -> str:
     """Returns the attention kernel for a platform, "cudnn" or "xla".
 
     cuDNN's kernel supports neither dropout on the attention weights, nor transforms of them, nor
-    float32, nor every width of a head.
+    float32, nor every width of a head. A mask of documents would be a bias of (B, 1, T, T), whose
+    gradient jax's call always computes.
     """
     if cfg.attention != "auto":
         return cfg.attention
-    plain = cfg.dropout == 0.0 and not spec.attention.shaped
+    plain = cfg.dropout == 0.0 and not spec.attention.shaped and not cfg.document_mask
     head_dim = cfg.n_embd // cfg.n_head
     fits = cfg.dtype == "bfloat16" and head_dim % 8 == 0 and head_dim <= CUDNN_HEAD_DIM
     return "cudnn" if platform == "gpu" and plain and fits else "xla"

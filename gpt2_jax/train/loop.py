@@ -113,7 +113,7 @@ def _complete(config: Config, directory: RunDirectory) -> tuple[Config, Pretrain
         config = adopt_model(config, source, lambda line: print(line))
     check(config)
     tokenizer = load_tokenizer(directory.tokenizer_for(config))
-    config = configs.resolve(config, tokenizer.size)
+    config = configs.resolve(config, tokenizer.size, tokenizer.end_of_text)
     check_memory(config, training=True)  # again, now that the vocabulary's size is known
     return config, source
 
