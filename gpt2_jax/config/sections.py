@@ -143,7 +143,8 @@ class DataConfig:
     source: str = setting(
         "stdlib",
         "`shakespeare`, `stdlib`, a path or glob of text files, a prepared folder, "
-        "`hf:name[:config]@split`, a glob of .bin files, or several of them with weights: "
+        "`hf:name[:config]@split`, a glob of .bin files, a URL or glob of remote files such as "
+        "`s3://bucket/*.jsonl`, or several of them with weights: "
         "`mixture:SOURCE=WEIGHT,SOURCE=WEIGHT`",
         path=True,
     )
@@ -160,6 +161,10 @@ class DataConfig:
     document_separator: str | None = setting(
         None,
         "split documents at this text, such as `<|endoftext|>`; unset: it is ordinary text",
+    )
+    stream_files: int = count(
+        8,
+        "remote files of `source` that are shuffled together; up to twice as many are kept on disk",
     )
 
 

@@ -165,7 +165,7 @@ def resolve(config: Config, tokenizer_size: int, end_of_text: int | None = None)
             f"model.vocab_size={vocab_size} is smaller than the {tokenizer_size} tokens of "
             f"data.tokenizer={tokenizer}; leave it unset or raise it"
         )
-    changes = {"model.n_inner": n_inner, "model.vocab_size": vocab_size}
+    changes: dict[str, Any] = {"model.n_inner": n_inner, "model.vocab_size": vocab_size}
     if model.document_mask:
         end = end_of_text if model.end_of_text is None else model.end_of_text
         if end is not None and end >= vocab_size:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from gpt2_jax.data.corpus import open_corpus
 from gpt2_jax.data.manifest import MANIFEST, Manifest
@@ -19,8 +20,10 @@ from gpt2_jax.data.mixture import (
     parse_mixture,
     source_names,
 )
+from gpt2_jax.data.remote import is_remote
 from gpt2_jax.data.sampler import Sampler
 from gpt2_jax.data.shards import Corpus
+from gpt2_jax.data.stream import Counts, StreamedCorpus, StreamSampler, open_stream
 from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.errors import UserError
 
@@ -36,14 +39,16 @@ class Part:
 
     name: str
     share: Fraction
-    corpus: Corpus
+    corpus: Corpus | StreamedCorpus
 
-    def sampler(self, seq_len: int, batch_size: int, seed: int) -> Sampler:
+    def sampler(self, seq_len: int, batch_size: int, seed: int) -> Sampler | StreamSampler:
         """Returns the sampler of this corpus alone.
 
         Raises:
           UserError: if it has too few tokens.
         """
+        if isinstance(self.corpus, StreamedCorpus):
+            return self.corpus.sampler(seq_len, batch_size, seed)
         assert self.corpus.train is not None
         try:
             return Sampler(self.corpus.train, seq_len, batch_size, seed)
@@ -74,9 +79,26 @@ class Dataset:
         shares = [part.share for part in self.parts]
         return MixtureSampler(samplers, shares, batch_size, seed)
 
+    @property
+    def streams(self) -> dict[str, StreamedCorpus]:
+        """The corpora that are fetched while training, by name; `source` if it has none."""
+        found = {part.name or "source": part.corpus for part in self.parts}
+        return {name: c for name, c in found.items() if isinstance(c, StreamedCorpus)}
+
+    def keep_counts(self, known: dict[str, Any], save: Callable[[dict[str, Counts]], None]) -> None:
+        """Restores the token counts of streamed files, and saves them whenever they change.
+
+        Args:
+          known: what was saved last; may be empty.
+        """
+        streams = self.streams
+        for name, corpus in streams.items():
+            corpus.restore(known.get(name))
+            corpus.on_count = lambda: save({name: c.counts for name, c in streams.items()})
+
     def n_tokens(self, split: str) -> int:
-        """Returns the number of tokens of a split in all corpora."""
-        return sum(part.corpus.n_tokens(split) for part in self.parts)
+        """Returns the number of tokens of a split in all corpora that know it."""
+        return sum(part.corpus.n_tokens(split) or 0 for part in self.parts)
 
     def check_validation(self) -> None:
         """Checks that each validation text has at least one token to predict.
@@ -107,7 +129,7 @@ class Dataset:
         """Returns the hash of each corpus of a mixture by name; empty for a single corpus."""
         if not self.is_mixture:
             return {}
-        return {part.name: part.corpus.manifest.corpus_hash() for part in self.parts}
+        return {part.name: part.corpus.content_hash() for part in self.parts}
 
     def content_hash(self) -> str:
         """Returns a hash of all tokens and shares, which identifies the text of a run.
@@ -115,12 +137,12 @@ class Dataset:
         It does not depend on where the text is. That of a single corpus is its manifest's.
         """
         if not self.is_mixture:
-            return self.parts[0].corpus.manifest.corpus_hash()
-        facts = [[str(part.share), part.corpus.manifest.corpus_hash()] for part in self.parts]
+            return self.parts[0].corpus.content_hash()
+        facts = [[str(part.share), part.corpus.content_hash()] for part in self.parts]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def single(corpus: Corpus) -> Dataset:
+def single(corpus: Corpus | StreamedCorpus) -> Dataset:
     """Returns the dataset of one corpus."""
     return Dataset((Part("", Fraction(1), corpus),))
 
@@ -131,17 +153,23 @@ def open_dataset(
     tokenizer_name: str,
     val_fraction: float,
     document_separator: str | None = None,
+    stream_files: int = 1,
 ) -> tuple[Dataset, Tokenizer]:
-    """Opens a value of `data.source`, and the tokenizer; the arguments are those of `open_corpus`.
+    """Opens a value of `data.source`, and the tokenizer; the arguments are fields of `data`.
 
     Raises:
       UserError: if a mixture is not valid, its sources were prepared with different tokenizers, or
         as `open_corpus`.
     """
+
+    def open_one(source: str, val_source: str | None) -> tuple[Corpus | StreamedCorpus, Tokenizer]:
+        separator = document_separator
+        if is_remote(source):
+            return open_stream(source, val_source, tokenizer_name, separator, stream_files)
+        return open_corpus(source, val_source, tokenizer_name, val_fraction, separator)
+
     if not is_mixture(source):
-        corpus, tokenizer = open_corpus(
-            source, val_source, tokenizer_name, val_fraction, document_separator
-        )
+        corpus, tokenizer = open_one(source, val_source)
         return single(corpus), tokenizer
     shares = parse_mixture(source)
     if val_source is not None:
@@ -150,9 +178,7 @@ def open_dataset(
             "its own validation part; unset it"
         )
     _check_same_tokenizer(shares)
-    opened = [
-        open_corpus(one, None, tokenizer_name, val_fraction, document_separator) for one in shares
-    ]
+    opened = [open_one(one, None) for one in shares]
     named = zip(source_names(list(shares)), shares.values(), opened, strict=True)
     parts = tuple(Part(name, share, corpus) for name, share, (corpus, _) in named)
     return Dataset(parts), opened[0][1]

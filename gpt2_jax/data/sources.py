@@ -181,8 +181,8 @@ def open_source(spec: str) -> Source:
         raise UserError(f"{spec} is a mixture, which only data.source of a run can be")
     if "://" in spec:
         raise UserError(
-            f"source {without_credentials(spec)} is a remote path; copy it to a local disk, or "
-            "use hf:name@split"
+            f"source {without_credentials(spec)} is remote, which only data.source of a run can "
+            "be; copy it to a local disk, or use hf:name@split"
         )
     if _is_saved(spec):
         return open_saved(Path(spec))

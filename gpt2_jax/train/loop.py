@@ -100,6 +100,9 @@ def _train(config: Config, workdir: str, sample: SampleFn | None, stop: StopSign
                 compiled = compile_step(config)
             for line in directory.claim(config, corpus, tokenizer):
                 print(f"changed: {line}")
+            if corpus.streams:
+                known = directory.read_info().get("streams") or {}
+                corpus.keep_counts(known, lambda counts: directory.change_info(streams=counts))
             run = _open_run(config, directory, resume, source, corpus, compiled, sampler, stop)
             return run.train(tokenizer, sample)
     finally:
@@ -154,6 +157,9 @@ def _open_run(
         print(f"warning: checkpoint {directory.folder_of(step)} is damaged ({fault}): skipped")
     checkpoints = open_checkpoints(directory, config.train.keep_checkpoints, resume)
     first = resume.step or 0
+    if corpus.streams:
+        with stop.immediate(), status("fetching the first remote files"):
+            sampler.batch(first)
     seconds = None
     if config.train.steps - first >= 10:
         with stop.immediate(), status("timing a few steps"):

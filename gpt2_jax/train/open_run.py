@@ -83,6 +83,7 @@ def open_data(data: DataConfig) -> tuple[Dataset, Tokenizer]:
         data.tokenizer,
         data.val_fraction,
         data.document_separator,
+        data.stream_files,
     )
 
 
@@ -95,4 +96,7 @@ def open_run_data(run: OpenedRun, workdir: str) -> Dataset:
     data = run.config.data
     corpus, _ = open_data(data)
     check_corpus(run.corpus, corpus, f"data.source={data.source}", Path(workdir))
+    if corpus.streams:
+        known = RunDirectory(workdir).read_info().get("streams") or {}
+        corpus.keep_counts(known, lambda counts: None)
     return corpus

@@ -112,13 +112,14 @@ def start_report(
         "model": f"{config.placement.preset}{_overrides(config.placement)}, "
         f"{model.n_layer} layers, {model.n_head} heads, width {model.n_embd}: "
         f"{known['parameters']:,} parameters, computing in {model.dtype}",
-        "data": f"{config.data.source} as {config.data.tokenizer}: {n_train:,} training tokens, "
+        "data": f"{config.data.source} as {config.data.tokenizer}: {_training_text(corpus)}, "
         f"{corpus.n_tokens('val'):,} validation tokens",
         **_mixture(corpus, tokens),
         "batch": f"{train.batch_size} sequences x {config.data.seq_len} = {batch:,} tokens per "
         f"step: {devices} device(s) x {train.accumulation} accumulated x "
         f"{train.batch_size // devices // train.accumulation}",
-        "length": f"{train.steps:,} steps = {tokens:,} tokens = {tokens / n_train:.2f} epochs",
+        "length": f"{train.steps:,} steps = {tokens:,} tokens"
+        + ("" if corpus.streams else f" = {tokens / n_train:.2f} epochs"),
         "compute": f"{_si(known['flops_per_token'])}FLOP per token, "
         f"{_si(known['flops'])}FLOP in total",
         "devices": f"{devices} x {known['devices'][0]} ({known['platform']}), "
@@ -136,17 +137,25 @@ def start_report(
     return "\n".join(wrap.fill(f"{name:<10} {text}") for name, text in lines.items())
 
 
+def _training_text(corpus: Dataset) -> str:
+    """Describes the training text: its tokens, or the remote files that it is fetched from."""
+    texts = [stream.describe() for stream in corpus.streams.values()]
+    if (n_train := corpus.n_tokens("train")) or not texts:
+        texts.insert(0, f"{n_train:,} training tokens")
+    return ", ".join(texts)
+
+
 def _mixture(corpus: Dataset, tokens: int) -> dict[str, str]:
     """Returns the line on the sources of a mixture; none for a single corpus."""
     if not corpus.is_mixture:
         return {}
     described = []
     for part in corpus.parts:
-        n_train = part.corpus.n_tokens("train")
-        epochs = float(part.share) * tokens / n_train
-        described.append(
-            f"{part.name} {float(part.share):.1%} of rows, {n_train:,} tokens, {epochs:.2f} epochs"
-        )
+        line = f"{part.name} {float(part.share):.1%} of rows"
+        if n_train := part.corpus.n_tokens("train"):
+            epochs = float(part.share) * tokens / n_train
+            line += f", {n_train:,} tokens, {epochs:.2f} epochs"
+        described.append(line)
     return {"mixture": "; ".join(described)}
 
 

@@ -48,7 +48,7 @@ INFO_TYPES = {
     **dict.fromkeys(("starts", "devices"), list),
     **dict.fromkeys(("first_checkpoint", "parameters", "flops_per_token", "flops"), int),
     "peak_bytes_per_device": int,
-    **dict.fromkeys(("placement", "changed", "mesh", "sources"), dict),
+    **dict.fromkeys(("placement", "changed", "mesh", "sources", "streams"), dict),
 }
 PACKAGES = (
     "jax",
@@ -79,7 +79,8 @@ class RunDirectory:
     def __init__(self, workdir: str) -> None:
         if "://" in workdir:
             raise UserError(
-                f"--workdir={workdir} is a remote path; use one on a local or mounted file system"
+                f"--workdir={workdir} is in object storage, which has no locks and cannot rename "
+                "files; use a local or shared disk, and copy it there, checkpoints first"
             )
         self.path = Path(workdir)
         self.config_path = self.path / "config.json"

@@ -286,6 +286,32 @@ def test_start_killed_before_training_does_not_fix_the_text(made, tmp_path):
         directory.check_data(other, tokenizer, "data.source=other.txt")
 
 
+@pytest.mark.parametrize("newest", ["complete", "incomplete"])
+def test_a_copy_made_while_the_run_continued_can_be_resumed(
+    runs, made, tmp_path, monkeypatch, newest
+):
+    """As to object storage: the checkpoints before step 12, and all other files at the end."""
+    ours, copy, save = tmp_path / "run", tmp_path / "copy", loop.Checkpoints.save
+
+    def copy_checkpoints(self, step, state, val_loss):
+        self.wait()
+        if step == 12:
+            shutil.copytree(ours / "checkpoints", copy / "checkpoints")
+        save(self, step, state, val_loss)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Checkpoints, "save", copy_checkpoints)
+        assert loop.train(made, str(ours)) == 0
+    other = shutil.ignore_patterns("checkpoints", ".lock")
+    shutil.copytree(ours, copy, ignore=other, dirs_exist_ok=True)
+    if newest == "incomplete":
+        next((checkpoint(copy, 8) / "state").rglob("d/*")).unlink()
+    assert loop.train(made, str(copy)) == 0
+    strip = lambda rows: [{k: v for k, v in r.items() if "perf" not in k} for r in rows]
+    assert strip(read_rows(copy / "metrics.jsonl")) == strip(read_rows(runs / "ours/metrics.jsonl"))
+    assert {"00000008", "00000012"} <= {path.name for path in (copy / "checkpoints").iterdir()}
+
+
 def test_leftovers_of_a_kill_are_removed(run, made):
     for name in (".run.json.0123abcd.tmp", "checkpoints/00000014.partial", "checkpoints/1.deleted"):
         (run / name).mkdir() if "checkpoints" in name else (run / name).write_text("{")

@@ -374,6 +374,11 @@ class Text(NamedTuple):
 @cache
 def _open_text(data: DataConfig) -> Text:
     corpus, tokenizer = open_data(data)
+    if corpus.streams:
+        raise UserError(
+            f"data.source={data.source} is fetched while training, which a study does not support; "
+            "copy the files to a local disk and run gpt2-jax prepare"
+        )
     corpus.check_validation()
     unigram = corpus.mean([unigram_entropy(part.corpus.val) for part in corpus.parts])
     return Text(corpus, tokenizer, unigram)
