@@ -22,7 +22,7 @@ _MAX_FILES = 1_000_000
 _REQUESTS = 16  # at a time, while listing
 # What storage systems call a value that changes with the content: a hash, else a time.
 _VERSIONS = (
-    *("ETag", "etag", "md5Hash", "blob_id", "Content-MD5", "Digest"),
+    *("ETag", "md5Hash", "etag", "blob_id", "Content-MD5", "Digest"),
     *("LastModified", "Last-Modified", "last_modified", "updated", "mtime"),
 )
 T = TypeVar("T")
@@ -56,8 +56,8 @@ def list_remote(spec: str) -> list[RemoteFile]:
     """Returns the files of a URL, sorted by URL.
 
     Args:
-      spec: the URL of a file, or with `*`, `?` or `[…]` where the storage can list its files, or
-        with a range of numbers such as `{000..127}`.
+      spec: the URL of a file, or with `*` or `[…]` where the storage can list its files, or with a
+        range of numbers such as `{000..127}`.
 
     Raises:
       UserError: if there are none, or the storage cannot be reached.
@@ -78,7 +78,7 @@ def _list(spec: str) -> list[RemoteFile]:
 
     urls = _expand(spec)
     system, path = url_to_fs(urls[0])
-    if len(urls) == 1 and re.search(r"[*?\[]", path.partition("?")[0]):
+    if len(urls) == 1 and re.search(r"[*\[]", path.partition("?")[0]):
         found = {p: i for p, i in system.glob(path, detail=True).items() if i["type"] == "file"}
     else:
         found = {url_to_fs(url)[1]: {} for url in urls}

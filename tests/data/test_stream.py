@@ -1,12 +1,14 @@
 """Remote files: listing, fetching ahead, order, bounded cache, failures."""
 
 import json
+import os
 import random
 import string
 import time
 
 import numpy as np
 import pytest
+from fsspec.core import url_to_fs
 
 from gpt2_jax.data import fetch, remote
 from gpt2_jax.data.dataset import open_dataset
@@ -201,6 +203,22 @@ def test_failures_are_retried(store):
     batch = corpus.sampler(SEQ_LEN, BATCH, 0).batch(0)
     assert batch.tokens_BT1.shape == (BATCH, SEQ_LEN + 1)
     assert store.busy == store.cut == 0
+
+
+def test_a_download_that_ends_early_without_an_error_is_repeated(store, tmp_path, monkeypatch):
+    (file,) = list_remote(f"{store.url}/val.txt")
+    system, _ = url_to_fs(file.url)
+    complete, calls = system.get_file, []
+
+    def get_file(path, target):
+        complete(path, target)
+        calls.append(target)
+        if len(calls) == 1:
+            os.truncate(target, 10)
+
+    monkeypatch.setattr(system, "get_file", get_file)
+    remote.download(file, tmp_path / "val.txt")
+    assert (tmp_path / "val.txt").read_bytes() == store.objects["val.txt"] and len(calls) == 2
 
 
 def test_a_lasting_failure_is_one_line_and_the_next_call_tries_again(store, processes):
