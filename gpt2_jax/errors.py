@@ -44,6 +44,10 @@ class Damaged(UserError):
     """A file with unexpected content."""
 
 
+class Unavailable(UserError):
+    """Remote data cannot be read now. Training saves its progress and stops."""
+
+
 class DiskError(UserError):
     """A full, missing or read-only disk. Other writes would fail too."""
 

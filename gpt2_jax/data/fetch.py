@@ -29,7 +29,7 @@ from gpt2_jax.data.shards import Corpus, open_prepared
 from gpt2_jax.data.sources import Files, Source
 from gpt2_jax.data.split import Plan
 from gpt2_jax.data.tokenizer import Tokenizer, load_tokenizer
-from gpt2_jax.errors import UserError
+from gpt2_jax.errors import EXIT_STOPPED, EXIT_WRONG_INPUT, Unavailable, UserError
 from gpt2_jax.files import cache_dir, disk_errors, open_lock
 
 AT_ONCE = 2  # so that one file is tokenized while the next is downloaded
@@ -173,7 +173,8 @@ def _run(job: Job) -> None:
     """Runs a job in a process of its own.
 
     Raises:
-      UserError: with its last line of output, if it fails.
+      Unavailable: if the file cannot be read, or the process is killed.
+      UserError: if the file has changed, or is not valid text.
     """
     settings = {"ATTEMPTS": remote.ATTEMPTS, "FIRST_DELAY": remote.FIRST_DELAY}
     command = [sys.executable, "-m", __name__, json.dumps([asdict(job), settings])]
@@ -190,10 +191,13 @@ def _run(job: Job) -> None:
         assert process.stderr is not None
         output = process.stderr.read().decode(errors="replace")
         code = process.wait()
+    lines = [line for line in output.splitlines() if line.startswith("error: ")]
+    ended = f"error: source {job.file.url}: fetching it ended with exit code {code}; try again"
+    message = (lines or [ended])[-1].removeprefix("error: ")
+    if code == EXIT_WRONG_INPUT:
+        raise UserError(message)
     if code:
-        lines = [line for line in output.splitlines() if line.startswith("error: ")]
-        ended = f"source {job.file.url}: its process ended with exit code {code}; run it again"
-        raise UserError(lines[-1].removeprefix("error: ") if lines else ended)
+        raise Unavailable(message)
 
 
 def _main() -> int:
@@ -206,7 +210,7 @@ def _main() -> int:
         job.work()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return EXIT_STOPPED if isinstance(error, Unavailable) else EXIT_WRONG_INPUT
     return 0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from gpt2_jax.data.readers import file_format
-from gpt2_jax.errors import UserError, shortened, without_credentials
+from gpt2_jax.errors import Unavailable, UserError, shortened, without_credentials
 from gpt2_jax.files import disk_errors
 
 ATTEMPTS, FIRST_DELAY = 6, 1.0  # of a download; the delay doubles: 31 s in total
@@ -113,7 +113,8 @@ def download(file: RemoteFile, target: Path) -> None:
     """Downloads a file, after checking that it has not changed since it was listed.
 
     Raises:
-      UserError: if it has changed, or cannot be read.
+      Unavailable: if it cannot be read.
+      UserError: if it has changed.
     """
     from fsspec.core import url_to_fs
 
@@ -162,7 +163,10 @@ def _cause(error: Exception) -> BaseException:
 
 @contextmanager
 def _remote_errors(spec: str) -> Iterator[None]:
-    """Turns any exception of fsspec and of storage libraries into a `UserError`."""
+    """Turns any exception of fsspec and of storage libraries into a `UserError`.
+
+    It is `Unavailable` unless trying again would not help.
+    """
     where = f"source {without_credentials(spec)}"
     try:
         yield
@@ -179,6 +183,6 @@ def _remote_errors(spec: str) -> Iterator[None]:
         if isinstance(cause, FileNotFoundError):
             raise UserError(f"{where} does not exist; check the URL") from None
         reason = without_credentials(shortened(cause) or type(cause).__name__)
-        raise UserError(
+        raise Unavailable(
             f"{where} cannot be read: {reason}; when it is available, run the same command again"
         ) from None

@@ -15,6 +15,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -142,13 +143,14 @@ class StreamSampler:
         """Returns the windows with these indices in the order of the run, as int32 ids.
 
         Raises:
-          UserError: if a file cannot be fetched, or differs from what an earlier start read.
+          Unavailable: if a file cannot be fetched.
+          UserError: if it differs from what an earlier start read, or is not valid text.
         """
-        found = [(self._group_of(i), i) for i in index.tolist()]
-        return [
-            self._open(group).windows(np.array([i - group.first], np.uint64))[0]
-            for group, i in found
-        ]
+        windows: list[np.ndarray] = []
+        for group, part in groupby(index.tolist(), self._group_of):
+            places = np.array(list(part), np.uint64) - np.uint64(group.first)
+            windows += self._open(group).windows(places)
+        return windows
 
     def _group_of(self, index: int) -> _Group:
         while not self._groups or index >= self._groups[-1].first + self._groups[-1].n:

@@ -18,7 +18,7 @@ from gpt2_jax.data.batch import Batch
 from gpt2_jax.data.dataset import Dataset
 from gpt2_jax.data.mixture import Batches
 from gpt2_jax.data.tokenizer import Tokenizer
-from gpt2_jax.errors import EXIT_DIVERGED, EXIT_FINISHED, EXIT_STOPPED
+from gpt2_jax.errors import EXIT_DIVERGED, EXIT_FINISHED, EXIT_STOPPED, Unavailable
 from gpt2_jax.files import disk_errors, write_atomic
 from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.track.console import status
@@ -133,11 +133,17 @@ class Run:
         if last > self.step:  # the run was extended, so its sample is outdated
             self.directory.sample_path.unlink(missing_ok=True)
         self.progress.begin()
-        with Prefetch(self.sampler.batch, self.compiled.put, self.step, last) as batches:
-            self._train_on(batches)
+        stopped = lambda: self.stop.requested
+        unavailable: str | None = None
+        with Prefetch(self.sampler.batch, self.compiled.put, self.step, last, stopped) as batches:
+            try:
+                self._train_on(batches)
+            except Unavailable as error:
+                unavailable = f"a failed download ({error})"
         self._write_pending()
-        if self.stop.requested and self.step < self.config.train.steps and not logger.is_stale():
-            self.stopped_by = self.stop.requested
+        reason = self.stop.requested or unavailable
+        if reason and self.step < self.config.train.steps and not logger.is_stale():
+            self.stopped_by = reason
             if logger.saved_step != self.step:
                 logger.save(self.step, self.state, None)
         self.progress.advance_to(self.step)

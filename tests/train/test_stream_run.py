@@ -70,8 +70,8 @@ class Runs:
         done = tools.run(*self.command(name), tmp=self.tmp / machine, XLA_FLAGS="", **EXTRA)
         return done, self.store.downloads[before:]
 
-    def kill(self, name, machine):
-        """Kills a run that has saved step 40 and waits for the files of the third group."""
+    def stop(self, name, machine, number):
+        """Sends a signal to a run that has saved step 40 and waits for the third group's files."""
         self.store.allow(len(self.store.downloads) + 1 + 2 * GROUP)  # validation, two groups
         env = environment(self.tmp / machine, XLA_FLAGS="", **EXTRA)
         with tools.start(*self.command(name), tmp=self.tmp / machine, env=env) as process:
@@ -82,8 +82,10 @@ class Runs:
                 time.sleep(0.1)
             time.sleep(1)
             assert process.poll() is None  # without the files it cannot finish
-            process.send_signal(signal.SIGKILL)
+            process.send_signal(number)
+            code = process.wait(timeout=60)
         self.store.allow(None)
+        return code
 
     def rows(self, name):
         rows = read_rows(self.tmp / name / "metrics.jsonl")
@@ -97,7 +99,7 @@ def runs(tmp_path_factory, store):
     done, _ = runs.run("whole", "a")
     assert done.returncode == 0, done.stdout + done.stderr
     runs.output = done.stdout
-    runs.kill("killed", "b")
+    assert runs.stop("killed", "b", signal.SIGKILL) == -signal.SIGKILL
     runs.rows_before = runs.rows("killed")
     done, runs.downloads = runs.run("killed", "c")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -110,6 +112,16 @@ def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(runs):
     assert [row["step"] for row in whole] == list(range(61))
     assert len({row["train/loss"] for row in whole[1:]}) == 60
     assert killed == whole
+
+
+def test_a_signal_stops_a_run_that_waits_for_a_file(runs):
+    assert runs.stop("stopped", "a2", signal.SIGTERM) == 75
+    last = runs.rows("stopped")[-1]["step"]
+    assert 40 < last < 60
+    assert (runs.tmp / f"stopped/checkpoints/{last:08d}").is_dir()
+    done, _ = runs.run("stopped", "a2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert runs.rows("stopped") == runs.rows("whole")
 
 
 def test_only_the_files_that_are_needed_are_downloaded_again(runs):
