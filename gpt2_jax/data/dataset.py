@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -134,7 +134,7 @@ class Dataset:
     def content_hash(self) -> str:
         """Returns a hash of all tokens and shares, which identifies the text of a run.
 
-        It does not depend on where the text is. That of a single corpus is its manifest's.
+        It does not depend on where local text is. That of a single corpus is its own.
         """
         if not self.is_mixture:
             return self.parts[0].corpus.content_hash()
@@ -184,7 +184,7 @@ def open_dataset(
     return Dataset(parts), opened[0][1]
 
 
-def _check_same_tokenizer(sources: Sequence[str] | dict[str, Fraction]) -> None:
+def _check_same_tokenizer(sources: Iterable[str]) -> None:
     """Refuses prepared folders with different tokenizers, naming two of them."""
     first: tuple[str, dict] | None = None
     for source in sources:

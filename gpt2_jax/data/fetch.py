@@ -79,12 +79,14 @@ class Job:
           UserError: if the file cannot be read, has changed, or is not valid text.
         """
         with disk_errors("the cache (set XDG_CACHE_HOME)"):
-            self._downloads.mkdir(parents=True, exist_ok=True)
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
             lock = open_lock(self._lock_path)
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if (self.folder / MANIFEST).is_file():
                 return
+            with disk_errors("the cache (set XDG_CACHE_HOME)"):
+                self._downloads.mkdir(exist_ok=True)
             path = self._downloads / self.file.name
             remote.download(self.file, path)
             self._prepare(path)
@@ -162,7 +164,7 @@ def _open(job: Job) -> Corpus:
     for _ in range(_OPENING - 1):
         if not (job.folder / MANIFEST).is_file():
             _run(job)
-        with suppress(UserError):  # another run has deleted it in the meantime
+        with suppress(UserError):  # it is damaged, or another run has just deleted it
             return open_prepared(job.folder)
         job.delete()
     _run(job)
