@@ -117,9 +117,9 @@ def _check_model(config: Config) -> None:
             f"model.end_of_text={model.end_of_text} has no effect without model.document_mask; "
             "set model.document_mask=True, or unset model.end_of_text"
         )
-    if model.attention == "cudnn" and model.dropout:
+    if model.attention not in ("auto", "xla") and model.dropout:
         raise UserError(
-            "model.attention=cudnn does not support dropout on attention weights; "
+            f"model.attention={model.attention} does not support dropout on attention weights; "
             "set model.dropout=0 or model.attention=xla"
         )
 

@@ -48,7 +48,7 @@ class ModelConfig:
     document_mask: bool = setting(
         False,
         "tokens attend only to their own document, and positions restart at each `end_of_text`, "
-        "which begins a document; not supported by the cudnn kernel",
+        "which begins a document; not supported by `attention=cudnn`",
     )
     end_of_text: int | None = setting(
         None,
@@ -63,8 +63,9 @@ class ModelConfig:
     )
     attention: str = setting(
         "auto",
-        "attention kernel; `auto`: cudnn for bfloat16 on a GPU if supported, else xla",
-        choices=("auto", "xla", "cudnn"),
+        "attention kernel; `auto`: for bfloat16, if supported, cudnn on a GPU and splash on a TPU; "
+        "else xla",
+        choices=("auto", "xla", "cudnn", "splash"),
     )
     fused_kernels: bool = setting(
         True, "on a GPU, compute LayerNorm and the training loss with kernels of this project"
@@ -75,7 +76,7 @@ class ModelConfig:
     unroll: bool = setting(True, "unroll the scan over layers: faster steps, slower compile")
     remat: str = setting(
         "none",
-        "recomputed in the backward pass: `elementwise` all but matmuls and cuDNN attention, "
+        "recomputed in the backward pass: `elementwise` all but matmuls and fused attention, "
         "`block` whole blocks",
         choices=("none", "elementwise", "block"),
     )

@@ -155,6 +155,7 @@ def test_the_cudnn_kernel_is_refused_and_never_chosen():
     masked, plain, _ = models(**cudnn)
     assert resolve_kernel(plain.cfg, plain.spec, "gpu") == "cudnn"
     assert resolve_kernel(masked.cfg, masked.spec, "gpu") == "xla"
+    assert resolve_kernel(masked.cfg, masked.spec, "tpu") == "splash"
     with pytest.raises(UserError, match=r"cudnn does not support model\.document_mask; set model"):
         tiny(**cudnn, **MASKED, model__attention="cudnn")
     with pytest.raises(
