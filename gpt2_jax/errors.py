@@ -44,6 +44,10 @@ class Damaged(UserError):
     """A file with unexpected content."""
 
 
+class Unavailable(UserError):
+    """Remote data cannot be read now. Training saves its progress and stops."""
+
+
 class DiskError(UserError):
     """A full, missing or read-only disk. Other writes would fail too."""
 
@@ -83,8 +87,12 @@ def quoted(value: object, longest: int = 80) -> str:
 
 
 def without_credentials(text: str) -> str:
-    """Replaces the user name and password of every URL in a text by `***`."""
-    return re.sub(r"(\b[A-Za-z][A-Za-z0-9+.-]*://)[^\s'\"]*@", r"\1***@", text)
+    """Replaces the user name and password of every URL in a text by `***`.
+
+    A URL ends at its weight in a mixture, because an `@` may follow in the next source.
+    """
+    userinfo = r"(?:(?!=[0-9.]+,)[^\s'\"])*@"
+    return re.sub(rf"(\b[A-Za-z][A-Za-z0-9+.-]*://){userinfo}", r"\1***@", text)
 
 
 def shortened(error: BaseException, longest: int = 200) -> str:

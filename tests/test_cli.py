@@ -121,12 +121,12 @@ TRAIN_ERRORS = [
     ([QUICK, "--workdir=W/a", "--config.data.source=W/empty.txt"], "empty.txt is empty"),
     ([QUICK, "--workdir=W/a", "--config.data.source=W/binary.txt"], "binary.txt is binary"),
     (
-        [QUICK, "--workdir=W/a", "--config.data.source=gs://bucket/*.txt"],
-        "is a remote path; copy it to a local disk",
+        [QUICK, "--workdir=W/a", "--config.data.source=nope://bucket/*.txt"],
+        "source nope://bucket/*.txt is not a valid URL: Protocol not known: nope",
     ),
     (
         [QUICK, "--workdir=gs://bucket/run"],
-        "--workdir=gs://bucket/run is a remote path; use one on a local or mounted file system",
+        "--workdir=gs://bucket/run is in object storage, which has no locks and cannot rename",
     ),
     ([QUICK, "--workdir=W/file"], "/file is"),
     (

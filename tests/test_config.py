@@ -136,6 +136,8 @@ def test_default_model_is_gpt2():
         "vocab_multiple": 128,
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False,
+        "document_mask": False,
+        "end_of_text": None,
         "tie_head": True,
         "dropout": 0.0,
         "init_std": 0.02,

@@ -19,8 +19,7 @@ from gpt2_jax.ablation.diagnosis_figures import plot_by_block, plot_by_depth
 from gpt2_jax.config import replace, resolve, validated
 from gpt2_jax.config.check import check
 from gpt2_jax.data.batch import Batch
-from gpt2_jax.data.sampler import Sampler
-from gpt2_jax.data.shards import Corpus
+from gpt2_jax.data.dataset import Dataset
 from gpt2_jax.errors import UserError, suggestion
 from gpt2_jax.files import atomic_folder, check_creatable, check_empty, disk_errors
 from gpt2_jax.placements import PRESETS
@@ -95,7 +94,8 @@ def _starts() -> Iterator[Diagnosis]:
     corpus, tokenizer = open_data(first.data)
     batches = read_batches(corpus, first.data.seq_len, first.train.batch_size, first.seed, 0)
     for config in configs:
-        yield diagnose_start(config.placement.preset, resolve(config, tokenizer.size), batches)
+        resolved = resolve(config, tokenizer.size, tokenizer.end_of_text)
+        yield diagnose_start(config.placement.preset, resolved, batches)
 
 
 def _depths(default: int) -> list[int]:
@@ -120,11 +120,10 @@ def _runs() -> Iterator[Diagnosis]:
 
 
 def read_batches(
-    corpus: Corpus, seq_len: int, batch_size: int, seed: int, first: int
+    corpus: Dataset, seq_len: int, batch_size: int, seed: int, first: int
 ) -> list[Batch]:
     """Returns `--batches` batches (B, T+1) of training text from step `first`."""
-    assert corpus.train is not None
-    sampler = Sampler(corpus.train, seq_len, batch_size, seed)
+    sampler = corpus.sampler(seq_len, batch_size, seed)
     return [sampler.batch(first + i) for i in range(_BATCHES.value)]
 
 

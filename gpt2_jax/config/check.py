@@ -107,6 +107,16 @@ def _check_model(config: Config) -> None:
             "model.attention=cudnn needs model.n_embd / model.n_head to be a multiple of 8 and at "
             f"most 256, not {head_dim}; set model.attention=xla"
         )
+    if model.attention == "cudnn" and model.document_mask:
+        raise UserError(
+            "model.attention=cudnn does not support model.document_mask; set model.attention=xla, "
+            "or unset model.document_mask"
+        )
+    if model.end_of_text is not None and not model.document_mask:
+        raise UserError(
+            f"model.end_of_text={model.end_of_text} has no effect without model.document_mask; "
+            "set model.document_mask=True, or unset model.end_of_text"
+        )
     if model.attention not in ("auto", "xla") and model.dropout:
         raise UserError(
             f"model.attention={model.attention} does not support dropout on attention weights; "

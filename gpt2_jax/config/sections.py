@@ -24,7 +24,8 @@ share = partial(setting, minimum=0, below=1)
 class ModelConfig:
     """Sizes, dtypes and kernels.
 
-    `n_inner` and `vocab_size` are integers once `config.resolve` has filled them in.
+    `n_inner` and `vocab_size`, and with `document_mask` also `end_of_text`, are integers once
+    `config.resolve` has filled them in.
     """
 
     n_layer: int = count(12, "blocks (attention and MLP)", maximum=10_000)
@@ -43,6 +44,17 @@ class ModelConfig:
     scale_attn_weights: bool = setting(True, "divide attention scores by sqrt(head width)")
     scale_attn_by_inverse_layer_idx: bool = setting(
         False, "also divide attention scores of block l (from 1) by l"
+    )
+    document_mask: bool = setting(
+        False,
+        "tokens attend only to their own document, and positions restart at each `end_of_text`, "
+        "which begins a document; not supported by `attention=cudnn`",
+    )
+    end_of_text: int | None = setting(
+        None,
+        "with `document_mask`: id between documents; unset: the tokenizer's",
+        minimum=0,
+        maximum=2**24,
     )
     tie_head: bool = setting(True, "use the token embedding as the output matrix")
     dropout: float = share(0.0, "dropout on the embedding, attention weights and sublayer outputs")
@@ -132,7 +144,9 @@ class DataConfig:
     source: str = setting(
         "stdlib",
         "`shakespeare`, `stdlib`, a path or glob of text files, a prepared folder, "
-        "`hf:name[:config]@split`, or a glob of .bin files",
+        "`hf:name[:config]@split`, a glob of .bin files, a URL or glob of remote files such as "
+        "`s3://bucket/*.jsonl`, or several of them with weights: "
+        "`mixture:SOURCE=WEIGHT,SOURCE=WEIGHT`",
         path=True,
     )
     val_source: str | None = setting(
@@ -148,6 +162,10 @@ class DataConfig:
     document_separator: str | None = setting(
         None,
         "split documents at this text, such as `<|endoftext|>`; unset: it is ordinary text",
+    )
+    stream_files: int = count(
+        8,
+        "remote files of `source` that are shuffled together; up to twice as many are kept on disk",
     )
 
 

@@ -145,11 +145,14 @@ def usual_n_inner(n_embd: int, placement: Placement) -> int:
     return 8 * round(n_embd / 3) if gated else 4 * n_embd
 
 
-def resolve(config: Config, tokenizer_size: int) -> Config:
+def resolve(config: Config, tokenizer_size: int, end_of_text: int | None = None) -> Config:
     """Returns the config with `model.n_inner` and `model.vocab_size` filled in.
 
+    Args:
+      end_of_text: the tokenizer's, filled in with `model.document_mask`.
+
     Raises:
-      UserError: if `vocab_size` is smaller than the tokenizer.
+      UserError: if `vocab_size` is smaller than the tokenizer, or `end_of_text` not below it.
     """
     model, tokenizer = config.model, config.data.tokenizer
     n_inner = model.n_inner or usual_n_inner(model.n_embd, config.placement.resolve())
@@ -162,4 +165,13 @@ def resolve(config: Config, tokenizer_size: int) -> Config:
             f"model.vocab_size={vocab_size} is smaller than the {tokenizer_size} tokens of "
             f"data.tokenizer={tokenizer}; leave it unset or raise it"
         )
-    return replace(config, {"model.n_inner": n_inner, "model.vocab_size": vocab_size})
+    changes: dict[str, Any] = {"model.n_inner": n_inner, "model.vocab_size": vocab_size}
+    if model.document_mask:
+        end = end_of_text if model.end_of_text is None else model.end_of_text
+        if end is not None and end >= vocab_size:
+            raise UserError(
+                f"model.end_of_text={end} is not below model.vocab_size={vocab_size}; leave it "
+                "unset for the tokenizer's"
+            )
+        changes["model.end_of_text"] = end
+    return replace(config, changes)

@@ -7,6 +7,8 @@ constant time and memory, so a run resumes at any step and each process computes
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 
 from gpt2_jax.data.batch import Batch
@@ -14,8 +16,8 @@ from gpt2_jax.data.shards import Tokens
 from gpt2_jax.errors import UserError
 
 _ROUNDS = 6
-_PHI = np.uint64(0x9E3779B97F4A7C15)
-_SALTS = np.arange(1, _ROUNDS + 1, dtype=np.uint64) * _PHI
+PHI = np.uint64(0x9E3779B97F4A7C15)
+_SALTS = np.arange(1, _ROUNDS + 1, dtype=np.uint64) * PHI
 
 
 def mix(x: np.ndarray) -> np.ndarray:
@@ -48,6 +50,13 @@ def permute(index: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
     return out
 
 
+class Windows(Protocol):
+    """A shuffled sequence of windows."""
+
+    def windows(self, index: np.ndarray) -> list[np.ndarray]:
+        """Returns the windows with these indices in the order of the run, uint64, as int32 ids."""
+
+
 class Sampler:
     """Batches of windows from a sequence of tokens.
 
@@ -74,14 +83,20 @@ class Sampler:
 
     def starts(self, step: int, rows: slice = slice(None)) -> np.ndarray:
         """Returns the first token of each window in batch `step`."""
-        n = self.windows_per_epoch
         row = np.arange(self._batch_size, dtype=np.uint64)[rows]
-        position = np.uint64(step) * np.uint64(self._batch_size) + row
-        epoch, index = position // np.uint64(n), position % np.uint64(n)
-        key = mix(mix(self._seed + _PHI) + epoch)
-        offset = mix(key + _PHI) % np.uint64(self._seq_len)
-        window = permute(index, n, key)
+        return self._starts_of(np.uint64(step) * np.uint64(self._batch_size) + row)
+
+    def _starts_of(self, index: np.ndarray) -> np.ndarray:
+        n = self.windows_per_epoch
+        epoch, in_epoch = index // np.uint64(n), index % np.uint64(n)
+        key = mix(mix(self._seed + PHI) + epoch)
+        offset = mix(key + PHI) % np.uint64(self._seq_len)
+        window = permute(in_epoch, n, key)
         return (window * np.uint64(self._seq_len) + offset).astype(np.int64)
+
+    def windows(self, index: np.ndarray) -> list[np.ndarray]:
+        length = self._seq_len + 1
+        return [self._tokens.window(i, length) for i in self._starts_of(index).tolist()]
 
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         """Returns batch `step`, counted from 0, with int32 ids (rows, seq_len + 1).

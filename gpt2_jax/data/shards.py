@@ -8,7 +8,7 @@ Shards written by llm.c and modded-nanogpt can be opened without a manifest.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +61,13 @@ class Tokens:
         self._start = start
         self._stop = self._ends[-1] if stop is None else stop
 
+    @staticmethod
+    def joined(parts: Sequence[Tokens], before: int) -> Tokens:
+        """Returns whole sequences as one, with an id before each."""
+        return Tokens(
+            [ids for part in parts for ids in (np.array([before], np.uint32), *part._arrays)]
+        )
+
     def __len__(self) -> int:
         return self._stop - self._start
 
@@ -95,6 +102,14 @@ class Corpus:
                 f"the validation text of data.source={self.manifest.source} has fewer than two "
                 "tokens; increase data.val_fraction, or set data.val_source to more text"
             )
+
+    def content_hash(self) -> str:
+        """Returns a hash of all tokens in order."""
+        return self.manifest.corpus_hash()
+
+    def n_tokens(self, split: str) -> int:
+        """Returns the number of tokens of a split."""
+        return len({"train": self.train, "val": self.val}[split] or ())
 
     def bytes_per_token(self, split: str) -> float | None:
         """Returns the UTF-8 bytes per token of a split, or None if they were not counted."""

@@ -177,10 +177,12 @@ def open_source(spec: str) -> Source:
         return Shakespeare()
     if spec.startswith("hf:"):
         return open_hub(spec.removeprefix("hf:"))
+    if spec.startswith("mixture:"):
+        raise UserError(f"{spec} is a mixture, which only data.source of a run can be")
     if "://" in spec:
         raise UserError(
-            f"source {without_credentials(spec)} is a remote path; copy it to a local disk, or "
-            "use hf:name@split"
+            f"source {without_credentials(spec)} is remote, which only data.source of a run can "
+            "be; copy it to a local disk, or use hf:name@split"
         )
     if _is_saved(spec):
         return open_saved(Path(spec))

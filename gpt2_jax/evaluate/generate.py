@@ -38,7 +38,7 @@ class Decoding(NamedTuple):
       column: cache column of the next token.
       logits_BV: logits of the next token.
       seen_BV: which ids are in each row's text.
-      padding_B: columns of padding on the left of each row.
+      first_B: the first column that later tokens attend to, as in `decode`.
       done_B: which rows have ended.
     """
 
@@ -46,7 +46,7 @@ class Decoding(NamedTuple):
     column: jax.Array
     logits_BV: jax.Array
     seen_BV: jax.Array
-    padding_B: jax.Array
+    first_B: jax.Array
     done_B: jax.Array
 
 
@@ -190,12 +190,12 @@ def prefill(
     """Reads padded prompts (B, T) into caches of `length` columns."""
     n_rows, width = tokens_BT.shape
     caches = empty_caches(bound.model.cfg, n_rows, length)
-    x_BTD, caches = decode(bound, tokens_BT, caches, 0, padding_B)
+    x_BTD, caches, first_B = decode(bound, tokens_BT, caches, 0, padding_B)
     logits_BV = bound.model.logits(x_BTD[:, -1:])[:, 0]
     real_BT = jnp.arange(width) >= padding_B[:, None]
     rows = jnp.arange(n_rows)[:, None]
     seen_BV = jnp.zeros(logits_BV.shape, bool).at[rows, tokens_BT].max(real_BT)
-    return Decoding(caches, jnp.int32(width), logits_BV, seen_BV, padding_B, jnp.asarray(done_B))
+    return Decoding(caches, jnp.int32(width), logits_BV, seen_BV, first_B, jnp.asarray(done_B))
 
 
 def advance(
@@ -213,10 +213,12 @@ def advance(
     if end is not None:
         ids_B = jnp.where(done_B, end, ids_B)
         done_B = ids_B == end
-    x_B1D, caches = decode(bound, ids_B[:, None], state.caches, state.column, state.padding_B)
+    x_B1D, caches, first_B = decode(
+        bound, ids_B[:, None], state.caches, state.column, state.first_B
+    )
     seen_BV = state.seen_BV.at[rows_B, ids_B].set(True)
     logits_BV = bound.model.logits(x_B1D)[:, 0]
-    return ids_B, Decoding(caches, state.column + 1, logits_BV, seen_BV, state.padding_B, done_B)
+    return ids_B, Decoding(caches, state.column + 1, logits_BV, seen_BV, first_B, done_B)
 
 
 @partial(jax.jit, static_argnames=("model_def", "length", "sampling", "end"))
@@ -263,7 +265,7 @@ def _logits(model_def: ModelDef, unstacked: UnstackedParams, tokens_BT: jax.Arra
     bound = bind_unstacked(model_def, unstacked)
     n_rows, width = tokens_BT.shape
     caches = empty_caches(bound.model.cfg, n_rows, width)
-    x_BTD, _ = decode(bound, tokens_BT, caches, 0, jnp.zeros(n_rows, jnp.int32))
+    x_BTD, _, _ = decode(bound, tokens_BT, caches, 0, jnp.zeros(n_rows, jnp.int32))
     return bound.model.logits(x_BTD)
 
 

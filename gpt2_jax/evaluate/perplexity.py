@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gpt2_jax.data.corpus import open_corpus
-from gpt2_jax.data.shards import Corpus
+from gpt2_jax.data.dataset import Dataset, single
 from gpt2_jax.errors import UserError
 from gpt2_jax.train.evaluation import Evaluator
 from gpt2_jax.train.mesh import n_row_devices
@@ -42,9 +42,9 @@ def evaluate_run(
     rows = _rows(run, train.batch_size // train.accumulation)
     evaluator = Evaluator(run.model_def, run.mesh, fields.seq_len, rows)
     limit = train.eval_tokens if data is None and stride is None else None
-    score = evaluator.score(run.params, run.step, corpus.val, limit, stride)
+    score = evaluator.score_dataset(run.params, run.step, corpus, limit, stride)
     bytes_per_token, words_per_token = corpus.bytes_per_token("val"), corpus.words_per_token("val")
-    metrics = score.metrics(bytes_per_token)
+    metrics = score.metrics()
     units = {
         "perplexity": 1.0,
         "word_perplexity": words_per_token,
@@ -60,6 +60,7 @@ def evaluate_run(
         **{name: _exp(nats[name]) if name in nats else None for name in units},
         "accuracy": metrics["val/accuracy"],
         "bits_per_byte": metrics.get("val/bits_per_byte"),
+        **({"losses": losses} if (losses := score.losses()) else {}),
         "notes": {name: _why_none(x) for name, x in nats.items() if _exp(x) is None},
     }
 
@@ -75,8 +76,9 @@ MEANINGS = {
 
 def as_lines(result: dict[str, Any]) -> Iterator[str]:
     """Yields one line per result of `evaluate_run`, with its unit."""
-    for name, value in result.items():
-        if name == "notes" or (value is None and name not in result["notes"]):
+    losses = {f"loss of {name}": loss for name, loss in result.get("losses", {}).items()}
+    for name, value in (result | losses).items():
+        if name in ("notes", "losses") or (value is None and name not in result["notes"]):
             continue
         if name == "byte_perplexity" and _is_about(value, result["perplexity"]):
             continue  # tokens are bytes: the values differ only by the ends of documents
@@ -107,13 +109,14 @@ def _why_none(nats: float) -> str:
     return f"exp({nats:.4g} nats) is beyond the largest float" if nats >= 700 else "not a number"
 
 
-def _corpus(run: OpenedRun, workdir: str, data: str | None) -> Corpus:
+def _corpus(run: OpenedRun, workdir: str, data: str | None) -> Dataset:
     if data is None:
         corpus = open_run_data(run, workdir)
     else:
         fields = run.config.data
         separator = fields.document_separator
-        corpus, _ = open_corpus(None, data, fields.tokenizer, fields.val_fraction, separator)
-    if len(corpus.val) < 2:
+        text, _ = open_corpus(None, data, fields.tokenizer, fields.val_fraction, separator)
+        corpus = single(text)
+    if any(len(part.corpus.val) < 2 for part in corpus.parts):
         raise UserError(f"--data={data} has fewer than two tokens; give a longer text")
     return corpus

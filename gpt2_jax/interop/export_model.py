@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from gpt2_jax.data.mixture import short_source
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import atomic_folder, check_empty, write_atomic, write_json
 from gpt2_jax.interop import checkpoint_files, hf_config
@@ -104,14 +105,6 @@ tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
 """
 
 
-def source_name(source: str) -> str:
-    """Returns `data.source` without the local path of its folder."""
-    prefix = "hf:" if source.startswith("hf:") else ""
-    rest = source.removeprefix(prefix)
-    is_hub_name = prefix and not rest.startswith(("/", ".", "~"))
-    return source if is_hub_name else prefix + Path(rest).name
-
-
 def _rows(directory: RunDirectory, step: int) -> list[Row]:
     """Returns the rows up to the exported step; none, with a warning, if they are incomplete."""
     try:
@@ -125,7 +118,7 @@ def _training_facts(run: OpenedRun, rows: list[Any], info: dict[str, Any]) -> di
     cfg = run.config
     tokens = run.step * cfg.train.batch_size * cfg.data.seq_len
     facts: dict[str, Any] = {
-        "text": f"{source_name(cfg.data.source)} (sha256 {info.get('corpus', 'unknown')[:12]})",
+        "text": f"{short_source(cfg.data.source)} (sha256 {info.get('corpus', 'unknown')[:12]})",
         "training": f"{run.step:,} steps, {tokens:,} tokens",
         "optimizer": f"{cfg.optimizer.name}, {cfg.optimizer.schedule}, {cfg.optimizer.peak_lr:g}",
     }

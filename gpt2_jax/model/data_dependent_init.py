@@ -20,7 +20,7 @@ def data_dependent_init(model_def: ModelDef, params: Params, tokens_BT: jax.Arra
         return params
     unstacked = bind_unstacked(model_def, unstack_params(model_def, params, 0))
     model = unstacked.model
-    context = model.context(jnp.arange(tokens_BT.shape[1]), None, 0)
+    context = model.context_of(tokens_BT, None, 0)
     context = context._replace(observe=lambda *_: None)  # makes sublayers return input and output
     carry = model.blocks.begin(model.embedding(tokens_BT, context))
     factor, factors = jnp.float32(1.0), []

@@ -75,19 +75,25 @@ def decode(
     tokens_BT: jax.Array,
     caches: Caches,
     start: jax.Array | int,
-    padding_B: jax.Array,
-) -> tuple[jax.Array, Caches]:
-    """Returns the head's input for tokens in columns start .. start+T-1, (B, T, D), and the caches.
+    first_B: jax.Array,
+) -> tuple[jax.Array, Caches, jax.Array]:
+    """Applies the model to tokens in columns start .. start+T-1.
+
+    Returns the head's input (B, T, D), the caches, and the `first_B` of the next call.
 
     Args:
-      padding_B: number of padding columns at the left of each sequence; no token attends to them,
-        and positions count from the first column after them.
+      first_B: the first column of each sequence, after padding at its left; no token attends to
+        earlier columns, and positions count from it. With `document_mask`, that of the document
+        that the sequence continues.
     """
+    model = unstacked.model
     columns_T = start + jnp.arange(tokens_BT.shape[1])
     columns_S = jnp.arange(caches[0].k_BHSK.shape[2])
-    mask_BTS = (columns_S <= columns_T[:, None]) & (columns_S >= padding_B[:, None, None])
-    positions_BT = jnp.maximum(columns_T - padding_B[:, None], 0)
-    model = unstacked.model
+    first_BT = first_B[:, None]
+    if model.cfg.document_mask:
+        first_BT = model.first_of_document(tokens_BT, columns_T, first_B)
+    mask_BTS = (columns_S <= columns_T[:, None]) & (columns_S >= first_BT[..., None])
+    positions_BT = jnp.maximum(columns_T - first_BT, 0)
     context = model.context(positions_BT, None, unstacked.step)
     context = context._replace(mask=CacheMask(start, mask_BTS))
     carry, new = model.blocks.begin(model.embedding(tokens_BT, context)), []
@@ -95,4 +101,4 @@ def decode(
         block_context = context.at(layer, carry.first_values, cache)
         carry, auxes = model.blocks.apply(block, carry, block_context)
         new.append(next(aux.cache for aux in auxes if aux.cache is not None))
-    return model.head_input(carry), tuple(new)
+    return model.head_input(carry), tuple(new), first_BT[:, -1]

@@ -55,7 +55,7 @@ def observe(
             largest_score=attn.largest_score,
         )
 
-    context = model.context(jnp.arange(tokens_BT.shape[1]), None, step)
+    context = model.context_of(tokens_BT, None, step)
     return model.run(tokens_BT, context._replace(observe=measure))[1]
 
 
@@ -65,7 +65,7 @@ def streams(
     """Returns the stream after each block (L, B, T, D), and the head's input (B, T, D)."""
     model = model_def.bind(params)
     reduce = model.blocks.adapter.reduce
-    context = model.context(jnp.arange(tokens_BT.shape[1]), None, step)
+    context = model.context_of(tokens_BT, None, step)
     context = context._replace(observe=lambda before, after, auxes: reduce(after))
     carry, stream_LBTD = model.run(tokens_BT, context)
     return stream_LBTD, model.head_input(carry)
@@ -97,7 +97,7 @@ def activations(
         del before
         return reduce(after), {n: aux.output for n, aux in zip(names, auxes, strict=True)}
 
-    context = model.context(jnp.arange(tokens_BT.shape[1]), None, step)
+    context = model.context_of(tokens_BT, None, step)
     carry, (stream, outputs) = model.run(tokens_BT, context._replace(observe=keep))
     embedding = reduce(model.blocks.begin(model.embedding(tokens_BT, context)).stream)
     return Activations(embedding, stream, outputs, model.head_input(carry))
@@ -112,7 +112,7 @@ def logits_without(
 ) -> jax.Array:
     """Returns the logits (B, T, V) with the sublayers of one block (from 0) returning 0."""
     model = model_def.bind(params)
-    context = model.context(jnp.arange(tokens_BT.shape[1]), None, step)
+    context = model.context_of(tokens_BT, None, step)
     carry, _ = model.run(tokens_BT, context._replace(ablated_layer=layer))
     return model.logits(model.head_input(carry))
 

@@ -72,7 +72,8 @@ def resolve_kernel(cfg: ModelConfig, spec: ModelSpec, platform: str) -> str:
     """Returns the attention kernel for a platform, "cudnn", "splash" or "xla".
 
     The fused kernels support neither dropout on the attention weights nor transforms of them.
-    cuDNN's supports neither float32 nor every width of a head.
+    cuDNN's supports neither float32, nor every width of a head, nor a mask of documents: jax's
+    call would make it a bias of (B, 1, T, T) and always compute its gradient.
     """
     if cfg.attention != "auto":
         return cfg.attention
@@ -80,7 +81,8 @@ def resolve_kernel(cfg: ModelConfig, spec: ModelSpec, platform: str) -> str:
     head_dim = cfg.n_embd // cfg.n_head
     if not plain or cfg.dtype != "bfloat16":
         return "xla"
-    if platform == "gpu" and head_dim % 8 == 0 and head_dim <= CUDNN_HEAD_DIM:
+    fits = head_dim % 8 == 0 and head_dim <= CUDNN_HEAD_DIM
+    if platform == "gpu" and fits and not cfg.document_mask:
         return "cudnn"
     return "splash" if platform == "tpu" else "xla"
 

@@ -13,7 +13,7 @@ from gpt2_jax.model.builder import fuses, stream_norm
 from gpt2_jax.model.embedding import Embedding, padded_vocab
 from gpt2_jax.model.parametrization import logits_factor
 from gpt2_jax.model.stack import Carry, Stack
-from gpt2_jax.nn.context import Context
+from gpt2_jax.nn.context import Context, PackedMask, first_of_document
 from gpt2_jax.nn.linear import Shift, project
 from gpt2_jax.nn.loss import cross_entropy
 from gpt2_jax.nn.param import Init, Role, param
@@ -64,12 +64,36 @@ class Transformer(nnx.Module):
         step: jax.Array | int | None = None,
     ) -> jax.Array:
         """Returns the head's input (B, T, D): the stream after all blocks and the final norm."""
-        context = self.context(jnp.arange(tokens_BT.shape[1]), keys_B, step)
-        return self.head_input(self.run(tokens_BT, context)[0])
+        return self.head_input(self.run(tokens_BT, self.context_of(tokens_BT, keys_B, step))[0])
 
     def run(self, tokens_BT: jax.Array, context: Context) -> tuple[Carry, Any]:
         """Returns the carry after the last block, and the results of `context.observe` by layer."""
         return self.blocks(self.blocks.begin(self.embedding(tokens_BT, context)), context)
+
+    def context_of(
+        self, tokens_BT: jax.Array, keys_B: jax.Array | None, step: jax.Array | int | None
+    ) -> Context:
+        """Returns the context of whole sequences; with `document_mask`, of packed documents."""
+        index_T = jnp.arange(tokens_BT.shape[1])
+        if not self.cfg.document_mask:
+            return self.context(index_T, keys_B, step)
+        first_BT = self.first_of_document(tokens_BT, index_T, jnp.zeros_like(tokens_BT[:, 0]))
+        return self.context(index_T - first_BT, keys_B, step)._replace(mask=PackedMask(first_BT))
+
+    def first_of_document(
+        self, tokens_BT: jax.Array, index_T: jax.Array, first_B: jax.Array
+    ) -> jax.Array:
+        """Returns the index of the first token of each token's document, (B, T).
+
+        A document begins with end-of-text. So the first prediction of a document, made from
+        end-of-text, does not depend on the document before, which ends by predicting end-of-text.
+
+        Args:
+          index_T: the indices of the tokens. first_B: that of the first token of the document that
+            the sequence continues.
+        """
+        assert self.cfg.end_of_text is not None
+        return first_of_document(tokens_BT == self.cfg.end_of_text, index_T, first_B)
 
     def context(
         self, positions: jax.Array, keys_B: jax.Array | None, step: jax.Array | int | None

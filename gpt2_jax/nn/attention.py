@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gpt2_jax.nn.attention_kernels import fused_attention
-from gpt2_jax.nn.context import CacheMask, CausalMask, Context, SublayerAux
+from gpt2_jax.nn.context import CacheMask, CausalMask, Context, PackedMask, SublayerAux
 from gpt2_jax.nn.dropout import dropout
 from gpt2_jax.nn.linear import Linear
 from gpt2_jax.nn.qkv import HeadOutput, QKVTransform, ShapedWeights
@@ -87,11 +87,13 @@ class Attention(nnx.Module):
     def _fused(
         self, q_BHTK: jax.Array, k_BHTK: jax.Array, v_BHTK: jax.Array, context: Context
     ) -> jax.Array:
-        assert isinstance(context.mask, CausalMask)
+        assert isinstance(context.mask, CausalMask | PackedMask)  # of whole sequences
+        mask = context.mask
+        documents_BT = mask.documents_BT if isinstance(mask, PackedMask) else None
         scale = self.scale
         if self.by_layer:  # the kernel's scale must be a constant
             q_BHTK, scale = q_BHTK * self.score_scale(context).astype(q_BHTK.dtype), 1.0
-        return fused_attention(self.kernel, q_BHTK, k_BHTK, v_BHTK, scale)
+        return fused_attention(self.kernel, q_BHTK, k_BHTK, v_BHTK, scale, documents_BT)
 
     def _plain(
         self,

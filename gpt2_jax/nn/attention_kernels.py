@@ -1,7 +1,8 @@
 """Fused attention kernels: cuDNN's on NVIDIA GPUs, splash attention on TPUs.
 
-They compute causal attention over whole sequences without an array of scores (Dao et al. 2022,
-FlashAttention), and neither transform the attention weights nor drop any.
+They compute causal attention over whole sequences, and splash attention also over packed documents,
+without an array of scores (Dao et al. 2022, FlashAttention). They neither transform the attention
+weights nor drop any.
 """
 
 from __future__ import annotations
@@ -25,41 +26,68 @@ class Kernel(Protocol):
     """A fused attention kernel."""
 
     def __call__(
-        self, q_BHTK: jax.Array, k_BHTK: jax.Array, v_BHTK: jax.Array, *, scale: float
+        self,
+        q_BHTK: jax.Array,
+        k_BHTK: jax.Array,
+        v_BHTK: jax.Array,
+        documents_BT: jax.Array | None,
+        *,
+        scale: float,
     ) -> jax.Array:
         """Returns softmax(scale q k^T + mask) v, (B, T, H, K)."""
 
 
 def fused_attention(
-    kernel: str, q_BHTK: jax.Array, k_BHTK: jax.Array, v_BHTK: jax.Array, scale: float
+    kernel: str,
+    q_BHTK: jax.Array,
+    k_BHTK: jax.Array,
+    v_BHTK: jax.Array,
+    scale: float,
+    documents_BT: jax.Array | None = None,
 ) -> jax.Array:
     """Returns softmax(scale q k^T + mask) v with a causal mask, (B, T, H, K).
 
     Args:
       kernel: a key of `KERNELS`.
+      documents_BT: as in `PackedMask`, None without one; not supported by cuDNN's kernel.
     """
     attend = partial(KERNELS[kernel], scale=scale)
     if is_tensor_parallel():  # XLA cannot divide the kernel's call itself
         heads = PartitionSpec(None, TENSOR)
         attend = jax.shard_map(
             attend,
-            in_specs=heads,
+            in_specs=(heads, heads, heads, PartitionSpec()),
             out_specs=PartitionSpec(None, None, TENSOR),
             axis_names={TENSOR},
             check_vma=False,
         )
-    return attend(q_BHTK, k_BHTK, v_BHTK)
+    return attend(q_BHTK, k_BHTK, v_BHTK, documents_BT)
 
 
-def cudnn(q_BHTK: jax.Array, k_BHTK: jax.Array, v_BHTK: jax.Array, *, scale: float) -> jax.Array:
+def cudnn(
+    q_BHTK: jax.Array,
+    k_BHTK: jax.Array,
+    v_BHTK: jax.Array,
+    documents_BT: jax.Array | None,
+    *,
+    scale: float,
+) -> jax.Array:
     """Returns cuDNN's attention, (B, T, H, K)."""
+    assert documents_BT is None
     q_BTHK, k_BTHK, v_BTHK = (x.swapaxes(1, 2) for x in (q_BHTK, k_BHTK, v_BHTK))
     return jax.nn.dot_product_attention(
         q_BTHK, k_BTHK, v_BTHK, scale=scale, is_causal=True, implementation="cudnn"
     )
 
 
-def splash(q_BHTK: jax.Array, k_BHTK: jax.Array, v_BHTK: jax.Array, *, scale: float) -> jax.Array:
+def splash(
+    q_BHTK: jax.Array,
+    k_BHTK: jax.Array,
+    v_BHTK: jax.Array,
+    documents_BT: jax.Array | None,
+    *,
+    scale: float,
+) -> jax.Array:
     """Returns jax's splash attention, (B, T, H, K).
 
     Sequences are padded to a multiple of `SPLASH_LANES`; no position attends to a later one, so
@@ -74,6 +102,10 @@ def splash(q_BHTK: jax.Array, k_BHTK: jax.Array, v_BHTK: jax.Array, *, scale: fl
     n_head, t = q_BHTK.shape[1:3]
     padding = -t % SPLASH_LANES
     pad = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, padding), (0, 0)))
+    segments = None
+    if documents_BT is not None:
+        padded_BT = jnp.pad(documents_BT, ((0, 0), (0, padding)))
+        segments = kernels.SegmentIds(padded_BT, padded_BT)
     size = t + padding
     block = max(b for b in range(SPLASH_LANES, SPLASH_BLOCK + 1, SPLASH_LANES) if size % b == 0)
     attend = kernels.make_splash_mha_single_device(
@@ -89,7 +121,7 @@ def splash(q_BHTK: jax.Array, k_BHTK: jax.Array, v_BHTK: jax.Array, *, scale: fl
         residual_checkpoint_name=SPLASH_RESULTS,
     )
     q_BHTK = q_BHTK * jnp.asarray(scale, q_BHTK.dtype)
-    o_BHTK = jax.vmap(attend)(*map(pad, (q_BHTK, k_BHTK, v_BHTK)))
+    o_BHTK = jax.vmap(attend)(*map(pad, (q_BHTK, k_BHTK, v_BHTK)), segments)
     return o_BHTK[:, :, :t].swapaxes(1, 2)
 
 

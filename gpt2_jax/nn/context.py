@@ -22,6 +22,25 @@ class CausalMask(NamedTuple):
         return jnp.eye(n_queries, n_keys)
 
 
+class PackedMask(NamedTuple):
+    """Each token of packed documents attends to itself and to earlier tokens of its document.
+
+    Attributes:
+      documents_BT: a number per token, the same for all tokens of a document.
+    """
+
+    documents_BT: jax.Array
+
+    def allowed(self, n_queries: int, n_keys: int) -> jax.Array:
+        """Returns (B, 1, T, S), True where query T may attend to key S."""
+        same_BTS = self.documents_BT[:, :, None] == self.documents_BT[:, None, :]
+        return (same_BTS & CausalMask().allowed(n_queries, n_keys))[:, None]
+
+    def diagonal(self, n_queries: int, n_keys: int) -> jax.Array:
+        """Returns (T, S), nonzero where query T and key S are the same token."""
+        return CausalMask().diagonal(n_queries, n_keys)
+
+
 class CacheMask(NamedTuple):
     """Consecutive tokens attend to the columns of a key-value cache.
 
@@ -44,7 +63,19 @@ class CacheMask(NamedTuple):
         return jnp.arange(n_keys) == columns_T[:, None]
 
 
-Mask = CausalMask | CacheMask
+Mask = CausalMask | PackedMask | CacheMask
+
+
+def first_of_document(is_first_BT: jax.Array, index_T: jax.Array, first_B: jax.Array) -> jax.Array:
+    """Returns the index of the first token of each token's document, (B, T).
+
+    Args:
+      is_first_BT: whether a token is the first of a document.
+      index_T: the indices of the tokens. first_B: that of the first token of the open document;
+        earlier tokens are padding.
+    """
+    begun_BT = jnp.where(is_first_BT, index_T, 0)
+    return jnp.maximum(lax.cummax(begun_BT, axis=1), first_B[:, None])
 
 
 class KVCache(NamedTuple):

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from gpt2_jax.data.batch import Batch
+from gpt2_jax.data.dataset import Dataset, Part
 from gpt2_jax.data.shards import Tokens
 from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.train.loss import batch_loss
@@ -37,12 +38,41 @@ class Score:
         """Mean nats per token."""
         return self.nats / self.tokens
 
-    def metrics(self, bytes_per_token: float | None) -> dict[str, float]:
+    @property
+    def accuracy(self) -> float:
+        """Fraction of tokens predicted as the most likely one."""
+        return self.correct / self.tokens
+
+
+@dataclass(frozen=True)
+class DatasetScore:
+    """The score of each validation text of a dataset, in the order of its parts."""
+
+    data: Dataset
+    scores: tuple[Score, ...]
+
+    @property
+    def loss(self) -> float:
+        """Mean nats per token, the validation texts weighted by their share of the rows."""
+        return self.data.mean([score.loss for score in self.scores])
+
+    @property
+    def tokens(self) -> int:
+        """Number of predicted tokens."""
+        return sum(score.tokens for score in self.scores)
+
+    def losses(self) -> dict[str, float]:
+        """Returns the loss of each source of a mixture by name; empty for a single corpus."""
+        parts = self.data.parts if self.data.is_mixture else ()
+        return {part.name: s.loss for part, s in zip(parts, self.scores, strict=False)}
+
+    def metrics(self) -> dict[str, float]:
         """Returns the `val/*` fields of metrics.jsonl."""
-        out = {"val/loss": self.loss, "val/accuracy": self.correct / self.tokens}
-        if bytes_per_token:
+        accuracy = self.data.mean([score.accuracy for score in self.scores])
+        out = {"val/loss": self.loss, "val/accuracy": accuracy}
+        if bytes_per_token := self.data.bytes_per_token("val"):
             out["val/bits_per_byte"] = self.loss / math.log(2) / bytes_per_token
-        return out
+        return out | {f"val/{name}/loss": loss for name, loss in self.losses().items()}
 
 
 def windows(n_tokens: int, seq_len: int, stride: int) -> Iterator[Window]:
@@ -82,6 +112,11 @@ def choose_windows(
     if limit is None or max(limit, seq_len) >= n_tokens - 1:
         return list(windows(n_tokens, seq_len, stride or seq_len))
     return list(evenly_spaced_windows(n_tokens, seq_len, limit))
+
+
+def share_of(limit: int | None, part: Part) -> int | None:
+    """Returns the part of a limit on the evaluated tokens that falls on one validation text."""
+    return limit and max(1, int(limit * part.share))
 
 
 def evaluation_batches(
@@ -163,3 +198,22 @@ class Evaluator:
                 between_batches(len(sums), -(-len(chosen) // self._batch_size))
         nats, correct = np.concatenate(jax.device_get(sums)).sum(0, dtype=np.float64).tolist()
         return Score(nats, round(correct), sum(scored for _, _, scored in chosen))
+
+    def score_dataset(
+        self,
+        params: Any,
+        step: int,
+        data: Dataset,
+        limit: int | None = None,
+        stride: int | None = None,
+        between_batches: Callable[[int, int], None] | None = None,
+    ) -> DatasetScore:
+        """Returns the score of each validation text; the arguments are those of `score`.
+
+        `limit` is divided among the texts by their share, and `between_batches` counts the batches
+        of each text.
+        """
+        score = lambda part: self.score(
+            params, step, part.corpus.val, share_of(limit, part), stride, between_batches
+        )
+        return DatasetScore(data, tuple(score(part) for part in data.parts))

@@ -9,8 +9,8 @@ from gpt2_jax import config as configs
 from gpt2_jax.config import Config
 from gpt2_jax.config.capacity import check_memory
 from gpt2_jax.config.check import check
-from gpt2_jax.data.sampler import Sampler
-from gpt2_jax.data.shards import Corpus
+from gpt2_jax.data.dataset import Dataset
+from gpt2_jax.data.mixture import Batches
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import EXIT_FINISHED, EXIT_STOPPED
 from gpt2_jax.model.definition import define_model
@@ -83,8 +83,7 @@ def _train(config: Config, workdir: str, sample: SampleFn | None, stop: StopSign
         corpus, tokenizer = open_data(
             dataclasses.replace(data, tokenizer=directory.tokenizer_for(config))
         )
-    assert corpus.train is not None
-    sampler = Sampler(corpus.train, data.seq_len, config.train.batch_size, config.seed)
+    sampler = corpus.sampler(data.seq_len, config.train.batch_size, config.seed)
     corpus.check_validation()
     directory.lock()
     try:
@@ -101,6 +100,9 @@ def _train(config: Config, workdir: str, sample: SampleFn | None, stop: StopSign
                 compiled = compile_step(config)
             for line in directory.claim(config, corpus, tokenizer):
                 print(f"changed: {line}")
+            if corpus.streams:
+                known = directory.read_info().get("streams") or {}
+                corpus.keep_counts(known, lambda counts: directory.change_info(streams=counts))
             run = _open_run(config, directory, resume, source, corpus, compiled, sampler, stop)
             return run.train(tokenizer, sample)
     finally:
@@ -114,7 +116,7 @@ def _complete(config: Config, directory: RunDirectory) -> tuple[Config, Pretrain
         config = adopt_model(config, source, lambda line: print(line))
     check(config)
     tokenizer = load_tokenizer(directory.tokenizer_for(config))
-    config = configs.resolve(config, tokenizer.size)
+    config = configs.resolve(config, tokenizer.size, tokenizer.end_of_text)
     check_memory(config, training=True)  # again, now that the vocabulary's size is known
     return config, source
 
@@ -146,15 +148,18 @@ def _open_run(
     directory: RunDirectory,
     resume: ResumePoint,
     source: PretrainedSource | None,
-    corpus: Corpus,
+    corpus: Dataset,
     compiled: CompiledStep,
-    sampler: Sampler,
+    sampler: Batches,
     stop: StopSignal,
 ) -> Run:
     for step, fault in resume.damaged:
         print(f"warning: checkpoint {directory.folder_of(step)} is damaged ({fault}): skipped")
     checkpoints = open_checkpoints(directory, config.train.keep_checkpoints, resume)
     first = resume.step or 0
+    if corpus.streams:
+        with stop.immediate(), status("fetching the first remote files"):
+            sampler.batch(first)
     seconds = None
     if config.train.steps - first >= 10:
         with stop.immediate(), status("timing a few steps"):
@@ -174,7 +179,7 @@ def _open_run(
 
 
 def _initial_state(
-    compiled: CompiledStep, sampler: Sampler, source: PretrainedSource | None
+    compiled: CompiledStep, sampler: Batches, source: PretrainedSource | None
 ) -> State:
     state = compiled.start(sampler.batch(0))
     if source is None:

@@ -11,8 +11,7 @@ from jax.sharding import Mesh
 from gpt2_jax.config import Config, replace
 from gpt2_jax.config.capacity import FLOAT
 from gpt2_jax.config.sections import DataConfig
-from gpt2_jax.data.corpus import open_corpus
-from gpt2_jax.data.shards import Corpus
+from gpt2_jax.data.dataset import Dataset, open_dataset
 from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.files import sha256
 from gpt2_jax.model.definition import ModelDef, define_model
@@ -72,22 +71,23 @@ def open_run(workdir: str, step: int | str | None = None, devices: int | None = 
     return with_checkpoint(directory, ref, restore)
 
 
-def open_data(data: DataConfig) -> tuple[Corpus, Tokenizer]:
+def open_data(data: DataConfig) -> tuple[Dataset, Tokenizer]:
     """Opens the text of a config, and its tokenizer.
 
     Raises:
-      UserError: as `open_corpus`.
+      UserError: as `open_dataset`.
     """
-    return open_corpus(
+    return open_dataset(
         data.source,
         data.val_source,
         data.tokenizer,
         data.val_fraction,
         data.document_separator,
+        data.stream_files,
     )
 
 
-def open_run_data(run: OpenedRun, workdir: str) -> Corpus:
+def open_run_data(run: OpenedRun, workdir: str) -> Dataset:
     """Opens the text that a run was trained on.
 
     Raises:
@@ -96,4 +96,7 @@ def open_run_data(run: OpenedRun, workdir: str) -> Corpus:
     data = run.config.data
     corpus, _ = open_data(data)
     check_corpus(run.corpus, corpus, f"data.source={data.source}", Path(workdir))
+    if corpus.streams:
+        known = RunDirectory(workdir).read_info().get("streams") or {}
+        corpus.keep_counts(known, lambda counts: None)
     return corpus

@@ -10,10 +10,15 @@ from typing import Self
 from gpt2_jax.data.batch import Batch
 
 DEPTH = 2  # batches on the devices before their step is dispatched
+POLL_SECONDS = 0.5
+JOIN_SECONDS = 5.0  # then the thread is left waiting for a remote file
 
 
 class Prefetch:
-    """Yields `put(batch(step))` for step = first, ..., last - 1, prepared in a thread."""
+    """Yields `put(batch(step))` for step = first, ..., last - 1, prepared in a thread.
+
+    While a batch is not ready, `stopped` is called from time to time; if true, no more follow.
+    """
 
     def __init__(
         self,
@@ -21,10 +26,11 @@ class Prefetch:
         put: Callable[[Batch], Batch],
         first: int,
         last: int,
+        stopped: Callable[[], object] = lambda: False,
     ) -> None:
         self._queue: queue.Queue[Batch | BaseException] = queue.Queue(DEPTH)
         self._stop = threading.Event()
-        self._steps = range(first, last)
+        self._steps, self._stopped = range(first, last), stopped
         self._prepare = lambda step: put(batch(step))
         self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
 
@@ -34,14 +40,24 @@ class Prefetch:
 
     def __exit__(self, *exception: object) -> None:
         self._stop.set()
-        self._thread.join()
+        self._thread.join(JOIN_SECONDS)
 
     def __iter__(self) -> Iterator[Batch]:
         for _ in self._steps:
-            item = self._queue.get()
+            item = self._next()
+            if item is None:
+                return
             if isinstance(item, BaseException):
                 raise item
             yield item
+
+    def _next(self) -> Batch | BaseException | None:
+        while True:
+            try:
+                return self._queue.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                if self._stopped():
+                    return None
 
     def _work(self) -> None:
         try:

@@ -21,6 +21,8 @@ from gpt2_jax.train.checksums import find_damage
 from gpt2_jax.train.rundir import RunDirectory
 from gpt2_jax.train.verify import check_identity
 
+# How attention treats packed documents: taken from the source, but any weights can change it.
+DOCUMENTS = ("model.document_mask", "model.end_of_text")
 # Fields that the weights determine; the others control how the model is run and trained.
 DETERMINED = (
     "placement.preset",
@@ -37,6 +39,7 @@ DETERMINED = (
     "model.tie_head",
     *(f"placement.{name}" for name in AXES),
     "data.tokenizer",
+    *DOCUMENTS,
 )
 # Fields among them that may differ without changing the parameters: factors that are not learned.
 CHANGEABLE = tuple(f"placement.{name}" for name in (*SCALES, "drop_path"))
@@ -96,6 +99,8 @@ def adopt_model(config: Config, source: PretrainedSource, say: Callable[[str], N
     changes: dict[str, Any] = {}
     for name in DETERMINED:
         is_set = asked[name] != default[name]
+        if name in DOCUMENTS and is_set:
+            continue
         if name in CHANGEABLE and is_set:
             adopted = configs.replace(config, changes)
             if not _is_learned(adopted, source, name):

@@ -6,7 +6,6 @@ import math
 import shutil
 import textwrap
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +13,8 @@ import jax
 from gpt2_jax import config as configs
 from gpt2_jax.config import Config
 from gpt2_jax.config.sections import PlacementConfig
-from gpt2_jax.data.shards import Corpus
+from gpt2_jax.data.dataset import Dataset
+from gpt2_jax.data.mixture import short_source
 from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.placements import AXES, PRESETS
 from gpt2_jax.placements.resolve import differences
@@ -94,7 +94,7 @@ def total_tokens(config: Config) -> int:
 def start_report(
     config: Config,
     compiled: CompiledStep,
-    corpus: Corpus,
+    corpus: Dataset,
     first_step: int,
     step_seconds: float | None,
 ) -> str:
@@ -106,18 +106,20 @@ def start_report(
     model, train = config.model, config.train
     known, devices = facts(config, compiled), n_row_devices(compiled.mesh)
     batch, tokens = tokens_per_step(config), total_tokens(config)
-    n_train = len(corpus.train or ())
+    n_train = corpus.n_tokens("train")
     peak = peak_flops(known["devices"][0])
     lines = {
         "model": f"{config.placement.preset}{_overrides(config.placement)}, "
         f"{model.n_layer} layers, {model.n_head} heads, width {model.n_embd}: "
         f"{known['parameters']:,} parameters, computing in {model.dtype}",
-        "data": f"{config.data.source} as {config.data.tokenizer}: {n_train:,} training tokens, "
-        f"{len(corpus.val):,} validation tokens",
+        "data": f"{config.data.source} as {config.data.tokenizer}: {_training_text(corpus)}, "
+        f"{corpus.n_tokens('val'):,} validation tokens",
+        **_mixture(corpus, tokens),
         "batch": f"{train.batch_size} sequences x {config.data.seq_len} = {batch:,} tokens per "
         f"step: {devices} device(s) x {train.accumulation} accumulated x "
         f"{train.batch_size // devices // train.accumulation}",
-        "length": f"{train.steps:,} steps = {tokens:,} tokens = {tokens / n_train:.2f} epochs",
+        "length": f"{train.steps:,} steps = {tokens:,} tokens"
+        + ("" if corpus.streams else f" = {tokens / n_train:.2f} epochs"),
         "compute": f"{_si(known['flops_per_token'])}FLOP per token, "
         f"{_si(known['flops'])}FLOP in total",
         "devices": f"{compiled.mesh.size} x {known['devices'][0]} ({known['platform']}), "
@@ -133,6 +135,28 @@ def start_report(
     width = shutil.get_terminal_size(fallback=(100, 24)).columns
     wrap = textwrap.TextWrapper(width, subsequent_indent=" " * 11, break_on_hyphens=False)
     return "\n".join(wrap.fill(f"{name:<10} {text}") for name, text in lines.items())
+
+
+def _training_text(corpus: Dataset) -> str:
+    """Describes the training text: its tokens, or the remote files that it is fetched from."""
+    texts = [stream.describe() for stream in corpus.streams.values()]
+    if (n_train := corpus.n_tokens("train")) or not texts:
+        texts.insert(0, f"{n_train:,} training tokens")
+    return ", ".join(texts)
+
+
+def _mixture(corpus: Dataset, tokens: int) -> dict[str, str]:
+    """Returns the line on the sources of a mixture; none for a single corpus."""
+    if not corpus.is_mixture:
+        return {}
+    described = []
+    for part in corpus.parts:
+        line = f"{part.name} {float(part.share):.1%} of rows"
+        if n_train := part.corpus.n_tokens("train"):
+            epochs = float(part.share) * tokens / n_train
+            line += f", {n_train:,} tokens, {epochs:.2f} epochs"
+        described.append(line)
+    return {"mixture": "; ".join(described)}
 
 
 def _sharding(compiled: CompiledStep) -> dict[str, str]:
@@ -208,8 +232,7 @@ def _score(row: Row) -> str:
 
 def curve_title(config: Config, directory: RunDirectory) -> str:
     """Returns the title of the loss curve: the run, its placement and its dataset."""
-    source = config.data.source
-    name = source if source.startswith("hf:") else Path(source).name
+    name = short_source(config.data.source)
     title = f"{directory.path.absolute().name}: {config.placement.preset} on {name}"
     return title if len(title) <= 80 else f"{title[:79]}…"
 

@@ -15,10 +15,10 @@ import jax
 from gpt2_jax.config import Config
 from gpt2_jax.config.sections import TrainConfig
 from gpt2_jax.data.batch import Batch
-from gpt2_jax.data.sampler import Sampler
-from gpt2_jax.data.shards import Corpus
+from gpt2_jax.data.dataset import Dataset
+from gpt2_jax.data.mixture import Batches
 from gpt2_jax.data.tokenizer import Tokenizer
-from gpt2_jax.errors import EXIT_DIVERGED, EXIT_FINISHED, EXIT_STOPPED
+from gpt2_jax.errors import EXIT_DIVERGED, EXIT_FINISHED, EXIT_STOPPED, Unavailable
 from gpt2_jax.files import disk_errors, write_atomic
 from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.track.console import status
@@ -28,7 +28,7 @@ from gpt2_jax.train import report
 from gpt2_jax.train.checkpoint import Checkpoints
 from gpt2_jax.train.compiled_step import CompiledStep
 from gpt2_jax.train.diagnostics import DiagnosticsFn, compile_diagnostics
-from gpt2_jax.train.evaluation import Evaluator, Score
+from gpt2_jax.train.evaluation import DatasetScore, Evaluator
 from gpt2_jax.train.prefetch import Prefetch
 from gpt2_jax.train.run_logger import RunLogger
 from gpt2_jax.train.rundir import RunDirectory
@@ -51,9 +51,9 @@ class Run:
 
     config: Config
     directory: RunDirectory
-    corpus: Corpus
+    corpus: Dataset
     compiled: CompiledStep
-    sampler: Sampler
+    sampler: Batches
     checkpoints: Checkpoints
     state: State
     step: int
@@ -133,11 +133,17 @@ class Run:
         if last > self.step:  # the run was extended, so its sample is outdated
             self.directory.sample_path.unlink(missing_ok=True)
         self.progress.begin()
-        with Prefetch(self.sampler.batch, self.compiled.put, self.step, last) as batches:
-            self._train_on(batches)
+        stopped = lambda: self.stop.requested
+        unavailable: str | None = None
+        with Prefetch(self.sampler.batch, self.compiled.put, self.step, last, stopped) as batches:
+            try:
+                self._train_on(batches)
+            except Unavailable as error:
+                unavailable = f"a failed download ({error})"
         self._write_pending()
-        if self.stop.requested and self.step < self.config.train.steps and not logger.is_stale():
-            self.stopped_by = self.stop.requested
+        reason = self.stop.requested or unavailable
+        if reason and self.step < self.config.train.steps and not logger.is_stale():
+            self.stopped_by = reason
             if logger.saved_step != self.step:
                 logger.save(self.step, self.state, None)
         self.progress.advance_to(self.step)
@@ -170,7 +176,7 @@ class Run:
                 score = self._score()
             self._report(score)
             diagnostics = self._diagnose(self.compiled.put(self.sampler.batch(0)))
-            scored = score.metrics(self.corpus.bytes_per_token("val"))
+            scored = score.metrics()
             self.logger.begin(scored, jax.device_get(diagnostics) if diagnostics else {})
 
     def _complete_row(self, row: Row) -> None:
@@ -179,7 +185,7 @@ class Run:
             with status(f"compiling the evaluation and validating at step {self.step}"):
                 score = self._score()
             self._report(score)
-            self.logger.complete(row | score.metrics(self.corpus.bytes_per_token("val")))
+            self.logger.complete(row | score.metrics())
 
     def _diagnose(self, batch: Batch) -> Metrics:
         """Returns per-block diagnostics, on the devices; empty if none are due."""
@@ -207,7 +213,7 @@ class Run:
                 self.logger.save(self.step, self.state, None)
                 raise
             self._report(score)
-            row |= score.metrics(self.corpus.bytes_per_token("val"))
+            row |= score.metrics()
         self.logger.write(row)
         if "val/loss" in row:
             last = self.step == self.config.train.steps or self.logger.is_stale()
@@ -231,7 +237,7 @@ class Run:
         self.progress.show(loss=f"{row['train/loss']:.4f}")
         return row
 
-    def _score(self) -> Score:
+    def _score(self) -> DatasetScore:
         """Returns the validation score of the current state.
 
         Raises:
@@ -243,12 +249,12 @@ class Run:
             self.progress.validating(self.step, done, total)
 
         self.stop.check()  # before the evaluation is compiled
-        tokens, limit = self.corpus.val, self.config.train.eval_tokens
-        return self.evaluator.score(
-            self.state.all_params, self.step, tokens, limit, between_batches=between_batches
+        corpus, limit = self.corpus, self.config.train.eval_tokens
+        return self.evaluator.score_dataset(
+            self.state.all_params, self.step, corpus, limit, between_batches=between_batches
         )
 
-    def _report(self, score: Score) -> None:
+    def _report(self, score: DatasetScore) -> None:
         self.progress.show(val=f"{score.loss:.4f}")
         self.progress.note(f"step {self.step}: validation loss {score.loss:.4f}")
 

@@ -17,6 +17,7 @@ from typing import IO, Any
 from gpt2_jax import config as configs
 from gpt2_jax.config import Config
 from gpt2_jax.config.check import check_stored
+from gpt2_jax.data.dataset import Dataset
 from gpt2_jax.data.saved_tokenizer import (
     TOKENIZER,
     find_saved_tokenizer,
@@ -24,7 +25,6 @@ from gpt2_jax.data.saved_tokenizer import (
     save_tokenizer,
     tokenizer_file_changed,
 )
-from gpt2_jax.data.shards import Corpus
 from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.errors import UserError, quoted
 from gpt2_jax.files import (
@@ -48,7 +48,7 @@ INFO_TYPES = {
     **dict.fromkeys(("starts", "devices"), list),
     **dict.fromkeys(("first_checkpoint", "parameters", "flops_per_token", "flops"), int),
     "peak_bytes_per_device": int,
-    **dict.fromkeys(("placement", "changed", "mesh"), dict),
+    **dict.fromkeys(("placement", "changed", "mesh", "sources", "streams"), dict),
 }
 PACKAGES = (
     "jax",
@@ -79,7 +79,8 @@ class RunDirectory:
     def __init__(self, workdir: str) -> None:
         if "://" in workdir:
             raise UserError(
-                f"--workdir={workdir} is a remote path; use one on a local or mounted file system"
+                f"--workdir={workdir} is in object storage, which has no locks and cannot rename "
+                "files; use a local or shared disk, and copy it there, checkpoints first"
             )
         self.path = Path(workdir)
         self.config_path = self.path / "config.json"
@@ -261,7 +262,7 @@ class RunDirectory:
         if self.config_path.exists() and (self.is_started() or self.has_results()):
             configs.check_resumable(self.comparable_config(config), config, self.path)
 
-    def check_data(self, corpus: Corpus, tokenizer: Tokenizer, source: str) -> None:
+    def check_data(self, corpus: Dataset, tokenizer: Tokenizer, source: str) -> None:
         """Checks that text and tokenizer are those that the run was trained with.
 
         Raises:
@@ -274,9 +275,9 @@ class RunDirectory:
                 "choose another --workdir, or restore the old tokenizer"
             )
         if self.is_started() or self.has_results():  # otherwise it was killed before training
-            check_corpus(info.get("corpus"), corpus, source, self.path)
+            check_corpus(info.get("corpus"), corpus, source, self.path, info.get("sources"))
 
-    def claim(self, config: Config, corpus: Corpus, tokenizer: Tokenizer) -> list[str]:
+    def claim(self, config: Config, corpus: Dataset, tokenizer: Tokenizer) -> list[str]:
         """Writes the config and the run's identity, and returns lines that list the changes."""
         changes = []
         if self.config_path.exists() and self.is_started():
@@ -297,7 +298,8 @@ class RunDirectory:
         self.change_info(
             format_version=FORMAT_VERSION,
             run_id=self.read_info().get("run_id") or new_run_id(),
-            corpus=corpus.manifest.corpus_hash(),
+            corpus=corpus.content_hash(),
+            **({"sources": hashes} if (hashes := corpus.source_hashes()) else {}),
             tokenizer=tokenizer.fingerprint,
         )
         with disk_errors("config.json"):
@@ -330,18 +332,28 @@ class RunDirectory:
         return info["wandb_id"]
 
 
-def check_corpus(known: str | None, corpus: Corpus, source: str, workdir: Path) -> None:
+def check_corpus(
+    known: str | None,
+    corpus: Dataset,
+    source: str,
+    workdir: Path,
+    sources: dict[str, str] | None = None,
+) -> None:
     """Checks that a text is the one that a run was trained on.
 
     Args:
       known: hash of the run's text, None if unknown.
+      sources: hash of each source of a mixture by name, to name those that have changed.
 
     Raises:
       UserError: if the content differs.
     """
-    if known not in (None, corpus.manifest.corpus_hash()):
+    if known not in (None, corpus.content_hash()):
+        now = corpus.source_hashes()
+        changed = [name for name in now if (sources or now).get(name) != now[name]]
+        which = f"in {', '.join(changed)}: " if changed else ""
         raise UserError(
-            f"{workdir} was trained on another text than {source} contains now (its content "
+            f"{workdir} was trained on another text than {source} contains now ({which}its content "
             "or its split changed); choose another --workdir, or restore the old text"
         )
 

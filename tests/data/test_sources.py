@@ -195,7 +195,7 @@ def test_saved_dataset(tmp_path):
         ("n" * 5000, "matches no file"),
         ("zero\0byte", "matches no file"),
         ("/dev/null", "/dev/null is a device"),
-        ("gs://bucket/a.txt", "is a remote path"),
+        ("gs://bucket/a.txt", "is remote, which only data.source of a run can be"),
         ("hf:name", "names no split; write hf:name@train"),
     ],
 )

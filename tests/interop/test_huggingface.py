@@ -15,11 +15,12 @@ from safetensors.numpy import load_file
 
 from gpt2_jax import config as configs
 from gpt2_jax.data import hub
+from gpt2_jax.data.mixture import short_source
 from gpt2_jax.data.sources import open_source
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import DiskError, UserError
 from gpt2_jax.interop import checkpoint_files, hf_config
-from gpt2_jax.interop.export_model import export_model, source_name
+from gpt2_jax.interop.export_model import export_model
 from gpt2_jax.interop.import_model import import_model
 from gpt2_jax.train.open_run import open_run
 from gpt2_jax.train.pretrained import check_source, find_source
@@ -345,10 +346,11 @@ def test_export_to_a_full_disk_leaves_no_files(imported, tmp_path, monkeypatch):
         ("https://bob:SECRET@host/x", "x"),
         ("hf:user/books:en@train", "hf:user/books:en@train"),
         ("stdlib", "stdlib"),
+        ("mixture:/home/bob/web=0.7,hf:a/b@train=0.3", "mixture:web=0.7,hf:a/b@train=0.3"),
     ],
 )
 def test_model_card_hides_local_paths(source, name):
-    assert source_name(source) == name
+    assert short_source(source) == name
 
 
 def test_existing_files_are_not_overwritten(imported, tmp_path):

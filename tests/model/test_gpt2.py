@@ -165,15 +165,15 @@ def decoded(model_def, params, tokens, starts, padding, step=0):
     apart = unstack_params(model_def, params, step)
 
     @jax.jit
-    def step(tokens, caches, at):
+    def step(tokens, caches, at, first):
         bound = bind_unstacked(model_def, apart)
-        x_BTD, caches = decode(bound, tokens, caches, at, jnp.array(padding))
-        return bound.model.logits(x_BTD), caches
+        x_BTD, caches, first = decode(bound, tokens, caches, at, first)
+        return bound.model.logits(x_BTD), caches, first
 
     caches = empty_caches(model_def.cfg, *tokens.shape)
-    outs = []
+    outs, first = [], jnp.array(padding)
     for at, until in pairwise([*starts, tokens.shape[1]]):
-        out, caches = step(tokens[:, at:until], caches, at)
+        out, caches, first = step(tokens[:, at:until], caches, at, first)
         outs.append(out)
     return jnp.concatenate(outs, 1)
 

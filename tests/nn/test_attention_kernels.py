@@ -11,16 +11,18 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from gpt2_jax.model.stack import saves_products
 from gpt2_jax.nn.attention import masked_scores, mix
 from gpt2_jax.nn.attention_kernels import fused_attention
+from gpt2_jax.nn.context import CausalMask, PackedMask
 
 SCALE = 0.3
 
 
-def splash(q, k, v):
-    return fused_attention("splash", q, k, v, SCALE)
+def splash(q, k, v, documents=None):
+    return fused_attention("splash", q, k, v, SCALE, documents)
 
 
-def plain(q_BHTK, k_BHTK, v_BHTK):
-    allowed = jnp.tril(jnp.ones((q_BHTK.shape[2],) * 2, bool))
+def plain(q_BHTK, k_BHTK, v_BHTK, documents=None):
+    mask = CausalMask() if documents is None else PackedMask(documents)
+    allowed = mask.allowed(q_BHTK.shape[2], q_BHTK.shape[2])
     scores = masked_scores(q_BHTK, k_BHTK, jnp.float32(SCALE), allowed)
     return mix(jax.nn.softmax(scores), v_BHTK)
 
@@ -30,15 +32,19 @@ def qkv(t):
 
 
 @pytest.mark.parametrize("t", [128, 131])
-def test_splash_attention_and_its_gradients_are_those_of_the_plain_one(t, monkeypatch):
+@pytest.mark.parametrize("packed", [False, True])
+def test_splash_attention_and_its_gradients_are_those_of_the_plain_one(t, packed, monkeypatch):
     """131 positions are padded to 256."""
     inputs = qkv(t)
+    # Numbers of documents as in the model: the position of their first token.
+    begins = jnp.zeros((2, t), int).at[0, 40].set(40).at[1, [5, 127]].set(jnp.array([5, 127]))
+    documents = jax.lax.cummax(begins, axis=1) if packed else None
     weights = jax.random.normal(jax.random.key(1), (2, t, 2, 8))
-    loss = lambda attend: lambda inputs: (attend(*inputs) * weights).sum()
+    loss = lambda attend: lambda inputs: (attend(*inputs, documents) * weights).sum()
     make = partial(kernels.make_splash_mha_single_device, interpret=True)
     monkeypatch.setattr(kernels, "make_splash_mha_single_device", make)
-    found, gradients = splash(*inputs), jax.grad(loss(splash))(inputs)
-    np.testing.assert_allclose(found, plain(*inputs), atol=1e-5)
+    found, gradients = splash(*inputs, documents), jax.grad(loss(splash))(inputs)
+    np.testing.assert_allclose(found, plain(*inputs, documents), atol=1e-5)
     np.testing.assert_allclose(gradients, jax.grad(loss(plain))(inputs), atol=1e-5)
 
 

@@ -1,13 +1,16 @@
 """Validation: every token is scored once and weighted equally, for any windows."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpt2_jax.data.dataset import single
 from gpt2_jax.data.shards import Tokens
-from gpt2_jax.train.evaluation import Evaluator, Score, evenly_spaced_windows, windows
+from gpt2_jax.train.evaluation import DatasetScore, Evaluator, Score, evenly_spaced_windows, windows
 from gpt2_jax.train.mesh import make_mesh
 from tests.tools import tiny, tiny_model
 
@@ -84,9 +87,14 @@ def test_limited_score_is_that_of_its_windows(setup):
     assert evaluator.score(params, 0, Tokens([IDS]), limit=130).tokens == 130
 
 
+def of_one(score, bytes_per_token):
+    corpus = SimpleNamespace(bytes_per_token=lambda split: bytes_per_token)
+    return DatasetScore(single(corpus), (score,)).metrics()
+
+
 def test_metrics_in_bits_per_byte():
-    metrics = Score(nats=200 * np.log(2), correct=25, tokens=100).metrics(bytes_per_token=4.0)
+    metrics = of_one(Score(nats=200 * np.log(2), correct=25, tokens=100), 4.0)
     assert metrics["val/bits_per_byte"] == pytest.approx(0.5)
     assert metrics["val/accuracy"] == 0.25
     assert metrics["val/loss"] == pytest.approx(2 * np.log(2))
-    assert "val/bits_per_byte" not in Score(1.0, 0, 1).metrics(None)
+    assert "val/bits_per_byte" not in of_one(Score(1.0, 0, 1), None)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ from gpt2_jax.train.mesh import make_mesh
 from gpt2_jax.train.open_run import open_run
 from gpt2_jax.train.optimizer import make_optimizer, trainable_infos
 from gpt2_jax.train.param_patterns import lr_factors
+from gpt2_jax.train.pretrained import PretrainedSource, adopt_model
 from gpt2_jax.train.state import make_init
 from gpt2_jax.train.step import make_step
 from tests import tools
@@ -104,10 +106,6 @@ def test_init_from_is_recorded_as_a_step(source, text_file, tmp_path):
 
 def test_factors_that_are_not_learned_may_differ_from_the_source(text_file):
     """As at the end of a ramp over steps; factors with parameters may not differ."""
-    from pathlib import Path
-
-    from gpt2_jax.train.pretrained import PretrainedSource, adopt_model
-
     origin = PretrainedSource(Path("w"), tools.tiny(placement__preset="prores"), "a@20")
     given = {"placement.branch_scale": "1", "train.init_from": "a"}
     fresh = configs.replace(configs.Config(), given)
@@ -118,6 +116,17 @@ def test_factors_that_are_not_learned_may_differ_from_the_source(text_file):
         UserError, match=r"placement.norm_type='rmsnorm', but the weights of a@20 have None"
     ):
         adopt_model(fresh, origin, lambda line: None)
+
+
+def test_the_mask_of_documents_is_that_of_the_source_unless_set(text_file):
+    masked = {"model.document_mask": True, "model.end_of_text": 256}
+    plain = config(text_file, train__init_from="runs/a@20")
+    source = lambda config: PretrainedSource(Path("runs/a"), config, "runs/a@20", 20)
+    adopted = adopt_model(plain, source(configs.replace(plain, masked)), lambda line: None)
+    assert adopted.model.document_mask and adopted.model.end_of_text == 256
+    asked = configs.replace(plain, {"model.document_mask": True})
+    adopted = adopt_model(asked, source(plain), lambda line: None)
+    assert adopted.model.document_mask and adopted.model.end_of_text is None
 
 
 def test_damaged_weights_are_refused(source, text_file, tmp_path):

@@ -11,9 +11,10 @@ import pytest
 from jax._src.array import ArrayImpl
 
 from gpt2_jax.config import replace
-from gpt2_jax.errors import Diverged, UserError
+from gpt2_jax.data.sampler import Sampler
+from gpt2_jax.errors import Diverged, Unavailable, UserError
 from gpt2_jax.track.metrics import read_rows
-from gpt2_jax.train import loop, run
+from gpt2_jax.train import loop, prefetch, run
 from gpt2_jax.train.compiled_step import kernel_of
 from gpt2_jax.train.open_run import open_run
 from tests import tools
@@ -253,3 +254,43 @@ def test_loss_curve_exists_from_the_first_evaluation_on(text_file, tmp_path, mon
     with pytest.raises(KeyboardInterrupt):
         loop.train(config(text_file, train__steps=40), str(workdir))
     assert seen == [b"\x89PNG"]
+
+
+def test_text_that_becomes_unavailable_stops_the_run_after_saving(text_file, tmp_path, capsys):
+    """As a signal does; the same command continues."""
+    made = config(text_file, **{"train.sample_tokens": 0})
+    whole = loop.train(made, str(tmp_path / "whole"))
+    real = Sampler.batch
+
+    def batch(self, step, rows=slice(None)):
+        if step >= 13:
+            raise Unavailable("source s3://bucket/a cannot be read: timeout")
+        return real(self, step, rows)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Sampler, "batch", batch)
+        assert loop.train(made, str(tmp_path / "run")) == 75
+    assert "stopped by a failed download (source s3://bucket/a cannot" in capsys.readouterr().out
+    assert (tmp_path / "run/checkpoints/00000013").is_dir()
+    assert whole == loop.train(made, str(tmp_path / "run")) == 0
+    losses = lambda name: [
+        (row["step"], row.get("train/loss"), row.get("val/loss"))
+        for row in read_rows(tmp_path / name / "metrics.jsonl")
+        if row["step"] != 13
+    ]
+    assert losses("run") == losses("whole")
+
+
+def test_a_signal_ends_the_wait_for_a_batch():
+    waiting = threading.Event()
+
+    def batch(step):
+        waiting.wait(60)
+
+    batches = prefetch.Prefetch(batch, lambda x: x, 0, 3, lambda: True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefetch, "POLL_SECONDS", 0.01)
+        patch.setattr(prefetch, "JOIN_SECONDS", 0.01)
+        with batches:
+            assert list(batches) == []
+    waiting.set()

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from gpt2_jax import config as configs
-from gpt2_jax.data.corpus import open_corpus
+from gpt2_jax.data.dataset import open_dataset
 from gpt2_jax.errors import UserError
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.train import loop
@@ -276,14 +276,40 @@ def test_start_killed_before_training_does_not_fix_the_text(made, tmp_path):
     directory = RunDirectory(str(tmp_path / "run"))
     directory.path.mkdir()
     data = made.data
-    corpus, tokenizer = open_corpus(data.source, None, data.tokenizer, data.val_fraction)
+    corpus, tokenizer = open_dataset(data.source, None, data.tokenizer, data.val_fraction)
     directory.claim(made, corpus, tokenizer)
-    other = SimpleNamespace(manifest=SimpleNamespace(corpus_hash=lambda: "0" * 64))
+    other = SimpleNamespace(content_hash=lambda: "0" * 64, source_hashes=dict)
     directory.check_data(other, tokenizer, "data.source=other.txt")
     directory.change_info(starts=[{}])
     directory.check_data(corpus, tokenizer, f"data.source={data.source}")
     with pytest.raises(UserError, match=r"another text than data\.source=other\.txt"):
         directory.check_data(other, tokenizer, "data.source=other.txt")
+
+
+@pytest.mark.parametrize("newest", ["complete", "incomplete"])
+def test_a_copy_made_while_the_run_continued_can_be_resumed(
+    runs, made, tmp_path, monkeypatch, newest
+):
+    """As to object storage: the checkpoints before step 12, and all other files at the end."""
+    ours, copy, save = tmp_path / "run", tmp_path / "copy", loop.Checkpoints.save
+
+    def copy_checkpoints(self, step, state, val_loss):
+        self.wait()
+        if step == 12:
+            shutil.copytree(ours / "checkpoints", copy / "checkpoints")
+        save(self, step, state, val_loss)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Checkpoints, "save", copy_checkpoints)
+        assert loop.train(made, str(ours)) == 0
+    other = shutil.ignore_patterns("checkpoints", ".lock")
+    shutil.copytree(ours, copy, ignore=other, dirs_exist_ok=True)
+    if newest == "incomplete":
+        next((checkpoint(copy, 8) / "state").rglob("d/*")).unlink()
+    assert loop.train(made, str(copy)) == 0
+    strip = lambda rows: [{k: v for k, v in r.items() if "perf" not in k} for r in rows]
+    assert strip(read_rows(copy / "metrics.jsonl")) == strip(read_rows(runs / "ours/metrics.jsonl"))
+    assert {"00000008", "00000012"} <= {path.name for path in (copy / "checkpoints").iterdir()}
 
 
 def test_leftovers_of_a_kill_are_removed(run, made):

@@ -140,7 +140,9 @@ def check_workdir(workdir: Path) -> None:
       UserError: if it cannot.
     """
     if "://" in str(workdir) or re.match(r"\w+:/", str(workdir)):
-        raise UserError(f"--workdir={workdir} is a remote path; a study needs a mounted one")
+        raise UserError(
+            f"--workdir={workdir} is in object storage; a study needs a local or shared disk"
+        )
     try:
         nearest = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     except OSError as error:

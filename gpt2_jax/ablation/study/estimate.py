@@ -100,7 +100,7 @@ def _equivalent_tokens(worker: Worker, trial: Trial) -> float:
     """Returns the number of training tokens that cost as much as a trial with its evaluations."""
     config = worker.config(trial)
     train = config.train
-    n_val = len(worker.corpus(config).val)
+    n_val = worker.corpus(config).n_tokens("val")
     windows = choose_windows(n_val, config.data.seq_len, train.eval_tokens)
     evaluations = 1 + -(-train.steps // train.eval_every)
     evaluated = evaluations * sum(length for _, length, _ in windows)

@@ -118,7 +118,7 @@ def trials_left(worker: Worker, known: Sequence[Trial], typical: int) -> dict[in
 def _corpora(worker: Worker, trials: Sequence[Trial]) -> str:
     found = {}
     for config in map(worker.config, trials):
-        manifest = worker.corpus(config).manifest
+        digest = worker.corpus(config).content_hash()
         named = f"{config.data.source} (tokenizer {config.data.tokenizer})"
-        found[manifest.corpus_hash()] = f"{named}, sha256 {manifest.corpus_hash()}"
+        found[digest] = f"{named}, sha256 {digest}"
     return f"\n{'':<10} ".join(found.values())

@@ -20,14 +20,22 @@ from gpt2_jax.ablation.vectorized import (
     VectorizedTrainer,
 )
 from gpt2_jax.config import Config
-from gpt2_jax.data.sampler import Sampler
-from gpt2_jax.data.shards import Corpus
+from gpt2_jax.data.dataset import Dataset
+from gpt2_jax.data.mixture import Batches
+from gpt2_jax.data.shards import Tokens
 from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.errors import EXIT_DIVERGED, EXIT_FINISHED, EXIT_STOPPED, Diverged, UserError
 from gpt2_jax.track.metrics import Row
 from gpt2_jax.train import report
 from gpt2_jax.train.checkpoint import Checkpoints
-from gpt2_jax.train.evaluation import Score, choose_windows, evaluation_batches
+from gpt2_jax.train.evaluation import (
+    DatasetScore,
+    Score,
+    Window,
+    choose_windows,
+    evaluation_batches,
+    share_of,
+)
 from gpt2_jax.train.run_logger import RunLogger
 from gpt2_jax.train.rundir import RunDirectory
 from gpt2_jax.train.signals import StopSignal
@@ -51,7 +59,7 @@ class OpenTrial:
     config: Config
     directory: RunDirectory
     is_leased: Callable[[], bool]
-    sampler: Sampler
+    sampler: Batches
     checkpoints: Checkpoints
     newest: int | None
     logger: RunLogger = field(init=False)
@@ -76,7 +84,7 @@ def open_trial(
     name: str,
     config: Config,
     path: str,
-    corpus: Corpus,
+    corpus: Dataset,
     tokenizer: Tokenizer,
     is_leased: Callable[[], bool],
 ) -> OpenTrial:
@@ -93,9 +101,8 @@ def open_trial(
         resume = find_resume_point(directory)
         directory.claim(config, corpus, tokenizer)
         checkpoints = open_checkpoints(directory, max(2, config.train.keep_checkpoints), resume)
-        assert corpus.train is not None
         batch, length = config.train.batch_size, config.data.seq_len
-        sampler = Sampler(corpus.train, length, batch, config.seed)
+        sampler = corpus.sampler(length, batch, config.seed)
     except BaseException:
         directory.unlock()
         raise
@@ -129,7 +136,7 @@ class TrialBatch:
         self,
         trials: Sequence[OpenTrial],
         programs: VectorizedPrograms,
-        corpus: Corpus,
+        corpus: Dataset,
         on_progress: Callable[[int, str], None],
         say: Callable[[str], None],
     ) -> None:
@@ -146,9 +153,11 @@ class TrialBatch:
         states = [self._state(trial, programs) for trial in trials]
         self.trainer = VectorizedTrainer([trial.config for trial in trials], programs, states)
         self.step = self.first or 0
-        self.windows = choose_windows(
-            len(corpus.val), self.config.data.seq_len, self.config.train.eval_tokens
-        )
+        length, limit = self.config.data.seq_len, self.config.train.eval_tokens
+        self.windows = [
+            choose_windows(len(part.corpus.val), length, share_of(limit, part))
+            for part in corpus.parts
+        ]
 
     def _open_logger(self, trial: OpenTrial, programs: VectorizedPrograms) -> None:
         devices, model_def = [programs.device_kind], programs.model_def
@@ -277,16 +286,22 @@ class TrialBatch:
             trial.logger.save(self.step, self.trainer.state(i), val_losses[trial.name])
 
     def _scores(self) -> list[dict[str, float]]:
-        batch, length = self.config.train.batch_size, self.config.data.seq_len
-        parts = evaluation_batches(
-            self.corpus.val, self.windows, batch // self.config.train.accumulation, length
-        )
-        sums = [self.trainer.eval_sums(self.step, part) for part in parts]
+        of_parts = [
+            self._scores_of(part.corpus.val, windows)
+            for part, windows in zip(self.corpus.parts, self.windows, strict=True)
+        ]
+        of_trials = zip(*of_parts, strict=True)
+        return [DatasetScore(self.corpus, scores).metrics() for scores in of_trials]
+
+    def _scores_of(self, tokens: Tokens, windows: list[Window]) -> list[Score]:
+        """Returns each trial's score of one validation text."""
+        rows = self.config.train.batch_size // self.config.train.accumulation
+        batches = evaluation_batches(tokens, windows, rows, self.config.data.seq_len)
+        sums = [self.trainer.eval_sums(self.step, batch) for batch in batches]
         total_R2 = np.asarray(jax.device_get(sums), np.float64).sum(0)
-        tokens = sum(scored for _, _, scored in self.windows)
-        per_token = self.corpus.bytes_per_token("val")
+        n_scored = sum(scored for _, _, scored in windows)
         return [
-            Score(nats, round(hits), tokens).metrics(per_token)
+            Score(nats, round(hits), n_scored)
             for nats, hits in total_R2[: len(self.trials)].tolist()
         ]
 

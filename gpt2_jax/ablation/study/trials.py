@@ -86,7 +86,7 @@ def trial_config(base: Config, study: Study, values: Mapping[str, Any]) -> Confi
         vocabulary = vocabulary_size(config.data.tokenizer)
         config = with_budget(config, study, vocabulary)
         check(config)
-        return configs.resolve(config, vocabulary)
+        return configs.resolve(config, vocabulary, end_of_text(config.data.tokenizer))
     except UserError as error:
         raise UserError(f"{describe(dict(values))}: {error}") from None
 
@@ -95,6 +95,12 @@ def trial_config(base: Config, study: Study, values: Mapping[str, Any]) -> Confi
 def vocabulary_size(tokenizer: str) -> int:
     """Returns the vocabulary size of a tokenizer, by its name in `data.tokenizer`."""
     return load_tokenizer(tokenizer).size
+
+
+@cache
+def end_of_text(tokenizer: str) -> int:
+    """Returns the id between documents of a tokenizer, by its name in `data.tokenizer`."""
+    return load_tokenizer(tokenizer).end_of_text
 
 
 def _pinned(config: Config) -> Config:

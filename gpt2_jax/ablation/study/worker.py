@@ -33,7 +33,7 @@ from gpt2_jax.ablation.unigram import unigram_entropy
 from gpt2_jax.ablation.vectorized import SMALL_MODEL, VectorizedPrograms, program_key
 from gpt2_jax.config import Config
 from gpt2_jax.config.sections import DataConfig
-from gpt2_jax.data.shards import Corpus
+from gpt2_jax.data.dataset import Dataset
 from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.errors import (
     EXIT_FINISHED,
@@ -160,7 +160,7 @@ class Worker:
         n = len(find_devices())
         return n if jax.default_backend() == "cpu" else RUNS_PER_ACCELERATOR * n
 
-    def corpus(self, config: Config) -> Corpus:
+    def corpus(self, config: Config) -> Dataset:
         """Returns a trial's text, which is opened only once."""
         return _open_text(config.data).corpus
 
@@ -361,9 +361,12 @@ def _described(outcome: Outcome) -> str:
 
 
 class Text(NamedTuple):
-    """A training corpus, its tokenizer, and the unigram entropy of its validation split."""
+    """A training corpus, its tokenizer, and the unigram entropy of its validation split.
 
-    corpus: Corpus
+    That of a mixture is the mean over its sources, weighted by their share.
+    """
+
+    corpus: Dataset
     tokenizer: Tokenizer
     unigram_loss: float
 
@@ -371,5 +374,11 @@ class Text(NamedTuple):
 @cache
 def _open_text(data: DataConfig) -> Text:
     corpus, tokenizer = open_data(data)
+    if corpus.streams:
+        raise UserError(
+            f"data.source={data.source} is fetched while training, which a study does not support; "
+            "copy the files to a local disk and run gpt2-jax prepare"
+        )
     corpus.check_validation()
-    return Text(corpus, tokenizer, unigram_entropy(corpus.val))
+    unigram = corpus.mean([unigram_entropy(part.corpus.val) for part in corpus.parts])
+    return Text(corpus, tokenizer, unigram)
