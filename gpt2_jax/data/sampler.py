@@ -72,7 +72,7 @@ class Sampler:
         # One window fewer, so that every offset below seq_len leaves the same number of them.
         self.windows_per_epoch = (len(tokens) - seq_len) // seq_len
 
-    def starts(self, step: int, rows: slice = slice(None)) -> np.ndarray:
+    def starts(self, step: int, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
         """Returns the first token of each window in batch `step`."""
         n = self.windows_per_epoch
         row = np.arange(self._batch_size, dtype=np.uint64)[rows]
@@ -83,7 +83,7 @@ class Sampler:
         window = permute(index, n, key)
         return (window * np.uint64(self._seq_len) + offset).astype(np.int64)
 
-    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
+    def batch(self, step: int, rows: slice | np.ndarray = slice(None)) -> Batch:
         """Returns batch `step`, counted from 0, with int32 ids (rows, seq_len + 1).
 
         Args:

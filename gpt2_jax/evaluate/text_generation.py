@@ -19,6 +19,7 @@ from gpt2_jax.evaluate.sampling import SamplingParams
 from gpt2_jax.evaluate.text_stream import TextStream, continuation
 from gpt2_jax.files import text_lines
 from gpt2_jax.model.definition import ModelDef
+from gpt2_jax.train.mesh import replicated
 from gpt2_jax.train.open_run import OpenedRun, open_run
 
 PROMPT = "\n"
@@ -43,7 +44,12 @@ def sample_text(
 
 
 def _on_one_device(x: jax.Array) -> jax.Array:
-    return x.addressable_data(0) if x.is_fully_replicated else jax.device_put(x, jax.devices()[0])
+    """Returns an array on one device of this process."""
+    if not x.is_fully_replicated:
+        if x.is_fully_addressable:
+            return jax.device_put(x, jax.devices()[0])
+        x = jax.device_put(x, replicated(x.sharding.mesh))
+    return x.addressable_data(0)
 
 
 def read_prompts(path: Path) -> list[str]:

@@ -13,19 +13,13 @@ DEPTH = 2  # batches on the devices before their step is dispatched
 
 
 class Prefetch:
-    """Yields `put(batch(step))` for step = first, ..., last - 1, prepared in a thread."""
+    """Yields `prepare(step)` for step = first, ..., last - 1, called in a thread."""
 
-    def __init__(
-        self,
-        batch: Callable[[int], Batch],
-        put: Callable[[Batch], Batch],
-        first: int,
-        last: int,
-    ) -> None:
+    def __init__(self, prepare: Callable[[int], Batch], first: int, last: int) -> None:
         self._queue: queue.Queue[Batch | BaseException] = queue.Queue(DEPTH)
         self._stop = threading.Event()
         self._steps = range(first, last)
-        self._prepare = lambda step: put(batch(step))
+        self._prepare = prepare
         self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
 
     def __enter__(self) -> Self:
