@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import jax
+from jax.sharding import NamedSharding
 
 from gpt2_jax.config.sections import TrainConfig
 from gpt2_jax.data.readers import file_format
@@ -48,6 +49,7 @@ def _on_one_device(x: jax.Array) -> jax.Array:
     if not x.is_fully_replicated:
         if x.is_fully_addressable:
             return jax.device_put(x, jax.devices()[0])
+        assert isinstance(x.sharding, NamedSharding)
         x = jax.device_put(x, replicated(x.sharding.mesh))
     return x.addressable_data(0)
 

@@ -18,7 +18,6 @@ from jax._src import distributed
 from gpt2_jax.errors import (
     EXIT_PEER_LOST,
     EXIT_STOPPED,
-    EXIT_WRONG_INPUT,
     UserError,
     printable,
     shortened,
@@ -188,8 +187,7 @@ def _cause(error: BaseException, processes: Processes) -> BaseException:
 
 def _end(error: BaseException, processes: Processes) -> None:
     """Reports an error to the user and to the other processes, and ends this one."""
-    code = error.code if isinstance(error, SystemExit) else getattr(error, "exit_code", 1)
-    reason = shortened(error) or type(error).__name__
+    reason, code = shortened(error) or type(error).__name__, getattr(error, "exit_code", 1)
     if isinstance(error, KeyboardInterrupt):
         error, code = UserError("interrupted"), 130
     if isinstance(error, Stopped):
@@ -203,7 +201,7 @@ def _end(error: BaseException, processes: Processes) -> None:
         processes.report_end(reason)
     if isinstance(error, UserError):
         _say_and_exit(error, code)
-    os._exit(code if isinstance(code, int) else EXIT_WRONG_INPUT)
+    os._exit(code)
 
 
 def _say_and_exit(error: UserError, code: int) -> None:

@@ -109,18 +109,15 @@ def make_mesh(train: TrainConfig, mesh: MeshConfig, state_bytes: int = 0) -> Mes
       UserError: if there are too few devices, or several processes cannot use all of theirs.
     """
     devices = find_devices()
-    if jax.process_count() > 1:  # each of their devices must take part
-        exact = _shape(train, mesh, len(devices))
-        if exact is None:
-            raise _indivisible(train, mesh, jax.process_count(), len(devices))
-        data, fsdp, _ = exact
-    else:
-        limit = len(devices) // mesh.tensor
-        data, fsdp = mesh.data, mesh.fsdp or 1
-        if data is None:
-            data = _largest_divisor(_micro_batch(train) // fsdp, max(1, limit // fsdp))
-    if mesh.data is None and mesh.fsdp is None and not _fits(state_bytes, jax.local_devices()[0]):
-        data, fsdp = 1, data
+    n_processes = jax.process_count()
+    if n_processes > 1 and _shape(train, mesh, len(devices)) is None:  # each device must take part
+        raise _indivisible(train, mesh, n_processes, len(devices))
+    limit = len(devices) // mesh.tensor
+    data, fsdp = mesh.data, mesh.fsdp or 1
+    if data is None:
+        data = _largest_divisor(_micro_batch(train) // fsdp, max(1, limit // fsdp))
+        if mesh.fsdp is None and not _fits(state_bytes, jax.local_devices()[0]):
+            data, fsdp = 1, data
     shape = (data, fsdp, mesh.tensor)
     if (n := math.prod(shape)) > len(devices):
         raise UserError(

@@ -225,7 +225,7 @@ def wandb_config(config: Config, directory: RunDirectory, model_def: ModelDef) -
     return described | {"run": run}
 
 
-def wandb_options(config: Config, directory: RunDirectory, is_main: bool) -> WandbOptions:
+def wandb_options(config: Config, directory: RunDirectory, is_main: bool = True) -> WandbOptions:
     """Returns wandb's settings from the config and the run directory.
 
     Args:
