@@ -92,7 +92,7 @@ def check_shared_folder(processes: Processes, folder: Path) -> None:
     """
     if processes.count == 1:
         return
-    probe = folder / processes.broadcast("probe", f".shared.{secrets.token_hex(8)}.tmp")
+    probe = folder / processes.broadcast("probe", f".shared.{secrets.token_hex(4)}.tmp")
     try:
         with processes.together("write probe"), disk_errors(f"--workdir={folder}"):
             if processes.is_main:

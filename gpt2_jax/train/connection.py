@@ -92,23 +92,13 @@ def _connect(launch: Launch, heartbeat_seconds: int, connect_seconds: int) -> Pr
     while thread.is_alive():
         thread.join(0.1)
     if failures:
-        raise _refusal(launch, connect_seconds, failures[0])
+        raise UserError(
+            f"process {launch.index} of {launch.count} could not join the others at "
+            f"{launch.coordinator} (it waits up to {connect_seconds} s); start all processes, each "
+            "with its own --process_id, and check that they can reach this address"
+        )
     store = distributed.global_state.client
     return Processes(store, launch.index, launch.count, heartbeat_seconds)
-
-
-def _refusal(launch: Launch, seconds: int, error: Exception) -> UserError:
-    who = f"process {launch.index} of {launch.count}"
-    if "already" in str(error).lower() or "Unexpected task" in str(error):
-        return UserError(
-            f"{who} was refused by the coordinator {launch.coordinator}, which belongs to another "
-            "run, or has a process with this number; check --process_id and --num_processes"
-        )
-    return UserError(
-        f"{who} waited {seconds} s at the coordinator {launch.coordinator}, but not all processes "
-        "came; start all of them, and check that they can reach this address "
-        f"({shortened(error, 60)})"
-    )
 
 
 def _check_port(coordinator: str) -> None:
@@ -180,8 +170,8 @@ def _cause(error: BaseException, processes: Processes) -> BaseException:
     if isinstance(error, jax.errors.JaxRuntimeError):
         try:
             processes.find_lost_peer()
-        except (PeerLost, jax.errors.JaxRuntimeError) as found:
-            return found if isinstance(found, PeerLost) else error
+        except PeerLost as found:
+            return found
     return error
 
 

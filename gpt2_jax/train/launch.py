@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -136,6 +135,8 @@ def _check_completion_index(env: Mapping[str, str]) -> None:
 
 
 def indicates_several(env: Mapping[str, str]) -> bool:
-    """Returns whether flags may have to be read before jax is imported; a quick guess."""
+    """Returns whether the environment names several processes; a guess that needs no jax."""
     sizes = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-    return any(env.get(name, "1") != "1" for name in sizes) or os.path.exists("/dev/accel0")
+    return any(env.get(name, "1") != "1" for name in sizes) or "," in env.get(
+        "TPU_WORKER_HOSTNAMES", ""
+    )

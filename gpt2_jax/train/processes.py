@@ -180,13 +180,16 @@ class Processes:
         """
         if self._store is None:
             return
-        self._store.key_value_set(f"{FAILED}{self.index}", "", allow_overwrite=True)
         deadline = time.monotonic() + 1.5 * self.heartbeat_seconds + LAST_WORDS_SECONDS
-        while time.monotonic() < deadline:
-            self.check_alive()
-            if len(self._store.key_value_dir_get(FAILED)) == self.count:
-                return  # all of them are alive, with the same error
-            time.sleep(0.1)
+        try:
+            self._store.key_value_set(f"{FAILED}{self.index}", "", allow_overwrite=True)
+            while time.monotonic() < deadline:
+                self.check_alive()
+                if len(self._store.key_value_dir_get(FAILED)) == self.count:
+                    return  # all of them are alive, with the same error
+                time.sleep(0.1)
+        except jax.errors.JaxRuntimeError:
+            raise PeerLost("lost process 0, which coordinates the others") from None
 
 
 ALONE = Processes(None, 0, 1)

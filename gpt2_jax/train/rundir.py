@@ -341,6 +341,9 @@ class RunDirectory:
 class FollowedDirectory(RunDirectory):
     """The run directory of another process, which writes it; nothing is written or locked here."""
 
+    def check_usable(self) -> None:
+        """Leaves the check, which takes the lock for a moment, to the other process."""
+
     def lock(self) -> None:
         """Leaves the lock to the other process."""
 

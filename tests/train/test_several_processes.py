@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -53,10 +54,22 @@ class Group:
     Args:
       second: more flags of process 1. env: more of its environment variables. cwd: its directory.
       code: the folder of its code.
+      fresh: whether Python starts anew, instead of forking one that has imported jax: then jax logs
+        as it does for users.
     """
 
     def __init__(
-        self, place, workdir, n, *flags, second=(), env=None, cwd=None, code=None, port=None
+        self,
+        place,
+        workdir,
+        n,
+        *flags,
+        second=(),
+        env=None,
+        cwd=None,
+        code=None,
+        port=None,
+        fresh=False,
     ):
         port = port or free_port()
         self.processes = []
@@ -73,7 +86,8 @@ class Group:
                 words += [f"--process_id={k}", f"--heartbeat_timeout_seconds={HEARTBEAT}"]
                 words += ["--initialization_timeout=60"]
             words += [*flags, *(second if k == 1 else ())]
-            extra = (env or {}) if k == 1 else {}
+            extra = {"PYTHONUNBUFFERED": "1"} if fresh else {}
+            extra |= (env or {}) if k == 1 else {}
             where = cwd if k == 1 and cwd else place
             given = {"env": tools.environment(place, **extra), "cwd": where}
             self.processes.append(tools.start(*words, tmp=place, **given))
@@ -200,7 +214,8 @@ def test_signal_to_one_process_stops_all_at_the_same_step(place):
 )
 def test_loss_of_a_process_ends_the_other(place, victim, number):
     workdir = place / f"lost_{victim}_{number}"
-    with Group(place, workdir, 2, "--config.mesh.data=2", "--config.train.steps=20000") as group:
+    flags = ("--config.mesh.data=2", "--config.train.steps=20000")
+    with Group(place, workdir, 2, *flags, fresh=True) as group:
         group.wait_for_step(workdir, 5)
         lost, other = group.processes[victim], group.processes[1 - victim]
         lost.send_signal(number)
@@ -208,6 +223,22 @@ def test_loss_of_a_process_ends_the_other(place, victim, number):
     assert other.returncode == EXIT_PEER_LOST, output
     (found,) = errors([output])
     assert len(found) == 1 and "start all processes again" in found[0]
+    assert output.endswith(f"{found[0]}\n")
+    assert not re.search("^[IWEF][0-9]{4} ", output, re.M)  # lines of jaxlib's log
+
+
+def test_error_of_one_process_ends_the_other(place):
+    """A disk that is full for one of them."""
+    workdir = place / "full"
+    flags = ("--config.mesh.data=2", "--config.train.steps=20000")
+    with Group(place, workdir, 2, *flags) as group:
+        group.wait_for_step(workdir, 5)
+        resource.prlimit(group.processes[1].pid, resource.RLIMIT_FSIZE, (4096, 4096))
+        codes, outputs = group.finish()
+    assert codes == [EXIT_PEER_LOST, 2], outputs
+    first, second = errors(outputs)
+    assert len(first) == 1 and "start all processes again" in first[0]
+    assert len(second) == 1 and "cannot write" in second[0]
 
 
 def kill_after_saving(place, workdir, *flags):
@@ -330,4 +361,4 @@ def test_port_that_is_taken_is_refused(place):
         with Group(place, place / "port", 2, *flags, port=port) as group:
             lines = group.refusals()
     assert f"port {port} of the coordinator 127.0.0.1:{port} cannot be used" in lines[0]
-    assert f"process 1 of 2 waited 4 s at the coordinator 127.0.0.1:{port}" in lines[1]
+    assert f"process 1 of 2 could not join the others at 127.0.0.1:{port}" in lines[1]
