@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import jax
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from gpt2_jax.config.sections import TrainConfig
 from gpt2_jax.data.readers import file_format
@@ -20,7 +20,6 @@ from gpt2_jax.evaluate.sampling import SamplingParams
 from gpt2_jax.evaluate.text_stream import TextStream, continuation
 from gpt2_jax.files import text_lines
 from gpt2_jax.model.definition import ModelDef
-from gpt2_jax.train.mesh import replicated
 from gpt2_jax.train.open_run import OpenedRun, open_run
 
 PROMPT = "\n"
@@ -50,7 +49,7 @@ def _on_one_device(x: jax.Array) -> jax.Array:
         if x.is_fully_addressable:
             return jax.device_put(x, jax.devices()[0])
         assert isinstance(x.sharding, NamedSharding)
-        x = jax.device_put(x, replicated(x.sharding.mesh))
+        x = jax.device_put(x, NamedSharding(x.sharding.mesh, PartitionSpec()))
     return x.addressable_data(0)
 
 
