@@ -11,6 +11,7 @@ EXIT_FINISHED = 0
 EXIT_DIVERGED = 1
 EXIT_WRONG_INPUT = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL: progress is saved, and the same command continues
+EXIT_PEER_LOST = 76  # another process of the run is gone; starting all again continues
 # Errors raised by study files written for earlier versions, and the fix for each.
 RENAMED = {
     "No module named 'gpt2_jax.ablate'": "import Study from gpt2_jax.ablation.study",

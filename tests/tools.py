@@ -70,7 +70,7 @@ def noisy(params, scale: float = 0.1, seed: int = 7):
 def environment(tmp: Path, **extra: str) -> dict[str, str]:
     """Returns the environment of a child process, with its own cache and without wandb."""
     shared = ("JAX_COMPILATION", "JAX_PERSISTENT")
-    dropped = ("WANDB", "XLA", "JAX")
+    dropped = ("WANDB", "XLA", "JAX", "TF_CPP")  # jax sets the last when it is imported
     kept = {
         k: v for k, v in os.environ.items() if k.startswith(shared) or not k.startswith(dropped)
     }

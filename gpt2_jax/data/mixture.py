@@ -22,7 +22,7 @@ _GLOB = re.compile(r"[*?\[]")
 class Batches(Protocol):
     """The batches of a run, as a function of the step."""
 
-    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
+    def batch(self, step: int, rows: slice | np.ndarray = slice(None)) -> Batch:
         """Returns batch `step`, counted from 0, with int32 ids (rows, seq_len + 1).
 
         Args:
@@ -145,11 +145,11 @@ class MixtureSampler:
             position -= before
         raise AssertionError("the last source takes every row that is left")
 
-    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
+    def batch(self, step: int, rows: slice | np.ndarray = slice(None)) -> Batch:
         """Returns batch `step`; the arguments are those of `Batches.batch`."""
         first = step * self._batch_size
-        positions = range(first, first + self._batch_size)[rows]
-        found = [self.source_of(position) for position in positions]
+        positions = np.arange(first, first + self._batch_size)[rows]
+        found = [self.source_of(position) for position in positions.tolist()]
         windows: list[np.ndarray] = [np.empty(0)] * len(found)
         for i, sampler in enumerate(self._samplers):
             mine = [row for row, (source, _) in enumerate(found) if source == i]

@@ -81,7 +81,7 @@ class Sampler:
         # One window fewer, so that every offset below seq_len leaves the same number of them.
         self.windows_per_epoch = (len(tokens) - seq_len) // seq_len
 
-    def starts(self, step: int, rows: slice = slice(None)) -> np.ndarray:
+    def starts(self, step: int, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
         """Returns the first token of each window in batch `step`."""
         row = np.arange(self._batch_size, dtype=np.uint64)[rows]
         return self._starts_of(np.uint64(step) * np.uint64(self._batch_size) + row)
@@ -98,7 +98,7 @@ class Sampler:
         length = self._seq_len + 1
         return [self._tokens.window(i, length) for i in self._starts_of(index).tolist()]
 
-    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
+    def batch(self, step: int, rows: slice | np.ndarray = slice(None)) -> Batch:
         """Returns batch `step`, counted from 0, with int32 ids (rows, seq_len + 1).
 
         Args:

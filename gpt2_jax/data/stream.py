@@ -133,7 +133,7 @@ class StreamSampler:
         self._groups: list[_Group] = []
         self._opened: OrderedDict[int, Sampler] = OrderedDict()  # the last two, by first window
 
-    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
+    def batch(self, step: int, rows: slice | np.ndarray = slice(None)) -> Batch:
         """Returns batch `step`; the arguments are those of `Batches.batch`."""
         first = step * self._batch_size
         index = np.arange(first, first + self._batch_size, dtype=np.uint64)[rows]

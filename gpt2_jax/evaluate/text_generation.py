@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from gpt2_jax.config.sections import TrainConfig
 from gpt2_jax.data.readers import file_format
@@ -43,7 +44,13 @@ def sample_text(
 
 
 def _on_one_device(x: jax.Array) -> jax.Array:
-    return x.addressable_data(0) if x.is_fully_replicated else jax.device_put(x, jax.devices()[0])
+    """Returns an array on one device of this process."""
+    if not x.is_fully_replicated:
+        if x.is_fully_addressable:
+            return jax.device_put(x, jax.devices()[0])
+        assert isinstance(x.sharding, NamedSharding)
+        x = jax.device_put(x, NamedSharding(x.sharding.mesh, PartitionSpec()))
+    return x.addressable_data(0)
 
 
 def read_prompts(path: Path) -> list[str]:

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any, TextIO, cast
 
 from tqdm import tqdm
@@ -65,6 +65,14 @@ def forgiving_output() -> Iterator[None]:
             sys.stdout = before[0]
         if sys.stderr is ours[1]:
             sys.stderr = before[1]
+
+
+@contextmanager
+def no_output() -> Iterator[None]:
+    """Discards what Python prints within the context, as in processes that repeat another's."""
+    null = open(os.devnull, "w", encoding="utf-8")
+    with null, redirect_stdout(null), redirect_stderr(null):
+        yield
 
 
 @contextmanager

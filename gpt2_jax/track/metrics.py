@@ -152,5 +152,27 @@ class MetricsFile:
         self._file.close()
 
 
+class UnwrittenMetrics(MetricsFile):
+    """Stands in for the file in processes that do not write it."""
+
+    def __init__(self) -> None: ...
+
+    def write(self, row: Row) -> None:
+        """Does nothing."""
+
+    def replace_last(self, row: Row) -> None:
+        """Does nothing."""
+
+    def digest(self, step: int, evaluated: bool) -> RowsDigest:
+        """Returns an empty digest, which is not saved."""
+        return RowsDigest(0, -1, "")
+
+    def sync(self) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
 def _line(row: Row) -> str:
     return to_json(row) + "\n"

@@ -56,6 +56,18 @@ class LossCurve:
         self._thread.shutdown()
 
 
+class UndrawnCurve(LossCurve):
+    """Stands in for the curve in processes that do not draw it."""
+
+    def __init__(self) -> None: ...
+
+    def draw(self, step: int, wait: bool = False) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
 def plot_loss(rows: list[Row], path: Path, title: str, subtitle: str) -> None:
     """Draws the training loss (raw in a pale color, and a running mean) and the validation loss.
 

@@ -34,6 +34,7 @@ from gpt2_jax.track.metrics import RowsDigest, read_rows
 from gpt2_jax.train.checksums import SUMS, is_intact, render_sums
 from gpt2_jax.train.identity import META, Identity, Meta, finite, read_meta
 from gpt2_jax.train.mesh import replicated
+from gpt2_jax.train.processes import ALONE, Processes
 from gpt2_jax.train.sharding import param_keys
 from gpt2_jax.train.state import State
 
@@ -46,6 +47,7 @@ class Checkpoints:
       keep: number of latest checkpoints to keep, in addition to the one with the lowest
         validation loss.
       identity: the run's identity; None if checkpoints are only read.
+      processes: those that train together. All save, and process 0 does the rest.
 
     Attributes:
       before_commit: called in the saving thread once a checkpoint's files are on disk. The
@@ -54,8 +56,15 @@ class Checkpoints:
       digest_rows: maps a step, and whether it was evaluated, to the digest of metrics.jsonl.
     """
 
-    def __init__(self, folder: Path, keep: int = 2, identity: Identity | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keep: int = 2,
+        identity: Identity | None = None,
+        processes: Processes = ALONE,
+    ) -> None:
         self._folder, self._keep, self._identity = folder, keep, identity
+        self._processes = processes
         self.before_commit: Callable[[], None] = lambda: None
         self.announce: Callable[[int], None] = lambda step: None
         self.digest_rows: Callable[[int, bool], RowsDigest | None] = lambda step, evaluated: None
@@ -80,6 +89,8 @@ class Checkpoints:
 
     def clean(self) -> None:
         """Deletes checkpoints that a killed process was writing or deleting."""
+        if not self._processes.is_main:
+            return
         for name in self.names():
             if ".partial" in name or name.endswith(".deleted"):
                 with disk_errors("checkpoints/"):
@@ -122,8 +133,10 @@ class Checkpoints:
         val_loss = finite(val_loss)
         meta = Meta(step, val_loss, self.digest_rows(step, val_loss is not None), self._identity)
         with disk_errors(f"checkpoint {step}"), ExitStack() as stack:
-            partial.mkdir(parents=True)
-            write_json(partial / META, meta.to_dict())
+            with self._processes.together("start of save"), disk_errors(f"checkpoint {step}"):
+                if self._processes.is_main:
+                    partial.mkdir(parents=True)
+                    write_json(partial / META, meta.to_dict())
             plain = stack.enter_context(plain_path(partial))
             with jax.transfer_guard("allow"):  # the training loop disallows transfers
                 self._orbax.save(plain / "state", _stored(state))
@@ -171,6 +184,8 @@ class Checkpoints:
 
     def set_aside(self, step: int) -> None:
         """Renames a damaged checkpoint so its step can be saved again."""
+        if not self._processes.is_main:
+            return
         path, number = self.path(step), 0
         while os.path.lexists(aside := path.with_name(f"{path.name}.damaged{number or ''}")):
             number += 1
@@ -180,12 +195,15 @@ class Checkpoints:
     def _commit(self, step: int, partial: Path, link: ExitStack) -> None:
         with link:
             self._orbax.wait_until_finished()
-        write_atomic(partial / SUMS, render_sums(partial))
-        self.before_commit()
-        self.announce(step)
-        os.replace(partial, self.path(step))
-        _sync_folder(self._folder)
-        self._delete_old()
+        sums = render_sums(partial, self._processes)
+        with self._processes.together("end of save"), disk_errors("a checkpoint"):
+            if self._processes.is_main:
+                write_atomic(partial / SUMS, sums)
+                self.before_commit()
+                self.announce(step)
+                os.replace(partial, self.path(step))
+                _sync_folder(self._folder)
+                self._delete_old()
 
     def forget_after(self, step: int) -> None:
         """Deletes the checkpoints of later steps, which will be repeated."""

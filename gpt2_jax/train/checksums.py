@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from gpt2_jax.files import read_errors, sha256
+from gpt2_jax.train.processes import ALONE, Processes
 
 SUMS = "SHA256SUMS"
+PROCESS_FOLDER = re.compile("ocdbt.process_([0-9]+)")
 # Errors that mean damage; others, such as missing permissions, do not.
 MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
-def render_sums(folder: Path) -> str:
-    """Returns the text of SHA256SUMS: one line per other file, sorted by name."""
+def render_sums(folder: Path, processes: Processes = ALONE) -> str:
+    """Returns the text of SHA256SUMS: one line per other file, sorted by name.
+
+    Each process hashes the files that orbax wrote for it, and process 0 all others as well.
+    """
     files = sorted(path for path in _files(folder) if path != folder / SUMS)
-    return "".join(f"{sha256(path)}  {path.relative_to(folder)}\n" for path in files)
+    sums: dict[str, str] = {}
+    for path in files:
+        name = path.relative_to(folder)
+        if _writer(name) % processes.count == processes.index:
+            sums[str(name)] = sha256(path)
+    found = [item for one in processes.gather("sums", sums) for item in one.items()]
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(found, key=_as_path))
+
+
+def _as_path(item: tuple[str, str]) -> Path:
+    return Path(item[0])
+
+
+def _writer(name: Path) -> int:
+    """Returns the number of the process that wrote a file, 0 if it is not known."""
+    found = (PROCESS_FOLDER.fullmatch(part) for part in name.parts)
+    return next((int(match[1]) for match in found if match), 0)
 
 
 def _files(folder: Path) -> Iterator[Path]:

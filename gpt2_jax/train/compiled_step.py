@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.extend
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from gpt2_jax.config import Config
@@ -23,8 +24,17 @@ from gpt2_jax.model.definition import ModelDef, define_model
 from gpt2_jax.model.sublayer import resolve_kernel
 from gpt2_jax.nn.attention_kernels import PLATFORMS
 from gpt2_jax.nn.target import Target, target_of
-from gpt2_jax.train.mesh import by_rows, find_devices, make_mesh, replicated
+from gpt2_jax.train.mesh import (
+    by_rows,
+    find_devices,
+    make_mesh,
+    own_rows,
+    put_rows,
+    replicated,
+    to_mesh,
+)
 from gpt2_jax.train.optimizer import make_optimizer, trainable_infos
+from gpt2_jax.train.processes import ALONE, Processes
 from gpt2_jax.train.sharding import LayerSplit, make_layout
 from gpt2_jax.train.state import State, make_init
 from gpt2_jax.train.step import Step, make_step
@@ -65,12 +75,21 @@ class CompiledStep:
         """The kinds of the mesh's devices."""
         return [device.device_kind for device in self.mesh.devices.flat]
 
+    @property
+    def rows(self) -> np.ndarray:
+        """The rows of a batch that this process reads."""
+        return own_rows(self.mesh, self.batch_shape.tokens_BT1.shape[0])
+
     def put(self, batch: Batch) -> Batch:
-        """Puts a batch on the devices, its rows sharded over them."""
-        return jax.device_put(batch, by_rows(self.mesh))
+        """Puts this process's `rows` of a batch on its devices."""
+        return put_rows(batch, self.mesh, self.batch_shape.tokens_BT1.shape[0])
 
     def start(self, batch: Batch) -> State:
-        """Returns the state before the first step, which uses this batch."""
+        """Returns the state before the first step.
+
+        Args:
+          batch: the first `INIT_ROWS` sequences of the first batch, or more.
+        """
         state = self.init()
         params = apply_data_dependent_init(self.model_def, self.mesh, state.all_params, batch)
         return self.replace_params(state, params)
@@ -80,7 +99,7 @@ class CompiledStep:
         new = state.replace_params(params)
         return jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), new, self.shapes)
 
-    def trial_seconds(self, batch: Batch) -> float:
+    def trial_seconds(self, batch: Batch, processes: Processes = ALONE) -> float:
         """Returns the seconds per step, measured on a state that is then discarded."""
         state, seconds = self.init(), []
         for _ in range(3):
@@ -88,7 +107,7 @@ class CompiledStep:
             state, _ = self.step(state, self.put(batch))
             jax.block_until_ready(state)
             seconds.append(time.monotonic() - started)
-            if seconds[0] > 5.0:
+            if processes.broadcast("trial step", seconds[0] > 5.0):
                 break
         return min(seconds)
 
@@ -98,7 +117,7 @@ def apply_data_dependent_init(model_def: ModelDef, mesh: Mesh, params: Any, batc
     if not model_def.spec.data_dependent_init:
         return params
     measure = lambda params, tokens: data_dependent_init(model_def, params, tokens)
-    tokens = jax.device_put(batch.inputs_BT[:INIT_ROWS], replicated(mesh))
+    tokens = to_mesh(batch.inputs_BT[:INIT_ROWS], replicated(mesh))
     layout = make_layout(model_def, mesh)
     return jax.jit(measure, out_shardings=layout.shardings(params))(params, tokens)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,17 @@ from gpt2_jax.data.dataset import Dataset, Part
 from gpt2_jax.data.shards import Tokens
 from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.train.loss import batch_loss
-from gpt2_jax.train.mesh import DATA, FSDP, by_rows, manual_axes, replicated, row_axes
+from gpt2_jax.train.mesh import (
+    DATA,
+    FSDP,
+    manual_axes,
+    own_rows,
+    put_rows,
+    replicated,
+    row_axes,
+    to_host,
+    to_mesh,
+)
 from gpt2_jax.train.sharding import make_layout
 
 MAX_IN_FLIGHT = 8  # batches on the devices at a time
@@ -120,13 +130,25 @@ def share_of(limit: int | None, part: Part) -> int | None:
 
 
 def evaluation_batches(
-    tokens: Tokens, chosen: list[Window], batch_size: int, seq_len: int
+    tokens: Tokens,
+    chosen: list[Window],
+    batch_size: int,
+    seq_len: int,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
-    """Yields batches with weight 1 for each scored prediction and 0 for the others."""
+    """Yields batches with weight 1 for each scored prediction and 0 for the others.
+
+    Args:
+      rows: the rows of each batch to yield; None for all.
+    """
+    rows = range(batch_size) if rows is None else rows
     for first in range(0, len(chosen), batch_size):
-        tokens_BT1 = np.zeros((batch_size, seq_len + 1), np.int32)
-        weights_BT = np.zeros((batch_size, seq_len), np.float32)
-        for row, (start, length, scored) in enumerate(chosen[first : first + batch_size]):
+        tokens_BT1 = np.zeros((len(rows), seq_len + 1), np.int32)
+        weights_BT = np.zeros((len(rows), seq_len), np.float32)
+        for row, index in enumerate(first + row for row in rows):
+            if index >= len(chosen):
+                break
+            start, length, scored = chosen[index]
             tokens_BT1[row, : length + 1] = tokens.window(start, length + 1)
             weights_BT[row, length - scored : length] = 1.0
         yield Batch(tokens_BT1, weights_BT)
@@ -189,14 +211,15 @@ class Evaluator:
             that it raises ends the evaluation.
         """
         chosen = choose_windows(len(tokens), self._seq_len, limit, stride)
-        sums, at = [], jax.device_put(np.int32(step), replicated(self._mesh))
-        for batch in evaluation_batches(tokens, chosen, self._batch_size, self._seq_len):
-            sums.append(self._sums(params, at, jax.device_put(batch, by_rows(self._mesh))))
+        sums, at = [], to_mesh(np.array(step, np.int32), replicated(self._mesh))
+        rows = own_rows(self._mesh, self._batch_size).tolist()
+        for batch in evaluation_batches(tokens, chosen, self._batch_size, self._seq_len, rows):
+            sums.append(self._sums(params, at, put_rows(batch, self._mesh, self._batch_size)))
             if len(sums) >= self._in_flight:
                 sums[-self._in_flight].block_until_ready()
             if between_batches is not None:
                 between_batches(len(sums), -(-len(chosen) // self._batch_size))
-        nats, correct = np.concatenate(jax.device_get(sums)).sum(0, dtype=np.float64).tolist()
+        nats, correct = np.concatenate(to_host(sums)).sum(0, dtype=np.float64).tolist()
         return Score(nats, round(correct), sum(scored for _, _, scored in chosen))
 
     def score_dataset(

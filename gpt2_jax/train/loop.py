@@ -12,13 +12,14 @@ from gpt2_jax.config.check import check
 from gpt2_jax.data.dataset import Dataset
 from gpt2_jax.data.mixture import Batches
 from gpt2_jax.data.tokenizer import load_tokenizer
-from gpt2_jax.errors import EXIT_FINISHED, EXIT_STOPPED
+from gpt2_jax.errors import EXIT_FINISHED, EXIT_STOPPED, UserError
 from gpt2_jax.model.definition import define_model
-from gpt2_jax.track.console import forgiving_output, say, status
+from gpt2_jax.track.console import forgiving_output, no_output, say, status
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.train import report
+from gpt2_jax.train.agreement import check_same_data, check_same_program, check_shared_folder
 from gpt2_jax.train.checkpoint import Checkpoints
-from gpt2_jax.train.compiled_step import CompiledStep, compile_step, memory_errors
+from gpt2_jax.train.compiled_step import INIT_ROWS, CompiledStep, compile_step, memory_errors
 from gpt2_jax.train.malloc import keep_freed_memory
 from gpt2_jax.train.mesh import configure_devices
 from gpt2_jax.train.open_run import open_data
@@ -30,9 +31,10 @@ from gpt2_jax.train.pretrained import (
     find_source,
     load_pretrained,
 )
+from gpt2_jax.train.processes import ALONE, Processes
 from gpt2_jax.train.run import Run, SampleFn, how_to_continue
 from gpt2_jax.train.run_logger import is_stale
-from gpt2_jax.train.rundir import RunDirectory
+from gpt2_jax.train.rundir import FollowedDirectory, RunDirectory
 from gpt2_jax.train.signals import Stopped, StopSignal
 from gpt2_jax.train.state import State, abstract_params
 from gpt2_jax.train.verify import ResumePoint, find_resume_point, open_checkpoints
@@ -43,6 +45,7 @@ def train(
     workdir: str,
     sample: SampleFn | None = None,
     stop: StopSignal | None = None,
+    processes: Processes = ALONE,
 ) -> int:
     """Starts or resumes the run in `workdir`, and returns the process's exit code.
 
@@ -54,56 +57,84 @@ def train(
     Args:
       sample: returns the text to show at the end.
       stop: an entered stop signal; None to create one.
+      processes: those that train together. Each calls this function; process 0 prints, and writes
+        all files except the state in checkpoints.
 
     Raises:
       UserError: for wrong input, before anything expensive.
       Diverged: if too many consecutive steps had to be skipped.
     """
-    with forgiving_output(), StopSignal() if stop is None else nullcontext(stop) as stop:
+    output = nullcontext() if processes.is_main else no_output()
+    with forgiving_output(), output, StopSignal() if stop is None else nullcontext(stop) as stop:
         try:
-            return _train(config, workdir, sample, stop)
+            return _train(config, workdir, sample, stop, processes)
         except Stopped as signal:
             print(f"stopped by {signal} before training began; {how_to_continue()}")
             return EXIT_STOPPED
 
 
-def _train(config: Config, workdir: str, sample: SampleFn | None, stop: StopSignal) -> int:
-    directory = RunDirectory(workdir)
-    directory.check_usable()
-    config, source = _complete(config, directory)
-    directory.check_config(config)
-    data = config.data
+def _train(
+    config: Config,
+    workdir: str,
+    sample: SampleFn | None,
+    stop: StopSignal,
+    processes: Processes,
+) -> int:
+    directory = (RunDirectory if processes.is_main else FollowedDirectory)(workdir)
+    check_same_program(processes, configs.flatten(config), config.placement.module)
+    with processes.together("checks"):
+        directory.check_usable()
+        config, source = _complete(config, directory)
+        directory.check_config(config)
+        data = config.data
     keep_freed_memory(config.model)
-    configure_devices(config.train, config.mesh)
-    if config.optimizer.frozen or config.optimizer.lr_multipliers:
-        model = define_model(config.model, config.placement)
-        lr_factors(config.optimizer, model)  # reports a wrong pattern early
-    say("preparing the text")
-    with stop.immediate():
-        corpus, tokenizer = open_data(
-            dataclasses.replace(data, tokenizer=directory.tokenizer_for(config))
-        )
-    sampler = corpus.sampler(data.seq_len, config.train.batch_size, config.seed)
-    corpus.check_validation()
-    directory.lock()
+    configure_devices(config.train, config.mesh, processes)
+    with processes.together("data"):
+        if config.optimizer.frozen or config.optimizer.lr_multipliers:
+            model = define_model(config.model, config.placement)
+            lr_factors(config.optimizer, model)  # reports a wrong pattern early
+        say("preparing the text")
+        with stop.immediate():
+            corpus, tokenizer = open_data(
+                dataclasses.replace(data, tokenizer=directory.tokenizer_for(config))
+            )
+        sampler = corpus.sampler(data.seq_len, config.train.batch_size, config.seed)
+        corpus.check_validation()
+        _check_streams(corpus, processes)
+    check_same_data(processes, corpus.content_hash(), tokenizer.fingerprint)
     try:
-        directory.check_config(config)  # again: nobody else can write now
-        directory.check_data(corpus, tokenizer, f"data.source={data.source}")
-        resume = find_resume_point(directory)
-        if _is_finished(config, directory, resume):
+        with processes.together("lock"):
+            directory.lock()
+        check_shared_folder(processes, directory.path)
+        with processes.together("resume"):
+            if processes.is_main:
+                directory.check_config(config)  # again: nobody else can write now
+                directory.check_data(corpus, tokenizer, f"data.source={data.source}")
+                resume = find_resume_point(directory)
+                is_finished = _is_finished(config, directory, resume)
+                if resume.step is None and source is not None:
+                    check_source(source)
+            else:
+                resume, is_finished = ResumePoint(None), False
+        step, damaged, is_finished = processes.broadcast(
+            "resume point", [resume.step, resume.damaged, is_finished]
+        )
+        resume = ResumePoint(step, tuple(damaged))
+        if is_finished:
             _print_finished(config, directory)
             return EXIT_FINISHED
-        if resume.step is None and source is not None:
-            check_source(source)
         with memory_errors():
             with stop.immediate(), status("compiling the train step"):
                 compiled = compile_step(config)
-            for line in directory.claim(config, corpus, tokenizer):
-                print(f"changed: {line}")
+            with processes.together("claim"):
+                for line in directory.claim(config, corpus, tokenizer):
+                    print(f"changed: {line}")
             if corpus.streams:
                 known = directory.read_info().get("streams") or {}
                 corpus.keep_counts(known, lambda counts: directory.change_info(streams=counts))
-            run = _open_run(config, directory, resume, source, corpus, compiled, sampler, stop)
+            run = _open_run(
+                config, directory, resume, source, corpus, compiled, sampler, stop, processes
+            )
             return run.train(tokenizer, sample)
     finally:
         directory.unlock()
@@ -119,6 +150,19 @@ def _complete(config: Config, directory: RunDirectory) -> tuple[Config, Pretrain
     config = configs.resolve(config, tokenizer.size, tokenizer.end_of_text)
     check_memory(config, training=True)  # again, now that the vocabulary's size is known
     return config, source
+
+
+def _check_streams(corpus: Dataset, processes: Processes) -> None:
+    """Refuses text that several processes would fetch while training.
+
+    A download that fails in one of them would not stop the others at the same step.
+    """
+    if processes.count > 1 and corpus.streams:
+        name = ", ".join(corpus.streams)
+        raise UserError(
+            f"{name}: several processes cannot fetch their text while training; download it, or "
+            "prepare it with `gpt2-jax prepare`, and set data.source to the folder"
+        )
 
 
 def _print_finished(config: Config, directory: RunDirectory) -> None:
@@ -152,10 +196,11 @@ def _open_run(
     compiled: CompiledStep,
     sampler: Batches,
     stop: StopSignal,
+    processes: Processes,
 ) -> Run:
     for step, fault in resume.damaged:
         print(f"warning: checkpoint {directory.folder_of(step)} is damaged ({fault}): skipped")
-    checkpoints = open_checkpoints(directory, config.train.keep_checkpoints, resume)
+    checkpoints = open_checkpoints(directory, config.train.keep_checkpoints, resume, processes)
     first = resume.step or 0
     if corpus.streams:
         with stop.immediate(), status("fetching the first remote files"):
@@ -163,7 +208,7 @@ def _open_run(
     seconds = None
     if config.train.steps - first >= 10:
         with stop.immediate(), status("timing a few steps"):
-            seconds = compiled.trial_seconds(sampler.batch(first))
+            seconds = compiled.trial_seconds(sampler.batch(first, compiled.rows), processes)
     if resume.step is None:
         state = _initial_state(compiled, sampler, source)
     else:
@@ -173,15 +218,14 @@ def _open_run(
             print(change)
     print(report.start_report(config, compiled, corpus, first, seconds), flush=True)
     directory.describe(config, report.facts(config, compiled), first)
-    return Run(
-        config, directory, corpus, compiled, sampler, checkpoints, state, first, resume.step, stop
-    )
+    where = (state, first, resume.step)
+    return Run(config, directory, corpus, compiled, sampler, checkpoints, *where, stop, processes)
 
 
 def _initial_state(
     compiled: CompiledStep, sampler: Batches, source: PretrainedSource | None
 ) -> State:
-    state = compiled.start(sampler.batch(0))
+    state = compiled.start(sampler.batch(0, slice(INIT_ROWS)))
     if source is None:
         return state
     params = load_pretrained(source, abstract_params(compiled.model_def, compiled.mesh))

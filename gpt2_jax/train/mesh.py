@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+import socket
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -17,17 +20,21 @@ from gpt2_jax.config.sections import MeshConfig, TrainConfig
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import cache_dir
 from gpt2_jax.nn.tensor_parallel import TENSOR
+from gpt2_jax.train.processes import ALONE, Processes
 
 # Mesh axes: rows of the batch are split over the first two, parameters over the last two.
 DATA, FSDP = "data", "fsdp"
 STATE_SHARE = 0.8  # of a device's memory; the rest is for activations
 
 
-def configure_devices(train: TrainConfig, mesh: MeshConfig) -> None:
+def configure_devices(train: TrainConfig, mesh: MeshConfig, processes: Processes = ALONE) -> None:
     """Configures devices, their memory, determinism and the compile cache; call before using jax.
 
     On a CPU, every core becomes a device if the batch can be split that far: one program on many
-    cores leaves them idle between its small operations.
+    cores leaves them idle between its small operations. All processes have the same number.
+
+    Raises:
+      UserError: if the processes cannot divide the batch among them.
     """
     settings: Any = jax.config
     flags = os.environ.get("XLA_FLAGS", "")
@@ -38,17 +45,57 @@ def configure_devices(train: TrainConfig, mesh: MeshConfig) -> None:
         os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.92")
     # Keep settings made by the user or by an earlier call.
     if settings.jax_num_cpu_devices <= 0 and "host_platform_device_count" not in flags:
-        n_row_devices = (mesh.data or 1) * (mesh.fsdp or 1)
-        if mesh.data is None:
-            rows, limit = _micro_batch(train) // n_row_devices, cores() // mesh.tensor
-            n_row_devices *= _largest_divisor(rows, max(1, limit // n_row_devices))
-        wanted = n_row_devices * mesh.tensor
+        wanted = _n_cpu_devices(train, mesh, processes)
         with suppress(RuntimeError):  # jax is already in use, as in a notebook: keep its devices
             settings.update("jax_num_cpu_devices", wanted)
     if settings.jax_compilation_cache_dir is None:
         settings.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
         settings.update("jax_persistent_cache_min_compile_time_secs", 0.2)
         settings.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _n_cpu_devices(train: TrainConfig, mesh: MeshConfig, processes: Processes) -> int:
+    """Returns how many devices each process simulates on its cores."""
+    if processes.count == 1:
+        n_row_devices = (mesh.data or 1) * (mesh.fsdp or 1)
+        if mesh.data is None:
+            rows, limit = _micro_batch(train) // n_row_devices, cores() // mesh.tensor
+            n_row_devices *= _largest_divisor(rows, max(1, limit // n_row_devices))
+        return n_row_devices * mesh.tensor
+    least = math.prod((mesh.data or 1, mesh.fsdp or 1, mesh.tensor)) / processes.count
+    most = math.ceil(least) if mesh.data else max(math.ceil(least), _own_cores(processes))
+    for n in range(most, 0, -1):
+        if _shape(train, mesh, n * processes.count) is not None:
+            return n
+    raise _indivisible(train, mesh, processes.count, "")
+
+
+def _own_cores(processes: Processes) -> int:
+    """Returns the cores of each process, if those that run on the same cores share them."""
+    host = socket.gethostname()
+    found = processes.gather("cores", [[host, core] for core in _core_numbers()])
+    n_sharing = Counter(tuple(core) for one in found for core in one)
+    return int(min(sum(1 / n_sharing[tuple(core)] for core in one) for one in found) + 1e-6)
+
+
+def _shape(train: TrainConfig, mesh: MeshConfig, n_devices: int) -> tuple[int, int, int] | None:
+    """Returns the mesh's shape if it is to use exactly this many devices; None if it cannot."""
+    fsdp, tensor = mesh.fsdp or 1, mesh.tensor
+    data = mesh.data or max(1, n_devices // (fsdp * tensor))
+    is_exact = data * fsdp * tensor == n_devices and _micro_batch(train) % (data * fsdp) == 0
+    return (data, fsdp, tensor) if is_exact else None
+
+
+def _indivisible(
+    train: TrainConfig, mesh: MeshConfig, n_processes: int, n_devices: int | str
+) -> UserError:
+    names = ", ".join(f"mesh.{name}={n}" for name, n in vars(mesh).items() if n not in (None, 1))
+    devices = f"{n_devices} devices of the " if n_devices else ""
+    return UserError(
+        f"the {devices}{n_processes} processes cannot divide the {_micro_batch(train)} sequences "
+        f"of a micro-batch (train.batch_size / train.accumulation){names and ' with '}{names}; "
+        "change train.batch_size, the mesh or the number of processes"
+    )
 
 
 def make_mesh(
@@ -64,10 +111,13 @@ def make_mesh(
       devices: what to use; None for all of this machine's.
 
     Raises:
-      UserError: if there are too few devices, or a TPU slice would be used in part.
+      UserError: if there are too few devices, or a process or a TPU slice would be used in part.
     """
     devices = find_devices() if devices is None else devices
-    shape = mesh_shape(train, mesh, len(devices), state_bytes, _memory(devices[0]))
+    n_processes = len({device.process_index for device in devices})
+    if n_processes > 1 and _shape(train, mesh, len(devices)) is None:  # each device must take part
+        raise _indivisible(train, mesh, n_processes, len(devices))
+    shape = mesh_shape(train, mesh, len(devices), state_bytes, _memory(devices))
     grid = device_grid(devices, shape)
     return Mesh(grid, (DATA, FSDP, TENSOR), axis_types=(AxisType.Auto,) * 3)
 
@@ -128,10 +178,11 @@ def mesh_shape(
     return shape
 
 
-def _memory(device: jax.Device) -> int | None:
-    """Returns a device's memory in bytes, None if unknown."""
+def _memory(devices: Sequence[jax.Device]) -> int | None:
+    """Returns the memory of each device in bytes, None if unknown."""
+    own = (device for device in devices if device.process_index == jax.process_index())
     with suppress(jax.errors.JaxRuntimeError):  # raised for devices that are not in this machine
-        return (device.memory_stats() or {}).get("bytes_limit")
+        return (next(own).memory_stats() or {}).get("bytes_limit")
     return None
 
 
@@ -166,6 +217,31 @@ def by_rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(row_axes(mesh)))
 
 
+def own_rows(mesh: Mesh, n_rows: int) -> np.ndarray:
+    """Returns the rows of a batch that the devices of this process hold, in ascending order."""
+    parts = by_rows(mesh).addressable_devices_indices_map((n_rows,)).values()
+    return np.unique(np.concatenate([np.arange(n_rows)[part] for part in parts]))
+
+
+def put_rows(batch: Any, mesh: Mesh, n_rows: int) -> Any:
+    """Puts this process's rows of a batch, `own_rows`, on its devices.
+
+    Args:
+      batch: a pytree of arrays. n_rows: rows of the whole batch.
+    """
+    sharding = by_rows(mesh)
+    if sharding.is_fully_addressable:
+        return jax.device_put(batch, sharding)
+    rows = own_rows(mesh, n_rows)
+
+    def put(x: np.ndarray) -> jax.Array:
+        part = lambda index: x[np.searchsorted(rows, np.arange(n_rows)[index[0]])]
+        return jax.make_array_from_callback((n_rows, *x.shape[1:]), sharding, part)
+
+    with jax.transfer_guard("allow"):  # the training loop disallows implicit transfers
+        return jax.tree.map(put, batch)
+
+
 def row_axes(mesh: Mesh) -> tuple[str, ...]:
     """Returns the mesh axes with more than one device that the batch is split over, or `data`."""
     return tuple(axis for axis in (DATA, FSDP) if mesh.shape[axis] > 1) or (DATA,)
@@ -183,9 +259,29 @@ def manual_axes(mesh: Mesh) -> frozenset[str]:
 
 def cores() -> int:
     """Returns the number of cores available to this process, as far as the system reports it."""
+    return len(_core_numbers())
+
+
+def _core_numbers() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def to_mesh(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """Puts an array on the devices of all processes, each of which has all of it."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    with jax.transfer_guard("allow"):  # the training loop disallows implicit transfers
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
+def to_host(arrays: list[jax.Array]) -> list[np.ndarray]:
+    """Returns the values of arrays, gathered from the devices of all processes."""
+    if all(x.is_fully_addressable for x in arrays):
+        return jax.device_get(arrays)
+    with jax.transfer_guard("allow"):
+        return multihost_utils.process_allgather(arrays, tiled=True)
 
 
 def _micro_batch(train: TrainConfig) -> int:

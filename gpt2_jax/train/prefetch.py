@@ -15,15 +15,14 @@ JOIN_SECONDS = 5.0  # then the thread is left waiting for a remote file
 
 
 class Prefetch:
-    """Yields `put(batch(step))` for step = first, ..., last - 1, prepared in a thread.
+    """Yields `prepare(step)` for step = first, ..., last - 1, called in a thread.
 
     While a batch is not ready, `stopped` is called from time to time; if true, no more follow.
     """
 
     def __init__(
         self,
-        batch: Callable[[int], Batch],
-        put: Callable[[Batch], Batch],
+        prepare: Callable[[int], Batch],
         first: int,
         last: int,
         stopped: Callable[[], object] = lambda: False,
@@ -31,7 +30,7 @@ class Prefetch:
         self._queue: queue.Queue[Batch | BaseException] = queue.Queue(DEPTH)
         self._stop = threading.Event()
         self._steps, self._stopped = range(first, last), stopped
-        self._prepare = lambda step: put(batch(step))
+        self._prepare = prepare
         self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
 
     def __enter__(self) -> Self:

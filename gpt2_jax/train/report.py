@@ -248,13 +248,17 @@ def wandb_config(config: Config, directory: RunDirectory, model_def: ModelDef) -
     return described | {"run": run}
 
 
-def wandb_options(config: Config, directory: RunDirectory) -> WandbOptions:
-    """Returns wandb's settings from the config and the run directory."""
+def wandb_options(config: Config, directory: RunDirectory, is_main: bool = True) -> WandbOptions:
+    """Returns wandb's settings from the config and the run directory.
+
+    Args:
+      is_main: whether this process logs to wandb.
+    """
     given = config.track.wandb
     return WandbOptions(
         run_id=directory.wandb_id(),
         workdir=directory.path,
-        mode=given.mode,
+        mode=given.mode if is_main else "disabled",
         project=given.project,
         entity=given.entity,
         name=given.name,

@@ -19,7 +19,6 @@ from gpt2_jax.data.dataset import Dataset
 from gpt2_jax.data.mixture import Batches
 from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.errors import EXIT_DIVERGED, EXIT_FINISHED, EXIT_STOPPED, Unavailable
-from gpt2_jax.files import disk_errors, write_atomic
 from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.track.console import status
 from gpt2_jax.track.metrics import Row
@@ -30,6 +29,7 @@ from gpt2_jax.train.compiled_step import CompiledStep
 from gpt2_jax.train.diagnostics import DiagnosticsFn, compile_diagnostics
 from gpt2_jax.train.evaluation import DatasetScore, Evaluator
 from gpt2_jax.train.prefetch import Prefetch
+from gpt2_jax.train.processes import ALONE, Processes
 from gpt2_jax.train.run_logger import RunLogger
 from gpt2_jax.train.rundir import RunDirectory
 from gpt2_jax.train.signals import Stopped, StopSignal
@@ -59,6 +59,7 @@ class Run:
     step: int
     resumed_from: int | None
     stop: StopSignal
+    processes: Processes = ALONE
     stopped_by: str | None = None
     logger: RunLogger = field(init=False)
     progress: Progress = field(init=False)
@@ -83,6 +84,7 @@ class Run:
             self.checkpoints,
             self.resumed_from,
             self.progress.note,
+            self.processes,
         )
         # A step's metrics and per-block diagnostics, still on the devices.
         self.pending: tuple[int, Metrics, Metrics] | None = None
@@ -131,11 +133,11 @@ class Run:
             self._complete_row(logger.unfinished)
         last = self.step if logger.is_stale() else self.config.train.steps
         if last > self.step:  # the run was extended, so its sample is outdated
-            self.directory.sample_path.unlink(missing_ok=True)
+            self.directory.write_sample(None)
         self.progress.begin()
         stopped = lambda: self.stop.requested
         unavailable: str | None = None
-        with Prefetch(self.sampler.batch, self.compiled.put, self.step, last, stopped) as batches:
+        with Prefetch(self._batch, self.step, last, stopped) as batches:
             try:
                 self._train_on(batches)
             except Unavailable as error:
@@ -148,10 +150,13 @@ class Run:
                 logger.save(self.step, self.state, None)
         self.progress.advance_to(self.step)
 
+    def _batch(self, step: int) -> Batch:
+        return self.compiled.put(self.sampler.batch(step, self.compiled.rows))
+
     def _train_on(self, batches: Prefetch) -> None:
         before: jax.Array | None = None
         for batch in batches:
-            if self.stop.requested:
+            if self.stop.poll():
                 return
             self.state, metrics = self.compiled.step(self.state, batch)
             self.step += 1
@@ -175,7 +180,7 @@ class Run:
             with status("compiling the evaluation and validating at step 0"):
                 score = self._score()
             self._report(score)
-            diagnostics = self._diagnose(self.compiled.put(self.sampler.batch(0)))
+            diagnostics = self._diagnose(self._batch(0))
             scored = score.metrics()
             self.logger.begin(scored, jax.device_get(diagnostics) if diagnostics else {})
 
@@ -265,8 +270,7 @@ class Run:
         with status(f"compiling the sampler and generating {n} tokens"):
             model = (self.compiled.model_def, self.state.all_params, tokenizer)
             text = sample(self.config.train, self.config.data.seq_len, self.config.seed, *model)
-        with disk_errors("sample.txt"):
-            write_atomic(self.directory.sample_path, text + "\n")
+        self.directory.write_sample(text)
         return text
 
     def _finish(self, text: str | None) -> None:

@@ -11,13 +11,20 @@ from typing import Any
 from gpt2_jax.config import Config
 from gpt2_jax.errors import Diverged
 from gpt2_jax.model.definition import ModelDef
-from gpt2_jax.track.metrics import MetricsFile, Row, evaluations_since_best, read_rows
-from gpt2_jax.track.plot import LossCurve, Picture
+from gpt2_jax.track.metrics import (
+    MetricsFile,
+    Row,
+    UnwrittenMetrics,
+    evaluations_since_best,
+    read_rows,
+)
+from gpt2_jax.track.plot import LossCurve, Picture, UndrawnCurve
 from gpt2_jax.track.throughput import mfu
 from gpt2_jax.track.wandb_log import WandbLog
 from gpt2_jax.train import report
 from gpt2_jax.train.checkpoint import Checkpoints
 from gpt2_jax.train.diagnostics import by_block
+from gpt2_jax.train.processes import ALONE, Processes
 from gpt2_jax.train.rundir import RunDirectory
 from gpt2_jax.train.state import State
 from gpt2_jax.train.step import BLOCK_GRAD_NORMS
@@ -39,6 +46,7 @@ class RunLogger:
       devices: the kind of each device.
       resumed_from: the step that the run continues after, None for a new run.
       say: called with each line that wandb reports.
+      processes: those that train together. All have the same rows, and process 0 writes them.
       unfinished: the row of `resumed_from` if a signal interrupted its evaluation, else None.
       saved_step: step of the last checkpoint, None if there is none yet.
       evaluations: rows that have a validation loss.
@@ -51,28 +59,41 @@ class RunLogger:
     checkpoints: Checkpoints
     resumed_from: int | None
     say: Callable[[str], None]
+    processes: Processes = ALONE
     metrics: MetricsFile = field(init=False)
     wandb: WandbLog = field(init=False)
     unfinished: Row | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         first = -1 if self.resumed_from is None else self.resumed_from
-        self.metrics = MetricsFile(self.directory.metrics_path, first)
+        rows = self._open_metrics(first)
         self.checkpoints.before_commit = self.metrics.sync
         self.checkpoints.digest_rows = self.metrics.digest
-        rows = read_rows(self.directory.metrics_path)
         self._flops_per_token = self.model_def.flops_per_token(self.config.data.seq_len)
         self._seconds_step = rows[-1]["step"] if rows else 0
         self._seconds = (rows[-1].get("perf/seconds") or 0.0) if rows else 0.0
         self._max_consecutive_skipped = 0
-        self._curve = LossCurve(self.directory.plot_path, self._picture)
+        is_main = self.processes.is_main
+        path = self.directory.plot_path
+        self._curve = LossCurve(path, self._picture) if is_main else UndrawnCurve()
         self.saved_step = self.resumed_from
         if rows and rows[-1]["step"] == self.resumed_from and self._lacks_evaluation(rows[-1]):
             self.unfinished = rows.pop()
         self.evaluations = [row for row in rows if "val/loss" in row]
-        options = report.wandb_options(self.config, self.directory)
+        options = report.wandb_options(self.config, self.directory, is_main)
         described = report.wandb_config(self.config, self.directory, self.model_def)
         self.wandb = WandbLog(options, described, rows, self.say)
+
+    def _open_metrics(self, last_step: int) -> list[Row]:
+        """Opens metrics.jsonl and returns its rows up to a step."""
+        rows: list[Row] = []
+        with self.processes.together("open metrics"):
+            if self.processes.is_main:
+                self.metrics = MetricsFile(self.directory.metrics_path, last_step)
+                rows = read_rows(self.directory.metrics_path)
+            else:
+                self.metrics = UnwrittenMetrics()
+        return self.processes.broadcast("rows", rows)
 
     def _lacks_evaluation(self, row: Row) -> bool:
         return self.is_evaluated(row["step"]) and "val/loss" not in row

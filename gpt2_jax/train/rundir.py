@@ -321,6 +321,14 @@ class RunDirectory:
         changed = {name: new for name, (_, new) in configs.difference(Config(), config).items()}
         self.change_info(**facts, changed=changed, starts=[*info.get("starts", []), start])
 
+    def write_sample(self, text: str | None) -> None:
+        """Writes sample.txt; None deletes it."""
+        with disk_errors("sample.txt"):
+            if text is None:
+                self.sample_path.unlink(missing_ok=True)
+            else:
+                write_atomic(self.sample_path, text + "\n")
+
     def wandb_id(self) -> str:
         """Returns the run's wandb id, chosen at its first start."""
         info = self.read_info()
@@ -330,6 +338,26 @@ class RunDirectory:
             info["wandb_id"] = secrets.token_hex(4)
             self.change_info(wandb_id=info["wandb_id"])
         return info["wandb_id"]
+
+
+class FollowedDirectory(RunDirectory):
+    """The run directory of another process, which writes it; nothing is written or locked here."""
+
+    def check_usable(self) -> None:
+        """Leaves the check, which takes the lock for a moment, to the other process."""
+
+    def lock(self) -> None:
+        """Leaves the lock to the other process."""
+
+    def claim(self, config: Config, corpus: Dataset, tokenizer: Tokenizer) -> list[str]:
+        """Returns no changes: the other process has reported them."""
+        return []
+
+    def change_info(self, **fields: Any) -> None:
+        """Leaves run.json to the other process."""
+
+    def write_sample(self, text: str | None) -> None:
+        """Leaves sample.txt to the other process."""
 
 
 def check_corpus(

@@ -23,6 +23,8 @@ class StopSignal:
     Long-running work calls `check` where it can stop, or runs inside `immediate`.
     """
 
+    signals: tuple[signal.Signals, ...] = SIGNALS
+
     def __init__(self) -> None:
         self.requested: str | None = None
         self._immediate = False
@@ -30,7 +32,7 @@ class StopSignal:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
+            for number in self.signals:
                 if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                     continue  # nohup
                 self._before[number] = signal.signal(number, self._handle)
@@ -40,10 +42,14 @@ class StopSignal:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def poll(self) -> str | None:
+        """Returns the name of the signal that has arrived, None if there is none."""
+        return self.requested
+
     def check(self) -> None:
         """Raises `Stopped` if a signal has arrived."""
-        if self.requested is not None:
-            raise Stopped(self.requested)
+        if (name := self.poll()) is not None:
+            raise Stopped(name)
 
     @contextmanager
     def immediate(self) -> Iterator[None]:

@@ -25,6 +25,7 @@ from gpt2_jax.track.metrics import Row, find_fault, read_rows
 from gpt2_jax.train.checkpoint import Checkpoints
 from gpt2_jax.train.checksums import find_damage
 from gpt2_jax.train.identity import FORMAT_VERSION, META, Identity, read_meta
+from gpt2_jax.train.processes import ALONE, Processes
 from gpt2_jax.train.rundir import RunDirectory
 
 TOKENIZER = "data.tokenizer"
@@ -83,17 +84,20 @@ def is_usable(directory: RunDirectory, step: int) -> bool:
     return True
 
 
-def open_checkpoints(directory: RunDirectory, keep: int, resume: ResumePoint) -> Checkpoints:
+def open_checkpoints(
+    directory: RunDirectory, keep: int, resume: ResumePoint, processes: Processes = ALONE
+) -> Checkpoints:
     """Returns the checkpoints of a run that is about to be trained, after removing leftovers."""
-    if resume.step is None:
-        directory.record_first_checkpoint(None)  # must precede the deletion of unfinished ones
-    with disk_errors("checkpoints/"):
-        directory.checkpoints_path.mkdir(exist_ok=True)
-    checkpoints = Checkpoints(directory.checkpoints_path, keep, directory.identity())
-    checkpoints.announce = directory.record_first_checkpoint
-    for step, _ in resume.damaged:
-        checkpoints.set_aside(step)
-    checkpoints.clean()
+    with processes.together("open checkpoints"):
+        if resume.step is None:
+            directory.record_first_checkpoint(None)  # must precede the deletion of unfinished ones
+        with disk_errors("checkpoints/"):
+            directory.checkpoints_path.mkdir(exist_ok=True)
+        checkpoints = Checkpoints(directory.checkpoints_path, keep, directory.identity(), processes)
+        checkpoints.announce = directory.record_first_checkpoint
+        for step, _ in resume.damaged:
+            checkpoints.set_aside(step)
+        checkpoints.clean()
     return checkpoints
 
 
