@@ -287,7 +287,7 @@ def test_a_signal_ends_the_wait_for_a_batch():
     def batch(step):
         waiting.wait(60)
 
-    batches = prefetch.Prefetch(batch, lambda x: x, 0, 3, lambda: True)
+    batches = prefetch.Prefetch(batch, 0, 3, lambda: True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prefetch, "POLL_SECONDS", 0.01)
         patch.setattr(prefetch, "JOIN_SECONDS", 0.01)
