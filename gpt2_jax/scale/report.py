@@ -104,7 +104,7 @@ def work_lines(figures: Figures) -> list[str]:
     executed = figures.product_flops + figures.attention_flops
     rows = [
         ["of the model", si(model, "FLOP"), "6 N + 12 L D T per token"],
-        ["executed", si(executed, "FLOP"), "recomputation included; cuDNN's attention is causal"],
+        ["executed", si(executed, "FLOP"), "with what is computed again"],
         ["memory traffic", si(sum(figures.traffic.values()), "B"), ""],
     ]
     return ["work per device and step", *columns(rows)]
@@ -132,10 +132,13 @@ def assumption_lines(plan: Plan) -> list[str]:
     """Returns what the estimate assumes."""
     assert plan.chip is not None
     share = plan.chip.efficiency
+    shares = [f"{share.products:.0%} of peak FLOP/s in matrix products"]
+    if plan.figures.attention_flops:
+        shares.append(f"{share.attention:.0%} in cuDNN's attention")
     return [
         "assumptions",
-        f"  {share.products:.0%} of peak FLOP/s in matrix products, {share.attention:.0%} in "
-        f"cuDNN's attention, {share.memory:.0%} of memory bandwidth: {share.source}",
+        f"  {', '.join(shares)},",
+        f"  and {share.memory:.0%} of memory bandwidth for the rest ({share.source})",
         "  collectives use one axis of the network at full bandwidth, and nothing overlaps them",
         "  no time for data, evaluation and checkpoints",
         f"  {PRICES}; --price sets another",
@@ -191,8 +194,8 @@ def gib(n_bytes: float) -> str:
 
 def si(value: float, unit: str) -> str:
     """Returns a number with three digits and a decimal prefix."""
-    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
+    for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * factor:  # which is rounded to three digits
             return f"{value / factor:.3g} {prefix}{unit}"
     return f"{value:.3g} {unit}"
 
