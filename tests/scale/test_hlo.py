@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from gpt2_jax.scale.collectives import Collective, find_collectives
 from gpt2_jax.scale.figures import Exchange, exchanges_of
 from gpt2_jax.scale.hlo import array_bytes, parse
@@ -44,6 +46,26 @@ def test_collectives_are_found_with_their_groups_and_counted_per_iteration():
         Collective("all-reduce", 384 * 4, (0, 2), 1),
         Collective("reduce-scatter", 64 * 4, (0, 1), 12),
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "group"),
+    [
+        ("{{1,5},{0,4}}", (1, 5)),
+        ("[2,4]<=[8]", (0, 1, 2, 3)),
+        ("[4,2]<=[2,4]T(1,0)", (0, 4)),
+        ("mesh['a'=8,'b'=1] {'a'}", tuple(range(8))),
+        ("mesh['a'=1,'b'=2,'c'=4], device_ids=([4,2]T(1,0)) {'b'}", (0, 1)),
+        ("mesh['a'=2,'b'=4], device_ids=([2,2,2]T(1,0,2)) {'b'}", (0, 1, 4, 5)),
+        ("mesh['a'=2,'b'=2,'c'=2] {'a','c'}", (0, 1, 4, 5)),
+        ("{}", tuple(range(8))),
+    ],
+)
+def test_groups_of_devices_are_read_in_every_notation(text, group):
+    lines = [line for line in GPU.splitlines() if "%all-reduce.1 =" in line]
+    line = lines[0].replace("[2,2]<=[2,2]T(1,0)", text)
+    found = find_collectives(parse(GPU.replace(lines[0], line)), 8)
+    assert [one.group for one in found if one.kind == "all-reduce"] == [group]
 
 
 def test_bytes_sent_are_those_of_a_ring():
