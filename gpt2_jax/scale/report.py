@@ -47,7 +47,9 @@ def as_text(plan: Plan, model: ModelConfig, train: TrainConfig, total_tokens: in
 
 def as_json(plan: Plan | TooLarge, changes: Mapping[str, Any] | None = None) -> str:
     """Returns a plan as one JSON object on one line, with the config fields that it changes."""
-    return to_json(dataclasses.asdict(plan) | ({"changes": dict(changes)} if changes else {}))
+    fits = plan.figures.fits if isinstance(plan, Plan) else False
+    chosen = {"changes": dict(changes)} if changes else {}
+    return to_json({"fits": fits} | dataclasses.asdict(plan) | chosen)
 
 
 def summary_lines(plan: Plan, model: ModelConfig, train: TrainConfig) -> list[str]:

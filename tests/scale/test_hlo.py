@@ -93,6 +93,29 @@ def test_loop_without_a_stated_count_runs_to_the_constant_of_its_condition():
     assert memory_traffic(parse(unknown))["products"] == memory_traffic(parse(GPU))["products"] / 12
 
 
+SCATTER = """
+%fused_scatter (p0: f32[512,16], p1: s32[8,1], p2: f32[8,16]) -> f32[512,16] {
+  %p0 = f32[512,16]{1,0} parameter(0)
+  %p1 = s32[8,1]{1,0} parameter(1)
+  %p2 = f32[8,16]{1,0} parameter(2)
+  ROOT %scatter.1 = f32[512,16]{1,0} scatter(%p0, %p1, %p2), to_apply=%add
+}
+
+ENTRY %main (x: f32[512,16], i: s32[8,1], u: f32[8,16]) -> f32[512,16] {
+  %x = f32[512,16]{1,0} parameter(0)
+  %i = s32[8,1]{1,0} parameter(1)
+  %u = f32[8,16]{1,0} parameter(2)
+  ROOT %scatter_fusion = f32[512,16]{1,0} fusion(%x, %i, %u), kind=kInput, calls=%fused_scatter
+}
+"""
+
+
+def test_scatter_moves_only_its_updates():
+    """Reads indices and updates, and reads and writes what they change."""
+    updates = 8 * 16 * 4
+    assert memory_traffic(parse(SCATTER)) == {"other": 8 * 4 + updates + 2 * updates}
+
+
 # A TPU overlaps a gather with two products, each of which contains one step of it; S(1) is memory
 # on the chip.
 TPU = (Path(__file__).parent / "tpu.hlo").read_text()
