@@ -125,6 +125,13 @@ def test_module_presets_are_listed(path, tmp_path):
     assert "norm_type=half_rms" in shown.stdout and "parameters" in shown.stdout
 
 
+def test_run_with_a_module_can_be_planned(path, tmp_path):
+    args = ("plan", "--config=quickstart", "--target=local", *PRESET, *SIZES, "--json")
+    done = gpt2_jax(*args, "--config.mesh.data=1", tmp=tmp_path, path=path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["figures"]["mesh"]["data"] == 1
+
+
 STUDY = """
 from gpt2_jax import config as configs
 from gpt2_jax.ablation.study import Study, grid

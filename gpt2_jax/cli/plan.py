@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from gpt2_jax.scale.report import Plan
 
 _CONFIG = cli.define_config("config file; --config.section.field=value changes a field")
-_TARGET = flags.DEFINE_string("target", None, f"the machine: {EXAMPLES}")
+_TARGET = flags.DEFINE_string(
+    "target", None, "machine: v5e:4x4, v5p:2x2x4, v6e:2x4, h100:8, h100:4x8 (hosts x GPUs), local"
+)
 _PRICE = flags.DEFINE_float("price", None, "US dollars per device and hour", 0, 1e6)
 _TIMEOUT = flags.DEFINE_float("timeout", 900, "seconds for each compilation", 1, 1e6)
 _SEARCH = flags.DEFINE_bool(
@@ -101,6 +103,7 @@ def print_plan(planner: Planner, config: Any) -> None:
 
 def print_search(planner: Planner, config: Any, model_def: ModelDef) -> None:
     """Prints the fastest plans that fit."""
+    from gpt2_jax.scale.compiler import TookTooLong
     from gpt2_jax.scale.report import as_json, search_text
     from gpt2_jax.scale.search import Candidate, Workload, candidates, search
 
@@ -114,9 +117,13 @@ def print_search(planner: Planner, config: Any, model_def: ModelDef) -> None:
     found = candidates(config.model, train, config.mesh, machine.n_devices)
     ranked = work.ranked(found)
 
-    def plan(candidate: Candidate) -> Plan | TooLarge:
-        with status(f"compiling {candidate.label}"):
-            return planner.plan(candidate.changes)
+    def plan(candidate: Candidate) -> Plan | TooLarge | None:
+        try:
+            with status(f"compiling {candidate.label}"):
+                return planner.plan(candidate.changes)
+        except TookTooLong as error:
+            say(f"skipped: {error}")
+            return None
 
     say(f"{len(ranked)} of {len(found)} combinations may fit")
     best = search(ranked, work.guess_bytes, plan, _BEST.value)

@@ -53,9 +53,9 @@ class Chip:
         return self.config is not None
 
 
-H100 = Efficiency(0.72, 0.23, 0.77, "fitted to train steps measured on an H100")
-LIKE_H100 = Efficiency(0.72, 0.23, 0.77, "assumed: those of an H100")
-TPU = Efficiency(0.60, 0.60, 0.75, "assumed: not measured on TPUs")
+H100 = Efficiency(0.72, 0.23, 0.77, "fitted to steps measured on an H100")
+LIKE_H100 = Efficiency(0.72, 0.23, 0.77, "assumed to be those of an H100")
+TPU = Efficiency(0.60, 0.60, 0.75, "assumed, not measured on TPUs")
 
 
 def _gpu(name: str, config: dict[str, int | float], link: float, price: float) -> Chip:

@@ -82,15 +82,37 @@ def _collective(
 
 
 def _group(attributes: str, n_devices: int) -> tuple[int, ...]:
-    """Returns the first group, such as (0, 2) of `{{0,2},{1,3}}` or `[2,2]<=[2,2]T(1,0)`."""
+    """Returns the first group of devices; all devices if the text is not understood.
+
+    XLA lists them as `{{0,2},{1,3}}`, as rows of an array, `[2,2]<=[2,2]T(1,0)`, or as axes of one,
+    `mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}`.
+    """
     if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes):
         return int(pairs[1]), int(pairs[2])
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
-        return tuple(map(int, listed[1].split(",")))
-    iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
-    if iota:
-        shape, sizes = (tuple(map(int, iota[i].split(","))) for i in (1, 2))
-        ids = np.arange(math.prod(sizes)).reshape(sizes)
-        ids = ids.transpose(tuple(map(int, iota[3].split(",")))) if iota[3] else ids
-        return tuple(ids.reshape(shape)[0].tolist())
+        return _numbers(listed[1])
+    if rows := re.search(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", attributes):
+        return tuple(_numbered(rows[2]).reshape(_numbers(rows[1]))[0].tolist())
+    mesh = re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((\S+)\))? \{([^}]*)\}", attributes
+    )
+    if mesh:
+        names, sizes = zip(*re.findall(r"'(\w+)'=(\d+)", mesh[1]), strict=True)
+        shape, axes = tuple(map(int, sizes)), re.findall(r"'(\w+)'", mesh[3])
+        ids = (_numbered(mesh[2]) if mesh[2] else np.arange(math.prod(shape))).reshape(shape)
+        first = tuple(slice(None) if name in axes else 0 for name in names)
+        return tuple(ids[first].ravel().tolist())
     return tuple(range(n_devices))
+
+
+def _numbered(text: str) -> np.ndarray:
+    """Returns the array `[2,4]T(1,0)`: 0 to 7 with the shape (2, 4), transposed."""
+    found = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    assert found is not None
+    shape, order = found.groups()
+    ids = np.arange(math.prod(_numbers(shape))).reshape(_numbers(shape))
+    return ids.transpose(_numbers(order)) if order else ids
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))

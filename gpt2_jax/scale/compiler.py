@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_jax.errors import UserError
+from gpt2_jax.placements import modules
 from gpt2_jax.scale.figures import Figures, figures_of
 from gpt2_jax.scale.targets import Machine, absent_devices, parse_target
 
@@ -43,6 +44,10 @@ class TooLarge:
     reason: str
 
 
+class TookTooLong(UserError):
+    """The compiler was stopped after the timeout."""
+
+
 def compile_elsewhere(
     machine: Machine, config: dict[str, Any], changes: dict[str, Any], timeout: float
 ) -> Figures | TooLarge:
@@ -53,7 +58,8 @@ def compile_elsewhere(
       timeout: seconds after which the process is stopped.
 
     Raises:
-      UserError: if the config is invalid, or the compiler fails or takes too long.
+      TookTooLong: after the timeout.
+      UserError: if the config is invalid or the compiler fails.
     """
     request = {"target": machine.name, "config": config, "changes": changes}
     env = os.environ | (ABSENT if machine.chip else {})
@@ -63,12 +69,13 @@ def compile_elsewhere(
             command,
             input=json.dumps(request),
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             env=env,
             timeout=timeout,
         )
     except subprocess.TimeoutExpired:
-        raise UserError(
+        raise TookTooLong(
             f"compiling for {machine.name} took longer than {timeout:g} s; raise --timeout, or set "
             "model.unroll=False, which compiles a single block"
         ) from None
@@ -100,8 +107,10 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     from gpt2_jax.train.compiled_step import TooLittleMemory, compile_step
     from gpt2_jax.train.mesh import configure_devices
 
-    machine = parse_target(request["target"])
+    machine, module = parse_target(request["target"]), request["config"]["placement"]["module"]
     try:
+        if module is not None:  # the command that asks has loaded it too
+            modules.load(module, "placement.module")
         config = replace(from_dict(request["config"], Path("config")), request["changes"])
         devices = None
         if machine.chip is None:

@@ -47,7 +47,9 @@ def as_text(plan: Plan, model: ModelConfig, train: TrainConfig, total_tokens: in
 
 def as_json(plan: Plan | TooLarge, changes: Mapping[str, Any] | None = None) -> str:
     """Returns a plan as one JSON object on one line, with the config fields that it changes."""
-    return to_json(dataclasses.asdict(plan) | ({"changes": dict(changes)} if changes else {}))
+    fits = plan.figures.fits if isinstance(plan, Plan) else False
+    chosen = {"changes": dict(changes)} if changes else {}
+    return to_json({"fits": fits} | dataclasses.asdict(plan) | chosen)
 
 
 def summary_lines(plan: Plan, model: ModelConfig, train: TrainConfig) -> list[str]:
@@ -104,11 +106,7 @@ def work_lines(figures: Figures) -> list[str]:
     executed = figures.product_flops + figures.attention_flops
     rows = [
         ["of the model", si(model, "FLOP"), "6 N + 12 L D T per token"],
-        [
-            "executed",
-            si(executed, "FLOP"),
-            "recomputation included; an attention kernel is causal",
-        ],
+        ["executed", si(executed, "FLOP"), "with what is computed again"],
         ["memory traffic", si(sum(figures.traffic.values()), "B"), ""],
     ]
     return ["work per device and step", *columns(rows)]
@@ -136,10 +134,13 @@ def assumption_lines(plan: Plan) -> list[str]:
     """Returns what the estimate assumes."""
     assert plan.chip is not None
     share = plan.chip.efficiency
+    shares = [f"{share.products:.0%} of peak FLOP/s in matrix products"]
+    if plan.figures.attention_flops:
+        shares.append(f"{share.attention:.0%} in the attention kernel")
     return [
         "assumptions",
-        f"  {share.products:.0%} of peak FLOP/s in matrix products, {share.attention:.0%} in "
-        f"the attention kernel, {share.memory:.0%} of memory bandwidth: {share.source}",
+        f"  {', '.join(shares)},",
+        f"  and {share.memory:.0%} of memory bandwidth for the rest ({share.source})",
         "  collectives use one axis of the network at full bandwidth, and nothing overlaps them",
         "  no time for data, evaluation and checkpoints",
         f"  {PRICES}; --price sets another",
@@ -195,8 +196,8 @@ def gib(n_bytes: float) -> str:
 
 def si(value: float, unit: str) -> str:
     """Returns a number with three digits and a decimal prefix."""
-    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
+    for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * factor:  # which is rounded to three digits
             return f"{value / factor:.3g} {prefix}{unit}"
     return f"{value:.3g} {unit}"
 

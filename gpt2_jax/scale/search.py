@@ -173,13 +173,16 @@ Found = tuple[Candidate, Plan]
 def search(
     ranked: list[Candidate],
     guess_bytes: Callable[[Candidate], float],
-    plan: Callable[[Candidate], Plan | TooLarge],
+    plan: Callable[[Candidate], Plan | TooLarge | None],
     n_wanted: int,
 ) -> list[Found]:
     """Returns plans that fit, fastest first.
 
     Compiles candidates in order until `n_wanted` fit, at most twice as many. After one that does
     not fit, those that should need more memory are skipped.
+
+    Args:
+      plan: compiles a candidate; returns None if that takes too long.
     """
     found: list[Found] = []
     n_compiled, too_much = 0, float("inf")
@@ -190,6 +193,8 @@ def search(
             continue
         n_compiled += 1
         made = plan(candidate)
+        if made is None:
+            continue
         if isinstance(made, TooLarge) or made.figures.fits is False:
             too_much = guess_bytes(candidate)
         else:

@@ -69,7 +69,7 @@ def instruction_bytes(program: Program, body: Computation, instruction: Instruct
     if op in SLICES:
         return 2 * output
     if op in ("dynamic-update-slice", "scatter"):
-        return 2 * inputs[1 if op == "dynamic-update-slice" else 2]
+        return 2 * inputs[1 if op == "dynamic-update-slice" else -1]
     if op == "copy-start":  # its type has both arrays
         return output
     if op == "slice-start":
@@ -119,5 +119,5 @@ def _written(result: Instruction, body: Computation) -> int:
     if result.op == "dynamic-update-slice":
         return array_bytes(body[result.operands[1]].type)
     if result.op == "scatter":  # reads what it adds to
-        return 2 * array_bytes(body[result.operands[2]].type)
+        return 2 * array_bytes(body[result.operands[-1]].type)
     return array_bytes(result.type)

@@ -9,11 +9,15 @@ import os
 import re
 
 import jax
+import jax.numpy as jnp
 import pytest
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from gpt2_jax.config.convert import to_dict
 from gpt2_jax.errors import UserError
 from gpt2_jax.scale.chips import CHIPS
+from gpt2_jax.scale.collectives import find_collectives
 from gpt2_jax.scale.compiler import ABSENT, TooLarge, compile_elsewhere
 from gpt2_jax.scale.estimate import estimate
 from gpt2_jax.scale.figures import figures_of
@@ -170,7 +174,7 @@ def test_tensor_parallel_weights_on_h100s_are_not_joined(capfd):
     # Of activations in bfloat16, four per block; for the embedding, in float32; for the head.
     activations, gradients = 2 * 4 * SEQ * WIDTH, MATRICES + WTE + 2 * WPE
     count, size = found.pop("all-reduce")
-    assert count <= 4 * LAYERS + 5
+    assert count <= 4 * LAYERS + 7
     assert size <= (4 * LAYERS + 3) * activations + gradients + 10_000
     assert found.keys() == {"all-gather", "reduce-scatter"}
     assert "Involuntary full rematerialization" not in capfd.readouterr().err
@@ -200,6 +204,21 @@ def test_tensor_parallel_weights_on_tpus_are_not_joined(capfd):
     assert found["all-reduce"][1] <= 10.6e6
     assert found["all-to-all"][1] <= 4 * LAYERS * activations
     assert "Involuntary full rematerialization" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("target", "kind"), [("v5e:2x4", "reduce-scatter"), ("v5e:4x4", "all-reduce")]
+)
+def test_libtpu_reduces_whole_arrays_over_16_chips(target, kind):
+    """A minimal example; if it fails, `docs/guides/plan.md` can promise more."""
+    machine = machine_of(target)
+    mesh = jax.make_mesh((machine.n_devices,), ("all",), devices=absent_devices(machine))
+    add = lambda x: lax.psum_scatter(2 * x, "all", scatter_dimension=0, tiled=True)
+    everywhere, split = PartitionSpec(), PartitionSpec("all")
+    step = jax.shard_map(add, mesh=mesh, in_specs=everywhere, out_specs=split, check_vma=False)
+    x = jax.ShapeDtypeStruct((16_384, 128), jnp.float32, sharding=NamedSharding(mesh, everywhere))
+    program = parse(jax.jit(step).lower(x).compile().as_text())
+    assert {one.kind for one in find_collectives(program, machine.n_devices)} == {kind}
 
 
 # -- the command

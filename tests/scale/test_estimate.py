@@ -4,9 +4,11 @@ import dataclasses
 
 import pytest
 
+from gpt2_jax.config.sections import ModelConfig, TrainConfig
 from gpt2_jax.scale.chips import CHIPS
 from gpt2_jax.scale.estimate import chip_of, estimate
 from gpt2_jax.scale.figures import Exchange, Figures
+from gpt2_jax.scale.report import Plan, as_text, si
 
 GIB = 2**30
 FIGURES = Figures(
@@ -79,3 +81,56 @@ def test_chips_of_this_machine_are_recognized():
     assert chip_of("NVIDIA H100 80GB HBM3") is CHIPS["h100"]
     assert chip_of("TPU v5 lite") is CHIPS["v5e"]
     assert chip_of("cpu") is None
+
+
+TEXT = """\
+1,000,000,000 parameters on 32 x NVIDIA H100 80GB HBM3 (h100:4x8), mesh data=2 x fsdp=8 x tensor=1
+1,048,576 tokens per step: 4 micro-batches of 8 sequences per device
+model.remat=block, attention kernel cudnn; compiled in 1 s
+16 devices are idle, because a micro-batch has too few sequences: lower train.accumulation
+
+memory per device
+  parameters                 1.00 GiB
+  optimizer state            2.00 GiB
+  gradients                  1.00 GiB
+  activations and the rest  36.00 GiB
+  peak                      40.00 GiB
+  available                 72.00 GiB  fits
+
+collectives per step: number, size of the arrays
+  all-gather  96  100 GB  among 8 devices
+  all-reduce   1   10 GB  among 2 devices of several hosts
+
+work per device and step
+  of the model    393 TFLOP  6 N + 12 L D T per token
+  executed        413 TFLOP  with what is computed again
+  memory traffic       2 PB
+
+time per step, estimated
+  matrix products         500.0 ms
+  attention kernel        250.0 ms
+  other memory traffic      0.8 ms
+  collectives             300.0 ms
+  step                  1,050.8 ms
+
+997,907 tokens/s, MFU 18.9 %
+1,000,000,000 tokens: 0.3 hours, $22 at $2.50 per device and hour
+"""
+
+
+def test_plan_as_text():
+    made = estimate(FIGURES, CHIPS["h100"], 32, 10**9, 2.5)
+    plan = Plan("h100:4x8", 32, FIGURES, made, CHIPS["h100"], 2.5)
+    text = as_text(plan, ModelConfig(remat="block"), TrainConfig(accumulation=4), 10**9)
+    assert text.startswith(TEXT), text
+    assumptions = text.removeprefix(TEXT)
+    for part in ("72% of peak", "23% in cuDNN", "77% of memory bandwidth", "November 2026"):
+        assert part in assumptions
+    small = dataclasses.replace(FIGURES, peak=73 * GIB, parameters=10 * 2**20, exchanges=[])
+    text = as_text(dataclasses.replace(plan, figures=small), ModelConfig(), TrainConfig(), 1)
+    assert "DOES NOT FIT" in text and "10.0 MiB" in text and "all-" not in text
+
+
+def test_numbers_have_three_digits_and_a_prefix():
+    shown = [si(value, "B") for value in (0, 12, 999.4, 999.6, 12_345, 4.5e9, 2e15)]
+    assert shown == ["0 B", "12 B", "999 B", "1 kB", "12.3 kB", "4.5 GB", "2 PB"]

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from gpt2_jax.scale.collectives import Collective, find_collectives
 from gpt2_jax.scale.figures import Exchange, exchanges_of
 from gpt2_jax.scale.hlo import array_bytes, parse
@@ -46,6 +48,26 @@ def test_collectives_are_found_with_their_groups_and_counted_per_iteration():
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "group"),
+    [
+        ("{{1,5},{0,4}}", (1, 5)),
+        ("[2,4]<=[8]", (0, 1, 2, 3)),
+        ("[4,2]<=[2,4]T(1,0)", (0, 4)),
+        ("mesh['a'=8,'b'=1] {'a'}", tuple(range(8))),
+        ("mesh['a'=1,'b'=2,'c'=4], device_ids=([4,2]T(1,0)) {'b'}", (0, 1)),
+        ("mesh['a'=2,'b'=4], device_ids=([2,2,2]T(1,0,2)) {'b'}", (0, 1, 4, 5)),
+        ("mesh['a'=2,'b'=2,'c'=2] {'a','c'}", (0, 1, 4, 5)),
+        ("{}", tuple(range(8))),
+    ],
+)
+def test_groups_of_devices_are_read_in_every_notation(text, group):
+    lines = [line for line in GPU.splitlines() if "%all-reduce.1 =" in line]
+    line = lines[0].replace("[2,2]<=[2,2]T(1,0)", text)
+    found = find_collectives(parse(GPU.replace(lines[0], line)), 8)
+    assert [one.group for one in found if one.kind == "all-reduce"] == [group]
+
+
 def test_bytes_sent_are_those_of_a_ring():
     gather, reduce, scatter = find_collectives(parse(GPU), 4)
     assert gather.sent_bytes == 3 * 768 * 4
@@ -69,6 +91,29 @@ def test_loop_without_a_stated_count_runs_to_the_constant_of_its_condition():
     assert memory_traffic(parse(unstated)) == memory_traffic(parse(GPU))
     unknown = unstated.replace("constant(12)", "constant({...})")
     assert memory_traffic(parse(unknown))["products"] == memory_traffic(parse(GPU))["products"] / 12
+
+
+SCATTER = """
+%fused_scatter (p0: f32[512,16], p1: s32[8,1], p2: f32[8,16]) -> f32[512,16] {
+  %p0 = f32[512,16]{1,0} parameter(0)
+  %p1 = s32[8,1]{1,0} parameter(1)
+  %p2 = f32[8,16]{1,0} parameter(2)
+  ROOT %scatter.1 = f32[512,16]{1,0} scatter(%p0, %p1, %p2), to_apply=%add
+}
+
+ENTRY %main (x: f32[512,16], i: s32[8,1], u: f32[8,16]) -> f32[512,16] {
+  %x = f32[512,16]{1,0} parameter(0)
+  %i = s32[8,1]{1,0} parameter(1)
+  %u = f32[8,16]{1,0} parameter(2)
+  ROOT %scatter_fusion = f32[512,16]{1,0} fusion(%x, %i, %u), kind=kInput, calls=%fused_scatter
+}
+"""
+
+
+def test_scatter_moves_only_its_updates():
+    """Reads indices and updates, and reads and writes what they change."""
+    updates = 8 * 16 * 4
+    assert memory_traffic(parse(SCATTER)) == {"other": 8 * 4 + updates + 2 * updates}
 
 
 # A TPU overlaps a gather with two products, each of which contains one step of it; S(1) is memory

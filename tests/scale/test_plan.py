@@ -96,7 +96,10 @@ def test_plan_of_this_machine_is_made_in_another_process():
     assert found.tokens_per_step == 96 and found.rows == 4
     assert found.memory is None or found.memory > 10**8
     assert plan.estimate is None  # the speed of this CPU is not known
-    assert json.loads(as_json(plan))["figures"]["mesh"]["data"] == 2
+    stored = json.loads(as_json(plan, {"model.remat": "block"}))
+    assert stored["fits"] == found.fits and stored["changes"] == {"model.remat": "block"}
+    assert stored["figures"]["mesh"]["data"] == 2
+    assert json.loads(as_json(TooLarge(2**34, "no")))["fits"] is False
 
 
 def test_command_prints_a_plan(tmp_path):

@@ -74,7 +74,7 @@ def plan_of(peak, seconds):
 
 
 def test_search_skips_what_needs_more_than_one_that_did_not_fit():
-    sizes = {1: 60, 2: 90, 3: 95, 4: 50, 5: 40, 6: 30}
+    sizes = {1: 60, 2: 90, 3: 95, 4: 50, 5: 40, 6: 30, 7: 20}
     ranked = [Candidate((1, 8, 1), 1, rows, "none") for rows in sizes]
     compiled = []
 
@@ -82,12 +82,14 @@ def test_search_skips_what_needs_more_than_one_that_did_not_fit():
         compiled.append(candidate.rows)
         if candidate.rows == 2:
             return TooLarge(None, "")
+        if candidate.rows == 4:
+            return None  # took too long
         return plan_of(sizes[candidate.rows] * GIB, 10 - candidate.rows)
 
     guess = lambda candidate: sizes[candidate.rows]
     found = search(ranked, guess, plan, 3)
-    assert compiled == [1, 2, 4, 5]
-    assert [one.rows for one, _ in found] == [5, 4, 1]  # by the time of their compiled steps
+    assert compiled == [1, 2, 4, 5, 6]
+    assert [one.rows for one, _ in found] == [6, 5, 1]  # by the time of their compiled steps
     nothing = search(ranked, lambda _: 0, lambda _: plan_of(99 * GIB, 1), 2)
     assert nothing == []
 
