@@ -109,9 +109,7 @@ def make_mesh(train: TrainConfig, mesh: MeshConfig, state_bytes: int = 0) -> Mes
       UserError: if there are too few devices, or several processes cannot use all of theirs.
     """
     devices = find_devices()
-    n_processes = jax.process_count()
-    if n_processes > 1 and _shape(train, mesh, len(devices)) is None:  # each device must take part
-        raise _indivisible(train, mesh, n_processes, len(devices))
+    _check_processes(train, mesh, devices)
     limit = len(devices) // mesh.tensor
     data, fsdp = mesh.data, mesh.fsdp or 1
     if data is None:
@@ -126,6 +124,20 @@ def make_mesh(train: TrainConfig, mesh: MeshConfig, state_bytes: int = 0) -> Mes
         )
     grid = np.array(devices[:n]).reshape(shape)
     return Mesh(grid, (DATA, FSDP, TENSOR), axis_types=(AxisType.Auto,) * 3)
+
+
+def _check_processes(train: TrainConfig, mesh: MeshConfig, devices: list[jax.Device]) -> None:
+    """Refuses several processes unless all of their devices can take part."""
+    counts = Counter(device.process_index for device in devices)
+    if len(counts) == 1:
+        return
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(str(n) for _, n in sorted(counts.items()))
+        raise UserError(
+            f"the processes have different numbers of devices ({listed}); give all of them the same"
+        )
+    if _shape(train, mesh, len(devices)) is None:
+        raise _indivisible(train, mesh, len(counts), len(devices))
 
 
 def _fits(state_bytes: int, device: jax.Device) -> bool:
