@@ -175,6 +175,7 @@ def test_two_processes_are_like_one(alone, pair):
 def test_process_0_alone_prints_and_writes(pair):
     workdir, (first, second) = pair
     assert "validation loss" in first and "step" not in second
+    assert "2 x cpu (cpu), peak unknown, so no MFU, in 2 processes" in first
     rows = read_rows(workdir / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(31))
     assert "depth/entropy/block_02" in rows[-1]
