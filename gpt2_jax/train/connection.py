@@ -10,6 +10,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import jax
@@ -67,38 +68,48 @@ def _connect(launch: Launch, heartbeat_seconds: int, connect_seconds: int) -> Pr
         f"lost another process of the run: its connection closed, or it gave no sign of life for "
         f"{heartbeat_seconds} s"
     )
-    _end_on_uncaught_cast(lambda: _say_and_exit(lost, EXIT_PEER_LOST))
-    failures: list[Exception] = []
+    end = lambda: _say_and_exit(lost, EXIT_PEER_LOST)
+    _end_on_uncaught_cast(end)
+    initialize = partial(
+        jax.distributed.initialize,
+        launch.coordinator,
+        launch.count,
+        launch.index,
+        local_device_ids=launch.local_devices,
+        cluster_detection_method="deactivate",
+        initialization_timeout=connect_seconds,
+        heartbeat_timeout_seconds=heartbeat_seconds,
+        shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+    )
+    with _heartbeat_callback(lambda status: end()):
+        error = _error_in_thread(initialize)
+    if error is not None:
+        # An error of the connection arrives as std::bad_cast: see `_end_on_uncaught_cast`.
+        detail = "" if "bad_cast" in str(error) else f": {shortened(error, 100)}"
+        raise UserError(
+            f"process {launch.index} of {launch.count} could not join the others at "
+            f"{launch.coordinator} (it waits up to {connect_seconds} s{detail}); start all "
+            "processes, each with its own --process_id, and check that they can reach this address"
+        )
+    store = distributed.global_state.client
+    return Processes(store, launch.index, launch.count, heartbeat_seconds)
+
+
+def _error_in_thread(function: Callable[[], None]) -> Exception | None:
+    """Calls a function in a thread, so that Python can handle signals; returns its exception."""
+    errors: list[Exception] = []
 
     def work() -> None:
         try:
-            with _heartbeat_callback(lambda status: _say_and_exit(lost, EXIT_PEER_LOST)):
-                jax.distributed.initialize(
-                    launch.coordinator,
-                    launch.count,
-                    launch.index,
-                    local_device_ids=launch.local_devices,
-                    cluster_detection_method="deactivate",
-                    initialization_timeout=connect_seconds,
-                    heartbeat_timeout_seconds=heartbeat_seconds,
-                    shutdown_timeout_seconds=SHUTDOWN_SECONDS,
-                )
+            function()
         except Exception as error:
-            failures.append(error)
+            errors.append(error)
 
-    # In a thread, so that Python can handle signals in the meantime.
     thread = threading.Thread(target=work, name="connect", daemon=True)
     thread.start()
     while thread.is_alive():
         thread.join(0.1)
-    if failures:
-        raise UserError(
-            f"process {launch.index} of {launch.count} could not join the others at "
-            f"{launch.coordinator} (it waits up to {connect_seconds} s); start all processes, each "
-            "with its own --process_id, and check that they can reach this address"
-        )
-    store = distributed.global_state.client
-    return Processes(store, launch.index, launch.count, heartbeat_seconds)
+    return errors[0] if errors else None
 
 
 def _check_port(coordinator: str) -> None:

@@ -45,6 +45,8 @@ def find_launch(
     """
     if count == 1:
         return None
+    if coordinator is None and count is not None:
+        coordinator = env.get("JAX_COORDINATOR_ADDRESS")
     if coordinator is not None and count is not None and index is not None:
         return _checked(Launch(coordinator, count, index))
     found = _detect(env)

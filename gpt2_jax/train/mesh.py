@@ -114,12 +114,24 @@ def make_mesh(
       UserError: if there are too few devices, or a process or a TPU slice would be used in part.
     """
     devices = find_devices() if devices is None else devices
-    n_processes = len({device.process_index for device in devices})
-    if n_processes > 1 and _shape(train, mesh, len(devices)) is None:  # each device must take part
-        raise _indivisible(train, mesh, n_processes, len(devices))
+    _check_processes(train, mesh, devices)
     shape = mesh_shape(train, mesh, len(devices), state_bytes, _memory(devices))
     grid = device_grid(devices, shape)
     return Mesh(grid, (DATA, FSDP, TENSOR), axis_types=(AxisType.Auto,) * 3)
+
+
+def _check_processes(train: TrainConfig, mesh: MeshConfig, devices: Sequence[jax.Device]) -> None:
+    """Refuses several processes unless all of their devices can take part."""
+    counts = Counter(device.process_index for device in devices)
+    if len(counts) == 1:
+        return
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(str(n) for _, n in sorted(counts.items()))
+        raise UserError(
+            f"the processes have different numbers of devices ({listed}); give all of them the same"
+        )
+    if _shape(train, mesh, len(devices)) is None:
+        raise _indivisible(train, mesh, len(counts), len(devices))
 
 
 def device_grid(devices: Sequence[jax.Device], shape: tuple[int, int, int]) -> np.ndarray:

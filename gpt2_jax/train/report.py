@@ -123,7 +123,8 @@ def start_report(
         "compute": f"{_si(known['flops_per_token'])}FLOP per token, "
         f"{_si(known['flops'])}FLOP in total",
         "devices": f"{compiled.mesh.size} x {known['devices'][0]} ({known['platform']}), "
-        + (f"peak {_si(peak)}FLOP/s each" if peak else "peak unknown, so no MFU"),
+        + (f"peak {_si(peak)}FLOP/s each" if peak else "peak unknown, so no MFU")
+        + (f", in {jax.process_count()} processes" if jax.process_count() > 1 else ""),
         **_sharding(compiled),
         "attention": f"{compiled.attention} (found in the compiled step)",
         "memory": f"{_si(compiled.peak_bytes)}B per device at the step's peak"

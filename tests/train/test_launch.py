@@ -41,6 +41,7 @@ def find(monkeypatch):
 def test_flags_name_the_processes(find):
     assert find(("host:1234", 2, 1), {}) == Launch("host:1234", 2, 1)
     assert find(NONE, {}) is None
+    assert find((None, 2, 1), {"JAX_COORDINATOR_ADDRESS": "host:1"}) == Launch("host:1", 2, 1)
 
 
 @pytest.mark.parametrize("env", [SLURM, OPEN_MPI], ids=["slurm", "open_mpi"])

@@ -175,6 +175,7 @@ def test_two_processes_are_like_one(alone, pair):
 def test_process_0_alone_prints_and_writes(pair):
     workdir, (first, second) = pair
     assert "validation loss" in first and "step" not in second
+    assert "2 x cpu (cpu), peak unknown, so no MFU, in 2 processes" in first
     rows = read_rows(workdir / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(31))
     assert "depth/entropy/block_02" in rows[-1]
@@ -190,11 +191,15 @@ def test_every_process_hashes_what_it_saves(pair):
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
 
 
-def test_signal_to_one_process_stops_all_at_the_same_step(place):
-    workdir = place / "stopped"
+@pytest.mark.parametrize(
+    ("k", "number"),
+    [(1, signal.SIGTERM), pytest.param(0, signal.SIGINT, marks=pytest.mark.slow)],
+)
+def test_signal_to_one_process_stops_all_at_the_same_step(place, k, number):
+    workdir = place / f"stopped_{k}"
     with Group(place, workdir, 2, "--config.mesh.data=2", "--config.train.steps=20000") as group:
         group.wait_for_step(workdir, 5)
-        group.processes[1].send_signal(signal.SIGTERM)
+        group.processes[k].send_signal(number)
         codes, outputs = group.finish()
     assert codes == [EXIT_STOPPED] * 2, outputs
     assert errors(outputs) == [[], []]
@@ -259,6 +264,7 @@ def test_killed_run_continues_to_the_bit(place, pair):
     outputs = run(place, workdir, 2, *flags)
     assert re.search("continuing .* after step [12]0", outputs[0])
     assert record(workdir) == record(pair[0])
+    assert "is finished" in run(place, workdir, 2, *flags)[0]
 
 
 def test_killed_run_continues_in_one_process(place, alone):
@@ -289,6 +295,30 @@ def test_tensor_parallelism_over_processes(place, alone):
     workdir = place / "tensor"
     run(place, workdir, 2, "--config.mesh.data=1", "--config.mesh.tensor=2")
     np.testing.assert_allclose(losses(workdir), losses(alone), atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_initial_weights_frozen_parameters_and_early_stop(place, pair):
+    """What else reads or decides something at the start or the end of a run."""
+    flags = ["--config.train.patience=1", "--config.optimizer.frozen=wte", "--config.mesh.data=1"]
+    flags += [f"--config.train.init_from={pair[0]}@30", "--config.optimizer.peak_lr=10.0"]
+    for n, name in ((1, "tuned_alone"), (2, "tuned")):
+        outputs = run(place, place / name, n, *flags, "--config.mesh.fsdp=2")
+        assert "stopped early" in outputs[0]
+    a, b = losses(place / "tuned"), losses(place / "tuned_alone")
+    np.testing.assert_allclose(a[:5], b[:5], atol=1e-4, rtol=0)
+    assert len(a) == len(b)
+
+
+@pytest.mark.slow
+def test_initial_values_that_depend_on_the_first_batch(place):
+    flags = ["--config.placement.preset=admin", "--config.mesh.data=2", "--config.train.steps=10"]
+    flags += ["--config.optimizer.name=adamw"]
+    for n, name in ((1, "admin_alone"), (2, "admin")):
+        run(place, place / name, n, *flags)
+    np.testing.assert_allclose(
+        losses(place / "admin"), losses(place / "admin_alone"), atol=1e-5, rtol=0
+    )
 
 
 def test_processes_with_different_configs_are_refused(place):
