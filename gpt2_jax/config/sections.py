@@ -60,6 +60,12 @@ class ModelConfig:
     dtype: str = setting(
         "float32", "compute dtype; parameters stay float32", choices=("float32", "bfloat16")
     )
+    matmul_dtype: str | None = setting(
+        None,
+        "what inputs of matrix products are rounded to, with float32 results; unset: `dtype`; "
+        "`auto`: bfloat16 on CPUs with fast products of it (AVX512-BF16, AMX)",
+        choices=("float32", "bfloat16", "auto"),
+    )
     unroll: bool = setting(True, "unroll the scan over layers: faster steps, slower compile")
     remat: str = setting(
         "none",

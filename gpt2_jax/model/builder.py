@@ -14,6 +14,7 @@ from gpt2_jax.model.scale import Scale
 from gpt2_jax.nn.fused.platform import supported
 from gpt2_jax.nn.norms import Norm, NormSpec, make_norm
 from gpt2_jax.nn.param import Init
+from gpt2_jax.nn.products import has_fast_bfloat16
 from gpt2_jax.placements.axes import BLOCK_SITES, QK_SITES, SCALES
 from gpt2_jax.placements.expressions import Expression, ScaleSpec, Sizes
 from gpt2_jax.placements.registry import SUPPORTS
@@ -137,3 +138,16 @@ def stream_norm(cfg: ModelConfig, spec: ModelSpec) -> Norm:
 def fuses(cfg: ModelConfig) -> bool:
     """Returns whether to use the kernels of `nn.fused`."""
     return cfg.fused_kernels and supported()
+
+
+def product_dtype(cfg: ModelConfig) -> str | None:
+    """Returns what inputs of matrix products are rounded to if the results are float32.
+
+    None if inputs and results have the compute dtype. On a CPU, XLA has fast products of bfloat16
+    only for float32 results; these are then rounded to the compute dtype.
+    """
+    platform = jax.default_backend()
+    if cfg.dtype == "bfloat16":
+        return "bfloat16" if platform == "cpu" else None
+    fast = cfg.matmul_dtype == "auto" and platform == "cpu" and has_fast_bfloat16()
+    return "bfloat16" if fast or cfg.matmul_dtype == "bfloat16" else None

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gpt2_jax.config.sections import ModelConfig
-from gpt2_jax.model.builder import BlockBuilder
+from gpt2_jax.model.builder import BlockBuilder, product_dtype
 from gpt2_jax.model.parametrization import branch_factor, score_exponent
 from gpt2_jax.model.scale import Scale
 from gpt2_jax.nn.attention import Attention
@@ -100,6 +100,7 @@ def make_attention(build: BlockBuilder, spec: SublayerSpec) -> Attention:
         std=jnp.stack(stds)[:, None, None],
         init=build.init,
         dtype=cfg.dtype,
+        product_dtype=product_dtype(cfg),
     )
     platform = jax.default_backend()
     return Attention(
@@ -110,6 +111,7 @@ def make_attention(build: BlockBuilder, spec: SublayerSpec) -> Attention:
         weights=ShapedWeights(n_head) if attention.shaped else None,
         kernel=resolve_kernel(cfg, build.spec, platform),
         separate=platform != "cpu",
+        product_dtype=product_dtype(cfg),
         scale=scale if cfg.scale_attn_weights and not scales_scores else 1.0,
         by_layer=cfg.scale_attn_by_inverse_layer_idx and not scales_scores,
         dropout=cfg.dropout,
@@ -126,6 +128,7 @@ def _output(build: BlockBuilder, spec: SublayerSpec) -> Linear:
         std=build.std(spec.output_init, d, d, spec),
         init=build.init,
         dtype=cfg.dtype,
+        product_dtype=product_dtype(cfg),
     )
 
 
@@ -167,6 +170,7 @@ def make_mlp(build: BlockBuilder, spec: SublayerSpec) -> MLP:
         stds=(build.std(spec.input_init, d, f, spec), build.std(spec.output_init, f, d, spec)),
         init=build.init,
         dtype=cfg.dtype,
+        product_dtype=product_dtype(cfg),
     )
 
 

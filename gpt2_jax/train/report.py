@@ -13,8 +13,9 @@ import jax
 
 from gpt2_jax import config as configs
 from gpt2_jax.config import Config
-from gpt2_jax.config.sections import PlacementConfig
+from gpt2_jax.config.sections import ModelConfig, PlacementConfig
 from gpt2_jax.data.shards import Corpus
+from gpt2_jax.model.builder import product_dtype
 from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.placements import AXES, PRESETS
 from gpt2_jax.placements.resolve import differences
@@ -111,7 +112,7 @@ def start_report(
     lines = {
         "model": f"{config.placement.preset}{_overrides(config.placement)}, "
         f"{model.n_layer} layers, {model.n_head} heads, width {model.n_embd}: "
-        f"{known['parameters']:,} parameters, computing in {model.dtype}",
+        f"{known['parameters']:,} parameters, computing in {_precision(model)}",
         "data": f"{config.data.source} as {config.data.tokenizer}: {n_train:,} training tokens, "
         f"{len(corpus.val):,} validation tokens",
         "batch": f"{train.batch_size} sequences x {config.data.seq_len} = {batch:,} tokens per "
@@ -133,6 +134,12 @@ def start_report(
     width = shutil.get_terminal_size(fallback=(100, 24)).columns
     wrap = textwrap.TextWrapper(width, subsequent_indent=" " * 11, break_on_hyphens=False)
     return "\n".join(wrap.fill(f"{name:<10} {text}") for name, text in lines.items())
+
+
+def _precision(model: ModelConfig) -> str:
+    rounded = product_dtype(model)
+    products = "" if rounded in (None, model.dtype) else f", matrix products of {rounded}"
+    return f"{model.dtype}{products}"
 
 
 def _sharding(compiled: CompiledStep) -> dict[str, str]:

@@ -7,7 +7,7 @@ import pytest
 
 from gpt2_jax.nn import norms
 from gpt2_jax.nn.fused import head_loss as head_loss_module
-from gpt2_jax.nn.fused.head_loss import head_loss
+from gpt2_jax.nn.fused.head_loss import HeadLoss, head_loss
 from gpt2_jax.nn.fused.layer_norm import layer_norm
 
 N_VOCAB, PADDED = 101, 128
@@ -59,8 +59,9 @@ def inputs():
     return x_ND, head_VD, targets_N, jax.random.uniform(keys[3], (5,))
 
 
-def loss_and_gradients(x_ND, head_VD, targets_N, weights_N):
-    loss = lambda x, head: (head_loss(N_VOCAB, x, head, targets_N) * weights_N).sum()
+def loss_and_gradients(x_ND, head_VD, targets_N, weights_N, dtype=None):
+    kind = HeadLoss(N_VOCAB, jnp.dtype(dtype or x_ND.dtype))
+    loss = lambda x, head: (head_loss(kind, x, head, targets_N) * weights_N).sum()
     return jax.value_and_grad(loss, (0, 1))(x_ND, head_VD)
 
 
@@ -85,14 +86,17 @@ def test_head_loss_of_a_target_far_below_the_largest_logit_is_exact(inputs):
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-3)
 
 
-def test_head_loss_of_bfloat16_has_the_gradient_of_float32_within_its_rounding(inputs):
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_head_loss_of_bfloat16_has_the_gradient_of_float32_within_its_rounding(inputs, dtype):
+    """For inputs of bfloat16, and for those that `model.matmul_dtype` rounds to it."""
     x_ND, head_VD, targets_N, weights_N = inputs
     low = [rounded(a, "bfloat16") for a in (x_ND, head_VD)]
-    loss, gradients = loss_and_gradients(*(a.astype("bfloat16") for a in low), targets_N, weights_N)
+    given = [a.astype(dtype) for a in (low if dtype == "bfloat16" else (x_ND, head_VD))]
+    loss, gradients = loss_and_gradients(*given, targets_N, weights_N, "bfloat16")
     expected, *expected_gradients = exact_loss(*low, targets_N, weights_N)
     assert float(loss) == pytest.approx(expected, rel=1e-5)
     for got, wanted in zip(gradients, expected_gradients, strict=True):
-        assert got.dtype == jnp.bfloat16
+        assert got.dtype == dtype
         error = np.linalg.norm(np.float64(got.astype(jnp.float32)) - wanted)
         assert error < 2**-7 * np.linalg.norm(wanted)
 
@@ -100,7 +104,8 @@ def test_head_loss_of_bfloat16_has_the_gradient_of_float32_within_its_rounding(i
 def test_a_loss_that_is_not_differentiated_is_the_same(inputs):
     x_ND, head_VD, targets_N, _ = inputs
     expected = exact_loss(x_ND, head_VD, targets_N, np.ones(5))[0]
-    assert float(head_loss(N_VOCAB, x_ND, head_VD, targets_N).sum()) == pytest.approx(expected)
+    kind = HeadLoss(N_VOCAB, x_ND.dtype)
+    assert float(head_loss(kind, x_ND, head_VD, targets_N).sum()) == pytest.approx(expected)
 
 
 def test_kernels_can_be_mapped_over_several_models(inputs):

@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 
 from gpt2_jax.config.sections import ModelConfig
-from gpt2_jax.model.builder import BlockBuilder
+from gpt2_jax.model.builder import BlockBuilder, product_dtype
 from gpt2_jax.nn.context import Context, SublayerAux
 from gpt2_jax.nn.linear import Linear
 from gpt2_jax.nn.param import Axes, Role, param
@@ -176,5 +176,6 @@ def square_matrices(build: BlockBuilder, site: str, n: int) -> Linear:
         std=build.std(ONE, d, d, build.sublayers[0]),
         init=build.init,
         dtype=build.cfg.dtype,
+        product_dtype=product_dtype(build.cfg),
         bias=False,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from gpt2_jax.nn.fused.platform import supported
-from gpt2_jax.nn.linear import project
 from gpt2_jax.nn.loss import cross_entropy
+from gpt2_jax.nn.products import product
 
 WARPS = 16
 CHUNK = 2048  # logits that a program loads at a time
@@ -25,37 +25,52 @@ LARGEST_SUM = 1e20
 Saved = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
+class HeadLoss(NamedTuple):
+    """What is static in `head_loss`.
+
+    Attributes:
+      n_vocab: the number of logits; the head may have more rows.
+      dtype: what the inputs of matrix products are rounded to.
+    """
+
+    n_vocab: int
+    dtype: jnp.dtype
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def head_loss(n_vocab: int, x_ND: jax.Array, head_VD: jax.Array, targets_N: jax.Array) -> jax.Array:
+def head_loss(
+    kind: HeadLoss, x_ND: jax.Array, head_VD: jax.Array, targets_N: jax.Array
+) -> jax.Array:
     """Returns -log softmax(x head^T)[target] over the first `n_vocab` logits, float32 (N).
 
     Logits l are float32, whatever the dtype of x and head. With e = exp(l - l[target]) and
     s = sum(e), the loss is log(s), and its gradient is (e - s onehot(target)) / s. A kernel reads
-    l once and writes e - s onehot(target) in the dtype of x. The division by s, and the product
+    l once and writes e - s onehot(target) in `kind.dtype`. The division by s, and the product
     with the incoming gradient of each row, are applied to the small results and factors of the
     two matrix products that follow. XLA would read l three times: for its maximum, the sum and the
     gradient. Without a gradient, as in evaluation, no kernel is used.
 
     Targets must be in [0, n_vocab); the kernel does not check.
     """
-    return cross_entropy(project(x_ND, head_VD)[:, :n_vocab], targets_N)
+    logits_NV = product("ND,VD->NV", x_ND, head_VD, kind.dtype)
+    return cross_entropy(logits_NV[:, : kind.n_vocab], targets_N)
 
 
 def _forward(
-    n_vocab: int, x_ND: jax.Array, head_VD: jax.Array, targets_N: jax.Array
+    kind: HeadLoss, x_ND: jax.Array, head_VD: jax.Array, targets_N: jax.Array
 ) -> tuple[jax.Array, Saved]:
-    logits_NV = project(x_ND, head_VD)
-    nll_N, sum_N, d_NV = rows_loss(n_vocab, logits_NV, targets_N, x_ND.dtype)
+    logits_NV = product("ND,VD->NV", x_ND, head_VD, kind.dtype)
+    nll_N, sum_N, d_NV = rows_loss(kind.n_vocab, logits_NV, targets_N, kind.dtype)
     return nll_N, (d_NV, sum_N, x_ND, head_VD)
 
 
-def _backward(n_vocab: int, saved: Saved, g_N: jax.Array) -> tuple[jax.Array, jax.Array, None]:
-    del n_vocab
+def _backward(kind: HeadLoss, saved: Saved, g_N: jax.Array) -> tuple[jax.Array, jax.Array, None]:
     d_NV, sum_N, x_ND, head_VD = saved
     factor_N1 = (g_N / sum_N)[:, None]
-    dx_ND = factor_N1 * project(d_NV, head_VD.T)
-    dhead_VD = jnp.einsum("NV,ND->VD", d_NV, (factor_N1 * x_ND).astype(x_ND.dtype))
-    return dx_ND.astype(x_ND.dtype), dhead_VD, None
+    dx_ND = factor_N1 * product("NV,VD->ND", d_NV, head_VD, kind.dtype)
+    scaled_ND = (factor_N1 * x_ND).astype(kind.dtype)
+    multiply = partial(jnp.einsum, preferred_element_type=head_VD.dtype)
+    return dx_ND.astype(x_ND.dtype), multiply("NV,ND->VD", d_NV, scaled_ND), None
 
 
 head_loss.defvjp(_forward, _backward)
