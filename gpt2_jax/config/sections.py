@@ -231,6 +231,13 @@ class TrainConfig:
     sample_tokens: int = setting(
         400, "tokens of text sampled at the end; 0: none", minimum=0, maximum=1_000_000
     )
+    z_loss: float = setting(
+        0.0,
+        "adds this times log^2 Z to the training loss, with Z the sum of exp(logits) (PaLM: 1e-4); "
+        "validation losses are without it",
+        minimum=0,
+        maximum=1,
+    )
     init_from: str | None = setting(
         None, "directory of a run to start the weights from: DIR, DIR@step or DIR@best", path=True
     )

@@ -90,16 +90,16 @@ class Transformer(nnx.Module):
 
         return self.blocks.finish(carry, norm)
 
-    def nll(self, x_BTD: jax.Array, targets_BT: jax.Array) -> jax.Array:
-        """Returns -log p(target), float32 (B, T), from the output of `hidden`."""
+    def nll(self, x_BTD: jax.Array, targets_BT: jax.Array, z_loss: float = 0.0) -> jax.Array:
+        """Returns the `cross_entropy` of targets, float32 (B, T), from the output of `hidden`."""
         if not self.fused_loss or is_tensor_parallel():
-            return cross_entropy(self.logits(x_BTD), targets_BT)
+            return cross_entropy(self.logits(x_BTD), targets_BT, z_loss)
         # Imported here, so that other devices do not depend on Pallas.
         from gpt2_jax.nn.fused.head_loss import HeadLoss, head_loss
 
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
         targets_N = targets_BT.reshape(-1)
-        kind = HeadLoss(self.cfg.vocab_size, jnp.dtype(self.product_dtype))
+        kind = HeadLoss(self.cfg.vocab_size, jnp.dtype(self.product_dtype), z_loss)
         nll_N = head_loss(kind, x_ND, self.head_table(), targets_N)
         return nll_N.reshape(targets_BT.shape)
 
