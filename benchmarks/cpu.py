@@ -194,11 +194,15 @@ def measure(size: Size, args: argparse.Namespace) -> dict[str, float]:
         commands |= {name: ([*peer, *words], args.nanogpt) for name, words in PEERS.items()}
     for name, dtype in OURS.items():
         commands[f"products alone: {name}"] = ([*own, "products", dtype], ROOT)
-    workers = {name: Worker(*command) for name, command in commands.items()}
+    workers = {}
+    for name, command in commands.items():
+        print(f"starting {name}", file=sys.stderr)
+        workers[name] = Worker(*command)
     times: dict[str, list[float]] = {name: [] for name in workers}
     for _ in range(args.rounds):
         for name, worker in workers.items():
             times[name].append(worker.turn(size.n_steps))
+            print(f"{name}: {times[name][-1]:.1f} ms", file=sys.stderr)
     for worker in workers.values():
         worker.close()
     return {name: statistics.median(found) for name, found in times.items()}

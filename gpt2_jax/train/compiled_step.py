@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from gpt2_jax.errors import UserError
 from gpt2_jax.model.data_dependent_init import data_dependent_init
 from gpt2_jax.model.definition import ModelDef, define_model
 from gpt2_jax.model.sublayer import resolve_kernel
+from gpt2_jax.train.evaluation import Evaluator
 from gpt2_jax.train.mesh import by_rows, make_mesh, replicated
 from gpt2_jax.train.optimizer import make_optimizer, trainable_infos
 from gpt2_jax.train.sharding import LayerSplit, make_layout
@@ -38,6 +40,7 @@ class CompiledStep:
       batch_shape: shapes, types and shardings of a batch.
       step: `(state, batch) -> (state, metrics)`; donates the state.
       init: returns the state before the first step.
+      evaluator: of the model, for batches of the size of a micro-batch.
       shapes: shapes, types and shardings of the state.
       attention: the kernel found in the compiled step.
       peak_bytes: peak memory of one device, None if XLA does not report it.
@@ -49,6 +52,7 @@ class CompiledStep:
     batch_shape: Batch
     step: Step
     init: Callable[[], State]
+    evaluator: Evaluator
     shapes: State
     attention: str
     peak_bytes: int | None
@@ -97,8 +101,12 @@ def apply_data_dependent_init(model_def: ModelDef, mesh: Mesh, params: Any, batc
     return jax.jit(measure, out_shardings=layout.shardings(params))(params, tokens)
 
 
-def compile_step(config: Config) -> CompiledStep:
+def compile_step(config: Config, others: bool = False) -> CompiledStep:
     """Compiles the train step of a resolved config.
+
+    Args:
+      others: whether to also compile `init` and the evaluator, at the same time: XLA uses only one
+        core during most of a compilation.
 
     Raises:
       UserError: if the requested attention kernel is not available, or memory is too small.
@@ -110,6 +118,8 @@ def compile_step(config: Config) -> CompiledStep:
     layers = None if mesh.size == 1 else LayerSplit(layout)
     optimizer = make_optimizer(opt, trainable_infos(opt, model), layers)
     init = make_init(config.seed, opt, model, optimizer, mesh)
+    micro_batch = config.train.batch_size // config.train.accumulation
+    evaluator = Evaluator(model, mesh, config.data.seq_len, micro_batch)
     shape = (config.train.batch_size, config.data.seq_len + 1)
     batch = Batch(jax.ShapeDtypeStruct(shape, jnp.int32, sharding=by_rows(mesh)))
     kernel = resolve_kernel(config.model, model.spec, jax.default_backend())
@@ -121,13 +131,22 @@ def compile_step(config: Config) -> CompiledStep:
         donate_argnums=0,
         out_shardings=(of_state, replicated(mesh)),
     )
-    compiled = _compile(step, shapes, batch, kernel)
+    with ThreadPoolExecutor(2) as pool:
+        if others:
+            evaluation = pool.submit(evaluator.compile, layout.abstract(model.shapes))
+            jitted = init
+            first = pool.submit(lambda: jitted.lower().compile())
+        compiled = _compile(step, shapes, batch, kernel)
+        if others:
+            init = first.result()
+            evaluation.result()
     return CompiledStep(
         model_def=model,
         mesh=mesh,
         batch_shape=batch,
         step=compiled,
         init=init,
+        evaluator=evaluator,
         shapes=shapes,
         attention=kernel_of(compiled.as_text(), kernel),
         peak_bytes=peak_bytes(compiled),

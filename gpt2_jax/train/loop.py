@@ -97,8 +97,8 @@ def _train(config: Config, workdir: str, sample: SampleFn | None, stop: StopSign
         if resume.step is None and source is not None:
             check_source(source)
         with memory_errors():
-            with stop.immediate(), status("compiling the train step"):
-                compiled = compile_step(config)
+            with stop.immediate(), status("compiling the train step and the evaluation"):
+                compiled = compile_step(config, others=True)
             for line in directory.claim(config, corpus, tokenizer):
                 print(f"changed: {line}")
             run = _open_run(config, directory, resume, source, corpus, compiled, sampler, stop)

@@ -28,7 +28,7 @@ from gpt2_jax.train import report
 from gpt2_jax.train.checkpoint import Checkpoints
 from gpt2_jax.train.compiled_step import CompiledStep
 from gpt2_jax.train.diagnostics import DiagnosticsFn, compile_diagnostics
-from gpt2_jax.train.evaluation import Evaluator, Score
+from gpt2_jax.train.evaluation import Score
 from gpt2_jax.train.prefetch import Prefetch
 from gpt2_jax.train.run_logger import RunLogger
 from gpt2_jax.train.rundir import RunDirectory
@@ -62,17 +62,10 @@ class Run:
     stopped_by: str | None = None
     logger: RunLogger = field(init=False)
     progress: Progress = field(init=False)
-    evaluator: Evaluator = field(init=False)
 
     def __post_init__(self) -> None:
         train, compiled = self.config.train, self.compiled
         self.tokens_per_step = report.tokens_per_step(self.config)
-        self.evaluator = Evaluator(
-            compiled.model_def,
-            compiled.mesh,
-            self.config.data.seq_len,
-            train.batch_size // train.accumulation,
-        )
         self.diagnostics = self._compile_diagnostics()
         self.progress = Progress(train.steps, self.step, self.tokens_per_step)
         self.logger = RunLogger(
@@ -166,7 +159,7 @@ class Run:
 
     def _begin(self) -> None:
         with self._paused():
-            with status("compiling the evaluation and validating at step 0"):
+            with status("validating at step 0"):
                 score = self._score()
             self._report(score)
             diagnostics = self._diagnose(self.compiled.put(self.sampler.batch(0)))
@@ -176,7 +169,7 @@ class Run:
     def _complete_row(self, row: Row) -> None:
         """Repeats the evaluation of the last row, which a signal interrupted."""
         with self._paused():
-            with status(f"compiling the evaluation and validating at step {self.step}"):
+            with status(f"validating at step {self.step}"):
                 score = self._score()
             self._report(score)
             self.logger.complete(row | score.metrics(self.corpus.bytes_per_token("val")))
@@ -244,7 +237,7 @@ class Run:
 
         self.stop.check()  # before the evaluation is compiled
         tokens, limit = self.corpus.val, self.config.train.eval_tokens
-        return self.evaluator.score(
+        return self.compiled.evaluator.score(
             self.state.all_params, self.step, tokens, limit, between_batches=between_batches
         )
 
