@@ -255,6 +255,11 @@ def test_default_model_is_gpt2():
             "mesh.data=4096 is more than the 256 devices that a CPU can simulate",
         ),
         (
+            {"model.matmul_dtype": "float32", "model.dtype": "bfloat16"},
+            "model.matmul_dtype=float32 needs model.dtype=float32: with model.dtype=bfloat16, "
+            "inputs of matrix products are already rounded",
+        ),
+        (
             {"model.attention": "cudnn"},
             "model.attention=cudnn needs model.dtype=bfloat16",
         ),

@@ -194,5 +194,8 @@ def change(
 
 def in_float32(config: Config) -> ModelDef:
     """Returns the config's model with float32 computation."""
-    exact = replace(config, {"model.dtype": "float32", "model.attention": "xla"})
+    exact = replace(
+        config,
+        {"model.dtype": "float32", "model.matmul_dtype": None, "model.attention": "xla"},
+    )
     return define_model(exact.model, exact.placement)

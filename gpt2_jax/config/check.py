@@ -99,6 +99,11 @@ def _check_model(config: Config) -> None:
             f"placement.{axis} depends on the step t, which train.init_from resets to 0; set it to "
             f"its final value, such as placement.{axis}=1"
         )
+    if model.matmul_dtype == "float32" and model.dtype == "bfloat16":
+        raise UserError(
+            "model.matmul_dtype=float32 needs model.dtype=float32: with model.dtype=bfloat16, "
+            "inputs of matrix products are already rounded"
+        )
     if model.attention == "cudnn" and model.dtype != "bfloat16":
         raise UserError("model.attention=cudnn needs model.dtype=bfloat16")
     head_dim = model.n_embd // model.n_head

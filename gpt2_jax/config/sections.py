@@ -73,6 +73,12 @@ class ModelConfig:
     dtype: str = setting(
         "float32", "compute dtype; parameters stay float32", choices=("float32", "bfloat16")
     )
+    matmul_dtype: str | None = setting(
+        None,
+        "what inputs of matrix products are rounded to, with float32 results; unset: `dtype`; "
+        "`auto`: bfloat16 on CPUs with fast products of it (AVX512-BF16, AMX)",
+        choices=("float32", "bfloat16", "auto"),
+    )
     unroll: bool = setting(True, "unroll the scan over layers: faster steps, slower compile")
     remat: str = setting(
         "none",
@@ -243,6 +249,13 @@ class TrainConfig:
     )
     sample_tokens: int = setting(
         400, "tokens of text sampled at the end; 0: none", minimum=0, maximum=1_000_000
+    )
+    z_loss: float = setting(
+        0.0,
+        "adds this times log^2 Z to the training loss, with Z the sum of exp(logits) (PaLM: 1e-4); "
+        "validation losses are without it",
+        minimum=0,
+        maximum=1,
     )
     init_from: str | None = setting(
         None, "directory of a run to start the weights from: DIR, DIR@step or DIR@best", path=True

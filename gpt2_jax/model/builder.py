@@ -13,6 +13,7 @@ from gpt2_jax.model.parametrization import init_factor
 from gpt2_jax.model.scale import Scale
 from gpt2_jax.nn.norms import Norm, NormSpec, make_norm
 from gpt2_jax.nn.param import Init
+from gpt2_jax.nn.products import has_fast_bfloat16
 from gpt2_jax.nn.target import Target
 from gpt2_jax.placements.axes import BLOCK_SITES, QK_SITES, SCALES
 from gpt2_jax.placements.expressions import Expression, ScaleSpec, Sizes
@@ -34,6 +35,11 @@ class BlockBuilder:
     stack: StackSpec
     init: Init
     target: Target
+
+    @property
+    def product_dtype(self) -> str | None:
+        """What inputs of matrix products are rounded to, as in `product_dtype`."""
+        return product_dtype(self.cfg, self.target)
 
     @property
     def block(self) -> BlockSpec:
@@ -140,3 +146,15 @@ def stream_norm(cfg: ModelConfig, spec: ModelSpec, target: Target) -> Norm:
 def fuses(cfg: ModelConfig, target: Target) -> bool:
     """Returns whether to use the kernels of `nn.fused`."""
     return cfg.fused_kernels and target.runs_triton
+
+
+def product_dtype(cfg: ModelConfig, target: Target) -> str | None:
+    """Returns what inputs of matrix products are rounded to if the results are float32.
+
+    None if inputs and results have the compute dtype. On a CPU, XLA has fast products of bfloat16
+    only for float32 results; these are then rounded to the compute dtype.
+    """
+    if cfg.dtype == "bfloat16":
+        return "bfloat16" if target.is_cpu else None
+    fast = cfg.matmul_dtype == "auto" and target.is_cpu and has_fast_bfloat16()
+    return "bfloat16" if fast or cfg.matmul_dtype == "bfloat16" else None

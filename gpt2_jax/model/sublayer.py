@@ -105,6 +105,7 @@ def make_attention(build: BlockBuilder, spec: SublayerSpec) -> Attention:
         std=jnp.stack(stds)[:, None, None],
         init=build.init,
         dtype=cfg.dtype,
+        product_dtype=build.product_dtype,
     )
     return Attention(
         qkv,
@@ -114,6 +115,7 @@ def make_attention(build: BlockBuilder, spec: SublayerSpec) -> Attention:
         weights=ShapedWeights(n_head) if attention.shaped else None,
         kernel=resolve_kernel(cfg, build.spec, build.target.platform),
         separate=not build.target.is_cpu,
+        product_dtype=build.product_dtype,
         scale=scale if cfg.scale_attn_weights and not scales_scores else 1.0,
         by_layer=cfg.scale_attn_by_inverse_layer_idx and not scales_scores,
         dropout=cfg.dropout,
@@ -130,6 +132,7 @@ def _output(build: BlockBuilder, spec: SublayerSpec) -> Linear:
         std=build.std(spec.output_init, d, d, spec),
         init=build.init,
         dtype=cfg.dtype,
+        product_dtype=build.product_dtype,
     )
 
 
@@ -171,6 +174,7 @@ def make_mlp(build: BlockBuilder, spec: SublayerSpec) -> MLP:
         stds=(build.std(spec.input_init, d, f, spec), build.std(spec.output_init, f, d, spec)),
         init=build.init,
         dtype=cfg.dtype,
+        product_dtype=build.product_dtype,
     )
 
 

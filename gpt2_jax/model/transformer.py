@@ -9,14 +9,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gpt2_jax.config.sections import ModelConfig
-from gpt2_jax.model.builder import fuses, stream_norm
+from gpt2_jax.model.builder import fuses, product_dtype, stream_norm
 from gpt2_jax.model.embedding import Embedding, padded_vocab
 from gpt2_jax.model.parametrization import logits_factor
 from gpt2_jax.model.stack import Carry, Stack
 from gpt2_jax.nn.context import Context, PackedMask, first_of_document
-from gpt2_jax.nn.linear import Shift, project
+from gpt2_jax.nn.linear import Shift
 from gpt2_jax.nn.loss import cross_entropy
 from gpt2_jax.nn.param import Init, Role, param
+from gpt2_jax.nn.products import product
 from gpt2_jax.nn.target import Target
 from gpt2_jax.nn.tensor_parallel import is_tensor_parallel
 from gpt2_jax.placements.spec import ModelSpec
@@ -41,6 +42,7 @@ class Transformer(nnx.Module):
         self.logit_scale = param(scale, Role.SCALAR, ("vocab",)) if spec.logit_scale else None
         scaled = self.logits_factor != 1.0 or self.logit_scale is not None
         self.fused_loss = fuses(cfg, target) and not scaled
+        self.product_dtype = product_dtype(cfg, target) or cfg.dtype
 
     def __call__(
         self,
@@ -113,16 +115,17 @@ class Transformer(nnx.Module):
 
         return self.blocks.finish(carry, norm)
 
-    def nll(self, x_BTD: jax.Array, targets_BT: jax.Array) -> jax.Array:
-        """Returns -log p(target), float32 (B, T), from the output of `hidden`."""
+    def nll(self, x_BTD: jax.Array, targets_BT: jax.Array, z_loss: float = 0.0) -> jax.Array:
+        """Returns the `cross_entropy` of targets, float32 (B, T), from the output of `hidden`."""
         if not self.fused_loss or is_tensor_parallel():
-            return cross_entropy(self.logits(x_BTD), targets_BT)
+            return cross_entropy(self.logits(x_BTD), targets_BT, z_loss)
         # Imported here, so that other devices do not depend on Pallas.
-        from gpt2_jax.nn.fused.head_loss import head_loss
+        from gpt2_jax.nn.fused.head_loss import HeadLoss, head_loss
 
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
         targets_N = targets_BT.reshape(-1)
-        nll_N = head_loss(self.cfg.vocab_size, x_ND, self.head_table(), targets_N)
+        kind = HeadLoss(self.cfg.vocab_size, jnp.dtype(self.product_dtype), z_loss)
+        nll_N = head_loss(kind, x_ND, self.head_table(), targets_N)
         return nll_N.reshape(targets_BT.shape)
 
     def head_table(self) -> jax.Array:
@@ -133,7 +136,7 @@ class Transformer(nnx.Module):
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Returns float32 logits (B, T, V) from the output of `hidden`."""
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
-        logits_NV = project(x_ND, self.head_table())
+        logits_NV = product("ND,VD->NV", x_ND, self.head_table(), self.product_dtype)
         if self.logits_factor != 1.0:
             logits_NV = logits_NV * self.logits_factor
         n_padded = logits_NV.shape[-1] - self.cfg.vocab_size

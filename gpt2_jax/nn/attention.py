@@ -10,6 +10,7 @@ from gpt2_jax.nn.attention_kernels import fused_attention
 from gpt2_jax.nn.context import CacheMask, CausalMask, Context, PackedMask, SublayerAux
 from gpt2_jax.nn.dropout import dropout
 from gpt2_jax.nn.linear import Linear
+from gpt2_jax.nn.products import product
 from gpt2_jax.nn.qkv import HeadOutput, QKVTransform, ShapedWeights
 from gpt2_jax.nn.tensor_parallel import is_tensor_parallel
 
@@ -25,6 +26,7 @@ class Attention(nnx.Module):
       kernel: `xla`, or a fused kernel for whole sequences, `cudnn` or `splash`. separate: whether
         q, k and v are always separate products, whose results need no copy; a single product is
         faster on a CPU.
+      product_dtype: of the products with q, k and v, as in `Linear`; fused kernels ignore it.
       scale: factor on the scores. by_layer: whether those of block l (from 1) are also divided by l
         (`scale_attn_by_inverse_layer_idx` in transformers; Karamcheti et al. 2021, Mistral).
       dropout: rate on the attention weights.
@@ -40,6 +42,7 @@ class Attention(nnx.Module):
         weights: ShapedWeights | None,
         kernel: str,
         separate: bool,
+        product_dtype: str | None,
         scale: float,
         by_layer: bool,
         dropout: float,
@@ -47,6 +50,7 @@ class Attention(nnx.Module):
         self.qkv, self.out = qkv, out
         self.transform, self.heads, self.weights = transform, heads, weights
         self.kernel, self.separate, self.rate = kernel, separate, dropout
+        self.product_dtype = product_dtype
         self.scale, self.by_layer = scale, by_layer
 
     def __call__(self, x_BTD: Input, context: Context) -> tuple[jax.Array, SublayerAux]:
@@ -105,7 +109,8 @@ class Attention(nnx.Module):
     ) -> tuple[jax.Array, SublayerAux]:
         sizes = q_BHTK.shape[2], k_BHSK.shape[2]
         allowed = context.mask.allowed(*sizes)
-        scores_BHTS = masked_scores(q_BHTK, k_BHSK, self.score_scale(context), allowed)
+        scale, dtype = self.score_scale(context), self.product_dtype
+        scores_BHTS = masked_scores(q_BHTK, k_BHSK, scale, allowed, dtype)
         p_BHTS = jax.nn.softmax(scores_BHTS, axis=-1)
         if self.weights is not None:
             p_BHTS = self.weights(p_BHTS, allowed, context.mask.diagonal(*sizes))
@@ -113,7 +118,7 @@ class Attention(nnx.Module):
             entropy_BHT = jax.scipy.special.entr(jax.nn.softmax(scores_BHTS)).sum(-1)
             aux = aux._replace(entropy=entropy_BHT.mean(), largest_score=scores_BHTS.max())
         p_BHTS = dropout(p_BHTS, context.keys_B, self.rate, "attn.weights")
-        return mix(p_BHTS, v_BHSK), aux
+        return mix(p_BHTS, v_BHSK, dtype), aux
 
     def score_scale(self, context: Context) -> jax.Array:
         """Returns the factor on the scores, float32."""
@@ -122,15 +127,27 @@ class Attention(nnx.Module):
 
 
 def masked_scores(
-    q_BHTK: jax.Array, k_BHSK: jax.Array, scale: jax.Array, allowed: jax.Array
+    q_BHTK: jax.Array,
+    k_BHSK: jax.Array,
+    scale: jax.Array,
+    allowed: jax.Array,
+    product_dtype: str | None = None,
 ) -> jax.Array:
     """Returns scale q k^T in float32, with the lowest float where `allowed` is False."""
     q_BHTK = q_BHTK * scale.astype(q_BHTK.dtype)
-    s_BHTS = jnp.einsum("BHTK,BHSK->BHTS", q_BHTK, k_BHSK, preferred_element_type=jnp.float32)
+    equation = "BHTK,BHSK->BHTS"
+    if product_dtype is None:
+        s_BHTS = jnp.einsum(equation, q_BHTK, k_BHSK, preferred_element_type=jnp.float32)
+    else:
+        s_BHTS = product(equation, q_BHTK, k_BHSK, product_dtype)
     return jnp.where(allowed, s_BHTS, jnp.finfo(jnp.float32).min)
 
 
-def mix(p_BHTS: jax.Array, v_BHSK: jax.Array) -> jax.Array:
+def mix(p_BHTS: jax.Array, v_BHSK: jax.Array, product_dtype: str | None = None) -> jax.Array:
     """Returns the values weighted by the attention probabilities, (B, T, H, K)."""
-    o_BHTK = jnp.einsum("BHTS,BHSK->BHTK", p_BHTS.astype(v_BHSK.dtype), v_BHSK)
+    equation = "BHTS,BHSK->BHTK"
+    if product_dtype is None:
+        o_BHTK = jnp.einsum(equation, p_BHTS.astype(v_BHSK.dtype), v_BHSK)
+    else:
+        o_BHTK = product(equation, p_BHTS, v_BHSK, product_dtype).astype(v_BHSK.dtype)
     return o_BHTK.swapaxes(1, 2)

@@ -6,13 +6,16 @@ import jax
 import jax.numpy as jnp
 
 
-def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
-    """Returns -log softmax(logits)[target] for each position, float32 (B, T).
+def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array, z_loss: float = 0.0) -> jax.Array:
+    """Returns -log softmax(logits)[target] + z_loss log^2 Z for each position, float32 (B, T).
 
+    Z = sum(exp(logits)); the second term keeps it near 1 (Chowdhery et al. 2022, PaLM, section 5).
     Targets are picked by comparison: the gradient of a gather is a scatter, for which a GPU would
     write all logits' gradients in float32 and read them again.
     """
     logits_BTV = logits_BTV.astype(jnp.float32)
     is_target_BTV = targets_BT[..., None] == jnp.arange(logits_BTV.shape[-1])
     picked_BT = jnp.where(is_target_BTV, logits_BTV, 0.0).sum(-1)
-    return jax.nn.logsumexp(logits_BTV, axis=-1) - picked_BT
+    log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+    nll_BT = log_z_BT - picked_BT
+    return nll_BT + z_loss * jnp.square(log_z_BT) if z_loss else nll_BT

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -24,6 +26,7 @@ class MLP(nnx.Module):
       hidden_scale: whether hidden channels have learned factors s sqrt(D), s initially 1
         (nGPT, eqs. 20 and 21).
       scalar_bias: whether learned scalars are subtracted before f and before W_down.
+      dtype, product_dtype: those of the `Linear` layers.
     """
 
     def __init__(
@@ -38,12 +41,14 @@ class MLP(nnx.Module):
         stds: tuple[jax.Array | float, jax.Array | float],
         init: Init,
         dtype: str,
+        product_dtype: str | None = None,
     ):
         self.activation, gated = activation, activation in GATED
+        dtypes: Any = {"dtype": dtype, "product_dtype": product_dtype}
 
         def from_input(site: str) -> Linear:
             axes, sizes = ("embed", "mlp"), ((n_embd,), (n_inner,))
-            return Linear(*sizes, axes=axes, site=site, std=stds[0], init=init, dtype=dtype)
+            return Linear(*sizes, axes=axes, site=site, std=stds[0], init=init, **dtypes)
 
         factor = lambda: param(jnp.ones(n_inner), Role.SCALAR, ("mlp",))
         self.gate = from_input("mlp.gate") if gated else None
@@ -60,7 +65,7 @@ class MLP(nnx.Module):
             site="mlp.down",
             std=stds[1],
             init=init,
-            dtype=dtype,
+            **dtypes,
         )
 
     def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, SublayerAux]:

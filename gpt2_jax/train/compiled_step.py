@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from gpt2_jax.model.definition import ModelDef, define_model
 from gpt2_jax.model.sublayer import resolve_kernel
 from gpt2_jax.nn.attention_kernels import PLATFORMS
 from gpt2_jax.nn.target import Target, target_of
+from gpt2_jax.train.evaluation import Evaluator
 from gpt2_jax.train.mesh import (
     by_rows,
     find_devices,
@@ -52,6 +54,7 @@ class CompiledStep:
       batch_shape: shapes, types and shardings of a batch.
       step: `(state, batch) -> (state, metrics)`; donates the state.
       init: returns the state before the first step.
+      evaluator: of the model, for batches of the size of a micro-batch.
       shapes: shapes, types and shardings of the state.
       jaxpr: the step before compilation.
       attention: the kernel found in the compiled step.
@@ -64,6 +67,7 @@ class CompiledStep:
     batch_shape: Batch
     step: Step
     init: Callable[[], State]
+    evaluator: Evaluator
     shapes: State
     jaxpr: jax.extend.core.ClosedJaxpr
     attention: str
@@ -122,11 +126,15 @@ def apply_data_dependent_init(model_def: ModelDef, mesh: Mesh, params: Any, batc
     return jax.jit(measure, out_shardings=layout.shardings(params))(params, tokens)
 
 
-def compile_step(config: Config, devices: Sequence[jax.Device] | None = None) -> CompiledStep:
+def compile_step(
+    config: Config, devices: Sequence[jax.Device] | None = None, others: bool = False
+) -> CompiledStep:
     """Compiles the train step of a resolved config.
 
     Args:
       devices: what to compile for, in this machine or not; None for all of this machine's.
+      others: whether to also compile `init` and the evaluator, at the same time: XLA uses only one
+        core during most of a compilation.
 
     Raises:
       UserError: if the requested attention kernel is not available, or memory is too small.
@@ -134,17 +142,19 @@ def compile_step(config: Config, devices: Sequence[jax.Device] | None = None) ->
     # While it lowers kernels, Pallas reads the GPU's generation from the default device.
     default = nullcontext() if devices is None else jax.default_device(devices[0])
     with default:
-        return _compile_for(config, find_devices() if devices is None else devices)
+        return _compile_for(config, find_devices() if devices is None else devices, others)
 
 
-def _compile_for(config: Config, devices: Sequence[jax.Device]) -> CompiledStep:
+def _compile_for(config: Config, devices: Sequence[jax.Device], others: bool) -> CompiledStep:
     opt = config.optimizer
     model = define_model(config.model, config.placement, target_of(devices[0]))
     mesh = make_mesh(config.train, config.mesh, state_bytes(config, model), devices)
     layout = make_layout(model, mesh)
     layers = None if mesh.size == 1 else LayerSplit(layout)
     optimizer = make_optimizer(opt, trainable_infos(opt, model), layers)
-    init = make_init(config.seed, opt, model, optimizer, mesh)
+    init: Any = make_init(config.seed, opt, model, optimizer, mesh)
+    micro_batch = config.train.batch_size // config.train.accumulation
+    evaluator = Evaluator(model, mesh, config.data.seq_len, micro_batch)
     shape = (config.train.batch_size, config.data.seq_len + 1)
     batch = Batch(jax.ShapeDtypeStruct(shape, jnp.int32, sharding=by_rows(mesh)))
     kernel = resolve_kernel(config.model, model.spec, model.target.platform)
@@ -157,13 +167,22 @@ def _compile_for(config: Config, devices: Sequence[jax.Device]) -> CompiledStep:
         donate_argnums=0,
         out_shardings=(of_state, replicated(mesh)),
     )
-    jaxpr, compiled = _compile(step, shapes, batch, kernel)
+    with ThreadPoolExecutor(2) as pool:
+        if others:
+            evaluation = pool.submit(evaluator.compile, layout.abstract(model.shapes))
+            jitted = init
+            first = pool.submit(lambda: jitted.lower().compile())
+        jaxpr, compiled = _compile(step, shapes, batch, kernel)
+        if others:
+            init = first.result()
+            evaluation.result()
     return CompiledStep(
         model_def=model,
         mesh=mesh,
         batch_shape=batch,
         step=compiled,
         init=init,
+        evaluator=evaluator,
         shapes=shapes,
         jaxpr=jaxpr,
         attention=kernel_of(compiled.as_text(), kernel),

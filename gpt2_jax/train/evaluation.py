@@ -20,6 +20,7 @@ from gpt2_jax.train.loss import batch_loss
 from gpt2_jax.train.mesh import (
     DATA,
     FSDP,
+    by_rows,
     manual_axes,
     own_rows,
     put_rows,
@@ -187,10 +188,21 @@ class Evaluator:
             out_specs=rows,
             check_vma=False,
         )
-        self._sums = jax.jit(sums)
+        self._sums: Any = jax.jit(sums)
+        self._shardings: Any = None  # those that the program is compiled for
         # With collectives in the forward pass, a CPU must finish each batch before the next.
         is_cpu = model_def.target.is_cpu
         self._in_flight = 1 if is_cpu and mesh.size > mesh.shape[DATA] else MAX_IN_FLIGHT
+
+    def compile(self, shapes: Any) -> None:
+        """Compiles for parameters of these shapes and shardings, before the first `score`."""
+        rows = lambda n, dtype: jax.ShapeDtypeStruct(
+            (self._batch_size, n), dtype, sharding=by_rows(self._mesh)
+        )
+        batch = Batch(rows(self._seq_len + 1, jnp.int32), rows(self._seq_len, jnp.float32))
+        step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(self._mesh))
+        self._sums = self._sums.lower(shapes, step, batch).compile()
+        self._shardings = jax.tree.map(lambda x: x.sharding, shapes)
 
     def score(
         self,
@@ -211,6 +223,8 @@ class Evaluator:
             that it raises ends the evaluation.
         """
         chosen = choose_windows(len(tokens), self._seq_len, limit, stride)
+        if self._shardings is not None:
+            params = jax.device_put(params, self._shardings)
         sums, at = [], to_mesh(np.array(step, np.int32), replicated(self._mesh))
         rows = own_rows(self._mesh, self._batch_size).tolist()
         for batch in evaluation_batches(tokens, chosen, self._batch_size, self._seq_len, rows):

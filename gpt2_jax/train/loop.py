@@ -124,8 +124,8 @@ def _train(
             _print_finished(config, directory)
             return EXIT_FINISHED
         with memory_errors():
-            with stop.immediate(), status("compiling the train step"):
-                compiled = compile_step(config)
+            with stop.immediate(), status("compiling the train step and the evaluation"):
+                compiled = compile_step(config, others=True)
             with processes.together("claim"):
                 for line in directory.claim(config, corpus, tokenizer):
                     print(f"changed: {line}")

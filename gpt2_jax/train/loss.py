@@ -18,15 +18,16 @@ def mean_loss(
     keys_B: jax.Array | None,
     step: jax.Array | int,
     total_weight: jax.Array | float | None = None,
+    z_loss: float = 0.0,
 ) -> jax.Array:
-    """Returns the `batch_loss` of a model after `step` steps.
+    """Returns the `batch_loss` of a model after `step` steps, with `z_loss` as in `cross_entropy`.
 
     Args:
       keys_B: one dropout key per sequence, None for no dropout.
     """
     model = model_def.bind(params)
     hidden_BTD = model.hidden(batch.inputs_BT, keys_B, step)
-    return weighted_mean(model.nll(hidden_BTD, batch.targets_BT), batch, total_weight)
+    return weighted_mean(model.nll(hidden_BTD, batch.targets_BT, z_loss), batch, total_weight)
 
 
 def batch_loss(

@@ -15,6 +15,7 @@ from gpt2_jax.config import Config
 from gpt2_jax.config.sections import PlacementConfig
 from gpt2_jax.data.dataset import Dataset
 from gpt2_jax.data.mixture import short_source
+from gpt2_jax.model.builder import product_dtype
 from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.placements import AXES, PRESETS
 from gpt2_jax.placements.resolve import differences
@@ -111,7 +112,7 @@ def start_report(
     lines = {
         "model": f"{config.placement.preset}{_overrides(config.placement)}, "
         f"{model.n_layer} layers, {model.n_head} heads, width {model.n_embd}: "
-        f"{known['parameters']:,} parameters, computing in {model.dtype}",
+        f"{known['parameters']:,} parameters, computing in {_precision(compiled.model_def)}",
         "data": f"{config.data.source} as {config.data.tokenizer}: {_training_text(corpus)}, "
         f"{corpus.n_tokens('val'):,} validation tokens",
         **_mixture(corpus, tokens),
@@ -136,6 +137,13 @@ def start_report(
     width = shutil.get_terminal_size(fallback=(100, 24)).columns
     wrap = textwrap.TextWrapper(width, subsequent_indent=" " * 11, break_on_hyphens=False)
     return "\n".join(wrap.fill(f"{name:<10} {text}") for name, text in lines.items())
+
+
+def _precision(model_def: ModelDef) -> str:
+    dtype = model_def.cfg.dtype
+    rounded = product_dtype(model_def.cfg, model_def.target)
+    products = "" if rounded in (None, dtype) else f", matrix products of {rounded}"
+    return f"{dtype}{products}"
 
 
 def _training_text(corpus: Dataset) -> str:

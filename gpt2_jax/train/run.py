@@ -27,7 +27,7 @@ from gpt2_jax.train import report
 from gpt2_jax.train.checkpoint import Checkpoints
 from gpt2_jax.train.compiled_step import CompiledStep
 from gpt2_jax.train.diagnostics import DiagnosticsFn, compile_diagnostics
-from gpt2_jax.train.evaluation import DatasetScore, Evaluator
+from gpt2_jax.train.evaluation import DatasetScore
 from gpt2_jax.train.prefetch import Prefetch
 from gpt2_jax.train.processes import ALONE, Processes
 from gpt2_jax.train.run_logger import RunLogger
@@ -63,17 +63,10 @@ class Run:
     stopped_by: str | None = None
     logger: RunLogger = field(init=False)
     progress: Progress = field(init=False)
-    evaluator: Evaluator = field(init=False)
 
     def __post_init__(self) -> None:
         train, compiled = self.config.train, self.compiled
         self.tokens_per_step = report.tokens_per_step(self.config)
-        self.evaluator = Evaluator(
-            compiled.model_def,
-            compiled.mesh,
-            self.config.data.seq_len,
-            train.batch_size // train.accumulation,
-        )
         self.diagnostics = self._compile_diagnostics()
         self.progress = Progress(train.steps, self.step, self.tokens_per_step)
         self.logger = RunLogger(
@@ -177,7 +170,7 @@ class Run:
 
     def _begin(self) -> None:
         with self._paused():
-            with status("compiling the evaluation and validating at step 0"):
+            with status("validating at step 0"):
                 score = self._score()
             self._report(score)
             diagnostics = self._diagnose(self._batch(0))
@@ -187,7 +180,7 @@ class Run:
     def _complete_row(self, row: Row) -> None:
         """Repeats the evaluation of the last row, which a signal interrupted."""
         with self._paused():
-            with status(f"compiling the evaluation and validating at step {self.step}"):
+            with status(f"validating at step {self.step}"):
                 score = self._score()
             self._report(score)
             self.logger.complete(row | score.metrics())
@@ -255,7 +248,7 @@ class Run:
 
         self.stop.check()  # before the evaluation is compiled
         corpus, limit = self.corpus, self.config.train.eval_tokens
-        return self.evaluator.score_dataset(
+        return self.compiled.evaluator.score_dataset(
             self.state.all_params, self.step, corpus, limit, between_batches=between_batches
         )
 

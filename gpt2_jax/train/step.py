@@ -43,9 +43,9 @@ def make_step(
 
     Frozen parameters have no gradient and do not count in the gradient norm.
 
-    Metrics are scalars: `loss` (mean nats per token), `grad_norm` (before clipping), `lr`,
-    `skipped` and `max_consecutive_skipped`; with `track.diagnostics_every` also
-    `block_grad_norms` (L).
+    Metrics are scalars: `loss` (mean nats per token, plus the z-loss if there is one), `grad_norm`
+    (before clipping), `lr`, `skipped` and `max_consecutive_skipped`; with
+    `track.diagnostics_every` also `block_grad_norms` (L).
     """
     schedule = make_schedule(config.optimizer, config.train.steps)
     gradients = make_gradients(config, model_def, mesh)
@@ -93,7 +93,7 @@ def make_gradients(config: Config, model_def: ModelDef, mesh: Mesh | None) -> Ca
     devices once. For a batch with weights the loss is sum(w nll) / sum(w) over the whole batch,
     however it is distributed.
     """
-    parts = config.train.accumulation
+    parts, z_loss = config.train.accumulation, config.train.z_loss
     layout = None if mesh is None else make_layout(model_def, mesh)
     of_device = model_def if layout is None else layout.on_device
 
@@ -109,7 +109,8 @@ def make_gradients(config: Config, model_def: ModelDef, mesh: Mesh | None) -> Ca
 
         def part(batch: Batch, keys: jax.Array) -> tuple[jax.Array, Any]:
             def loss(params: Any) -> jax.Array:
-                return mean_loss(join(params, frozen), of_device, batch, keys, step, weight)
+                whole = join(params, frozen)
+                return mean_loss(whole, of_device, batch, keys, step, weight, z_loss)
 
             return jax.value_and_grad(loss)(params)
 

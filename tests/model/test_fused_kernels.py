@@ -56,6 +56,25 @@ def test_loss_and_gradients_are_those_of_the_plain_model(changes, kernels):
     )
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("remat", ["none", "elementwise", "block"])
+def test_loss_weights_and_remat_give_the_gradients_of_the_plain_model(weighted, remat):
+    weights_BT = np.random.default_rng(2).uniform(0, 1, (3, 12)).astype(np.float32)
+    batch = TOKENS._replace(weights_BT=weights_BT if weighted else None)
+    loss = lambda model: lambda params: mean_loss(params, model, batch, None, 0, z_loss=0.1)
+    model, params = tiny_model()
+    plain = jax.jit(jax.value_and_grad(loss(model)))(params)
+    fused_model, _ = tiny_model(FUSED, model__remat=remat)
+    function = jax.value_and_grad(loss(fused_model))
+    # `block` and `elementwise` compute the two norms of the block again in the backward pass.
+    assert n_kernels(function, params) == (7 if remat == "none" else 9)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        jax.jit(function)(params),
+        plain,
+    )
+
+
 def test_evaluation_is_that_of_the_plain_model():
     ids = np.random.default_rng(1).integers(0, 11, 40).astype(np.uint16)
     mesh = make_mesh(tiny().train, tiny().mesh)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from gpt2_jax.data.dataset import single
 from gpt2_jax.data.shards import Tokens
+from gpt2_jax.train.compiled_step import compile_step
 from gpt2_jax.train.evaluation import DatasetScore, Evaluator, Score, evenly_spaced_windows, windows
 from gpt2_jax.train.mesh import make_mesh
 from tests.tools import tiny, tiny_model
@@ -98,3 +99,18 @@ def test_metrics_in_bits_per_byte():
     assert metrics["val/accuracy"] == 0.25
     assert metrics["val/loss"] == pytest.approx(2 * np.log(2))
     assert "val/bits_per_byte" not in of_one(Score(1.0, 0, 1), None)
+
+
+@pytest.mark.parametrize("changes", [{}, {"optimizer__frozen": ("blocks.0",), "mesh__fsdp": 2}])
+def test_programs_that_are_compiled_with_the_step_give_the_same_results(changes):
+    """Parameters that are frozen in part are joined, so their layout may differ."""
+    alone, together = (compile_step(tiny(**changes), others=others) for others in (False, True))
+    assert isinstance(together.init, jax.stages.Compiled)
+    assert not isinstance(alone.init, jax.stages.Compiled)
+    states = [program.init() for program in (alone, together)]
+    jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, states))
+    scores = [
+        program.evaluator.score(state.all_params, 0, Tokens([IDS]))
+        for program, state in zip((alone, together), states, strict=True)
+    ]
+    assert scores[0] == scores[1]

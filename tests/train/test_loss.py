@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 
 from gpt2_jax.data.batch import Batch
+from gpt2_jax.data.shards import Tokens
+from gpt2_jax.model.definition import define_model
+from gpt2_jax.nn.loss import cross_entropy
+from gpt2_jax.train.evaluation import Evaluator
 from gpt2_jax.train.loss import batch_loss
 from gpt2_jax.train.mesh import by_rows
 from tests.train.test_step import Trainer
@@ -37,6 +41,42 @@ def test_the_gradient_of_the_loss_is_softmax_minus_one_hot_and_takes_no_scatter(
     expected = (e / e.sum(-1, keepdims=True) - np.eye(5)[TOKENS[:, 1:]]) / 6
     np.testing.assert_allclose(gradient(jnp.asarray(LOGITS)), expected, atol=1e-6)
     assert "scatter" not in str(jax.make_jaxpr(gradient)(LOGITS))
+
+
+Z_LOSS = 0.1  # large, so that an error in it shows
+
+
+def test_z_loss_adds_the_squared_log_of_the_partition_function():
+    logits, targets = np.float64(LOGITS), TOKENS[:, 1:]
+    e = np.exp(logits)
+    log_z = np.log(e.sum(-1))
+    nll = log_z - np.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    total = lambda x: cross_entropy(x, targets, Z_LOSS).sum()
+    value, gradient = jax.value_and_grad(total)(jnp.asarray(LOGITS))
+    assert float(value) == pytest.approx((nll + Z_LOSS * log_z**2).sum(), rel=1e-6)
+    factor = 1 + 2 * Z_LOSS * log_z[..., None]
+    expected = factor * e / e.sum(-1, keepdims=True) - np.eye(5)[targets]
+    np.testing.assert_allclose(gradient, expected, atol=1e-6)
+
+
+def test_z_loss_is_part_of_the_training_loss_and_not_of_the_validation_loss():
+    plain, penalized = Trainer(), Trainer(train__z_loss=Z_LOSS)
+    params = plain.state.params
+    batch = plain.sampler.batch(0)
+    model = define_model(plain.config.model, plain.config.placement)
+    logits = model.bind(jax.device_get(params))(batch.inputs_BT)
+    log_z_BT = np.log(np.exp(np.float64(logits)).sum(-1))
+
+    def losses(trainer):
+        tokens = Tokens([np.arange(40, dtype=np.uint16) % 11])
+        evaluator = Evaluator(model, trainer.mesh, 12, 8)
+        val = evaluator.score(trainer.state.params, 0, tokens).loss
+        placed = jax.device_put(batch, by_rows(trainer.mesh))
+        return trainer.step(trainer.state, placed)[1]["loss"].item(), val
+
+    (loss, val), (with_z, val_with_z) = losses(plain), losses(penalized)
+    assert val == val_with_z
+    assert with_z - loss == pytest.approx(Z_LOSS * (log_z_BT**2).mean(), rel=1e-4)
 
 
 def steps(weights, **changes):

@@ -78,3 +78,15 @@ def test_start_report_fits_the_terminal(monkeypatch):
     lines = report.start_report(tiny(), program, corpus, 0, 0.1).splitlines()
     assert max(map(len, lines)) <= 60
     assert sum(line[0] != " " for line in lines) == 9
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({}, "float32"),
+        ({"model.matmul_dtype": "bfloat16"}, "float32, matrix products of bfloat16"),
+        ({"model.dtype": "bfloat16"}, "bfloat16"),
+    ],
+)
+def test_precision_names_the_dtype_of_products_if_it_differs(changes, shown):
+    assert report._precision(tiny(**changes).model) == shown

@@ -176,5 +176,6 @@ def square_matrices(build: BlockBuilder, site: str, n: int) -> Linear:
         std=build.std(ONE, d, d, build.sublayers[0]),
         init=build.init,
         dtype=build.cfg.dtype,
+        product_dtype=build.product_dtype,
         bias=False,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,68 +12,86 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from gpt2_jax.nn.linear import project
 from gpt2_jax.nn.loss import cross_entropy
+from gpt2_jax.nn.products import product
 
 WARPS = 16
 CHUNK = 2048  # logits that a program loads at a time
 # Above it, exponentials are computed again, relative to the largest logit. It is far below the
 # largest float32 and bfloat16 (3e38), so that products with the exponentials stay finite.
 LARGEST_SUM = 1e20
+SMALLEST_FACTOR = 1e-6  # of the softmax in the gradient with a z-loss, so that s / a stays finite
 
 Saved = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
+class HeadLoss(NamedTuple):
+    """What is static in `head_loss`.
+
+    Attributes:
+      n_vocab: the number of logits; the head may have more rows.
+      dtype: what the inputs of matrix products are rounded to.
+      z_loss: the weight of log^2 Z, as in `nn.loss.cross_entropy`.
+    """
+
+    n_vocab: int
+    dtype: jnp.dtype
+    z_loss: float = 0.0
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def head_loss(n_vocab: int, x_ND: jax.Array, head_VD: jax.Array, targets_N: jax.Array) -> jax.Array:
-    """Returns -log softmax(x head^T)[target] over the first `n_vocab` logits, float32 (N).
+def head_loss(
+    kind: HeadLoss, x_ND: jax.Array, head_VD: jax.Array, targets_N: jax.Array
+) -> jax.Array:
+    """Returns the `cross_entropy` of targets over the first `n_vocab` logits x head^T, float32 (N).
 
     Logits l are float32, whatever the dtype of x and head. With e = exp(l - l[target]) and
     s = sum(e), the loss is log(s), and its gradient is (e - s onehot(target)) / s. A kernel reads
-    l once and writes e - s onehot(target) in the dtype of x. The division by s, and the product
+    l once and writes e - s onehot(target) in `kind.dtype`. The division by s, and the product
     with the incoming gradient of each row, are applied to the small results and factors of the
     two matrix products that follow. XLA would read l three times: for its maximum, the sum and the
     gradient. Without a gradient, as in evaluation, no kernel is used.
 
+    With a z-loss, log^2 Z is added, and the gradient is (a e - s onehot(target)) / s with
+    a = 1 + 2 z log(Z). The kernel then returns s / a in place of s, so that the rest is unchanged.
+
     Targets must be in [0, n_vocab); the kernel does not check.
     """
-    return cross_entropy(project(x_ND, head_VD)[:, :n_vocab], targets_N)
+    logits_NV = product("ND,VD->NV", x_ND, head_VD, kind.dtype)
+    return cross_entropy(logits_NV[:, : kind.n_vocab], targets_N, kind.z_loss)
 
 
 def _forward(
-    n_vocab: int, x_ND: jax.Array, head_VD: jax.Array, targets_N: jax.Array
+    kind: HeadLoss, x_ND: jax.Array, head_VD: jax.Array, targets_N: jax.Array
 ) -> tuple[jax.Array, Saved]:
-    logits_NV = project(x_ND, head_VD)
-    nll_N, sum_N, d_NV = rows_loss(n_vocab, logits_NV, targets_N, x_ND.dtype)
+    logits_NV = product("ND,VD->NV", x_ND, head_VD, kind.dtype)
+    nll_N, sum_N, d_NV = rows_loss(kind, logits_NV, targets_N)
     return nll_N, (d_NV, sum_N, x_ND, head_VD)
 
 
-def _backward(n_vocab: int, saved: Saved, g_N: jax.Array) -> tuple[jax.Array, jax.Array, None]:
-    del n_vocab
+def _backward(kind: HeadLoss, saved: Saved, g_N: jax.Array) -> tuple[jax.Array, jax.Array, None]:
     d_NV, sum_N, x_ND, head_VD = saved
     factor_N1 = (g_N / sum_N)[:, None]
-    dx_ND = factor_N1 * project(d_NV, head_VD.T)
-    dhead_VD = jnp.einsum("NV,ND->VD", d_NV, (factor_N1 * x_ND).astype(x_ND.dtype))
-    return dx_ND.astype(x_ND.dtype), dhead_VD, None
+    dx_ND = factor_N1 * product("NV,VD->ND", d_NV, head_VD, kind.dtype)
+    scaled_ND = (factor_N1 * x_ND).astype(kind.dtype)
+    multiply = partial(jnp.einsum, preferred_element_type=head_VD.dtype)
+    return dx_ND.astype(x_ND.dtype), multiply("NV,ND->VD", d_NV, scaled_ND), None
 
 
 head_loss.defvjp(_forward, _backward)
 
 
 def rows_loss(
-    n_vocab: int,
-    logits_NV: jax.Array,
-    targets_N: jax.Array,
-    dtype: jax.typing.DTypeLike,
+    kind: HeadLoss, logits_NV: jax.Array, targets_N: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the loss of each row, s, and e - s onehot(target) in `dtype`, as in `head_loss`.
+    """Returns the loss of each row, s, and e - s onehot(target) in `kind.dtype`, as in `head_loss`.
 
     If s would exceed `LARGEST_SUM`, e and s are relative to the largest logit instead.
     """
     row = jax.ShapeDtypeStruct(targets_N.shape, jnp.float32)
     return pl.pallas_call(
-        partial(_kernel, n_vocab=n_vocab),
-        out_shape=(row, row, jax.ShapeDtypeStruct(logits_NV.shape, dtype)),
+        partial(_kernel, n_vocab=kind.n_vocab, z_loss=kind.z_loss),
+        out_shape=(row, row, jax.ShapeDtypeStruct(logits_NV.shape, kind.dtype)),
         grid=(targets_N.size,),
         compiler_params=plgpu.CompilerParams(num_warps=WARPS),
         name="cross_entropy",
@@ -81,7 +99,14 @@ def rows_loss(
 
 
 def _kernel(
-    logits_ref: Any, targets_ref: Any, nll_ref: Any, sum_ref: Any, d_ref: Any, *, n_vocab: int
+    logits_ref: Any,
+    targets_ref: Any,
+    nll_ref: Any,
+    sum_ref: Any,
+    d_ref: Any,
+    *,
+    n_vocab: int,
+    z_loss: float,
 ) -> None:
     row = pl.program_id(0)
     target = targets_ref[row]
@@ -117,6 +142,12 @@ def _kernel(
     first = target_logit, write_exponentials(target_logit)
     # Runs at most once: relative to the largest logit, the sum is at most `n_vocab`.
     reference, total = lax.while_loop(lambda found: found[1] > LARGEST_SUM, again, first)
-    nll_ref[row] = jnp.log(total) + (reference - target_logit)
+    nll = jnp.log(total) + (reference - target_logit)
+    if z_loss:
+        log_z = jnp.log(total) + reference
+        nll += z_loss * log_z * log_z
+        factor = 1.0 + 2.0 * z_loss * log_z
+        total /= jnp.where(jnp.abs(factor) < SMALLEST_FACTOR, SMALLEST_FACTOR, factor)
+    nll_ref[row] = nll
     sum_ref[row] = total
     d_ref[row, target] = (jnp.exp(target_logit - reference) - total).astype(d_ref.dtype)

@@ -1,0 +1,242 @@
+"""Times a train step on a CPU, ours and nanoGPT's in PyTorch, in turn on the same machine.
+
+    python -m benchmarks.cpu --nanogpt=CHECKOUT --torch_python=PYTHON
+
+For each size it starts six processes: ours with products of float32 and of bfloat16
+(`model.matmul_dtype`), and nanoGPT's model eager and compiled, in float32 and with bfloat16
+autocast. They take turns of a few steps, one at a time, and medians over all turns are printed. A
+step is the forward and backward pass, clipping and AdamW on a batch that is already in memory. Then
+our step's matrix products are timed alone. You provide a checkout of nanoGPT and a Python with
+torch; `--nanogpt` may be left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+VOCABULARY = 65  # characters of Tiny Shakespeare
+# Idle OpenMP threads would otherwise spin for a while after each turn.
+QUIET = {"KMP_BLOCKTIME": "0", "OMP_WAIT_POLICY": "PASSIVE"}
+PEER = """
+import json, sys, time, torch
+from contextlib import nullcontext
+from model import GPT, GPTConfig
+
+size, dtype, compiled = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3] == "compiled"
+torch.manual_seed(0)
+shape = dict(n_layer=size["n_layer"], n_head=size["n_head"], n_embd=size["n_embd"])
+model = GPT(GPTConfig(block_size=size["seq_len"], vocab_size=65, dropout=0.0, bias=True, **shape))
+optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), "cpu")
+context = torch.autocast("cpu", torch.bfloat16) if dtype == "bfloat16" else nullcontext()
+model = torch.compile(model) if compiled else model
+x, y = torch.randint(65, (2, size["batch_size"], size["seq_len"]))
+
+def step():
+    with context:
+        loss = model(x, y)[1]
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    loss.item()
+
+for _ in range(3):
+    step()
+print("ready", flush=True)
+for line in sys.stdin:
+    started = time.perf_counter()
+    for _ in range(int(line)):
+        step()
+    print("ms", (time.perf_counter() - started) / int(line) * 1e3, flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Size:
+    """The shape of a model and a batch; `n_steps` are taken in a turn."""
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    seq_len: int
+    batch_size: int
+    n_steps: int
+
+
+SIZES = {"4x128": Size(4, 4, 128, 64, 12, 20), "6x384": Size(6, 6, 384, 256, 8, 1)}
+OURS = {"ours, float32": "float32", "ours, bfloat16 products": "bfloat16"}
+PEERS = {
+    f"nanoGPT {mode}, {name}": (dtype, mode)
+    for dtype, name in (("float32", "float32"), ("bfloat16", "bfloat16 autocast"))
+    for mode in ("eager", "compiled")
+}
+
+
+class Worker:
+    """A process that takes steps when asked, and reports the milliseconds per step."""
+
+    def __init__(self, command: list[str], cwd: Path) -> None:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self._process = subprocess.Popen(command, cwd=cwd, env=os.environ | QUIET, **pipes)
+        self._answer("ready")
+
+    def turn(self, n_steps: int) -> float:
+        """Returns the milliseconds per step of n steps."""
+        assert self._process.stdin is not None
+        print(n_steps, file=self._process.stdin, flush=True)
+        return float(self._answer("ms"))
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _answer(self, word: str) -> str:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            first, _, rest = line.strip().partition(" ")
+            if first == word:
+                return rest
+        sys.exit(f"a worker ended with exit code {self._process.wait()}")
+
+
+def serve(size: Size, dtype: str) -> None:
+    """Trains our model, a few steps for each number on standard input."""
+    from benchmarks.placements import batch, timed
+    from gpt2_jax.config import Config, replace, resolve
+    from gpt2_jax.train.compiled_step import compile_step
+    from gpt2_jax.train.malloc import keep_freed_memory
+    from gpt2_jax.train.mesh import configure_devices
+
+    shape = {name: getattr(size, name) for name in ("n_layer", "n_head", "n_embd")}
+    changes = {f"model.{name}": value for name, value in shape.items()}
+    changes |= {"model.n_positions": size.seq_len, "data.seq_len": size.seq_len}
+    changes |= {"model.matmul_dtype": dtype, "train.batch_size": size.batch_size}
+    config = resolve(replace(Config(), changes), VOCABULARY)
+    keep_freed_memory(config.model)
+    configure_devices(config.train, config.mesh)
+    program = compile_step(config)
+    tokens = program.put(batch(config))
+    state, _ = timed(program, program.start(batch(config)), tokens, 3)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        state, ms = timed(program, state, tokens, int(line))
+        print("ms", ms, flush=True)
+
+
+def serve_products(size: Size, dtype: str) -> None:
+    """Computes the matrix products of a step, and nothing else, for each number of repeats."""
+    import jax
+    from jax.sharding import PartitionSpec
+
+    from gpt2_jax.config.sections import MeshConfig, TrainConfig
+    from gpt2_jax.nn.products import product
+    from gpt2_jax.train.mesh import by_rows, configure_devices, make_mesh, row_axes
+
+    train = TrainConfig(batch_size=size.batch_size)
+    configure_devices(train, MeshConfig())
+    mesh = make_mesh(train, MeshConfig())
+    d, t, heads = size.n_embd, size.seq_len, size.n_head
+    by_head = (size.batch_size, heads, t, d // heads)
+    weights = [(d, 3 * d), (d, d), (d, 4 * d), (4 * d, d)] * size.n_layer + [(d, 128)]
+    equations = ["BTI,IO->BTO"] * len(weights)
+    pairs = [((size.batch_size, t, n_in), (n_in, n_out)) for n_in, n_out in weights]
+    equations += ["BHTK,BHSK->BHTS", "BHTS,BHSK->BHTK"] * size.n_layer
+    pairs += [(by_head, by_head), ((*by_head[:3], t), by_head)] * size.n_layer
+
+    def one(equation: str, a: jax.Array, b: jax.Array) -> tuple[jax.Array, ...]:
+        if equation == "BTI,IO->BTO":
+            equation, a = "NI,IO->NO", a.reshape(-1, a.shape[-1])
+        y, pullback = jax.vjp(lambda a, b: product(equation, a, b, dtype), a, b)
+        return tuple(x.reshape(-1)[:1] for x in (y, *pullback(y)))
+
+    rows = PartitionSpec(row_axes(mesh))
+    specs = [(rows, rows if len(b) == 4 else PartitionSpec()) for _, b in pairs]
+    key = jax.random.key(0)
+    arrays = [tuple(jax.random.normal(key, shape) for shape in pair) for pair in pairs]
+    local = lambda arrays: [one(e, *pair) for e, pair in zip(equations, arrays, strict=True)]
+    run = jax.jit(
+        jax.shard_map(local, mesh=mesh, in_specs=(specs,), out_specs=rows, check_vma=False)
+    )
+    everywhere = jax.sharding.NamedSharding(mesh, PartitionSpec())
+    placed = [
+        (
+            jax.device_put(a, by_rows(mesh)),
+            jax.device_put(b, by_rows(mesh) if b.ndim == 4 else everywhere),
+        )
+        for a, b in arrays
+    ]
+    jax.block_until_ready(run(placed))
+    print("ready", flush=True)
+    for line in sys.stdin:
+        started = time.perf_counter()
+        for _ in range(int(line)):
+            jax.block_until_ready(run(placed))
+        print("ms", (time.perf_counter() - started) / int(line) * 1e3, flush=True)
+
+
+def measure(size: Size, args: argparse.Namespace) -> dict[str, float]:
+    """Returns the median milliseconds of each program, which run in turn."""
+    own = [sys.executable, "-m", "benchmarks.cpu", "--worker", json.dumps(asdict(size))]
+    commands = {name: ([*own, "step", dtype], ROOT) for name, dtype in OURS.items()}
+    if args.nanogpt is not None:
+        peer = [args.torch_python, "-c", PEER, json.dumps(asdict(size))]
+        commands |= {name: ([*peer, *words], args.nanogpt) for name, words in PEERS.items()}
+    for name, dtype in OURS.items():
+        commands[f"products alone: {name}"] = ([*own, "products", dtype], ROOT)
+    workers = {}
+    for name, command in commands.items():
+        print(f"starting {name}", file=sys.stderr)
+        workers[name] = Worker(*command)
+    times: dict[str, list[float]] = {name: [] for name in workers}
+    for _ in range(args.rounds):
+        for name, worker in workers.items():
+            times[name].append(worker.turn(size.n_steps))
+            print(f"{name}: {times[name][-1]:.1f} ms", file=sys.stderr)
+    for worker in workers.values():
+        worker.close()
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def show(name: str, medians: dict[str, float]) -> None:
+    """Prints a table of one size."""
+    peers = [ms for peer, ms in medians.items() if peer in PEERS and PEERS[peer][0] == "float32"]
+    print(f"\n| {name} | ms per step | of nanoGPT's faster float32 | products alone |")
+    print("|---|---|---|---|")
+    for program, ms in medians.items():
+        if program.startswith("products"):
+            continue
+        ratio = f"{ms / min(peers):.2f}" if peers else ""
+        alone = medians.get(f"products alone: {program}")
+        products = f"{alone:.1f} ms, {100 * alone / ms:.0f}%" if alone else ""
+        print(f"| {program} | {ms:.1f} | {ratio} | {products} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--nanogpt", type=Path)
+    parser.add_argument("--torch_python", default=sys.executable)
+    parser.add_argument("--sizes", default=",".join(SIZES))
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        size, work, dtype = args.worker
+        {"step": serve, "products": serve_products}[work](Size(**json.loads(size)), dtype)
+        return
+    for name in args.sizes.split(","):
+        show(name, measure(SIZES[name], args))
+
+
+if __name__ == "__main__":
+    main()
