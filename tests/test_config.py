@@ -270,6 +270,22 @@ def test_default_model_is_gpt2():
             {"track.wandb.mode": "onlin"},
             "track.wandb.mode='onlin' is unknown; did you mean 'online'?",
         ),
+        (
+            {"track.profile": "10-15"},
+            "track.profile='10-15' must be start:stop, such as 20:25",
+        ),
+        (
+            {"track.profile": "15:15"},
+            "track.profile=15:15: start must be below stop, and stop at most train.steps=20",
+        ),
+        (
+            {"track.profile": "15:21"},
+            "track.profile=15:21: start must be below stop, and stop at most train.steps=20",
+        ),
+        (
+            {"track.profile": "0:101", "train.steps": 200},
+            "track.profile=0:101 traces 101 steps; choose at most 100",
+        ),
     ],
 )
 def test_error_is_one_line_that_names_the_field_and_the_fix(changes, line):

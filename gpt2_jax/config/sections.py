@@ -271,14 +271,32 @@ class WandbConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackConfig:
-    """Diagnostics and wandb."""
+    """Diagnostics, profiling and wandb."""
 
     diagnostics_every: int | None = count(
         None,
         "steps between diagnostics by depth (stream, sublayers, gradients, attention, loss with "
         "each block ablated), also at 0 and at the end; unset: none",
     )
+    profile: str | None = setting(
+        None,
+        "`start:stop`: trace the steps after step `start` up to step `stop`, and print where their "
+        "time goes; unset: none",
+        longest=32,
+    )
     wandb: WandbConfig = WandbConfig()
+
+    @property
+    def profiled_steps(self) -> tuple[int, int] | None:
+        """The numbers of steps before and after the traced ones, None if none are traced.
+
+        Raises:
+          ValueError: if `profile` is not two numbers.
+        """
+        if self.profile is None:
+            return None
+        start, stop = map(int, self.profile.split(":"))
+        return start, stop
 
 
 @dataclass(frozen=True, kw_only=True)

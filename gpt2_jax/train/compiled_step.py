@@ -42,6 +42,7 @@ class CompiledStep:
       attention: the kernel found in the compiled step.
       peak_bytes: peak memory of one device, None if XLA does not report it.
       compile_seconds: time spent lowering and compiling.
+      hlo: returns the text of the compiled step.
     """
 
     model_def: ModelDef
@@ -53,6 +54,7 @@ class CompiledStep:
     attention: str
     peak_bytes: int | None
     compile_seconds: float
+    hlo: Callable[[], str]
 
     @property
     def devices(self) -> list[str]:
@@ -132,6 +134,7 @@ def compile_step(config: Config) -> CompiledStep:
         attention=kernel_of(compiled.as_text(), kernel),
         peak_bytes=peak_bytes(compiled),
         compile_seconds=time.monotonic() - started,
+        hlo=compiled.as_text,
     )
 
 

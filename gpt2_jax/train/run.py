@@ -30,6 +30,7 @@ from gpt2_jax.train.compiled_step import CompiledStep
 from gpt2_jax.train.diagnostics import DiagnosticsFn, compile_diagnostics
 from gpt2_jax.train.evaluation import Evaluator, Score
 from gpt2_jax.train.prefetch import Prefetch
+from gpt2_jax.train.profile import Profile
 from gpt2_jax.train.run_logger import RunLogger
 from gpt2_jax.train.rundir import RunDirectory
 from gpt2_jax.train.signals import Stopped, StopSignal
@@ -84,6 +85,13 @@ class Run:
             self.resumed_from,
             self.progress.note,
         )
+        self.profile = Profile(
+            self.config.track.profiled_steps,
+            self.step,
+            self.directory.profile_path,
+            compiled.hlo,
+            self.progress.note,
+        )
         # A step's metrics and per-block diagnostics, still on the devices.
         self.pending: tuple[int, Metrics, Metrics] | None = None
         self.clock = time.monotonic()  # when the last row was read, excluding pauses
@@ -116,6 +124,7 @@ class Run:
             self._finish(text)
             code = EXIT_STOPPED if self.stopped_by else EXIT_FINISHED
         finally:
+            self.profile.close()
             self.logger.close(code)
         return code
 
@@ -135,6 +144,9 @@ class Run:
         self.progress.begin()
         with Prefetch(self.sampler.batch, self.compiled.put, self.step, last) as batches:
             self._train_on(batches)
+            if self.profile.is_active:  # the run stops early
+                with self._paused():
+                    self.profile.end(self.step)
         self._write_pending()
         if self.stop.requested and self.step < self.config.train.steps and not logger.is_stale():
             self.stopped_by = self.stop.requested
@@ -147,7 +159,9 @@ class Run:
         for batch in batches:
             if self.stop.requested:
                 return
-            self.state, metrics = self.compiled.step(self.state, batch)
+            self._profile()
+            with jax.profiler.StepTraceAnnotation("train", step_num=self.step + 1):
+                self.state, metrics = self.compiled.step(self.state, batch)
             self.step += 1
             # Wait for the previous step, so that at most one step runs and one is queued. (With
             # dozens of programs in flight, collectives on a CPU deadlock.)
@@ -155,6 +169,7 @@ class Run:
                 before.block_until_ready()
                 self.progress.advance_to(self.step - 1)
             before = metrics["loss"]
+            self._profile()
             self._write_pending()
             if self.logger.is_due(self.step):
                 self.pending = (self.step, metrics, self._diagnose(batch))
@@ -163,6 +178,15 @@ class Run:
                     self._evaluate_and_save()
                 if self.logger.is_stale():
                     return
+
+    def _profile(self) -> None:
+        """Starts or ends the trace of `track.profile` if it is due."""
+        if self.profile.is_due(self.step):
+            with self._paused():
+                if self.profile.is_active:
+                    self.profile.end(self.step)
+                else:
+                    self.profile.begin()
 
     def _begin(self) -> None:
         with self._paused():
@@ -191,10 +215,13 @@ class Run:
     def _paused(self) -> Iterator[None]:
         """Excludes the time spent in the context from the measured speed."""
         jax.block_until_ready(self.state)
-        before = time.monotonic()
+        before, profiling = time.monotonic(), self.profile.is_active
         yield
-        self.clock += time.monotonic() - before
-        self.progress.pause(time.monotonic() - before)
+        seconds = time.monotonic() - before
+        self.clock += seconds
+        self.progress.pause(seconds)
+        if profiling:
+            self.profile.pause(seconds)
 
     def _evaluate_and_save(self) -> None:
         row = self._row()

@@ -68,7 +68,7 @@ class Busy(UserError):
 
 
 class RunDirectory:
-    """`--workdir`: config.json, run.json, metrics.jsonl, checkpoints/, loss.png, wandb/.
+    """`--workdir`: config.json, run.json, metrics.jsonl, checkpoints/, loss.png, profile/, wandb/.
 
     An import creates it with config.json, run.json and weights/.
 
@@ -89,6 +89,7 @@ class RunDirectory:
         self.weights_path = self.path.absolute() / "weights"  # imported, not trained
         self.plot_path = self.path / "loss.png"
         self.sample_path = self.path / "sample.txt"
+        self.profile_path = self.path / "profile"
         self._lock: IO[str] | None = None
         self._created: list[Path] = []  # folders and lock that `lock` created, innermost first
         self._claimed = False
