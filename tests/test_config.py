@@ -406,6 +406,10 @@ def test_fields_that_may_change_on_resume(tmp_path, changes):
     [
         ({"optimizer.peak_lr": 0.5}, "optimizer.peak_lr (was 0.01, now 0.5)"),
         ({"seed": 1}, "seed (was 0, now 1)"),
+        (
+            {"optimizer.moments_dtype": "int8"},
+            "optimizer.moments_dtype (was 'float32', now 'int8')",
+        ),
         ({"train.steps": 19}, "train.steps (was 20, now 19)"),
         ({"train.batch_size": 16}, "train.batch_size (was 8, now 16)"),
         ({"model.n_layer": 3, "seed": 2}, "seed (was 0, now 2), model.n_layer (was 2, now 3)"),

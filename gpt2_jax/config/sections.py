@@ -187,6 +187,11 @@ class OptimizerConfig:
     b2: float = share(0.95, "decay rate of Adam's second moment")
     eps: float = setting(1e-8, "Adam's epsilon", above=0, maximum=1)
     momentum: float = share(0.95, "Nesterov momentum of Muon")
+    moments_dtype: str = setting(
+        "float32",
+        "stored dtype of the moments of matrices and embeddings; updates compute in float32",
+        choices=("float32", "bfloat16", "int8"),
+    )
     grad_clip: float = setting(
         1.0, "clip gradients to this global norm; 0: no clipping", minimum=0, maximum=1e30
     )
@@ -212,6 +217,11 @@ class TrainConfig:
     steps: int = count(1000, "total number of steps")
     batch_size: int = count(32, "sequences per step, summed over devices and micro-batches")
     accumulation: int = count(1, "micro-batches per step")
+    micro_batch: str | None = setting(
+        None,
+        "`auto`: raise `accumulation` until a step fits in the devices' memory; unset: keep it",
+        choices=("auto",),
+    )
     log_every: int = count(10, "steps between rows of metrics.jsonl")
     eval_every: int = count(250, "steps between evaluations (also at 0 and at the end)")
     eval_tokens: int | None = count(

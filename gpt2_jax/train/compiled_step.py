@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gpt2_jax.config import Config
-from gpt2_jax.config.capacity import COPIES, FLOAT
+from gpt2_jax.config.capacity import FLOAT, parameter_bytes
 from gpt2_jax.data.batch import Batch
 from gpt2_jax.errors import UserError
 from gpt2_jax.model.data_dependent_init import data_dependent_init
@@ -139,21 +139,25 @@ def compile_step(config: Config) -> CompiledStep:
 
 
 def state_bytes(config: Config, model_def: ModelDef) -> int:
-    """Returns the bytes of the state and a gradient, all of it float32."""
+    """Returns the bytes of the state and of a gradient, which is float32."""
     n_params = sum(math.prod(x.shape) for x in jax.tree.leaves(model_def.shapes))
-    return FLOAT * n_params * (COPIES[config.optimizer.name] + 1)
+    return n_params * (parameter_bytes(config.optimizer) + FLOAT)
+
+
+class TooLarge(UserError):
+    """A program needs more memory than a device has."""
 
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Turns a device's out-of-memory error into a `UserError` that says what to change."""
+    """Turns a device's out-of-memory error into a `TooLarge` that says what to change."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         reason = " ".join(str(error).split())[:200]
-        raise UserError(
+        raise TooLarge(
             f"the device has too little memory ({reason}); raise train.accumulation, lower "
             "train.batch_size, or set model.remat=block"
         ) from None

@@ -20,7 +20,8 @@ from gpt2_jax.train import report
 from gpt2_jax.train.checkpoint import Checkpoints
 from gpt2_jax.train.compiled_step import CompiledStep, compile_step, memory_errors
 from gpt2_jax.train.malloc import keep_freed_memory
-from gpt2_jax.train.mesh import configure_devices
+from gpt2_jax.train.mesh import configure_devices, make_mesh
+from gpt2_jax.train.micro_batch import largest_micro_batch
 from gpt2_jax.train.open_run import open_data
 from gpt2_jax.train.param_patterns import lr_factors
 from gpt2_jax.train.pretrained import (
@@ -97,8 +98,8 @@ def _train(config: Config, workdir: str, sample: SampleFn | None, stop: StopSign
         if resume.step is None and source is not None:
             check_source(source)
         with memory_errors():
-            with stop.immediate(), status("compiling the train step"):
-                compiled = compile_step(config)
+            with stop.immediate():
+                config, compiled = _compile(config, not directory.is_config_fixed())
             for line in directory.claim(config, corpus, tokenizer):
                 print(f"changed: {line}")
             run = _open_run(config, directory, resume, source, corpus, compiled, sampler, stop)
@@ -116,7 +117,22 @@ def _complete(config: Config, directory: RunDirectory) -> tuple[Config, Pretrain
     tokenizer = load_tokenizer(directory.tokenizer_for(config))
     config = configs.resolve(config, tokenizer.size)
     check_memory(config, training=True)  # again, now that the vocabulary's size is known
-    return config, source
+    return directory.with_chosen_accumulation(config), source
+
+
+def _compile(config: Config, may_choose: bool) -> tuple[Config, CompiledStep]:
+    """Returns the compiled train step, and the config with its `train.accumulation`."""
+    if config.train.micro_batch is None or not may_choose:
+        with status("compiling the train step"):
+            return config, compile_step(config)
+
+    def compiled_with(n: int) -> CompiledStep:
+        with status(f"compiling the train step with train.accumulation={n}"):
+            return compile_step(configs.replace(config, {"train.accumulation": n}))
+
+    mesh = make_mesh(config.train, config.mesh)
+    n, compiled = largest_micro_batch(config.train, mesh, compiled_with)
+    return configs.replace(config, {"train.accumulation": n}), compiled
 
 
 def _print_finished(config: Config, directory: RunDirectory) -> None:

@@ -103,7 +103,7 @@ def parse_program(hlo: str) -> Program:
     computations: dict[str, list[_Instruction]] = {}
     for name, instruction in _instructions(hlo):
         computations.setdefault(name, []).append(instruction)
-    ops, kernels = {}, {}
+    ops, kernels = dict[str, Op](), dict[str, Op]()
     for instructions in computations.values():
         for one in instructions:
             ops[one.name] = op = Op(_category(one, computations), one.found(_SOURCE))

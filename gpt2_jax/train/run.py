@@ -129,7 +129,7 @@ class Run:
         return code
 
     def _finish_saving(self) -> None:
-        self.checkpoints.wait()
+        self.logger.finish_saving()
         self.progress.close()
 
     def _train(self) -> None:
@@ -293,6 +293,8 @@ class Run:
     def _finish(self, text: str | None) -> None:
         logger = self.logger
         logger.finish(self.step, text, self.stopped_by is not None)
+        if line := logger.record_saves():
+            print(line)
         report.print_end(self.directory)
         if logger.is_stale() and self.step < self.config.train.steps:
             best = logger.evaluations[-1 - logger.since_best()]["step"]

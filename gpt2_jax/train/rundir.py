@@ -48,7 +48,7 @@ INFO_TYPES = {
     **dict.fromkeys(("starts", "devices"), list),
     **dict.fromkeys(("first_checkpoint", "parameters", "flops_per_token", "flops"), int),
     "peak_bytes_per_device": int,
-    **dict.fromkeys(("placement", "changed", "mesh"), dict),
+    **dict.fromkeys(("placement", "changed", "mesh", "saves"), dict),
 }
 PACKAGES = (
     "jax",
@@ -259,8 +259,21 @@ class RunDirectory:
         Raises:
           UserError: naming the fields that differ.
         """
-        if self.config_path.exists() and (self.is_started() or self.has_results()):
+        if self.is_config_fixed():
             configs.check_resumable(self.comparable_config(config), config, self.path)
+
+    def is_config_fixed(self) -> bool:
+        """Returns whether a run has started here, so that its config must be used again."""
+        return self.config_path.exists() and (self.is_started() or self.has_results())
+
+    def with_chosen_accumulation(self, config: Config) -> Config:
+        """Returns the config with the `train.accumulation` that was chosen for this run."""
+        if config.train.micro_batch is None or not self.is_config_fixed():
+            return config
+        old = configs.from_json(self.config_path).train
+        if old.micro_batch is None or old.accumulation % config.train.accumulation:
+            return config
+        return configs.replace(config, {"train.accumulation": old.accumulation})
 
     def check_data(self, corpus: Corpus, tokenizer: Tokenizer, source: str) -> None:
         """Checks that text and tokenizer are those that the run was trained with.

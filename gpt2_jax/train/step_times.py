@@ -82,7 +82,8 @@ def step_times(
     Args:
       seconds: time that the steps took.
     """
-    spent, calls = Counter[tuple[str, str, str]](), Counter[tuple[str, str, str]]()
+    spent: dict[tuple[str, str, str], float] = defaultdict(float)
+    calls = Counter[tuple[str, str, str]]()
     intervals: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for event in events:
         op = program.find(event.op, event.kernel)
@@ -104,7 +105,7 @@ def step_times(
     busy = per_step * 1e-6 * sum(map(covered, intervals.values()))
     ops = [
         (*key, ns * per_step * 1e-6, calls[key] * per_step)
-        for key, ns in spent.most_common(LONGEST)
+        for key, ns in sorted(spent.items(), key=lambda item: -item[1])[:LONGEST]
     ]
     known = {name: ms for name, ms in categories.items() if ms}
     return StepTimes(len(intervals), wall, max(0.0, wall - busy), known, ops)
