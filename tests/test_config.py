@@ -277,6 +277,22 @@ def test_default_model_is_gpt2():
             {"track.wandb.mode": "onlin"},
             "track.wandb.mode='onlin' is unknown; did you mean 'online'?",
         ),
+        (
+            {"track.profile": "10-15"},
+            "track.profile='10-15' must be start:stop, such as 20:25",
+        ),
+        (
+            {"track.profile": "15:15"},
+            "track.profile=15:15: start must be below stop, and stop at most train.steps=20",
+        ),
+        (
+            {"track.profile": "15:21"},
+            "track.profile=15:21: start must be below stop, and stop at most train.steps=20",
+        ),
+        (
+            {"track.profile": "0:101", "train.steps": 200},
+            "track.profile=0:101 traces 101 steps; choose at most 100",
+        ),
     ],
 )
 def test_error_is_one_line_that_names_the_field_and_the_fix(changes, line):
@@ -397,6 +413,10 @@ def test_fields_that_may_change_on_resume(tmp_path, changes):
     [
         ({"optimizer.peak_lr": 0.5}, "optimizer.peak_lr (was 0.01, now 0.5)"),
         ({"seed": 1}, "seed (was 0, now 1)"),
+        (
+            {"optimizer.moments_dtype": "int8"},
+            "optimizer.moments_dtype (was 'float32', now 'int8')",
+        ),
         ({"train.steps": 19}, "train.steps (was 20, now 19)"),
         ({"train.batch_size": 16}, "train.batch_size (was 8, now 16)"),
         ({"model.n_layer": 3, "seed": 2}, "seed (was 0, now 2), model.n_layer (was 2, now 3)"),

@@ -12,14 +12,15 @@ from contextlib import suppress
 from glob import glob
 from pathlib import Path
 
-from gpt2_jax.config.sections import Config
+from gpt2_jax.config.sections import Config, OptimizerConfig
 from gpt2_jax.errors import UserError
 from gpt2_jax.placements.axes import GATED
 from gpt2_jax.placements.registry import SUPPORTS
 
 MARGIN = 2  # for swap, and for planning on a smaller machine than the one that trains
 FLOAT = 4  # bytes of a float32
-COPIES = {"adamw": 3, "muon": 2}  # a parameter and its optimizer state, all float32
+N_MOMENTS = {"adamw": 2, "muon": 1}  # of a matrix
+MOMENT_BYTES = {"float32": FLOAT, "bfloat16": 2, "int8": 1}
 ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
 ACCELERATOR_BYTES = 10**12  # more memory than any accelerator has
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -35,23 +36,22 @@ def check_memory(config: Config, training: bool) -> None:
     Raises:
       UserError: naming the sizes.
     """
-    needed, available = least_parameters(config) * FLOAT, machine_bytes()
-    if training:
-        needed *= COPIES[config.optimizer.name]
+    per_parameter = parameter_bytes(config.optimizer) if training else FLOAT
+    needed, available = least_parameters(config) * per_parameter, machine_bytes()
     if needed > MARGIN * available:
         model = config.model
         raise UserError(
             f"model.n_layer={model.n_layer}, model.n_embd={model.n_embd} and "
             f"model.vocab_size={model.vocab_size} mean at least "
-            f"{least_parameters(config):.2g} parameters, which need {_size(needed)}; this machine "
-            f"has {_size(available)}: choose a smaller model"
+            f"{least_parameters(config):.2g} parameters, which need {size(needed)}; this machine "
+            f"has {size(available)}: choose a smaller model"
         )
     if training and needed + (batch := batch_bytes(config)) > MARGIN * available:
         train = config.train
         raise UserError(
             f"train.batch_size={train.batch_size} sequences of data.seq_len="
             f"{config.data.seq_len} with train.accumulation={train.accumulation} need at least "
-            f"{_size(batch)}; this machine has {_size(available)}: lower one of the first two, or "
+            f"{size(batch)}; this machine has {size(available)}: lower one of the first two, or "
             "raise train.accumulation"
         )
 
@@ -67,6 +67,11 @@ def check_devices(config: Config) -> None:
     if wanted > most and not _n_accelerators():
         named = " x ".join(f"mesh.{name}={n}" for name, n in axes.items())
         raise UserError(f"{named} is more than the {most} devices that a CPU can simulate")
+
+
+def parameter_bytes(optimizer: OptimizerConfig) -> int:
+    """Returns the bytes of a parameter of a matrix and of its moments."""
+    return FLOAT + N_MOMENTS[optimizer.name] * MOMENT_BYTES[optimizer.moments_dtype]
 
 
 def least_parameters(config: Config) -> int:
@@ -87,7 +92,8 @@ def least_parameters(config: Config) -> int:
 def batch_bytes(config: Config) -> int:
     """Returns a lower bound on the bytes of token ids, block inputs and logits in a step."""
     train, model, seq_len = config.train, config.model, config.data.seq_len
-    tokens = train.batch_size // train.accumulation * seq_len
+    n_parts = train.batch_size if train.micro_batch else train.accumulation
+    tokens = train.batch_size // n_parts * seq_len
     stream = 2 if model.dtype == "bfloat16" else FLOAT
     block_inputs = model.n_layer * model.n_embd * stream
     logits = padded_vocabulary(config) * stream
@@ -105,13 +111,18 @@ def machine_bytes() -> float:
 
     Infinite if the system does not report it.
     """
+    return host_bytes() + _n_accelerators() * ACCELERATOR_BYTES
+
+
+def host_bytes() -> float:
+    """Returns the memory of this machine, without accelerators; infinite if it is not reported."""
     host = math.inf
     with suppress(ValueError, OSError):  # SC_PHYS_PAGES is not in POSIX
         host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with suppress(OSError):
         limit = CGROUP_LIMIT.read_text(encoding="utf-8").strip()
         host = min(host, int(limit)) if limit.isdecimal() else host
-    return host + _n_accelerators() * ACCELERATOR_BYTES
+    return host
 
 
 def _n_accelerators() -> int:
@@ -120,5 +131,6 @@ def _n_accelerators() -> int:
     return sum(len(glob(pattern)) for pattern in ACCELERATORS)
 
 
-def _size(n_bytes: float) -> str:
+def size(n_bytes: float) -> str:
+    """Returns a number of bytes in GB or MB."""
     return f"{n_bytes / 1e9:,.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"

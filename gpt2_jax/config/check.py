@@ -7,18 +7,20 @@ on this machine.
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 from gpt2_jax.config.capacity import check_devices, check_memory
 from gpt2_jax.config.sections import Config
 from gpt2_jax.config.table import flatten, validated
 from gpt2_jax.config.wandb_rules import find_wandb_fault
-from gpt2_jax.errors import UserError
+from gpt2_jax.errors import UserError, quoted
 from gpt2_jax.fields import INT_MAX
 from gpt2_jax.placements import modules
 from gpt2_jax.placements.validate import depends_on_steps, find_fault
 
 MAX_LISTED = 12  # divisors in an error
+MAX_PROFILED = 100  # steps; the profiler keeps their trace in memory
 
 
 def check(config: Config) -> None:
@@ -60,6 +62,7 @@ def check_values(config: Config) -> None:
     _check_model(config)
     _check_batch(config)
     _check_warmup(config)
+    _check_profile(config)
 
 
 def _check_warmup(config: Config) -> None:
@@ -68,6 +71,23 @@ def _check_warmup(config: Config) -> None:
         raise UserError(
             f"optimizer.warmup_steps={warmup} must be below train.steps={steps}; shorten the "
             "warm-up, or leave it unset and set optimizer.warmup_fraction"
+        )
+
+
+def _check_profile(config: Config) -> None:
+    text, steps = config.track.profile, config.train.steps
+    if text is None:
+        return
+    if not re.fullmatch("[0-9]+:[0-9]+", text, re.ASCII):
+        raise UserError(f"track.profile={quoted(text)} must be start:stop, such as 20:25")
+    start, stop = map(int, text.split(":"))
+    if not start < stop <= steps:
+        raise UserError(
+            f"track.profile={text}: start must be below stop, and stop at most train.steps={steps}"
+        )
+    if stop - start > MAX_PROFILED:
+        raise UserError(
+            f"track.profile={text} traces {stop - start} steps; choose at most {MAX_PROFILED}"
         )
 
 

@@ -212,6 +212,11 @@ class OptimizerConfig:
     b2: float = share(0.95, "decay rate of Adam's second moment")
     eps: float = setting(1e-8, "Adam's epsilon", above=0, maximum=1)
     momentum: float = share(0.95, "Nesterov momentum of Muon")
+    moments_dtype: str = setting(
+        "float32",
+        "stored dtype of the moments of matrices and embeddings; updates compute in float32",
+        choices=("float32", "bfloat16", "int8"),
+    )
     grad_clip: float = setting(
         1.0, "clip gradients to this global norm; 0: no clipping", minimum=0, maximum=1e30
     )
@@ -237,6 +242,11 @@ class TrainConfig:
     steps: int = count(1000, "total number of steps")
     batch_size: int = count(32, "sequences per step, summed over devices and micro-batches")
     accumulation: int = count(1, "micro-batches per step")
+    micro_batch: str | None = setting(
+        None,
+        "`auto`: raise `accumulation` until a step fits in the devices' memory; unset: keep it",
+        choices=("auto",),
+    )
     log_every: int = count(10, "steps between rows of metrics.jsonl")
     eval_every: int = count(250, "steps between evaluations (also at 0 and at the end)")
     eval_tokens: int | None = count(
@@ -303,14 +313,32 @@ class WandbConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackConfig:
-    """Diagnostics and wandb."""
+    """Diagnostics, profiling and wandb."""
 
     diagnostics_every: int | None = count(
         None,
         "steps between diagnostics by depth (stream, sublayers, gradients, attention, loss with "
         "each block ablated), also at 0 and at the end; unset: none",
     )
+    profile: str | None = setting(
+        None,
+        "`start:stop`: trace the steps after step `start` up to step `stop`, and print where their "
+        "time goes; unset: none",
+        longest=32,
+    )
     wandb: WandbConfig = WandbConfig()
+
+    @property
+    def profiled_steps(self) -> tuple[int, int] | None:
+        """The numbers of steps before and after the traced ones, None if none are traced.
+
+        Raises:
+          ValueError: if `profile` is not two numbers.
+        """
+        if self.profile is None:
+            return None
+        start, stop = map(int, self.profile.split(":"))
+        return start, stop
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,10 +62,11 @@ class Attention(nnx.Module):
             cache = context.cache.write(k_BHTK, v_BHTK, context.mask.start)
             k_BHSK, v_BHSK = cache
             aux = aux._replace(cache=cache)
-        if self.kernel != "xla" and context.cache is None and context.observe is None:
-            o_BTHK = self._fused(q_BHTK, k_BHSK, v_BHSK, context)
-        else:
-            o_BTHK, aux = self._plain(q_BHTK, k_BHSK, v_BHSK, context, aux)
+        with jax.named_scope("attention"):
+            if self.kernel != "xla" and context.cache is None and context.observe is None:
+                o_BTHK = self._fused(q_BHTK, k_BHSK, v_BHSK, context)
+            else:
+                o_BTHK, aux = self._plain(q_BHTK, k_BHSK, v_BHSK, context, aux)
         o_BTHK = self.heads(o_BTHK)
         if self.out is None:
             return o_BTHK.reshape(*o_BTHK.shape[:2], -1), aux

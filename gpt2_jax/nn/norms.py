@@ -45,6 +45,7 @@ class Norm(nnx.Module):
     def __init__(self, width: int, spec: NormSpec):
         self.eps, self.dtype = spec.eps, jnp.dtype(spec.dtype)
 
+    @jax.named_scope("norm")
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.normalize(x.astype(jnp.float32)).astype(self.dtype)
 
@@ -61,6 +62,7 @@ class LayerNorm(Norm):
         self.gain, self.bias = _gain(width, spec, spec.gain), _bias(width, spec)
         self.fused = spec.fused
 
+    @jax.named_scope("norm")
     def __call__(self, x: jax.Array) -> jax.Array:
         function = layer_norm
         if self.fused and not is_tensor_parallel():

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gpt2_jax.config.capacity import COPIES, FLOAT
+from gpt2_jax.config.capacity import FLOAT, parameter_bytes
 from gpt2_jax.config.sections import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from gpt2_jax.config.table import FIELDS
 from gpt2_jax.scale.chips import Chip
@@ -115,8 +115,9 @@ class Workload:
         (_, fsdp, tensor), model, cast = candidate.mesh, self.model, self._cast
         vocab, layers = model.vocab_size or 0, model.n_layer
         tokens = candidate.rows * self.seq_len
-        part = FLOAT * self.n_params / (fsdp * tensor)
-        state = part * (COPIES[self.optimizer.name] + 1 + (candidate.accumulation > 1))
+        n_gradients = 1 + (candidate.accumulation > 1)
+        per_parameter = parameter_bytes(self.optimizer) + FLOAT * n_gradients
+        state = per_parameter * self.n_params / (fsdp * tensor)
         in_blocks = self.n_params - vocab * model.n_embd
         kept_layers = layers if candidate.remat == "none" else 1
         gathered = cast * in_blocks / tensor * kept_layers / layers if fsdp > 1 else 0.0

@@ -21,7 +21,7 @@ from typing import Any
 from gpt2_jax.errors import UserError, quoted
 from gpt2_jax.files import disk_errors
 from gpt2_jax.train.processes import Processes
-from gpt2_jax.train.rundir import PACKAGES, version
+from gpt2_jax.train.versions import PACKAGES, version
 
 SECONDS_UNTIL_VISIBLE = 10.0  # of a new file on a network file system
 MAX_LISTED = 5  # differences in an error

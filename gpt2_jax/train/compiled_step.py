@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gpt2_jax.config import Config
-from gpt2_jax.config.capacity import COPIES, FLOAT
+from gpt2_jax.config.capacity import FLOAT, parameter_bytes
 from gpt2_jax.data.batch import Batch
 from gpt2_jax.errors import UserError
 from gpt2_jax.model.data_dependent_init import data_dependent_init
@@ -60,6 +60,7 @@ class CompiledStep:
       attention: the kernel found in the compiled step.
       peak_bytes: peak memory of one device, None if XLA does not report it.
       compile_seconds: time spent lowering and compiling.
+      hlo: returns the text of the compiled step.
     """
 
     model_def: ModelDef
@@ -73,6 +74,7 @@ class CompiledStep:
     attention: str
     peak_bytes: int | None
     compile_seconds: float
+    hlo: Callable[[], str]
 
     @property
     def devices(self) -> list[str]:
@@ -188,13 +190,14 @@ def _compile_for(config: Config, devices: Sequence[jax.Device], others: bool) ->
         attention=kernel_of(compiled.as_text(), kernel),
         peak_bytes=peak_bytes(compiled, model.target),
         compile_seconds=time.monotonic() - started,
+        hlo=compiled.as_text,
     )
 
 
 def state_bytes(config: Config, model_def: ModelDef) -> int:
-    """Returns the bytes of the state and a gradient, all of it float32."""
+    """Returns the bytes of the state and of a gradient, which is float32."""
     n_params = sum(math.prod(x.shape) for x in jax.tree.leaves(model_def.shapes))
-    return FLOAT * n_params * (COPIES[config.optimizer.name] + 1)
+    return n_params * (parameter_bytes(config.optimizer) + FLOAT)
 
 
 class TooLittleMemory(UserError):
@@ -214,7 +217,7 @@ class TooLittleMemory(UserError):
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Turns a device's out-of-memory error into a `UserError` that says what to change."""
+    """Turns a device's out-of-memory error into a `TooLittleMemory` that says what to change."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:

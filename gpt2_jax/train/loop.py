@@ -21,7 +21,8 @@ from gpt2_jax.train.agreement import check_same_data, check_same_program, check_
 from gpt2_jax.train.checkpoint import Checkpoints
 from gpt2_jax.train.compiled_step import INIT_ROWS, CompiledStep, compile_step, memory_errors
 from gpt2_jax.train.malloc import keep_freed_memory
-from gpt2_jax.train.mesh import configure_devices
+from gpt2_jax.train.mesh import configure_devices, make_mesh
+from gpt2_jax.train.micro_batch import largest_micro_batch
 from gpt2_jax.train.open_run import open_data
 from gpt2_jax.train.param_patterns import lr_factors
 from gpt2_jax.train.pretrained import (
@@ -124,8 +125,8 @@ def _train(
             _print_finished(config, directory)
             return EXIT_FINISHED
         with memory_errors():
-            with stop.immediate(), status("compiling the train step and the evaluation"):
-                compiled = compile_step(config, others=True)
+            with stop.immediate():
+                config, compiled = _compile(config, not directory.is_config_fixed(), processes)
             with processes.together("claim"):
                 for line in directory.claim(config, corpus, tokenizer):
                     print(f"changed: {line}")
@@ -149,7 +150,24 @@ def _complete(config: Config, directory: RunDirectory) -> tuple[Config, Pretrain
     tokenizer = load_tokenizer(directory.tokenizer_for(config))
     config = configs.resolve(config, tokenizer.size, tokenizer.end_of_text)
     check_memory(config, training=True)  # again, now that the vocabulary's size is known
-    return config, source
+    return directory.with_chosen_accumulation(config), source
+
+
+def _compile(config: Config, may_choose: bool, processes: Processes) -> tuple[Config, CompiledStep]:
+    """Returns the compiled train step, and the config with its `train.accumulation`."""
+    if config.train.micro_batch is None or not may_choose:
+        with status("compiling the train step and the evaluation"):
+            return config, compile_step(config, others=True)
+
+    def compiled_with(n: int) -> CompiledStep:
+        with status(f"compiling the train step with train.accumulation={n}"):
+            return compile_step(configs.replace(config, {"train.accumulation": n}))
+
+    mesh = make_mesh(config.train, config.mesh)
+    n, compiled = largest_micro_batch(config.train, mesh, compiled_with)
+    if (most := max(processes.gather("train.accumulation", n))) != n:
+        n, compiled = most, compiled_with(most)  # another process has less memory
+    return configs.replace(config, {"train.accumulation": n}), compiled
 
 
 def _check_streams(corpus: Dataset, processes: Processes) -> None:

@@ -27,7 +27,8 @@ def mean_loss(
     """
     model = model_def.bind(params)
     hidden_BTD = model.hidden(batch.inputs_BT, keys_B, step)
-    return weighted_mean(model.nll(hidden_BTD, batch.targets_BT, z_loss), batch, total_weight)
+    with jax.named_scope("loss"):
+        return weighted_mean(model.nll(hidden_BTD, batch.targets_BT, z_loss), batch, total_weight)
 
 
 def batch_loss(

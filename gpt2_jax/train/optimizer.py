@@ -17,6 +17,7 @@ from gpt2_jax.config.sections import OptimizerConfig
 from gpt2_jax.model.definition import ModelDef, is_info
 from gpt2_jax.nn.param import HyperScales, ParamInfo, Role
 from gpt2_jax.train.frozen_params import drop_frozen, frozen_rows
+from gpt2_jax.train.moments import with_stored_moments
 from gpt2_jax.train.sharding import LayerSplit
 
 DECAYED: dict[Role, bool] = {
@@ -49,6 +50,8 @@ def make_optimizer(
       KeyError: if a parameter's role has no rule.
     """
     plain = _by_name(opt, infos, layers)
+    if opt.moments_dtype != "float32":
+        plain = with_stored_moments(plain, opt.moments_dtype, infos)
     if all(info.scales == HyperScales() for info in jax.tree.leaves(infos, is_leaf=is_info)):
         return plain
     return optax.chain(_divided(infos, "eps"), plain, _multiplied(infos, "lr"))

@@ -30,6 +30,7 @@ from gpt2_jax.train.diagnostics import DiagnosticsFn, compile_diagnostics
 from gpt2_jax.train.evaluation import DatasetScore
 from gpt2_jax.train.prefetch import Prefetch
 from gpt2_jax.train.processes import ALONE, Processes
+from gpt2_jax.train.profile import Profile
 from gpt2_jax.train.run_logger import RunLogger
 from gpt2_jax.train.rundir import RunDirectory
 from gpt2_jax.train.signals import Stopped, StopSignal
@@ -79,6 +80,13 @@ class Run:
             self.progress.note,
             self.processes,
         )
+        self.profile = Profile(
+            self.config.track.profiled_steps,
+            self.step,
+            self.directory.profile_path,
+            compiled.hlo,
+            self.progress.note,
+        )
         # A step's metrics and per-block diagnostics, still on the devices.
         self.pending: tuple[int, Metrics, Metrics] | None = None
         self.clock = time.monotonic()  # when the last row was read, excluding pauses
@@ -111,11 +119,12 @@ class Run:
             self._finish(text)
             code = EXIT_STOPPED if self.stopped_by else EXIT_FINISHED
         finally:
+            self.profile.close()
             self.logger.close(code)
         return code
 
     def _finish_saving(self) -> None:
-        self.checkpoints.wait()
+        self.logger.finish_saving()
         self.progress.close()
 
     def _train(self) -> None:
@@ -135,6 +144,9 @@ class Run:
                 self._train_on(batches)
             except Unavailable as error:
                 unavailable = f"a failed download ({error})"
+            if self.profile.is_active:  # the run stops early
+                with self._paused():
+                    self.profile.end(self.step)
         self._write_pending()
         reason = self.stop.requested or unavailable
         if reason and self.step < self.config.train.steps and not logger.is_stale():
@@ -151,7 +163,9 @@ class Run:
         for batch in batches:
             if self.stop.poll():
                 return
-            self.state, metrics = self.compiled.step(self.state, batch)
+            self._profile()
+            with jax.profiler.StepTraceAnnotation("train", step_num=self.step + 1):
+                self.state, metrics = self.compiled.step(self.state, batch)
             self.step += 1
             # Wait for the previous step, so that at most one step runs and one is queued. (With
             # dozens of programs in flight, collectives on a CPU deadlock.)
@@ -159,6 +173,7 @@ class Run:
                 before.block_until_ready()
                 self.progress.advance_to(self.step - 1)
             before = metrics["loss"]
+            self._profile()
             self._write_pending()
             if self.logger.is_due(self.step):
                 self.pending = (self.step, metrics, self._diagnose(batch))
@@ -167,6 +182,15 @@ class Run:
                     self._evaluate_and_save()
                 if self.logger.is_stale():
                     return
+
+    def _profile(self) -> None:
+        """Starts or ends the trace of `track.profile` if it is due."""
+        if self.profile.is_due(self.step):
+            with self._paused():
+                if self.profile.is_active:
+                    self.profile.end(self.step)
+                else:
+                    self.profile.begin()
 
     def _begin(self) -> None:
         with self._paused():
@@ -195,10 +219,13 @@ class Run:
     def _paused(self) -> Iterator[None]:
         """Excludes the time spent in the context from the measured speed."""
         jax.block_until_ready(self.state)
-        before = time.monotonic()
+        before, profiling = time.monotonic(), self.profile.is_active
         yield
-        self.clock += time.monotonic() - before
-        self.progress.pause(time.monotonic() - before)
+        seconds = time.monotonic() - before
+        self.clock += seconds
+        self.progress.pause(seconds)
+        if profiling:
+            self.profile.pause(seconds)
 
     def _evaluate_and_save(self) -> None:
         row = self._row()
@@ -269,6 +296,8 @@ class Run:
     def _finish(self, text: str | None) -> None:
         logger = self.logger
         logger.finish(self.step, text, self.stopped_by is not None)
+        if line := logger.record_saves():
+            print(line)
         report.print_end(self.directory)
         if logger.is_stale() and self.step < self.config.train.steps:
             best = logger.evaluations[-1 - logger.since_best()]["step"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -73,6 +74,8 @@ class RunLogger:
         self._seconds_step = rows[-1]["step"] if rows else 0
         self._seconds = (rows[-1].get("perf/seconds") or 0.0) if rows else 0.0
         self._max_consecutive_skipped = 0
+        self._save_seconds: list[float] = []  # that each save of this process held up training
+        self._unreported_save_seconds = 0.0
         is_main = self.processes.is_main
         path = self.directory.plot_path
         self._curve = LossCurve(path, self._picture) if is_main else UndrawnCurve()
@@ -158,6 +161,9 @@ class RunLogger:
             "perf/flops": step * tokens * self._flops_per_token,
             **by_block(per_block),
         }
+        if self._unreported_save_seconds:
+            row["perf/save_seconds"] = self._unreported_save_seconds
+            self._unreported_save_seconds = 0.0
         share = mfu(speed, self._flops_per_token, self.devices[0], len(self.devices))
         return row if share is None else row | {"perf/mfu": share}
 
@@ -210,8 +216,35 @@ class RunLogger:
 
     def save(self, step: int, state: State, val_loss: float | None) -> None:
         """Starts saving a checkpoint."""
+        started = time.monotonic()
         self.checkpoints.save(step, state, val_loss)
+        seconds = time.monotonic() - started
+        self._save_seconds.append(seconds)
+        self._unreported_save_seconds += seconds
         self.saved_step = step
+
+    def finish_saving(self) -> None:
+        """Waits until the last checkpoint is valid."""
+        started = time.monotonic()
+        self.checkpoints.wait()
+        if self._save_seconds:
+            self._save_seconds[-1] += time.monotonic() - started
+
+    def record_saves(self) -> str | None:
+        """Adds the time that saves held up training to run.json, and returns it as text."""
+        if not self._save_seconds:
+            return None
+        n, seconds = len(self._save_seconds), sum(self._save_seconds)
+        longest = max(self._save_seconds)
+        old = self.directory.read_info().get("saves") or {}
+        total = {
+            "count": old.get("count", 0) + n,
+            "seconds": old.get("seconds", 0.0) + seconds,
+            "longest_seconds": max(old.get("longest_seconds", 0.0), longest),
+        }
+        self.directory.change_info(saves=total)
+        self.wandb.summarize({f"saves/{name}": value for name, value in total.items()})
+        return f"{n} save(s) held up training for {seconds:.2f} s, the longest for {longest:.2f} s"
 
     def draw(self, last: bool = False) -> None:
         """Draws the losses up to the last evaluation in another thread; waits if `last`."""

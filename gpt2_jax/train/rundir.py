@@ -5,12 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
-import subprocess
 import sys
 import threading
 import time
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,6 +39,7 @@ from gpt2_jax.files import (
     write_json,
 )
 from gpt2_jax.train.identity import FORMAT_VERSION, Identity, new_run_id
+from gpt2_jax.train.versions import PACKAGES, commit, version
 
 FULL_RUN_SCHEDULES = ("cosine", "linear", "wsd")  # schedules that depend on train.steps
 INFO_TYPES = {
@@ -48,19 +47,8 @@ INFO_TYPES = {
     **dict.fromkeys(("starts", "devices"), list),
     **dict.fromkeys(("first_checkpoint", "parameters", "flops_per_token", "flops"), int),
     "peak_bytes_per_device": int,
-    **dict.fromkeys(("placement", "changed", "mesh", "sources", "streams"), dict),
+    **dict.fromkeys(("placement", "changed", "mesh", "saves", "sources", "streams"), dict),
 }
-PACKAGES = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "numpy",
-    "ml_collections",
-    "wandb",
-    "gpt2_jax",
-)
 
 
 class Busy(UserError):
@@ -68,7 +56,7 @@ class Busy(UserError):
 
 
 class RunDirectory:
-    """`--workdir`: config.json, run.json, metrics.jsonl, checkpoints/, loss.png, wandb/.
+    """`--workdir`: config.json, run.json, metrics.jsonl, checkpoints/, loss.png, profile/, wandb/.
 
     An import creates it with config.json, run.json and weights/.
 
@@ -90,6 +78,7 @@ class RunDirectory:
         self.weights_path = self.path.absolute() / "weights"  # imported, not trained
         self.plot_path = self.path / "loss.png"
         self.sample_path = self.path / "sample.txt"
+        self.profile_path = self.path / "profile"
         self._lock: IO[str] | None = None
         self._created: list[Path] = []  # folders and lock that `lock` created, innermost first
         self._claimed = False
@@ -259,8 +248,21 @@ class RunDirectory:
         Raises:
           UserError: naming the fields that differ.
         """
-        if self.config_path.exists() and (self.is_started() or self.has_results()):
+        if self.is_config_fixed():
             configs.check_resumable(self.comparable_config(config), config, self.path)
+
+    def is_config_fixed(self) -> bool:
+        """Returns whether a run has started here, so that its config must be used again."""
+        return self.config_path.exists() and (self.is_started() or self.has_results())
+
+    def with_chosen_accumulation(self, config: Config) -> Config:
+        """Returns the config with the `train.accumulation` that was chosen for this run."""
+        if config.train.micro_batch is None or not self.is_config_fixed():
+            return config
+        old = configs.from_json(self.config_path).train
+        if old.micro_batch is None or old.accumulation % config.train.accumulation:
+            return config
+        return configs.replace(config, {"train.accumulation": old.accumulation})
 
     def check_data(self, corpus: Dataset, tokenizer: Tokenizer, source: str) -> None:
         """Checks that text and tokenizer are those that the run was trained with.
@@ -384,28 +386,3 @@ def check_corpus(
             f"{workdir} was trained on another text than {source} contains now ({which}its content "
             "or its split changed); choose another --workdir, or restore the old text"
         )
-
-
-def version(package: str) -> str | None:
-    """Returns an installed package's version, None if it is not installed."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def commit() -> str | None:
-    """Returns the commit of this checkout, with a `+` if files have changed; None outside git."""
-    here = Path(__file__).parent
-
-    def git(*args: str) -> str:
-        done = subprocess.run(
-            ["git", *args], cwd=here, capture_output=True, text=True, encoding="utf-8", timeout=10
-        )
-        return done.stdout.strip()
-
-    try:
-        head = git("rev-parse", "HEAD")
-        return head + ("+" if git("status", "--porcelain", "--untracked-files=no") else "") or None
-    except (OSError, subprocess.TimeoutExpired):
-        return None

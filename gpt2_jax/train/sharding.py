@@ -24,6 +24,8 @@ SHARDED = frozenset({Role.MATRIX, Role.EMBEDDING, Role.POSITION, Role.HEAD})
 # Only used in the compute dtype, so they can be gathered in it.
 CAST = frozenset({Role.MATRIX, Role.HEAD})
 
+SCALE = "scale"  # the field of `moments.Quantized`
+
 Keys = tuple[str, ...]  # of a parameter, in the model's nested dict
 
 
@@ -66,11 +68,15 @@ class Layout:
     def spec(self, path: KeyPath) -> PartitionSpec:
         """Returns how the array at a path of a tree of parameters or of a train state is split.
 
-        If the path ends in the keys of a parameter, it is split as the parameter is. All other
-        arrays are whole on every device.
+        If the path ends in the keys of a parameter, it is split as the parameter is; the scales of
+        a quantized one have a single column. All other arrays are whole on every device.
         """
         keys = self.keys(path)
-        return PartitionSpec() if keys is None else self.specs[keys]
+        if keys is None:
+            return PartitionSpec()
+        if getattr(path[-1], "name", None) == SCALE:
+            return PartitionSpec(*self.specs[keys][:-1], None)
+        return self.specs[keys]
 
     def shardings(self, tree: Any) -> Any:
         """Returns the shardings of a tree of parameters or of a train state."""

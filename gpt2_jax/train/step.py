@@ -55,6 +55,10 @@ def make_step(
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         loss, grads = gradients(state.params, state.frozen, batch, state.step, state.seed)
+        with jax.named_scope("optimizer"):
+            return update(state, loss, grads)
+
+    def update(state: State, loss: jax.Array, grads: Any) -> tuple[State, Metrics]:
         norm = global_norm(grads)
         lr = schedule(state.step)
         scale = jnp.minimum(1.0, limit / norm) if limit else 1.0

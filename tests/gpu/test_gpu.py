@@ -137,3 +137,31 @@ def test_fused_kernels_change_the_loss_by_rounding_alone(cudnn, tmp_path):
     _, plain = train(tmp_path / "run", tmp_path, model__fused_kernels=False)
     assert fused != plain
     np.testing.assert_allclose(list(fused.values()), list(plain.values()), rtol=5e-3)
+
+
+def test_profile_assigns_kernels_to_categories(tmp_path):
+    """Kernels in CUDA graphs too, which are most of a step: little is left for `idle`."""
+    train(tmp_path / "run", tmp_path, track__profile="40:50")
+    (folder,) = (tmp_path / "run" / "profile").iterdir()
+    assert folder.name == "40-50" and list(folder.rglob("*.trace.json.gz"))
+    lines = (folder / "time_per_step.txt").read_text().splitlines()
+    rows = lines[2 : lines.index("", 2)]
+    ms = {name: float(value) for name, value, *_ in map(str.split, rows)}
+    assert {"matmuls", "attention", "norms", "loss", "elementwise"} <= ms.keys()
+    assert 0 < ms["matmuls"] + ms["attention"] < ms["step"]
+
+
+def test_large_batch_is_split_until_it_fits(tmp_path):
+    """The model of the test above, and about its batch, which is too large for one step."""
+    large = {"model__n_embd": 1024, "model__n_head": 16, "model__n_layer": 24}
+    batch = {"train__batch_size": 2**14, "train__accumulation": 1, "train__micro_batch": "auto"}
+    facts, by_step = train(tmp_path / "run", tmp_path, **large, **batch, train__steps=2)
+    assert facts["changed"]["train.accumulation"] > 2
+    assert set(by_step) == {1, 2}
+
+
+def test_moments_in_fewer_bits_change_the_loss_little(cudnn, tmp_path):
+    for dtype in ("bfloat16", "int8"):
+        _, by_step = train(tmp_path / dtype, tmp_path, optimizer__moments_dtype=dtype)
+        assert by_step != cudnn[1]
+        assert abs(by_step[60] - cudnn[1][60]) < 0.05

@@ -4,6 +4,7 @@ import json
 import signal
 import threading
 from collections import Counter
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -109,6 +110,42 @@ def test_host_reads_the_devices_once_per_row(trained):
     assert (reads.implicit, reads.saves) == (0, 2)
 
 
+def test_time_that_saves_hold_up_training_is_reported(text_file, tmp_path, monkeypatch, capsys):
+    """With a clock that only saving (3 s) and waiting for the last save (1 s) advance."""
+    now, save, wait = [0.0], loop.Checkpoints.save, loop.Checkpoints.wait
+
+    def slow_save(self, *args):
+        save(self, *args)
+        now[0] += 3.0
+
+    def slow_wait(self):
+        is_saving = self._saving is not None
+        wait(self)
+        now[0] += is_saving
+
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr("gpt2_jax.train.run_logger.time", clock)
+    monkeypatch.setattr(loop.Checkpoints, "save", slow_save)
+    monkeypatch.setattr(loop.Checkpoints, "wait", slow_wait)
+    workdir, made = tmp_path / "run", config(text_file, train__steps=40, train__checkpoint_every=10)
+    assert loop.train(made, str(workdir)) == 0
+    rows = {
+        row["step"]: row.get("perf/save_seconds") for row in read_rows(workdir / "metrics.jsonl")
+    }
+    # A save also waits for the one before it.
+    assert rows == {0: None, 5: None, 10: None, 15: 3, 20: None, 25: 4, 30: None, 35: 4, 40: None}
+    saves = json.loads((workdir / "run.json").read_text())["saves"]
+    assert saves == {"count": 4, "seconds": 3 + 4 + 4 + 5, "longest_seconds": 5}
+    assert (
+        "4 save(s) held up training for 16.00 s, the longest for 5.00 s" in capsys.readouterr().out
+    )
+
+    longer = replace(made, {"train.steps": 50})
+    assert loop.train(longer, str(workdir)) == 0
+    saves = json.loads((workdir / "run.json").read_text())["saves"]
+    assert saves == {"count": 5, "seconds": 16 + 4, "longest_seconds": 5}
+
+
 def test_directory_is_complete(trained):
     workdir = trained[0]
     assert {p.name for p in workdir.iterdir() if not p.name.startswith(".")} == {
@@ -182,7 +219,7 @@ def test_damaged_checkpoint_is_named_and_an_older_one_is_used(trained, text_file
 
 def without_timings(workdir):
     rows = read_rows(workdir / "metrics.jsonl")
-    timings = ("perf/tokens_per_sec", "perf/step_ms", "perf/seconds")
+    timings = ("perf/tokens_per_sec", "perf/step_ms", "perf/seconds", "perf/save_seconds")
     return [{k: v for k, v in row.items() if k not in timings} for row in rows]
 
 

@@ -81,6 +81,11 @@ def trial_config(base: Config, study: Study, values: Mapping[str, Any]) -> Confi
     """
     try:
         config = configs.replace(variant_config(base, values), {"train.sample_tokens": 0})
+        if config.train.micro_batch is not None:
+            raise UserError(
+                "train.micro_batch=auto may choose differently on each machine of a study; set "
+                "train.accumulation instead"
+            )
         if config.train.init_from is not None:
             config = _pinned(config)
         vocabulary = vocabulary_size(config.data.tokenizer)
