@@ -13,6 +13,7 @@ from gpt2_jax.model import builder
 from gpt2_jax.model.builder import product_dtype
 from gpt2_jax.nn import products
 from gpt2_jax.nn.products import has_fast_bfloat16, product
+from gpt2_jax.nn.target import Target
 from gpt2_jax.train.loss import mean_loss
 from tests.model.test_fused_kernels import TOKENS
 from tests.tools import tiny, tiny_model
@@ -138,7 +139,7 @@ def test_a_model_with_rounded_products_has_nearly_the_same_loss_and_gradients():
 
 
 @pytest.mark.parametrize(
-    ("backend", "dtype", "matmul_dtype", "fast", "expected"),
+    ("platform", "dtype", "matmul_dtype", "fast", "expected"),
     [
         ("cpu", "float32", None, True, None),
         ("cpu", "float32", "float32", True, None),
@@ -151,11 +152,10 @@ def test_a_model_with_rounded_products_has_nearly_the_same_loss_and_gradients():
         ("gpu", "bfloat16", None, True, None),
     ],
 )
-def test_where_products_are_rounded(backend, dtype, matmul_dtype, fast, expected, monkeypatch):
+def test_where_products_are_rounded(platform, dtype, matmul_dtype, fast, expected, monkeypatch):
     cfg = tiny(model__dtype=dtype, model__matmul_dtype=matmul_dtype).model
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setattr(builder, "has_fast_bfloat16", lambda: fast)
-    assert product_dtype(cfg) == expected
+    assert product_dtype(cfg, Target(platform)) == expected
 
 
 @pytest.mark.parametrize(
