@@ -322,7 +322,8 @@ def test_a_signal_ends_the_wait_for_a_batch():
     waiting = threading.Event()
 
     def batch(step):
-        waiting.wait(60)
+        waiting.wait(5)
+        return step
 
     batches = prefetch.Prefetch(batch, 0, 3, lambda: True)
     with pytest.MonkeyPatch.context() as patch:
