@@ -86,7 +86,7 @@ class Group:
                 words += [f"--process_id={k}", f"--heartbeat_timeout_seconds={HEARTBEAT}"]
                 words += ["--initialization_timeout=60"]
             words += [*flags, *(second if k == 1 else ())]
-            extra = {"PYTHONUNBUFFERED": "1"} if fresh else {}
+            extra = {"PYTHONHASHSEED": "0"} if fresh else {}
             extra |= (env or {}) if k == 1 else {}
             where = cwd if k == 1 and cwd else place
             given = {"env": tools.environment(place, **extra), "cwd": where}
