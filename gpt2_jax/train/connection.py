@@ -39,7 +39,7 @@ def connected(
     """Connects to the other processes, and disconnects once all of them have left the context.
 
     If the processes cannot be connected, or the context raises, prints what happened and ends this
-    process: at an ordinary exit, jax would wait for processes that may never come.
+    process: at an ordinary exit, jax would wait for processes that may never end.
 
     Args:
       launch: None to train alone.

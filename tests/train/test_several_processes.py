@@ -236,7 +236,8 @@ def test_loss_of_a_process_ends_the_other(place, victim, number):
 def test_error_of_one_process_ends_the_other(place):
     """A disk that is full for one of them."""
     workdir = place / "full"
-    flags = ("--config.mesh.data=2", "--config.train.steps=20000")
+    flags = ["--config.mesh.data=2", "--config.train.steps=20000"]
+    flags += ["--heartbeat_timeout_seconds=5"]
     with Group(place, workdir, 2, *flags) as group:
         group.wait_for_step(workdir, 5)
         resource.prlimit(group.processes[1].pid, resource.RLIMIT_FSIZE, (4096, 4096))
