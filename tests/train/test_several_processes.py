@@ -269,6 +269,7 @@ def test_killed_run_continues_to_the_bit(place, pair):
     assert "is finished" in run(place, workdir, 2, *flags)[0]
 
 
+@pytest.mark.slow
 def test_killed_run_continues_in_one_process(place, alone):
     workdir = place / "continued_alone"
     kill_after_saving(place, workdir, "--config.mesh.data=2")
