@@ -18,21 +18,21 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "run directory, created if missi
 _COORDINATOR = flags.DEFINE_string(
     "coordinator_address",
     None,
-    "HOST:PORT of process 0 of a run of several processes; unset: asked of the scheduler",
+    "HOST:PORT of process 0 of a run of several processes; unset: detected",
 )
 _N_PROCESSES = flags.DEFINE_integer(
     "num_processes",
     None,
-    "processes that train together; 1: this one alone; unset: asked of the scheduler",
+    "processes that train together; 1: this one alone; unset: detected",
     lower_bound=1,
 )
 _PROCESS = flags.DEFINE_integer(
-    "process_id", None, "number of this process, from 0; unset: asked of the scheduler"
+    "process_id", None, "number of this process, from 0; unset: detected"
 )
 _HEARTBEAT = flags.DEFINE_integer(
     "heartbeat_timeout_seconds",
     100,
-    "seconds without a sign of life after which a process counts as lost and the others end",
+    "seconds without a heartbeat after which a process counts as lost and the others end",
     lower_bound=2,
 )
 _CONNECT = flags.DEFINE_integer(

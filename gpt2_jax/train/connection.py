@@ -39,11 +39,11 @@ def connected(
     """Connects to the other processes, and disconnects once all of them have left the context.
 
     If the processes cannot be connected, or the context raises, prints what happened and ends this
-    process: at an ordinary exit, jax would wait for processes that may never come.
+    process: at an ordinary exit, jax would wait for processes that may never end.
 
     Args:
       launch: None to train alone.
-      heartbeat_seconds: after this long without a sign of life, a process counts as lost.
+      heartbeat_seconds: after this long without a heartbeat, a process counts as lost.
       connect_seconds: how long to wait until all processes have started.
       stop: an entered stop signal, which may end the wait.
     """
@@ -65,7 +65,7 @@ def _connect(launch: Launch, heartbeat_seconds: int, connect_seconds: int) -> Pr
     if launch.index == 0:
         _check_port(launch.coordinator)
     lost = PeerLost(
-        f"lost another process of the run: its connection closed, or it gave no sign of life for "
+        f"lost another process of the run: its connection closed, or it had no heartbeat for "
         f"{heartbeat_seconds} s"
     )
     end = lambda: _say_and_exit(lost, EXIT_PEER_LOST)

@@ -53,7 +53,7 @@ def find_launch(
     if found is None:
         if (coordinator, count, index) != (None, None, None):
             raise UserError(f"no scheduler was detected that starts processes; pass {FLAGS}")
-        _check_completion_index(env)
+        _check_alone(env)
         return None
     return _checked(
         Launch(
@@ -96,7 +96,7 @@ def _detect(env: Mapping[str, str]) -> Launch | None:
     except (RuntimeError, ValueError, KeyError) as error:
         raise UserError(
             f"cannot read from {cluster.name} which processes train together: "
-            f"{shortened(error)}; pass {FLAGS}"
+            f"{shortened(error).rstrip('.')}; pass {FLAGS}"
         ) from None
 
 
@@ -127,12 +127,19 @@ def _local_devices(cluster: Any, env: Mapping[str, str]) -> tuple[int, ...] | No
     return None if is_single or has_own else (local,)
 
 
-def _check_completion_index(env: Mapping[str, str]) -> None:
-    """Refuses to train alone in a pod that is certainly one of several."""
-    if int(env.get("JOB_COMPLETION_INDEX") or 0) > 0:
+def _check_alone(env: Mapping[str, str]) -> None:
+    """Refuses to train alone in a process that is certainly one of several."""
+    index, size = env.get("JOB_COMPLETION_INDEX", "0"), env.get("OMPI_COMM_WORLD_SIZE", "1")
+    advice = f"pass {FLAGS} (--num_processes=1 trains alone)"
+    if index != "0":
         raise UserError(
-            f"this pod is number {env['JOB_COMPLETION_INDEX']} of an indexed Job, but the other "
-            f"pods are unknown; pass {FLAGS} (--num_processes=1 trains alone), or install jax[k8s]"
+            f"this pod is number {index} of an indexed Job, but the other pods are unknown; "
+            f"{advice}, or install jax[k8s]"
+        )
+    if size != "1":
+        raise UserError(
+            f"this is one of {size} processes of Open MPI, but the address of the first one is "
+            f"unknown; {advice}"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from contextlib import nullcontext
+from typing import Any
 
 from gpt2_jax import config as configs
 from gpt2_jax.config import Config
@@ -11,7 +12,7 @@ from gpt2_jax.config.capacity import check_memory
 from gpt2_jax.config.check import check
 from gpt2_jax.data.dataset import Dataset
 from gpt2_jax.data.mixture import Batches
-from gpt2_jax.data.tokenizer import load_tokenizer
+from gpt2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt2_jax.errors import EXIT_FINISHED, EXIT_STOPPED, UserError
 from gpt2_jax.model.definition import define_model
 from gpt2_jax.track.console import forgiving_output, no_output, say, status
@@ -87,40 +88,19 @@ def _train(
         directory.check_usable()
         config, source = _complete(config, directory)
         directory.check_config(config)
-        data = config.data
     keep_freed_memory(config.model)
     configure_devices(config.train, config.mesh, processes)
     with processes.together("data"):
-        if config.optimizer.frozen or config.optimizer.lr_multipliers:
-            model = define_model(config.model, config.placement)
-            lr_factors(config.optimizer, model)  # reports a wrong pattern early
-        say("preparing the text")
-        with stop.immediate():
-            corpus, tokenizer = open_data(
-                dataclasses.replace(data, tokenizer=directory.tokenizer_for(config))
-            )
-        sampler = corpus.sampler(data.seq_len, config.train.batch_size, config.seed)
-        corpus.check_validation()
+        corpus, tokenizer, sampler = _open_data(config, directory, stop)
         _check_streams(corpus, processes)
     check_same_data(processes, corpus.content_hash(), tokenizer.fingerprint)
     try:
         with processes.together("lock"):
             directory.lock()
         check_shared_folder(processes, directory.path)
-        with processes.together("resume"):
-            if processes.is_main:
-                directory.check_config(config)  # again: nobody else can write now
-                directory.check_data(corpus, tokenizer, f"data.source={data.source}")
-                resume = find_resume_point(directory)
-                is_finished = _is_finished(config, directory, resume)
-                if resume.step is None and source is not None:
-                    check_source(source)
-            else:
-                resume, is_finished = ResumePoint(None), False
-        step, damaged, is_finished = processes.broadcast(
-            "resume point", [resume.step, resume.damaged, is_finished]
+        resume, is_finished = _find_resume_point(
+            config, directory, source, corpus, tokenizer, processes
         )
-        resume = ResumePoint(step, tuple(damaged))
         if is_finished:
             _print_finished(config, directory)
             return EXIT_FINISHED
@@ -139,6 +119,43 @@ def _train(
             return run.train(tokenizer, sample)
     finally:
         directory.unlock()
+
+
+def _open_data(
+    config: Config, directory: RunDirectory, stop: StopSignal
+) -> tuple[Dataset, Tokenizer, Batches]:
+    if config.optimizer.frozen or config.optimizer.lr_multipliers:
+        model = define_model(config.model, config.placement)
+        lr_factors(config.optimizer, model)  # reports a wrong pattern early
+    say("preparing the text")
+    data = dataclasses.replace(config.data, tokenizer=directory.tokenizer_for(config))
+    with stop.immediate():
+        corpus, tokenizer = open_data(data)
+    sampler = corpus.sampler(data.seq_len, config.train.batch_size, config.seed)
+    corpus.check_validation()
+    return corpus, tokenizer, sampler
+
+
+def _find_resume_point(
+    config: Config,
+    directory: RunDirectory,
+    source: PretrainedSource | None,
+    corpus: Dataset,
+    tokenizer: Tokenizer,
+    processes: Processes,
+) -> tuple[ResumePoint, bool]:
+    """Returns where process 0 finds that the run continues, and whether it is finished."""
+    found: list[Any] = []
+    with processes.together("resume"):
+        if processes.is_main:
+            directory.check_config(config)  # again: nobody else can write now
+            directory.check_data(corpus, tokenizer, f"data.source={config.data.source}")
+            resume = find_resume_point(directory)
+            if resume.step is None and source is not None:
+                check_source(source)
+            found = [resume.step, resume.damaged, _is_finished(config, directory, resume)]
+    step, damaged, is_finished = processes.broadcast("resume point", found)
+    return ResumePoint(step, tuple(damaged)), is_finished
 
 
 def _complete(config: Config, directory: RunDirectory) -> tuple[Config, PretrainedSource | None]:

@@ -68,7 +68,7 @@ class Processes:
 
     Attributes:
       index: number of this process. count: number of processes.
-      heartbeat_seconds: after this long without a sign of life, a process counts as lost.
+      heartbeat_seconds: after this long without a heartbeat, a process counts as lost.
     """
 
     def __init__(

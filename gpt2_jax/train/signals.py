@@ -21,6 +21,10 @@ class StopSignal:
     """Context in which a signal sets `requested`; a further Ctrl-C raises KeyboardInterrupt.
 
     Long-running work calls `check` where it can stop, or runs inside `immediate`.
+
+    Attributes:
+      signals: the signals that are handled.
+      requested: name of the signal that has arrived, None if there is none.
     """
 
     signals: tuple[signal.Signals, ...] = SIGNALS

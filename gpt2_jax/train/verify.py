@@ -89,11 +89,15 @@ def open_checkpoints(
 ) -> Checkpoints:
     """Returns the checkpoints of a run that is about to be trained, after removing leftovers."""
     with processes.together("open checkpoints"):
-        if resume.step is None:
-            directory.record_first_checkpoint(None)  # must precede the deletion of unfinished ones
-        with disk_errors("checkpoints/"):
-            directory.checkpoints_path.mkdir(exist_ok=True)
-        checkpoints = Checkpoints(directory.checkpoints_path, keep, directory.identity(), processes)
+        identity = None
+        if processes.is_main:
+            if resume.step is None:
+                # Must precede the deletion of unfinished ones.
+                directory.record_first_checkpoint(None)
+            with disk_errors("checkpoints/"):
+                directory.checkpoints_path.mkdir(exist_ok=True)
+            identity = directory.identity()
+        checkpoints = Checkpoints(directory.checkpoints_path, keep, identity, processes)
         checkpoints.announce = directory.record_first_checkpoint
         for step, _ in resume.damaged:
             checkpoints.set_aside(step)

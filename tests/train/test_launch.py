@@ -87,6 +87,13 @@ def test_open_mpi_is_detected(find):
     assert found.local_devices == (1,)
 
 
+def test_open_mpi_without_an_address_is_refused(find):
+    """Open MPI 5 does not pass it on, and jax needs mpi4py to ask for it."""
+    version_5 = {name: v for name, v in OPEN_MPI.items() if name.startswith("OMPI_COMM")}
+    with pytest.raises(UserError, match="one of 4 processes of Open MPI"):
+        find(NONE, version_5)
+
+
 def test_pod_is_alone_unless_it_is_one_of_several(find):
     pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
     assert find(NONE, pod) is None
