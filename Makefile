@@ -22,7 +22,7 @@ EXTRAS := $(sort dev $(shell cat $(VENV)/.extras 2>/dev/null) $(subst $(comma), 
 INSTALLED := $(VENV)/.installed-$(MINOR)
 STAMP := $(INSTALLED)-$(subst $(space),-,$(EXTRAS))
 
-.PHONY: quickstart test test-slow test-gpu test-peers peers-tests test-plan plan-tests wheel test-wheel docs docs-site check format clean install
+.PHONY: quickstart test test-slow test-gpu test-peers peers-tests test-plan plan-tests wheel test-wheel docs docs-site benchmark check format clean install
 .DELETE_ON_ERROR:
 
 quickstart: install
@@ -62,6 +62,10 @@ docs:
 
 docs-site: install
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
+# Runs the benchmarks for this machine's hardware, and updates the tables of docs/performance.md.
+benchmark: install
+	$(RUN) -m benchmarks.page
 
 # The wheel, in build/wheel. Setuptools would also pack files that an earlier build left or listed.
 wheel: install

@@ -40,10 +40,10 @@ class StoredState(NamedTuple):
     """The state of an optimizer whose large moments take fewer bits.
 
     Attributes:
-      count: number of updates. inner: the optimizer's state.
+      n_updates: number of updates. inner: the optimizer's state.
     """
 
-    count: jax.Array
+    n_updates: jax.Array
     inner: optax.OptState
 
 
@@ -78,7 +78,7 @@ def with_stored_moments(
     def update(updates: Any, state: StoredState, params: Any = None) -> tuple[Any, StoredState]:
         moments = jax.tree.map(to_float32, state.inner, is_leaf=_is_stored)
         updates, new = plain.update(updates, moments, params)
-        return updates, pack(new, state.count + 1)
+        return updates, pack(new, state.n_updates + 1)
 
     return optax.GradientTransformation(init, update)
 
