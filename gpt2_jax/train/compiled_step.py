@@ -134,7 +134,7 @@ def compile_step(config: Config, others: bool = False) -> CompiledStep:
     with ThreadPoolExecutor(2) as pool:
         if others:
             evaluation = pool.submit(evaluator.compile, layout.abstract(model.shapes))
-            jitted = init
+            jitted: Any = init
             first = pool.submit(lambda: jitted.lower().compile())
         compiled = _compile(step, shapes, batch, kernel)
         if others:
