@@ -4,7 +4,8 @@
 
 For each size it starts six processes: ours with products of float32 and of bfloat16
 (`model.matmul_dtype`), and nanoGPT's model eager and compiled, in float32 and with bfloat16
-autocast. They take turns of a few steps, one at a time, and medians over all turns are printed. A
+autocast. They take turns of a few steps, one at a time, and medians over all turns are printed:
+of wall time, and of CPU time summed over cores, which other work on the machine changes less. A
 step is the forward and backward pass, clipping and AdamW on a batch that is already in memory. Then
 our step's matrix products are timed alone. You provide a checkout of nanoGPT and a Python with
 torch; `--nanogpt` may be left out.
@@ -21,6 +22,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 VOCABULARY = 65  # characters of Tiny Shakespeare
@@ -53,10 +55,11 @@ for _ in range(3):
     step()
 print("ready", flush=True)
 for line in sys.stdin:
-    started = time.perf_counter()
+    started = time.perf_counter(), time.process_time()
     for _ in range(int(line)):
         step()
-    print("ms", (time.perf_counter() - started) / int(line) * 1e3, flush=True)
+    ended = time.perf_counter(), time.process_time()
+    print("ms", *((b - a) / int(line) * 1e3 for a, b in zip(started, ended)), flush=True)
 """
 
 
@@ -81,19 +84,26 @@ PEERS = {
 }
 
 
+class Times(NamedTuple):
+    """Milliseconds per step: wall time, and CPU time summed over cores."""
+
+    wall: float
+    cpu: float
+
+
 class Worker:
-    """A process that takes steps when asked, and reports the milliseconds per step."""
+    """A process that takes steps when asked, and reports their `Times`."""
 
     def __init__(self, command: list[str], cwd: Path) -> None:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self._process = subprocess.Popen(command, cwd=cwd, env=os.environ | QUIET, **pipes)
         self._answer("ready")
 
-    def turn(self, n_steps: int) -> float:
-        """Returns the milliseconds per step of n steps."""
+    def turn(self, n_steps: int) -> Times:
+        """Takes n steps."""
         assert self._process.stdin is not None
         print(n_steps, file=self._process.stdin, flush=True)
-        return float(self._answer("ms"))
+        return Times(*map(float, self._answer("ms").split()))
 
     def close(self) -> None:
         """Ends the process."""
@@ -130,8 +140,9 @@ def serve(size: Size, dtype: str) -> None:
     state, _ = timed(program, program.start(batch(config)), tokens, 3)
     print("ready", flush=True)
     for line in sys.stdin:
-        state, ms = timed(program, state, tokens, int(line))
-        print("ms", ms, flush=True)
+        n, started = int(line), time.process_time()
+        state, ms = timed(program, state, tokens, n)
+        print("ms", ms, (time.process_time() - started) / n * 1e3, flush=True)
 
 
 def serve_products(size: Size, dtype: str) -> None:
@@ -179,14 +190,15 @@ def serve_products(size: Size, dtype: str) -> None:
     jax.block_until_ready(run(placed))
     print("ready", flush=True)
     for line in sys.stdin:
-        started = time.perf_counter()
-        for _ in range(int(line)):
+        n, started, cpu_started = int(line), time.perf_counter(), time.process_time()
+        for _ in range(n):
             jax.block_until_ready(run(placed))
-        print("ms", (time.perf_counter() - started) / int(line) * 1e3, flush=True)
+        seconds = time.perf_counter() - started, time.process_time() - cpu_started
+        print("ms", *(x / n * 1e3 for x in seconds), flush=True)
 
 
-def measure(size: Size, args: argparse.Namespace) -> dict[str, float]:
-    """Returns the median milliseconds of each program, which run in turn."""
+def measure(size: Size, args: argparse.Namespace) -> dict[str, Times]:
+    """Returns the medians of each program, which run in turn."""
     own = [sys.executable, "-m", "benchmarks.cpu", "--worker", json.dumps(asdict(size))]
     commands = {name: ([*own, "step", dtype], ROOT) for name, dtype in OURS.items()}
     if args.nanogpt is not None:
@@ -198,28 +210,33 @@ def measure(size: Size, args: argparse.Namespace) -> dict[str, float]:
     for name, command in commands.items():
         print(f"starting {name}", file=sys.stderr)
         workers[name] = Worker(*command)
-    times: dict[str, list[float]] = {name: [] for name in workers}
+    times: dict[str, list[Times]] = {name: [] for name in workers}
     for _ in range(args.rounds):
         for name, worker in workers.items():
             times[name].append(worker.turn(size.n_steps))
-            print(f"{name}: {times[name][-1]:.1f} ms", file=sys.stderr)
+            print(name, times[name][-1], file=sys.stderr)
     for worker in workers.values():
         worker.close()
-    return {name: statistics.median(found) for name, found in times.items()}
+    return {
+        name: Times(*map(statistics.median, zip(*found, strict=True)))
+        for name, found in times.items()
+    }
 
 
-def show(name: str, medians: dict[str, float]) -> None:
+def show(name: str, medians: dict[str, Times]) -> None:
     """Prints a table of one size."""
     peers = [ms for peer, ms in medians.items() if peer in PEERS and PEERS[peer][0] == "float32"]
-    print(f"\n| {name} | ms per step | of nanoGPT's faster float32 | products alone |")
-    print("|---|---|---|---|")
+    print(f"\n| {name} | ms per step | CPU ms | of nanoGPT's faster float32 | products alone |")
+    print("|---|---|---|---|---|")
     for program, ms in medians.items():
         if program.startswith("products"):
             continue
-        ratio = f"{ms / min(peers):.2f}" if peers else ""
+        ratios = [a / min(b) for a, b in zip(ms, zip(*peers, strict=True), strict=False)]
+        ratio = ", ".join(f"{value:.2f}" for value in ratios)
         alone = medians.get(f"products alone: {program}")
-        products = f"{alone:.1f} ms, {100 * alone / ms:.0f}%" if alone else ""
-        print(f"| {program} | {ms:.1f} | {ratio} | {products} |", flush=True)
+        shares = [a / b for a, b in zip(alone, ms, strict=True)] if alone else []
+        products = ", ".join(f"{share:.0%}" for share in shares)
+        print(f"| {program} | {ms.wall:.1f} | {ms.cpu:.1f} | {ratio} | {products} |", flush=True)
 
 
 def main() -> None:

@@ -154,7 +154,7 @@ def _compile_for(config: Config, devices: Sequence[jax.Device], others: bool) ->
     layout = make_layout(model, mesh)
     layers = None if mesh.size == 1 else LayerSplit(layout)
     optimizer = make_optimizer(opt, trainable_infos(opt, model), layers)
-    init: Any = make_init(config.seed, opt, model, optimizer, mesh)
+    init = make_init(config.seed, opt, model, optimizer, mesh)
     micro_batch = config.train.batch_size // config.train.accumulation
     evaluator = Evaluator(model, mesh, config.data.seq_len, micro_batch)
     shape = (config.train.batch_size, config.data.seq_len + 1)
@@ -172,7 +172,7 @@ def _compile_for(config: Config, devices: Sequence[jax.Device], others: bool) ->
     with ThreadPoolExecutor(2) as pool:
         if others:
             evaluation = pool.submit(evaluator.compile, layout.abstract(model.shapes))
-            jitted = init
+            jitted: Any = init
             first = pool.submit(lambda: jitted.lower().compile())
         jaxpr, compiled = _compile(step, shapes, batch, kernel)
         if others:
