@@ -107,9 +107,9 @@ def _check_model(config: Config) -> None:
             "model.attention=cudnn needs model.n_embd / model.n_head to be a multiple of 8 and at "
             f"most 256, not {head_dim}; set model.attention=xla"
         )
-    if model.attention == "cudnn" and model.dropout:
+    if model.attention not in ("auto", "xla") and model.dropout:
         raise UserError(
-            "model.attention=cudnn does not support dropout on attention weights; "
+            f"model.attention={model.attention} does not support dropout on attention weights; "
             "set model.dropout=0 or model.attention=xla"
         )
 

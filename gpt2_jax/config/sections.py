@@ -51,8 +51,9 @@ class ModelConfig:
     )
     attention: str = setting(
         "auto",
-        "attention kernel; `auto`: cudnn for bfloat16 on a GPU if supported, else xla",
-        choices=("auto", "xla", "cudnn"),
+        "attention kernel; `auto`: for bfloat16, if supported, cudnn on a GPU and splash on a TPU; "
+        "else xla",
+        choices=("auto", "xla", "cudnn", "splash"),
     )
     fused_kernels: bool = setting(
         True, "on a GPU, compute LayerNorm and the training loss with kernels of this project"
@@ -63,7 +64,7 @@ class ModelConfig:
     unroll: bool = setting(True, "unroll the scan over layers: faster steps, slower compile")
     remat: str = setting(
         "none",
-        "recomputed in the backward pass: `elementwise` all but matmuls and cuDNN attention, "
+        "recomputed in the backward pass: `elementwise` all but matmuls and fused attention, "
         "`block` whole blocks",
         choices=("none", "elementwise", "block"),
     )

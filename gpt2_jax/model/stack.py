@@ -21,6 +21,7 @@ from gpt2_jax.model.gather import Gather
 from gpt2_jax.model.residual import CONNECTIONS
 from gpt2_jax.model.residual.base import Aux, NormFn
 from gpt2_jax.model.residual.cross_layer import CrossLayer
+from gpt2_jax.nn.attention_kernels import SPLASH_RESULTS
 from gpt2_jax.nn.context import Context
 from gpt2_jax.nn.target import Target
 from gpt2_jax.placements.spec import ModelSpec, StackSpec
@@ -138,11 +139,13 @@ class Stack(nnx.Module):
 
 
 def saves_products(primitive: jax.extend.core.Primitive, *args: Any, **params: Any) -> Any:
-    """Policy of `model.remat=elementwise`: keeps the results of matmuls and of cuDNN's attention.
+    """Policy of `model.remat=elementwise`: keeps the results of matmuls and of fused attention.
 
     jax's own policy only recognizes `dot_general`.
     """
-    if primitive.name.startswith("dot_product_attention_fwd"):
+    if primitive.name.startswith("dot_product_attention_fwd"):  # cuDNN
+        return True
+    if params.get("name") == SPLASH_RESULTS:
         return True
     return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)
 

@@ -69,17 +69,20 @@ class Sublayer(nnx.Module):
 
 
 def resolve_kernel(cfg: ModelConfig, spec: ModelSpec, platform: str) -> str:
-    """Returns the attention kernel for a platform, "cudnn" or "xla".
+    """Returns the attention kernel for a platform, "cudnn", "splash" or "xla".
 
-    cuDNN's kernel supports neither dropout on the attention weights, nor transforms of them, nor
-    float32, nor every width of a head.
+    The fused kernels support neither dropout on the attention weights nor transforms of them.
+    cuDNN's supports neither float32 nor every width of a head.
     """
     if cfg.attention != "auto":
         return cfg.attention
     plain = cfg.dropout == 0.0 and not spec.attention.shaped
     head_dim = cfg.n_embd // cfg.n_head
-    fits = cfg.dtype == "bfloat16" and head_dim % 8 == 0 and head_dim <= CUDNN_HEAD_DIM
-    return "cudnn" if platform == "gpu" and plain and fits else "xla"
+    if not plain or cfg.dtype != "bfloat16":
+        return "xla"
+    if platform == "gpu" and head_dim % 8 == 0 and head_dim <= CUDNN_HEAD_DIM:
+        return "cudnn"
+    return "splash" if platform == "tpu" else "xla"
 
 
 def make_attention(build: BlockBuilder, spec: SublayerSpec) -> Attention:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec
 
+from gpt2_jax.nn.attention_kernels import fused_attention
 from gpt2_jax.nn.context import CacheMask, CausalMask, Context, SublayerAux
 from gpt2_jax.nn.dropout import dropout
 from gpt2_jax.nn.linear import Linear
 from gpt2_jax.nn.qkv import HeadOutput, QKVTransform, ShapedWeights
-from gpt2_jax.nn.tensor_parallel import TENSOR, is_tensor_parallel
+from gpt2_jax.nn.tensor_parallel import is_tensor_parallel
 
 Input = jax.Array | tuple[jax.Array, ...]  # (B, T, D), or one such array for each of q, k and v
 
@@ -24,8 +22,9 @@ class Attention(nnx.Module):
     Args:
       qkv: projects to (3, H, K), or (2, H, K) if values are not projected. out: W_O, or None.
       weights: transforms the attention weights, or None.
-      kernel: `xla`, or `cudnn` for whole sequences. separate: whether q, k and v are always
-        separate products, whose results need no copy; a single product is faster on a CPU.
+      kernel: `xla`, or a fused kernel for whole sequences, `cudnn` or `splash`. separate: whether
+        q, k and v are always separate products, whose results need no copy; a single product is
+        faster on a CPU.
       scale: factor on the scores. by_layer: whether those of block l (from 1) are also divided by l
         (`scale_attn_by_inverse_layer_idx` in transformers; Karamcheti et al. 2021, Mistral).
       dropout: rate on the attention weights.
@@ -59,7 +58,7 @@ class Attention(nnx.Module):
             cache = context.cache.write(k_BHTK, v_BHTK, context.mask.start)
             k_BHSK, v_BHSK = cache
             aux = aux._replace(cache=cache)
-        if self.kernel == "cudnn" and context.cache is None and context.observe is None:
+        if self.kernel != "xla" and context.cache is None and context.observe is None:
             o_BTHK = self._fused(q_BHTK, k_BHSK, v_BHSK, context)
         else:
             o_BTHK, aux = self._plain(q_BHTK, k_BHSK, v_BHSK, context, aux)
@@ -92,16 +91,7 @@ class Attention(nnx.Module):
         scale = self.scale
         if self.by_layer:  # the kernel's scale must be a constant
             q_BHTK, scale = q_BHTK * self.score_scale(context).astype(q_BHTK.dtype), 1.0
-        q_BTHK, k_BTHK, v_BTHK = (x.swapaxes(1, 2) for x in (q_BHTK, k_BHTK, v_BHTK))
-        attend = partial(
-            jax.nn.dot_product_attention, scale=scale, is_causal=True, implementation="cudnn"
-        )
-        if is_tensor_parallel():  # XLA cannot divide the kernel's call itself
-            heads = PartitionSpec(None, None, TENSOR)
-            attend = jax.shard_map(
-                attend, in_specs=heads, out_specs=heads, axis_names={TENSOR}, check_vma=False
-            )
-        return attend(q_BTHK, k_BTHK, v_BTHK)
+        return fused_attention(self.kernel, q_BHTK, k_BHTK, v_BHTK, scale)
 
     def _plain(
         self,

@@ -277,8 +277,9 @@ def _depth_faults(model: Model, placement: Placement, given: Overrides) -> Itera
     groups = placement.share_blocks
     if groups and model.n_layer % groups:
         yield f"share_blocks={groups} must divide model.n_layer={model.n_layer}"
-    if model.attention == "cudnn" and placement.shaped_attention:
-        yield "shaped_attention=True is not supported by model.attention=cudnn; set it to xla"
+    if model.attention not in ("auto", "xla") and placement.shaped_attention:
+        kernel = f"model.attention={model.attention}"
+        yield f"shaped_attention=True is not supported by {kernel}; set it to xla"
     if groups and SUPPORTS[placement.connection].shapes_by_depth:
         yield f"share_blocks={groups} is not supported by connection={placement.connection}"
     if groups and len(block_ranges(placement, model.n_layer)) > 1:

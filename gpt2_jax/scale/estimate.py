@@ -44,7 +44,7 @@ def estimate(
 ) -> Estimate:
     """Returns the estimated speed and cost of a run.
 
-    Matrix products take FLOPs / (efficiency x peak), cuDNN's attention likewise, and all other work
+    Matrix products take FLOPs / (efficiency x peak), attention kernels likewise, and all other work
     bytes / (efficiency x bandwidth). Collectives take the bytes that a device sends / bandwidth of
     the connection.
 

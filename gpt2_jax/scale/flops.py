@@ -14,7 +14,7 @@ class Flops(NamedTuple):
 
     Attributes:
       products: of matrix products, recomputed ones included.
-      attention: of cuDNN's attention, half of which causality saves.
+      attention: of attention kernels, half of which causality saves.
     """
 
     products: int
@@ -33,7 +33,10 @@ def executed_flops(jaxpr: jax.extend.core.Jaxpr) -> Flops:
             products += _product(eqn)
         elif name.startswith("dot_product_attention"):
             attention += _attention(eqn)
-        elif name != "pallas_call":
+        elif name == "pallas_call":  # of these, only attention has products
+            grid = [n for n in eqn.params["grid_mapping"].grid if isinstance(n, int)]
+            attention += math.prod(grid) * executed_flops(eqn.params["jaxpr"]).products // 2
+        else:
             inner = [executed_flops(x) for x in _inner(eqn.params)]
             if not inner:
                 continue

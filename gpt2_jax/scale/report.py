@@ -136,7 +136,7 @@ def assumption_lines(plan: Plan) -> list[str]:
     share = plan.chip.efficiency
     shares = [f"{share.products:.0%} of peak FLOP/s in matrix products"]
     if plan.figures.attention_flops:
-        shares.append(f"{share.attention:.0%} in cuDNN's attention")
+        shares.append(f"{share.attention:.0%} in the attention kernel")
     return [
         "assumptions",
         f"  {', '.join(shares)},",

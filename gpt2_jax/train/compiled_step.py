@@ -21,6 +21,7 @@ from gpt2_jax.errors import UserError
 from gpt2_jax.model.data_dependent_init import data_dependent_init
 from gpt2_jax.model.definition import ModelDef, define_model
 from gpt2_jax.model.sublayer import resolve_kernel
+from gpt2_jax.nn.attention_kernels import PLATFORMS
 from gpt2_jax.nn.target import Target, target_of
 from gpt2_jax.train.mesh import by_rows, find_devices, make_mesh, replicated
 from gpt2_jax.train.optimizer import make_optimizer, trainable_infos
@@ -29,7 +30,8 @@ from gpt2_jax.train.state import State, make_init
 from gpt2_jax.train.step import Step, make_step
 
 INIT_ROWS = 8  # sequences of the first batch on which Admin's variances are measured
-CUDNN_CALL = "__cudnn$fmha"
+# What names a fused attention kernel in a compiled program.
+KERNEL_CALLS = {"cudnn": "__cudnn$fmha", "splash": "splash_mha_fwd"}
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ def _compile_for(config: Config, devices: Sequence[jax.Device]) -> CompiledStep:
     shape = (config.train.batch_size, config.data.seq_len + 1)
     batch = Batch(jax.ShapeDtypeStruct(shape, jnp.int32, sharding=by_rows(mesh)))
     kernel = resolve_kernel(config.model, model.spec, model.target.platform)
+    _check_platform(kernel, model.target.platform)
     started = time.monotonic()
     shapes = layout.abstract(jax.eval_shape(init))
     of_state = jax.tree.map(lambda x: x.sharding, shapes)
@@ -194,24 +197,33 @@ def _compile(
     except Exception as error:
         unsupported = isinstance(error, NotImplementedError) or "cudnn" in str(error).lower()
         if kernel == "cudnn" and unsupported:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"model.attention=cudnn is not available here: {reason}; set model.attention=xla"
-            ) from error
+            raise _unavailable(kernel, " ".join(str(error).split())[:200]) from error
         raise
+
+
+def _check_platform(kernel: str, platform: str) -> None:
+    needed = PLATFORMS.get(kernel, platform)
+    if platform != needed:
+        raise _unavailable(kernel, f"it needs a {needed.upper()}, and this is a {platform.upper()}")
+
+
+def _unavailable(kernel: str, reason: str) -> UserError:
+    return UserError(
+        f"model.attention={kernel} is not available here: {reason}; set model.attention=auto"
+    )
 
 
 def kernel_of(hlo: str, wanted: str) -> str:
     """Returns the attention kernel found in a compiled program.
 
     Raises:
-      UserError: if cuDNN was requested and is missing: there is no silent fallback.
+      UserError: if a fused kernel was requested and is missing: there is no silent fallback.
     """
-    found = "cudnn" if CUDNN_CALL in hlo else "xla"
-    if wanted == "cudnn" and found != "cudnn":
+    found = next((kernel for kernel, call in KERNEL_CALLS.items() if call in hlo), "xla")
+    if wanted not in ("xla", found):
         raise UserError(
-            "model.attention=cudnn, but the compiled step contains no cuDNN attention; "
-            "set model.attention=xla to accept XLA's"
+            f"model.attention={wanted}, but the compiled step does not call it; "
+            "set model.attention=xla to accept XLA's attention"
         )
     return found
 

@@ -120,7 +120,7 @@ def start_report(
         "length": f"{train.steps:,} steps = {tokens:,} tokens = {tokens / n_train:.2f} epochs",
         "compute": f"{_si(known['flops_per_token'])}FLOP per token, "
         f"{_si(known['flops'])}FLOP in total",
-        "devices": f"{devices} x {known['devices'][0]} ({known['platform']}), "
+        "devices": f"{compiled.mesh.size} x {known['devices'][0]} ({known['platform']}), "
         + (f"peak {_si(peak)}FLOP/s each" if peak else "peak unknown, so no MFU"),
         **_sharding(compiled),
         "attention": f"{compiled.attention} (found in the compiled step)",

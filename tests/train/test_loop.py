@@ -145,14 +145,18 @@ def test_too_many_skipped_steps_stop_the_run_with_a_reason(text_file, tmp_path, 
 
 def test_missing_attention_kernel_is_an_error():
     assert kernel_of("custom-call __cudnn$fmhaSoftmax", "cudnn") == "cudnn"
+    assert kernel_of('op_name="splash_mha_fwd_residuals"', "splash") == "splash"
     assert kernel_of("dot(...)", "xla") == "xla"
-    with pytest.raises(UserError, match=r"the compiled step contains no cuDNN"):
-        kernel_of("dot(...)", "cudnn")
+    for kernel in ("cudnn", "splash"):
+        with pytest.raises(UserError, match=f"attention={kernel}, but the compiled step does not"):
+            kernel_of("dot(...)", kernel)
 
 
-def test_cudnn_on_a_cpu_is_a_one_line_error(text_file, tmp_path):
-    made = config(text_file, model__attention="cudnn", model__dtype="bfloat16")
-    with pytest.raises(UserError, match=r"model\.attention=cudnn is not available"):
+@pytest.mark.parametrize(("kernel", "device"), [("cudnn", "GPU"), ("splash", "TPU")])
+def test_kernel_of_another_device_is_a_one_line_error(kernel, device, text_file, tmp_path):
+    made = config(text_file, model__attention=kernel, model__dtype="bfloat16")
+    expected = f"model.attention={kernel} is not available here: it needs a {device}, and this is"
+    with pytest.raises(UserError, match=expected):
         loop.train(made, str(tmp_path / "run"))
 
 

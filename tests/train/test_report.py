@@ -4,7 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from gpt2_jax.config.sections import MeshConfig, TrainConfig
 from gpt2_jax.train import report
+from gpt2_jax.train.mesh import make_mesh
 from gpt2_jax.train.rundir import RunDirectory
 from tests.tools import tiny
 
@@ -70,7 +72,7 @@ def test_start_report_fits_the_terminal(monkeypatch):
     })  # fmt: skip
     program = SimpleNamespace(
         model_def=model, attention="xla", peak_bytes=None, compile_seconds=1.0,
-        mesh=SimpleNamespace(devices=SimpleNamespace(size=1)),
+        mesh=make_mesh(TrainConfig(batch_size=1), MeshConfig()),
     )  # fmt: skip
     corpus = SimpleNamespace(train=range(10), val=range(5))
     lines = report.start_report(tiny(), program, corpus, 0, 0.1).splitlines()
