@@ -15,7 +15,7 @@ class Efficiency:
     """The share of its peak that each kind of work reaches, measured or assumed.
 
     Attributes:
-      products: matrix products. attention: its fused kernel. memory: everything else, of bandwidth.
+      products: matrix products. attention: its kernel. memory: everything else, of bandwidth.
       source: how they are known.
     """
 

@@ -44,9 +44,9 @@ def estimate(
 ) -> Estimate:
     """Returns the estimated speed and cost of a run.
 
-    Matrix products take FLOPs / (efficiency x peak), a fused attention kernel likewise, and all
-    other work bytes / (efficiency x bandwidth). Collectives take the bytes that a device sends /
-    bandwidth of the connection.
+    Matrix products take FLOPs / (efficiency x peak), attention kernels likewise, and all other work
+    bytes / (efficiency x bandwidth). Collectives take the bytes that a device sends / bandwidth of
+    the connection.
 
     Args:
       n_devices: number of devices to pay for. total_tokens: of the run. price: per device and hour.

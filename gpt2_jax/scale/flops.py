@@ -14,7 +14,7 @@ class Flops(NamedTuple):
 
     Attributes:
       products: of matrix products, recomputed ones included.
-      attention: of fused attention kernels, half of which causality saves.
+      attention: of attention kernels, half of which causality saves.
     """
 
     products: int
@@ -32,9 +32,10 @@ def executed_flops(jaxpr: jax.extend.core.Jaxpr) -> Flops:
         if name == "dot_general":
             products += _product(eqn)
         elif name.startswith("dot_product_attention"):
-            attention += _cudnn(eqn)
-        elif name == "pallas_call":
-            attention += _splash(eqn)
+            attention += _attention(eqn)
+        elif name == "pallas_call":  # of these, only attention has products
+            grid = [n for n in eqn.params["grid_mapping"].grid if isinstance(n, int)]
+            attention += math.prod(grid) * executed_flops(eqn.params["jaxpr"]).products // 2
         else:
             inner = [executed_flops(x) for x in _inner(eqn.params)]
             if not inner:
@@ -53,22 +54,10 @@ def _product(eqn: Any) -> int:
     return 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(lhs[i] for i in contracted)
 
 
-def _cudnn(eqn: Any) -> int:
+def _attention(eqn: Any) -> int:
     """The forward pass has two products, the backward pass five."""
     batch, time, heads, width = eqn.invars[0].aval.shape
     n_products = 5 if "bwd" in eqn.primitive.name else 2
-    return n_products * 2 * batch * heads * time * time * width // 2
-
-
-def _splash(eqn: Any) -> int:
-    """The backward pass has seven products in two kernels; other kernels have none."""
-    products = {"splash_mha_fwd": 2, "splash_mha_dkv": 4, "splash_mha_dq": 3}
-    name = str(eqn.params["name"])
-    n_products = next((n for kernel, n in products.items() if name.startswith(kernel)), 0)
-    shapes = [x.aval.shape for x in eqn.invars if x.aval.ndim == 4]
-    if not n_products:
-        return 0
-    batch, heads, time, width = shapes[0]
     return n_products * 2 * batch * heads * time * time * width // 2
 
 

@@ -108,7 +108,7 @@ class Workload:
     @property
     def _has_scores(self) -> bool:
         """Whether attention scores are stored, because no kernel avoids it."""
-        return not (self.chip.is_gpu and self._cast == 2)
+        return self._cast == FLOAT
 
     def guess_bytes(self, candidate: Candidate) -> float:
         """Returns about how much memory a device needs."""

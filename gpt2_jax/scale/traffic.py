@@ -27,9 +27,9 @@ _PRODUCT_CALL = re.compile(r"cublas|gemm|matmul", re.IGNORECASE)
 def memory_traffic(program: Program) -> dict[str, int]:
     """Returns the bytes moved by each kind of work in one run, without collectives.
 
-    Kinds are `products` (matrix products, with what is fused into them), `attention` (its fused
-    kernels), `kernels` (those of `nn.fused`) and `other`. Of an array that is only sliced, only the
-    slices count, and of one that is updated in place, only the updates.
+    Kinds are `products` (matrix products, with what is fused into them), `attention` (its kernels),
+    `kernels` (those of `nn.fused`) and `other`. Of an array that is only sliced, only the slices
+    count, and of one that is updated in place, only the updates.
     """
     total: Counter[str] = Counter()
     for computation, name, times in program.walk():
@@ -47,7 +47,7 @@ def kind_of(program: Program, instruction: Instruction) -> str:
         return PRODUCTS if any(i.op in ("dot", "convolution") for i in inner) else OTHER
     if instruction.op == "custom-call":
         target = _target(instruction)
-        if "fmha" in target or instruction.name.startswith("splash_mha"):
+        if "fmha" in target or "splash" in instruction.name + instruction.attributes:
             return ATTENTION
         if _PRODUCT_CALL.search(target):
             return PRODUCTS
