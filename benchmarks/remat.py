@@ -1,7 +1,7 @@
 """Compares the policies of `model.remat` for the local device, and prints a table.
 
     python -m benchmarks.remat --config=quickstart
-    python -m benchmarks.remat --config=gpt2:124m --batch=64
+    python -m benchmarks.remat --config=gpt2:124m --batch=64 --scan
 
 Each policy's step is compiled; its peak memory is the compiler's figure. Then all are timed in
 turn, on random tokens, so that their ratios do not depend on the machine's load.
@@ -61,12 +61,13 @@ def compiled(config: Config) -> list[Policy]:
     return policies
 
 
-def load(argument: str, batch: int | None, accumulation: int | None) -> Config:
-    """Returns a shipped config, `NAME` or `NAME:arg`, resolved."""
+def load(argument: str, batch: int | None, accumulation: int | None, scan: bool) -> Config:
+    """Returns a shipped config, `NAME` or `NAME:arg`, resolved; with `scan`, blocks are scanned."""
     name, has_arg, arg = argument.partition(":")
     made = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](*([arg] if has_arg else []))
     made.train.batch_size = batch or made.train.batch_size
     made.train.accumulation = accumulation or (1 if batch else made.train.accumulation)
+    made.model.unroll = made.model.unroll and not scan
     config = freeze(made)
     check(config)
     return resolve(config, load_tokenizer(config.data.tokenizer).size)
@@ -103,17 +104,19 @@ def main() -> None:
     parser.add_argument("--config", default="quickstart", help="name in configs/, or NAME:arg")
     parser.add_argument("--batch", type=int, help="sequences per step; default: the config's")
     parser.add_argument("--accumulation", type=int, help="default: 1 with --batch")
+    parser.add_argument("--scan", action="store_true", help="scan the blocks, not unrolled")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10, help="steps of each policy per round")
     args = parser.parse_args()
-    config = load(args.config, args.batch, args.accumulation)
+    config = load(args.config, args.batch, args.accumulation, args.scan)
     keep_freed_memory(config.model)
     configure_devices(config.train, config.mesh)
     policies, train = compiled(config), config.train
     devices = policies[0].program.devices
     print(
         f"`{args.config}`, {train.batch_size} x {config.data.seq_len} tokens per step in "
-        f"{train.accumulation} micro-batch(es), {len(devices)} x {devices[0]}, jax "
+        f"{train.accumulation} micro-batch(es), blocks "
+        f"{'unrolled' if config.model.unroll else 'scanned'}, {len(devices)} x {devices[0]}, jax "
         f"{jax.__version__}\n"
     )
     print(table(policies, time_all(policies, args.rounds, args.steps)))
