@@ -183,6 +183,9 @@ def test_tensor_parallel_weights_on_h100s_are_not_joined(capfd):
 def test_fsdp_on_tpus_moves_each_parameter_once(capfd):
     """One matrix of each block is reduced as a whole instead: the attention's output."""
     _, figures = compiled("v5e:2x4", (1, 8, 1))
+    # Its kernels compute nine products for two sequences on each device, in causal halves.
+    assert figures.attention == "splash" and figures.traffic["attention"] > 0
+    assert figures.attention_flops == LAYERS * 9 * 2 * SEQ**2 * WIDTH
     found = bytes_and_counts(figures, 8)
     assert found["all-gather"][1] == 2 * MATRICES + 4 * (WTE + WPE)
     whole = 4 * LAYERS * WIDTH**2
@@ -234,7 +237,9 @@ def test_step_that_does_not_fit_on_a_tpu_is_said_to_need_more():
     machine = machine_of("v5e:2x2")
     config = to_dict(
         tiny(
-            **SMALL | {"train__batch_size": 512, "model__n_positions": 2048, "data__seq_len": 2048}
+            **SMALL
+            | {"train__batch_size": 512, "model__n_positions": 2048, "data__seq_len": 2048}
+            | {"model__dtype": "float32"}  # with all attention scores
         )
     )
     found = compile_elsewhere(machine, config, {"mesh.data": 4}, 300)
