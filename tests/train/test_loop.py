@@ -123,8 +123,8 @@ def test_directory_is_complete(trained):
 def test_too_many_skipped_steps_stop_the_run_with_a_reason(text_file, tmp_path, monkeypatch):
     real = loop.compile_step
 
-    def poisoned(config):
-        program = real(config)
+    def poisoned(config, **options):
+        program = real(config, **options)
         init = program.init
 
         def bad():
