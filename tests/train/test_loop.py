@@ -227,7 +227,7 @@ def test_signal_interrupts_an_evaluation_and_the_next_start_repeats_it(
 def test_signal_before_the_first_step_saves_nothing(
     text_file, tmp_path, monkeypatch, phase, capsys
 ):
-    def signalled(*args):
+    def signalled(*args, **options):
         signal.raise_signal(signal.SIGHUP)
         raise AssertionError("went on")
 
