@@ -144,6 +144,7 @@ def test_default_model_is_gpt2():
         "attention": "auto",
         "fused_kernels": True,
         "dtype": "bfloat16",
+        "matmul_dtype": None,
         "unroll": True,
         "remat": "none",
     }

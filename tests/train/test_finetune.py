@@ -81,7 +81,7 @@ def test_weights_deleted_during_compilation_are_named(source, text_file, tmp_pat
     moving = shutil.copytree(source, tmp_path / "moving")
     compiled = loop.compile_step(config(text_file, train__steps=20))
 
-    def compile_step(given):
+    def compile_step(given, **options):
         shutil.rmtree(moving / "checkpoints" / "00000020")
         return compiled
 

@@ -161,8 +161,8 @@ def test_directory_is_complete(trained):
 def test_too_many_skipped_steps_stop_the_run_with_a_reason(text_file, tmp_path, monkeypatch):
     real = loop.compile_step
 
-    def poisoned(config):
-        program = real(config)
+    def poisoned(config, **options):
+        program = real(config, **options)
         init = program.init
 
         def bad():
@@ -265,7 +265,7 @@ def test_signal_interrupts_an_evaluation_and_the_next_start_repeats_it(
 def test_signal_before_the_first_step_saves_nothing(
     text_file, tmp_path, monkeypatch, phase, capsys
 ):
-    def signalled(*args):
+    def signalled(*args, **options):
         signal.raise_signal(signal.SIGHUP)
         raise AssertionError("went on")
 

@@ -34,10 +34,10 @@ def compiled():
     """Compiles one program for all runs in this file, and draws no pictures."""
     programs, real = {}, loop.compile_step
 
-    def compile_once(config):
+    def compile_once(config, **options):
         key = configs.to_json(config)
         if key not in programs:
-            programs[key] = real(config)
+            programs[key] = real(config, **options)
         return programs[key]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -345,7 +345,7 @@ def test_refused_run_leaves_no_files(made, tmp_path, changes, exists):
 
 
 def test_failed_compilation_leaves_no_files(made, tmp_path, monkeypatch):
-    def fail(config):
+    def fail(config, **options):
         assert (tmp_path / "a" / "b").is_dir()
         raise UserError("too little memory")
 
