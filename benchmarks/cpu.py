@@ -1,6 +1,6 @@
 """Times a train step on a CPU, ours and nanoGPT's in PyTorch, in turn on the same machine.
 
-    python -m benchmarks.cpu --nanogpt=CHECKOUT --torch_python=PYTHON
+    python -m benchmarks.throughput --suite=cpu --nanogpt=CHECKOUT --torch_python=PYTHON
 
 For each size it starts six processes: ours with products of float32 and of bfloat16
 (`model.matmul_dtype`), and nanoGPT's model eager and compiled, in float32 and with bfloat16
@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -199,7 +200,7 @@ def serve_products(size: Size, dtype: str) -> None:
 
 def measure(size: Size, args: argparse.Namespace) -> dict[str, Times]:
     """Returns the medians of each program, which run in turn."""
-    own = [sys.executable, "-m", "benchmarks.cpu", "--worker", json.dumps(asdict(size))]
+    own = [sys.executable, "-m", "benchmarks.cpu", json.dumps(asdict(size))]
     commands = {name: ([*own, "step", dtype], ROOT) for name, dtype in OURS.items()}
     if args.nanogpt is not None:
         peer = [args.torch_python, "-c", PEER, json.dumps(asdict(size))]
@@ -239,21 +240,19 @@ def show(name: str, medians: dict[str, Times]) -> None:
         print(f"| {program} | {ms.wall:.1f} | {ms.cpu:.1f} | {ratio} | {products} |", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(words: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--nanogpt", type=Path)
     parser.add_argument("--torch_python", default=sys.executable)
     parser.add_argument("--sizes", default=",".join(SIZES))
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.worker:
-        size, work, dtype = args.worker
-        {"step": serve, "products": serve_products}[work](Size(**json.loads(size)), dtype)
-        return
+    args = parser.parse_args(words)
     for name in args.sizes.split(","):
         show(name, measure(SIZES[name], args))
 
 
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # a process that is timed
+    size, work, dtype = sys.argv[1:]
+    {"step": serve, "products": serve_products}[work](Size(**json.loads(size)), dtype)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import gpu
+from benchmarks import cpu, gpu
 
-SUITES = {"gpu": gpu.main}
+SUITES = {"cpu": cpu.main, "gpu": gpu.main}
 
 
 def main() -> None:
