@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from gpt2_jax import config as configs
-from gpt2_jax.data.corpus import open_corpus
+from gpt2_jax.data.dataset import open_dataset
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.train.pretrained import PretrainedSource, adopt_model
@@ -26,7 +26,7 @@ def start_run(config, during_start=lambda: None):
     directory = RunDirectory("run")
     directory.lock()
     directory.check_config(config)
-    corpus, tokenizer = open_corpus(
+    corpus, tokenizer = open_dataset(
         config.data.source, None, directory.tokenizer_for(config), config.data.val_fraction
     )
     directory.check_data(corpus, tokenizer, config.data.source)

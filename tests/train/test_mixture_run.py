@@ -26,7 +26,7 @@ def compiled():
     """Compiles one program per batch and mesh for all runs in this file."""
     programs, real = {}, loop.compile_step
 
-    def compile_once(config):
+    def compile_once(config, others=False):
         same = {"data.source": "stdlib", "train.steps": 12}
         key = configs.to_json(configs.replace(config, same))
         if key not in programs:

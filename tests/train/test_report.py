@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from gpt2_jax.config.sections import MeshConfig, TrainConfig
+from gpt2_jax.model.definition import define_model
 from gpt2_jax.train import report
 from gpt2_jax.train.mesh import make_mesh
 from gpt2_jax.train.rundir import RunDirectory
@@ -66,7 +67,7 @@ def test_title_of_the_loss_curve_names_run_and_text_without_a_path(tmp_path, sou
 
 def test_start_report_fits_the_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
-    model = SimpleNamespace(n_params=lambda: 1, flops_per_token=lambda n: 1, placement=None)
+    model = define_model(tiny().model, tiny().placement)
     monkeypatch.setattr(report, "facts", lambda *_: {
         "devices": ["cpu"], "platform": "cpu", "parameters": 1, "flops_per_token": 1, "flops": 1,
     })  # fmt: skip
@@ -74,7 +75,7 @@ def test_start_report_fits_the_terminal(monkeypatch):
         model_def=model, attention="xla", peak_bytes=None, compile_seconds=1.0,
         mesh=make_mesh(TrainConfig(batch_size=1), MeshConfig()),
     )  # fmt: skip
-    corpus = SimpleNamespace(train=range(10), val=range(5))
+    corpus = SimpleNamespace(streams={}, is_mixture=False, n_tokens=lambda split: 10)
     lines = report.start_report(tiny(), program, corpus, 0, 0.1).splitlines()
     assert max(map(len, lines)) <= 60
     assert sum(line[0] != " " for line in lines) == 9
@@ -89,4 +90,5 @@ def test_start_report_fits_the_terminal(monkeypatch):
     ],
 )
 def test_precision_names_the_dtype_of_products_if_it_differs(changes, shown):
-    assert report._precision(tiny(**changes).model) == shown
+    config = tiny(**changes)
+    assert report._precision(define_model(config.model, config.placement)) == shown

@@ -212,7 +212,7 @@ def test_unwritable_workdir_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     names = ("file", "file/below", "x" * 300, "gs://bucket/x")
     for place in [tmp_path / name if "://" not in name else Path(name) for name in names]:
-        with pytest.raises(UserError, match=r"--workdir=.*(choose another|mounted)"):
+        with pytest.raises(UserError, match=r"--workdir=.*(choose another|shared disk)"):
             definitions.check_workdir(place)
     definitions.check_workdir(tmp_path / "a [b]/c d")
     with pytest.raises(UserError, match=r"study\.json does not exist"):
