@@ -52,7 +52,7 @@ def parse_target(text: str) -> Machine:
     """Returns the machine that a value of `--target` names.
 
     Raises:
-      UserError: if there is no such machine, or its shape is impossible.
+      UserError: if the machine is unknown, or its shape is impossible.
     """
     if text == LOCAL:
         return Machine(text, None, ())

@@ -258,7 +258,7 @@ def kernel_of(hlo: str, wanted: str) -> str:
     """Returns the attention kernel found in a compiled program.
 
     Raises:
-      UserError: if a fused kernel was requested and is missing: there is no silent fallback.
+      UserError: if a fused kernel was requested and is missing; XLA is never used instead silently.
     """
     found = next((kernel for kernel, call in KERNEL_CALLS.items() if call in hlo), "xla")
     if wanted not in ("xla", found):

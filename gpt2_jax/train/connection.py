@@ -156,8 +156,8 @@ def _end_on_uncaught_cast(end: Callable[[], None]) -> None:
     """Calls a function when C++ ends the process because it cannot call jax's heartbeat callback.
 
     jaxlib has the callback but cannot convert its argument to Python (seen in 0.10 and 0.11), so
-    a thread of its own throws std::bad_cast. Any other uncaught exception ends as usual. Where
-    there is no libstdc++, so does this one: a long message, and SIGABRT.
+    a thread of its own throws std::bad_cast. Any other uncaught exception ends as usual.
+    Without libstdc++ nothing changes, and a loss ends the process by SIGABRT with a long message.
     """
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL("libstdc++.so.6")
