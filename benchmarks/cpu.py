@@ -126,8 +126,8 @@ def serve(size: Size, dtype: str) -> None:
     from benchmarks.placements import batch, timed
     from gpt2_jax.config import Config, replace, resolve
     from gpt2_jax.train.compiled_step import compile_step
+    from gpt2_jax.train.distributed.mesh import configure_devices
     from gpt2_jax.train.malloc import keep_freed_memory
-    from gpt2_jax.train.mesh import configure_devices
 
     shape = {name: getattr(size, name) for name in ("n_layer", "n_head", "n_embd")}
     changes = {f"model.{name}": value for name, value in shape.items()}
@@ -153,7 +153,7 @@ def serve_products(size: Size, dtype: str) -> None:
 
     from gpt2_jax.config.sections import MeshConfig, TrainConfig
     from gpt2_jax.nn.products import product
-    from gpt2_jax.train.mesh import by_rows, configure_devices, make_mesh, row_axes
+    from gpt2_jax.train.distributed.mesh import by_rows, configure_devices, make_mesh, row_axes
 
     train = TrainConfig(batch_size=size.batch_size)
     configure_devices(train, MeshConfig())

@@ -25,8 +25,8 @@ from gpt2_jax.config.check import check
 from gpt2_jax.data.batch import Batch
 from gpt2_jax.placements import PRESETS
 from gpt2_jax.train.compiled_step import CompiledStep, compile_step
+from gpt2_jax.train.distributed.mesh import configure_devices
 from gpt2_jax.train.malloc import keep_freed_memory
-from gpt2_jax.train.mesh import configure_devices
 
 ROOT = Path(__file__).parent.parent
 BASE = "pre_ln"

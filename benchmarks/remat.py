@@ -24,8 +24,8 @@ from gpt2_jax.config.check import check
 from gpt2_jax.data.batch import Batch
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.train.compiled_step import CompiledStep, compile_step
+from gpt2_jax.train.distributed.mesh import configure_devices
 from gpt2_jax.train.malloc import keep_freed_memory
-from gpt2_jax.train.mesh import configure_devices
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 POLICIES = tuple(FIELDS["model.remat"].choices)

@@ -25,8 +25,8 @@ from gpt2_jax.evaluate.generate import Generator
 from gpt2_jax.evaluate.sampling import GREEDY
 from gpt2_jax.interop.export_model import export_model
 from gpt2_jax.model.definition import define_model
-from gpt2_jax.train.checkpoint import save_params
-from gpt2_jax.train.open_run import open_run
+from gpt2_jax.train.storage.checkpoint import save_params
+from gpt2_jax.train.storage.open_run import open_run
 
 PROMPT_TOKENS = 32
 

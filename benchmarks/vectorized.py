@@ -26,8 +26,8 @@ from gpt2_jax.config import Config, replace, resolve
 from gpt2_jax.config.check import check
 from gpt2_jax.data.batch import Batch
 from gpt2_jax.train.compiled_step import CompiledStep, compile_step
+from gpt2_jax.train.distributed.mesh import cores
 from gpt2_jax.train.malloc import keep_freed_memory
-from gpt2_jax.train.mesh import cores
 
 SIZES = ((4, 128), (4, 64), (2, 64), (2, 32))  # layers, width
 STUDY = """

@@ -29,7 +29,7 @@ from gpt2_jax.evaluate.text_generation import encode_prompts, generate_texts, ma
 from gpt2_jax.interop.import_model import import_model
 from gpt2_jax.model import diagnostics
 from gpt2_jax.model.definition import ModelDef
-from gpt2_jax.train.open_run import open_run
+from gpt2_jax.train.storage.open_run import open_run
 
 Prompt = str | Sequence[int]  # text, or token ids
 

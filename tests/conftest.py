@@ -32,8 +32,8 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup, runs would ignore i
 
 # Files whose tests share an expensive fixture and so run in one worker; they must start first.
 LONGEST = (
-    "train/test_processes.py",
-    "train/test_several_processes.py",
+    "train/distributed/test_processes.py",
+    "train/distributed/test_several_processes.py",
     "study/test_study.py",
     "track/test_wandb.py",
     "model/test_every_placement.py",

@@ -15,7 +15,7 @@ from gpt2_jax.config.renamed import RENAMED
 from gpt2_jax.errors import UserError
 from gpt2_jax.model.definition import define_model
 from gpt2_jax.placements import AXES
-from gpt2_jax.train.schedule import warmup_steps
+from gpt2_jax.train.optim.schedule import warmup_steps
 from tests.tools import ROOT, tiny
 
 SHIPPED = [

@@ -16,7 +16,8 @@ import pytest
 from gpt2_jax.ablation.study.leases import Leases
 from gpt2_jax.ablation.study.submit import ArrayJob
 from gpt2_jax.config import capacity
-from gpt2_jax.train import malloc, mesh
+from gpt2_jax.train import malloc
+from gpt2_jax.train.distributed import mesh
 from tests.tools import tiny
 
 

@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
     import jax
 
     from experiments.papers import initialization, training
-    from gpt2_jax.train.mesh import cores
+    from gpt2_jax.train.distributed.mesh import cores
 
     jax.config.update("jax_num_cpu_devices", cores())
     claims = initialization.CLAIMS | training.CLAIMS

@@ -18,9 +18,9 @@ from gpt2_jax.model.definition import ModelDef, define_model, global_norm
 from gpt2_jax.model.diagnostics import gradient_norms, rms, streams
 from gpt2_jax.train.compiled_step import apply_data_dependent_init
 from gpt2_jax.train.diagnostics import OBSERVED_ROWS, jit_diagnostics
-from gpt2_jax.train.mesh import by_rows, make_mesh, replicated
-from gpt2_jax.train.optimizer import make_optimizer
-from gpt2_jax.train.sharding import make_layout
+from gpt2_jax.train.distributed.mesh import by_rows, make_mesh, replicated
+from gpt2_jax.train.distributed.sharding import make_layout
+from gpt2_jax.train.optim.optimizer import make_optimizer
 from gpt2_jax.train.state import jit_once, purpose_key
 from gpt2_jax.train.step import make_gradients
 

@@ -32,9 +32,9 @@ from gpt2_jax.model.sublayer import resolve_kernel
 from gpt2_jax.train.compiled_step import memory_errors, peak_bytes
 from gpt2_jax.train.diagnostics import diagnostic_rows, make_diagnostics
 from gpt2_jax.train.evaluation import batch_sums
-from gpt2_jax.train.frozen_params import join
-from gpt2_jax.train.optimizer import make_optimizer, trainable_infos
-from gpt2_jax.train.schedule import warmup_steps
+from gpt2_jax.train.optim.frozen_params import join
+from gpt2_jax.train.optim.optimizer import make_optimizer, trainable_infos
+from gpt2_jax.train.optim.schedule import warmup_steps
 from gpt2_jax.train.state import State, jit_once, new_state
 from gpt2_jax.train.step import Metrics, make_step
 

@@ -97,7 +97,7 @@ def _has_directory() -> bool:
 def _check_devices() -> None:
     """Ends the process if jax has no devices; jax raises at its first use, wherever that is."""
     if "jax" in sys.modules:
-        from gpt2_jax.train.mesh import find_devices
+        from gpt2_jax.train.distributed.mesh import find_devices
 
         try:
             find_devices()

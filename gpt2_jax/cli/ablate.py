@@ -27,7 +27,7 @@ from gpt2_jax.track.console import forgiving_output
 
 if TYPE_CHECKING:
     from gpt2_jax.ablation.study.worker import Worker
-    from gpt2_jax.train.signals import StopSignal
+    from gpt2_jax.train.distributed.signals import StopSignal
 
 _CONFIG = cli.define_config("study file; --config.section.field=value changes a field of its base")
 _WORKDIR = flags.DEFINE_string("workdir", None, "study directory, created if missing")
@@ -103,8 +103,8 @@ def run_study(definition: Definition, workdir: Path, shard: tuple[int, int]) -> 
     import jax
 
     from gpt2_jax.ablation.study.worker import Worker
-    from gpt2_jax.train.mesh import configure_devices, cores
-    from gpt2_jax.train.signals import Stopped, StopSignal
+    from gpt2_jax.train.distributed.mesh import configure_devices, cores
+    from gpt2_jax.train.distributed.signals import Stopped, StopSignal
 
     if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", cores())

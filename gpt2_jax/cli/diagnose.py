@@ -23,10 +23,10 @@ from gpt2_jax.data.dataset import Dataset
 from gpt2_jax.errors import UserError, suggestion
 from gpt2_jax.files import atomic_folder, check_creatable, check_empty, disk_errors
 from gpt2_jax.placements import PRESETS
-from gpt2_jax.train.checkpoint_ref import CheckpointRef, find_checkpoint, parse_step
 from gpt2_jax.train.compiled_step import memory_errors
-from gpt2_jax.train.mesh import configure_devices
-from gpt2_jax.train.open_run import open_data, open_run, open_run_data
+from gpt2_jax.train.distributed.mesh import configure_devices
+from gpt2_jax.train.storage.checkpoint_ref import CheckpointRef, find_checkpoint, parse_step
+from gpt2_jax.train.storage.open_run import open_data, open_run, open_run_data
 
 _CONFIG = cli.define_config("config file, for models before training")
 _PLACEMENTS = flags.DEFINE_list("placements", None, "presets; default: the config's")

@@ -9,8 +9,8 @@ from absl import flags
 
 from gpt2_jax import cli
 from gpt2_jax.errors import UserError
-from gpt2_jax.train.launch import find_launch, indicates_several
-from gpt2_jax.train.signals import StopSignal
+from gpt2_jax.train.distributed.launch import find_launch, indicates_several
+from gpt2_jax.train.distributed.signals import StopSignal
 
 _CONFIG = cli.define_config("config file; --config.section.field=value changes a field")
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory, created if missing")
@@ -57,9 +57,9 @@ def main(argv: list[str]) -> None:
     with StopSignal() as stop:
         # Imported after the flags are validated: jax takes a second to load.
         from gpt2_jax.evaluate.text_generation import sample_text
-        from gpt2_jax.train.connection import connected
+        from gpt2_jax.train.distributed.connection import connected
+        from gpt2_jax.train.distributed.shared_stop import shared_by
         from gpt2_jax.train.loop import train
-        from gpt2_jax.train.shared_stop import shared_by
 
         launch = find_launch(_COORDINATOR.value, _N_PROCESSES.value, _PROCESS.value, os.environ)
         seconds = (_HEARTBEAT.value, _CONNECT.value)

@@ -42,9 +42,9 @@ from gpt2_jax.files import (
 from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.track.wandb_log import WandbLog
-from gpt2_jax.train.open_run import OpenedRun, open_run
 from gpt2_jax.train.report import wandb_config, wandb_options
-from gpt2_jax.train.rundir import RunDirectory
+from gpt2_jax.train.storage.open_run import OpenedRun, open_run
+from gpt2_jax.train.storage.rundir import RunDirectory
 
 DEFAULT_NEW_TOKENS = 256
 BATCH_TEXTS = 16

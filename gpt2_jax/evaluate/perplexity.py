@@ -9,9 +9,9 @@ from typing import Any
 from gpt2_jax.data.corpus import open_corpus
 from gpt2_jax.data.dataset import Dataset, single
 from gpt2_jax.errors import UserError
+from gpt2_jax.train.distributed.mesh import n_row_devices
 from gpt2_jax.train.evaluation import Evaluator
-from gpt2_jax.train.mesh import n_row_devices
-from gpt2_jax.train.open_run import OpenedRun, open_run, open_run_data
+from gpt2_jax.train.storage.open_run import OpenedRun, open_run, open_run_data
 
 MAX_LOGITS_BYTES = 1 << 30  # per batch; an imported model has no batch size of its own
 

@@ -20,7 +20,7 @@ from gpt2_jax.evaluate.sampling import SamplingParams
 from gpt2_jax.evaluate.text_stream import TextStream, continuation
 from gpt2_jax.files import text_lines
 from gpt2_jax.model.definition import ModelDef
-from gpt2_jax.train.open_run import OpenedRun, open_run
+from gpt2_jax.train.storage.open_run import OpenedRun, open_run
 
 PROMPT = "\n"
 DEFAULT_SAMPLING = SamplingParams(temperature=0.8, top_k=40)

@@ -23,7 +23,7 @@ from gpt2_jax.evaluate.generate import Generator
 from gpt2_jax.evaluate.sampling import GREEDY
 from gpt2_jax.train.evaluation import Evaluator
 from gpt2_jax.train.loss import mean_loss
-from gpt2_jax.train.open_run import OpenedRun, open_run
+from gpt2_jax.train.storage.open_run import OpenedRun, open_run
 
 PARAMETERS = 124_439_808
 LOSS_IDS, LOSS = [50256, 15496, 995, 0], 5.3318558

@@ -17,9 +17,9 @@ from gpt2_jax.interop import checkpoint_files, hf_config
 from gpt2_jax.interop.tokenizer_files import write_tokenizer
 from gpt2_jax.interop.weights import to_huggingface
 from gpt2_jax.track.metrics import Row
-from gpt2_jax.train.open_run import OpenedRun, open_run
-from gpt2_jax.train.rundir import RunDirectory
-from gpt2_jax.train.verify import check_rows
+from gpt2_jax.train.storage.open_run import OpenedRun, open_run
+from gpt2_jax.train.storage.rundir import RunDirectory
+from gpt2_jax.train.storage.verify import check_rows
 
 DTYPES = ("float32", "bfloat16", "float16")
 

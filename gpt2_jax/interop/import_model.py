@@ -16,9 +16,9 @@ from gpt2_jax.interop import checkpoint_files, hf_config
 from gpt2_jax.interop.tokenizer_files import find_tokenizer
 from gpt2_jax.interop.weights import from_huggingface
 from gpt2_jax.model.definition import define_model
-from gpt2_jax.train.checkpoint import save_params
-from gpt2_jax.train.identity import FORMAT_VERSION, Identity, new_run_id
-from gpt2_jax.train.rundir import RunDirectory
+from gpt2_jax.train.storage.checkpoint import save_params
+from gpt2_jax.train.storage.identity import FORMAT_VERSION, Identity, new_run_id
+from gpt2_jax.train.storage.rundir import RunDirectory
 
 
 def import_model(

@@ -105,7 +105,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     from gpt2_jax.config.convert import from_dict
     from gpt2_jax.config.table import replace
     from gpt2_jax.train.compiled_step import TooLittleMemory, compile_step
-    from gpt2_jax.train.mesh import configure_devices
+    from gpt2_jax.train.distributed.mesh import configure_devices
 
     machine, module = parse_target(request["target"]), request["config"]["placement"]["module"]
     try:

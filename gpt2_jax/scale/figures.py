@@ -17,8 +17,8 @@ from gpt2_jax.scale.flops import executed_flops
 from gpt2_jax.scale.hlo import Program, parse
 from gpt2_jax.scale.traffic import memory_traffic
 from gpt2_jax.train.compiled_step import CompiledStep
-from gpt2_jax.train.mesh import n_row_devices
-from gpt2_jax.train.sharding import make_layout
+from gpt2_jax.train.distributed.mesh import n_row_devices
+from gpt2_jax.train.distributed.sharding import make_layout
 
 
 @dataclass(frozen=True)

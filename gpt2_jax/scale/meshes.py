@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gpt2_jax.config.sections import MeshConfig, ModelConfig, TrainConfig
 from gpt2_jax.errors import UserError
-from gpt2_jax.train.mesh import mesh_shape
+from gpt2_jax.train.distributed.mesh import mesh_shape
 
 Shape = tuple[int, int, int]  # data, fsdp, tensor
 MAX_LISTED = 8  # meshes in an error

@@ -25,8 +25,7 @@ from gpt2_jax.model.definition import ModelDef, define_model
 from gpt2_jax.model.sublayer import resolve_kernel
 from gpt2_jax.nn.attention_kernels import PLATFORMS
 from gpt2_jax.nn.target import Target, target_of
-from gpt2_jax.train.evaluation import Evaluator
-from gpt2_jax.train.mesh import (
+from gpt2_jax.train.distributed.mesh import (
     by_rows,
     find_devices,
     make_mesh,
@@ -35,9 +34,10 @@ from gpt2_jax.train.mesh import (
     replicated,
     to_mesh,
 )
-from gpt2_jax.train.optimizer import make_optimizer, trainable_infos
-from gpt2_jax.train.processes import ALONE, Processes
-from gpt2_jax.train.sharding import LayerSplit, make_layout
+from gpt2_jax.train.distributed.processes import ALONE, Processes
+from gpt2_jax.train.distributed.sharding import LayerSplit, make_layout
+from gpt2_jax.train.evaluation import Evaluator
+from gpt2_jax.train.optim.optimizer import make_optimizer, trainable_infos
 from gpt2_jax.train.state import State, make_init
 from gpt2_jax.train.step import Step, make_step
 

@@ -15,9 +15,9 @@ from gpt2_jax.data.batch import Batch
 from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.model.diagnostics import logits_without, observe
 from gpt2_jax.train.compiled_step import CompiledStep
+from gpt2_jax.train.distributed.mesh import DATA, FSDP, manual_axes, n_row_devices, replicated
+from gpt2_jax.train.distributed.sharding import make_layout
 from gpt2_jax.train.loss import batch_loss
-from gpt2_jax.train.mesh import DATA, FSDP, manual_axes, n_row_devices, replicated
-from gpt2_jax.train.sharding import make_layout
 from gpt2_jax.train.state import abstract_params
 
 OBSERVED_ROWS = 8  # at most this many sequences

@@ -16,8 +16,7 @@ from gpt2_jax.data.batch import Batch
 from gpt2_jax.data.dataset import Dataset, Part
 from gpt2_jax.data.shards import Tokens
 from gpt2_jax.model.definition import ModelDef
-from gpt2_jax.train.loss import batch_loss
-from gpt2_jax.train.mesh import (
+from gpt2_jax.train.distributed.mesh import (
     DATA,
     FSDP,
     by_rows,
@@ -29,7 +28,8 @@ from gpt2_jax.train.mesh import (
     to_host,
     to_mesh,
 )
-from gpt2_jax.train.sharding import make_layout
+from gpt2_jax.train.distributed.sharding import make_layout
+from gpt2_jax.train.loss import batch_loss
 
 MAX_IN_FLIGHT = 8  # batches on the devices at a time
 

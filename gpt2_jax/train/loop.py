@@ -18,14 +18,18 @@ from gpt2_jax.model.definition import define_model
 from gpt2_jax.track.console import forgiving_output, no_output, say, status
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.train import report
-from gpt2_jax.train.agreement import check_same_data, check_same_program, check_shared_folder
-from gpt2_jax.train.checkpoint import Checkpoints
 from gpt2_jax.train.compiled_step import INIT_ROWS, CompiledStep, compile_step, memory_errors
+from gpt2_jax.train.distributed.agreement import (
+    check_same_data,
+    check_same_program,
+    check_shared_folder,
+)
+from gpt2_jax.train.distributed.mesh import configure_devices, make_mesh
+from gpt2_jax.train.distributed.processes import ALONE, Processes
+from gpt2_jax.train.distributed.signals import Stopped, StopSignal
 from gpt2_jax.train.malloc import keep_freed_memory
-from gpt2_jax.train.mesh import configure_devices, make_mesh
 from gpt2_jax.train.micro_batch import largest_micro_batch
-from gpt2_jax.train.open_run import open_data
-from gpt2_jax.train.param_patterns import lr_factors
+from gpt2_jax.train.optim.param_patterns import lr_factors
 from gpt2_jax.train.pretrained import (
     PretrainedSource,
     adopt_model,
@@ -33,13 +37,13 @@ from gpt2_jax.train.pretrained import (
     find_source,
     load_pretrained,
 )
-from gpt2_jax.train.processes import ALONE, Processes
 from gpt2_jax.train.run import Run, SampleFn, how_to_continue
 from gpt2_jax.train.run_logger import is_stale
-from gpt2_jax.train.rundir import FollowedDirectory, RunDirectory
-from gpt2_jax.train.signals import Stopped, StopSignal
 from gpt2_jax.train.state import State, abstract_params
-from gpt2_jax.train.verify import ResumePoint, find_resume_point, open_checkpoints
+from gpt2_jax.train.storage.checkpoint import Checkpoints
+from gpt2_jax.train.storage.open_run import open_data
+from gpt2_jax.train.storage.rundir import FollowedDirectory, RunDirectory
+from gpt2_jax.train.storage.verify import ResumePoint, find_resume_point, open_checkpoints
 
 
 def train(

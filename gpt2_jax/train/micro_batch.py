@@ -12,7 +12,7 @@ from gpt2_jax.config.sections import TrainConfig
 from gpt2_jax.errors import UserError
 from gpt2_jax.track.console import say
 from gpt2_jax.train.compiled_step import CompiledStep, TooLittleMemory
-from gpt2_jax.train.mesh import n_row_devices
+from gpt2_jax.train.distributed.mesh import n_row_devices
 
 USABLE = 0.9  # of a device's memory; the rest is for fragmentation and for the evaluation
 

@@ -15,11 +15,11 @@ from gpt2_jax.data.saved_tokenizer import same_tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.placements import AXES
 from gpt2_jax.placements.axes import SCALES
-from gpt2_jax.train.checkpoint import restore_params
-from gpt2_jax.train.checkpoint_ref import CheckpointRef, find_checkpoint
-from gpt2_jax.train.checksums import find_damage
-from gpt2_jax.train.rundir import RunDirectory
-from gpt2_jax.train.verify import check_identity
+from gpt2_jax.train.storage.checkpoint import restore_params
+from gpt2_jax.train.storage.checkpoint_ref import CheckpointRef, find_checkpoint
+from gpt2_jax.train.storage.checksums import find_damage
+from gpt2_jax.train.storage.rundir import RunDirectory
+from gpt2_jax.train.storage.verify import check_identity
 
 # How attention treats packed documents: taken from the source, but any weights can change it.
 DOCUMENTS = ("model.document_mask", "model.end_of_text")

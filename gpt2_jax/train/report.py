@@ -23,9 +23,9 @@ from gpt2_jax.track.metrics import Row, read_rows
 from gpt2_jax.track.throughput import peak_flops
 from gpt2_jax.track.wandb_log import WandbOptions
 from gpt2_jax.train.compiled_step import CompiledStep
-from gpt2_jax.train.mesh import DATA, n_row_devices
-from gpt2_jax.train.rundir import RunDirectory
-from gpt2_jax.train.sharding import make_layout
+from gpt2_jax.train.distributed.mesh import DATA, n_row_devices
+from gpt2_jax.train.distributed.sharding import make_layout
+from gpt2_jax.train.storage.rundir import RunDirectory
 
 SAME = 1e-3  # below this relative difference, only one of nats per token and per byte is shown
 # Fields of run.json that are copied into wandb's config.

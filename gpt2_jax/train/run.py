@@ -24,18 +24,18 @@ from gpt2_jax.track.console import status
 from gpt2_jax.track.metrics import Row
 from gpt2_jax.track.progress import Progress
 from gpt2_jax.train import report
-from gpt2_jax.train.checkpoint import Checkpoints
 from gpt2_jax.train.compiled_step import CompiledStep
 from gpt2_jax.train.diagnostics import DiagnosticsFn, compile_diagnostics
+from gpt2_jax.train.distributed.processes import ALONE, Processes
+from gpt2_jax.train.distributed.signals import Stopped, StopSignal
 from gpt2_jax.train.evaluation import DatasetScore
 from gpt2_jax.train.prefetch import Prefetch
-from gpt2_jax.train.processes import ALONE, Processes
-from gpt2_jax.train.profile import Profile
+from gpt2_jax.train.profiling.profile import Profile
 from gpt2_jax.train.run_logger import RunLogger
-from gpt2_jax.train.rundir import RunDirectory
-from gpt2_jax.train.signals import Stopped, StopSignal
 from gpt2_jax.train.state import State
 from gpt2_jax.train.step import Metrics
+from gpt2_jax.train.storage.checkpoint import Checkpoints
+from gpt2_jax.train.storage.rundir import RunDirectory
 
 # (config.train, sequence length, seed, model definition, parameters, tokenizer) -> text
 SampleFn = Callable[[TrainConfig, int, int, ModelDef, Any, Tokenizer], str]

@@ -23,12 +23,12 @@ from gpt2_jax.track.plot import LossCurve, Picture, UndrawnCurve
 from gpt2_jax.track.throughput import mfu
 from gpt2_jax.track.wandb_log import WandbLog
 from gpt2_jax.train import report
-from gpt2_jax.train.checkpoint import Checkpoints
 from gpt2_jax.train.diagnostics import by_block
-from gpt2_jax.train.processes import ALONE, Processes
-from gpt2_jax.train.rundir import RunDirectory
+from gpt2_jax.train.distributed.processes import ALONE, Processes
 from gpt2_jax.train.state import State
 from gpt2_jax.train.step import BLOCK_GRAD_NORMS
+from gpt2_jax.train.storage.checkpoint import Checkpoints
+from gpt2_jax.train.storage.rundir import RunDirectory
 
 METRICS = ("loss", "grad_norm", "lr", "skipped")
 

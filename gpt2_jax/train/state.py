@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from gpt2_jax.config.sections import OptimizerConfig
 from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.nn.target import Target
-from gpt2_jax.train.frozen_params import frozen_rows, join, split
-from gpt2_jax.train.sharding import make_layout
+from gpt2_jax.train.distributed.sharding import make_layout
+from gpt2_jax.train.optim.frozen_params import frozen_rows, join, split
 
 
 class Guard(NamedTuple):

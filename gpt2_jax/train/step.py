@@ -17,12 +17,12 @@ from gpt2_jax.config import Config
 from gpt2_jax.data.batch import Batch
 from gpt2_jax.model.definition import ModelDef, global_norm
 from gpt2_jax.model.diagnostics import gradient_norms
-from gpt2_jax.train.frozen_params import frozen_rows, join, split
+from gpt2_jax.train.distributed.mesh import DATA, FSDP, TENSOR, manual_axes, row_axes
+from gpt2_jax.train.distributed.sharding import Layout, make_layout
 from gpt2_jax.train.loss import mean_loss
-from gpt2_jax.train.mesh import DATA, FSDP, TENSOR, manual_axes, row_axes
-from gpt2_jax.train.param_patterns import lr_factors
-from gpt2_jax.train.schedule import make_schedule
-from gpt2_jax.train.sharding import Layout, make_layout
+from gpt2_jax.train.optim.frozen_params import frozen_rows, join, split
+from gpt2_jax.train.optim.param_patterns import lr_factors
+from gpt2_jax.train.optim.schedule import make_schedule
 from gpt2_jax.train.state import Guard, State, purpose_key
 
 Metrics = dict[str, jax.Array]

@@ -11,8 +11,8 @@ from gpt2_jax.ablation.diagnosis import BY_BLOCK, STEP_LR, WHOLE, diagnose
 from gpt2_jax.data.batch import Batch
 from gpt2_jax.model.definition import define_model
 from gpt2_jax.track.metrics import read_rows
+from gpt2_jax.train.distributed.mesh import make_mesh
 from gpt2_jax.train.loss import mean_loss
-from gpt2_jax.train.mesh import make_mesh
 from tests.tools import make_text, noisy, one_line_error, run, tiny
 
 BATCHES = [Batch(np.random.default_rng(i).integers(0, 11, (8, 13), np.int32)) for i in range(3)]

@@ -10,7 +10,7 @@ from gpt2_jax.data.dataset import open_dataset
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.train.pretrained import PretrainedSource, adopt_model
-from gpt2_jax.train.rundir import RunDirectory
+from gpt2_jax.train.storage.rundir import RunDirectory
 from tests import tools
 from tests.data import tokenizers
 

@@ -8,7 +8,7 @@ import pytest
 from gpt2_jax import config as configs
 from gpt2_jax.interop.import_model import import_model
 from gpt2_jax.model.definition import define_model
-from gpt2_jax.train.checkpoint import save_params
+from gpt2_jax.train.storage.checkpoint import save_params
 from tests import tools
 from tests.interop import checkpoints
 

@@ -7,7 +7,7 @@ from gpt2_jax import config as configs
 from gpt2_jax.errors import UserError
 from gpt2_jax.interop.check import check_gpt2, wikitext_text
 from gpt2_jax.model.definition import define_model
-from gpt2_jax.train.checkpoint import save_params
+from gpt2_jax.train.storage.checkpoint import save_params
 from tests import tools
 
 

@@ -22,9 +22,9 @@ from gpt2_jax.errors import DiskError, UserError
 from gpt2_jax.interop import checkpoint_files, hf_config
 from gpt2_jax.interop.export_model import export_model
 from gpt2_jax.interop.import_model import import_model
-from gpt2_jax.train.open_run import open_run
 from gpt2_jax.train.pretrained import check_source, find_source
-from gpt2_jax.train.rundir import RunDirectory
+from gpt2_jax.train.storage.open_run import open_run
+from gpt2_jax.train.storage.rundir import RunDirectory
 from tests import tools
 from tests.interop import checkpoints
 from tests.model.test_sort_fixture import read

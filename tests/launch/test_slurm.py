@@ -10,7 +10,7 @@ from gpt2_jax.track.metrics import read_rows
 from tests import tools
 from tests.ablation.study import small
 from tests.launch.slurm import Slurm, missing
-from tests.train.test_several_processes import FLAGS
+from tests.train.distributed.test_several_processes import FLAGS
 
 LAUNCH = tools.ROOT / "docs" / "launch"
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT")

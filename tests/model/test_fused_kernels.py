@@ -10,9 +10,9 @@ from gpt2_jax.data.batch import Batch
 from gpt2_jax.data.shards import Tokens
 from gpt2_jax.model.builder import fuses
 from gpt2_jax.nn.target import Target, target_of
+from gpt2_jax.train.distributed.mesh import make_mesh
 from gpt2_jax.train.evaluation import Evaluator
 from gpt2_jax.train.loss import mean_loss
-from gpt2_jax.train.mesh import make_mesh
 from tests.tools import tiny, tiny_model
 
 TOKENS = Batch(jax.random.randint(jax.random.key(5), (3, 13), 0, 11))

@@ -9,7 +9,7 @@ pytest.importorskip("transformers")
 from gpt2_jax.evaluate.generate import Generator
 from gpt2_jax.evaluate.sampling import GREEDY, SamplingParams
 from gpt2_jax.interop.import_model import import_model
-from gpt2_jax.train.open_run import open_run
+from gpt2_jax.train.storage.open_run import open_run
 from tests.peers.test_transformers import SHAPES, theirs
 
 pytestmark = pytest.mark.peers

@@ -19,8 +19,8 @@ from gpt2_jax.errors import UserError
 from gpt2_jax.evaluate import harness, likelihood
 from gpt2_jax.interop.export_model import export_model
 from gpt2_jax.model.definition import define_model
-from gpt2_jax.train.checkpoint import save_params
-from gpt2_jax.train.open_run import open_run
+from gpt2_jax.train.storage.checkpoint import save_params
+from gpt2_jax.train.storage.open_run import open_run
 from tests import tools
 from tests.data import tokenizers
 from tests.track.wandb_server import WandbServer

@@ -12,8 +12,8 @@ transformers = pytest.importorskip("transformers")
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.interop.export_model import export_model
 from gpt2_jax.interop.import_model import import_model
-from gpt2_jax.train.checkpoint import save_params
-from gpt2_jax.train.open_run import open_run
+from gpt2_jax.train.storage.checkpoint import save_params
+from gpt2_jax.train.storage.open_run import open_run
 from tests import tools
 
 pytestmark = pytest.mark.peers

@@ -15,7 +15,7 @@ from gpt2_jax.track.wandb_log import WandbLog, WandbOptions, history, offline_ru
 from tests import tools
 from tests.tools import environment, make_text, run
 from tests.track.wandb_server import WandbServer
-from tests.train.test_processes import command, wait_for_step
+from tests.train.distributed.test_processes import command, wait_for_step
 
 KEY = "5ec4e7" * 7  # 42 characters; must not be found anywhere afterwards
 SHORT = ("--config.train.steps=60", "--config.train.sample_tokens=20")

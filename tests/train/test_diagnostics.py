@@ -14,7 +14,7 @@ from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.train import loop
 from gpt2_jax.train.diagnostics import by_block, diagnostic_rows, skip_costs
 from gpt2_jax.train.loss import mean_loss
-from gpt2_jax.train.open_run import open_run
+from gpt2_jax.train.storage.open_run import open_run
 from tests.placements import FEW
 from tests.tools import tiny, tiny_model
 from tests.train.test_loop import Reads, config

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from gpt2_jax.data.dataset import single
 from gpt2_jax.data.shards import Tokens
 from gpt2_jax.train.compiled_step import compile_step
+from gpt2_jax.train.distributed.mesh import make_mesh
 from gpt2_jax.train.evaluation import DatasetScore, Evaluator, Score, evenly_spaced_windows, windows
-from gpt2_jax.train.mesh import make_mesh
 from tests.tools import tiny, tiny_model
 
 IDS = np.random.default_rng(1).integers(0, 11, 131).astype(np.uint16)

@@ -12,9 +12,9 @@ from gpt2_jax.data.sampler import Sampler
 from gpt2_jax.data.shards import Tokens
 from gpt2_jax.model.definition import define_model
 from gpt2_jax.placements import PRESETS
-from gpt2_jax.train.checkpoint import Checkpoints
 from gpt2_jax.train.compiled_step import compile_step
-from gpt2_jax.train.param_patterns import lr_factors
+from gpt2_jax.train.optim.param_patterns import lr_factors
+from gpt2_jax.train.storage.checkpoint import Checkpoints
 from tests.placements import EVERY_CONNECTION, REPRESENTATIVES, depth
 from tests.tools import tiny
 

@@ -16,14 +16,14 @@ from gpt2_jax.errors import UserError
 from gpt2_jax.model.definition import define_model
 from gpt2_jax.track.metrics import evaluations_since_best, read_rows
 from gpt2_jax.train import loop
-from gpt2_jax.train.checkpoint import save_params
-from gpt2_jax.train.mesh import make_mesh
-from gpt2_jax.train.open_run import open_run
-from gpt2_jax.train.optimizer import make_optimizer, trainable_infos
-from gpt2_jax.train.param_patterns import lr_factors
+from gpt2_jax.train.distributed.mesh import make_mesh
+from gpt2_jax.train.optim.optimizer import make_optimizer, trainable_infos
+from gpt2_jax.train.optim.param_patterns import lr_factors
 from gpt2_jax.train.pretrained import PretrainedSource, adopt_model
 from gpt2_jax.train.state import make_init
 from gpt2_jax.train.step import make_step
+from gpt2_jax.train.storage.checkpoint import save_params
+from gpt2_jax.train.storage.open_run import open_run
 from tests import tools
 from tests.train.test_loop import config
 

@@ -17,7 +17,7 @@ from gpt2_jax.errors import Diverged, Unavailable, UserError
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.train import loop, prefetch, run
 from gpt2_jax.train.compiled_step import kernel_of
-from gpt2_jax.train.open_run import open_run
+from gpt2_jax.train.storage.open_run import open_run
 from tests import tools
 
 

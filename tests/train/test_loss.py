@@ -9,9 +9,9 @@ from gpt2_jax.data.batch import Batch
 from gpt2_jax.data.shards import Tokens
 from gpt2_jax.model.definition import define_model
 from gpt2_jax.nn.loss import cross_entropy
+from gpt2_jax.train.distributed.mesh import by_rows
 from gpt2_jax.train.evaluation import Evaluator
 from gpt2_jax.train.loss import batch_loss
-from gpt2_jax.train.mesh import by_rows
 from tests.train.test_step import Trainer
 
 RNG = np.random.default_rng(4)

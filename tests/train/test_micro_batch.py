@@ -12,7 +12,7 @@ from gpt2_jax.config.check import check
 from gpt2_jax.errors import UserError
 from gpt2_jax.train import loop, micro_batch
 from gpt2_jax.train.compiled_step import TooLittleMemory, compile_step
-from gpt2_jax.train.mesh import make_mesh
+from gpt2_jax.train.distributed.mesh import make_mesh
 from gpt2_jax.train.micro_batch import choices, fewest, usable_bytes
 from tests import tools
 from tests.train.test_loop import config

@@ -7,8 +7,8 @@ import pytest
 from gpt2_jax.config.sections import MeshConfig, TrainConfig
 from gpt2_jax.model.definition import define_model
 from gpt2_jax.train import report
-from gpt2_jax.train.mesh import make_mesh
-from gpt2_jax.train.rundir import RunDirectory
+from gpt2_jax.train.distributed.mesh import make_mesh
+from gpt2_jax.train.storage.rundir import RunDirectory
 from tests.tools import tiny
 
 START = {"step": 0, "val/loss": 5.5452, "val/bits_per_byte": 8.0001}

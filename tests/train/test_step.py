@@ -11,8 +11,8 @@ from gpt2_jax.data.shards import Tokens
 from gpt2_jax.errors import UserError
 from gpt2_jax.model.definition import define_model
 from gpt2_jax.nn.target import Target
-from gpt2_jax.train.mesh import by_rows, find_devices, make_mesh
-from gpt2_jax.train.optimizer import make_optimizer, trainable_infos
+from gpt2_jax.train.distributed.mesh import by_rows, find_devices, make_mesh
+from gpt2_jax.train.optim.optimizer import make_optimizer, trainable_infos
 from gpt2_jax.train.state import make_init
 from gpt2_jax.train.step import make_step
 from tests.tools import tiny

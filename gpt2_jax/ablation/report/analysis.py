@@ -17,7 +17,7 @@ from gpt2_jax.ablation.study.plan import Plan, is_done, known_trials
 from gpt2_jax.ablation.study.store import TrialStore
 from gpt2_jax.ablation.study.trials import Trial
 from gpt2_jax.track.metrics import read_rows
-from gpt2_jax.train.rundir import RunDirectory
+from gpt2_jax.train.storage.rundir import RunDirectory
 
 
 def analyze(plan: Plan, store: TrialStore) -> Analysis:

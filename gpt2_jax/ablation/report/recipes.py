@@ -12,7 +12,7 @@ from gpt2_jax.config import flatten, from_json
 from gpt2_jax.config.sections import PlacementConfig
 from gpt2_jax.placements import PRESETS
 from gpt2_jax.placements.resolve import differences
-from gpt2_jax.train.rundir import RunDirectory
+from gpt2_jax.train.storage.rundir import RunDirectory
 
 
 def recipes(analysis: Analysis, definition: Definition) -> list[str]:

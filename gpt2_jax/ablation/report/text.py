@@ -23,8 +23,8 @@ from gpt2_jax.ablation.study.descriptions import decay_text, search_text, tokens
 from gpt2_jax.ablation.study.design import count, describe
 from gpt2_jax.ablation.study.trials import variant_config
 from gpt2_jax.config import flatten
+from gpt2_jax.train.optim.schedule import warmup_steps
 from gpt2_jax.train.report import tokens_per_step
-from gpt2_jax.train.schedule import warmup_steps
 
 NO_DIAGNOSTICS = "None were recorded: set `track.diagnostics_every`."
 

@@ -13,8 +13,8 @@ from gpt2_jax.ablation.study.labels import comparisons
 from gpt2_jax.ablation.study.trials import Trial
 from gpt2_jax.ablation.study.worker import Worker
 from gpt2_jax.model.definition import define_model
+from gpt2_jax.train.optim.schedule import warmup_steps
 from gpt2_jax.train.report import total_tokens
-from gpt2_jax.train.schedule import warmup_steps
 
 
 def overview(worker: Worker, known: Sequence[Trial], timed: bool = True) -> str:

@@ -19,7 +19,7 @@ from gpt2_jax.config import from_json
 from gpt2_jax.errors import Damaged, UserError
 from gpt2_jax.files import disk_errors, sha256, to_json, write_json
 from gpt2_jax.track.metrics import read_rows
-from gpt2_jax.train.rundir import RunDirectory
+from gpt2_jax.train.storage.rundir import RunDirectory
 
 RESULTS = "results.json"
 CORPUS_FIELDS = ("source", "val_source", "val_fraction", "tokenizer")

@@ -27,7 +27,7 @@ from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.errors import EXIT_DIVERGED, EXIT_FINISHED, EXIT_STOPPED, Diverged, UserError
 from gpt2_jax.track.metrics import Row
 from gpt2_jax.train import report
-from gpt2_jax.train.checkpoint import Checkpoints
+from gpt2_jax.train.distributed.signals import StopSignal
 from gpt2_jax.train.evaluation import (
     DatasetScore,
     Score,
@@ -37,10 +37,10 @@ from gpt2_jax.train.evaluation import (
     share_of,
 )
 from gpt2_jax.train.run_logger import RunLogger
-from gpt2_jax.train.rundir import RunDirectory
-from gpt2_jax.train.signals import StopSignal
 from gpt2_jax.train.state import State
-from gpt2_jax.train.verify import find_resume_point, is_usable, open_checkpoints
+from gpt2_jax.train.storage.checkpoint import Checkpoints
+from gpt2_jax.train.storage.rundir import RunDirectory
+from gpt2_jax.train.storage.verify import find_resume_point, is_usable, open_checkpoints
 
 
 @dataclass

@@ -47,12 +47,12 @@ from gpt2_jax.files import disk_errors
 from gpt2_jax.model.definition import define_model
 from gpt2_jax.placements import AXES
 from gpt2_jax.track.progress import StudyProgress
-from gpt2_jax.train.checkpoint import Checkpoints
+from gpt2_jax.train.distributed.mesh import find_devices
+from gpt2_jax.train.distributed.signals import StopSignal
 from gpt2_jax.train.loop import train
-from gpt2_jax.train.mesh import find_devices
-from gpt2_jax.train.open_run import open_data
-from gpt2_jax.train.rundir import Busy, RunDirectory
-from gpt2_jax.train.signals import StopSignal
+from gpt2_jax.train.storage.checkpoint import Checkpoints
+from gpt2_jax.train.storage.open_run import open_data
+from gpt2_jax.train.storage.rundir import Busy, RunDirectory
 
 POLL_SECONDS = 2.0
 RUNS_PER_ACCELERATOR = 16  # small models trained together on a GPU or TPU

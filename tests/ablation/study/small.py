@@ -7,7 +7,7 @@ from gpt2_jax.ablation.study.definition import Definition, write
 from gpt2_jax.ablation.study.worker import Worker
 from gpt2_jax.config import Config, replace
 from gpt2_jax.track.progress import StudyProgress
-from gpt2_jax.train.signals import StopSignal
+from gpt2_jax.train.distributed.signals import StopSignal
 
 BASE = {
     "model": {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 16, "unroll": False},

@@ -24,8 +24,8 @@ from gpt2_jax.cli import ablate as command
 from gpt2_jax.config import replace, to_json
 from gpt2_jax.errors import EXIT_FINISHED, UserError
 from gpt2_jax.track.progress import StudyProgress
-from gpt2_jax.train.rundir import RunDirectory
-from gpt2_jax.train.signals import Stopped, StopSignal
+from gpt2_jax.train.distributed.signals import Stopped, StopSignal
+from gpt2_jax.train.storage.rundir import RunDirectory
 from tests.ablation.study.small import P, base, results, run_study, starts
 from tests.tools import make_text
 

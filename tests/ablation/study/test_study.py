@@ -16,9 +16,9 @@ from gpt2_jax.ablation.study.worker import Worker
 from gpt2_jax.errors import EXIT_FINISHED, UserError
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.track.progress import StudyProgress
+from gpt2_jax.train.distributed.signals import StopSignal
 from gpt2_jax.train.loop import train
-from gpt2_jax.train.open_run import open_run
-from gpt2_jax.train.signals import StopSignal
+from gpt2_jax.train.storage.open_run import open_run
 from tests.ablation.study.small import LR, STUDY, P, base, results, run_study, starts
 
 

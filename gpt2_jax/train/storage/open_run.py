@@ -1,0 +1,102 @@
+"""Opens a run from its directory, for evaluation, sampling or export, and the text of a config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from gpt2_jax.config import Config, replace
+from gpt2_jax.config.capacity import FLOAT
+from gpt2_jax.config.sections import DataConfig
+from gpt2_jax.data.dataset import Dataset, open_dataset
+from gpt2_jax.data.tokenizer import Tokenizer
+from gpt2_jax.files import sha256
+from gpt2_jax.model.definition import ModelDef, define_model
+from gpt2_jax.train.distributed.mesh import configure_devices, make_mesh
+from gpt2_jax.train.state import abstract_params
+from gpt2_jax.train.storage.checkpoint import restore_params
+from gpt2_jax.train.storage.checkpoint_ref import CheckpointRef, parse_step, with_checkpoint
+from gpt2_jax.train.storage.checksums import SUMS
+from gpt2_jax.train.storage.identity import read_meta
+from gpt2_jax.train.storage.rundir import RunDirectory, check_corpus
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """A checkpoint's parameters on this machine's devices.
+
+    Attributes:
+      corpus: hash of the training text, None if unknown.
+      sums: hash of the checkpoint's files.
+    """
+
+    config: Config
+    model_def: ModelDef
+    mesh: Mesh
+    params: Any
+    step: int
+    corpus: str | None
+    sums: str
+
+
+def open_run(workdir: str, step: int | str | None = None, devices: int | None = None) -> OpenedRun:
+    """Opens a run at one of its checkpoints; nothing in the directory is written or executed.
+
+    Args:
+      step: as in `CheckpointRef`.
+      devices: number of devices to use; None for as many as divide the run's batch.
+
+    Raises:
+      UserError: as `find_checkpoint`.
+    """
+    ref = CheckpointRef(workdir, parse_step(step))
+    directory = RunDirectory(workdir)
+    # This machine may have a different number of devices.
+    config = replace(
+        directory.read_config(), {"mesh.data": devices, "mesh.fsdp": None, "mesh.tensor": 1}
+    )
+
+    def restore(step: int, folder: Path) -> OpenedRun:
+        configure_devices(config.train, config.mesh)
+        model = define_model(config.model, config.placement)
+        mesh = make_mesh(config.train, config.mesh, FLOAT * model.n_params())
+        params = restore_params(folder, abstract_params(model, mesh), step)
+        identity, info = read_meta(folder).identity, directory.read_info()
+        corpus = info.get("corpus") if identity is None else identity.corpus
+        return OpenedRun(config, model, mesh, params, step, corpus, sha256(folder / SUMS))
+
+    return with_checkpoint(directory, ref, restore)
+
+
+def open_data(data: DataConfig) -> tuple[Dataset, Tokenizer]:
+    """Opens the text of a config, and its tokenizer.
+
+    Raises:
+      UserError: as `open_dataset`.
+    """
+    return open_dataset(
+        data.source,
+        data.val_source,
+        data.tokenizer,
+        data.val_fraction,
+        data.document_separator,
+        data.stream_files,
+    )
+
+
+def open_run_data(run: OpenedRun, workdir: str) -> Dataset:
+    """Opens the text that a run was trained on.
+
+    Raises:
+      UserError: if its content has changed, or as `open_data`.
+    """
+    data = run.config.data
+    corpus, _ = open_data(data)
+    check_corpus(run.corpus, corpus, f"data.source={data.source}", Path(workdir))
+    if corpus.streams:
+        known = RunDirectory(workdir).read_info().get("streams") or {}
+        corpus.keep_counts(known, lambda counts: None)
+    return corpus
