@@ -23,6 +23,11 @@ class Batch(NamedTuple):
     weights_BT: Any = None
 
     @property
+    def weights(self) -> Any:
+        """The loss weights, None if all are 1."""
+        return self.weights_BT
+
+    @property
     def inputs_BT(self) -> Any:
         """The ids that the model reads."""
         return self.tokens_BT1[:, :-1]
@@ -62,6 +67,11 @@ class TokenBatch(NamedTuple):
     targets_BT: Any
     weights_BT: Any
 
+    @property
+    def weights(self) -> Any:
+        """The loss weights."""
+        return self.weights_BT
+
 
 class PairBatch(NamedTuple):
     """A source and a target sequence: translation, summarization.
@@ -79,6 +89,11 @@ class PairBatch(NamedTuple):
     targets_BT: Any
     weights_BT: Any
 
+    @property
+    def weights(self) -> Any:
+        """The loss weights."""
+        return self.weights_BT
+
 
 class LabelBatch(NamedTuple):
     """A label per row: classification.
@@ -92,6 +107,11 @@ class LabelBatch(NamedTuple):
     inputs: Tokens
     labels_B: Any
     weights_B: Any
+
+    @property
+    def weights(self) -> Any:
+        """The loss weights."""
+        return self.weights_B
 
 
 class SpanBatch(NamedTuple):
@@ -109,6 +129,11 @@ class SpanBatch(NamedTuple):
     starts_B: Any
     ends_B: Any
     weights_B: Any
+
+    @property
+    def weights(self) -> Any:
+        """The loss weights."""
+        return self.weights_B
 
 
 ExampleBatch = TokenBatch | PairBatch | LabelBatch | SpanBatch

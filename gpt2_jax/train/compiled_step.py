@@ -51,7 +51,7 @@ class CompiledStep:
     """A train step compiled for a mesh, ready to run.
 
     Attributes:
-      batch_shape: shapes, types and shardings of a batch.
+      batch_shape: shapes, types and shardings of a batch, of the longest rows if they differ.
       step: `(state, batch) -> (state, metrics)`; donates the state.
       init: returns the state before the first step.
       evaluator: of the model, for batches of the size of a micro-batch.
@@ -65,7 +65,7 @@ class CompiledStep:
 
     model_def: ModelDef
     mesh: Mesh
-    batch_shape: Batch
+    batch_shape: Any
     step: Step
     init: Callable[[], State]
     evaluator: Evaluator
@@ -84,11 +84,15 @@ class CompiledStep:
     @property
     def rows(self) -> np.ndarray:
         """The rows of a batch that this process reads."""
-        return own_rows(self.mesh, self.batch_shape.tokens_BT1.shape[0])
+        return own_rows(self.mesh, self._n_rows)
 
-    def put(self, batch: Batch) -> Batch:
+    def put(self, batch: T) -> T:
         """Puts this process's `rows` of a batch on its devices."""
-        return put_rows(batch, self.mesh, self.batch_shape.tokens_BT1.shape[0])
+        return put_rows(batch, self.mesh, self._n_rows)
+
+    @property
+    def _n_rows(self) -> int:
+        return jax.tree.leaves(self.batch_shape)[0].shape[0]
 
     def start(self, batch: Batch) -> State:
         """Returns the state before the first step.

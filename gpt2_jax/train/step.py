@@ -17,6 +17,7 @@ from gpt2_jax.config import Config
 from gpt2_jax.data.batch import Batch
 from gpt2_jax.model.definition import ModelDef, global_norm
 from gpt2_jax.model.diagnostics import gradient_norms
+from gpt2_jax.tasks.losses import LossOptions
 from gpt2_jax.train.distributed.mesh import DATA, FSDP, TENSOR, manual_axes, row_axes
 from gpt2_jax.train.distributed.sharding import Layout, make_layout
 from gpt2_jax.train.loss import mean_loss
@@ -97,14 +98,15 @@ def make_gradients(config: Config, model_def: ModelDef, mesh: Mesh | None) -> Ca
     devices once. For a batch with weights the loss is sum(w nll) / sum(w) over the whole batch,
     however it is distributed.
     """
-    parts, z_loss = config.train.accumulation, config.train.z_loss
+    parts = config.train.accumulation
+    options = LossOptions(config.train.z_loss, config.optimizer.label_smoothing)
     layout = None if mesh is None else make_layout(model_def, mesh)
     of_device = model_def if layout is None else layout.on_device
 
     def local(
         params: Any, frozen: Any, batch: Batch, step: jax.Array, seed: jax.Array
     ) -> tuple[jax.Array, Any]:
-        n_rows = batch.tokens_BT1.shape[0]
+        n_rows = jax.tree.leaves(batch)[0].shape[0]
         key = jax.random.fold_in(purpose_key(seed, "dropout"), step)
         first_row = 0 if mesh is None else lax.axis_index(row_axes(mesh)) * n_rows
         rows = first_row + jnp.arange(n_rows)
@@ -114,7 +116,7 @@ def make_gradients(config: Config, model_def: ModelDef, mesh: Mesh | None) -> Ca
         def part(batch: Batch, keys: jax.Array) -> tuple[jax.Array, Any]:
             def loss(params: Any) -> jax.Array:
                 whole = join(params, frozen)
-                return mean_loss(whole, of_device, batch, keys, step, weight, z_loss)
+                return mean_loss(whole, of_device, batch, keys, step, weight, options)
 
             return jax.value_and_grad(loss)(params)
 
@@ -158,9 +160,9 @@ def mean_weight(batch: Batch, parts: int, mesh: Mesh | None) -> jax.Array | None
     Losses divided by it average to the loss of the whole batch. It is known before the forward
     pass, so the gradients of parts can simply be added.
     """
-    if batch.weights_BT is None:
+    if batch.weights is None:
         return None
-    total = batch.weights_BT.sum()
+    total = batch.weights.sum()
     return (total if mesh is None else lax.pmean(total, row_axes(mesh))) / parts
 
 
