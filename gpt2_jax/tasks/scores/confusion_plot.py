@@ -33,12 +33,14 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path, title: 
     axes = figure.subplots()
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     image = _draw_cells(axes, shares)
-    _label(axes, [_short(name) for name in names])
+    size = max(12.0, 0.8 * side)  # of the text outside of the matrix, which may be shown reduced
+    _label(axes, [_short(name) for name in names], size)
     if n <= MAX_WITH_NUMBERS:
         _write_numbers(axes, matrix, shares)
     bar = figure.colorbar(image, ax=axes, shrink=0.5, pad=0.01)
-    bar.set_label("share of gold class", fontsize=10)
-    axes.set_title(printable(title), loc="left", weight="bold", fontsize=13, pad=10)
+    bar.set_label("share of gold class", fontsize=size)
+    bar.ax.tick_params(labelsize=0.8 * size)
+    axes.set_title(printable(title), loc="left", weight="bold", fontsize=1.1 * size, pad=10)
     temporary = path.with_name(f".{path.name}.tmp.png")
     with disk_errors("the confusion matrix"):
         figure.savefig(temporary)
@@ -59,13 +61,13 @@ def _draw_cells(axes: Any, shares: np.ndarray) -> Any:
     return image
 
 
-def _label(axes: Any, names: Sequence[str]) -> None:
-    size = 10 if len(names) <= MAX_WITH_NUMBERS else 7
+def _label(axes: Any, names: Sequence[str], size: float) -> None:
+    small = 10 if len(names) <= MAX_WITH_NUMBERS else 7
     ticks = range(len(names))
-    axes.set_xticks(ticks, names, rotation=90, fontsize=size)
-    axes.set_yticks(ticks, names, fontsize=size)
-    axes.set_xlabel("predicted class", fontsize=12)
-    axes.set_ylabel("gold class", fontsize=12)
+    axes.set_xticks(ticks, names, rotation=90, fontsize=small)
+    axes.set_yticks(ticks, names, fontsize=small)
+    axes.set_xlabel("predicted class", fontsize=size)
+    axes.set_ylabel("gold class", fontsize=size)
 
 
 def _write_numbers(axes: Any, matrix: np.ndarray, shares: np.ndarray) -> None:
