@@ -1,1 +1,1 @@
-"""What a model predicts, on which examples, and how that is scored: one module per concern."""
+"""Tasks: what a model predicts, on which examples, with which loss and scores."""
