@@ -50,23 +50,6 @@ class Layout(Protocol):
         """
 
 
-def rows_for(batch_tokens: int, lengths: Lengths, divisor: int) -> int:
-    """Returns how many rows have about `batch_tokens` positions on their longer side.
-
-    Args:
-      divisor: the result is a positive multiple: devices times accumulation.
-
-    Raises:
-      UserError: if a value is not positive.
-    """
-    if batch_tokens < 1 or divisor < 1 or min(lengths) < 1:
-        raise UserError(
-            f"train.batch_tokens={batch_tokens}, lengths {lengths} and their divisor {divisor} "
-            "must be positive"
-        )
-    return max(1, round(batch_tokens / max(lengths) / divisor)) * divisor
-
-
 def parse_lengths(lengths: Sequence[int | Sequence[int]], sides: int) -> list[Lengths]:
     """Returns bucket lengths in increasing order, with a number for each side.
 

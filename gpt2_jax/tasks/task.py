@@ -1,0 +1,46 @@
+"""What each value of `task.name` needs: architectures, head, and the metric to compare runs by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpt2_jax.config.sections import HeadConfig
+from gpt2_jax.model.heads import HeadSpec
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task.
+
+    Attributes:
+      architectures: values of `model.architecture` that it supports.
+      head: kind of the model's head, as in `HeadSpec`.
+      has_labels: whether the head predicts the labels of the training data.
+      packs: whether a row may have several examples.
+    """
+
+    name: str
+    architectures: tuple[str, ...]
+    head: str
+    has_labels: bool = False
+    packs: bool = True
+
+    def head_spec(self, config: HeadConfig, n_labels: int) -> HeadSpec:
+        """Returns the head of a model for this task."""
+        return HeadSpec(
+            self.head, n_labels if self.has_labels else 0, config.pool, config.transform
+        )
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task("lm", ("decoder",), "lm"),
+        Task("mlm", ("encoder",), "mlm"),
+        Task("translate", ("encoder_decoder",), "lm"),
+        Task("tag", ("encoder",), "tokens", has_labels=True),
+        Task("classify", ("encoder",), "sequence", has_labels=True, packs=False),
+        Task("answer", ("encoder",), "span", packs=False),
+        Task("sft", ("decoder",), "lm"),
+    )
+}
