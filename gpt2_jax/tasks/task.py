@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpt2_jax.config.sections import HeadConfig
+from gpt2_jax.config.sections import HeadConfig, TaskConfig
 from gpt2_jax.model.heads import HeadSpec
 
 
@@ -25,12 +25,6 @@ class Task:
     has_labels: bool = False
     packs: bool = True
 
-    def head_spec(self, config: HeadConfig, n_labels: int) -> HeadSpec:
-        """Returns the head of a model for this task."""
-        return HeadSpec(
-            self.head, n_labels if self.has_labels else 0, config.pool, config.transform
-        )
-
 
 TASKS = {
     task.name: task
@@ -44,3 +38,10 @@ TASKS = {
         Task("sft", ("decoder",), "lm"),
     )
 }
+
+
+def head_of(task: TaskConfig, head: HeadConfig) -> HeadSpec:
+    """Returns the head of a model for a task; `head.n_labels` must be known if it has labels."""
+    kind = TASKS[task.name]
+    n_labels = head.n_labels if kind.has_labels else None
+    return HeadSpec(kind.head, n_labels or 0, head.pool, head.transform)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from gpt2_jax.data.dataset import Dataset, open_dataset
 from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.files import sha256
 from gpt2_jax.model.definition import ModelDef, define_model
+from gpt2_jax.tasks.data import ExampleData, open_example_data
+from gpt2_jax.tasks.task import head_of
 from gpt2_jax.train.distributed.mesh import configure_devices, make_mesh
 from gpt2_jax.train.state import abstract_params
 from gpt2_jax.train.storage.checkpoint import restore_params
@@ -61,7 +64,7 @@ def open_run(workdir: str, step: int | str | None = None, devices: int | None = 
 
     def restore(step: int, folder: Path) -> OpenedRun:
         configure_devices(config.train, config.mesh)
-        model = define_model(config.model, config.placement)
+        model = define_model(config.model, config.placement, head=head_of(config.task, config.head))
         mesh = make_mesh(config.train, config.mesh, FLOAT * model.n_params())
         params = restore_params(folder, abstract_params(model, mesh), step)
         identity, info = read_meta(folder).identity, directory.read_info()
@@ -85,6 +88,31 @@ def open_data(data: DataConfig) -> tuple[Dataset, Tokenizer]:
         data.document_separator,
         data.stream_files,
     )
+
+
+def open_examples(config: Config, labels: Sequence[str] | None = None) -> ExampleData:
+    """Opens the examples of a config's task.
+
+    Args:
+      labels: label names by id of an earlier run, None for those of the training examples.
+
+    Raises:
+      UserError: as `open_example_data`.
+    """
+    with_types = config.model.token_types > 0
+    return open_example_data(config.task, config.data, with_types, config.seed, labels)
+
+
+def open_run_examples(run: OpenedRun, workdir: str) -> ExampleData:
+    """Opens the examples that a run was trained on.
+
+    Raises:
+      UserError: if their content has changed, or as `open_examples`.
+    """
+    data = open_examples(run.config, RunDirectory(workdir).labels())
+    source = f"data.source={run.config.data.source}"
+    check_corpus(run.corpus, data, source, Path(workdir))
+    return data
 
 
 def open_run_data(run: OpenedRun, workdir: str) -> Dataset:

@@ -16,6 +16,7 @@ from gpt2_jax import config as configs
 from gpt2_jax.config import Config
 from gpt2_jax.config.check import check_stored
 from gpt2_jax.data.dataset import Dataset
+from gpt2_jax.tasks.data import ExampleData
 from gpt2_jax.data.saved_tokenizer import (
     TOKENIZER,
     find_saved_tokenizer,
@@ -41,10 +42,11 @@ from gpt2_jax.files import (
 from gpt2_jax.train.storage.identity import FORMAT_VERSION, Identity, new_run_id
 from gpt2_jax.train.versions import PACKAGES, commit, version
 
+RunData = Dataset | ExampleData  # text for language modeling, or the examples of a task
 FULL_RUN_SCHEDULES = ("cosine", "linear", "wsd")  # schedules that depend on train.steps
 INFO_TYPES = {
     **dict.fromkeys(("run_id", "wandb_id", "corpus", "tokenizer", "imported_from"), str),
-    **dict.fromkeys(("starts", "devices"), list),
+    **dict.fromkeys(("starts", "devices", "labels"), list),
     **dict.fromkeys(("first_checkpoint", "parameters", "flops_per_token", "flops"), int),
     "peak_bytes_per_device": int,
     **dict.fromkeys(("placement", "changed", "mesh", "saves", "sources", "streams"), dict),
@@ -264,7 +266,11 @@ class RunDirectory:
             return config
         return configs.replace(config, {"train.accumulation": old.accumulation})
 
-    def check_data(self, corpus: Dataset, tokenizer: Tokenizer, source: str) -> None:
+    def labels(self) -> list[str] | None:
+        """Returns the label names of the run by id; None if it has none, or has not started."""
+        return self.read_info().get("labels")
+
+    def check_data(self, corpus: RunData, tokenizer: Tokenizer, source: str) -> None:
         """Checks that text and tokenizer are those that the run was trained with.
 
         Raises:
@@ -279,7 +285,7 @@ class RunDirectory:
         if self.is_started() or self.has_results():  # otherwise it was killed before training
             check_corpus(info.get("corpus"), corpus, source, self.path, info.get("sources"))
 
-    def claim(self, config: Config, corpus: Dataset, tokenizer: Tokenizer) -> list[str]:
+    def claim(self, config: Config, corpus: RunData, tokenizer: Tokenizer) -> list[str]:
         """Writes the config and the run's identity, and returns lines that list the changes."""
         changes = []
         if self.config_path.exists() and self.is_started():
@@ -302,6 +308,7 @@ class RunDirectory:
             run_id=self.read_info().get("run_id") or new_run_id(),
             corpus=corpus.content_hash(),
             **({"sources": hashes} if (hashes := corpus.source_hashes()) else {}),
+            **({"labels": list(corpus.labels)} if isinstance(corpus, ExampleData) else {}),
             tokenizer=tokenizer.fingerprint,
         )
         with disk_errors("config.json"):
@@ -351,7 +358,7 @@ class FollowedDirectory(RunDirectory):
     def lock(self) -> None:
         """Leaves the lock to the other process."""
 
-    def claim(self, config: Config, corpus: Dataset, tokenizer: Tokenizer) -> list[str]:
+    def claim(self, config: Config, corpus: RunData, tokenizer: Tokenizer) -> list[str]:
         """Returns no changes: the other process has reported them."""
         return []
 
@@ -364,7 +371,7 @@ class FollowedDirectory(RunDirectory):
 
 def check_corpus(
     known: str | None,
-    corpus: Dataset,
+    corpus: RunData,
     source: str,
     workdir: Path,
     sources: dict[str, str] | None = None,
