@@ -351,7 +351,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """How `task.name=translate` generates text for evaluation."""
+    """How predictions of a task are made and scored."""
 
     beam: int = count(5, "hypotheses that beam search keeps; 1: greedy", maximum=64)
     length_penalty: float = setting(
@@ -361,6 +361,11 @@ class EvalConfig:
         maximum=10,
     )
     score: str = setting("bleu", "what generated text is scored by", choices=("bleu", "rouge"))
+    out_of_scope: str | None = setting(
+        None,
+        "with `task.name=classify`: label of texts that belong to no class, scored apart",
+        longest=200,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

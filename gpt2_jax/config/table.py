@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +151,20 @@ def with_n_inner(config: Config) -> Config:
     model = config.model
     n_inner = model.n_inner or usual_n_inner(model.n_embd, config.placement.resolve())
     return replace(config, {"model.n_inner": n_inner})
+
+
+def with_labels(config: Config, labels: Sequence[str]) -> Config:
+    """Returns the config with `head.n_labels` filled in.
+
+    Raises:
+      UserError: if it is another number.
+    """
+    n = config.head.n_labels
+    if n is not None and labels and n != len(labels):
+        raise UserError(
+            f"head.n_labels={n}, but the training data has {len(labels)} labels; leave it unset"
+        )
+    return replace(config, {"head.n_labels": len(labels) or None})
 
 
 def resolve(config: Config, tokenizer_size: int, end_of_text: int | None = None) -> Config:

@@ -133,6 +133,10 @@ class ExampleData:
         assembler = self.assembler(split)
         return OrderedLayout(assembler, longest(assembler), rows)
 
+    def shapes(self, layout: Layout | OrderedLayout) -> list[ExampleBatch]:
+        """Returns a batch without rows for each length of rows of a layout."""
+        return [self.assembler("train").batch([], shape.lengths) for shape in layout.shapes]
+
     def n_tokens(self, split: str) -> int:
         """Returns the number of tokens of a split, on the side that is predicted."""
         return int(self.splits[split].lengths[:, -1].sum())

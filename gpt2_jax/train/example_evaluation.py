@@ -12,7 +12,10 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from gpt2_jax.model.definition import ModelDef
+from gpt2_jax.tasks.data import ExampleData
 from gpt2_jax.tasks.losses import AnyBatch, outputs
+from gpt2_jax.tasks.predictions import predicted_values, prediction_scores
+from gpt2_jax.tasks.scores.result import Scores
 from gpt2_jax.train.distributed.mesh import (
     DATA,
     FSDP,
@@ -81,10 +84,13 @@ class ExampleEvaluator:
 
     Args:
       n_rows: rows of a batch, a multiple of the number of devices that share them.
+      shapes: batches of the shapes to compile, with any number of rows.
     """
 
-    def __init__(self, model_def: ModelDef, mesh: Mesh, n_rows: int) -> None:
-        self._mesh, self._n_rows = mesh, n_rows
+    def __init__(
+        self, model_def: ModelDef, mesh: Mesh, n_rows: int, shapes: Sequence[AnyBatch] = ()
+    ) -> None:
+        self._mesh, self.n_rows, self._shapes = mesh, n_rows, shapes
         everywhere, rows = PartitionSpec(), PartitionSpec(row_axes(mesh))
         layout = make_layout(model_def, mesh)
         of_device, split = layout.on_device, layout.specs_of(model_def.shapes, FSDP)
@@ -106,18 +112,18 @@ class ExampleEvaluator:
     @property
     def rows(self) -> np.ndarray:
         """The rows of a batch that this process reads."""
-        return own_rows(self._mesh, self._n_rows)
+        return own_rows(self._mesh, self.n_rows)
 
-    def compile(self, shapes: Any, batches: Sequence[AnyBatch]) -> None:
-        """Compiles for parameters of these shapes and shardings, and batches of these shapes."""
+    def compile(self, shapes: Any) -> None:
+        """Compiles for parameters of these shapes and shardings, before the first evaluation."""
         step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(self._mesh))
-        for batch in batches:
+        for batch in self._shapes:
             abstract = jax.tree.map(self._abstract, batch)
             self._programs[batch_key(batch)] = self._by_row.lower(shapes, step, abstract).compile()
         self._shardings = jax.tree.map(lambda x: x.sharding, shapes)
 
     def _abstract(self, x: Any) -> jax.ShapeDtypeStruct:
-        shape = (self._n_rows, *x.shape[1:])
+        shape = (self.n_rows, *x.shape[1:])
         return jax.ShapeDtypeStruct(shape, x.dtype, sharding=by_rows(self._mesh))
 
     def evaluate(
@@ -141,7 +147,7 @@ class ExampleEvaluator:
         at = to_mesh(np.array(step, np.int32), replicated(self._mesh))
         for batch in batches:
             program = self._programs.get(batch_key(batch), self._by_row)
-            found.append(program(params, at, put_rows(batch, self._mesh, self._n_rows)))
+            found.append(program(params, at, put_rows(batch, self._mesh, self.n_rows)))
             if len(found) >= self._in_flight:
                 found[-self._in_flight].nats_B.block_until_ready()
             if between_batches is not None:
@@ -151,6 +157,53 @@ class ExampleEvaluator:
         predicted = [one.predicted for one in found if one.predicted is not None]
         rows = [row for array in to_host(predicted) for row in array] if predicted else []
         return Evaluated(nats, weight, hits, rows)
+
+
+@dataclass(frozen=True)
+class ExampleScore:
+    """The score of the examples of a split.
+
+    Attributes:
+      scores: of the predictions; None if the task predicts text.
+    """
+
+    sums: Evaluated
+    scores: Scores | None
+
+    @property
+    def loss(self) -> float:
+        """Mean nats per target."""
+        return self.sums.loss
+
+    def metrics(self) -> dict[str, float]:
+        """Returns the `val/*` fields of metrics.jsonl."""
+        out = {"val/loss": self.loss, "val/accuracy": self.sums.accuracy}
+        return out if self.scores is None else out | self.scores.metrics("val/")
+
+
+def score_examples(
+    evaluator: ExampleEvaluator,
+    params: Any,
+    step: int,
+    data: ExampleData,
+    out_of_scope: str | None = None,
+    between_batches: Callable[[int, int], None] | None = None,
+) -> ExampleScore:
+    """Returns the score of the validation examples.
+
+    Args:
+      step: number of steps the parameters were trained for.
+      out_of_scope: as in `prediction_scores`. between_batches: as in `Evaluator.score`.
+    """
+    task, examples = data.task.name, data.splits["val"]
+    ordered = data.evaluation("val", evaluator.n_rows)
+    batches = (ordered.batch(i, evaluator.rows) for i in range(ordered.n_batches))
+    sums = evaluator.evaluate(params, step, batches, ordered.n_batches, between_batches)
+    if not sums.rows:
+        return ExampleScore(sums, None)
+    predicted = predicted_values(task, examples, data.labels, sums.rows)
+    scores = prediction_scores(task, examples, data.labels, predicted, out_of_scope)
+    return ExampleScore(sums, scores)
 
 
 def batch_key(batch: AnyBatch) -> tuple[int, ...]:

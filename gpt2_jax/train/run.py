@@ -23,19 +23,21 @@ from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.track.console import status
 from gpt2_jax.track.metrics import Row
 from gpt2_jax.track.progress import Progress
+from gpt2_jax.tasks.data import ExampleData
 from gpt2_jax.train import report
 from gpt2_jax.train.compiled_step import CompiledStep
 from gpt2_jax.train.diagnostics import DiagnosticsFn, compile_diagnostics
 from gpt2_jax.train.distributed.processes import ALONE, Processes
 from gpt2_jax.train.distributed.signals import Stopped, StopSignal
 from gpt2_jax.train.evaluation import DatasetScore
+from gpt2_jax.train.example_evaluation import ExampleEvaluator, ExampleScore, score_examples
 from gpt2_jax.train.prefetch import Prefetch
 from gpt2_jax.train.profiling.profile import Profile
 from gpt2_jax.train.run_logger import RunLogger
 from gpt2_jax.train.state import State
 from gpt2_jax.train.step import Metrics
 from gpt2_jax.train.storage.checkpoint import Checkpoints
-from gpt2_jax.train.storage.rundir import RunDirectory
+from gpt2_jax.train.storage.rundir import RunData, RunDirectory
 
 # (config.train, sequence length, seed, model definition, parameters, tokenizer) -> text
 SampleFn = Callable[[TrainConfig, int, int, ModelDef, Any, Tokenizer], str]
@@ -52,7 +54,7 @@ class Run:
 
     config: Config
     directory: RunDirectory
-    corpus: Dataset
+    corpus: RunData
     compiled: CompiledStep
     sampler: Batches
     checkpoints: Checkpoints
@@ -262,7 +264,7 @@ class Run:
         self.progress.show(loss=f"{row['train/loss']:.4f}")
         return row
 
-    def _score(self) -> DatasetScore:
+    def _score(self) -> DatasetScore | ExampleScore:
         """Returns the validation score of the current state.
 
         Raises:
@@ -274,12 +276,17 @@ class Run:
             self.progress.validating(self.step, done, total)
 
         self.stop.check()  # before the evaluation is compiled
-        corpus, limit = self.corpus, self.config.train.eval_tokens
-        return self.compiled.evaluator.score_dataset(
-            self.state.all_params, self.step, corpus, limit, between_batches=between_batches
-        )
+        evaluator, corpus = self.compiled.evaluator, self.corpus
+        of_step = self.state.all_params, self.step
+        if isinstance(evaluator, ExampleEvaluator):
+            assert isinstance(corpus, ExampleData)
+            outside = self.config.eval.out_of_scope
+            return score_examples(evaluator, *of_step, corpus, outside, between_batches)
+        assert isinstance(corpus, Dataset)
+        limit = self.config.train.eval_tokens
+        return evaluator.score_dataset(*of_step, corpus, limit, between_batches=between_batches)
 
-    def _report(self, score: DatasetScore) -> None:
+    def _report(self, score: DatasetScore | ExampleScore) -> None:
         self.progress.show(val=f"{score.loss:.4f}")
         self.progress.note(f"step {self.step}: validation loss {score.loss:.4f}")
 
