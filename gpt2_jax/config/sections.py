@@ -196,8 +196,8 @@ class DataConfig:
     )
     columns: str | None = setting(
         None,
-        "columns of a task's files, `NAME=COLUMN,NAME=COLUMN`: a name, a number from 0, or a path in "
-        "JSON; unset: the names in the task's guide",
+        "columns of a task's files, `NAME=COLUMN,NAME=COLUMN`: a name, a number from 0, or a path "
+        "in JSON; unset: the names in the task's guide",
         longest=1000,
     )
     tag_scheme: str = setting(
@@ -205,8 +205,8 @@ class DataConfig:
     )
     tokenizer: str = setting(
         "bytes",
-        "`bytes`, `gpt2`, the path of a tokenizer.json, or `ids:N` for text of decimal ids below N; "
-        "for tasks with examples also `bpe:N` or `wordpiece:N`, trained on the training data",
+        "`bytes`, `gpt2`, the path of a tokenizer.json, `ids:N` for text of decimal ids below N, or "
+        "`bpe:N` or `wordpiece:N`, trained on the training data",
         path=True,
     )
     chat_template: str | None = setting(

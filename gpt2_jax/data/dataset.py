@@ -96,6 +96,13 @@ class Dataset:
             corpus.restore(known.get(name))
             corpus.on_count = lambda: save({name: c.counts for name, c in streams.items()})
 
+    def describe(self) -> str:
+        """Returns the number of tokens, or the remote files that they are fetched from."""
+        texts = [stream.describe() for stream in self.streams.values()]
+        if (n_train := self.n_tokens("train")) or not texts:
+            texts.insert(0, f"{n_train:,} training tokens")
+        return ", ".join([*texts, f"{self.n_tokens('val'):,} validation tokens"])
+
     def n_tokens(self, split: str) -> int:
         """Returns the number of tokens of a split in all corpora that know it."""
         return sum(part.corpus.n_tokens(split) or 0 for part in self.parts)

@@ -42,9 +42,7 @@ class ClassWeights:
         return batch._replace(weights_BT=batch.weights_BT * self._weights_C[batch.targets_BT])
 
 
-def weigh_classes(
-    task: TaskConfig, labels: Sequence[str], examples: Examples
-) -> np.ndarray | None:
+def weigh_classes(task: TaskConfig, labels: Sequence[str], examples: Examples) -> np.ndarray | None:
     """Returns the weight of each label, None if all are 1.
 
     `balanced` is N / (C n_c): N targets, C labels, n_c targets with the label (King & Zeng 2001).

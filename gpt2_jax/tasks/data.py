@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from gpt2_jax.config.sections import DataConfig, TaskConfig
 from gpt2_jax.config.table import words
 from gpt2_jax.data.batch import ExampleBatch
@@ -202,9 +200,7 @@ def open_example_data(
     )
 
 
-def _open_windows(
-    task: TaskConfig, data: DataConfig, with_types: bool, seed: int
-) -> ExampleData:
+def _open_windows(task: TaskConfig, data: DataConfig, with_types: bool, seed: int) -> ExampleData:
     """Opens the text of masked language modeling, cut into windows."""
     dataset, tokenizer = open_dataset(
         data.source,
@@ -227,6 +223,4 @@ def _open_windows(
         for name, tokens in texts.items()
         if tokens is not None
     }
-    return ExampleData(
-        task, data, with_types, seed, pieces, (), splits, dataset.content_hash()
-    )
+    return ExampleData(task, data, with_types, seed, pieces, (), splits, dataset.content_hash())

@@ -29,7 +29,9 @@ class Answer:
     text: str
 
 
-def word_tags(examples: Examples, labels: Sequence[str], rows_T: Sequence[np.ndarray]) -> list[list[str]]:
+def word_tags(
+    examples: Examples, labels: Sequence[str], rows_T: Sequence[np.ndarray]
+) -> list[list[str]]:
     """Returns the tag of each word of each example; words without a token are `O`.
 
     Args:

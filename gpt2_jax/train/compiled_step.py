@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.extend
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -55,6 +54,7 @@ class CompiledStep:
 
     Attributes:
       batch_shape: shapes, types and shardings of a batch, of the longest rows if they differ.
+      tokens_per_step: as in `BatchShapes`.
       step: `(state, batch) -> (state, metrics)`; donates the state.
       init: returns the state before the first step.
       evaluator: of the model, for batches of the size of a micro-batch.
@@ -69,6 +69,7 @@ class CompiledStep:
     model_def: ModelDef
     mesh: Mesh
     batch_shape: Any
+    tokens_per_step: int
     step: Step
     init: Callable[[], State]
     evaluator: Evaluator | ExampleEvaluator
@@ -89,7 +90,7 @@ class CompiledStep:
         """The rows of a batch that this process reads."""
         return own_rows(self.mesh, self._n_rows)
 
-    def put(self, batch: T) -> T:
+    def put(self, batch: AnyBatch) -> Any:
         """Puts this process's `rows` of a batch on its devices."""
         return put_rows(batch, self.mesh, self._n_rows)
 
@@ -141,9 +142,11 @@ class BatchShapes:
 
     Attributes:
       train: one for each shape of a training batch. evaluation: likewise.
+      tokens_per_step: mean number of tokens per step, without padding.
     """
 
     train: Sequence[AnyBatch]
+    tokens_per_step: int
     evaluation: Sequence[AnyBatch] = ()
 
     @property
@@ -154,7 +157,8 @@ class BatchShapes:
 
 def window_shapes(config: Config) -> BatchShapes:
     """Returns the shape of batches for language modeling."""
-    return BatchShapes([Batch(np.zeros((0, config.data.seq_len + 1), np.int32))])
+    windows = Batch(np.zeros((0, config.data.seq_len + 1), np.int32))
+    return BatchShapes([windows], config.train.batch_size * config.data.seq_len)
 
 
 def compile_step(
@@ -228,6 +232,7 @@ def _compile_for(
         model_def=model,
         mesh=mesh,
         batch_shape=shapes_of_batches[-1],
+        tokens_per_step=batches.tokens_per_step,
         step=by_shape(shapes_of_batches, programs),
         init=init,
         evaluator=evaluator,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,15 +9,25 @@ from gpt2_jax import config as configs
 from gpt2_jax.config import Config
 from gpt2_jax.config.capacity import check_memory
 from gpt2_jax.config.check import check
-from gpt2_jax.data.dataset import Dataset
 from gpt2_jax.data.mixture import Batches
 from gpt2_jax.data.tokenizer import Tokenizer, load_tokenizer
+from gpt2_jax.data.trained_tokenizer import is_trained
 from gpt2_jax.errors import EXIT_FINISHED, EXIT_STOPPED, UserError
+from gpt2_jax.fields import INT_MAX
 from gpt2_jax.model.definition import define_model
+from gpt2_jax.tasks.data import ExampleData
+from gpt2_jax.tasks.task import head_of
 from gpt2_jax.track.console import forgiving_output, no_output, say, status
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.train import report
-from gpt2_jax.train.compiled_step import INIT_ROWS, CompiledStep, compile_step, memory_errors
+from gpt2_jax.train.compiled_step import (
+    INIT_ROWS,
+    BatchShapes,
+    CompiledStep,
+    compile_step,
+    memory_errors,
+    window_shapes,
+)
 from gpt2_jax.train.distributed.agreement import (
     check_same_data,
     check_same_program,
@@ -41,8 +50,8 @@ from gpt2_jax.train.run import Run, SampleFn, how_to_continue
 from gpt2_jax.train.run_logger import is_stale
 from gpt2_jax.train.state import State, abstract_params
 from gpt2_jax.train.storage.checkpoint import Checkpoints
-from gpt2_jax.train.storage.open_run import open_data
-from gpt2_jax.train.storage.rundir import FollowedDirectory, RunDirectory
+from gpt2_jax.train.storage.open_run import open_data, open_examples
+from gpt2_jax.train.storage.rundir import FollowedDirectory, RunData, RunDirectory
 from gpt2_jax.train.storage.verify import ResumePoint, find_resume_point, open_checkpoints
 
 
@@ -158,7 +167,7 @@ def _complete_with(
     was_known = config.model.vocab_size is not None
     config = configs.resolve(config, tokenizer.size, tokenizer.end_of_text)
     if isinstance(corpus, ExampleData):
-        config = with_labels(config, corpus.labels)
+        config = configs.with_labels(config, corpus.labels)
         if config.train.epochs is not None:
             config = configs.replace(config, {"train.steps": sampler.steps(config.train.epochs)})
     if not was_known:
@@ -181,7 +190,8 @@ def _batch_shapes(config: Config, corpus: RunData, sampler: Batches) -> BatchSha
     if not isinstance(corpus, ExampleData):
         return window_shapes(config)
     rows = config.train.batch_size // config.train.accumulation
-    return BatchShapes(corpus.shapes(sampler), corpus.shapes(corpus.evaluation("val", rows)))
+    evaluation = corpus.shapes(corpus.evaluation("val", rows))
+    return BatchShapes(corpus.shapes(sampler), corpus.tokens_per_step(sampler), evaluation)
 
 
 def _find_resume_point(

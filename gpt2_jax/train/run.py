@@ -20,10 +20,10 @@ from gpt2_jax.data.mixture import Batches
 from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.errors import EXIT_DIVERGED, EXIT_FINISHED, EXIT_STOPPED, Unavailable
 from gpt2_jax.model.definition import ModelDef
+from gpt2_jax.tasks.data import ExampleData
 from gpt2_jax.track.console import status
 from gpt2_jax.track.metrics import Row
 from gpt2_jax.track.progress import Progress
-from gpt2_jax.tasks.data import ExampleData
 from gpt2_jax.train import report
 from gpt2_jax.train.compiled_step import CompiledStep
 from gpt2_jax.train.diagnostics import DiagnosticsFn, compile_diagnostics
@@ -69,7 +69,7 @@ class Run:
 
     def __post_init__(self) -> None:
         train, compiled = self.config.train, self.compiled
-        self.tokens_per_step = report.tokens_per_step(self.config)
+        self.tokens_per_step = compiled.tokens_per_step
         self.diagnostics = self._compile_diagnostics()
         self.progress = Progress(train.steps, self.step, self.tokens_per_step)
         self.logger = RunLogger(
@@ -77,6 +77,7 @@ class Run:
             self.directory,
             compiled.model_def,
             compiled.devices,
+            self.tokens_per_step,
             self.checkpoints,
             self.resumed_from,
             self.progress.note,

@@ -16,7 +16,6 @@ from gpt2_jax import config as configs
 from gpt2_jax.config import Config
 from gpt2_jax.config.check import check_stored
 from gpt2_jax.data.dataset import Dataset
-from gpt2_jax.tasks.data import ExampleData
 from gpt2_jax.data.saved_tokenizer import (
     TOKENIZER,
     find_saved_tokenizer,
@@ -39,6 +38,7 @@ from gpt2_jax.files import (
     write_atomic,
     write_json,
 )
+from gpt2_jax.tasks.data import ExampleData
 from gpt2_jax.train.storage.identity import FORMAT_VERSION, Identity, new_run_id
 from gpt2_jax.train.versions import PACKAGES, commit, version
 
