@@ -205,8 +205,8 @@ class DataConfig:
     )
     tokenizer: str = setting(
         "bytes",
-        "`bytes`, `gpt2`, the path of a tokenizer.json, `ids:N` for text of decimal ids below N, or "
-        "`bpe:N` or `wordpiece:N`, trained on the training data",
+        "`bytes`, `gpt2`, the path of a tokenizer.json, `ids:N` for text of decimal ids below N, "
+        "or `bpe:N` or `wordpiece:N`, trained on the training data",
         path=True,
     )
     chat_template: str | None = setting(
