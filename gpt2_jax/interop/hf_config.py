@@ -82,6 +82,11 @@ def to_huggingface(config: Config, end_of_text: int | None, dtype: str) -> dict[
       UserError: if the model cannot be represented as Hugging Face's GPT-2.
     """
     model = config.model
+    if model.architecture != "decoder":
+        raise UserError(
+            f"model.architecture={model.architecture} cannot be exported as Hugging Face's GPT-2, "
+            "which is a decoder"
+        )
     placement = config.placement.resolve()
     extra = {n: value for n, value in differences(placement, GPT2).items() if n not in FREE}
     if extra:
