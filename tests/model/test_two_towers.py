@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gpt2_jax.train.mesh import FSDP, make_mesh, manual_axes
+from gpt2_jax.train.distributed.mesh import FSDP, make_mesh, manual_axes
 from gpt2_jax.train.param_patterns import lr_factors
-from gpt2_jax.train.sharding import make_layout
+from gpt2_jax.train.distributed.sharding import make_layout
 from jax.sharding import PartitionSpec
 
 from gpt2_jax.data.batch import Tokens
