@@ -402,6 +402,11 @@ class TrainConfig:
 class EvalConfig:
     """How predictions of a task are made and scored."""
 
+    generate_every: int | None = count(
+        None,
+        "with `task.name=translate`: steps between evaluations of generated text, a multiple of "
+        "`train.eval_every`; unset: only at the end",
+    )
     beam: int = count(5, "hypotheses that beam search keeps; 1: greedy", maximum=64)
     length_penalty: float = setting(
         1.0,

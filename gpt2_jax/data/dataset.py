@@ -14,13 +14,13 @@ from typing import Any
 from gpt2_jax.data.corpus import open_corpus
 from gpt2_jax.data.manifest import MANIFEST, Manifest
 from gpt2_jax.data.mixture import (
-    Batches,
     MixtureSampler,
     is_mixture,
     parse_mixture,
     source_names,
 )
 from gpt2_jax.data.remote import is_remote
+from gpt2_jax.data.run_data import Batches
 from gpt2_jax.data.sampler import Sampler
 from gpt2_jax.data.shards import Corpus
 from gpt2_jax.data.stream import Counts, StreamedCorpus, StreamSampler, open_stream
@@ -61,6 +61,11 @@ class Dataset:
     """The corpora of a run; their shares sum to 1."""
 
     parts: tuple[Part, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """None: text has no labels."""
+        return ()
 
     @property
     def is_mixture(self) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_jax.errors import UserError
+from gpt2_jax.evaluate.run_texts import generated_scores, make_translator
 from gpt2_jax.files import disk_errors, write_json
 from gpt2_jax.tasks.data import ExampleData
 from gpt2_jax.tasks.predictions import predicted_values, prediction_scores
@@ -97,6 +98,11 @@ def evaluate_split(run: OpenedRun, data: ExampleData, split: str) -> Evaluated:
 
 
 def _scores(run: OpenedRun, data: ExampleData, split: str, found: Evaluated) -> Scores | None:
+    if data.task.name == "translate":
+        of_model = run.model_def, run.params, run.step
+        translator = make_translator(run.config, *of_model, data.pieces)
+        hypotheses = translator.translate([r.source for r in data.splits[split].records])
+        return generated_scores(run.config, data, split, hypotheses, DEFAULT)
     if not found.rows:
         return None
     task, examples = data.task.name, data.splits[split]

@@ -9,7 +9,7 @@ from gpt2_jax import config as configs
 from gpt2_jax.config import Config
 from gpt2_jax.config.capacity import check_memory
 from gpt2_jax.config.check import check
-from gpt2_jax.data.mixture import Batches
+from gpt2_jax.data.run_data import Batches, RunData
 from gpt2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt2_jax.data.trained_tokenizer import is_trained
 from gpt2_jax.errors import EXIT_FINISHED, EXIT_STOPPED, UserError
@@ -46,19 +46,19 @@ from gpt2_jax.train.pretrained import (
     find_source,
     load_pretrained,
 )
-from gpt2_jax.train.run import Run, SampleFn, how_to_continue
+from gpt2_jax.train.run import Run, TextFns, how_to_continue
 from gpt2_jax.train.run_logger import is_stale
 from gpt2_jax.train.state import State, abstract_params
 from gpt2_jax.train.storage.checkpoint import Checkpoints
 from gpt2_jax.train.storage.open_run import open_data, open_examples
-from gpt2_jax.train.storage.rundir import FollowedDirectory, RunData, RunDirectory
+from gpt2_jax.train.storage.rundir import FollowedDirectory, RunDirectory
 from gpt2_jax.train.storage.verify import ResumePoint, find_resume_point, open_checkpoints
 
 
 def train(
     config: Config,
     workdir: str,
-    sample: SampleFn | None = None,
+    texts: TextFns | None = None,
     stop: StopSignal | None = None,
     processes: Processes = ALONE,
 ) -> int:
@@ -70,7 +70,7 @@ def train(
     before all checks have passed.
 
     Args:
-      sample: returns the text to show at the end.
+      texts: generate text; None for none.
       stop: an entered stop signal; None to create one.
       processes: those that train together. Each calls this function; process 0 prints, and writes
         all files except the state in checkpoints.
@@ -82,7 +82,7 @@ def train(
     output = nullcontext() if processes.is_main else no_output()
     with forgiving_output(), output, StopSignal() if stop is None else nullcontext(stop) as stop:
         try:
-            return _train(config, workdir, sample, stop, processes)
+            return _train(config, workdir, texts, stop, processes)
         except Stopped as signal:
             print(f"stopped by {signal} before training began; {how_to_continue()}")
             return EXIT_STOPPED
@@ -91,7 +91,7 @@ def train(
 def _train(
     config: Config,
     workdir: str,
-    sample: SampleFn | None,
+    texts: TextFns | None,
     stop: StopSignal,
     processes: Processes,
 ) -> int:
@@ -130,7 +130,7 @@ def _train(
             run = _open_run(
                 config, directory, resume, source, corpus, compiled, sampler, stop, processes
             )
-            return run.train(tokenizer, sample)
+            return run.train(tokenizer, texts)
     finally:
         directory.unlock()
 

@@ -15,6 +15,7 @@ from gpt2_jax.config import Config
 from gpt2_jax.config.sections import PlacementConfig
 from gpt2_jax.data.dataset import Dataset
 from gpt2_jax.data.mixture import short_source
+from gpt2_jax.data.run_data import RunData
 from gpt2_jax.model.builder import product_dtype
 from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.placements import AXES, PRESETS
@@ -26,7 +27,7 @@ from gpt2_jax.track.wandb_log import WandbOptions
 from gpt2_jax.train.compiled_step import CompiledStep
 from gpt2_jax.train.distributed.mesh import DATA, n_row_devices
 from gpt2_jax.train.distributed.sharding import make_layout
-from gpt2_jax.train.storage.rundir import RunData, RunDirectory
+from gpt2_jax.train.storage.rundir import RunDirectory
 
 SAME = 1e-3  # below this relative difference, only one of nats per token and per byte is shown
 # Fields of run.json that are copied into wandb's config.

@@ -21,7 +21,7 @@ from gpt2_jax.ablation.vectorized import (
 )
 from gpt2_jax.config import Config
 from gpt2_jax.data.dataset import Dataset
-from gpt2_jax.data.mixture import Batches
+from gpt2_jax.data.run_data import Batches
 from gpt2_jax.data.shards import Tokens
 from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.errors import EXIT_DIVERGED, EXIT_FINISHED, EXIT_STOPPED, Diverged, UserError

@@ -15,7 +15,7 @@ from typing import IO, Any
 from gpt2_jax import config as configs
 from gpt2_jax.config import Config
 from gpt2_jax.config.check import check_stored
-from gpt2_jax.data.dataset import Dataset
+from gpt2_jax.data.run_data import RunData
 from gpt2_jax.data.saved_tokenizer import (
     TOKENIZER,
     find_saved_tokenizer,
@@ -38,11 +38,9 @@ from gpt2_jax.files import (
     write_atomic,
     write_json,
 )
-from gpt2_jax.tasks.data import ExampleData
 from gpt2_jax.train.storage.identity import FORMAT_VERSION, Identity, new_run_id
 from gpt2_jax.train.versions import PACKAGES, commit, version
 
-RunData = Dataset | ExampleData  # text for language modeling, or the examples of a task
 FULL_RUN_SCHEDULES = ("cosine", "linear", "wsd")  # schedules that depend on train.steps
 INFO_TYPES = {
     **dict.fromkeys(("run_id", "wandb_id", "corpus", "tokenizer", "imported_from"), str),
@@ -308,7 +306,7 @@ class RunDirectory:
             run_id=self.read_info().get("run_id") or new_run_id(),
             corpus=corpus.content_hash(),
             **({"sources": hashes} if (hashes := corpus.source_hashes()) else {}),
-            **({"labels": list(corpus.labels)} if isinstance(corpus, ExampleData) else {}),
+            **({"labels": list(corpus.labels)} if corpus.labels else {}),
             tokenizer=tokenizer.fingerprint,
         )
         with disk_errors("config.json"):
