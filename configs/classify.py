@@ -4,11 +4,13 @@ python train.py --config=configs/classify.py --workdir=runs/classify \
         --config.data.source=train.jsonl --config.data.val_source=dev.jsonl
 """
 
-from gpt2_jax import config
+from ml_collections import ConfigDict
+
+from gpt2_jax import config as configs
 
 
-def get_config():
-    c = config.default()
+def get_config() -> ConfigDict:
+    c = configs.default()
     c.task.name = "classify"
     c.model.architecture = "encoder"
     c.model.n_layer = 2
