@@ -22,6 +22,7 @@ from gpt2_jax.data.examples.spans import (
     span_text,
     squad_questions,
 )
+from gpt2_jax.data.examples.toy import is_toy, toy_fingerprint, toy_records
 from gpt2_jax.data.file_list import list_files
 from gpt2_jax.data.readers import file_format
 from gpt2_jax.data.text import reader_errors
@@ -54,7 +55,7 @@ class RecordSource:
     Attributes:
       task: `translate`, `mlm`, `classify`, `tag`, `answer` or `sft`.
       spec: a path, folder or glob; `PATH.{source,target}` for aligned files; `PATH.json#key+key`
-        for lists in a JSON file.
+        for lists in a JSON file; `toy:NAME` for generated records.
       columns: as in `data.columns`.
       tag_scheme: `iob1` or `iob2`, of the tags in the files.
     """
@@ -97,6 +98,8 @@ class RecordSource:
         Raises:
           UserError: if a file cannot be read.
         """
+        if is_toy(self.spec):
+            return toy_fingerprint(self.spec)
         keys = "" if self._aligned() else self._files()[1]
         with reader_errors(f"source {self.spec} cannot be read"):
             files = [[path.suffixes, cached_sha256(path)] for path in self.paths()]
@@ -113,6 +116,9 @@ class RecordSource:
           UserError: if a record is not valid, naming its file and line.
         """
         columns = self._fields()
+        if is_toy(self.spec):
+            yield from toy_records(self.spec, self.task)
+            return
         if pair := self._aligned():
             self.paths()
             yield from read_aligned(*pair)

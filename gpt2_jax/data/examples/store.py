@@ -211,7 +211,9 @@ class Windows:
     """
 
     def __init__(self, tokens: shards.Tokens, seq_len: int, frame: Frame) -> None:
-        self._tokens, self._frame = tokens, frame
+        self._tokens = tokens
+        self._before = np.array(frame.prefix, np.int32)
+        self._after = np.array(frame.single_suffix, np.int32)
         self._room = seq_len - len(frame.prefix) - len(frame.single_suffix)
         n = len(tokens) // self._room if self._room > 0 else 0
         if n == 0:
@@ -226,7 +228,7 @@ class Windows:
 
     def __getitem__(self, i: int) -> np.ndarray:
         ids = self._tokens.window(i * self._room, self._room)
-        return np.concatenate([self._frame.prefix, ids, self._frame.single_suffix], dtype=np.int32)
+        return np.concatenate([self._before, ids, self._after])
 
 
 def window_examples(tokens: shards.Tokens, seq_len: int, frame: Frame) -> Examples:

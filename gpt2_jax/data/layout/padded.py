@@ -79,8 +79,7 @@ class PaddedLayout:
         shape, members = self.shapes[bucket], self._members[bucket]
         index = number * shape.rows + np.arange(shape.rows)[rows]
         is_filler = index >= len(members)
-        of_bucket = np.array([bucket + 1], np.uint64) * PHI  # an array overflows without a warning
-        own = np.repeat(mix(key + of_bucket), len(index))
+        own = np.repeat(mix(key + np.array([bucket + 1], np.uint64) * PHI), len(index))
         order = permute(np.where(is_filler, 0, index).astype(np.uint64), len(members), own)
         chosen = members[order.astype(np.int64)].tolist()
         listed = [
