@@ -16,12 +16,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from gpt2_jax.config.convert import to_dict
 from gpt2_jax.errors import UserError
+from gpt2_jax.hlo.collectives import find_collectives
+from gpt2_jax.hlo.text import parse
 from gpt2_jax.scale.chips import CHIPS
-from gpt2_jax.scale.collectives import find_collectives
 from gpt2_jax.scale.compiler import ABSENT, TooLarge, compile_elsewhere
 from gpt2_jax.scale.estimate import estimate
 from gpt2_jax.scale.figures import figures_of
-from gpt2_jax.scale.hlo import parse
 from gpt2_jax.scale.targets import absent_devices, parse_target, require_compiler
 from gpt2_jax.train.compiled_step import compile_step
 from tests.tools import run, tiny
