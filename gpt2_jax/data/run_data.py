@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -52,7 +52,10 @@ class RunData(Protocol):
     def n_tokens(self, split: str) -> int:
         """Returns the number of tokens of a split."""
 
-    def sampler(self, seq_len: int, batch_size: int, seed: int) -> Any:
+    def keep_counts(self, known: dict[str, Any], save: Callable[[Any], None]) -> None:
+        """Restores the token counts of streamed files, and saves them whenever they change."""
+
+    def sampler(self, seq_len: int, batch_size: int, seed: int) -> Batches:
         """Returns the batches of training data.
 
         Raises:

@@ -36,6 +36,19 @@ class TaskReport:
     scores: Scores | None
     path: Path
 
+    def to_json(self) -> dict[str, Any]:
+        """Returns what is written to `evals/`."""
+        return {
+            "task": self.run.config.task.name,
+            "split": self.split,
+            "step": self.run.step,
+            "examples": self.n,
+            "data": self.run.corpus,
+            "checkpoint": self.run.sums,
+            "loss": self.loss,
+            "scores": None if self.scores is None else self.scores.to_json(),
+        }
+
     def text(self) -> str:
         """Returns the report as plain text."""
         task = self.run.config.task.name
@@ -70,22 +83,13 @@ def evaluate_task(workdir: str, step: int | str | None, split: str | None) -> Ta
     folder = Path(workdir) / "evals"
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     path = folder / f"{data.task.name}_{split}_{run.step}_{stamp}.json"
-    result: dict[str, Any] = {
-        "task": data.task.name,
-        "split": split,
-        "step": run.step,
-        "examples": len(data.splits[split]),
-        "data": run.corpus,
-        "checkpoint": run.sums,
-        "loss": found.loss,
-        "scores": None if scores is None else scores.to_json(),
-    }
+    report = TaskReport(run, split, len(data.splits[split]), found.loss, scores, path)
     with disk_errors("evals/"):
         folder.mkdir(exist_ok=True)
-        write_json(path, result)
+        write_json(path, report.to_json())
         if data.task.name == "classify":
             _draw_confusion(data, split, found, path.with_suffix(".png"))
-    return TaskReport(run, split, len(data.splits[split]), found.loss, scores, path)
+    return report
 
 
 def evaluate_split(run: OpenedRun, data: ExampleData, split: str) -> Evaluated:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -67,6 +67,9 @@ class ExampleData:
     def source_hashes(self) -> dict[str, str]:
         """Returns none: there is a single source."""
         return {}
+
+    def keep_counts(self, known: dict[str, Any], save: Callable[[Any], None]) -> None:
+        """Does nothing: no text is streamed."""
 
     def check_validation(self) -> None:
         """Checks that there are validation examples.

@@ -152,7 +152,8 @@ class ExampleEvaluator:
                 found[-self._in_flight].nats_B.block_until_ready()
             if between_batches is not None:
                 between_batches(len(found), n_batches)
-        sums = [np.concatenate(to_host([one[i] for one in found])) for i in range(3)]
+        of_rows = ([getattr(one, name) for one in found] for name in RowOutputs._fields[:3])
+        sums = [np.concatenate(to_host(arrays)) for arrays in of_rows]
         nats, weight, hits = (float(x.sum(dtype=np.float64)) for x in sums)
         predicted = [one.predicted for one in found if one.predicted is not None]
         rows = [row for array in to_host(predicted) for row in array] if predicted else []

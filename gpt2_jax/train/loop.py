@@ -9,6 +9,7 @@ from gpt2_jax import config as configs
 from gpt2_jax.config import Config
 from gpt2_jax.config.capacity import check_memory
 from gpt2_jax.config.check import check
+from gpt2_jax.data.layout.shape import Layout
 from gpt2_jax.data.run_data import Batches, RunData
 from gpt2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt2_jax.data.trained_tokenizer import is_trained
@@ -169,6 +170,7 @@ def _complete_with(
     if isinstance(corpus, ExampleData):
         config = configs.with_labels(config, corpus.labels)
         if config.train.epochs is not None:
+            assert isinstance(sampler, Layout)
             config = configs.replace(config, {"train.steps": sampler.steps(config.train.epochs)})
     if not was_known:
         check(config)
@@ -189,6 +191,7 @@ def _batch_shapes(config: Config, corpus: RunData, sampler: Batches) -> BatchSha
     """Returns the shapes of the batches of training and evaluation."""
     if not isinstance(corpus, ExampleData):
         return window_shapes(config)
+    assert isinstance(sampler, Layout)
     rows = config.train.batch_size // config.train.accumulation
     evaluation = corpus.shapes(corpus.evaluation("val", rows))
     return BatchShapes(corpus.shapes(sampler), corpus.tokens_per_step(sampler), evaluation)

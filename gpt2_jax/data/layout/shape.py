@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -25,16 +25,19 @@ class Shape(NamedTuple):
     lengths: Lengths
 
 
+@runtime_checkable
 class Layout(Protocol):
     """The batches of a run, as a pure function of the step.
 
     Attributes:
-      shapes: all shapes that occur.
+      shapes: all shapes that occur, the longest last.
       real_share: share of the positions of an epoch that are not padding.
     """
 
-    shapes: tuple[Shape, ...]
     real_share: float
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]: ...
 
     def shape(self, step: int) -> Shape:
         """Returns the shape of batch `step`."""
