@@ -13,6 +13,7 @@ from pathlib import Path
 from gpt2_jax.config.capacity import check_devices, check_memory
 from gpt2_jax.config.sections import Config
 from gpt2_jax.config.table import FIELDS, flatten, validated
+from gpt2_jax.config.task_rules import check_task
 from gpt2_jax.config.wandb_rules import find_wandb_fault
 from gpt2_jax.errors import UserError, quoted
 from gpt2_jax.fields import INT_MAX
@@ -60,6 +61,7 @@ def check_values(config: Config) -> None:
     if config.placement.module is not None:
         modules.require(config.placement.module, "placement.module")
     _check_architecture(config)
+    check_task(config)
     _check_model(config)
     _check_batch(config)
     _check_warmup(config)

@@ -1,4 +1,4 @@
-"""What each value of `task.name` needs: architectures, head, and the metric to compare runs by."""
+"""The head of each task, and whether a row may have several of its examples."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ class Task:
     """A task.
 
     Attributes:
-      architectures: values of `model.architecture` that it supports.
       head: kind of the model's head, as in `HeadSpec`.
       has_labels: whether the head predicts the labels of the training data.
       packs: whether a row may have several examples.
     """
 
     name: str
-    architectures: tuple[str, ...]
     head: str
     has_labels: bool = False
     packs: bool = True
@@ -29,13 +27,13 @@ class Task:
 TASKS = {
     task.name: task
     for task in (
-        Task("lm", ("decoder",), "lm"),
-        Task("mlm", ("encoder",), "mlm"),
-        Task("translate", ("encoder_decoder",), "lm"),
-        Task("tag", ("encoder",), "tokens", has_labels=True),
-        Task("classify", ("encoder",), "sequence", has_labels=True, packs=False),
-        Task("answer", ("encoder",), "span", packs=False),
-        Task("sft", ("decoder",), "lm"),
+        Task("lm", "lm"),
+        Task("mlm", "mlm"),
+        Task("translate", "lm"),
+        Task("tag", "tokens", has_labels=True),
+        Task("classify", "sequence", has_labels=True, packs=False),
+        Task("answer", "span", packs=False),
+        Task("sft", "lm"),
     )
 }
 
