@@ -35,8 +35,8 @@ def translate_lines(
     run = open_run(workdir, step)
     if run.config.task.name != "translate":
         raise UserError(
-            f"{workdir} has task.name={run.config.task.name}; `gpt2-jax translate` needs a run with "
-            "task.name=translate (use `gpt2-jax predict` or `gpt2-jax sample`)"
+            f"{workdir} has task.name={run.config.task.name}; `gpt2-jax translate` needs a run "
+            "with task.name=translate (use `gpt2-jax predict` or `gpt2-jax sample`)"
         )
     changes = {"eval.beam": beam, "eval.length_penalty": length_penalty}
     config = replace(run.config, {n: value for n, value in changes.items() if value is not None})
