@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from gpt2_jax.config.capacity import check_devices, check_memory
-from gpt2_jax.config.sections import Config
+from gpt2_jax.config.sections import Config, ModelConfig
 from gpt2_jax.config.table import FIELDS, flatten, validated
 from gpt2_jax.config.task_rules import check_task
 from gpt2_jax.config.wandb_rules import find_wandb_fault
@@ -148,6 +148,15 @@ def _check_model(config: Config) -> None:
             "model.matmul_dtype=float32 needs model.dtype=float32: with model.dtype=bfloat16, "
             "inputs of matrix products are already rounded"
         )
+    if model.end_of_text is not None and not model.document_mask:
+        raise UserError(
+            f"model.end_of_text={model.end_of_text} has no effect without model.document_mask; "
+            "set model.document_mask=True, or unset model.end_of_text"
+        )
+    _check_attention(model)
+
+
+def _check_attention(model: ModelConfig) -> None:
     if model.attention == "cudnn" and model.dtype != "bfloat16":
         raise UserError("model.attention=cudnn needs model.dtype=bfloat16")
     head_dim = model.n_embd // model.n_head
@@ -160,11 +169,6 @@ def _check_model(config: Config) -> None:
         raise UserError(
             "model.attention=cudnn does not support model.document_mask; set model.attention=xla, "
             "or unset model.document_mask"
-        )
-    if model.end_of_text is not None and not model.document_mask:
-        raise UserError(
-            f"model.end_of_text={model.end_of_text} has no effect without model.document_mask; "
-            "set model.document_mask=True, or unset model.end_of_text"
         )
     if model.attention not in ("auto", "xla") and model.dropout:
         raise UserError(
