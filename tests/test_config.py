@@ -127,7 +127,9 @@ def test_default_model_is_gpt2():
     """The published architecture, in full."""
     config = configs.freeze(load("configs/gpt2.py", "124m"))
     assert dataclasses.asdict(config.model) == {
+        "architecture": "decoder",
         "n_layer": 12,
+        "n_encoder_layer": None,
         "n_head": 12,
         "n_embd": 768,
         "n_positions": 1024,
@@ -139,6 +141,8 @@ def test_default_model_is_gpt2():
         "document_mask": False,
         "end_of_text": None,
         "tie_head": True,
+        "share_embeddings": True,
+        "token_types": 0,
         "dropout": 0.0,
         "init_std": 0.02,
         "attention": "auto",
@@ -168,7 +172,7 @@ def test_default_model_is_gpt2():
         "gate_bias": 2.0,
         "layer_overrides": "",
         "init": "normal",
-        "residual_init": "(2*L)**-0.5",
+        "residual_init": "S**-0.5",
         "value_init": "1",
         "query_init": "1",
         "key_init": "1",

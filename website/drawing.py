@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from gpt2_jax.placements.spec import BlockSpec, ModelSpec, ScaleSpec, SublayerSpec
+from gpt2_jax.placements.spec import BlockSpec, ScaleSpec, SublayerSpec, TowerSpec
 from website.canvas import BOX_HEIGHT, BOX_WIDTH, RADIUS, Canvas
 
 TRUNK, BRANCH, RIGHT = 74, 172, 262  # x of the stream, of branches, and of inputs from the right
@@ -53,7 +53,7 @@ BORROWED = ("half", "learned", "first")  # attention uses values of block 1
 LAYERS = {"attn": "Attention", "mlp": "MLP"}
 
 
-def drawings(spec: ModelSpec) -> list[tuple[str, str]]:
+def drawings(spec: TowerSpec) -> list[tuple[str, str]]:
     """Returns a caption and an SVG for each kind of block that a model has, in order."""
     kinds = [(block, list(stacks)) for block, stacks in groupby(spec.stacks, lambda s: s.block)]
     out = []
@@ -67,7 +67,7 @@ def drawings(spec: ModelSpec) -> list[tuple[str, str]]:
     return out
 
 
-def draw(spec: ModelSpec, block: BlockSpec) -> str:
+def draw(spec: TowerSpec, block: BlockSpec) -> str:
     """Returns the SVG of one block."""
     drawing = BlockDrawing(spec, block)
     drawing.enter()
@@ -82,7 +82,7 @@ def draw(spec: ModelSpec, block: BlockSpec) -> str:
 class BlockDrawing(Canvas):
     """A drawing of a block, finished up to height `y` of the stream."""
 
-    def __init__(self, spec: ModelSpec, block: BlockSpec):
+    def __init__(self, spec: TowerSpec, block: BlockSpec):
         super().__init__()
         self.spec, self.block, self.name = spec, block, spec.connection.name
         self.bottom, self.y = 4.0, 26.0

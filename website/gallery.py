@@ -8,14 +8,15 @@ from functools import cache
 from html import escape
 from pathlib import Path
 
-from gpt2_jax.cli.placements import BASE, SEQ_LEN, counts
+from gpt2_jax.cli.placements import BASE, SEQ_LEN, architectures, counts
 from gpt2_jax.placements.axes import Placement
 from gpt2_jax.placements.catalogue import PRESETS
 from gpt2_jax.placements.catalogue.norm_placement import NORM_PLACEMENT
 from gpt2_jax.placements.catalogue.residual_scaling import RESIDUAL_SCALING
 from gpt2_jax.placements.registry import SUPPORTS
 from gpt2_jax.placements.resolve import differences, has_final_norm, specify
-from gpt2_jax.placements.spec import ModelSpec, ScaleSpec
+from gpt2_jax.placements.spec import ScaleSpec, TowerSpec
+from gpt2_jax.placements.towers import decoder
 from website.drawing import drawings
 from website.equations import latex_lines, mathml
 from website.oracles import BASE as ORACLE_BASE
@@ -56,9 +57,9 @@ def families() -> dict[str, list[str]]:
 
 
 @cache
-def spec_of(name: str) -> ModelSpec:
+def spec_of(name: str) -> TowerSpec:
     """Returns the typed spec of a preset at the depth of its drawing."""
-    return specify(PRESETS[name], DEPTH)
+    return specify(PRESETS[name], decoder(DEPTH))
 
 
 def pages() -> Iterator[tuple[str, str]]:
@@ -102,6 +103,8 @@ def preset(name: str) -> str:
     rows += [equation(placement.equation), "", figures(name), *legend(spec_of(name)), ""]
     if placement.note:
         rows += [f"**Note:** {placement.note}.", ""]
+    supported = ", ".join(f"`{name}`" for name in architectures(placement))
+    rows += [f"**[Architectures](../guides/architectures.md):** {supported}.", ""]
     rows += [
         "## Use it",
         "",
@@ -143,7 +146,7 @@ def figures(name: str) -> str:
     return f'<div class="blocks">{"".join(made)}</div>'
 
 
-def legend(spec: ModelSpec) -> list[str]:
+def legend(spec: TowerSpec) -> list[str]:
     """Returns a line with the values of the factors a, b and c that are not 1."""
     out: dict[str, None] = {}
     for stack in spec.stacks:

@@ -17,7 +17,9 @@ from gpt2_jax.config.table import usual_n_inner
 from gpt2_jax.errors import UserError, suggestion
 from gpt2_jax.placements.axes import Placement
 from gpt2_jax.placements.catalogue import PRESETS
+from gpt2_jax.placements.registry import supports_cross
 from gpt2_jax.placements.resolve import differences, has_final_norm
+from gpt2_jax.placements.towers import ARCHITECTURES
 from gpt2_jax.placements.validate import find_fault
 
 _SHOW = flags.DEFINE_string("show", None, "preset to show in full")
@@ -60,6 +62,7 @@ def show(name: str) -> str:
     lines.append(f"axes        {changed[0] if changed else 'those of GPT-2'}")
     lines += [f"            {line}" for line in changed[1:]]
     lines.append(f"final norm  {'yes' if has_final_norm(placement, 12) else 'no'}")
+    lines.append(f"models      {', '.join(architectures(placement))}")
     (params, flops), (base_params, base_flops) = counts(name), counts(BASE)
     more, share = params - base_params, f"{flops / base_flops - 1:+.1%}".replace("-0.0", "+0.0")
     lines.append(f"parameters  {params:,} at 124M ({more:+,} compared with {BASE})")
@@ -67,6 +70,12 @@ def show(name: str) -> str:
         f"FLOPs       {flops / 1e6:,.1f} M per token at 124M ({share} compared with {BASE})"
     )
     return "\n".join(lines)
+
+
+def architectures(placement: Placement) -> list[str]:
+    """Returns the values of `model.architecture` that support a placement."""
+    crossing = {name for name, kinds in ARCHITECTURES.items() if any(k.reads for k in kinds)}
+    return [name for name in ARCHITECTURES if name not in crossing or supports_cross(placement)]
 
 
 def counts(name: str) -> tuple[int, int]:

@@ -81,12 +81,18 @@ def least_parameters(config: Config) -> int:
     d, matrices = model.n_embd, 3 if placement.activation in GATED else 2
     inner = model.n_inner or 4 * d * 2 // matrices
     n_attention = 4 - 2 * placement.identity_values - (placement.value_residual == "first")
-    per_block = n_attention * d * d + matrices * d * inner
+    per_mlp, per_attention = matrices * d * inner, n_attention * d * d
     if SUPPORTS[placement.connection].rank:
-        per_block += 2 * 2 * d * placement.rank
-    rows = padded_vocabulary(config) * (1 if model.tie_head else 2)
-    rows += model.n_positions if placement.positions == "learned" else 0
-    return (placement.share_blocks or model.n_layer) * per_block + rows * d
+        per_mlp, per_attention = (n + 2 * d * placement.rank for n in (per_mlp, per_attention))
+    in_blocks = sum(
+        (placement.share_blocks or tower.n_layer)
+        * ((len(tower.sublayers) - 1) * per_attention + per_mlp)
+        for tower in model.towers
+    )
+    n_tables = 1 + (not model.tie_head) + (len(model.towers) > 1 and not model.share_embeddings)
+    rows = padded_vocabulary(config) * n_tables
+    rows += len(model.towers) * model.n_positions if placement.positions == "learned" else 0
+    return in_blocks + rows * d
 
 
 def batch_bytes(config: Config) -> int:
@@ -95,7 +101,7 @@ def batch_bytes(config: Config) -> int:
     n_parts = train.batch_size if train.micro_batch else train.accumulation
     tokens = train.batch_size // n_parts * seq_len
     stream = 2 if model.dtype == "bfloat16" else FLOAT
-    block_inputs = model.n_layer * model.n_embd * stream
+    block_inputs = sum(tower.n_layer for tower in model.towers) * model.n_embd * stream
     logits = padded_vocabulary(config) * stream
     return train.batch_size * seq_len * FLOAT + tokens * (block_inputs + logits)
 

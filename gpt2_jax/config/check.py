@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gpt2_jax.config.capacity import check_devices, check_memory
 from gpt2_jax.config.sections import Config
-from gpt2_jax.config.table import flatten, validated
+from gpt2_jax.config.table import FIELDS, flatten, validated
 from gpt2_jax.config.wandb_rules import find_wandb_fault
 from gpt2_jax.errors import UserError, quoted
 from gpt2_jax.fields import INT_MAX
@@ -59,6 +59,7 @@ def check_values(config: Config) -> None:
         validated(name, value)
     if config.placement.module is not None:
         modules.require(config.placement.module, "placement.module")
+    _check_architecture(config)
     _check_model(config)
     _check_batch(config)
     _check_warmup(config)
@@ -88,6 +89,27 @@ def _check_profile(config: Config) -> None:
     if stop - start > MAX_PROFILED:
         raise UserError(
             f"track.profile={text} traces {stop - start} steps; choose at most {MAX_PROFILED}"
+        )
+
+
+def _check_architecture(config: Config) -> None:
+    model = config.model
+    chosen = f"model.architecture={model.architecture}"
+    for name, architecture in (
+        ("n_encoder_layer", "encoder_decoder"),
+        ("share_embeddings", "encoder_decoder"),
+        ("token_types", "encoder"),
+        ("document_mask", "decoder"),
+    ):
+        value, default = getattr(model, name), FIELDS[f"model.{name}"].default
+        if value != default and model.architecture != architecture:
+            raise UserError(
+                f"model.{name}={value} needs model.architecture={architecture}, not {chosen}; "
+                f"leave it at {default}"
+            )
+    if model.attention not in ("auto", "xla") and model.architecture != "decoder":
+        raise UserError(
+            f"model.attention={model.attention} does not support {chosen}; set model.attention=xla"
         )
 
 

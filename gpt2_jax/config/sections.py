@@ -15,6 +15,7 @@ from gpt2_jax.placements.axes import AXES, OWN, Placement
 from gpt2_jax.placements.catalogue import PRESETS
 from gpt2_jax.placements.expressions import Sizes
 from gpt2_jax.placements.resolve import resolve
+from gpt2_jax.placements.towers import ARCHITECTURES, Tower, make_towers
 
 count = partial(setting, minimum=1, maximum=INT_MAX)  # steps, sequences and the like
 share = partial(setting, minimum=0, below=1)
@@ -28,7 +29,19 @@ class ModelConfig:
     `config.resolve` has filled them in.
     """
 
+    architecture: str = setting(
+        "decoder",
+        "`decoder`: each token attends to earlier ones; `encoder`: to all of its example; "
+        "`encoder_decoder`: an encoder reads the source, and a decoder with cross-attention writes "
+        "the target",
+        choices=ARCHITECTURES.keys(),
+    )
     n_layer: int = count(12, "blocks (attention and MLP)", maximum=10_000)
+    n_encoder_layer: int | None = count(
+        None,
+        "blocks of the encoder of `architecture=encoder_decoder`; unset: `n_layer`",
+        maximum=10_000,
+    )
     n_head: int = count(12, "attention heads; must divide `n_embd`", maximum=2**20)
     n_embd: int = count(768, "width of the residual stream", maximum=2**20)
     n_positions: int = count(1024, "longest sequence; number of learned positions", maximum=2**24)
@@ -57,6 +70,16 @@ class ModelConfig:
         maximum=2**24,
     )
     tie_head: bool = setting(True, "use the token embedding as the output matrix")
+    share_embeddings: bool = setting(
+        True, "with `architecture=encoder_decoder`: one token embedding for source and target"
+    )
+    token_types: int = setting(
+        0,
+        "with `architecture=encoder`: number of token types, such as 2 for BERT's pairs of "
+        "sentences; 0: none",
+        minimum=0,
+        maximum=2**10,
+    )
     dropout: float = share(0.0, "dropout on the embedding, attention weights and sublayer outputs")
     init_std: float = setting(
         0.02, "std of initial matrices and embeddings", minimum=0, maximum=100
@@ -88,9 +111,15 @@ class ModelConfig:
     )
 
     @property
-    def sizes(self) -> Sizes:
-        """The sizes that a placement's expressions may use."""
-        return Sizes(self.n_layer, self.n_embd, self.init_std)
+    def towers(self) -> tuple[Tower, ...]:
+        """The towers of the architecture; the last one has the head."""
+        n_encoder_layer = self.n_encoder_layer or self.n_layer
+        depths = {"n_layer": self.n_layer, "n_encoder_layer": n_encoder_layer}
+        return make_towers(self.architecture, depths)
+
+    def sizes(self, tower: Tower) -> Sizes:
+        """Returns the sizes that a placement's expressions may use in a tower."""
+        return Sizes(tower, self.n_embd, self.init_std)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +170,23 @@ class PlacementConfig(_Axes, _Preset):
           ValueError: if the preset's `layer_overrides` cannot be parsed.
         """
         return resolve(self.preset, self.overrides)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """The head of a fine-tuning task; the task chooses its kind."""
+
+    pool: str = setting(
+        "cls",
+        "what a label of a whole sequence is read from: its first token (`cls`), or the mean over "
+        "its tokens",
+        choices=("cls", "mean"),
+    )
+    transform: bool | None = setting(
+        None,
+        "a dense layer before the output matrix: for masked tokens with the MLP's activation and a "
+        "norm, for labels of sequences with tanh; unset: yes, unless `pool=mean`",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -350,6 +396,7 @@ class Config:
     )
     model: ModelConfig = ModelConfig()
     placement: PlacementConfig = PlacementConfig()
+    head: HeadConfig = HeadConfig()
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()

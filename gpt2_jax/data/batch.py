@@ -5,6 +5,21 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 
+class Tokens(NamedTuple):
+    """One side of a batch: rows of one or several examples, then padding.
+
+    Attributes:
+      ids_BT: integer ids.
+      segments_BT: int32; 0 is padding, and 1, 2, ... are the examples packed into a row, in order
+        and contiguous.
+      types_BT: token types (BERT's sentence A or B); None if the model has none.
+    """
+
+    ids_BT: Any
+    segments_BT: Any
+    types_BT: Any = None
+
+
 class Batch(NamedTuple):
     """Token ids and loss weights: a pytree whose leaves all have a leading batch axis.
 

@@ -16,7 +16,7 @@ from gpt2_jax.model.sublayer import Sublayer
 from gpt2_jax.nn.context import Context
 from gpt2_jax.nn.param import Init
 from gpt2_jax.nn.target import Target
-from gpt2_jax.placements.spec import ModelSpec, StackSpec
+from gpt2_jax.placements.spec import StackSpec, TowerSpec
 
 
 class Block(nnx.Module):
@@ -48,7 +48,7 @@ class Block(nnx.Module):
 
 def build_block(
     cfg: ModelConfig,
-    spec: ModelSpec,
+    spec: TowerSpec,
     target: Target,
     stack: StackSpec,
     key: jax.Array,

@@ -18,7 +18,7 @@ from gpt2_jax.nn.target import Target
 from gpt2_jax.placements.axes import BLOCK_SITES, QK_SITES, SCALES
 from gpt2_jax.placements.expressions import Expression, ScaleSpec, Sizes
 from gpt2_jax.placements.registry import SUPPORTS
-from gpt2_jax.placements.spec import BlockSpec, ModelSpec, StackSpec, SublayerSpec
+from gpt2_jax.placements.spec import BlockSpec, StackSpec, SublayerSpec, TowerSpec
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class BlockBuilder:
     """Everything needed to build one block.
 
     Attributes:
-      cfg: sizes, dtypes and kernels. spec: of the whole model. stack: the one that has this block.
+      cfg: sizes, dtypes and kernels. spec: of the tower. stack: the one that has this block.
       init: initial values of this block. target: the devices that run it.
     """
 
     cfg: ModelConfig
-    spec: ModelSpec
+    spec: TowerSpec
     stack: StackSpec
     init: Init
     target: Target
@@ -54,7 +54,7 @@ class BlockBuilder:
     @cached_property
     def sizes(self) -> Sizes:
         """The sizes that expressions may use."""
-        return self.cfg.sizes
+        return self.cfg.sizes(self.spec.tower)
 
     def value(self, expression: Expression, sublayer: SublayerSpec) -> jax.Array | float:
         """Returns an expression's value at step 0; a float unless it depends on the block."""
@@ -95,9 +95,9 @@ class BlockBuilder:
         xavier = (2.0 / (fan_in + fan_out)) ** 0.5  # Glorot & Bengio 2010, eq. 16
         small = (2.0 / (5 * self.cfg.n_embd)) ** 0.5  # Nguyen & Salazar 2019, section 2.2
         base = {
-            "normal": self.cfg.init_std * init_factor(self.cfg, self.spec.parametrization),
+            "normal": self.cfg.init_std * init_factor(self.cfg, self.spec),
             "xavier": xavier,
-            "small": small if sublayer.name == "attn" else xavier,
+            "small": xavier if sublayer.name == "mlp" else small,
         }[self.spec.init]
         return base * self.value(factor, sublayer)
 
@@ -133,10 +133,10 @@ class BlockBuilder:
         return {}
 
 
-def stream_norm(cfg: ModelConfig, spec: ModelSpec, target: Target) -> Norm:
+def stream_norm(cfg: ModelConfig, spec: TowerSpec, target: Target) -> Norm:
     """Returns the final norm, or the norm after the embedding; its gain is initially 1."""
     last = spec.stacks[-1].block.sublayers[-1]
-    alpha = last.norm_alpha(cfg.sizes.values(cfg.n_layer, last.index))
+    alpha = last.norm_alpha(cfg.sizes(spec.tower).values(spec.tower.n_layer, last.index))
     norm = spec.norm
     fused = fuses(cfg, target)
     kind = NormSpec(norm.kind, norm.eps, norm.bias, cfg.dtype, alpha=alpha, fused=fused)

@@ -7,8 +7,9 @@ gathered weights are kept for the backward pass; otherwise it gathers them again
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import partial, reduce
+from operator import getitem
 from typing import Any
 
 import jax
@@ -45,6 +46,10 @@ class Gather:
 
     mesh_axis: str
     parts: dict[str, Any]
+
+    def at(self, path: tuple[str, ...]) -> Gather:
+        """Returns the same for the parameters at a path."""
+        return replace(self, parts=reduce(getitem, path, self.parts)) if path else self
 
     def block(self, stack: str, params: dict[str, Any]) -> dict[str, Any]:
         """Returns the parameters of one block of a stack, from its parts."""

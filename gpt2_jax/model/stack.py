@@ -24,7 +24,7 @@ from gpt2_jax.model.residual.cross_layer import CrossLayer
 from gpt2_jax.nn.attention_kernels import SPLASH_RESULTS
 from gpt2_jax.nn.context import Context
 from gpt2_jax.nn.target import Target
-from gpt2_jax.placements.spec import ModelSpec, StackSpec
+from gpt2_jax.placements.spec import StackSpec, TowerSpec
 
 Params = dict[str, Any]  # nested dict of arrays, keyed by the modules' attribute names
 
@@ -46,8 +46,8 @@ class Carry(NamedTuple):
 class Stack(nnx.Module):
     """All blocks, in stacks of parameters."""
 
-    def __init__(self, cfg: ModelConfig, spec: ModelSpec, target: Target, key: jax.Array):
-        self.cfg, self.stacks = cfg, spec.stacks
+    def __init__(self, cfg: ModelConfig, spec: TowerSpec, target: Target, key: jax.Array):
+        self.cfg, self.stacks, self.sublayers = cfg, spec.stacks, spec.tower.sublayers
         for stack in spec.stacks:
             build = partial(build_block, cfg, spec, target, stack, key)
             first = jnp.arange(stack.start, stack.stop, stack.repeats)
@@ -56,6 +56,14 @@ class Stack(nnx.Module):
         self.adapter = CONNECTIONS[spec.connection.name].adapter(cfg, spec)
         self.grows = self.cross_layer.grows or self.adapter.grows
         self.gather: Gather | None = None  # set by `ModelDef.bind`
+
+    def unstacked(self) -> list[Block]:
+        """Returns a module per block."""
+        blocks = []
+        for stack in self.stacks:
+            graphdef, params = nnx.split(getattr(self, stack.name))
+            blocks += [nnx.merge(graphdef, row) for row in unstack(params, stack)]
+        return blocks
 
     def begin(self, x_BTD: jax.Array) -> Carry:
         """Returns the carry before the first block."""

@@ -1,4 +1,4 @@
-"""A sublayer: attention or the MLP with the norms and scales around it."""
+"""A sublayer: attention, cross-attention or the MLP, with the norms and scales around it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from gpt2_jax.nn.linear import Linear, Shift
 from gpt2_jax.nn.mlp import MLP
 from gpt2_jax.nn.qkv import Cosine, HeadOutput, QKVTransform, ShapedWeights, UnitQK, ValueMix
 from gpt2_jax.placements.expressions import ScaleSpec
-from gpt2_jax.placements.spec import ModelSpec, SublayerSpec
+from gpt2_jax.placements.spec import SublayerSpec, TowerSpec
+from gpt2_jax.placements.towers import CROSS
 
 CUDNN_HEAD_DIM = 128  # the widest head of cuDNN's attention on any GPU; 256 from Hopper on
 
 
 class Sublayer(nnx.Module):
-    """y = b N_out(F(c N_pre(u))), F attention or the MLP.
+    """y = b N_out(F(c N_pre(u))), F attention, cross-attention or the MLP.
 
     Args:
       owned_sites: norm sites that the connection implements instead.
@@ -34,7 +35,7 @@ class Sublayer(nnx.Module):
 
     def __init__(self, build: BlockBuilder, spec: SublayerSpec, owned_sites: frozenset[str]):
         self.name, self.rate = spec.name, build.cfg.dropout
-        self.depth_factor = branch_factor(build.cfg, build.spec.parametrization)
+        self.depth_factor = branch_factor(build.cfg, build.spec)
         self.pre = None if "pre" in owned_sites else build.norm("pre", spec)
         self.shift = Shift() if build.spec.scalar_bias else None
         self.input_scale = build.scale("input_scale", spec)
@@ -68,7 +69,7 @@ class Sublayer(nnx.Module):
         return drop_sequences(y_BTD, context.keys_B, rate, f"{self.name}.path")
 
 
-def resolve_kernel(cfg: ModelConfig, spec: ModelSpec, platform: str) -> str:
+def resolve_kernel(cfg: ModelConfig, spec: TowerSpec, platform: str) -> str:
     """Returns the attention kernel for a platform, "cudnn", "splash" or "xla".
 
     The fused kernels support neither dropout on the attention weights nor transforms of them.
@@ -88,20 +89,21 @@ def resolve_kernel(cfg: ModelConfig, spec: ModelSpec, platform: str) -> str:
 
 
 def make_attention(build: BlockBuilder, spec: SublayerSpec) -> Attention:
-    """Returns the attention of a block."""
+    """Returns the attention or the cross-attention of a block."""
     cfg, attention = build.cfg, build.spec.attention
     d, n_head, head_dim = cfg.n_embd, cfg.n_head, cfg.n_embd // cfg.n_head
-    transform = _qkv_transform(build, spec)
+    is_cross = spec.name == CROSS
+    transform = _cross_transform(build, spec) if is_cross else _self_transform(build, spec)
     factors = [attention.query_init, attention.key_init]
     factors += [spec.input_init] * transform.projects_values
     stds = [jnp.float32(build.std(factor, d, d, spec)) for factor in factors]
     scales_scores = transform.cosine is not None or transform.unit_qk is not None
-    scale = head_dim ** score_exponent(build.spec.parametrization)
+    scale = head_dim ** score_exponent(build.spec)
     qkv = Linear(
         (d,),
         (len(stds), n_head, head_dim),
         axes=("embed", "qkv", "heads", "head_dim"),
-        site="attn.qkv",
+        site=f"{spec.name}.qkv",
         std=jnp.stack(stds)[:, None, None],
         init=build.init,
         dtype=cfg.dtype,
@@ -113,12 +115,13 @@ def make_attention(build: BlockBuilder, spec: SublayerSpec) -> Attention:
         transform=transform,
         heads=HeadOutput(build.norm("inner", spec), n_head if attention.head_scale else None),
         weights=ShapedWeights(n_head) if attention.shaped else None,
-        kernel=resolve_kernel(cfg, build.spec, build.target.platform),
+        kernel="xla" if is_cross else resolve_kernel(cfg, build.spec, build.target.platform),
         separate=not build.target.is_cpu,
         product_dtype=build.product_dtype,
         scale=scale if cfg.scale_attn_weights and not scales_scores else 1.0,
         by_layer=cfg.scale_attn_by_inverse_layer_idx and not scales_scores,
         dropout=cfg.dropout,
+        cross=is_cross,
     )
 
 
@@ -128,7 +131,7 @@ def _output(build: BlockBuilder, spec: SublayerSpec) -> Linear:
         (cfg.n_head, d // cfg.n_head),
         (d,),
         axes=("heads", "head_dim", "embed"),
-        site="attn.out",
+        site=f"{spec.name}.out",
         std=build.std(spec.output_init, d, d, spec),
         init=build.init,
         dtype=cfg.dtype,
@@ -136,8 +139,25 @@ def _output(build: BlockBuilder, spec: SublayerSpec) -> Linear:
     )
 
 
-def _qkv_transform(build: BlockBuilder, spec: SublayerSpec) -> QKVTransform:
-    cfg, values = build.cfg, build.block.values
+def _self_transform(build: BlockBuilder, spec: SublayerSpec) -> QKVTransform:
+    values = build.block.values
+    sources: dict[str, str | ValueMix] = {"first": "first"}
+    if values in ("half", "learned"):
+        sources[values] = ValueMix(learned=values == "learned")
+    default = "input" if build.spec.attention.identity_values else "projected"
+    rotary = build.spec.positions.kind == "rotary"
+    return _qkv_transform(build, spec, sources.get(values, default), rotary=rotary)
+
+
+def _cross_transform(build: BlockBuilder, spec: SublayerSpec) -> QKVTransform:
+    # Rotary positions and the values of block 1 are those of one sequence: not of two.
+    return _qkv_transform(build, spec, "projected", rotary=False)
+
+
+def _qkv_transform(
+    build: BlockBuilder, spec: SublayerSpec, values: str | ValueMix, *, rotary: bool
+) -> QKVTransform:
+    cfg = build.cfg
     n_head, head_dim = cfg.n_head, cfg.n_embd // cfg.n_head
     site = next((s for s in ("qk", "qk_full", "qkv") if s in spec.norm_sites), "none")
     widths = {"qk_full": (cfg.n_embd, "embed")}
@@ -147,17 +167,13 @@ def _qkv_transform(build: BlockBuilder, spec: SublayerSpec) -> QKVTransform:
         scaling = Cosine(n_head, cfg.dtype)
     if "unit_qk" in spec.norm_sites:
         scaling = UnitQK(n_head, head_dim, cfg.n_embd)
-    sources: dict[str, str | ValueMix] = {"first": "first"}
-    if values in ("half", "learned"):
-        sources[values] = ValueMix(learned=values == "learned")
-    default = "input" if build.spec.attention.identity_values else "projected"
     return QKVTransform(
         # With "first", values come from block 1, which has already normalized them.
         (norm(), norm(), norm() if site == "qkv" and values != "first" else None),
         over_heads=site == "qk_full",
         scaling=scaling,
-        rotary=build.spec.positions.kind == "rotary",
-        values=sources.get(values, default),
+        rotary=rotary,
+        values=values,
     )
 
 
@@ -180,5 +196,6 @@ def make_mlp(build: BlockBuilder, spec: SublayerSpec) -> MLP:
 
 LAYERS: dict[str, Callable[[BlockBuilder, SublayerSpec], Any]] = {
     "attn": make_attention,
+    CROSS: make_attention,
     "mlp": make_mlp,
 }

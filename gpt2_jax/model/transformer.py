@@ -1,119 +1,62 @@
-"""GPT-2 (Radford et al. 2019): embedding, blocks, final norm, head."""
+"""A tower that predicts tokens: GPT-2 (Radford et al. 2019) if it is a decoder."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from gpt2_jax.config.sections import ModelConfig
-from gpt2_jax.model.builder import fuses, product_dtype, stream_norm
-from gpt2_jax.model.embedding import Embedding, padded_vocab
+from gpt2_jax.model.builder import fuses, product_dtype
+from gpt2_jax.model.embedding import padded_vocab
+from gpt2_jax.model.heads import LM, HeadSpec, MaskedTokenHead
 from gpt2_jax.model.parametrization import logits_factor
-from gpt2_jax.model.stack import Carry, Stack
-from gpt2_jax.nn.context import Context, PackedMask, first_of_document
-from gpt2_jax.nn.linear import Shift
+from gpt2_jax.model.tower import Inputs, Tower
 from gpt2_jax.nn.loss import cross_entropy
 from gpt2_jax.nn.param import Init, Role, param
 from gpt2_jax.nn.products import product
 from gpt2_jax.nn.target import Target
 from gpt2_jax.nn.tensor_parallel import is_tensor_parallel
-from gpt2_jax.placements.spec import ModelSpec
+from gpt2_jax.placements.spec import TowerSpec
 
 
-class Transformer(nnx.Module):
-    """Token ids (B, T) to next-token logits (B, T, V).
+class Transformer(Tower):
+    """Token ids (B, T) to logits of tokens (B, T, V): of the next ones, or of masked ones.
 
     Logits of padding ids, from `vocab_size` to V, are the lowest float, so they are never sampled.
+
+    Args:
+      head: of kind `lm`, or `mlm` for masked tokens. owns_table: as in `Embedding`.
     """
 
-    def __init__(self, cfg: ModelConfig, spec: ModelSpec, target: Target, key: jax.Array):
-        self.cfg, self.positions_at = cfg, spec.positions.at
-        self.embedding = Embedding(cfg, spec, target, Init(key))
-        self.blocks = Stack(cfg, spec, target, key)
-        self.shift = Shift() if spec.scalar_bias else None
-        self.ln_f = stream_norm(cfg, spec, target) if spec.final_norm else None
-        head = lambda: Init(key).normal("head", (padded_vocab(cfg), cfg.n_embd), cfg.init_std)
-        self.head = None if cfg.tie_head else param(head(), Role.HEAD, ("vocab", "embed"))
-        self.logits_factor = logits_factor(cfg, spec.parametrization)
+    def __init__(
+        self,
+        cfg: ModelConfig,
+        spec: TowerSpec,
+        target: Target,
+        key: jax.Array,
+        head: HeadSpec = LM,
+        owns_table: bool = True,
+    ):
+        super().__init__(cfg, spec, target, key, owns_table)
+        table = lambda: Init(key).normal("head", (padded_vocab(cfg), cfg.n_embd), cfg.init_std)
+        self.head = None if cfg.tie_head else param(table(), Role.HEAD, ("vocab", "embed"))
+        masked = head.kind == "mlm"
+        self.mlm = MaskedTokenHead(cfg, spec, head, Init(key)) if masked else None
+        self.logits_factor = logits_factor(cfg, spec)
         scale = jnp.full(cfg.vocab_size, cfg.n_embd**-0.5)
         self.logit_scale = param(scale, Role.SCALAR, ("vocab",)) if spec.logit_scale else None
         scaled = self.logits_factor != 1.0 or self.logit_scale is not None
-        self.fused_loss = fuses(cfg, target) and not scaled
+        self.fused_loss = fuses(cfg, target) and not scaled and not masked
         self.product_dtype = product_dtype(cfg, target) or cfg.dtype
 
     def __call__(
         self,
-        tokens_BT: jax.Array,
+        inputs: Inputs,
         keys_B: jax.Array | None = None,
         step: jax.Array | int | None = None,
     ) -> jax.Array:
-        """Returns float32 logits (B, T, V).
-
-        Args:
-          tokens_BT: integer ids, T at most `n_positions`.
-          keys_B: a dropout key per sequence; None for no dropout.
-          step: steps done, for scales that depend on it.
-        """
-        return self.logits(self.hidden(tokens_BT, keys_B, step))
-
-    def hidden(
-        self,
-        tokens_BT: jax.Array,
-        keys_B: jax.Array | None = None,
-        step: jax.Array | int | None = None,
-    ) -> jax.Array:
-        """Returns the head's input (B, T, D): the stream after all blocks and the final norm."""
-        return self.head_input(self.run(tokens_BT, self.context_of(tokens_BT, keys_B, step))[0])
-
-    def run(self, tokens_BT: jax.Array, context: Context) -> tuple[Carry, Any]:
-        """Returns the carry after the last block, and the results of `context.observe` by layer."""
-        return self.blocks(self.blocks.begin(self.embedding(tokens_BT, context)), context)
-
-    def context_of(
-        self, tokens_BT: jax.Array, keys_B: jax.Array | None, step: jax.Array | int | None
-    ) -> Context:
-        """Returns the context of whole sequences; with `document_mask`, of packed documents."""
-        index_T = jnp.arange(tokens_BT.shape[1])
-        if not self.cfg.document_mask:
-            return self.context(index_T, keys_B, step)
-        first_BT = self.first_of_document(tokens_BT, index_T, jnp.zeros_like(tokens_BT[:, 0]))
-        return self.context(index_T - first_BT, keys_B, step)._replace(mask=PackedMask(first_BT))
-
-    def first_of_document(
-        self, tokens_BT: jax.Array, index_T: jax.Array, first_B: jax.Array
-    ) -> jax.Array:
-        """Returns the index of the first token of each token's document, (B, T).
-
-        A document begins with end-of-text. So the first prediction of a document, made from
-        end-of-text, does not depend on the document before, which ends by predicting end-of-text.
-
-        Args:
-          index_T: the indices of the tokens. first_B: that of the first token of the document that
-            the sequence continues.
-        """
-        assert self.cfg.end_of_text is not None
-        return first_of_document(tokens_BT == self.cfg.end_of_text, index_T, first_B)
-
-    def context(
-        self, positions: jax.Array, keys_B: jax.Array | None, step: jax.Array | int | None
-    ) -> Context:
-        """Returns the context of tokens at these positions, (T) or (B, T)."""
-        pos_emb = None
-        if self.positions_at != "embedding":
-            pos_emb = self.embedding.pos_emb(positions).astype(self.cfg.dtype)
-        return Context(positions, keys_B, step, pos_emb=pos_emb)
-
-    def head_input(self, carry: Carry) -> jax.Array:
-        """Returns the head's input (B, T, D) from the carry after the last block."""
-
-        def norm(x: jax.Array) -> jax.Array:
-            x = x if self.shift is None else self.shift(x)
-            return x if self.ln_f is None else self.ln_f(x)
-
-        return self.blocks.finish(carry, norm)
+        """Returns float32 logits (B, T, V); the arguments are those of `hidden`."""
+        return self.logits(self.hidden(inputs, keys_B, step))
 
     def nll(self, x_BTD: jax.Array, targets_BT: jax.Array, z_loss: float = 0.0) -> jax.Array:
         """Returns the `cross_entropy` of targets, float32 (B, T), from the output of `hidden`."""
@@ -135,6 +78,8 @@ class Transformer(nnx.Module):
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Returns float32 logits (B, T, V) from the output of `hidden`."""
+        if self.mlm is not None:
+            x_BTD = self.mlm(x_BTD)
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
         logits_NV = product("ND,VD->NV", x_ND, self.head_table(), self.product_dtype)
         if self.logits_factor != 1.0:
@@ -143,6 +88,8 @@ class Transformer(nnx.Module):
         if self.logit_scale is not None:  # nGPT, eq. 3
             factor_V = self.logit_scale[...] * self.cfg.n_embd**0.5
             logits_NV = logits_NV * jnp.pad(factor_V, (0, n_padded))
+        if self.mlm is not None:
+            logits_NV = logits_NV + jnp.pad(self.mlm.bias[...], (0, n_padded))
         if n_padded:
             real_V = jnp.arange(logits_NV.shape[-1]) < self.cfg.vocab_size
             logits_NV = jnp.where(real_V, logits_NV, jnp.finfo(jnp.float32).min)

@@ -1,6 +1,6 @@
 """Fused attention kernels: cuDNN's on NVIDIA GPUs, splash attention on TPUs.
 
-They compute causal attention over whole sequences, and splash attention also over packed documents,
+They compute causal attention over whole sequences, and splash attention also over segments of them,
 without an array of scores (Dao et al. 2022, FlashAttention). They neither transform the attention
 weights nor drop any.
 """
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from gpt2_jax.nn.masks import CAUSAL, Mask, SequenceMask
 from gpt2_jax.nn.tensor_parallel import TENSOR, is_tensor_parallel
 
 PLATFORMS = {"cudnn": "gpu", "splash": "tpu"}  # of each kernel
@@ -30,11 +31,20 @@ class Kernel(Protocol):
         q_BHTK: jax.Array,
         k_BHTK: jax.Array,
         v_BHTK: jax.Array,
-        documents_BT: jax.Array | None,
+        segments_BT: jax.Array | None,
         *,
         scale: float,
     ) -> jax.Array:
         """Returns softmax(scale q k^T + mask) v, (B, T, H, K)."""
+
+
+def supports(kernel: str, mask: Mask) -> bool:
+    """Returns whether a kernel is fused and computes attention with this mask."""
+    if kernel not in KERNELS or not isinstance(mask, SequenceMask):
+        return False
+    if not mask.causal or mask.keys_BS is not None or mask.prefix_BS is not None:
+        return False
+    return kernel == "splash" or mask.queries_BT is None
 
 
 def fused_attention(
@@ -43,13 +53,13 @@ def fused_attention(
     k_BHTK: jax.Array,
     v_BHTK: jax.Array,
     scale: float,
-    documents_BT: jax.Array | None = None,
+    mask: SequenceMask = CAUSAL,
 ) -> jax.Array:
-    """Returns softmax(scale q k^T + mask) v with a causal mask, (B, T, H, K).
+    """Returns softmax(scale q k^T + mask) v, (B, T, H, K).
 
     Args:
       kernel: a key of `KERNELS`.
-      documents_BT: as in `PackedMask`, None without one; not supported by cuDNN's kernel.
+      mask: one that `supports` accepts.
     """
     attend = partial(KERNELS[kernel], scale=scale)
     if is_tensor_parallel():  # XLA cannot divide the kernel's call itself
@@ -61,19 +71,19 @@ def fused_attention(
             axis_names={TENSOR},
             check_vma=False,
         )
-    return attend(q_BHTK, k_BHTK, v_BHTK, documents_BT)
+    return attend(q_BHTK, k_BHTK, v_BHTK, mask.queries_BT)
 
 
 def cudnn(
     q_BHTK: jax.Array,
     k_BHTK: jax.Array,
     v_BHTK: jax.Array,
-    documents_BT: jax.Array | None,
+    segments_BT: jax.Array | None,
     *,
     scale: float,
 ) -> jax.Array:
     """Returns cuDNN's attention, (B, T, H, K)."""
-    assert documents_BT is None
+    assert segments_BT is None
     q_BTHK, k_BTHK, v_BTHK = (x.swapaxes(1, 2) for x in (q_BHTK, k_BHTK, v_BHTK))
     return jax.nn.dot_product_attention(
         q_BTHK, k_BTHK, v_BTHK, scale=scale, is_causal=True, implementation="cudnn"
@@ -84,7 +94,7 @@ def splash(
     q_BHTK: jax.Array,
     k_BHTK: jax.Array,
     v_BHTK: jax.Array,
-    documents_BT: jax.Array | None,
+    segments_BT: jax.Array | None,
     *,
     scale: float,
 ) -> jax.Array:
@@ -103,8 +113,8 @@ def splash(
     padding = -t % SPLASH_LANES
     pad = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, padding), (0, 0)))
     segments = None
-    if documents_BT is not None:
-        padded_BT = jnp.pad(documents_BT, ((0, 0), (0, padding)))
+    if segments_BT is not None:
+        padded_BT = jnp.pad(segments_BT, ((0, 0), (0, padding)))
         segments = kernels.SegmentIds(padded_BT, padded_BT)
     size = t + padding
     block = max(b for b in range(SPLASH_LANES, SPLASH_BLOCK + 1, SPLASH_LANES) if size % b == 0)

@@ -1,4 +1,4 @@
-"""Inputs and outputs of a block other than the residual stream: masks, caches, dropout keys."""
+"""Inputs and outputs of a block other than the residual stream: mask, caches, dropout keys."""
 
 from __future__ import annotations
 
@@ -6,76 +6,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
-
-class CausalMask(NamedTuple):
-    """Each token of a whole sequence attends to itself and to earlier tokens."""
-
-    def allowed(self, n_queries: int, n_keys: int) -> jax.Array:
-        """Returns (T, S), True where query T may attend to key S."""
-        return jnp.tril(jnp.ones((n_queries, n_keys), bool))
-
-    def diagonal(self, n_queries: int, n_keys: int) -> jax.Array:
-        """Returns (T, S), nonzero where query T and key S are the same token."""
-        return jnp.eye(n_queries, n_keys)
-
-
-class PackedMask(NamedTuple):
-    """Each token of packed documents attends to itself and to earlier tokens of its document.
-
-    Attributes:
-      documents_BT: a number per token, the same for all tokens of a document.
-    """
-
-    documents_BT: jax.Array
-
-    def allowed(self, n_queries: int, n_keys: int) -> jax.Array:
-        """Returns (B, 1, T, S), True where query T may attend to key S."""
-        same_BTS = self.documents_BT[:, :, None] == self.documents_BT[:, None, :]
-        return (same_BTS & CausalMask().allowed(n_queries, n_keys))[:, None]
-
-    def diagonal(self, n_queries: int, n_keys: int) -> jax.Array:
-        """Returns (T, S), nonzero where query T and key S are the same token."""
-        return CausalMask().diagonal(n_queries, n_keys)
-
-
-class CacheMask(NamedTuple):
-    """Consecutive tokens attend to the columns of a key-value cache.
-
-    Attributes:
-      start: the column of the first token.
-      mask_BTS: (B or 1, T, S), True where token T may attend to column S.
-    """
-
-    start: jax.Array | int
-    mask_BTS: jax.Array
-
-    def allowed(self, n_queries: int, n_keys: int) -> jax.Array:
-        """Returns (B or 1, 1, T, S), True where query T may attend to key S."""
-        del n_queries, n_keys
-        return self.mask_BTS[:, None]
-
-    def diagonal(self, n_queries: int, n_keys: int) -> jax.Array:
-        """Returns (T, S), nonzero where query T and key S are the same token."""
-        columns_T = self.start + jnp.arange(n_queries)
-        return jnp.arange(n_keys) == columns_T[:, None]
-
-
-Mask = CausalMask | PackedMask | CacheMask
-
-
-def first_of_document(is_first_BT: jax.Array, index_T: jax.Array, first_B: jax.Array) -> jax.Array:
-    """Returns the index of the first token of each token's document, (B, T).
-
-    Args:
-      is_first_BT: whether a token is the first of a document.
-      index_T: the indices of the tokens. first_B: that of the first token of the open document;
-        earlier tokens are padding.
-    """
-    begun_BT = jnp.where(is_first_BT, index_T, 0)
-    return jnp.maximum(lax.cummax(begun_BT, axis=1), first_B[:, None])
+from gpt2_jax.nn.masks import CAUSAL, Mask, SequenceMask
 
 
 class KVCache(NamedTuple):
@@ -90,6 +23,18 @@ class KVCache(NamedTuple):
         return KVCache(update(self.k_BHSK, k_BHTK), update(self.v_BHSK, v_BHTK))
 
 
+class Memory(NamedTuple):
+    """What cross-attention reads: the output of another tower.
+
+    Attributes:
+      x_BSD: the output; None if each block's `Context.cross_cache` has its keys and values.
+      mask: from the tokens of this tower to those of the other.
+    """
+
+    x_BSD: jax.Array | None
+    mask: SequenceMask
+
+
 class Context(NamedTuple):
     """Per-call inputs to a block.
 
@@ -100,6 +45,9 @@ class Context(NamedTuple):
       layer: 0-based index of the block (may be traced).
       mask: which tokens each token attends to.
       cache: keys and values of this block; None for whole sequences.
+      memory: what cross-attention reads; None without it.
+      cross_cache: keys and values of `memory` for this block's cross-attention; None if it
+        projects them itself.
       first_values: attention values of block 1, if later blocks use them.
       pos_emb: position vectors (T, D) or (B, T, D), if blocks add them.
       observe: called for each block with the stream before it, the stream after it and the
@@ -112,8 +60,10 @@ class Context(NamedTuple):
     keys_B: jax.Array | None = None
     step: jax.Array | int | None = None
     layer: jax.Array | int = 0
-    mask: Mask = CausalMask()
+    mask: Mask = CAUSAL
     cache: KVCache | None = None
+    memory: Memory | None = None
+    cross_cache: KVCache | None = None
     first_values: jax.Array | None = None
     pos_emb: jax.Array | None = None
     observe: Callable[[Any, Any, Any], Any] | None = None
@@ -124,12 +74,19 @@ class Context(NamedTuple):
         layer: jax.Array | int,
         first_values: jax.Array | None,
         cache: KVCache | None = None,
+        cross_cache: KVCache | None = None,
     ) -> Context:
         """Returns the context of one block, with its own dropout keys."""
         keys_B = self.keys_B
         if keys_B is not None:
             keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, layer)
-        return self._replace(layer=layer, keys_B=keys_B, first_values=first_values, cache=cache)
+        return self._replace(
+            layer=layer,
+            keys_B=keys_B,
+            first_values=first_values,
+            cache=cache,
+            cross_cache=cross_cache,
+        )
 
 
 class SublayerAux(NamedTuple):
@@ -138,7 +95,8 @@ class SublayerAux(NamedTuple):
     Attributes:
       values: attention values (B, H, T, K), for later blocks that use those of block 1.
       cache: the updated cache, if the context has one.
-      entropy: of the attention weights, in nats, mean over heads and tokens, if observed.
+      entropy: of the attention weights, in nats, mean over heads and tokens that are not padding,
+        if observed.
       largest_score: the largest attention score before the softmax, if observed.
       input, output: of the whole sublayer, (B, T, D), if observed.
     """

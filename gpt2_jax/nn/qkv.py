@@ -59,21 +59,37 @@ class QKVTransform(nnx.Module):
           qkv: q, k and v before the transforms, each (B, H, T, K); without W_V only q and k.
           x: returns attention's input, split into heads, (B, H, T, K).
         """
-        q, k, v = qkv[0], qkv[1], self._values(qkv, x, context)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self._normed(self.q_norm, q), self._normed(self.k_norm, k)
+        v = self.value(self._values(qkv, x, context), context)
+        return self.query(qkv[0], context), self.key(qkv[1], context), v
+
+    def query(self, q: jax.Array, context: Context) -> jax.Array:
+        """Returns the queries (B, H, T, K)."""
+        if self.q_norm is not None:
+            q = self._normed(self.q_norm, q)
+        if self.cosine is not None:
+            q = self.cosine.query(q)
+        if self.rotary:
+            q = rotate(q, context.positions)
+        return q if self.unit_qk is None else self.unit_qk.query(q)
+
+    def key(self, k: jax.Array, context: Context) -> jax.Array:
+        """Returns the keys (B, H, S, K)."""
+        if self.k_norm is not None:
+            k = self._normed(self.k_norm, k)
+        if self.cosine is not None:
+            k = self.cosine.key(k)
+        if self.rotary:
+            k = rotate(k, context.positions)
+        return k if self.unit_qk is None else self.unit_qk.key(k)
+
+    def value(self, v: jax.Array, context: Context) -> jax.Array:
+        """Returns the values (B, H, S, K)."""
         if self.v_norm is not None:
             v = self.v_norm(v)
-        if self.cosine is not None:
-            q, k = self.cosine(q, k)
-        if self.rotary:
-            q, k = rotate(q, context.positions), rotate(k, context.positions)
-        if self.unit_qk is not None:
-            q, k = self.unit_qk(q, k)
-        if self.value_mix is not None:
-            assert context.first_values is not None
-            v = self.value_mix(v, context.first_values)
-        return q, k, v
+        if self.value_mix is None:
+            return v
+        assert context.first_values is not None
+        return self.value_mix(v, context.first_values)
 
     def _values(
         self, qkv: tuple[jax.Array, ...], x: Callable[[], jax.Array], context: Context
@@ -103,10 +119,14 @@ class Cosine(nnx.Module):
         self.unit = L2Norm(0, NormSpec("l2", UNIT_EPS, False, dtype))
         self.logit_scale = param(jnp.full(n_head, math.log(10.0)), Role.SCALAR, ("heads",))
 
-    def __call__(self, q_BHTK: jax.Array, k_BHTK: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def query(self, q_BHTK: jax.Array) -> jax.Array:
+        """Returns the queries, with the factor on the scores."""
         s_H = jnp.exp(jnp.minimum(self.logit_scale[...], math.log(MAX_LOGIT_SCALE)))
-        q_BHTK = (self.unit(q_BHTK) * s_H[:, None, None]).astype(q_BHTK.dtype)
-        return q_BHTK, self.unit(k_BHTK)
+        return (self.unit(q_BHTK) * s_H[:, None, None]).astype(q_BHTK.dtype)
+
+    def key(self, k_BHSK: jax.Array) -> jax.Array:
+        """Returns the keys."""
+        return self.unit(k_BHSK)
 
 
 class UnitQK(nnx.Module):
@@ -121,10 +141,16 @@ class UnitQK(nnx.Module):
         initial = jnp.full((n_head, head_dim), n_embd**-0.5)
         self.factor = param(initial, Role.SCALAR, ("heads", "head_dim"))
 
-    def __call__(self, q_BHTK: jax.Array, k_BHTK: jax.Array) -> tuple[jax.Array, jax.Array]:
-        s_H1K = (self.factor[...] * self.sqrt_width)[:, None, :]
-        scaled = self.unit(q_BHTK) * s_H1K * self.score_scale, self.unit(k_BHTK) * s_H1K
-        return scaled[0].astype(q_BHTK.dtype), scaled[1].astype(k_BHTK.dtype)
+    def query(self, q_BHTK: jax.Array) -> jax.Array:
+        """Returns the queries, with the factor on the scores."""
+        return (self.unit(q_BHTK) * self._s_H1K() * self.score_scale).astype(q_BHTK.dtype)
+
+    def key(self, k_BHSK: jax.Array) -> jax.Array:
+        """Returns the keys."""
+        return (self.unit(k_BHSK) * self._s_H1K()).astype(k_BHSK.dtype)
+
+    def _s_H1K(self) -> jax.Array:
+        return (self.factor[...] * self.sqrt_width)[:, None, :]
 
 
 class ValueMix(nnx.Module):
@@ -169,8 +195,12 @@ class ShapedWeights(nnx.Module):
     def __init__(self, n_head: int):
         self.factors = param(jnp.ones((3, n_head, 1, 1)), Role.SCALAR, (None, "heads", None, None))
 
-    def __call__(self, p_BHTS: jax.Array, allowed: jax.Array, diagonal_TS: jax.Array) -> jax.Array:
+    def __call__(
+        self, p_BHTS: jax.Array, allowed: jax.Array | None, diagonal_TS: jax.Array
+    ) -> jax.Array:
         """Returns the weights (B, H, T, S); the masks are those of `Mask`."""
         a, b, c = self.factors[...]
+        if allowed is None:
+            allowed = jnp.ones_like(diagonal_TS, bool)
         uniform = allowed / jnp.maximum(allowed.sum(-1, keepdims=True), 1)
         return a * diagonal_TS + b * p_BHTS - c * uniform

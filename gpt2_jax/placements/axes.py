@@ -2,7 +2,8 @@
 
 One sublayer is `x' = N_post(a·N_skip(x̂) + b·N_out(F(c·N_pre(x̂))))` with `x̂ = N_stream(x)`. Each
 axis is a field of `Placement` and the config field `placement.<axis>`. In a value with a bar, such
-as `pre+qk | pre`, attention's value is before the bar and the MLP's after it.
+as `pre+qk | pre`, attention's value is before the bar and the MLP's after it; cross-attention has
+that of attention, or its own between two bars, as in `pre+inner | pre | pre+inner`.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ class Placement:
     )
     skip_scale: str = axis(
         "1",
-        "a: an expression in l, L, s, S, d, t, or `learned_scalar(EXPRESSION)`, `learned_block`, "
-        "`learned_vector`",
+        "a: an expression in l, L, s, S, d, t, M, P, or `learned_scalar(EXPRESSION)`, "
+        "`learned_block`, `learned_vector`",
     )
     data_dependent_init: bool = axis(
         False, "initialize learned skip scales from variances measured on the first batch"
@@ -92,7 +93,7 @@ class Placement:
         choices=("normal", "xavier", "small"),
     )
     residual_init: str = axis(
-        "(2*L)**-0.5",
+        "S**-0.5",
         "factors on the initial std of W_O | the MLP's last matrix: expressions",
     )
     value_init: str = axis(

@@ -1,11 +1,15 @@
-"""The syntax of axis values: expressions, scales, `attention | mlp` and `a+b`.
+"""The syntax of axis values: expressions, scales, `attention | cross | mlp` and `a+b`.
 
 An expression is a string such as `(2*L)**0.25` or `minimum(t/(1000*l), 1)`. Its names are
 
   l  the block's number, from 1          L  the number of blocks
   s  the sublayer's number, from 1       S  the number of sublayers
   d  the width of the stream             t  steps done
-  std  `model.init_std`
+  std  `model.init_std`                  P  the number of sublayers of the whole model
+  M  the number of blocks of the decoder whose cross-attention reads this encoder, else 0
+
+In a model of an encoder and a decoder, l, L, s and S are those of the one that the expression is
+evaluated for.
 
 Nothing is executed: the text is parsed, checked against a list of allowed syntax, and evaluated on
 numbers or traced arrays. Numbers are computed in float64, never as integers of arbitrary length, so
@@ -25,10 +29,12 @@ from typing import Any
 
 import numpy as np
 
+from gpt2_jax.placements.towers import SUBLAYERS, Tower
+
 INT32_MAX = 2**31 - 1
 LONGEST_EXPRESSION = 200  # characters
 MAX_NESTING = 64  # operations
-NAMES = ("l", "L", "s", "S", "d", "t", "std")
+NAMES = ("l", "L", "s", "S", "d", "t", "M", "P", "std")
 # Functions and the number of their arguments.
 FUNCTIONS = {"minimum": 2, "maximum": 2, "sqrt": 1, "log": 1, "exp": 1, "floor": 1, "where": 3}
 _OPERATORS: dict[type, Callable[..., Any]] = {
@@ -108,10 +114,9 @@ def parse_expression(text: str) -> Expression:
 class Sizes:
     """The sizes that expressions may use."""
 
-    n_layer: int
+    tower: Tower
     n_embd: int
     init_std: float
-    n_sublayers: int = 2  # per block
 
     def values(self, l: Any, index: int = 0) -> dict[str, Any]:
         """Returns the values of all names at step 0; floats unless l is traced.
@@ -119,12 +124,14 @@ class Sizes:
         Args:
           l: the block's number, from 1. index: position of the sublayer in the block, from 0.
         """
-        n = self.n_sublayers
+        n = len(self.tower.sublayers)
         return {
             "l": 1.0 * l,
-            "L": float(self.n_layer),
+            "L": float(self.tower.n_layer),
             "s": float(n) * l - float(n - 1) + index,
-            "S": float(n * self.n_layer),
+            "S": float(self.tower.n_sublayers),
+            "M": float(self.tower.n_reader_layers),
+            "P": float(self.tower.n_model_sublayers),
             "d": float(self.n_embd),
             "t": 0.0,
             "std": self.init_std,
@@ -248,8 +255,30 @@ def parse_scale(text: str) -> ScaleSpec:
     return ScaleSpec(name, first)
 
 
-def sides(text: str) -> tuple[str, str]:
-    """Splits `attention's | MLP's` into its two values; without a bar, both are the whole text.
+def sides(text: str, sublayers: tuple[str, ...] = SUBLAYERS) -> tuple[str, ...]:
+    """Splits the values of a block's sublayers, in order.
+
+    One value is for all sublayers. Two are `attention | mlp`; cross-attention takes the first.
+    Three are `attention | cross | mlp`; without cross-attention, the second is dropped.
+
+    Raises:
+      ValueError: if there are more than two bars.
+    """
+    parts = [part.strip() for part in text.split("|")]
+    if len(parts) > len(SUBLAYERS):
+        raise ValueError(f"{text!r} has more than two bars")
+    cross = parts[1] if len(parts) == len(SUBLAYERS) else parts[0]
+    values = dict(zip(SUBLAYERS, (parts[0], cross, parts[-1]), strict=True))
+    return tuple(values[name] for name in sublayers)
+
+
+def names_cross(text: str) -> bool:
+    """Returns whether a text has a separate value for cross-attention."""
+    return text.count("|") == len(SUBLAYERS) - 1
+
+
+def pair(text: str) -> tuple[str, str]:
+    """Splits `first | second` into its two values; without a bar, both are the whole text.
 
     Raises:
       ValueError: if there is more than one bar.

@@ -34,6 +34,7 @@ class Supports:
       shapes_by_depth: whether the shapes of a block's parameters depend on the block's number.
       unit_stream: whether it normalizes the stream to length 1, so that its scale has no effect.
       final_norm: whether it needs a final norm even if the last sublayer ends in a norm.
+      cross: whether it is defined for blocks with cross-attention.
     """
 
     sites: tuple[str, ...] = IN_BRANCH
@@ -52,6 +53,7 @@ class Supports:
     shapes_by_depth: bool = False
     unit_stream: bool = False
     final_norm: bool = False
+    cross: bool = True
 
 
 AND_POST = (*IN_BRANCH, "post")
@@ -86,12 +88,22 @@ SUPPORTS: dict[str, Supports] = {
     "frac": Supports(n_streams=True, splits_stream=True),
     "mhc": _HYPER,
     "muddformer": Supports(
-        scales=("branch_scale",), required_sites=("pre",), multi_stream=True, shapes_by_depth=True
+        scales=("branch_scale",),
+        required_sites=("pre",),
+        multi_stream=True,
+        shapes_by_depth=True,
+        cross=False,  # its sums over depth feed the q, k and v of self-attention
     ),
     "attention_residuals": Supports(multi_stream=True, depth_groups=True),
     # It mixes all permutations of its streams: 720 for 6 streams.
     "mhc_lite": replace(_HYPER, max_streams=6),
 }
+
+
+def supports_cross(placement: Placement) -> bool:
+    """Returns whether a placement is defined for blocks with cross-attention."""
+    square = placement.shaped_attention or placement.identity_values
+    return SUPPORTS[placement.connection].cross and not square
 
 
 def declare(name: str, supports: Supports) -> None:

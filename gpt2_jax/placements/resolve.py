@@ -1,4 +1,4 @@
-"""Resolves a preset and its overrides to a placement, and a placement to the typed model spec."""
+"""Resolves a preset and its overrides to a placement, and a placement to typed specs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from gpt2_jax.placements.axes import AXES, Placement
 from gpt2_jax.placements.catalogue import PRESETS
 from gpt2_jax.placements.expressions import (
+    pair,
     parse_expression,
     parse_scale,
     sides,
@@ -24,15 +25,15 @@ from gpt2_jax.placements.spec import (
     ConnectionSpec,
     EmbeddingSpec,
     MLPSpec,
-    ModelSpec,
     NormKind,
     Parametrization,
     PositionSpec,
     StackSpec,
     SublayerSpec,
+    TowerSpec,
 )
+from gpt2_jax.placements.towers import MLP, Tower
 
-SUBLAYERS = ("attn", "mlp")
 COORDINATES = "coordinates"  # added by positions_at=block; not a value of the axis `cross_layer`
 # In the order in which they change the stream: U-Net skips before x0.
 CROSS_LAYER = ("unet", "x0", COORDINATES, "dense", "backout")
@@ -64,19 +65,19 @@ def differences(placement: Placement, other: Placement) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=64)
-def specify(placement: Placement, n_layer: int) -> ModelSpec:
-    """Returns the typed spec of a placement in a model of this depth.
+def specify(placement: Placement, tower: Tower) -> TowerSpec:
+    """Returns the typed spec of a placement in a tower.
 
     Raises:
       ValueError: if one of the placement's strings cannot be parsed.
     """
     p = placement
-    first, second = sides(p.x0_scales)
-    return ModelSpec(
-        stacks=stacks(p, n_layer),
-        connection=ConnectionSpec(
-            p.connection, p.gate_bias, p.n_streams, p.rank, depth_groups(p, n_layer)[1]
-        ),
+    first, second = pair(p.x0_scales)
+    group_size = depth_groups(p, tower.n_sublayers)[1]
+    return TowerSpec(
+        tower=tower,
+        stacks=stacks(p, tower),
+        connection=ConnectionSpec(p.connection, p.gate_bias, p.n_streams, p.rank, group_size),
         norm=NormKind(p.norm_type, p.norm_eps, p.norm_bias, parse_expression(p.norm_gain)),
         embedding=EmbeddingSpec(
             std=parse_expression(p.embedding_std),
@@ -99,7 +100,7 @@ def specify(placement: Placement, n_layer: int) -> ModelSpec:
         data_dependent_init=p.data_dependent_init,
         scalar_bias=p.scalar_bias,
         unit_weights=p.unit_weights,
-        final_norm=has_final_norm(p, n_layer),
+        final_norm=has_final_norm(p, tower.n_layer),
         logit_scale=p.logit_scale,
         cross_layer=_cross_layer(p),
         x0_scales=(parse_expression(first), parse_expression(second)),
@@ -115,28 +116,29 @@ def at_block(placement: Placement, l: int, n_layer: int) -> Placement:
     return dataclasses.replace(placement, **changes)
 
 
-def sites(placement: Placement, which: int) -> frozenset[str]:
-    """Returns the norm sites of a block's attention (0) or MLP (1)."""
-    return frozenset(words(sides(placement.norm_sites)[which]))
+def sites(placement: Placement, sublayer: str) -> frozenset[str]:
+    """Returns the norm sites of one of a block's sublayers, by name."""
+    return frozenset(words(sides(placement.norm_sites, (sublayer,))[0]))
 
 
-def _block(placement: Placement, values: str) -> BlockSpec:
+def _block(placement: Placement, values: str, names: tuple[str, ...]) -> BlockSpec:
     """Returns the spec of a block; its placement has no `layer_overrides`."""
     p = placement
+    value = lambda text, name: sides(text, (name,))[0]
     sublayers = [
         SublayerSpec(
             name=name,
             index=i,
-            norm_sites=sites(p, i),
-            skip_scale=parse_scale(sides(p.skip_scale)[i]),
-            branch_scale=parse_scale(sides(p.branch_scale)[i]),
-            input_scale=parse_scale(sides(p.input_scale)[i]),
-            drop_path=parse_expression(sides(p.drop_path)[i]),
-            norm_alpha=parse_expression(sides(p.norm_alpha)[i]),
-            input_init=parse_expression(sides(p.value_init)[i]),
-            output_init=parse_expression(sides(p.residual_init)[i]),
+            norm_sites=sites(p, name),
+            skip_scale=parse_scale(value(p.skip_scale, name)),
+            branch_scale=parse_scale(value(p.branch_scale, name)),
+            input_scale=parse_scale(value(p.input_scale, name)),
+            drop_path=parse_expression(value(p.drop_path, name)),
+            norm_alpha=parse_expression(value(p.norm_alpha, name)),
+            input_init=parse_expression(value(p.value_init, name)),
+            output_init=parse_expression(value(p.residual_init, name)),
         )
-        for i, name in enumerate(SUBLAYERS)
+        for i, name in enumerate(names)
     ]
     return BlockSpec(tuple(sublayers), values)
 
@@ -156,18 +158,19 @@ def block_ranges(placement: Placement, n_layer: int) -> tuple[tuple[Placement, s
     return tuple((p, values, range(x[0], x[-1] + 1)) for (p, values, _), x in groups)
 
 
-def stacks(placement: Placement, n_layer: int) -> tuple[StackSpec, ...]:
-    """Returns the stacks of a model's blocks, in order."""
-    ranges, out = block_ranges(placement, n_layer), []
+def stacks(placement: Placement, tower: Tower) -> tuple[StackSpec, ...]:
+    """Returns the stacks of a tower's blocks, in order."""
+    ranges, out = block_ranges(placement, tower.n_layer), []
     for block, values, layers in ranges:
         name = "all" if len(ranges) == 1 else f"l{layers.start + 1}_{layers.stop}"
         n_rows = placement.share_blocks or len(layers)
-        out.append(StackSpec(layers.start, layers.stop, _block(block, values), n_rows, name))
+        spec = _block(block, values, tower.sublayers)
+        out.append(StackSpec(layers.start, layers.stop, spec, n_rows, name))
     return tuple(out)
 
 
 def has_final_norm(placement: Placement, n_layer: int) -> bool:
-    """Returns whether the model has a final norm; by default, unless the last block ends in one."""
+    """Returns whether a tower has a final norm; by default, unless the last block ends in one."""
     if placement.norm_type == "none":
         return False
     if placement.final_norm != "auto":
@@ -176,12 +179,11 @@ def has_final_norm(placement: Placement, n_layer: int) -> bool:
         return True  # they add to the stream after its last norm
     if SUPPORTS[placement.connection].final_norm:
         return True
-    return "post" not in sites(at_block(placement, n_layer, n_layer), 1)
+    return "post" not in sites(at_block(placement, n_layer, n_layer), MLP)
 
 
-def depth_groups(placement: Placement, n_layer: int) -> tuple[int, int]:
+def depth_groups(placement: Placement, n_sublayers: int) -> tuple[int, int]:
     """Returns the number of groups of sublayers for `attention_residuals`, and their size."""
-    n_sublayers = len(SUBLAYERS) * n_layer
     size = -(-n_sublayers // (placement.depth_groups or n_sublayers))
     return -(-n_sublayers // size), size
 

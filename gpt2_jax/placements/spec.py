@@ -1,4 +1,4 @@
-"""A parsed placement, as immutable values: ModelSpec > StackSpec > BlockSpec > SublayerSpec.
+"""A parsed placement, as immutable values: TowerSpec > StackSpec > BlockSpec > SublayerSpec.
 
 `resolve.specify` builds them from the strings of a `Placement`, which are parsed nowhere else.
 One sublayer is `x' = N_post(a N_skip(x̂) + b N_out(F(c N_pre(x̂))))` with `x̂ = N_stream(x)`.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpt2_jax.placements.expressions import Expression, ScaleSpec
+from gpt2_jax.placements.towers import Tower
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class SublayerSpec:
     """A layer F of a block, and the norms and scales around it.
 
     Attributes:
-      name: `attn` or `mlp`; also the name of its parameters.
+      name: `attn`, `cross` or `mlp`; also the name of its parameters.
       index: position in the block, from 0.
       skip_scale, branch_scale, input_scale: a, b and c.
       drop_path: probability that a sequence skips F.
@@ -163,15 +164,17 @@ class Parametrization:
 
 
 @dataclass(frozen=True)
-class ModelSpec:
-    """A whole model's residual connections, norms and initial values.
+class TowerSpec:
+    """A tower's residual connections, norms and initial values.
 
     Attributes:
+      tower: its depth, its sublayers, and the tower that it reads.
       cross_layer: names of the cross-layer skips, in the order in which they are applied.
 
     The other fields are the axes of the same names.
     """
 
+    tower: Tower
     stacks: tuple[StackSpec, ...]
     connection: ConnectionSpec
     norm: NormKind
@@ -188,8 +191,3 @@ class ModelSpec:
     logit_scale: bool
     cross_layer: tuple[str, ...]
     x0_scales: tuple[Expression, Expression]
-
-    @property
-    def n_sublayers(self) -> int:
-        """Sublayers in each block."""
-        return len(self.stacks[0].block.sublayers)

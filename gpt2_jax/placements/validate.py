@@ -15,7 +15,7 @@ from gpt2_jax.placements.axes import (
     SCALES,
     Placement,
 )
-from gpt2_jax.placements.check_expressions import EXPRESSIONS, Model, text_faults
+from gpt2_jax.placements.check_expressions import EXPRESSIONS, Model, cross_fault, text_faults
 from gpt2_jax.placements.expressions import parse_scale, sides, words
 from gpt2_jax.placements.overrides import parse_overrides
 from gpt2_jax.placements.registry import IN_BRANCH_SITES, SUPPORTS, Supports
@@ -28,8 +28,13 @@ from gpt2_jax.placements.resolve import (
     resolve,
     sites,
 )
+from gpt2_jax.placements.towers import Tower
 
 DEFAULT_STD = 0.02  # of model.init_std
+WITH_CROSS = "cross-attention: set model.architecture to decoder or encoder"
+SUBLAYER_AXES = tuple(name for name, (*_, barred) in EXPRESSIONS.items() if barred)
+LAYER_NAMES = {"attn": "attention", "cross": "cross-attention", "mlp": "the MLP"}
+KNOWN_SITES = {"attn": ATTENTION_SITES, "cross": ATTENTION_SITES, "mlp": MLP_SITES}
 
 Overrides: TypeAlias = Mapping[str, Any]
 
@@ -59,8 +64,16 @@ def _faults(model: Model, preset: str, overrides: Overrides, last_step: int) -> 
     except ValueError as error:  # in the preset's own layer_overrides
         yield f"layer_overrides: {error}"
         return
-    yield from text_faults(model, placement, last_step)
-    checks: list[Callable[[Model, Placement, Overrides], Iterator[str]]] = [
+    for tower in model.towers:
+        yield from _tower_faults(model, tower, placement, overrides, last_step)
+
+
+def _tower_faults(
+    model: Model, tower: Tower, placement: Placement, overrides: Overrides, last_step: int
+) -> Iterator[str]:
+    yield from text_faults(model, tower, placement, last_step)
+    checks: list[Callable[[Model, Tower, Placement, Overrides], Iterator[str]]] = [
+        _cross_faults,
         _initial_faults,
         _site_faults,
         _supports_faults,
@@ -72,14 +85,33 @@ def _faults(model: Model, preset: str, overrides: Overrides, last_step: int) -> 
         _depth_faults,
     ]
     for check in checks:
-        yield from check(model, placement, overrides)
+        yield from check(model, tower, placement, overrides)
 
 
 def _blocks(placement: Placement, n_layer: int) -> list[Placement]:
     return [block for block, _, _ in block_ranges(placement, n_layer)]
 
 
-def _initial_faults(model: Model, placement: Placement, given: Overrides) -> Iterator[str]:
+def _cross_faults(
+    model: Model, tower: Tower, placement: Placement, given: Overrides
+) -> Iterator[str]:
+    """Reports what has no meaning with cross-attention, and values for it where there is none."""
+    for name in (*SUBLAYER_AXES, "norm_sites"):
+        if name in given and (fault := cross_fault(model, name, given[name])):
+            yield fault
+    if not tower.has_cross:
+        return
+    name = placement.connection
+    if not SUPPORTS[name].cross:
+        yield f"connection={name} does not support {WITH_CROSS}"
+    if placement.shaped_attention or placement.identity_values:
+        axis = "shaped_attention" if placement.shaped_attention else "identity_values"
+        yield f"{axis}=True needs as many queries as keys, so it does not support {WITH_CROSS}"
+
+
+def _initial_faults(
+    model: Model, tower: Tower, placement: Placement, given: Overrides
+) -> Iterator[str]:
     """Reports initial values without effect."""
     if placement.unit_weights:  # the length of a random vector does not matter
         names = ["init", "residual_init", "value_init", "query_init", "key_init"]
@@ -96,13 +128,16 @@ def _initial_faults(model: Model, placement: Placement, given: Overrides) -> Ite
         )
 
 
-def _site_faults(model: Model, placement: Placement, given: Overrides) -> Iterator[str]:
+def _site_faults(
+    model: Model, tower: Tower, placement: Placement, given: Overrides
+) -> Iterator[str]:
     """Reports unknown sites, and sites that exclude each other."""
-    for block in _blocks(placement, model.n_layer):
-        if block.norm_sites.count("|") > 1:
-            yield f"norm_sites={block.norm_sites!r} has more than one bar"
-        for which, known in enumerate((ATTENTION_SITES, MLP_SITES)):
-            present, layer = sites(block, which), ("attention", "the MLP")[which]
+    for block in _blocks(placement, tower.n_layer):
+        if block.norm_sites.count("|") > 2:
+            yield f"norm_sites={block.norm_sites!r} has more than two bars"
+            return
+        for name in tower.sublayers:
+            present, layer, known = sites(block, name), LAYER_NAMES[name], KNOWN_SITES[name]
             if unknown := sorted(present - {*known}):
                 choices = ", ".join(known)
                 wrong = f"{unknown[0]!r} is not a norm site of {layer}; choose one of {choices}"
@@ -122,11 +157,13 @@ def _score_faults(model: Model, block: Placement) -> Iterator[str]:
         yield f"{norms}: model.scale_attn_by_inverse_layer_idx=True has no effect"
 
 
-def _supports_faults(model: Model, placement: Placement, given: Overrides) -> Iterator[str]:
+def _supports_faults(
+    model: Model, tower: Tower, placement: Placement, given: Overrides
+) -> Iterator[str]:
     name = placement.connection
     supports = SUPPORTS[name]
-    for block in _blocks(placement, model.n_layer):
-        yield from _block_faults(name, supports, block)
+    for block in _blocks(placement, tower.n_layer):
+        yield from _block_faults(name, supports, block, tower.sublayers)
         for axis in SCALES:
             if axis not in supports.scales and getattr(block, axis) != "1":
                 yield f"{axis}={getattr(block, axis)!r} is not supported by connection={name}"
@@ -150,12 +187,15 @@ def _supports_faults(model: Model, placement: Placement, given: Overrides) -> It
         yield f"x0_scales={placement.x0_scales!r} needs cross_layer=x0"
 
 
-def _data_init_faults(model: Model, placement: Placement, given: Overrides) -> Iterator[str]:
+def _data_init_faults(
+    model: Model, tower: Tower, placement: Placement, given: Overrides
+) -> Iterator[str]:
     """Reports what data-dependent initialization cannot measure."""
     if not placement.data_dependent_init:
         return
-    blocks, field = _blocks(placement, model.n_layer), "data_dependent_init=True"
-    scales = [parse_scale(text) for block in blocks for text in sides(block.skip_scale)]
+    blocks, field = _blocks(placement, tower.n_layer), "data_dependent_init=True"
+    names = tower.sublayers
+    scales = [parse_scale(text) for block in blocks for text in sides(block.skip_scale, names)]
     if not SUPPORTS[placement.connection].data_dependent_init:
         yield f"{field} is not supported by connection={placement.connection}"
     if {scale.kind for scale in scales} - {"learned_vector", "learned_scalar"}:
@@ -163,13 +203,15 @@ def _data_init_faults(model: Model, placement: Placement, given: Overrides) -> I
     if {scale.first.text for scale in scales} != {"1"}:
         text = placement.skip_scale
         yield f"{field} replaces the initial value in skip_scale={text!r}: set that value to 1"
-    if any("skip" in sites(block, which) for block in blocks for which in (0, 1)):
+    if any("skip" in sites(block, which) for block in blocks for which in names):
         yield f"{field} does not support the norm site 'skip'"
     if placement.share_blocks:
         yield f"{field} measures each block separately: set share_blocks=0"
 
 
-def _size_faults(model: Model, placement: Placement, given: Overrides) -> Iterator[str]:
+def _size_faults(
+    model: Model, tower: Tower, placement: Placement, given: Overrides
+) -> Iterator[str]:
     name = placement.connection
     supports = SUPPORTS[name]
     for axis in ("n_streams", "rank", "depth_groups"):
@@ -178,38 +220,43 @@ def _size_faults(model: Model, placement: Placement, given: Overrides) -> Iterat
     if supports.splits_stream and model.n_embd % placement.n_streams:
         yield f"n_streams={placement.n_streams} must divide model.n_embd={model.n_embd}"
     if groups := given.get("depth_groups"):
-        possible, size = depth_groups(placement, model.n_layer)
+        possible, size = depth_groups(placement, tower.n_sublayers)
         if possible != groups:
             yield (
-                f"depth_groups={groups} is impossible with {2 * model.n_layer} sublayers: groups "
-                f"of {size} make {possible}; set it to {possible}"
+                f"depth_groups={groups} is impossible with the {tower.n_sublayers} sublayers"
+                f"{tower.label}: groups of {size} make {possible}; set it to {possible}"
             )
     if supports.max_streams and placement.n_streams > supports.max_streams:
         most = supports.max_streams
         yield f"n_streams={placement.n_streams}: connection={name} supports at most {most}"
 
 
-def _block_faults(name: str, supports: Supports, block: Placement) -> Iterator[str]:
-    both = [sites(block, which) & {*BLOCK_SITES} for which in (0, 1)]
+def _block_faults(
+    name: str, supports: Supports, block: Placement, sublayers: tuple[str, ...]
+) -> Iterator[str]:
+    by_sublayer = [sites(block, which) & {*BLOCK_SITES} for which in sublayers]
     norms = f"norm_sites={block.norm_sites!r}: connection={name}"
-    for present in both:
+    for present in by_sublayer:
         if refused := sorted(present - {*supports.sites}):
             choices = ", ".join(supports.sites)
             yield f"{norms} does not support {refused[0]!r}; choose one of {choices}"
         if missing := sorted({*supports.required_sites} - present):
-            yield f"{norms} needs {missing[0]!r} in both sublayers"
+            yield f"{norms} needs {missing[0]!r} in all sublayers"
     if supports.whole_block:
-        if (both[0] ^ both[1]) - {*IN_BRANCH_SITES}:
+        outside = {present - {*IN_BRANCH_SITES} for present in by_sublayer}
+        if len(outside) > 1:
             yield f"{norms} has one residual add per block; remove the bar"
         if "|" in block.skip_scale:
             yield f"skip_scale={block.skip_scale!r}: connection={name} has one skip; remove the bar"
 
 
-def _norm_faults(model: Model, placement: Placement, given: Overrides) -> Iterator[str]:
+def _norm_faults(
+    model: Model, tower: Tower, placement: Placement, given: Overrides
+) -> Iterator[str]:
     kind, uses = placement.norm_type, NORM_TYPES[placement.norm_type]
-    blocks = _blocks(placement, model.n_layer)
-    present = [sites(block, i) - {"cosine", "unit_qk"} for block in blocks for i in (0, 1)]
-    outside = placement.embedding_norm or has_final_norm(placement, model.n_layer)
+    blocks = _blocks(placement, tower.n_layer)
+    present = [sites(block, i) - {"cosine", "unit_qk"} for block in blocks for i in tower.sublayers]
+    outside = placement.embedding_norm or has_final_norm(placement, tower.n_layer)
     for name in ("norm_type", "norm_eps", "norm_bias"):
         if given.get(name, "none") != "none" and not any(present) and not outside:
             yield f"{name}={given[name]} has no effect: there is no norm"
@@ -230,7 +277,9 @@ def _norm_faults(model: Model, placement: Placement, given: Overrides) -> Iterat
         yield f"norm_gain={gain!r} has no effect: no norm in a block has a gain"
 
 
-def _position_faults(model: Model, placement: Placement, given: Overrides) -> Iterator[str]:
+def _position_faults(
+    model: Model, tower: Tower, placement: Placement, given: Overrides
+) -> Iterator[str]:
     kind, where = placement.positions, placement.positions_at
     if where != "embedding" and kind not in ("learned", "sinusoidal"):
         yield f"positions_at={where} has no effect: positions={kind} has no vectors to add"
@@ -248,7 +297,9 @@ def _position_faults(model: Model, placement: Placement, given: Overrides) -> It
         yield "embedding_std has no effect: fixnorm=True scales token vectors to length 1"
 
 
-def _unit_stream_faults(model: Model, placement: Placement, given: Overrides) -> Iterator[str]:
+def _unit_stream_faults(
+    model: Model, tower: Tower, placement: Placement, given: Overrides
+) -> Iterator[str]:
     """Reports what only rescales a stream that the connection normalizes to length 1."""
     name = placement.connection
     if not SUPPORTS[name].unit_stream:
@@ -265,33 +316,36 @@ def _unit_stream_faults(model: Model, placement: Placement, given: Overrides) ->
         yield f"embedding_multiplier={text!r} has no effect: connection={name} normalizes it away"
 
 
-def _depth_faults(model: Model, placement: Placement, given: Overrides) -> Iterator[str]:
+def _depth_faults(
+    model: Model, tower: Tower, placement: Placement, given: Overrides
+) -> Iterator[str]:
     """Reports what does not fit the number of blocks."""
     known = [name for name in CROSS_LAYER if name != COORDINATES]
     for word in words(placement.cross_layer):
         if word not in known:
             field = f"cross_layer={placement.cross_layer!r}"
             yield f"{field}: {word!r} is unknown; choose one of {', '.join(known)}"
-    if "unet" in words(placement.cross_layer) and model.n_layer % 2:
-        yield f"cross_layer=unet pairs blocks: model.n_layer={model.n_layer} must be even"
+    n_layer, depth = tower.n_layer, f"model.{tower.kind.depth}"
+    if "unet" in words(placement.cross_layer) and n_layer % 2:
+        yield f"cross_layer=unet pairs blocks: {depth}={n_layer} must be even"
     groups = placement.share_blocks
-    if groups and model.n_layer % groups:
-        yield f"share_blocks={groups} must divide model.n_layer={model.n_layer}"
+    if groups and n_layer % groups:
+        yield f"share_blocks={groups} must divide {depth}={n_layer}"
     if model.attention not in ("auto", "xla") and placement.shaped_attention:
         kernel = f"model.attention={model.attention}"
         yield f"shaped_attention=True is not supported by {kernel}; set it to xla"
     if groups and SUPPORTS[placement.connection].shapes_by_depth:
         yield f"share_blocks={groups} is not supported by connection={placement.connection}"
-    if groups and len(block_ranges(placement, model.n_layer)) > 1:
+    if groups and len(block_ranges(placement, n_layer)) > 1:
         yield f"share_blocks={groups} needs value_residual=none and empty layer_overrides"
-    if placement.value_residual != "none" and model.n_layer < 2:
-        yield f"value_residual={placement.value_residual} needs a second block: model.n_layer is 1"
+    if placement.value_residual != "none" and n_layer < 2:
+        yield f"value_residual={placement.value_residual} needs a second block: {depth} is 1"
     if placement.parametrization == "standard":
         for name in ("base_n_layer", "base_n_embd"):
             if name in given:
                 yield f"{name}={given[name]} has no effect with parametrization=standard"
     for override in parse_overrides(placement.layer_overrides):
-        blocks = range(1, model.n_layer + 1)
-        if not any(override.where({"l": float(l), "L": float(model.n_layer)}) for l in blocks):
-            text, n = override.where.text, model.n_layer
-            yield f"layer_overrides: {text} holds in none of {n} blocks; raise model.n_layer"
+        blocks = range(1, n_layer + 1)
+        if not any(override.where({"l": float(l), "L": float(n_layer)}) for l in blocks):
+            text = override.where.text
+            yield f"layer_overrides: {text} holds in none of {n_layer} blocks; raise {depth}"

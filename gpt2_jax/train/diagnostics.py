@@ -13,7 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 from gpt2_jax.config.sections import TrackConfig, TrainConfig
 from gpt2_jax.data.batch import Batch
 from gpt2_jax.model.definition import ModelDef
-from gpt2_jax.model.diagnostics import logits_without, observe
+from gpt2_jax.model.diagnostics import by_tower, figures, logits_without
 from gpt2_jax.train.compiled_step import CompiledStep
 from gpt2_jax.train.distributed.mesh import DATA, FSDP, manual_axes, n_row_devices, replicated
 from gpt2_jax.train.distributed.sharding import make_layout
@@ -42,7 +42,7 @@ def compile_diagnostics(
     if track.diagnostics_every is None:
         return None
     model_def, mesh = compiled.model_def, compiled.mesh
-    rows = diagnostic_rows(train, model_def.cfg.n_layer, n_row_devices(mesh))
+    rows = diagnostic_rows(train, model_def.n_blocks, n_row_devices(mesh))
     diagnostics = jit_diagnostics(model_def, mesh, *rows)
     params = abstract_params(model_def, mesh)
     return diagnostics.lower(params, compiled.shapes.step, compiled.batch_shape).compile()
@@ -73,14 +73,15 @@ def jit_diagnostics(
 def make_diagnostics(model_def: ModelDef, observed: int, skipped: int) -> DiagnosticsFn:
     """Returns a function `(params, step, batch) -> {name: (L)}`.
 
-    It computes the diagnostics of `observe` on the first `observed` sequences of the batch, and
+    It computes the diagnostics of `figures` on the first `observed` sequences of the batch, and
     the `skip_cost` of each block on the first `skipped`.
     """
 
     def diagnostics(params: Any, step: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         first = lambda n: jax.tree.map(lambda x: x[:n], batch)
-        measured = observe(model_def, params, first(observed).inputs_BT, step)._asdict()
-        return measured | {"skip_cost": skip_costs(model_def, params, first(skipped), step)}
+        measured = figures(model_def, params, first(observed).inputs_BT, step)
+        costs = skip_costs(model_def, params, first(skipped), step)
+        return measured | by_tower(model_def, "skip_cost", costs)
 
     return diagnostics
 
@@ -92,7 +93,7 @@ def skip_costs(model_def: ModelDef, params: Any, batch: Batch, step: jax.Array |
         logits_BTV = logits_without(model_def, params, batch.inputs_BT, step, ablated)
         return batch_loss(logits_BTV, batch)
 
-    losses = lax.map(loss, jnp.arange(-1, model_def.cfg.n_layer))  # -1 ablates none
+    losses = lax.map(loss, jnp.arange(-1, model_def.n_blocks))  # -1 ablates none
     return losses[1:] - losses[0]
 
 

@@ -27,7 +27,9 @@ DOCUMENTS = ("model.document_mask", "model.end_of_text")
 DETERMINED = (
     "placement.preset",
     "placement.module",
+    "model.architecture",
     "model.n_layer",
+    "model.n_encoder_layer",
     "model.n_head",
     "model.n_embd",
     "model.n_positions",
@@ -37,6 +39,8 @@ DETERMINED = (
     "model.scale_attn_weights",
     "model.scale_attn_by_inverse_layer_idx",
     "model.tie_head",
+    "model.share_embeddings",
+    "model.token_types",
     *(f"placement.{name}" for name in AXES),
     "data.tokenizer",
     *DOCUMENTS,

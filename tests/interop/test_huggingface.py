@@ -364,6 +364,12 @@ def test_existing_files_are_not_overwritten(imported, tmp_path):
     assert (tmp_path / "mine").read_text() == "precious"
 
 
+def test_encoder_is_not_exported_as_gpt2():
+    config = tools.tiny(model__architecture="encoder")
+    with pytest.raises(UserError, match="architecture=encoder cannot be exported"):
+        family_of(config)
+
+
 def test_unsupported_placement_is_not_exported():
     config = tools.tiny(placement__preset="post_ln")
     with pytest.raises(UserError, match=r"post_ln cannot be exported: Hugging Face's GPT-2 has"):

@@ -14,7 +14,7 @@ from gpt2_jax.errors import UserError
 from gpt2_jax.model.definition import define_model
 from gpt2_jax.model.diagnostics import observe
 from gpt2_jax.model.sublayer import resolve_kernel
-from gpt2_jax.nn.context import first_of_document
+from gpt2_jax.nn.masks import first_of_document
 from gpt2_jax.train.distributed.mesh import make_mesh
 from gpt2_jax.train.evaluation import Evaluator
 from gpt2_jax.train.loss import mean_loss

@@ -399,13 +399,13 @@ def test_attention_field_selects_the_kernel(attention, dtype, rate, platform, ke
 )
 def test_auto_uses_xla_for_head_widths_that_cudnn_does_not_support(n_embd, n_head, kernel):
     config = tiny(model__dtype="bfloat16", model__n_embd=n_embd, model__n_head=n_head)
-    spec = specify(config.placement.resolve(), config.model.n_layer)
+    spec = specify(config.placement.resolve(), config.model.towers[0])
     assert resolve_kernel(config.model, spec, "gpu") == kernel
 
 
 def test_module_can_be_called_directly():
     """It is an ordinary NNX module."""
     config = tiny()
-    spec = specify(config.placement.resolve(), config.model.n_layer)
+    spec = specify(config.placement.resolve(), config.model.towers[0])
     module = Transformer(config.model, spec, local_target(), jax.random.key(0))
     assert module(TOKENS).shape == (3, 12, 16)

@@ -24,9 +24,10 @@ from gpt2_jax.model.residual.cross_layer import SKIPS
 from gpt2_jax.nn.norm_types import NORM_TYPES
 from gpt2_jax.placements import AXES, PRESETS
 from gpt2_jax.placements.axes import GATED
-from gpt2_jax.placements.expressions import Expression, parse_expression, parse_scale, sides
+from gpt2_jax.placements.expressions import Expression, pair, parse_expression, parse_scale, sides
 from gpt2_jax.placements.registry import SUPPORTS
 from gpt2_jax.placements.resolve import CROSS_LAYER, has_final_norm, stacks
+from gpt2_jax.placements.towers import decoder
 from gpt2_jax.placements.validate import find_fault
 from tests.placements import FAMILIES
 from tests.tools import ROOT, noisy, tiny
@@ -63,7 +64,7 @@ def test_expressions_have_the_expected_values(text, value):
     ("text", "line"),
     [
         ("l +", "'l +' is not arithmetic"),
-        ("m*2", "'m' is not a known name; choose one of l, L, s, S, d, t, std"),
+        ("m*2", "'m' is not a known name; choose one of l, L, s, S, d, t, M, P, std"),
         ("sin(l)", "'sin' is not a known function; choose one of minimum"),
         ("__import__('os')", "'__import__' is not a known function"),
         ("l.real", "'l.real' is not allowed in an expression"),
@@ -89,7 +90,12 @@ def test_scales_and_pairs():
         and not parse_scale("2").is_one
     )
     assert not parse_scale("learned_scalar(1)").is_one
-    assert sides("a") == ("a", "a") and sides("a | b") == ("a", "b")
+    self_mlp, whole = ("attn", "mlp"), ("attn", "cross", "mlp")
+    assert sides("a", self_mlp) == ("a", "a") and sides("a", whole) == ("a", "a", "a")
+    assert sides("a | b", self_mlp) == ("a", "b") and sides("a | b", whole) == ("a", "a", "b")
+    assert sides("a | b | c", self_mlp) == ("a", "c")
+    assert sides("a | b | c", whole) == ("a", "b", "c")
+    assert pair("a") == ("a", "a") and pair("a | b") == ("a", "b")
     with pytest.raises(ValueError, match="lacks its initial value"):
         parse_scale("learned_scalar")
     with pytest.raises(ValueError, match="must not depend on the step t"):
@@ -144,14 +150,14 @@ def test_override_applies_to_the_layer_overrides_of_a_preset():
     assert mixed.layer_overrides == "l <= floor(L/4): norm_sites=post"
     assert placement_of(preset="mix_ln", n_layer=8, norm_sites="out").layer_overrides == ""
     kept = placement_of(preset="keel", n_layer=8, skip_scale="2")
-    assert kept.layer_overrides == "l == 1: norm_sites=pre | pre+post"
+    assert kept.layer_overrides == "l == 1: norm_sites=pre | pre+post | pre+post"
     own = placement_of(preset="keel", norm_sites="post", layer_overrides="l == 2: norm_sites=pre")
     assert own.layer_overrides == "l == 2: norm_sites=pre"
 
 
 def test_equal_blocks_share_a_stack():
     def cut(**changes):
-        found = stacks(placement_of(**changes), changes["n_layer"])
+        found = stacks(placement_of(**changes), decoder(changes["n_layer"]))
         return [(s.start, s.stop, s.name) for s in found]
 
     assert cut(n_layer=12) == [(0, 12, "all")]
@@ -323,9 +329,10 @@ def test_equal_configs_have_equal_outcomes():
             "norm_sites='before': 'before' is not a norm site of attention; choose one of stream",
         ),
         ({"norm_sites": "pre | qk"}, "norm_sites='pre | qk': 'qk' is not a norm site of the MLP"),
-        ({"norm_sites": "pre|out|post"}, "norm_sites='pre|out|post' has more than one bar"),
+        ({"norm_sites": "pre|out|a|b"}, "norm_sites='pre|out|a|b' has more than two bars"),
+        ({"norm_sites": "pre|out|post"}, "has a value for cross-attention, which model.arch"),
         ({"norm_sites": "qk+qkv"}, "choose one of qk, qk_full, qkv, cosine"),
-        ({"preset": "b2t", "norm_sites": "pre"}, "connection=b2t needs 'post' in both sublayers"),
+        ({"preset": "b2t", "norm_sites": "pre"}, "connection=b2t needs 'post' in all sublayers"),
         ({"preset": "gtrxl", "norm_sites": "post"}, "connection=gru does not support 'post'"),
         (
             {"preset": "b2t", "skip_scale": "2"},
@@ -354,8 +361,14 @@ def test_equal_configs_have_equal_outcomes():
         ({"norm_type": "l2", "norm_gain": "2"}, "norm_gain='2' has no effect"),
         ({"skip_scale": "k"}, "skip_scale='k': 'k' is not a known name"),
         ({"skip_scale": "1/(l-1)"}, "it has no finite value in block 1 of 2"),
-        ({"skip_scale": "1 | 2 | 3"}, "'1 | 2 | 3' has more than one bar"),
-        ({"branch_scale": "learned_block(1) | 1"}, "learned_block is one factor for both"),
+        ({"skip_scale": "1 | 2 | 3 | 4"}, "'1 | 2 | 3 | 4' has more than two bars"),
+        (
+            {"skip_scale": "1 | 2 | 3"},
+            "skip_scale='1 | 2 | 3' has a value for cross-attention, which "
+            "model.architecture=decoder lacks; remove it",
+        ),
+        ({"cross_layer": "x0", "x0_scales": "1 | 2 | 3"}, "'1 | 2 | 3' has more than one bar"),
+        ({"branch_scale": "learned_block(1) | 1"}, "learned_block is one factor for all"),
         ({"query_init": "1 | 2"}, "query_init='1 | 2': this axis has one value"),
         ({"residual_init": "learned_scalar(1)"}, "'learned_scalar' is not a known function"),
         ({"residual_init": "t"}, "residual_init='t': t cannot be used here"),
@@ -415,7 +428,7 @@ def test_equal_configs_have_equal_outcomes():
         ({"norm_type": "batchnorm"}, "norm_type='batchnorm' is unknown; choose one of"),
         (
             {"preset": "attention_residuals", "depth_groups": 3},
-            "depth_groups=3 is impossible with 4 sublayers: groups of 2 make 2; set it to 2",
+            "depth_groups=3 is impossible with the 4 sublayers: groups of 2 make 2; set it to 2",
         ),
         (
             {"preset": "mhc_lite", "n_streams": 7},
@@ -618,7 +631,7 @@ def test_list_has_one_line_per_preset():
 
 def test_show_describes_one_preset():
     shown = catalogue("--show=keel").stdout
-    for part in ("x' = N2(S x + F(N1(x)))", "Keel, 2601.19895", "skip_scale=where(s <= 2, 1, S)"):
+    for part in ("x' = N2(S x + F(N1(x)))", "Keel, 2601.19895", "skip_scale=where(s <= S/L, 1, S)"):
         assert part in shown
     assert "final norm  no" in shown
     assert "124,437,504 at 124M (-2,304 compared with pre_ln)" in shown

@@ -11,18 +11,17 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from gpt2_jax.model.stack import saves_products
 from gpt2_jax.nn.attention import masked_scores, mix
 from gpt2_jax.nn.attention_kernels import fused_attention
-from gpt2_jax.nn.context import CausalMask, PackedMask
+from gpt2_jax.nn.masks import SequenceMask
 
 SCALE = 0.3
 
 
 def splash(q, k, v, documents=None):
-    return fused_attention("splash", q, k, v, SCALE, documents)
+    return fused_attention("splash", q, k, v, SCALE, SequenceMask(queries_BT=documents))
 
 
 def plain(q_BHTK, k_BHTK, v_BHTK, documents=None):
-    mask = CausalMask() if documents is None else PackedMask(documents)
-    allowed = mask.allowed(q_BHTK.shape[2], q_BHTK.shape[2])
+    allowed = SequenceMask(queries_BT=documents).allowed(q_BHTK.shape[2], q_BHTK.shape[2])
     scores = masked_scores(q_BHTK, k_BHTK, jnp.float32(SCALE), allowed)
     return mix(jax.nn.softmax(scores), v_BHTK)
 

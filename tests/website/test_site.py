@@ -116,7 +116,7 @@ def test_every_preset_has_a_page_with_its_oracle(counted):
         assert f"{124_000_000 + len(name):,}" in page
     assert "def hyper(m, maps" in pages["gallery/mhc.md"]  # a helper of the oracle
     assert "× 2.79" in pages["gallery/mhc.md"]  # of docs/placements_speed.md
-    assert "`(2*L)**0.25`" in pages["gallery/deepnorm.md"]
+    assert "S**0.25)`" in pages["gallery/deepnorm.md"]
 
 
 def test_reference_pages_are_complete():

@@ -57,6 +57,11 @@ def family_of(config: Config) -> Family:
       UserError: if there is none.
     """
     family = gpt2.FAMILY
+    if config.model.architecture != "decoder":
+        raise UserError(
+            f"model.architecture={config.model.architecture} cannot be exported as Hugging Face's "
+            "GPT-2, which is a decoder"
+        )
     check_exportable(family, config)
     return family
 

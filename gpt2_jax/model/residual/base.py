@@ -15,7 +15,7 @@ from gpt2_jax.nn.linear import Linear
 from gpt2_jax.nn.param import Axes, Role, param
 from gpt2_jax.placements.expressions import parse_expression
 from gpt2_jax.placements.registry import SUPPORTS, Supports, declare
-from gpt2_jax.placements.spec import ModelSpec, SublayerSpec
+from gpt2_jax.placements.spec import SublayerSpec, TowerSpec
 
 # u -> (b N_out(F(c N_pre(u))), aux); attention also accepts a tuple of inputs for q, k and v.
 SublayerFn = Callable[[Any, Context], tuple[jax.Array, SublayerAux]]
@@ -35,7 +35,7 @@ class StreamAdapter(nnx.Module):
 
     grows = False
 
-    def __init__(self, cfg: ModelConfig, spec: ModelSpec):
+    def __init__(self, cfg: ModelConfig, spec: TowerSpec):
         del cfg
         self.n_streams = spec.connection.n_streams
 

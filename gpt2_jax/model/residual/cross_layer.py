@@ -16,7 +16,7 @@ from gpt2_jax.config.sections import ModelConfig
 from gpt2_jax.nn.context import Context
 from gpt2_jax.nn.param import Role, param
 from gpt2_jax.nn.positions import sinusoids
-from gpt2_jax.placements.spec import ModelSpec
+from gpt2_jax.placements.spec import TowerSpec
 
 Memory = Any
 
@@ -31,7 +31,7 @@ class CrossLayerSkip(nnx.Module):
 
     grows = False
 
-    def __init__(self, cfg: ModelConfig, spec: ModelSpec):
+    def __init__(self, cfg: ModelConfig, spec: TowerSpec):
         del cfg, spec
 
     def start(self, x_BTD: jax.Array) -> Memory:
@@ -57,8 +57,8 @@ class CrossLayerSkip(nnx.Module):
 class X0(CrossLayerSkip):
     """x <- a_l x + b_l x_0 before block l, x_0 the embedding (modded-nanogpt, 2024-11-06)."""
 
-    def __init__(self, cfg: ModelConfig, spec: ModelSpec):
-        sizes, blocks = cfg.sizes, range(1, cfg.n_layer + 1)
+    def __init__(self, cfg: ModelConfig, spec: TowerSpec):
+        sizes, blocks = cfg.sizes(spec.tower), range(1, spec.tower.n_layer + 1)
         a, b = ([scale(sizes.values(l)) for l in blocks] for scale in spec.x0_scales)
         self.stream_L = param(jnp.array(a, jnp.float32), Role.SCALAR, (None,))
         self.x0_L = param(jnp.array(b, jnp.float32), Role.SCALAR, (None,))
@@ -79,9 +79,9 @@ class UNet(CrossLayerSkip):
 
     grows = True
 
-    def __init__(self, cfg: ModelConfig, spec: ModelSpec):
-        del spec
-        self.n_layer, self.half = cfg.n_layer, cfg.n_layer // 2
+    def __init__(self, cfg: ModelConfig, spec: TowerSpec):
+        del cfg
+        self.n_layer, self.half = spec.tower.n_layer, spec.tower.n_layer // 2
         self.weights = param(jnp.ones(self.half), Role.SCALAR, (None,))
 
     def start(self, x_BTD: jax.Array) -> Memory:
@@ -102,9 +102,9 @@ class Backout(CrossLayerSkip):
 
     INITIAL = 0.2
 
-    def __init__(self, cfg: ModelConfig, spec: ModelSpec):
-        del spec
-        self.middle = cfg.n_layer // 2
+    def __init__(self, cfg: ModelConfig, spec: TowerSpec):
+        del cfg
+        self.middle = spec.tower.n_layer // 2
         self.weight = param(jnp.float32(self.INITIAL), Role.SCALAR)
 
     def start(self, x_BTD: jax.Array) -> Memory:
@@ -136,9 +136,9 @@ class Dense(CrossLayerSkip):
 
     grows = True
 
-    def __init__(self, cfg: ModelConfig, spec: ModelSpec):
-        del spec
-        rows = [jnp.arange(l + 1) == l for l in range(1, cfg.n_layer + 1)]
+    def __init__(self, cfg: ModelConfig, spec: TowerSpec):
+        del cfg
+        rows = [jnp.arange(l + 1) == l for l in range(1, spec.tower.n_layer + 1)]
         self.weights = param(jnp.concatenate(rows).astype(jnp.float32), Role.SCALAR, (None,))
 
     def start(self, x_BTD: jax.Array) -> Memory:
@@ -165,7 +165,7 @@ SKIPS: dict[str, type[CrossLayerSkip]] = {
 class CrossLayer(nnx.Module):
     """The cross-layer skips of a model, each with its memory."""
 
-    def __init__(self, cfg: ModelConfig, spec: ModelSpec):
+    def __init__(self, cfg: ModelConfig, spec: TowerSpec):
         self.names = spec.cross_layer
         for name in self.names:
             setattr(self, name, SKIPS[name](cfg, spec))

@@ -25,7 +25,7 @@ from gpt2_jax.model.residual.base import (
 from gpt2_jax.nn.context import Context
 from gpt2_jax.nn.norms import FixedRMSNorm, NormSpec, RMSNorm
 from gpt2_jax.nn.param import Role, param
-from gpt2_jax.placements.spec import ModelSpec, SublayerSpec
+from gpt2_jax.placements.spec import SublayerSpec, TowerSpec
 
 Sources = tuple[jax.Array, ...]  # each (B, T, D): the embedding, then sublayer outputs or sums
 
@@ -54,7 +54,7 @@ class SourcesAdapter(StreamAdapter):
 
     grows = True
 
-    def __init__(self, cfg: ModelConfig, spec: ModelSpec):
+    def __init__(self, cfg: ModelConfig, spec: TowerSpec):
         super().__init__(cfg, spec)
         self.attention = DepthAttention(cfg.n_embd, spec.norm.eps)
 
@@ -124,7 +124,7 @@ class Muddformer(Connection):
 
     def __init__(self, build: BlockBuilder):
         l, d = build.stack.stop, build.cfg.n_embd
-        self.n_ways = 1 if l == build.cfg.n_layer else 4
+        self.n_ways = 1 if l == build.spec.tower.n_layer else 4
         n = self.n_ways * (l + 1)
         attn, mlp = build.sublayers
         self.q_pre, self.k_pre, self.v_pre = (build.norm("pre", attn) for _ in range(3))

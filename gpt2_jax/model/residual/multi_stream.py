@@ -71,13 +71,15 @@ class ResiDual(Combine):
 
 @register("siamesenorm")
 class SiameseNorm(ResiDual):
-    """o = F(x + N_y(y)); x <- N_x(x + o/sqrt(2 l)); y <- y + o, l the block's number.
+    """o = F(x + N_y(y)); x <- N_x(x + o/sqrt(n l)); y <- y + o, l the block's number.
 
-    2602.08064, algorithm 1 with normalized input (the norm site `pre`) and depth scaling.
+    n is the number of sublayers of a block, 2 in the paper. 2602.08064, algorithm 1 with
+    normalized input (the norm site `pre`) and depth scaling.
     """
 
     def __init__(self, build: BlockBuilder, spec: SublayerSpec):
         super().__init__(build, spec)
+        self.n = len(build.sublayers)
         self.norm_y = build.norm("post", spec)
 
     def read(self, stream: TwoStreams, context: Context) -> jax.Array:
@@ -89,7 +91,7 @@ class SiameseNorm(ResiDual):
     ) -> TwoStreams:
         assert self.post is not None
         x, y = stream
-        c = jnp.sqrt(2.0 * jnp.asarray(context.layer + 1, jnp.float32))
+        c = jnp.sqrt(float(self.n) * jnp.asarray(context.layer + 1, jnp.float32))
         return TwoStreams(self.post(x + (o / c).astype(x.dtype)), y + o)
 
 

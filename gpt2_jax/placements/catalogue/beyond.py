@@ -73,7 +73,8 @@ BEYOND: dict[str, Placement] = {
         equation="o = F(N(x + N_y(y))); x' = N_x(x + o/sqrt(2 l)); y' = y + o; "
         "the head reads x + N(y)",
         citation="SiameseNorm, 2602.08064, algorithm 1 with normalized input and depth scaling",
-        note="as in the paper; the released language model (OLMo_model_hybrid_pre.py) normalizes "
+        note="as in the paper, with sqrt(3 l) in blocks with cross-attention; the released "
+        "language model (OLMo_model_hybrid_pre.py) normalizes "
         "q, k and v instead of attention's input, normalizes x once per block, before the MLP, and "
         "its head reads N(N(x) + N(y)), as in the released vision model",
         connection="siamesenorm",
@@ -167,7 +168,8 @@ BEYOND: dict[str, Placement] = {
     "value_residual": Placement(
         equation="x' = x + F(N(x)), attention with V_l <- (V_1 + V_l)/2",
         citation="ResFormer (Zhou et al. 2024), 2410.17897; Zcchill/Value-Residual-Learning",
-        note="placement.value_residual=learned makes the two factors learned",
+        note="placement.value_residual=learned makes the two factors learned; of self-attention "
+        "only, in an encoder and a decoder separately",
         value_residual="half",
     ),
     "svformer": Placement(

@@ -32,6 +32,9 @@ FAIRSEQ_2020: dict[str, Any] = {
     "residual_init": "1 | (5/24)**0.5",
 }
 
+# Of an encoder of L blocks that a decoder of M blocks reads, else of a tower of S sublayers.
+SUB_LN_GAIN = "where(M > 0, sqrt(log(3*M)*log(2*L)/3), sqrt(log(S)))"
+
 NORM_PLACEMENT: dict[str, Placement] = {
     "pre_ln": Placement(
         equation="x' = x + F(N(x))",
@@ -99,12 +102,15 @@ NORM_PLACEMENT: dict[str, Placement] = {
         equation="x' = x + W_O N(heads(N(x)))\nx' = x + W_2 N(f(W_1 N(x)))",
         citation="Magneto (Wang et al. 2022), 2210.06423; microsoft/torchscale "
         "component/multihead_attention.py, feedforward_network.py",
-        note="initial values as in the paper's algorithm, with gain 1 on W_Q and W_K; torchscale "
-        "defines gain 1/sqrt(2) for attention but never applies it",
-        norm_sites="pre+inner",
+        note="W_V, W_O, W_1 and W_2 are scaled by sqrt(log(2 L)); by sqrt(log(3 M) log(2 N)/3) in "
+        "an encoder of N blocks that a decoder of M reads, and by sqrt(log(3 M)) in that decoder, "
+        "except in cross-attention, which also has no norm before W_O, as in torchscale; gain 1 on "
+        "W_Q and W_K, as in the paper's algorithm; torchscale defines gain 1/sqrt(2) for attention "
+        "but never applies it",
+        norm_sites="pre+inner | pre | pre+inner",
         init="xavier",
-        residual_init="sqrt(log(2*L))",
-        value_init="sqrt(log(2*L))",
+        residual_init=f"{SUB_LN_GAIN} | 1 | {SUB_LN_GAIN}",
+        value_init=f"{SUB_LN_GAIN} | 1 | {SUB_LN_GAIN}",
         **UNIT_EMBEDDING,
     ),
     "normformer": Placement(
@@ -133,7 +139,8 @@ NORM_PLACEMENT: dict[str, Placement] = {
         equation="h = N(x + A(x)); x' = N(x + h + F(h))",
         citation="Takase et al. 2022, 2206.00330; takase/b2t_connection "
         "fairseq/modules/transformer_layer.py",
-        note="initial values as in the code: fairseq's, all scaled by 1/sqrt(L)",
+        note="initial values as in the code: fairseq's, all scaled by 1/sqrt(L); with "
+        "cross-attention C, h = N(h1 + C(h1)) after h1 = N(x + A(x)), as in the code",
         connection="b2t",
         norm_sites="post",
         init="xavier",
@@ -170,7 +177,8 @@ NORM_PLACEMENT: dict[str, Placement] = {
         equation="x' = x + A(N(x)) + F(N(x)), one N",
         citation="GPT-J (Wang & Komatsuzaki 2021); kingoflolz/mesh-transformer-jax "
         "mesh_transformer/layers.py",
-        note="learned instead of rotary positions; other matrices are initialized as in GPT-2",
+        note="learned instead of rotary positions; other matrices are initialized as in GPT-2; "
+        "with cross-attention C, x + A + C + F, which is not published",
         connection="parallel_shared",
         residual_init="2/(L*d**0.5*std)",
     ),
@@ -178,7 +186,8 @@ NORM_PLACEMENT: dict[str, Placement] = {
         equation="x' = x + A(N1(x)) + F(N2(x))",
         citation="GPT-NeoX (Black et al. 2022), 2204.06745; EleutherAI/gpt-neox "
         "megatron/model/transformer.py, init_functions.py",
-        note="learned instead of rotary positions",
+        note="learned instead of rotary positions; with cross-attention C, x + A + C + F, which is "
+        "not published",
         connection="parallel",
         init="small",
         residual_init="2/(L*d**0.5)/(2/(5*d))**0.5",

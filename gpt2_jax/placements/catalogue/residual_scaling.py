@@ -9,18 +9,26 @@ from __future__ import annotations
 from gpt2_jax.placements.axes import Placement
 from gpt2_jax.placements.catalogue.norm_placement import FAIRSEQ, UNIT_EMBEDDING
 
+# Figure 2 of the paper: of an encoder of L blocks that a decoder of M blocks reads, else of a tower
+# of S sublayers: (8 L)^-1/4 for an encoder or a decoder alone, (12 L)^-1/4 for the one that reads.
+DEEPNORM_BETA = "where(M > 0, 0.87*(L**4*M)**(-1/16), (4*S)**-0.25)"
+# Of the published decoder, whose blocks have three sublayers, else of the published encoder.
+T_FIXUP_FACTOR = "where(S > 2*L, (9*L)**-0.25, 0.67*L**-0.25)"
+
 RESIDUAL_SCALING: dict[str, Placement] = {
     "deepnorm": Placement(
         equation="x' = N(a x + F(x)), a = (2 L)^1/4, initial W_V, W_O, W_1, W_2 scaled by "
         "(8 L)^-1/4",
         citation="Wang et al. 2022, 2203.00555; microsoft/torchscale architecture/decoder.py",
-        note="initial values as in the paper's algorithm, with gain 1 on W_Q and W_K; torchscale "
-        "defines gain 1/sqrt(2) for attention but never applies it",
+        note="an encoder of N blocks that a decoder of M reads has a = 0.81 (N^4 M)^1/16 and "
+        "0.87 (N^4 M)^-1/16, and that decoder (3 M)^1/4 and (12 M)^-1/4, as in the paper's figure "
+        "2; initial values as in the paper's algorithm, with gain 1 on W_Q and W_K; torchscale "
+        "defines gain 1/sqrt(2) for attention but never applies it, and has 1/1.15 for 0.87",
         norm_sites="post",
-        skip_scale="(2*L)**0.25",
+        skip_scale="where(M > 0, 0.81*(L**4*M)**(1/16), S**0.25)",
         init="xavier",
-        residual_init="(8*L)**-0.25",
-        value_init="(8*L)**-0.25",
+        residual_init=DEEPNORM_BETA,
+        value_init=DEEPNORM_BETA,
         **UNIT_EMBEDDING,
     ),
     "admin": Placement(
@@ -29,7 +37,8 @@ RESIDUAL_SCALING: dict[str, Placement] = {
         citation="Liu et al. 2020, 2004.08249; LiyuanLucasLiu/Transformer-Clinic "
         "fairseq/fairseq/modules/transformer_layer.py",
         note="measured as in the code, but without dropout; the paper's formula omits the "
-        "embedding's variance",
+        "embedding's variance; with an encoder and a decoder, w_1 = 1 in both, and the decoder is "
+        "measured on the output of the encoder",
         norm_sites="post",
         skip_scale="learned_vector(1)",
         data_dependent_init=True,
@@ -70,8 +79,8 @@ RESIDUAL_SCALING: dict[str, Placement] = {
         note="GPT-2's embedding, as the paper does not state its own",
         norm_type="rmsnorm",
         norm_sites="pre+post",
-        skip_scale="where(s <= 2, 1, S)",
-        layer_overrides="l == 1: norm_sites=pre | pre+post",
+        skip_scale="where(s <= S/L, 1, S)",
+        layer_overrides="l == 1: norm_sites=pre | pre+post | pre+post",
         residual_init="1",
     ),
     "lns": Placement(
@@ -101,14 +110,15 @@ RESIDUAL_SCALING: dict[str, Placement] = {
         "(9 L)^-1/4",
         citation="Huang et al. 2020; layer6ai-labs/T-Fixup fairseq/modules/transformer_layer.py, "
         "fairseq/models/transformer.py",
-        note="the rule for the published encoder, whose blocks also have two sublayers; (9 L)^-1/4 "
-        "on the matrices is for the decoder, whose blocks have three; W_Q and W_K keep fairseq's "
-        "gain 1/sqrt(2), which the code undoes only for W_V",
+        note="the rule for the published encoder, whose blocks also have two sublayers; in a "
+        "decoder with cross-attention, as published, the matrices are scaled by (9 L)^-1/4; W_Q "
+        "and W_K keep fairseq's gain 1/sqrt(2), which the code undoes only for W_V; an embedding "
+        "that both share is the encoder's",
         norm_type="none",
         norm_sites="none",
         init="xavier",
-        residual_init="0.67*L**-0.25",
-        value_init="0.67*L**-0.25",
+        residual_init=T_FIXUP_FACTOR,
+        value_init=T_FIXUP_FACTOR,
         query_init="2**-0.5",
         key_init="2**-0.5",
         embedding_std="d**-0.5*(9*L)**-0.25",
@@ -116,20 +126,21 @@ RESIDUAL_SCALING: dict[str, Placement] = {
     ),
     "fixup": Placement(
         equation="x' = x + a A(x - b)\nx' = x + a (W_2 (f(W_1 (x - b1) - b2) - b3)), "
-        "initially W_O = W_2 = 0, W_Q, W_K, W_V scaled by S^-1/6, W_1 by S^-1/2",
+        "initially W_O = W_2 = 0, W_Q, W_K, W_V scaled by P^-1/6, W_1 by P^-1/2",
         citation="Zhang et al. 2019, 1901.09321, and their Transformer; hongyi-zhang/Fixup "
         "fairseq/fairseq/models/transformer_zero.py, modules/multihead_attention_zero.py",
-        note="S is the number of sublayers; the tied head is not initialized to zero, and bias "
-        "vectors are kept; W_Q, W_K and W_V are one Xavier matrix in fairseq, hence 1/sqrt(2)",
+        note="P is the number of sublayers of the whole model; the tied head is not initialized "
+        "to zero, and bias vectors are kept; W_Q, W_K and W_V are one Xavier matrix in fairseq, "
+        "hence 1/sqrt(2)",
         norm_type="none",
         norm_sites="none",
         branch_scale="learned_scalar(1)",
         scalar_bias=True,
         init="xavier",
         residual_init="0",
-        value_init="2**-0.5*S**(-1/6) | S**-0.5",
-        query_init="2**-0.5*S**(-1/6)",
-        key_init="2**-0.5*S**(-1/6)",
+        value_init="2**-0.5*P**(-1/6) | P**-0.5",
+        query_init="2**-0.5*P**(-1/6)",
+        key_init="2**-0.5*P**(-1/6)",
         **UNIT_EMBEDDING,
     ),
     "ds_init": Placement(
@@ -149,7 +160,7 @@ RESIDUAL_SCALING: dict[str, Placement] = {
         equation="x' = x + F(N(x)), initial W_O and W_2 scaled by 1/sqrt(2 L)",
         citation="Megatron-LM (Shoeybi et al. 2019), 1909.08053; GPT-2, section 2.3",
         note="the same as pre_ln; for Pre-LN without this scaling, set placement.residual_init=1",
-        residual_init="(2*L)**-0.5",
+        residual_init="S**-0.5",
     ),
     "completep": Placement(
         equation="x' = x + F(N(x)) L_base/L, with matching learning rates, weight decay and "

@@ -65,14 +65,15 @@ def _row_names(model_def: ModelDef, name: str) -> Iterator[tuple[int, str]]:
 
     A row shared by several blocks is yielded with the path of each.
     """
-    first, second, rest = [*name.split(".", 2), "", ""][:3]
-    stacks = {f"blocks.{stack.name}": stack for stack in model_def.spec.stacks}
-    stack = stacks.get(f"{first}.{second}")
-    if stack is None:
+    stacks = {".".join(path): stack for path, stack in model_def.stacks.items()}
+    path = next((path for path in stacks if name.startswith(f"{path}.")), None)
+    if path is None:
         yield 0, name
         return
+    stack, rest = stacks[path], name.removeprefix(f"{path}.")
+    blocks = path.rpartition(".")[0]
     for block in range(stack.start, stack.stop):
-        yield (block - stack.start) // stack.repeats, f"blocks.{block}.{rest}"
+        yield (block - stack.start) // stack.repeats, f"{blocks}.{block}.{rest}"
 
 
 def _rule(text: str) -> tuple[str, float]:

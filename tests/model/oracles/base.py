@@ -7,11 +7,23 @@ model: no scan, no stacking, no helper for where norms are.
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
 
 ORACLES = {}
+VISIBLE = [None]  # (B, T, T), True where a token attends to another; None: to itself and before
+
+
+@contextmanager
+def visible(mask_BTT):
+    """Sets which tokens attend to which."""
+    VISIBLE[0] = mask_BTT
+    try:
+        yield
+    finally:
+        VISIBLE[0] = None
 
 
 def oracle(f):
@@ -33,9 +45,10 @@ class Model:
       outside: parameters outside the blocks.
       blocks: parameters of each block, in order.
       t: number of steps done.
+      places: position of each token, (B, T); None: 0, 1, ...
     """
 
-    def __init__(self, outside, blocks, tokens, vocab_size, t):
+    def __init__(self, outside, blocks, tokens, vocab_size, t, places=None):
         self.__dict__.update(namespace(outside).__dict__)
         self.wte, self.wpe = self.embedding.wte, getattr(self.embedding, "wpe", None)
         self.blocks = [namespace(block) for block in blocks]
@@ -43,10 +56,11 @@ class Model:
         self.n_batch, self.n_time = self.ids.shape
         self.L, self.D = len(blocks), self.wte.shape[1]
         self.tokens = self.wte[self.ids]
+        self.places = np.arange(self.n_time) if places is None else places
 
     @property
     def positions(self):
-        return self.wpe[: self.n_time]
+        return self.wpe[self.places]
 
     def numbered(self):
         """Blocks with their number, from 1."""
@@ -93,11 +107,15 @@ def softmax(s):
 
 
 def weights(q, k, scale=None):
-    """Causal attention weights, (B, H, T, T), of q and k (B, T, H, K)."""
+    """Attention weights, (B, H, T, T), of q and k (B, T, H, K): causal, or as in `visible`."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     scores = np.einsum("bthk,bshk->bhts", q, k) * scale
-    future = np.triu(np.ones(scores.shape[-2:], bool), 1)
-    return softmax(np.where(future, -np.inf, scores))
+    return softmax(np.where(seen(scores.shape[-1]), scores, -np.inf))
+
+
+def seen(n_time):
+    """Where tokens attend, (T, T) or (B, 1, T, T)."""
+    return np.tril(np.ones((n_time, n_time), bool)) if VISIBLE[0] is None else VISIBLE[0][:, None]
 
 
 def attention(x, p, shape=lambda q, k, v: (q, k, v), scale=None, between=lambda o: o):

@@ -14,6 +14,7 @@ from tests.model.oracles.base import (
     ln,
     oracle,
     rms,
+    seen,
     sigmoid,
     silu,
     softmax,
@@ -322,8 +323,8 @@ def fixup(m):
 def ngpt(m):
     def turned(q):  # rotary: channel i with i + K/2
         half = q.shape[-1] // 2
-        angle = np.arange(m.n_time)[:, None] / 10000 ** (np.arange(half) / half)
-        cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
+        angle = m.places[..., None] / 10000 ** (np.arange(half) / half)
+        cos, sin = np.cos(angle)[..., None, :], np.sin(angle)[..., None, :]
         a, b = q[..., :half], q[..., half:]
         return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
 
@@ -364,8 +365,7 @@ def admin_profile(m):
 @oracle
 def simplified_skipless(m):
     x = m.tokens + m.positions
-    seen = np.tril(np.ones((m.n_time, m.n_time)))
-    uniform = seen / seen.sum(-1, keepdims=True)
+    uniform = seen(m.n_time) / seen(m.n_time).sum(-1, keepdims=True)
     for b in m.blocks:
         p, c = b.attn.sublayer, b.connection
         n = rms(x, b.attn.pre)

@@ -282,7 +282,7 @@ def universal(m):
         angle = index / 10000 ** (np.arange(0, m.D, 2) / m.D)
         return np.stack([np.sin(angle), np.cos(angle)], -1).reshape(m.D)
 
-    places = np.stack([signal(p) for p in range(m.n_time)])
+    places = np.stack([signal(p) for p in range(m.n_time)])[m.places]
     x = m.tokens * math.sqrt(m.D)
     for l in range(1, m.L + 1):
         b = m.blocks[0]
