@@ -15,9 +15,9 @@ from gpt2_jax.model.decode import reorder, start, step, unstack_params
 from gpt2_jax.model.definition import define_model
 from gpt2_jax.model.diagnostics import figures, gradient_norms, logits_without
 from gpt2_jax.nn.loss import cross_entropy
-from gpt2_jax.train.mesh import FSDP, make_mesh, manual_axes
-from gpt2_jax.train.param_patterns import lr_factors
-from gpt2_jax.train.sharding import make_layout
+from gpt2_jax.train.distributed.mesh import FSDP, make_mesh, manual_axes
+from gpt2_jax.train.distributed.sharding import make_layout
+from gpt2_jax.train.optim.param_patterns import lr_factors
 from tests.model.architectures import (
     SOURCE,
     STEP,
