@@ -133,6 +133,11 @@ def _check_model(config: Config) -> None:
             f"data.seq_len={seq_len} is longer than model.n_positions={model.n_positions}; "
             "shorten it, or raise model.n_positions"
         )
+    if model.position_offset and placement.positions != "learned":
+        raise UserError(
+            f"model.position_offset={model.position_offset} has no effect with "
+            f"placement.positions={placement.positions}; leave it at 0"
+        )
     if placement.parametrization != "standard" and config.optimizer.name != "adamw":
         raise UserError(
             f"optimizer.name={config.optimizer.name} does not support "

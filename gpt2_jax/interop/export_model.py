@@ -13,9 +13,10 @@ import numpy as np
 from gpt2_jax.data.mixture import short_source
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import atomic_folder, check_empty, write_atomic, write_json
-from gpt2_jax.interop import checkpoint_files, hf_config
+from gpt2_jax.interop import checkpoint_files
+from gpt2_jax.interop.convert import to_huggingface
+from gpt2_jax.interop.families import family_of, write_config
 from gpt2_jax.interop.tokenizer_files import write_tokenizer
-from gpt2_jax.interop.weights import to_huggingface
 from gpt2_jax.track.metrics import Row
 from gpt2_jax.train.storage.open_run import OpenedRun, open_run
 from gpt2_jax.train.storage.rundir import RunDirectory
@@ -35,20 +36,20 @@ def export_model(
       step: as in `CheckpointRef`.
 
     Raises:
-      UserError: if the model cannot be represented as Hugging Face's GPT-2, or `out` is not empty.
+      UserError: if no family of Hugging Face models has this placement, or `out` is not empty.
     """
     target = Path(out).absolute()
     if dtype not in DTYPES:
         raise UserError(f"--dtype={dtype} is not one of {', '.join(DTYPES)}")
     check_empty(target, f"--out={out}")
     config = RunDirectory(workdir).read_config()
-    hf_config.to_huggingface(config, None, dtype)  # checks the config before reading weights
+    family = family_of(config)
     run = open_run(workdir, step)
-    tensors = to_huggingface(run.model_def, run.params)
+    tensors = to_huggingface(family, config, run.model_def, run.params)
     tensors = {name: _cast(name, value, dtype) for name, value in tensors.items()}
     with atomic_folder(target) as partial:
         eot = write_tokenizer(config.data.tokenizer, config.model.n_positions, partial)
-        write_json(partial / "config.json", hf_config.to_huggingface(config, eot, dtype))
+        write_json(partial / "config.json", write_config(family, config, eot, dtype))
         special = {} if eot is None else {"bos_token_id": eot, "eos_token_id": eot}
         write_json(partial / "generation_config.json", {"_from_model_config": True, **special})
         checkpoint_files.write_tensors(partial, tensors)

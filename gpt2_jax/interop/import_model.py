@@ -1,4 +1,4 @@
-"""Imports a Hugging Face GPT-2 checkpoint as a run directory."""
+"""Imports a Hugging Face checkpoint as a run directory."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from gpt2_jax.data.saved_tokenizer import save_tokenizer
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import atomic_folder, check_empty, read_fields, write_atomic, write_json
-from gpt2_jax.interop import checkpoint_files, hf_config
+from gpt2_jax.interop import checkpoint_files
+from gpt2_jax.interop.convert import from_huggingface
+from gpt2_jax.interop.families import find_family
+from gpt2_jax.interop.families.family import dropout_note
 from gpt2_jax.interop.tokenizer_files import find_tokenizer
-from gpt2_jax.interop.weights import from_huggingface
 from gpt2_jax.model.definition import define_model
 from gpt2_jax.train.storage.checkpoint import save_params
 from gpt2_jax.train.storage.identity import FORMAT_VERSION, Identity, new_run_id
@@ -39,14 +41,16 @@ def import_model(
     check_empty(target, f"--workdir={workdir}")
     folder = checkpoint_files.find_checkpoint(model, allow_pickle)
     fields = read_fields(folder / "config.json")
-    config = hf_config.from_huggingface(fields)
+    family = find_family(fields)
+    config = family.read(fields)
     check_stored(config, folder / "config.json")
     model_def = define_model(config.model, config.placement)
     with atomic_folder(target) as partial:
         imported = _import_tokenizer(folder, config.model.vocab_size, partial, target, tokenizer)
         name, fingerprint, line = imported
         config = replace(config, {"data.tokenizer": name})
-        params = from_huggingface(model_def, checkpoint_files.read_tensors(folder, allow_pickle))
+        tensors = checkpoint_files.read_tensors(folder, allow_pickle)
+        params = from_huggingface(family, config, model_def, tensors)
         write_atomic(partial / "config.json", to_json(config))
         identity = Identity(new_run_id(), to_dict(config), None, fingerprint)
         info = {"format_version": FORMAT_VERSION, "run_id": identity.run_id}
@@ -54,7 +58,7 @@ def import_model(
         info |= {"imported_from": model, "parameters": n_params, "tokenizer": fingerprint}
         write_json(partial / "run.json", info)
         save_params(partial / "weights", jax.tree.map(jax.numpy.asarray, params), identity)
-    lines = [f"{n_params:,} parameters from {folder}", line, hf_config.dropout_note(fields)]
+    lines = [f"{n_params:,} parameters from {folder}", line, dropout_note(family, fields)]
     return [line for line in lines if line]
 
 

@@ -33,6 +33,8 @@ DETERMINED = (
     "model.n_head",
     "model.n_embd",
     "model.n_positions",
+    "model.position_offset",
+    "model.logits_bias",
     "model.n_inner",
     "model.vocab_size",
     "model.vocab_multiple",
