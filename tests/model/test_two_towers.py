@@ -102,7 +102,7 @@ def test_parts_of_both_towers_are_gathered_from_the_devices():
         lambda params: layout.on_device.bind(params)(TARGET, step=STEP, source=SOURCE),
         mesh=mesh,
         axis_names=manual_axes(mesh),
-        in_specs=layout.specs_of(params, FSDP),
+        in_specs=(layout.specs_of(params, FSDP),),
         out_specs=PartitionSpec(),
         check_vma=False,
     )
