@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gpt2_jax.config.sections import ModelConfig
+from gpt2_jax.model.beam import Beams
 from gpt2_jax.model.block import Block
 from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.model.stack import Params, layers_of
@@ -94,11 +95,57 @@ def decode(
         first_BT = model.first_of_document(tokens_BT, columns_T, first_B)
     mask_BTS = (columns_S <= columns_T[:, None]) & (columns_S >= first_BT[..., None])
     positions_BT = jnp.maximum(columns_T - first_BT, 0)
-    context = model.context(positions_BT, None, unstacked.step)
-    context = context._replace(mask=CacheMask(start, mask_BTS))
+    mask = CacheMask(start, mask_BTS)
+    x_BTD, new = decode_masked(unstacked, tokens_BT, caches, positions_BT, mask)
+    return x_BTD, new, first_BT[:, -1]
+
+
+def decode_masked(
+    unstacked: UnstackedModel,
+    tokens_BT: jax.Array,
+    caches: Caches,
+    positions_BT: jax.Array,
+    mask: CacheMask,
+) -> tuple[jax.Array, Caches]:
+    """Applies the model to tokens in consecutive columns; returns the head's input and the caches.
+
+    Args:
+      positions_BT: of the tokens in their sequences.
+      mask: the columns that each token attends to.
+    """
+    model = unstacked.model
+    context = model.context(positions_BT, None, unstacked.step)._replace(mask=mask)
     carry, new = model.blocks.begin(model.embedding(tokens_BT, context)), []
     for layer, (block, cache) in enumerate(zip(unstacked.blocks, caches, strict=True)):
         block_context = context.at(layer, carry.first_values, cache)
         carry, auxes = model.blocks.apply(block, carry, block_context)
         new.append(next(aux.cache for aux in auxes if aux.cache is not None))
-    return model.head_input(carry), tuple(new), first_BT[:, -1]
+    return model.head_input(carry), tuple(new)
+
+
+def decode_beams(
+    unstacked: UnstackedModel, caches: Caches, beams: Beams, n_prompt: int, first_B: jax.Array
+) -> tuple[jax.Array, Caches]:
+    """Applies the model to the last tokens of hypotheses; returns logits (B, K, V) and the caches.
+
+    The K hypotheses of a row are K tokens of one sequence: the token of slot k at step t is in
+    column n_prompt + t K + k, and attends to the prompt, which they share, and to the columns of
+    the slots that it descends from. So caches are never reordered, which would copy all of them.
+
+    Args:
+      caches: for B rows, with n_prompt + T K columns.
+      n_prompt: number of columns of the prompts.
+      first_B: the first column of each prompt, after padding at its left.
+    """
+    n_rows, n_beams = beams.tokens_BK.shape
+    column = beams.column
+    is_own_BKTK = beams.slots_BKT[..., None] == jnp.arange(n_beams)
+    is_past_T = jnp.arange(beams.slots_BKT.shape[2]) <= column
+    own_BKS = (is_own_BKTK & is_past_T[:, None]).reshape(n_rows, n_beams, -1)
+    prompt_BS = jnp.arange(n_prompt) >= first_B[:, None]
+    prompt_BKS = jnp.broadcast_to(prompt_BS[:, None], (n_rows, n_beams, n_prompt))
+    mask_BKS = jnp.concatenate([prompt_BKS, own_BKS], -1)
+    positions_BK = jnp.broadcast_to((n_prompt + column - first_B)[:, None], beams.tokens_BK.shape)
+    mask = CacheMask(n_prompt + column * n_beams, mask_BKS)
+    x_BKD, caches = decode_masked(unstacked, beams.tokens_BK, caches, positions_BK, mask)
+    return unstacked.model.logits(x_BKD), caches
