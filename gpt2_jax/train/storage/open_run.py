@@ -13,8 +13,10 @@ from gpt2_jax.config.capacity import FLOAT
 from gpt2_jax.config.sections import DataConfig
 from gpt2_jax.data.dataset import Dataset, open_dataset
 from gpt2_jax.data.tokenizer import Tokenizer
+from gpt2_jax.errors import UserError, quoted
 from gpt2_jax.files import sha256
 from gpt2_jax.model.definition import ModelDef, define_model
+from gpt2_jax.model.heads import LM, HeadSpec
 from gpt2_jax.train.distributed.mesh import configure_devices, make_mesh
 from gpt2_jax.train.state import abstract_params
 from gpt2_jax.train.storage.checkpoint import restore_params
@@ -61,14 +63,27 @@ def open_run(workdir: str, step: int | str | None = None, devices: int | None = 
 
     def restore(step: int, folder: Path) -> OpenedRun:
         configure_devices(config.train, config.mesh)
-        model = define_model(config.model, config.placement)
+        info = directory.read_info()
+        model = define_model(config.model, config.placement, head=read_head(info, directory))
         mesh = make_mesh(config.train, config.mesh, FLOAT * model.n_params())
         params = restore_params(folder, abstract_params(model, mesh), step)
-        identity, info = read_meta(folder).identity, directory.read_info()
+        identity = read_meta(folder).identity
         corpus = info.get("corpus") if identity is None else identity.corpus
         return OpenedRun(config, model, mesh, params, step, corpus, sha256(folder / SUMS))
 
     return with_checkpoint(directory, ref, restore)
+
+
+def read_head(info: dict[str, Any], directory: RunDirectory) -> HeadSpec:
+    """Returns the head that run.json describes; next tokens if it describes none.
+
+    Raises:
+      UserError: if the description is not valid.
+    """
+    try:
+        return HeadSpec(**info["head"]) if info.get("head") else LM
+    except TypeError:
+        raise UserError(f"{directory.info_path} is damaged: head={quoted(info['head'])}") from None
 
 
 def open_data(data: DataConfig) -> tuple[Dataset, Tokenizer]:

@@ -44,10 +44,11 @@ from gpt2_jax.train.versions import PACKAGES, commit, version
 FULL_RUN_SCHEDULES = ("cosine", "linear", "wsd")  # schedules that depend on train.steps
 INFO_TYPES = {
     **dict.fromkeys(("run_id", "wandb_id", "corpus", "tokenizer", "imported_from"), str),
-    **dict.fromkeys(("starts", "devices"), list),
+    **dict.fromkeys(("starts", "devices", "labels"), list),
     **dict.fromkeys(("first_checkpoint", "parameters", "flops_per_token", "flops"), int),
     "peak_bytes_per_device": int,
     **dict.fromkeys(("placement", "changed", "mesh", "saves", "sources", "streams"), dict),
+    **dict.fromkeys(("head", "special_ids"), dict),  # of an imported model
 }
 
 
