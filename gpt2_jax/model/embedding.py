@@ -14,7 +14,7 @@ from gpt2_jax.nn.context import Context
 from gpt2_jax.nn.dropout import dropout
 from gpt2_jax.nn.norms import UNIT_EPS, L2Norm, NormSpec
 from gpt2_jax.nn.param import Init, Role, param
-from gpt2_jax.nn.positions import sinusoids, sinusoids_in_halves
+from gpt2_jax.nn.positions import sinusoids
 from gpt2_jax.nn.target import Target
 from gpt2_jax.placements.spec import TowerSpec
 
@@ -95,5 +95,4 @@ class Embedding(nnx.Module):
         """Returns position vectors, (*positions, D), float32."""
         if self.wpe is not None:
             return self.wpe[...][positions + self.cfg.position_offset]
-        in_halves = self.positions.kind == "sinusoidal_halves"
-        return (sinusoids_in_halves if in_halves else sinusoids)(positions, self.cfg.n_embd)
+        return sinusoids(positions, self.cfg.n_embd)

@@ -17,15 +17,6 @@ def sinusoids(positions: jax.Array, width: int) -> jax.Array:
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], -1).reshape(*positions.shape, width)
 
 
-def sinusoids_in_halves(positions: jax.Array, width: int) -> jax.Array:
-    """Returns the channels of `sinusoids` with all sines before all cosines, (*positions, D).
-
-    The order of channels in Marian, also in transformers.
-    """
-    angles = _angles(positions, width)
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
-
-
 def rotate(x_BHTK: jax.Array, positions: jax.Array) -> jax.Array:
     """Rotates pairs of channels by angles proportional to the position (Su et al. 2021, eq. 34).
 

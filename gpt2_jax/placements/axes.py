@@ -111,8 +111,8 @@ class Placement:
     fixnorm: bool = axis(False, "normalize token vectors to length 1, also in a tied head")
     positions: str = axis(
         "learned",
-        "position embeddings; `sinusoidal_halves` has Marian's order of channels",
-        choices=("learned", "sinusoidal", "sinusoidal_halves", "rotary", "none"),
+        "position embeddings",
+        choices=("learned", "sinusoidal", "rotary", "none"),
     )
     positions_at: str = axis(
         "embedding",

@@ -100,16 +100,12 @@ class EmbeddingSpec:
     unit_tokens: bool
 
 
-SINUSOIDS = ("sinusoidal", "sinusoidal_halves")
-VECTORS = ("learned", *SINUSOIDS)  # positions that are vectors added to the residual stream
-
-
 @dataclass(frozen=True)
 class PositionSpec:
     """How positions are encoded.
 
     Attributes:
-      kind: `learned`, `sinusoidal`, `sinusoidal_halves`, `rotary` or `none`.
+      kind: `learned`, `sinusoidal`, `rotary` or `none`.
       at: where position vectors are added: `embedding`, `mlp` (there and before each MLP) or
         `block` (only before each block, with an encoding of the block's number).
     """
@@ -120,7 +116,7 @@ class PositionSpec:
     @property
     def is_vector(self) -> bool:
         """Whether positions are vectors added to the residual stream."""
-        return self.kind in VECTORS
+        return self.kind in ("learned", "sinusoidal")
 
 
 @dataclass(frozen=True)

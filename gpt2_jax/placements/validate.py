@@ -28,7 +28,6 @@ from gpt2_jax.placements.resolve import (
     resolve,
     sites,
 )
-from gpt2_jax.placements.spec import SINUSOIDS, VECTORS
 from gpt2_jax.placements.towers import Tower
 
 DEFAULT_STD = 0.02  # of model.init_std
@@ -282,11 +281,11 @@ def _position_faults(
     model: Model, tower: Tower, placement: Placement, given: Overrides
 ) -> Iterator[str]:
     kind, where = placement.positions, placement.positions_at
-    if where != "embedding" and kind not in VECTORS:
+    if where != "embedding" and kind not in ("learned", "sinusoidal"):
         yield f"positions_at={where} has no effect: positions={kind} has no vectors to add"
     if where == "mlp" and not SUPPORTS[placement.connection].positions_at_mlp:
         yield f"positions_at=mlp is not supported by connection={placement.connection}"
-    if (kind in SINUSOIDS or where == "block") and model.n_embd % 2:
+    if (kind == "sinusoidal" or where == "block") and model.n_embd % 2:
         yield f"positions_at={where} with sinusoids needs an even model.n_embd, not {model.n_embd}"
     if kind == "rotary" and model.n_embd // model.n_head % 2:
         yield f"positions=rotary needs an even head width, not {model.n_embd // model.n_head}"
@@ -309,7 +308,7 @@ def _unit_stream_faults(
         yield f"embedding_norm=True has no effect: connection={name} normalizes the stream"
     if placement.final_norm == "yes" and placement.norm_type == "l2":
         yield f"final_norm=yes has no effect: connection={name} ends in a stream of length 1"
-    added = placement.positions in VECTORS
+    added = placement.positions in ("learned", "sinusoidal")
     factor = parse_scale(placement.embedding_multiplier)
     rescales = factor.kind != "learned_vector" and not factor.is_one
     if rescales and (placement.multiplier_target == "sum" or not added):
