@@ -15,7 +15,7 @@ from gpt2_jax.placements.axes import AXES, OWN, Placement
 from gpt2_jax.placements.catalogue import PRESETS
 from gpt2_jax.placements.expressions import Sizes
 from gpt2_jax.placements.resolve import resolve
-from gpt2_jax.placements.towers import ARCHITECTURES, Tower, make_towers
+from gpt2_jax.placements.towers import ARCHITECTURES, TowerShape, make_towers
 
 count = partial(setting, minimum=1, maximum=INT_MAX)  # steps, sequences and the like
 share = partial(setting, minimum=0, below=1)
@@ -118,13 +118,13 @@ class ModelConfig:
     )
 
     @property
-    def towers(self) -> tuple[Tower, ...]:
+    def towers(self) -> tuple[TowerShape, ...]:
         """The towers of the architecture; the last one has the head."""
         n_encoder_layer = self.n_encoder_layer or self.n_layer
         depths = {"n_layer": self.n_layer, "n_encoder_layer": n_encoder_layer}
         return make_towers(self.architecture, depths)
 
-    def sizes(self, tower: Tower) -> Sizes:
+    def sizes(self, tower: TowerShape) -> Sizes:
         """Returns the sizes that a placement's expressions may use in a tower."""
         return Sizes(tower, self.n_embd, self.init_std)
 

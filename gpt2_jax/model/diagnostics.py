@@ -6,7 +6,7 @@ name here, in metrics.jsonl, in wandb and in CSV files.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from gpt2_jax.model.stack import Carry, Params
 from gpt2_jax.model.tower import Inputs, Tower
 from gpt2_jax.nn.context import Context, Memory
 from gpt2_jax.nn.masks import SequenceMask
-from gpt2_jax.placements.towers import CROSS
+from gpt2_jax.placements.towers import CROSS, TowerShape
 
 
 class ByDepth(NamedTuple):
@@ -94,12 +94,12 @@ def tower_figure(tower: str, name: str) -> str:
     return f"{tower}/{name}" if tower else name
 
 
-def by_tower(model_def: ModelDef, name: str, values: jax.Array) -> dict[str, jax.Array]:
+def by_tower(towers: Sequence[TowerShape], name: str, values: Any) -> dict[str, Any]:
     """Splits a figure of all blocks, such as `gradient_norms`, into those of each tower."""
     found, start = {}, 0
-    for spec in model_def.specs:
-        stop = start + spec.tower.n_layer
-        found[tower_figure(spec.tower.kind.name, name)] = values[start:stop]
+    for tower in towers:
+        stop = start + tower.n_layer
+        found[tower_figure(tower.kind.name, name)] = values[start:stop]
         start = stop
     return found
 

@@ -95,4 +95,5 @@ class Embedding(nnx.Module):
         """Returns position vectors, (*positions, D), float32."""
         if self.wpe is not None:
             return self.wpe[...][positions + self.cfg.position_offset]
-        return sinusoids(positions, self.cfg.n_embd)
+        halves = self.positions.kind == "sinusoidal_halves"
+        return sinusoids(positions, self.cfg.n_embd, halves)

@@ -91,16 +91,20 @@ class Attention(nnx.Module):
     def _cross(self, x_BTD: Input, context: Context) -> Inputs:
         assert context.memory is not None and not isinstance(x_BTD, tuple)
         memory = context.memory
-        q_BHTK = self.transform.query(self.qkv.part(x_BTD, 0).swapaxes(1, 2), context)
+        q_BHTK = self.qkv.parts(x_BTD, 0, 1)[:, :, 0].swapaxes(1, 2)
         cache = context.cross_cache
         if cache is None:
             assert memory.x_BSD is not None
             cache = self.project_memory(memory.x_BSD, context)
-        return q_BHTK, *cache, memory.mask, SublayerAux()
+        return self.transform.query(q_BHTK, context), *cache, memory.mask, SublayerAux()
 
     def project_memory(self, x_BSD: jax.Array, context: Context) -> KVCache:
         """Returns keys and values of another tower's output."""
-        k_BHSK, v_BHSK = (self.qkv.part(x_BSD, i).swapaxes(1, 2) for i in (1, 2))
+        if self.separate or is_tensor_parallel():
+            kv = [self.qkv.parts(x_BSD, i, i + 1)[:, :, 0] for i in (1, 2)]
+        else:
+            kv = list(jnp.moveaxis(self.qkv.parts(x_BSD, 1, 3), 2, 0))
+        k_BHSK, v_BHSK = (y_BSHK.swapaxes(1, 2) for y_BSHK in kv)
         return KVCache(self.transform.key(k_BHSK, context), self.transform.value(v_BHSK, context))
 
     def project(self, x_BTD: Input, context: Context) -> tuple[jax.Array, jax.Array, jax.Array]:

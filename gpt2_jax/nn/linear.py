@@ -60,15 +60,6 @@ class Linear(nnx.Module):
             return x_NI @ kernel_IO
         return product("NI,IO->NO", x_NI, kernel_IO, self.product_dtype).astype(self.dtype)
 
-    def part(self, x: jax.Array, i: int) -> jax.Array:
-        """Returns part i of y along the first axis of `d_out`."""
-        n_in, (n_parts, *d_out) = math.prod(self.d_in), self.d_out
-        kernel = self.kernel[...].astype(self.dtype).reshape(n_in, n_parts, -1)
-        y = self._multiply(x.astype(self.dtype).reshape(-1, n_in), kernel[:, i])
-        if self.bias is not None:
-            y = y + self.bias[...].astype(self.dtype).reshape(n_parts, -1)[i]
-        return y.reshape(*x.shape[:-1], *d_out)
-
     def add_bias(self, y: jax.Array) -> jax.Array:
         """Returns the result of `product` with b added."""
         return y if self.bias is None else y + self.bias[...].astype(self.dtype).reshape(-1)
@@ -81,7 +72,28 @@ class Linear(nnx.Module):
         Each part is a separate product, so no copy is needed to split the result, and the axis
         after the first may be sharded. For a single input, `__call__` is faster on a CPU.
         """
-        return tuple(self.part(x, i) for i, x in enumerate(xs[: self.d_out[0]]))
+        n_in, (n_parts, *d_out) = math.prod(self.d_in), self.d_out
+        kernel = self.kernel[...].astype(self.dtype).reshape(n_in, n_parts, -1)
+        ys = [
+            self._multiply(x.astype(self.dtype).reshape(-1, n_in), kernel[:, i])
+            for i, x in enumerate(xs[:n_parts])
+        ]
+        if self.bias is not None:
+            biases = self.bias[...].astype(self.dtype).reshape(n_parts, -1)
+            ys = [y + b for y, b in zip(ys, biases, strict=True)]
+        return tuple(y.reshape(*x.shape[:-1], *d_out) for y, x in zip(ys, xs, strict=False))
+
+    def parts(self, x: jax.Array, start: int, stop: int) -> jax.Array:
+        """Returns parts `start` to `stop` - 1 of y along the first axis of `d_out`, as one product.
+
+        The result has shape (*leading axes of x, stop - start, *rest of `d_out`).
+        """
+        n_in, (n_parts, *d_out) = math.prod(self.d_in), self.d_out
+        kernel = self.kernel[...].astype(self.dtype).reshape(n_in, n_parts, -1)[:, start:stop]
+        y = self._multiply(x.astype(self.dtype).reshape(-1, n_in), kernel.reshape(n_in, -1))
+        if self.bias is not None:
+            y = y + self.bias[...][start:stop].astype(self.dtype).reshape(-1)
+        return y.reshape(*x.shape[:-1], stop - start, *d_out)
 
 
 class Shift(nnx.Module):

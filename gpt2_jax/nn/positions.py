@@ -8,12 +8,18 @@ import jax.numpy as jnp
 WAVELENGTH = 10_000.0
 
 
-def sinusoids(positions: jax.Array, width: int) -> jax.Array:
+def sinusoids(positions: jax.Array, width: int, halves: bool = False) -> jax.Array:
     """Returns sin(p / 10000^(2i/D)) in the even and cos in the odd channels, (*positions, D).
 
     Vaswani et al. 2017, section 3.5.
+
+    Args:
+      halves: whether sines are in the first half of the channels and cosines in the second, as in
+        Marian.
     """
     angles = _angles(positions, width)
+    if halves:
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], -1).reshape(*positions.shape, width)
 
 

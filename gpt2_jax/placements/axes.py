@@ -20,6 +20,9 @@ QK_SITES = ("qk", "qk_full", "qkv", "cosine", "unit_qk")
 ATTENTION_SITES = (*BLOCK_SITES, *QK_SITES, "inner")
 MLP_SITES = (*BLOCK_SITES, "inner")
 
+# Positions that are vectors added to the residual stream.
+VECTOR_POSITIONS = ("learned", "sinusoidal", "sinusoidal_halves")
+
 # Activations whose MLP has a third matrix, for the gate (Shazeer 2020).
 GATED = ("swiglu",)
 
@@ -111,8 +114,9 @@ class Placement:
     fixnorm: bool = axis(False, "normalize token vectors to length 1, also in a tied head")
     positions: str = axis(
         "learned",
-        "position embeddings",
-        choices=("learned", "sinusoidal", "rotary", "none"),
+        "position embeddings; `sinusoidal` has sines in even and cosines in odd channels, "
+        "`sinusoidal_halves` in the first and the second half (Marian)",
+        choices=(*VECTOR_POSITIONS, "rotary", "none"),
     )
     positions_at: str = axis(
         "embedding",

@@ -20,7 +20,7 @@ from gpt2_jax.placements.expressions import (
 )
 from gpt2_jax.placements.overrides import parse_overrides
 from gpt2_jax.placements.registry import SUPPORTS
-from gpt2_jax.placements.towers import Tower
+from gpt2_jax.placements.towers import TowerShape
 
 LARGEST_VALUE = 1e30  # products with larger factors overflow float32
 
@@ -45,11 +45,13 @@ class Model(Protocol):
     @property
     def attention(self) -> str: ...
     @property
-    def towers(self) -> tuple[Tower, ...]: ...
-    def sizes(self, tower: Tower) -> Sizes: ...
+    def towers(self) -> tuple[TowerShape, ...]: ...
+    def sizes(self, tower: TowerShape) -> Sizes: ...
 
 
-def text_faults(model: Model, tower: Tower, placement: Placement, last_step: int) -> Iterator[str]:
+def text_faults(
+    model: Model, tower: TowerShape, placement: Placement, last_step: int
+) -> Iterator[str]:
     """Reports strings that cannot be parsed, or have no valid value in this tower."""
     if placement.connection not in SUPPORTS:
         known = ", ".join(SUPPORTS)

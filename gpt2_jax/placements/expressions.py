@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt2_jax.placements.towers import SUBLAYERS, Tower
+from gpt2_jax.placements.towers import SUBLAYERS, TowerShape
 
 INT32_MAX = 2**31 - 1
 LONGEST_EXPRESSION = 200  # characters
@@ -114,7 +114,7 @@ def parse_expression(text: str) -> Expression:
 class Sizes:
     """The sizes that expressions may use."""
 
-    tower: Tower
+    tower: TowerShape
     n_embd: int
     init_std: float
 

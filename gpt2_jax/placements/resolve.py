@@ -32,7 +32,7 @@ from gpt2_jax.placements.spec import (
     SublayerSpec,
     TowerSpec,
 )
-from gpt2_jax.placements.towers import MLP, Tower
+from gpt2_jax.placements.towers import MLP, TowerShape
 
 COORDINATES = "coordinates"  # added by positions_at=block; not a value of the axis `cross_layer`
 # In the order in which they change the stream: U-Net skips before x0.
@@ -65,7 +65,7 @@ def differences(placement: Placement, other: Placement) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=64)
-def specify(placement: Placement, tower: Tower) -> TowerSpec:
+def specify(placement: Placement, tower: TowerShape) -> TowerSpec:
     """Returns the typed spec of a placement in a tower.
 
     Raises:
@@ -158,7 +158,7 @@ def block_ranges(placement: Placement, n_layer: int) -> tuple[tuple[Placement, s
     return tuple((p, values, range(x[0], x[-1] + 1)) for (p, values, _), x in groups)
 
 
-def stacks(placement: Placement, tower: Tower) -> tuple[StackSpec, ...]:
+def stacks(placement: Placement, tower: TowerShape) -> tuple[StackSpec, ...]:
     """Returns the stacks of a tower's blocks, in order."""
     ranges, out = block_ranges(placement, tower.n_layer), []
     for block, values, layers in ranges:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gpt2_jax.placements.axes import VECTOR_POSITIONS
 from gpt2_jax.placements.expressions import Expression, ScaleSpec
-from gpt2_jax.placements.towers import Tower
+from gpt2_jax.placements.towers import TowerShape
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class PositionSpec:
     """How positions are encoded.
 
     Attributes:
-      kind: `learned`, `sinusoidal`, `rotary` or `none`.
+      kind: `learned`, `sinusoidal`, `sinusoidal_halves`, `rotary` or `none`.
       at: where position vectors are added: `embedding`, `mlp` (there and before each MLP) or
         `block` (only before each block, with an encoding of the block's number).
     """
@@ -116,7 +117,7 @@ class PositionSpec:
     @property
     def is_vector(self) -> bool:
         """Whether positions are vectors added to the residual stream."""
-        return self.kind in ("learned", "sinusoidal")
+        return self.kind in VECTOR_POSITIONS
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ class TowerSpec:
     The other fields are the axes of the same names.
     """
 
-    tower: Tower
+    tower: TowerShape
     stacks: tuple[StackSpec, ...]
     connection: ConnectionSpec
     norm: NormKind

@@ -46,7 +46,7 @@ ARCHITECTURES: dict[str, tuple[TowerKind, ...]] = {
 
 
 @dataclass(frozen=True)
-class Tower:
+class TowerShape:
     """A tower of a model of a certain depth.
 
     Attributes:
@@ -80,7 +80,7 @@ class Tower:
         return f" of the {self.kind.name}" if self.kind.name else ""
 
 
-def make_towers(architecture: str, depths: dict[str, int]) -> tuple[Tower, ...]:
+def make_towers(architecture: str, depths: dict[str, int]) -> tuple[TowerShape, ...]:
     """Returns the towers of a model, in the order in which they are applied.
 
     Args:
@@ -90,10 +90,10 @@ def make_towers(architecture: str, depths: dict[str, int]) -> tuple[Tower, ...]:
     total = sum(len(kind.sublayers) * depths[kind.depth] for kind in kinds)
     readers = {kind.reads: depths[kind.depth] for kind in kinds if kind.reads is not None}
     return tuple(
-        Tower(kind, depths[kind.depth], readers.get(kind.name, 0), total) for kind in kinds
+        TowerShape(kind, depths[kind.depth], readers.get(kind.name, 0), total) for kind in kinds
     )
 
 
-def decoder(n_layer: int) -> Tower:
+def decoder(n_layer: int) -> TowerShape:
     """Returns the tower of a decoder."""
     return make_towers("decoder", {"n_layer": n_layer})[0]

@@ -13,6 +13,7 @@ from gpt2_jax.placements.axes import (
     MLP_SITES,
     QK_SITES,
     SCALES,
+    VECTOR_POSITIONS,
     Placement,
 )
 from gpt2_jax.placements.check_expressions import EXPRESSIONS, Model, cross_fault, text_faults
@@ -28,7 +29,7 @@ from gpt2_jax.placements.resolve import (
     resolve,
     sites,
 )
-from gpt2_jax.placements.towers import Tower
+from gpt2_jax.placements.towers import TowerShape
 
 DEFAULT_STD = 0.02  # of model.init_std
 WITH_CROSS = "cross-attention: set model.architecture to decoder or encoder"
@@ -69,10 +70,10 @@ def _faults(model: Model, preset: str, overrides: Overrides, last_step: int) -> 
 
 
 def _tower_faults(
-    model: Model, tower: Tower, placement: Placement, overrides: Overrides, last_step: int
+    model: Model, tower: TowerShape, placement: Placement, overrides: Overrides, last_step: int
 ) -> Iterator[str]:
     yield from text_faults(model, tower, placement, last_step)
-    checks: list[Callable[[Model, Tower, Placement, Overrides], Iterator[str]]] = [
+    checks: list[Callable[[Model, TowerShape, Placement, Overrides], Iterator[str]]] = [
         _cross_faults,
         _initial_faults,
         _site_faults,
@@ -93,7 +94,7 @@ def _blocks(placement: Placement, n_layer: int) -> list[Placement]:
 
 
 def _cross_faults(
-    model: Model, tower: Tower, placement: Placement, given: Overrides
+    model: Model, tower: TowerShape, placement: Placement, given: Overrides
 ) -> Iterator[str]:
     """Reports what has no meaning with cross-attention, and values for it where there is none."""
     for name in (*SUBLAYER_AXES, "norm_sites"):
@@ -110,7 +111,7 @@ def _cross_faults(
 
 
 def _initial_faults(
-    model: Model, tower: Tower, placement: Placement, given: Overrides
+    model: Model, tower: TowerShape, placement: Placement, given: Overrides
 ) -> Iterator[str]:
     """Reports initial values without effect."""
     if placement.unit_weights:  # the length of a random vector does not matter
@@ -129,7 +130,7 @@ def _initial_faults(
 
 
 def _site_faults(
-    model: Model, tower: Tower, placement: Placement, given: Overrides
+    model: Model, tower: TowerShape, placement: Placement, given: Overrides
 ) -> Iterator[str]:
     """Reports unknown sites, and sites that exclude each other."""
     for block in _blocks(placement, tower.n_layer):
@@ -158,7 +159,7 @@ def _score_faults(model: Model, block: Placement) -> Iterator[str]:
 
 
 def _supports_faults(
-    model: Model, tower: Tower, placement: Placement, given: Overrides
+    model: Model, tower: TowerShape, placement: Placement, given: Overrides
 ) -> Iterator[str]:
     name = placement.connection
     supports = SUPPORTS[name]
@@ -188,7 +189,7 @@ def _supports_faults(
 
 
 def _data_init_faults(
-    model: Model, tower: Tower, placement: Placement, given: Overrides
+    model: Model, tower: TowerShape, placement: Placement, given: Overrides
 ) -> Iterator[str]:
     """Reports what data-dependent initialization cannot measure."""
     if not placement.data_dependent_init:
@@ -210,7 +211,7 @@ def _data_init_faults(
 
 
 def _size_faults(
-    model: Model, tower: Tower, placement: Placement, given: Overrides
+    model: Model, tower: TowerShape, placement: Placement, given: Overrides
 ) -> Iterator[str]:
     name = placement.connection
     supports = SUPPORTS[name]
@@ -251,7 +252,7 @@ def _block_faults(
 
 
 def _norm_faults(
-    model: Model, tower: Tower, placement: Placement, given: Overrides
+    model: Model, tower: TowerShape, placement: Placement, given: Overrides
 ) -> Iterator[str]:
     kind, uses = placement.norm_type, NORM_TYPES[placement.norm_type]
     blocks = _blocks(placement, tower.n_layer)
@@ -278,14 +279,14 @@ def _norm_faults(
 
 
 def _position_faults(
-    model: Model, tower: Tower, placement: Placement, given: Overrides
+    model: Model, tower: TowerShape, placement: Placement, given: Overrides
 ) -> Iterator[str]:
     kind, where = placement.positions, placement.positions_at
-    if where != "embedding" and kind not in ("learned", "sinusoidal"):
+    if where != "embedding" and kind not in VECTOR_POSITIONS:
         yield f"positions_at={where} has no effect: positions={kind} has no vectors to add"
     if where == "mlp" and not SUPPORTS[placement.connection].positions_at_mlp:
         yield f"positions_at=mlp is not supported by connection={placement.connection}"
-    if (kind == "sinusoidal" or where == "block") and model.n_embd % 2:
+    if (kind.startswith("sinusoidal") or where == "block") and model.n_embd % 2:
         yield f"positions_at={where} with sinusoids needs an even model.n_embd, not {model.n_embd}"
     if kind == "rotary" and model.n_embd // model.n_head % 2:
         yield f"positions=rotary needs an even head width, not {model.n_embd // model.n_head}"
@@ -298,7 +299,7 @@ def _position_faults(
 
 
 def _unit_stream_faults(
-    model: Model, tower: Tower, placement: Placement, given: Overrides
+    model: Model, tower: TowerShape, placement: Placement, given: Overrides
 ) -> Iterator[str]:
     """Reports what only rescales a stream that the connection normalizes to length 1."""
     name = placement.connection
@@ -308,7 +309,7 @@ def _unit_stream_faults(
         yield f"embedding_norm=True has no effect: connection={name} normalizes the stream"
     if placement.final_norm == "yes" and placement.norm_type == "l2":
         yield f"final_norm=yes has no effect: connection={name} ends in a stream of length 1"
-    added = placement.positions in ("learned", "sinusoidal")
+    added = placement.positions in VECTOR_POSITIONS
     factor = parse_scale(placement.embedding_multiplier)
     rescales = factor.kind != "learned_vector" and not factor.is_one
     if rescales and (placement.multiplier_target == "sum" or not added):
@@ -317,7 +318,7 @@ def _unit_stream_faults(
 
 
 def _depth_faults(
-    model: Model, tower: Tower, placement: Placement, given: Overrides
+    model: Model, tower: TowerShape, placement: Placement, given: Overrides
 ) -> Iterator[str]:
     """Reports what does not fit the number of blocks."""
     known = [name for name in CROSS_LAYER if name != COORDINATES]

@@ -81,7 +81,7 @@ def make_diagnostics(model_def: ModelDef, observed: int, skipped: int) -> Diagno
         first = lambda n: jax.tree.map(lambda x: x[:n], batch)
         measured = figures(model_def, params, first(observed).inputs_BT, step)
         costs = skip_costs(model_def, params, first(skipped), step)
-        return measured | by_tower(model_def, "skip_cost", costs)
+        return measured | by_tower(model_def.cfg.towers, "skip_cost", costs)
 
     return diagnostics
 

@@ -12,6 +12,7 @@ from typing import Any
 from gpt2_jax.config import Config
 from gpt2_jax.errors import Diverged
 from gpt2_jax.model.definition import ModelDef
+from gpt2_jax.model.diagnostics import by_tower
 from gpt2_jax.track.metrics import (
     MetricsFile,
     Row,
@@ -146,7 +147,8 @@ class RunLogger:
         """
         per_block = {name: read[name] for name in diagnostics}
         if per_block:
-            per_block["grad_norm"] = read[BLOCK_GRAD_NORMS]
+            norms = read[BLOCK_GRAD_NORMS]
+            per_block |= by_tower(self.config.model.towers, "grad_norm", norms)
         self._max_consecutive_skipped = read["max_consecutive_skipped"].item()
         tokens = report.tokens_per_step(self.config)
         self._seconds += (step - self._seconds_step) * tokens / speed

@@ -57,7 +57,7 @@ def test_an_encoder_is_its_placement_without_a_causal_mask(name):
     ours = logits(model_def, params, SOURCE)
     assert_near(ours, theirs, segments != 0)
     causal = ORACLES[name](Model(*parts(model_def, params), ids, 11, STEP, places(segments)))
-    assert np.abs(causal - theirs)[segments != 0].max() > 1e-2
+    assert np.abs(causal - theirs)[segments != 0].max() > 1e-3  # ReZero has small branches
 
 
 def expected(name, model_def, params):

@@ -12,6 +12,7 @@ from gpt2_jax.model.definition import define_model, is_info
 from gpt2_jax.nn.context import Context
 from gpt2_jax.placements import PRESETS
 from gpt2_jax.placements.expressions import Sizes, parse_scale
+from gpt2_jax.placements.towers import decoder
 from tests.placements import EVERY
 from tests.tools import tiny
 
@@ -347,7 +348,7 @@ def test_initial_constants_match_the_source(name, path, value):
 def test_layerscale_initial_value_depends_on_depth(n_layer, value):
     spec = parse_scale(PRESETS["layerscale"].branch_scale)
     assert spec.kind == "learned_vector"
-    assert spec.first(Sizes(n_layer, D, STD).values(1)) == value
+    assert spec.first(Sizes(decoder(n_layer), D, STD).values(1)) == value
 
 
 def test_presets_share_initial_values_of_common_parameters():

@@ -206,7 +206,7 @@ OTHER = {
     "embedding_multiplier": ["0.9*d**0.5", "learned_vector(3)"],
     "multiplier_target": ["sum", "tokens"],
     "fixnorm": [True, False],
-    "positions": ["learned", "sinusoidal", "rotary", "none"],
+    "positions": ["learned", "sinusoidal", "sinusoidal_halves", "rotary", "none"],
     "positions_at": ["mlp", "block", "embedding"],
     "activation": ["gelu_new", "gelu", "relu", "relu2", "silu", "tanh", "swiglu"],
     "data_dependent_init": [True, False],

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from gpt2_jax.config.capacity import least_parameters
 from gpt2_jax.data.batch import Tokens
 from gpt2_jax.errors import UserError
 from gpt2_jax.model.data_dependent_init import data_dependent_init
 from gpt2_jax.model.decode import reorder, start, step, unstack_params
 from gpt2_jax.model.definition import define_model
-from gpt2_jax.model.diagnostics import figures, gradient_norms, logits_without
+from gpt2_jax.model.diagnostics import by_tower, figures, gradient_norms, logits_without
 from gpt2_jax.nn.loss import cross_entropy
 from gpt2_jax.train.distributed.mesh import FSDP, make_mesh, manual_axes
 from gpt2_jax.train.distributed.sharding import make_layout
@@ -77,6 +78,8 @@ def test_parameters_and_flops_count_both_towers():
     blocks = 3 * (attention + mlp + 2 * norm) + 2 * (2 * attention + mlp + 3 * norm)
     total = blocks + 2 * norm + 11 * d + 2 * 12 * d
     assert model_def.n_params() == total
+    least = least_parameters(tiny(**TWO))
+    assert 0.9 * total < least <= total
     assert model_def.flops_per_token(12) == 6 * (total - 24 * d) + 12 * (3 + 2 * 2) * d * 12
 
 
@@ -258,6 +261,11 @@ def test_diagnostics_of_two_towers_are_named_after_them():
     ).mean()
     norms = gradient_norms(model_def, jax.grad(loss)(params))
     assert norms.shape == (5,) and (norms > 0).all()
+    split = by_tower(model_def.cfg.towers, "grad_norm", norms)
+    assert {name: len(x) for name, x in split.items()} == {
+        "encoder/grad_norm": 3,
+        "decoder/grad_norm": 2,
+    }
 
 
 def test_the_blocks_of_the_encoder_are_ablated_first():

@@ -9,7 +9,7 @@ from gpt2_jax.data.batch import Batch
 from gpt2_jax.data.corpus import open_corpus
 from gpt2_jax.data.sampler import Sampler
 from gpt2_jax.model.definition import define_model
-from gpt2_jax.model.diagnostics import observe
+from gpt2_jax.model.diagnostics import figures
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.train import loop
 from gpt2_jax.train.diagnostics import by_block, diagnostic_rows, skip_costs
@@ -58,9 +58,9 @@ def test_diagnostics_use_the_parameters_after_the_step(diagnosed):
     data = made.data
     corpus, _ = open_corpus(data.source, data.val_source, data.tokenizer, data.val_fraction)
     batch = Sampler(corpus.train, 12, 8, made.seed).batch(15)
-    want = observe(run.model_def, run.params, jnp.asarray(batch.inputs_BT[:4]), 16)
+    want = figures(run.model_def, run.params, jnp.asarray(batch.inputs_BT[:4]), 16)
     (row,) = [r for r in read_rows(workdir / "metrics.jsonl") if r["step"] == 16]
-    for name, values in want._asdict().items():
+    for name, values in want.items():
         got = [row[f"depth/{name}/block_{l:02}"] for l in (1, 2)]
         np.testing.assert_allclose(got, values, rtol=1e-4)
 

@@ -75,7 +75,8 @@ class Tower:
 
     def sublayers(self, b):
         """Name, parameters and the connection's parameters of each sublayer."""
-        return [(name, getattr(b, name), getattr(b.connection, name, None)) for name in self.names]
+        sides = getattr(b, "connection", None)  # the plain one may have no parameters
+        return [(name, getattr(b, name), getattr(sides, name, None)) for name in self.names]
 
     def F(self, name, u, b, between=lambda o: o, values=None):
         p = getattr(b, name).sublayer
