@@ -12,7 +12,8 @@ from gpt2_jax.data.separator import SeparatedSource
 from gpt2_jax.data.shards import Corpus
 from gpt2_jax.data.sources import Source, open_source
 from gpt2_jax.data.split import Plan, check_split
-from gpt2_jax.data.tokenizer import Tokenizer, load_tokenizer
+from gpt2_jax.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
+from gpt2_jax.data.trained_tokenizer import is_trained, trained_tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import cache_dir, disk_errors
 
@@ -49,13 +50,22 @@ def open_corpus(
             _check_separator(source, None, document_separator)
             check_split(val_fraction, val_source, "data.val_fraction", "data.val_source")
         return shards.open_bin_shards(main, val_source, val_fraction), load_tokenizer("gpt2")
-    tokenizer = load_tokenizer(tokenizer_name)
     plan = open_plan(source, val_source, val_fraction, document_separator)
+    tokenizer = _open_tokenizer(tokenizer_name, plan)
     folder = cache_dir() / "corpora" / plan_key(plan, tokenizer)[:24]
     with disk_errors("the cache (set XDG_CACHE_HOME)"):
         folder.mkdir(parents=True, exist_ok=True)
     prepare(plan, tokenizer, folder)
     return shards.open_prepared(folder), tokenizer
+
+
+def _open_tokenizer(name: str, plan: Plan) -> Tokenizer:
+    """Loads a tokenizer, or trains it on the training text of a plan."""
+    if not is_trained(name):
+        return load_tokenizer(name)
+    fingerprint = plan_key(plan, ByteTokenizer())  # any tokenizer: the text and its split matter
+    texts = lambda: (piece.text for split, piece in plan.pieces() if split == "train")
+    return trained_tokenizer(name, fingerprint, texts)
 
 
 def _open_prepared(

@@ -90,7 +90,7 @@ def prepare(
         created = missing_folders(out)
         out.mkdir(parents=True, exist_ok=True)
         _check_no_other_files(out)  # before the lock creates a file
-        with _exclusive_lock(out):
+        with exclusive_lock(out):
             if (out / MANIFEST).exists():
                 return _read_finished(out, key)
             try:
@@ -112,7 +112,7 @@ def _check_no_other_files(out: Path) -> None:
 
 
 @contextmanager
-def _exclusive_lock(out: Path) -> Iterator[None]:
+def exclusive_lock(out: Path) -> Iterator[None]:
     """Locks the folder, waiting for any other process; the kernel frees a dead process's lock."""
     with open_lock(out / ".lock") as lock:
         try:

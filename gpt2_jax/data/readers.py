@@ -72,10 +72,15 @@ def _decode(decoder: Any, chunk: bytes, path: Path, final: bool = False) -> str:
 
 def _read_jsonl(path: Path) -> Iterator[Piece]:
     with open_text(path) as file:
-        yield from _row_texts(_parse_lines(file, path))
+        yield from _row_texts(parse_lines(file, path))
 
 
-def _parse_lines(file: Iterable[bytes], path: Path) -> Iterator[tuple[Any, str]]:
+def parse_lines(file: Iterable[bytes], path: Path) -> Iterator[tuple[Any, str]]:
+    """Yields the value of each line of JSON Lines that is not blank, and its location.
+
+    Raises:
+      UserError: if a line is not JSON.
+    """
     for number, line in enumerate(file, 1):
         if line.strip():
             try:
@@ -95,7 +100,7 @@ def _read_json(path: Path) -> Iterator[Piece]:
         if error.msg != "Extra data":
             raise UserError(f"{path} is not JSON: {error}") from None
         # JSON Lines files are often named .json.
-        yield from _row_texts(_parse_lines(io.BytesIO(content), path))
+        yield from _row_texts(parse_lines(io.BytesIO(content), path))
         return
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from None
@@ -133,7 +138,7 @@ def _read_csv(path: Path) -> Iterator[Piece]:
         lines = io.TextIOWrapper(file, "utf-8", newline="")
         header = lines.readline()
         delimiter = _delimiter(header, path)
-        rows = _csv_rows(path, chain([header] if header else [], lines), delimiter)
+        rows = csv_rows(path, chain([header] if header else [], lines), delimiter)
         names, _ = next(rows, ([], ""))
         field = text_field(names, str(path))
         if len(names) == 1 and (field[:1] in "{[" or len(field.split()) > _MAX_NAME_WORDS):
@@ -151,7 +156,7 @@ def _read_csv(path: Path) -> Iterator[Piece]:
             yield from row_text(cells[column], where)
 
 
-def _csv_rows(path: Path, lines: Iterable[str], delimiter: str) -> Iterator[tuple[list[str], str]]:
+def csv_rows(path: Path, lines: Iterable[str], delimiter: str) -> Iterator[tuple[list[str], str]]:
     """Yields the cells of each row that is not blank, and its location for error messages."""
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     number = 0

@@ -57,6 +57,10 @@ class ByteTokenizer:
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.frombuffer(text.encode(), np.uint8).astype(np.uint16) for text in texts]
 
+    def n_bytes(self, i: int) -> int:
+        """Returns the number of bytes of a token; 0 for end-of-text."""
+        return int(i < self.end_of_text)
+
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         return bytes(i for i in ids if i < 256)
 
@@ -79,6 +83,14 @@ class GPT2Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.asarray(self._encoding.encode_ordinary(text), np.uint16) for text in texts]
+
+    def encode_specials(self, text: str) -> list[int]:
+        """Returns the ids of a text in which `<|endoftext|>` is recognized."""
+        return self._encoding.encode(text, allowed_special="all")
+
+    def n_bytes(self, i: int) -> int:
+        """Returns the number of bytes of a token."""
+        return len(self._encoding.decode_single_token_bytes(i))
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         return self._encoding.decode_bytes([int(i) for i in ids if i < self.end_of_text])
@@ -179,6 +191,7 @@ class JsonTokenizer:
     Attributes:
       content: bytes of the file.
       end_of_text_name: the end-of-text token as text.
+      library: the tokenizer of the `tokenizers` library.
 
     Raises:
       UserError: if the content is not a tokenizer.json or has no end-of-text token.
@@ -210,6 +223,10 @@ class JsonTokenizer:
                 f"{', '.join(END_OF_TEXT_NAMES)} to its added_tokens"
             )
         self.end_of_text_name, self.end_of_text = known[0], ids[known[0]]
+
+    @property
+    def library(self) -> Any:
+        return self._tokenizer
 
     def _fail_on_unknown_characters(self) -> None:
         """Makes BPE without an unknown token raise an error instead of skipping characters.
@@ -285,6 +302,11 @@ def _load(name: str) -> Tokenizer:
         return _gpt2_tokenizer()
     if name.startswith("ids:"):
         return IdTokenizer(name)
+    if name.startswith(("bpe:", "wordpiece:")) and not Path(name).is_file():
+        raise UserError(
+            f"data.tokenizer={name} is trained on data.source when it is prepared, which this "
+            "command does not do; set it to the path of a tokenizer.json"
+        )
     return _json_tokenizer(name, _read_tokenizer_file(name))
 
 

@@ -1,0 +1,1 @@
+"""Examples with targets: read from files, tokenized, stored as ragged columns."""

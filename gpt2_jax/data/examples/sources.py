@@ -1,0 +1,225 @@
+"""Opens the records of a task's source: one file, or several, in one of the supported formats."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt2_jax.data.examples.aligned import aligned_paths, check_pair, read_aligned
+from gpt2_jax.data.examples.chat import chat_record
+from gpt2_jax.data.examples.conll import read_conll, tagged_row
+from gpt2_jax.data.examples.fields import Row, is_number, parse_fields
+from gpt2_jax.data.examples.lines import read_lines
+from gpt2_jax.data.examples.records import Counts, LabeledText, Pair, PlainText, Record
+from gpt2_jax.data.examples.rows import read_rows
+from gpt2_jax.data.examples.spans import (
+    is_squad,
+    question_of,
+    span_tags,
+    span_text,
+    squad_questions,
+)
+from gpt2_jax.data.examples.toy import is_toy, toy_fingerprint, toy_records
+from gpt2_jax.data.file_list import list_files
+from gpt2_jax.data.readers import file_format
+from gpt2_jax.data.text import reader_errors
+from gpt2_jax.errors import UserError, suggestion
+from gpt2_jax.files import cached_sha256
+
+_SPANS = {"spans": "", "span_label": "label", "span_start": "start", "span_end": "end"}
+# The names that `data.columns` may set, by task, with their default columns; empty means none.
+COLUMNS: dict[str, dict[str, str]] = {
+    "translate": {"source": "source", "target": "target"},
+    "mlm": {"text": "text"},
+    "classify": {"text": "text", "second": "", "label": "label"},
+    "tag": {"words": "", "tags": "", "text": "text", "context": "", **_SPANS},
+    "answer": {
+        "id": "id",
+        "question": "question",
+        "context": "context",
+        "answers": "answers",
+        "text": "text",
+        **_SPANS,
+    },
+    "sft": {"prompt": "prompt", "completion": "completion", "messages": "messages"},
+}
+
+
+@dataclass(frozen=True)
+class RecordSource:
+    """The records of one split.
+
+    Attributes:
+      task: `translate`, `mlm`, `classify`, `tag`, `answer` or `sft`.
+      spec: a path, folder or glob; `PATH.{source,target}` for aligned files; `PATH.json#key+key`
+        for lists in a JSON file; `toy:NAME` for generated records.
+      columns: as in `data.columns`.
+      tag_scheme: `iob1` or `iob2`, of the tags in the files.
+    """
+
+    task: str
+    spec: str
+    columns: str = ""
+    tag_scheme: str = "iob2"
+
+    def _fields(self) -> dict[str, str]:
+        if self.task not in COLUMNS:
+            raise UserError(f"unknown task {self.task}{suggestion(self.task, COLUMNS)}")
+        return parse_fields(self.columns, COLUMNS[self.task])
+
+    def _files(self) -> tuple[list[Path], str]:
+        path, _, keys = self.spec.partition("#")
+        if not Path(self.spec).exists() and keys:
+            return list_files(path)[0], keys
+        return list_files(self.spec)[0], ""
+
+    def paths(self) -> list[Path]:
+        """Returns the files of this source.
+
+        Raises:
+          UserError: if there are none.
+        """
+        if pair := self._aligned():
+            for path in pair:
+                if not path.is_file():
+                    raise UserError(f"source {self.spec}: {path} does not exist")
+            return list(pair)
+        return self._files()[0]
+
+    def _aligned(self) -> tuple[Path, Path] | None:
+        return aligned_paths(self.spec) if self.task == "translate" else None
+
+    def fingerprint(self) -> str:
+        """Returns a hash of everything that determines the records.
+
+        Raises:
+          UserError: if a file cannot be read.
+        """
+        if is_toy(self.spec):
+            return toy_fingerprint(self.spec)
+        keys = "" if self._aligned() else self._files()[1]
+        with reader_errors(f"source {self.spec} cannot be read"):
+            files = [[path.suffixes, cached_sha256(path)] for path in self.paths()]
+        facts = [self.task, sorted(self._fields().items()), self.tag_scheme, keys, files]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def records(self, counts: Counts) -> Iterator[Record]:
+        """Yields the records in order.
+
+        Args:
+          counts: where repairs are counted.
+
+        Raises:
+          UserError: if a record is not valid, naming its file and line.
+        """
+        columns = self._fields()
+        if is_toy(self.spec):
+            yield from toy_records(self.spec, self.task)
+            return
+        if pair := self._aligned():
+            self.paths()
+            yield from read_aligned(*pair)
+            return
+        files, keys = self._files()
+        for path in files:
+            if self.task == "tag" and not columns["spans"] and not _is_json(path):
+                words, tags = columns["words"] or "0", columns["tags"] or "-1"
+                yield from read_conll(path, words, tags, self.tag_scheme, counts)
+            elif self.task == "mlm" and file_format(path) in (".txt", None):
+                lines = read_lines(path)
+                yield from (PlainText(t, f"{path} line {n}") for n, t in lines if t.strip())
+            else:
+                for row in self._rows(path, keys, columns):
+                    yield from _READERS[self.task](row, columns, self.tag_scheme, counts)
+
+    def _rows(self, path: Path, keys: str, columns: Mapping[str, str]) -> Iterator[Row]:
+        named = [c for c in parse_fields(self.columns, dict.fromkeys(columns, "")).values() if c]
+        has_header = not named or not all(is_number(column) for column in named)
+        if self.task == "answer" and _is_json(path) and not keys and _has_data(path):
+            keys = "data"  # SQuAD
+        yield from read_rows(path, keys, has_header)
+
+
+def _is_json(path: Path) -> bool:
+    return file_format(path) in (".json", ".jsonl")
+
+
+def _has_data(path: Path) -> bool:
+    """Returns whether a JSON file is an object with its rows in `data`, as SQuAD's is."""
+    if file_format(path) != ".json":
+        return False
+    try:
+        next(iter(read_rows(path, "data", False)), None)
+    except UserError:
+        return False
+    return True
+
+
+def _read_pair(row: Row, columns: dict[str, str], scheme: str, counts: Counts) -> Iterator[Record]:
+    target = row.get(columns["target"])
+    several = target if isinstance(target, list) else [target]
+    references = tuple(row.text_of(one, columns["target"]).strip() for one in several)
+    pair = Pair(row.text(columns["source"]).strip(), references, row.where)
+    check_pair(pair)
+    yield pair
+
+
+def _read_text(row: Row, columns: dict[str, str], scheme: str, counts: Counts) -> Iterator[Record]:
+    yield PlainText(_filled(row, columns["text"]), row.where)
+
+
+def _read_labeled(
+    row: Row, columns: dict[str, str], scheme: str, counts: Counts
+) -> Iterator[Record]:
+    label = row.text(columns["label"]).strip()
+    if not label:
+        raise UserError(f"{row.where}: the label is empty; remove the line, or fill it in")
+    second = row.text(columns["second"]) if columns["second"] else None
+    yield LabeledText(_filled(row, columns["text"]), second, label, row.where)
+
+
+def _filled(row: Row, column: str) -> str:
+    text = row.text(column)
+    if not text.strip():
+        raise UserError(f"{row.where}: the text is empty; remove the line, or fill it in")
+    return text
+
+
+def _read_tagged(
+    row: Row, columns: dict[str, str], scheme: str, counts: Counts
+) -> Iterator[Record]:
+    if columns["spans"]:
+        yield span_tags(span_text(row, columns), counts)
+    else:
+        words, tags = columns["words"] or "words", columns["tags"] or "tags"
+        yield tagged_row(row, words, tags, scheme, counts)
+
+
+def _read_questions(
+    row: Row, columns: dict[str, str], scheme: str, counts: Counts
+) -> Iterator[Record]:
+    if columns["spans"]:
+        context = columns["context"] if columns["context"] != "context" else ""
+        yield span_text(row, {**columns, "context": context})
+    elif is_squad(row):
+        yield from squad_questions(row)
+    else:
+        yield question_of(row, columns)
+
+
+def _read_chat(row: Row, columns: dict[str, str], scheme: str, counts: Counts) -> Iterator[Record]:
+    yield chat_record(row, columns)
+
+
+_Reader = Callable[[Row, dict[str, str], str, Counts], Iterator[Record]]
+_READERS: dict[str, _Reader] = {
+    "translate": _read_pair,
+    "mlm": _read_text,
+    "classify": _read_labeled,
+    "tag": _read_tagged,
+    "answer": _read_questions,
+    "sft": _read_chat,
+}

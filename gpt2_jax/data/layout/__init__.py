@@ -1,0 +1,1 @@
+"""Arranges examples in batches, as a pure function of (seed, step)."""
