@@ -8,8 +8,8 @@ A table in the page is the output of a command:
     ...
     <!-- end -->
 
-`cpu` or `gpu` is the platform that the command is for. Tables of another platform stay as they are,
-and so does the page if a command fails.
+`cpu` or `gpu` is the platform that the command is for; `plan` is for any machine with the extra
+`plan-gpu`. Tables of another platform stay as they are, and so does the page if a command fails.
 """
 
 from __future__ import annotations
@@ -20,13 +20,17 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import jax
 
+from gpt2_jax.errors import UserError
+from gpt2_jax.scale.targets import parse_target, require_compiler
+
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 BLOCK = re.compile(
-    r"(<!-- (?P<platform>cpu|gpu): python -m (?P<command>benchmarks\.\w+[^\n]*?) -->\n)"
+    r"(<!-- (?P<platform>cpu|gpu|plan): python -m (?P<command>benchmarks\.\w+[^\n]*?) -->\n)"
     r".*?(<!-- end -->)",
     re.DOTALL,
 )
@@ -48,6 +52,15 @@ def updated(text: str, platform: str, run: Callable[[list[str]], str], only: str
     return BLOCK.sub(replaced, text)
 
 
+def platforms() -> list[str]:
+    """Returns the platforms whose tables this machine can make."""
+    found = [jax.default_backend()]
+    with suppress(UserError):
+        require_compiler(parse_target("h100:1"))
+        found.append("plan")
+    return found
+
+
 def output_of(command: list[str]) -> str:
     """Runs a benchmark, `benchmarks.NAME` and its arguments, and returns what it prints."""
     print(f"python -m {shlex.join(command)}", file=sys.stderr, flush=True)
@@ -65,7 +78,9 @@ def main() -> None:
     parser.add_argument("--only", default="", help="run only commands that contain this")
     args = parser.parse_args()
     text = PAGE.read_text("utf-8")
-    PAGE.write_text(updated(text, jax.default_backend(), output_of, args.only), "utf-8")
+    for platform in platforms():
+        text = updated(text, platform, output_of, args.only)
+    PAGE.write_text(text, "utf-8")
 
 
 if __name__ == "__main__":

@@ -41,18 +41,12 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from gpt2_jax.intervals import Interval
+
 LEVEL = 0.95  # of intervals; 1 - LEVEL bounds the share of null studies with a wrong verdict
 POWER = 0.8  # power at which reports state detectable differences
 SPREAD_LEVEL = 0.8  # confidence level of the reported range of seeds needed
 MAX_SEEDS = 1000  # reports give no exact number of seeds above it
-
-
-class Interval(NamedTuple):
-    """An estimate and its confidence interval; the ends are nan if there are too few values."""
-
-    estimate: float
-    low: float
-    high: float
 
 
 def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:

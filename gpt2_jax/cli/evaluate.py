@@ -7,12 +7,16 @@ from absl import flags
 from gpt2_jax import cli
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import to_json
+from gpt2_jax.train.storage.rundir import RunDirectory
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory")
 _STEP = flags.DEFINE_string("step", None, "checkpoint: a step, or best; default: the latest")
 _DATA = flags.DEFINE_string("data", None, "text to evaluate on; default: the run's validation text")
 _STRIDE = flags.DEFINE_integer(
     "stride", None, "tokens between windows; default: seq_len, without overlap", 1, 2**24
+)
+_SPLIT = flags.DEFINE_enum(
+    "split", None, ["val", "test"], "examples of a task; default: test if there are any"
 )
 _TASKS = flags.DEFINE_list("tasks", None, "evaluate these lm-evaluation-harness tasks instead")
 _TASK_DATA = flags.DEFINE_string(
@@ -30,6 +34,12 @@ def main(argv: list[str]) -> None:
         raise UserError("pass --workdir, the directory of a run")
     if _TASKS.value:
         evaluate_tasks(_WORKDIR.value, _TASKS.value)
+        return
+    if RunDirectory(_WORKDIR.value).read_config().task.name != "lm":
+        from gpt2_jax.evaluate.task_report import evaluate_task
+
+        report = evaluate_task(_WORKDIR.value, _STEP.value, _SPLIT.value)
+        print(to_json(report.to_json()) if _JSON.value else report.text())
         return
     from gpt2_jax.evaluate.perplexity import as_lines, evaluate_run
 

@@ -14,6 +14,8 @@ COMMANDS = {
     "plan": ("plan", "estimate memory, time and cost on hardware that need not be there"),
     "eval": ("evaluate", "evaluate a run: loss, perplexity, lm-evaluation-harness tasks"),
     "sample": ("sample", "generate text with a run's model"),
+    "predict": ("predict", "tags, labels or answers for texts, by a fine-tuned model"),
+    "translate": ("predict", "translate lines of text with a run's model"),
     "prepare": ("prepare", "tokenize a corpus, or verify a prepared one"),
     "import": ("huggingface", "import a Hugging Face checkpoint as a run"),
     "export": ("huggingface", "export a run as a Hugging Face checkpoint"),

@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with StopSignal() as stop:
         # Imported after the flags are validated: jax takes a second to load.
-        from gpt2_jax.evaluate.text_generation import sample_text
+        from gpt2_jax.evaluate.run_texts import TEXTS
         from gpt2_jax.train.distributed.connection import connected
         from gpt2_jax.train.distributed.shared_stop import shared_by
         from gpt2_jax.train.loop import train
@@ -64,5 +64,5 @@ def main(argv: list[str]) -> None:
         launch = find_launch(_COORDINATOR.value, _N_PROCESSES.value, _PROCESS.value, os.environ)
         seconds = (_HEARTBEAT.value, _CONNECT.value)
         with connected(launch, *seconds, stop) as processes, shared_by(processes, stop) as shared:
-            code = train(config, _WORKDIR.value, sample_text, shared, processes)
+            code = train(config, _WORKDIR.value, TEXTS, shared, processes)
     sys.exit(code)

@@ -18,6 +18,8 @@ from gpt2_jax.config.table import (
     resolve,
     validated,
     value_of,
+    with_labels,
+    with_n_inner,
     words,
 )
 
@@ -39,5 +41,7 @@ __all__ = [
     "to_json",
     "validated",
     "value_of",
+    "with_labels",
+    "with_n_inner",
     "words",
 ]

@@ -11,8 +11,9 @@ import re
 from pathlib import Path
 
 from gpt2_jax.config.capacity import check_devices, check_memory
-from gpt2_jax.config.sections import Config
+from gpt2_jax.config.sections import Config, ModelConfig
 from gpt2_jax.config.table import FIELDS, flatten, validated
+from gpt2_jax.config.task_rules import check_task
 from gpt2_jax.config.wandb_rules import find_wandb_fault
 from gpt2_jax.errors import UserError, quoted
 from gpt2_jax.fields import INT_MAX
@@ -60,6 +61,7 @@ def check_values(config: Config) -> None:
     if config.placement.module is not None:
         modules.require(config.placement.module, "placement.module")
     _check_architecture(config)
+    check_task(config)
     _check_model(config)
     _check_batch(config)
     _check_warmup(config)
@@ -151,6 +153,15 @@ def _check_model(config: Config) -> None:
             "model.matmul_dtype=float32 needs model.dtype=float32: with model.dtype=bfloat16, "
             "inputs of matrix products are already rounded"
         )
+    if model.end_of_text is not None and not model.document_mask:
+        raise UserError(
+            f"model.end_of_text={model.end_of_text} has no effect without model.document_mask; "
+            "set model.document_mask=True, or unset model.end_of_text"
+        )
+    _check_attention(model)
+
+
+def _check_attention(model: ModelConfig) -> None:
     if model.attention == "cudnn" and model.dtype != "bfloat16":
         raise UserError("model.attention=cudnn needs model.dtype=bfloat16")
     head_dim = model.n_embd // model.n_head
@@ -163,11 +174,6 @@ def _check_model(config: Config) -> None:
         raise UserError(
             "model.attention=cudnn does not support model.document_mask; set model.attention=xla, "
             "or unset model.document_mask"
-        )
-    if model.end_of_text is not None and not model.document_mask:
-        raise UserError(
-            f"model.end_of_text={model.end_of_text} has no effect without model.document_mask; "
-            "set model.document_mask=True, or unset model.end_of_text"
         )
     if model.attention not in ("auto", "xla") and model.dropout:
         raise UserError(

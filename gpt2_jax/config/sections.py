@@ -179,6 +179,37 @@ class PlacementConfig(_Axes, _Preset):
         return resolve(self.preset, self.overrides)
 
 
+TASKS = {
+    "lm": "next tokens of text",
+    "mlm": "masked tokens of text",
+    "translate": "a target sequence for a source, such as a translation or a summary",
+    "tag": "a tag per word, such as named entities",
+    "classify": "a label per text",
+    "answer": "the part of a text that answers a question, or has a label",
+    "sft": "the completions of prompts, or the assistant's part of conversations",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """What the model predicts."""
+
+    name: str = setting(
+        "lm",
+        "; ".join(f"`{name}`: {meaning}" for name, meaning in TASKS.items()),
+        choices=TASKS.keys(),
+    )
+    class_weights: tuple[str, ...] = setting(
+        (),
+        "with `classify` and `tag`: loss weights of labels, `LABEL=WEIGHT`, or `balanced`: inverse "
+        "to their number of training examples",
+    )
+    mask_share: float = setting(
+        0.15, "with `mlm`: share of the tokens that are predicted", above=0, below=1
+    )
+    whole_words: bool = setting(False, "with `mlm`: choose whole words instead of tokens")
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
     """The head of a fine-tuning task; the task chooses its kind."""
@@ -194,11 +225,14 @@ class HeadConfig:
         "a dense layer before the output matrix: for masked tokens with the MLP's activation and a "
         "norm, for labels of sequences with tanh; unset: yes, unless `pool=mean`",
     )
+    n_labels: int | None = count(
+        None, "labels that are predicted; unset: those of the training data", maximum=2**20
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Training text, validation text and tokenizer."""
+    """Training data, validation data and tokenizer."""
 
     source: str = setting(
         "stdlib",
@@ -209,14 +243,50 @@ class DataConfig:
         path=True,
     )
     val_source: str | None = setting(
-        None, "separate validation text; unset: held out from `source`", path=True
+        None, "separate validation data; unset: held out from `source`", path=True
+    )
+    test_source: str | None = setting(
+        None,
+        "test data of a task, which `gpt2-jax eval` scores; unset: the validation data",
+        path=True,
+    )
+    columns: str | None = setting(
+        None,
+        "columns of a task's files, `NAME=COLUMN,NAME=COLUMN`: a name, a number from 0, or a path "
+        "in JSON; unset: the names in the task's guide",
+        longest=1000,
+    )
+    tag_scheme: str = setting(
+        "iob2", "of tags in the files; models always predict iob2", choices=("iob1", "iob2")
     )
     tokenizer: str = setting(
         "bytes",
-        "`bytes`, `gpt2`, the path of a tokenizer.json, or `ids:N` for text of decimal ids below N",
+        "`bytes`, `gpt2`, the path of a tokenizer.json, `ids:N` for text of decimal ids below N, "
+        "or `bpe:N` or `wordpiece:N`, trained on the training data",
+        path=True,
+    )
+    chat_template: str | None = setting(
+        None,
+        "with `task.name=sft`: Jinja template of conversations; unset: the tokenizer's",
         path=True,
     )
     seq_len: int = count(1024, "tokens per sequence, at most `model.n_positions`", maximum=2**24)
+    source_len: int | None = count(
+        None, "with `task.name=translate`: tokens per source; unset: `seq_len`", maximum=2**24
+    )
+    layout: str | None = setting(
+        None,
+        "`packed`: several examples per row; `padded`: one; unset: `packed` if a task has a target "
+        "per token",
+        choices=("packed", "padded"),
+    )
+    lengths: tuple[str, ...] = setting(
+        (),
+        "with `layout=padded`: lengths of rows below `seq_len`, for batches of shorter examples",
+    )
+    too_long: str = setting(
+        "cut", "examples longer than `seq_len`: `cut`, or `refuse`", choices=("cut", "refuse")
+    )
     val_fraction: float = share(0.1, "share of documents held out for validation")
     document_separator: str | None = setting(
         None,
@@ -286,6 +356,9 @@ class OptimizerConfig:
     lr_multipliers: tuple[str, ...] = setting(
         (), "learning-rate factors by name pattern: `pattern=factor`"
     )
+    label_smoothing: float = share(
+        0.0, "probability that the training loss spreads over all other tokens or labels"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,6 +366,12 @@ class TrainConfig:
     """Batch size, number of steps, logging, evaluation and checkpoints."""
 
     steps: int = count(1000, "total number of steps")
+    epochs: float | None = setting(
+        None,
+        "passes over the examples of a task, instead of `steps`",
+        above=0,
+        maximum=1e6,
+    )
     batch_size: int = count(32, "sequences per step, summed over devices and micro-batches")
     accumulation: int = count(1, "micro-batches per step")
     micro_batch: str | None = setting(
@@ -324,6 +403,30 @@ class TrainConfig:
         None, "directory of a run to start the weights from: DIR, DIR@step or DIR@best", path=True
     )
     deterministic: bool = setting(False, "use bitwise deterministic GPU kernels, which are slower")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """How predictions of a task are made and scored."""
+
+    generate_every: int | None = count(
+        None,
+        "with `task.name=translate`: steps between evaluations of generated text, a multiple of "
+        "`train.eval_every`; unset: only at the end",
+    )
+    beam: int = count(5, "hypotheses that beam search keeps; 1: greedy", maximum=64)
+    length_penalty: float = setting(
+        1.0,
+        "exponent of the length by which a hypothesis' log-probability is divided; 0: none",
+        minimum=-10,
+        maximum=10,
+    )
+    score: str = setting("bleu", "what generated text is scored by", choices=("bleu", "rouge"))
+    out_of_scope: str | None = setting(
+        None,
+        "with `task.name=classify`: label of texts that belong to no class, scored apart",
+        longest=200,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -403,9 +506,11 @@ class Config:
     )
     model: ModelConfig = ModelConfig()
     placement: PlacementConfig = PlacementConfig()
+    task: TaskConfig = TaskConfig()
     head: HeadConfig = HeadConfig()
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
     mesh: MeshConfig = MeshConfig()
     track: TrackConfig = TrackConfig()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ MAY_CHANGE = (
     "track.",
     "mesh.",
     "train.steps",
+    "train.epochs",
     "train.patience",
     "train.sample_tokens",
     "train.keep_checkpoints",
@@ -145,6 +146,27 @@ def usual_n_inner(n_embd: int, placement: Placement) -> int:
     return 8 * round(n_embd / 3) if gated else 4 * n_embd
 
 
+def with_n_inner(config: Config) -> Config:
+    """Returns the config with `model.n_inner` filled in."""
+    model = config.model
+    n_inner = model.n_inner or usual_n_inner(model.n_embd, config.placement.resolve())
+    return replace(config, {"model.n_inner": n_inner})
+
+
+def with_labels(config: Config, labels: Sequence[str]) -> Config:
+    """Returns the config with `head.n_labels` filled in.
+
+    Raises:
+      UserError: if it is another number.
+    """
+    n = config.head.n_labels
+    if n is not None and labels and n != len(labels):
+        raise UserError(
+            f"head.n_labels={n}, but the training data has {len(labels)} labels; leave it unset"
+        )
+    return replace(config, {"head.n_labels": len(labels) or None})
+
+
 def resolve(config: Config, tokenizer_size: int, end_of_text: int | None = None) -> Config:
     """Returns the config with `model.n_inner` and `model.vocab_size` filled in.
 
@@ -154,8 +176,8 @@ def resolve(config: Config, tokenizer_size: int, end_of_text: int | None = None)
     Raises:
       UserError: if `vocab_size` is smaller than the tokenizer, or `end_of_text` not below it.
     """
+    config = with_n_inner(config)
     model, tokenizer = config.model, config.data.tokenizer
-    n_inner = model.n_inner or usual_n_inner(model.n_embd, config.placement.resolve())
     vocab_size = model.vocab_size
     if vocab_size is None:
         label = f"the number of ids of data.tokenizer={tokenizer}"
@@ -165,7 +187,7 @@ def resolve(config: Config, tokenizer_size: int, end_of_text: int | None = None)
             f"model.vocab_size={vocab_size} is smaller than the {tokenizer_size} tokens of "
             f"data.tokenizer={tokenizer}; leave it unset or raise it"
         )
-    changes: dict[str, Any] = {"model.n_inner": n_inner, "model.vocab_size": vocab_size}
+    changes: dict[str, Any] = {"model.vocab_size": vocab_size}
     if model.document_mask:
         end = end_of_text if model.end_of_text is None else model.end_of_text
         if end is not None and end >= vocab_size:

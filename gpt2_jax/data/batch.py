@@ -9,21 +9,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 
-class Tokens(NamedTuple):
-    """One side of a batch: rows of one or several examples, then padding.
-
-    Attributes:
-      ids_BT: integer ids.
-      segments_BT: int32; 0 is padding, and 1, 2, ... are the examples packed into a row, in order
-        and contiguous.
-      types_BT: token types (BERT's sentence A or B); None if the model has none.
-    """
-
-    ids_BT: Any
-    segments_BT: Any
-    types_BT: Any = None
-
-
 class Batch(NamedTuple):
     """Token ids and loss weights: a pytree whose leaves all have a leading batch axis.
 
@@ -36,6 +21,11 @@ class Batch(NamedTuple):
 
     tokens_BT1: Any
     weights_BT: Any = None
+
+    @property
+    def weights(self) -> Any:
+        """The loss weights, None if all are 1."""
+        return self.weights_BT
 
     @property
     def inputs_BT(self) -> Any:
@@ -77,6 +67,11 @@ class TokenBatch(NamedTuple):
     targets_BT: Any
     weights_BT: Any
 
+    @property
+    def weights(self) -> Any:
+        """The loss weights."""
+        return self.weights_BT
+
 
 class PairBatch(NamedTuple):
     """A source and a target sequence: translation, summarization.
@@ -94,6 +89,11 @@ class PairBatch(NamedTuple):
     targets_BT: Any
     weights_BT: Any
 
+    @property
+    def weights(self) -> Any:
+        """The loss weights."""
+        return self.weights_BT
+
 
 class LabelBatch(NamedTuple):
     """A label per row: classification.
@@ -107,6 +107,11 @@ class LabelBatch(NamedTuple):
     inputs: Tokens
     labels_B: Any
     weights_B: Any
+
+    @property
+    def weights(self) -> Any:
+        """The loss weights."""
+        return self.weights_B
 
 
 class SpanBatch(NamedTuple):
@@ -124,6 +129,11 @@ class SpanBatch(NamedTuple):
     starts_B: Any
     ends_B: Any
     weights_B: Any
+
+    @property
+    def weights(self) -> Any:
+        """The loss weights."""
+        return self.weights_B
 
 
 ExampleBatch = TokenBatch | PairBatch | LabelBatch | SpanBatch

@@ -14,13 +14,13 @@ from typing import Any
 from gpt2_jax.data.corpus import open_corpus
 from gpt2_jax.data.manifest import MANIFEST, Manifest
 from gpt2_jax.data.mixture import (
-    Batches,
     MixtureSampler,
     is_mixture,
     parse_mixture,
     source_names,
 )
 from gpt2_jax.data.remote import is_remote
+from gpt2_jax.data.run_data import Batches
 from gpt2_jax.data.sampler import Sampler
 from gpt2_jax.data.shards import Corpus
 from gpt2_jax.data.stream import Counts, StreamedCorpus, StreamSampler, open_stream
@@ -63,6 +63,11 @@ class Dataset:
     parts: tuple[Part, ...]
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """None: text has no labels."""
+        return ()
+
+    @property
     def is_mixture(self) -> bool:
         """Whether there are several corpora."""
         return len(self.parts) > 1
@@ -95,6 +100,13 @@ class Dataset:
         for name, corpus in streams.items():
             corpus.restore(known.get(name))
             corpus.on_count = lambda: save({name: c.counts for name, c in streams.items()})
+
+    def describe(self) -> str:
+        """Returns the number of tokens, or the remote files that they are fetched from."""
+        texts = [stream.describe() for stream in self.streams.values()]
+        if (n_train := self.n_tokens("train")) or not texts:
+            texts.insert(0, f"{n_train:,} training tokens")
+        return ", ".join([*texts, f"{self.n_tokens('val'):,} validation tokens"])
 
     def n_tokens(self, split: str) -> int:
         """Returns the number of tokens of a split in all corpora that know it."""

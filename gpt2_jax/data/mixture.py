@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import PurePosixPath
-from typing import Protocol
 
 import numpy as np
 
@@ -17,17 +16,6 @@ from gpt2_jax.errors import UserError, quoted
 PREFIX = "mixture:"
 _WEIGHT = re.compile(r"(?=.*[1-9])(\d{1,9}(\.\d{0,9})?|\.\d{1,9})", re.ASCII)  # positive
 _GLOB = re.compile(r"[*?\[]")
-
-
-class Batches(Protocol):
-    """The batches of a run, as a function of the step."""
-
-    def batch(self, step: int, rows: slice | np.ndarray = slice(None)) -> Batch:
-        """Returns batch `step`, counted from 0, with int32 ids (rows, seq_len + 1).
-
-        Args:
-          rows: the rows of this process; the batch is the same for any number of processes.
-        """
 
 
 def is_mixture(spec: str) -> bool:

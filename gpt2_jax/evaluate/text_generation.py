@@ -36,14 +36,14 @@ def sample_text(
     tokenizer: Tokenizer,
 ) -> str:
     """Returns `train.sample_tokens` tokens of text that follow a line break."""
-    params = jax.tree.map(_on_one_device, params)
+    params = jax.tree.map(on_one_device, params)
     generator = Generator(model_def, params, train.steps, seq_len)
     prompts = encode_prompts(tokenizer, [PROMPT])
     (ids,) = generator.generate(prompts, train.sample_tokens, DEFAULT_SAMPLING, seed)
     return continuation(tokenizer, prompts[0], ids)
 
 
-def _on_one_device(x: jax.Array) -> jax.Array:
+def on_one_device(x: jax.Array) -> jax.Array:
     """Returns an array on one device of this process."""
     if not x.is_fully_replicated:
         if x.is_fully_addressable:

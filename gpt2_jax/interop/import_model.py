@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,17 @@ from gpt2_jax.interop.families.family import Family, Fields, dropout_note
 from gpt2_jax.interop.families.labels import read_labels
 from gpt2_jax.interop.tokenizer_files import find_tokenizer
 from gpt2_jax.model.definition import ModelDef, define_model
-from gpt2_jax.model.heads import LM
+from gpt2_jax.model.heads import HeadSpec
+from gpt2_jax.tasks.task import head_of
 from gpt2_jax.train.storage.checkpoint import save_params
 from gpt2_jax.train.storage.identity import FORMAT_VERSION, Identity, new_run_id
 from gpt2_jax.train.storage.rundir import RunDirectory
 
 LARGEST_ID = 2**31
+# The task whose models have a kind of head. Classification without labels has a pooled one.
+ENCODER_TASKS = {"mlm": "mlm", "tokens": "tag", "sequence": "classify", "span": "answer"}
+ENCODER_TASKS["pooled"] = "classify"
+DEFAULT_TASKS = {"decoder": "lm", "encoder_decoder": "translate"}
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,12 @@ class Imported:
     """A checkpoint as our model.
 
     Attributes:
+      config: with the task and head of its class.
       labels: names of its head's labels, empty if it has none.
       unused: tensors in its files that its class does not use.
     """
 
+    config: Config
     model_def: ModelDef
     params: Any
     labels: list[str]
@@ -64,18 +70,19 @@ def import_model(
     folder = checkpoint_files.find_checkpoint(model, allow_pickle)
     fields = read_fields(folder / "config.json")
     family = find_family(fields)
-    config = family.read(fields)
+    config = _with_head(family.read(fields), family.head(fields, ()))
     check_stored(config, folder / "config.json")
     with atomic_folder(target) as partial:
         found = _import_tokenizer(folder, config.model.vocab_size, partial, target, tokenizer)
         name, fingerprint, line = found
         config = replace(config, {"data.tokenizer": name})
         imported = _convert(family, fields, config, folder, allow_pickle)
+        config = imported.config
         write_atomic(partial / "config.json", to_json(config))
         identity = Identity(new_run_id(), to_dict(config), None, fingerprint)
         info = {"format_version": FORMAT_VERSION, "run_id": identity.run_id}
         info |= {"imported_from": model, "parameters": imported.model_def.n_params()}
-        info |= {"tokenizer": fingerprint, **_head_info(family, fields, imported)}
+        info |= {"tokenizer": fingerprint, **_facts(family, fields, imported)}
         write_json(partial / "run.json", info)
         params = jax.tree.map(jax.numpy.asarray, imported.params)
         save_params(partial / "weights", params, identity)
@@ -83,30 +90,37 @@ def import_model(
     return [line for line in lines if line]
 
 
+def _with_head(config: Config, head: HeadSpec) -> Config:
+    """Returns the config with the task whose models have this head."""
+    task = ENCODER_TASKS.get(head.kind) or DEFAULT_TASKS[config.model.architecture]
+    changes: dict[str, Any] = {"task.name": task, "head.n_labels": head.n_labels or None}
+    return replace(config, changes | {"head.transform": head.transform})
+
+
 def _convert(
     family: Family, fields: Fields, config: Config, folder: Path, allow_pickle: bool
 ) -> Imported:
     """Returns the model, and its parameters from the tensors in the folder."""
     tensors = normalize(family, checkpoint_files.read_tensors(folder, allow_pickle))
-    head = family.head(fields, tensors)
+    config = _with_head(config, family.head(fields, tensors))
+    head = head_of(config.task, config.head)
     labels = read_labels(fields) if head.n_labels else []
     model_def = define_model(config.model, config.placement, head=head)
     table = family.table(config, head)
     params, unused = from_huggingface(family, table, model_def, tensors)
-    return Imported(model_def, params, labels, unused)
+    return Imported(config, model_def, params, labels, unused)
 
 
-def _head_info(family: Family, fields: Fields, imported: Imported) -> Mapping[str, Any]:
-    """Returns what run.json says about a model that predicts anything but next tokens.
+def _facts(family: Family, fields: Fields, imported: Imported) -> dict[str, Any]:
+    """Returns what run.json says about a model other than GPT-2.
 
     Special tokens have no fields in our config: they are the tokenizer's, except that imported
     ones may not be named in its files.
     """
-    ids = {name: fields[name] for name in family.special_ids if _is_id(fields.get(name))}
-    if imported.model_def.head == LM and imported.model_def.cfg.architecture == "decoder":
+    if imported.config.model.architecture == "decoder":
         return {}
-    head = {"head": asdict(imported.model_def.head), "special_ids": ids}
-    return head | ({"labels": imported.labels} if imported.labels else {})
+    ids = {name: fields[name] for name in family.special_ids if _is_id(fields.get(name))}
+    return {"special_ids": ids, **({"labels": imported.labels} if imported.labels else {})}
 
 
 def _is_id(value: object) -> bool:

@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ def compile_elsewhere(
     """
     request = {"target": machine.name, "config": config, "changes": changes}
     env = os.environ | (ABSENT if machine.chip else {})
-    command = [sys.executable, "-m", "gpt2_jax.scale.compiler"]
+    childs, ours = os.pipe()
+    command = [sys.executable, "-m", "gpt2_jax.scale.compiler", str(childs)]
     try:
         done = subprocess.run(
             command,
@@ -73,12 +75,16 @@ def compile_elsewhere(
             errors="replace",
             env=env,
             timeout=timeout,
+            pass_fds=(childs,),
         )
     except subprocess.TimeoutExpired:
         raise TookTooLong(
             f"compiling for {machine.name} took longer than {timeout:g} s; raise --timeout, or set "
             "model.unroll=False, which compiles a single block"
         ) from None
+    finally:
+        os.close(childs)
+        os.close(ours)
     answer = _last_line(done.stdout)
     if "error" in answer:
         raise UserError(answer["error"])
@@ -149,5 +155,20 @@ def local_memory(n_devices: int) -> int | None:
     return int(host / n_devices) if host < float("inf") else None
 
 
+def end_with_parent(pipe: int) -> None:
+    """Ends this process when its parent ends, however that happens.
+
+    Args:
+      pipe: the reading end of a pipe that the parent keeps open and writes nothing to.
+    """
+
+    def wait() -> None:
+        os.read(pipe, 1)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 if __name__ == "__main__":
+    end_with_parent(int(sys.argv[1]))
     print(json.dumps(answer(json.load(sys.stdin))))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gpt2_jax.hlo.kinds import ATTENTION, PRODUCTS
 from gpt2_jax.scale.chips import CHIPS, Chip
 from gpt2_jax.scale.figures import Figures
-from gpt2_jax.scale.traffic import ATTENTION, PRODUCTS
 from gpt2_jax.track.throughput import mfu, peak_flops
 
 SECONDS_PER_DAY = 86_400

@@ -12,10 +12,11 @@ import jax
 from jax.stages import Compiled
 
 from gpt2_jax.config.sections import TrainConfig
-from gpt2_jax.scale.collectives import Collective, find_collectives
+from gpt2_jax.hlo.collectives import Collective, find_collectives
+from gpt2_jax.hlo.kinds import work_of
+from gpt2_jax.hlo.text import Program, parse
+from gpt2_jax.hlo.traffic import memory_traffic
 from gpt2_jax.scale.flops import executed_flops
-from gpt2_jax.scale.hlo import Program, parse
-from gpt2_jax.scale.traffic import memory_traffic
 from gpt2_jax.train.compiled_step import CompiledStep
 from gpt2_jax.train.distributed.mesh import n_row_devices
 from gpt2_jax.train.distributed.sharding import make_layout
@@ -49,7 +50,7 @@ class Figures:
       tokens_per_step: predicted tokens. rows: sequences per device and micro-batch.
       parameters, optimizer, gradients: bytes. peak: bytes at the step's peak, None if unknown.
       memory: bytes that a program may use, None if unknown.
-      product_flops, attention_flops: executed. traffic: bytes by kind (`traffic.memory_traffic`).
+      product_flops, attention_flops: executed. traffic: bytes by kind (`hlo.kinds.work_of`).
       attention: the kernel. whole: large parameters that the mesh does not split.
     """
 
@@ -124,7 +125,7 @@ def figures_of(
         memory=memory,
         product_flops=flops.products / mesh.size,
         attention_flops=flops.attention / mesh.size,
-        traffic=memory_traffic(program),
+        traffic=memory_traffic(program, work_of),
         exchanges=exchanges_of(program, mesh.size, per_host),
         attention=step.attention,
         compile_seconds=step.compile_seconds,

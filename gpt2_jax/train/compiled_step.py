@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.extend
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -25,6 +24,8 @@ from gpt2_jax.model.definition import ModelDef, define_model
 from gpt2_jax.model.sublayer import resolve_kernel
 from gpt2_jax.nn.attention_kernels import PLATFORMS
 from gpt2_jax.nn.target import Target, target_of
+from gpt2_jax.tasks.losses import AnyBatch
+from gpt2_jax.tasks.task import head_of
 from gpt2_jax.train.distributed.mesh import (
     by_rows,
     find_devices,
@@ -37,6 +38,7 @@ from gpt2_jax.train.distributed.mesh import (
 from gpt2_jax.train.distributed.processes import ALONE, Processes
 from gpt2_jax.train.distributed.sharding import LayerSplit, make_layout
 from gpt2_jax.train.evaluation import Evaluator
+from gpt2_jax.train.example_evaluation import ExampleEvaluator, batch_key
 from gpt2_jax.train.optim.optimizer import make_optimizer, trainable_infos
 from gpt2_jax.train.state import State, make_init
 from gpt2_jax.train.step import Step, make_step
@@ -51,7 +53,8 @@ class CompiledStep:
     """A train step compiled for a mesh, ready to run.
 
     Attributes:
-      batch_shape: shapes, types and shardings of a batch.
+      batch_shape: shapes, types and shardings of a batch, of the longest rows if they differ.
+      tokens_per_step: as in `BatchShapes`.
       step: `(state, batch) -> (state, metrics)`; donates the state.
       init: returns the state before the first step.
       evaluator: of the model, for batches of the size of a micro-batch.
@@ -65,10 +68,11 @@ class CompiledStep:
 
     model_def: ModelDef
     mesh: Mesh
-    batch_shape: Batch
+    batch_shape: Any
+    tokens_per_step: int
     step: Step
     init: Callable[[], State]
-    evaluator: Evaluator
+    evaluator: Evaluator | ExampleEvaluator
     shapes: State
     jaxpr: jax.extend.core.ClosedJaxpr
     attention: str
@@ -84,11 +88,15 @@ class CompiledStep:
     @property
     def rows(self) -> np.ndarray:
         """The rows of a batch that this process reads."""
-        return own_rows(self.mesh, self.batch_shape.tokens_BT1.shape[0])
+        return own_rows(self.mesh, self._n_rows)
 
-    def put(self, batch: Batch) -> Batch:
+    def put(self, batch: AnyBatch) -> Any:
         """Puts this process's `rows` of a batch on its devices."""
-        return put_rows(batch, self.mesh, self.batch_shape.tokens_BT1.shape[0])
+        return put_rows(batch, self.mesh, self._n_rows)
+
+    @property
+    def _n_rows(self) -> int:
+        return jax.tree.leaves(self.batch_shape)[0].shape[0]
 
     def start(self, batch: Batch) -> State:
         """Returns the state before the first step.
@@ -128,13 +136,42 @@ def apply_data_dependent_init(model_def: ModelDef, mesh: Mesh, params: Any, batc
     return jax.jit(measure, out_shardings=layout.shardings(params))(params, tokens)
 
 
+@dataclass(frozen=True)
+class BatchShapes:
+    """The shapes of batches, as batches whose number of rows does not matter.
+
+    Attributes:
+      train: one for each shape of a training batch. evaluation: likewise.
+      tokens_per_step: mean number of tokens per step, without padding.
+    """
+
+    train: Sequence[AnyBatch]
+    tokens_per_step: int
+    evaluation: Sequence[AnyBatch] = ()
+
+    @property
+    def has_examples(self) -> bool:
+        """Whether batches have the examples of a task, not windows of text."""
+        return not isinstance(self.train[0], Batch)
+
+
+def window_shapes(config: Config) -> BatchShapes:
+    """Returns the shape of batches for language modeling."""
+    windows = Batch(np.zeros((0, config.data.seq_len + 1), np.int32))
+    return BatchShapes([windows], config.train.batch_size * config.data.seq_len)
+
+
 def compile_step(
-    config: Config, devices: Sequence[jax.Device] | None = None, others: bool = False
+    config: Config,
+    devices: Sequence[jax.Device] | None = None,
+    batches: BatchShapes | None = None,
+    others: bool = False,
 ) -> CompiledStep:
     """Compiles the train step of a resolved config.
 
     Args:
       devices: what to compile for, in this machine or not; None for all of this machine's.
+      batches: shapes of the batches; None for those of language modeling.
       others: whether to also compile `init` and the evaluator, at the same time: XLA uses only one
         core during most of a compilation.
 
@@ -144,21 +181,31 @@ def compile_step(
     # While it lowers kernels, Pallas reads the GPU's generation from the default device.
     default = nullcontext() if devices is None else jax.default_device(devices[0])
     with default:
-        return _compile_for(config, find_devices() if devices is None else devices, others)
+        devices = find_devices() if devices is None else devices
+        return _compile_for(config, devices, batches or window_shapes(config), others)
 
 
-def _compile_for(config: Config, devices: Sequence[jax.Device], others: bool) -> CompiledStep:
+def _compile_for(
+    config: Config, devices: Sequence[jax.Device], batches: BatchShapes, others: bool
+) -> CompiledStep:
     opt = config.optimizer
-    model = define_model(config.model, config.placement, target_of(devices[0]))
+    head = head_of(config.task, config.head)
+    model = define_model(config.model, config.placement, target_of(devices[0]), head)
     mesh = make_mesh(config.train, config.mesh, state_bytes(config, model), devices)
     layout = make_layout(model, mesh)
     layers = None if mesh.size == 1 else LayerSplit(layout)
     optimizer = make_optimizer(opt, trainable_infos(opt, model), layers)
     init = make_init(config.seed, opt, model, optimizer, mesh)
     micro_batch = config.train.batch_size // config.train.accumulation
-    evaluator = Evaluator(model, mesh, config.data.seq_len, micro_batch)
-    shape = (config.train.batch_size, config.data.seq_len + 1)
-    batch = Batch(jax.ShapeDtypeStruct(shape, jnp.int32, sharding=by_rows(mesh)))
+    evaluator: Evaluator | ExampleEvaluator
+    if batches.has_examples:
+        evaluator = ExampleEvaluator(model, mesh, micro_batch, batches.evaluation)
+    else:
+        evaluator = Evaluator(model, mesh, config.data.seq_len, micro_batch)
+    abstract = lambda x: jax.ShapeDtypeStruct(
+        (config.train.batch_size, *x.shape[1:]), x.dtype, sharding=by_rows(mesh)
+    )
+    shapes_of_batches = [jax.tree.map(abstract, batch) for batch in batches.train]
     kernel = resolve_kernel(config.model, model.spec, model.target.platform)
     _check_platform(kernel, model.target.platform)
     started = time.monotonic()
@@ -174,24 +221,36 @@ def _compile_for(config: Config, devices: Sequence[jax.Device], others: bool) ->
             evaluation = pool.submit(evaluator.compile, layout.abstract(model.shapes))
             jitted: Any = init
             first = pool.submit(lambda: jitted.lower().compile())
-        jaxpr, compiled = _compile(step, shapes, batch, kernel)
+        compiled = [_compile(step, shapes, batch, kernel) for batch in shapes_of_batches]
         if others:
             init = first.result()
             evaluation.result()
+    programs = [program for _, program in compiled]
+    jaxpr, longest = compiled[-1]
+    peaks = [peak_bytes(program, model.target) for program in programs]
     return CompiledStep(
         model_def=model,
         mesh=mesh,
-        batch_shape=batch,
-        step=compiled,
+        batch_shape=shapes_of_batches[-1],
+        tokens_per_step=batches.tokens_per_step,
+        step=by_shape(shapes_of_batches, programs),
         init=init,
         evaluator=evaluator,
         shapes=shapes,
         jaxpr=jaxpr,
-        attention=kernel_of(compiled.as_text(), kernel),
-        peak_bytes=peak_bytes(compiled, model.target),
+        attention=kernel_of(longest.as_text(), kernel),
+        peak_bytes=None if None in peaks else max(peak for peak in peaks if peak is not None),
         compile_seconds=time.monotonic() - started,
-        hlo=compiled.as_text,
+        hlo=longest.as_text,
     )
+
+
+def by_shape(batches: Sequence[AnyBatch], programs: Sequence[Step]) -> Step:
+    """Returns a step that calls the program compiled for the shape of its batch."""
+    if len(programs) == 1:
+        return programs[0]
+    of_key = {batch_key(batch): program for batch, program in zip(batches, programs, strict=True)}
+    return lambda state, batch: of_key[batch_key(batch)](state, batch)
 
 
 def state_bytes(config: Config, model_def: ModelDef) -> int:
@@ -227,7 +286,7 @@ def memory_errors() -> Iterator[None]:
 
 
 def _compile(
-    step: Any, state: State, batch: Batch, kernel: str
+    step: Any, state: State, batch: AnyBatch, kernel: str
 ) -> tuple[jax.extend.core.ClosedJaxpr, Any]:
     try:
         with memory_errors():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,15 +9,26 @@ from gpt2_jax import config as configs
 from gpt2_jax.config import Config
 from gpt2_jax.config.capacity import check_memory
 from gpt2_jax.config.check import check
-from gpt2_jax.data.dataset import Dataset
-from gpt2_jax.data.mixture import Batches
+from gpt2_jax.data.layout.shape import Layout
+from gpt2_jax.data.run_data import Batches, RunData
 from gpt2_jax.data.tokenizer import Tokenizer, load_tokenizer
+from gpt2_jax.data.trained_tokenizer import is_trained
 from gpt2_jax.errors import EXIT_FINISHED, EXIT_STOPPED, UserError
+from gpt2_jax.fields import INT_MAX
 from gpt2_jax.model.definition import define_model
+from gpt2_jax.tasks.data import ExampleData
+from gpt2_jax.tasks.task import head_of
 from gpt2_jax.track.console import forgiving_output, no_output, say, status
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.train import report
-from gpt2_jax.train.compiled_step import INIT_ROWS, CompiledStep, compile_step, memory_errors
+from gpt2_jax.train.compiled_step import (
+    INIT_ROWS,
+    BatchShapes,
+    CompiledStep,
+    compile_step,
+    memory_errors,
+    window_shapes,
+)
 from gpt2_jax.train.distributed.agreement import (
     check_same_data,
     check_same_program,
@@ -37,11 +47,11 @@ from gpt2_jax.train.pretrained import (
     find_source,
     load_pretrained,
 )
-from gpt2_jax.train.run import Run, SampleFn, how_to_continue
+from gpt2_jax.train.run import Run, TextFns, how_to_continue
 from gpt2_jax.train.run_logger import is_stale
 from gpt2_jax.train.state import State, abstract_params
 from gpt2_jax.train.storage.checkpoint import Checkpoints
-from gpt2_jax.train.storage.open_run import open_data
+from gpt2_jax.train.storage.open_run import open_data, open_examples
 from gpt2_jax.train.storage.rundir import FollowedDirectory, RunDirectory
 from gpt2_jax.train.storage.verify import ResumePoint, find_resume_point, open_checkpoints
 
@@ -49,7 +59,7 @@ from gpt2_jax.train.storage.verify import ResumePoint, find_resume_point, open_c
 def train(
     config: Config,
     workdir: str,
-    sample: SampleFn | None = None,
+    texts: TextFns | None = None,
     stop: StopSignal | None = None,
     processes: Processes = ALONE,
 ) -> int:
@@ -61,7 +71,7 @@ def train(
     before all checks have passed.
 
     Args:
-      sample: returns the text to show at the end.
+      texts: generate text; None for none.
       stop: an entered stop signal; None to create one.
       processes: those that train together. Each calls this function; process 0 prints, and writes
         all files except the state in checkpoints.
@@ -73,7 +83,7 @@ def train(
     output = nullcontext() if processes.is_main else no_output()
     with forgiving_output(), output, StopSignal() if stop is None else nullcontext(stop) as stop:
         try:
-            return _train(config, workdir, sample, stop, processes)
+            return _train(config, workdir, texts, stop, processes)
         except Stopped as signal:
             print(f"stopped by {signal} before training began; {how_to_continue()}")
             return EXIT_STOPPED
@@ -82,7 +92,7 @@ def train(
 def _train(
     config: Config,
     workdir: str,
-    sample: SampleFn | None,
+    texts: TextFns | None,
     stop: StopSignal,
     processes: Processes,
 ) -> int:
@@ -91,11 +101,10 @@ def _train(
     with processes.together("checks"):
         directory.check_usable()
         config, source = _complete(config, directory)
-        directory.check_config(config)
     keep_freed_memory(config.model)
     configure_devices(config.train, config.mesh, processes)
     with processes.together("data"):
-        corpus, tokenizer, sampler = _open_data(config, directory, stop)
+        config, corpus, tokenizer, sampler = _open_data(config, directory, stop)
         _check_streams(corpus, processes)
     check_same_data(processes, corpus.content_hash(), tokenizer.fingerprint)
     try:
@@ -110,7 +119,9 @@ def _train(
             return EXIT_FINISHED
         with memory_errors():
             with stop.immediate():
-                config, compiled = _compile(config, not directory.is_config_fixed(), processes)
+                batches = _batch_shapes(config, corpus, sampler)
+                may_choose = not directory.is_config_fixed()
+                config, compiled = _compile(config, may_choose, processes, batches)
             with processes.together("claim"):
                 for line in directory.claim(config, corpus, tokenizer):
                     print(f"changed: {line}")
@@ -120,31 +131,77 @@ def _train(
             run = _open_run(
                 config, directory, resume, source, corpus, compiled, sampler, stop, processes
             )
-            return run.train(tokenizer, sample)
+            return run.train(tokenizer, texts)
     finally:
         directory.unlock()
 
 
 def _open_data(
     config: Config, directory: RunDirectory, stop: StopSignal
-) -> tuple[Dataset, Tokenizer, Batches]:
-    if config.optimizer.frozen or config.optimizer.lr_multipliers:
-        model = define_model(config.model, config.placement)
-        lr_factors(config.optimizer, model)  # reports a wrong pattern early
-    say("preparing the text")
-    data = dataclasses.replace(config.data, tokenizer=directory.tokenizer_for(config))
+) -> tuple[Config, RunData, Tokenizer, Batches]:
+    """Opens the data, and completes the config with what depends on it."""
+    if config.model.vocab_size is not None:
+        _check_patterns(config)
+    examples = config.task.name != "lm"
+    say("preparing the examples" if examples else "preparing the text")
+    opened = configs.replace(config, {"data.tokenizer": directory.tokenizer_for(config)})
+    corpus: RunData
     with stop.immediate():
-        corpus, tokenizer = open_data(data)
-    sampler = corpus.sampler(data.seq_len, config.train.batch_size, config.seed)
+        if examples:
+            corpus = open_examples(opened, directory.labels())
+            tokenizer = corpus.tokenizer
+        else:
+            corpus, tokenizer = open_data(opened.data)
     corpus.check_validation()
-    return corpus, tokenizer, sampler
+    sampler = corpus.sampler(config.data.seq_len, config.train.batch_size, config.seed)
+    return _complete_with(config, directory, corpus, tokenizer, sampler), corpus, tokenizer, sampler
+
+
+def _complete_with(
+    config: Config,
+    directory: RunDirectory,
+    corpus: RunData,
+    tokenizer: Tokenizer,
+    sampler: Batches,
+) -> Config:
+    """Returns the config with the fields that depend on the data, and checks it again."""
+    was_known = config.model.vocab_size is not None
+    config = configs.resolve(config, tokenizer.size, tokenizer.end_of_text)
+    if isinstance(corpus, ExampleData):
+        config = configs.with_labels(config, corpus.labels)
+        if config.train.epochs is not None:
+            assert isinstance(sampler, Layout)
+            config = configs.replace(config, {"train.steps": sampler.steps(config.train.epochs)})
+    if not was_known:
+        check(config)
+        _check_patterns(config)
+    config = directory.with_chosen_accumulation(config)
+    directory.check_config(config)
+    return config
+
+
+def _check_patterns(config: Config) -> None:
+    """Reports a wrong pattern of parameters early."""
+    if config.optimizer.frozen or config.optimizer.lr_multipliers:
+        head = head_of(config.task, config.head)
+        lr_factors(config.optimizer, define_model(config.model, config.placement, head=head))
+
+
+def _batch_shapes(config: Config, corpus: RunData, sampler: Batches) -> BatchShapes:
+    """Returns the shapes of the batches of training and evaluation."""
+    if not isinstance(corpus, ExampleData):
+        return window_shapes(config)
+    assert isinstance(sampler, Layout)
+    rows = config.train.batch_size // config.train.accumulation
+    evaluation = corpus.shapes(corpus.evaluation("val", rows))
+    return BatchShapes(corpus.shapes(sampler), corpus.tokens_per_step(sampler), evaluation)
 
 
 def _find_resume_point(
     config: Config,
     directory: RunDirectory,
     source: PretrainedSource | None,
-    corpus: Dataset,
+    corpus: RunData,
     tokenizer: Tokenizer,
     processes: Processes,
 ) -> tuple[ResumePoint, bool]:
@@ -167,22 +224,32 @@ def _complete(config: Config, directory: RunDirectory) -> tuple[Config, Pretrain
     source = find_source(config, directory)
     if source is not None:
         config = adopt_model(config, source, lambda line: print(line))
+    if config.train.epochs is not None:  # unknown until the data is open
+        config = configs.replace(config, {"train.steps": INT_MAX})
     check(config)
-    tokenizer = load_tokenizer(directory.tokenizer_for(config))
+    tokenizer_name = directory.tokenizer_for(config)
+    if config.task.name != "lm" or is_trained(tokenizer_name):
+        return configs.with_n_inner(config), source
+    tokenizer = load_tokenizer(tokenizer_name)
     config = configs.resolve(config, tokenizer.size, tokenizer.end_of_text)
     check_memory(config, training=True)  # again, now that the vocabulary's size is known
-    return directory.with_chosen_accumulation(config), source
+    config = directory.with_chosen_accumulation(config)
+    directory.check_config(config)
+    return config, source
 
 
-def _compile(config: Config, may_choose: bool, processes: Processes) -> tuple[Config, CompiledStep]:
+def _compile(
+    config: Config, may_choose: bool, processes: Processes, batches: BatchShapes
+) -> tuple[Config, CompiledStep]:
     """Returns the compiled train step, and the config with its `train.accumulation`."""
     if config.train.micro_batch is None or not may_choose:
         with status("compiling the train step and the evaluation"):
-            return config, compile_step(config, others=True)
+            return config, compile_step(config, batches=batches, others=True)
 
     def compiled_with(n: int) -> CompiledStep:
         with status(f"compiling the train step with train.accumulation={n}"):
-            return compile_step(configs.replace(config, {"train.accumulation": n}))
+            made = configs.replace(config, {"train.accumulation": n})
+            return compile_step(made, batches=batches)
 
     mesh = make_mesh(config.train, config.mesh)
     n, compiled = largest_micro_batch(config.train, mesh, compiled_with)
@@ -191,7 +258,7 @@ def _compile(config: Config, may_choose: bool, processes: Processes) -> tuple[Co
     return configs.replace(config, {"train.accumulation": n}), compiled
 
 
-def _check_streams(corpus: Dataset, processes: Processes) -> None:
+def _check_streams(corpus: RunData, processes: Processes) -> None:
     """Refuses text that several processes would fetch while training.
 
     A download that fails in one of them would not stop the others at the same step.
@@ -231,7 +298,7 @@ def _open_run(
     directory: RunDirectory,
     resume: ResumePoint,
     source: PretrainedSource | None,
-    corpus: Dataset,
+    corpus: RunData,
     compiled: CompiledStep,
     sampler: Batches,
     stop: StopSignal,

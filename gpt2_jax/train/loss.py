@@ -1,4 +1,4 @@
-"""Next-token cross-entropy, in nats: the loss of training, evaluation and diagnostics."""
+"""The mean loss of a batch: what training, evaluation and diagnostics measure."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import jax
 from gpt2_jax.data.batch import Batch
 from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.nn.loss import cross_entropy
+from gpt2_jax.tasks.losses import PLAIN, AnyBatch, LossOptions, batch_nll
 
 
 def mean_loss(
     params: Any,
     model_def: ModelDef,
-    batch: Batch,
+    batch: AnyBatch,
     keys_B: jax.Array | None,
     step: jax.Array | int,
     total_weight: jax.Array | float | None = None,
-    z_loss: float = 0.0,
+    options: LossOptions = PLAIN,
 ) -> jax.Array:
-    """Returns the `batch_loss` of a model after `step` steps, with `z_loss` as in `cross_entropy`.
+    """Returns sum(w nll) / sum(w) over the targets of a batch, of a model after `step` steps.
 
     Args:
       keys_B: one dropout key per sequence, None for no dropout.
+      total_weight: as in `batch_loss`.
     """
-    model = model_def.bind(params)
-    hidden_BTD = model.hidden(batch.inputs_BT, keys_B, step)
-    with jax.named_scope("loss"):
-        return weighted_mean(model.nll(hidden_BTD, batch.targets_BT, z_loss), batch, total_weight)
+    nll = batch_nll(model_def.bind(params), batch, keys_B, step, options)
+    return weighted_mean(nll, batch.weights, total_weight)
 
 
 def batch_loss(
@@ -40,15 +40,20 @@ def batch_loss(
       total_weight: divisor to use instead of this batch's sum(w). For part of a larger batch, it
         is computed from the whole batch; 1 returns the sum.
     """
-    return weighted_mean(cross_entropy(logits_BTV, batch.targets_BT), batch, total_weight)
+    nll_BT = cross_entropy(logits_BTV, batch.targets_BT)
+    return weighted_mean(nll_BT, batch.weights, total_weight)
 
 
 def weighted_mean(
-    nll_BT: jax.Array, batch: Batch, total_weight: jax.Array | float | None
+    nll: jax.Array, weights: jax.Array | None, total_weight: jax.Array | float | None
 ) -> jax.Array:
-    """Returns sum(w nll) / sum(w); the arguments are those of `batch_loss`."""
-    if batch.weights_BT is not None:
-        nll_BT = nll_BT * batch.weights_BT
+    """Returns sum(w nll) / sum(w); without weights, all w are 1.
+
+    Args:
+      total_weight: as in `batch_loss`.
+    """
+    if weights is not None:
+        nll = nll * weights
         if total_weight is None:
-            total_weight = batch.weights_BT.sum()
-    return nll_BT.mean() if total_weight is None else nll_BT.sum() / total_weight
+            total_weight = weights.sum()
+    return nll.mean() if total_weight is None else nll.sum() / total_weight

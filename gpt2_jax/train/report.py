@@ -15,10 +15,12 @@ from gpt2_jax.config import Config
 from gpt2_jax.config.sections import PlacementConfig
 from gpt2_jax.data.dataset import Dataset
 from gpt2_jax.data.mixture import short_source
+from gpt2_jax.data.run_data import RunData
 from gpt2_jax.model.builder import product_dtype
 from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.placements import AXES, PRESETS
 from gpt2_jax.placements.resolve import differences
+from gpt2_jax.tasks.data import ExampleData
 from gpt2_jax.track.metrics import Row, read_rows
 from gpt2_jax.track.throughput import peak_flops
 from gpt2_jax.track.wandb_log import WandbOptions
@@ -37,9 +39,9 @@ DESCRIBED = (
 
 def facts(config: Config, compiled: CompiledStep) -> dict[str, Any]:
     """Returns the counts and the hardware that run.json records."""
-    found = counts(
-        config, compiled.model_def, compiled.devices, compiled.attention, compiled.peak_bytes
-    )
+    tokens = compiled.tokens_per_step * config.train.steps
+    devices, attention = compiled.devices, compiled.attention
+    found = counts(config, compiled.model_def, devices, attention, compiled.peak_bytes, tokens)
     return found | {"mesh": dict(compiled.mesh.shape)}
 
 
@@ -68,13 +70,18 @@ def counts(
     devices: list[str],
     attention: str,
     peak_bytes: int | None,
+    tokens: int,
 ) -> dict[str, Any]:
-    """Returns `facts` for a run without a `CompiledStep`."""
+    """Returns `facts` for a run without a `CompiledStep`.
+
+    Args:
+      tokens: number of tokens predicted in the whole run.
+    """
     return {
         "parameters": model_def.n_params(),
         "placement": {name: getattr(model_def.placement, name) for name in AXES},
         "flops_per_token": model_def.flops_per_token(config.data.seq_len),
-        "flops": model_def.flops_per_token(config.data.seq_len) * total_tokens(config),
+        "flops": model_def.flops_per_token(config.data.seq_len) * tokens,
         "devices": devices,
         "platform": jax.default_backend(),
         "attention": attention,
@@ -95,7 +102,7 @@ def total_tokens(config: Config) -> int:
 def start_report(
     config: Config,
     compiled: CompiledStep,
-    corpus: Dataset,
+    corpus: RunData,
     first_step: int,
     step_seconds: float | None,
 ) -> str:
@@ -106,21 +113,20 @@ def start_report(
     """
     model, train = config.model, config.train
     known, devices = facts(config, compiled), n_row_devices(compiled.mesh)
-    batch, tokens = tokens_per_step(config), total_tokens(config)
-    n_train = corpus.n_tokens("train")
+    batch = compiled.tokens_per_step
+    tokens = batch * train.steps
     peak = peak_flops(known["devices"][0])
     lines = {
         "model": f"{config.placement.preset}{_overrides(config.placement)}, "
         f"{model.n_layer} layers, {model.n_head} heads, width {model.n_embd}: "
         f"{known['parameters']:,} parameters, computing in {_precision(compiled.model_def)}",
-        "data": f"{config.data.source} as {config.data.tokenizer}: {_training_text(corpus)}, "
-        f"{corpus.n_tokens('val'):,} validation tokens",
+        "data": f"{config.data.source} as {config.data.tokenizer}: {corpus.describe()}",
         **_mixture(corpus, tokens),
-        "batch": f"{train.batch_size} sequences x {config.data.seq_len} = {batch:,} tokens per "
-        f"step: {devices} device(s) x {train.accumulation} accumulated x "
+        "batch": f"{train.batch_size} {_rows(config, corpus, batch)} per step: {devices} device(s) "
+        f"x {train.accumulation} accumulated x "
         f"{train.batch_size // devices // train.accumulation}",
         "length": f"{train.steps:,} steps = {tokens:,} tokens"
-        + ("" if corpus.streams else f" = {tokens / n_train:.2f} epochs"),
+        + ("" if corpus.streams else f" = {tokens / corpus.n_tokens('train'):.2f} epochs"),
         "compute": f"{_si(known['flops_per_token'])}FLOP per token, "
         f"{_si(known['flops'])}FLOP in total",
         "devices": f"{compiled.mesh.size} x {known['devices'][0]} ({known['platform']}), "
@@ -146,17 +152,17 @@ def _precision(model_def: ModelDef) -> str:
     return f"{dtype}{products}"
 
 
-def _training_text(corpus: Dataset) -> str:
-    """Describes the training text: its tokens, or the remote files that it is fetched from."""
-    texts = [stream.describe() for stream in corpus.streams.values()]
-    if (n_train := corpus.n_tokens("train")) or not texts:
-        texts.insert(0, f"{n_train:,} training tokens")
-    return ", ".join(texts)
+def _rows(config: Config, corpus: RunData, tokens: int) -> str:
+    """Describes the rows of a batch and their tokens."""
+    if isinstance(corpus, ExampleData):
+        lengths = " and ".join(map(str, corpus.lengths))
+        return f"{corpus.layout} rows of {lengths}, about {tokens:,} tokens without padding,"
+    return f"sequences x {config.data.seq_len} = {tokens:,} tokens"
 
 
-def _mixture(corpus: Dataset, tokens: int) -> dict[str, str]:
+def _mixture(corpus: RunData, tokens: int) -> dict[str, str]:
     """Returns the line on the sources of a mixture; none for a single corpus."""
-    if not corpus.is_mixture:
+    if not isinstance(corpus, Dataset) or not corpus.is_mixture:
         return {}
     described = []
     for part in corpus.parts:

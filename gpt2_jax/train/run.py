@@ -13,13 +13,14 @@ from typing import Any
 import jax
 
 from gpt2_jax.config import Config
-from gpt2_jax.config.sections import TrainConfig
 from gpt2_jax.data.batch import Batch
 from gpt2_jax.data.dataset import Dataset
-from gpt2_jax.data.mixture import Batches
+from gpt2_jax.data.run_data import Batches, RunData
 from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.errors import EXIT_DIVERGED, EXIT_FINISHED, EXIT_STOPPED, Unavailable
 from gpt2_jax.model.definition import ModelDef
+from gpt2_jax.tasks.data import ExampleData
+from gpt2_jax.tasks.scores.result import Scores
 from gpt2_jax.track.console import status
 from gpt2_jax.track.metrics import Row
 from gpt2_jax.track.progress import Progress
@@ -29,6 +30,7 @@ from gpt2_jax.train.diagnostics import DiagnosticsFn, compile_diagnostics
 from gpt2_jax.train.distributed.processes import ALONE, Processes
 from gpt2_jax.train.distributed.signals import Stopped, StopSignal
 from gpt2_jax.train.evaluation import DatasetScore
+from gpt2_jax.train.example_evaluation import ExampleEvaluator, ExampleScore, score_examples
 from gpt2_jax.train.prefetch import Prefetch
 from gpt2_jax.train.profiling.profile import Profile
 from gpt2_jax.train.run_logger import RunLogger
@@ -37,8 +39,37 @@ from gpt2_jax.train.step import Metrics
 from gpt2_jax.train.storage.checkpoint import Checkpoints
 from gpt2_jax.train.storage.rundir import RunDirectory
 
-# (config.train, sequence length, seed, model definition, parameters, tokenizer) -> text
-SampleFn = Callable[[TrainConfig, int, int, ModelDef, Any, Tokenizer], str]
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """The model of a run in progress, and its data.
+
+    Attributes:
+      params: on the run's mesh. step: steps they were trained for.
+      score: of the last evaluation, with the predictions of the validation examples; None before.
+    """
+
+    config: Config
+    model_def: ModelDef
+    params: Any
+    step: int
+    tokenizer: Tokenizer
+    data: RunData
+    score: DatasetScore | ExampleScore | None
+
+
+@dataclass(frozen=True)
+class TextFns:
+    """Functions that generate text, which are in packages above this one.
+
+    Attributes:
+      sample: returns the text to show at the end of a run, None if there is none.
+      scores: returns the scores of text generated for the validation examples of a task, None if
+        the task does not generate text.
+    """
+
+    sample: Callable[[TrainedModel], str | None]
+    scores: Callable[[TrainedModel], Scores | None]
 
 
 @dataclass
@@ -52,7 +83,7 @@ class Run:
 
     config: Config
     directory: RunDirectory
-    corpus: Dataset
+    corpus: RunData
     compiled: CompiledStep
     sampler: Batches
     checkpoints: Checkpoints
@@ -67,7 +98,7 @@ class Run:
 
     def __post_init__(self) -> None:
         train, compiled = self.config.train, self.compiled
-        self.tokens_per_step = report.tokens_per_step(self.config)
+        self.tokens_per_step = compiled.tokens_per_step
         self.diagnostics = self._compile_diagnostics()
         self.progress = Progress(train.steps, self.step, self.tokens_per_step)
         self.logger = RunLogger(
@@ -75,6 +106,7 @@ class Run:
             self.directory,
             compiled.model_def,
             compiled.devices,
+            self.tokens_per_step,
             self.checkpoints,
             self.resumed_from,
             self.progress.note,
@@ -89,6 +121,7 @@ class Run:
         )
         # A step's metrics and per-block diagnostics, still on the devices.
         self.pending: tuple[int, Metrics, Metrics] | None = None
+        self.last_score: DatasetScore | ExampleScore | None = None
         self.clock = time.monotonic()  # when the last row was read, excluding pauses
         self.clock_step = self.step
 
@@ -98,12 +131,13 @@ class Run:
         with self.stop.immediate(), status("compiling the diagnostics"):
             return compile_diagnostics(self.config.track, self.config.train, self.compiled)
 
-    def train(self, tokenizer: Tokenizer, sample: SampleFn | None) -> int:
+    def train(self, tokenizer: Tokenizer, texts: TextFns | None) -> int:
         """Trains until the end or a signal, leaves a complete directory, and returns the exit code.
 
         Raises:
           Diverged: if too many consecutive steps had to be skipped.
         """
+        self.tokenizer, self.texts = tokenizer, texts
         code, text = EXIT_DIVERGED, None
         try:
             try:
@@ -112,7 +146,7 @@ class Run:
                 self._finish_saving()
                 if self.stopped_by is None:
                     with self.stop.immediate():
-                        text = self._sample(tokenizer, sample)
+                        text = self._sample()
             except Stopped as signal:
                 self.stopped_by = str(signal)
             self._finish_saving()
@@ -232,6 +266,7 @@ class Run:
         if self.logger.is_evaluated(self.step):
             try:
                 score = self._score()
+                row |= self._generated_scores()
             except Stopped:
                 # The next start repeats the evaluation, from this state and the rest of the row.
                 self.logger.keep_unfinished(row)
@@ -262,7 +297,7 @@ class Run:
         self.progress.show(loss=f"{row['train/loss']:.4f}")
         return row
 
-    def _score(self) -> DatasetScore:
+    def _score(self) -> DatasetScore | ExampleScore:
         """Returns the validation score of the current state.
 
         Raises:
@@ -274,24 +309,50 @@ class Run:
             self.progress.validating(self.step, done, total)
 
         self.stop.check()  # before the evaluation is compiled
-        corpus, limit = self.corpus, self.config.train.eval_tokens
-        return self.compiled.evaluator.score_dataset(
-            self.state.all_params, self.step, corpus, limit, between_batches=between_batches
-        )
+        evaluator, corpus = self.compiled.evaluator, self.corpus
+        of_step = self.state.all_params, self.step
+        if isinstance(evaluator, ExampleEvaluator):
+            assert isinstance(corpus, ExampleData)
+            outside = self.config.eval.out_of_scope
+            score = score_examples(evaluator, *of_step, corpus, outside, between_batches)
+            self.last_score = score
+            return score
+        assert isinstance(corpus, Dataset)
+        limit = self.config.train.eval_tokens
+        return evaluator.score_dataset(*of_step, corpus, limit, between_batches=between_batches)
 
-    def _report(self, score: DatasetScore) -> None:
+    def _report(self, score: DatasetScore | ExampleScore) -> None:
         self.progress.show(val=f"{score.loss:.4f}")
         self.progress.note(f"step {self.step}: validation loss {score.loss:.4f}")
 
-    def _sample(self, tokenizer: Tokenizer, sample: SampleFn | None) -> str | None:
+    def _sample(self) -> str | None:
         n = self.config.train.sample_tokens
-        if sample is None or n == 0:
+        if self.texts is None or n == 0:
             return None
         with status(f"compiling the sampler and generating {n} tokens"):
-            model = (self.compiled.model_def, self.state.all_params, tokenizer)
-            text = sample(self.config.train, self.config.data.seq_len, self.config.seed, *model)
+            text = self.texts.sample(self._model())
         self.directory.write_sample(text)
         return text
+
+    def _generated_scores(self) -> dict[str, float]:
+        """Returns the scores of generated text, if they are due at this step."""
+        every, last = self.config.eval.generate_every, self.step == self.config.train.steps
+        is_due = every is not None and self.step % every == 0
+        if self.texts is None or not self.step or not (last or is_due):
+            return {}
+        self.stop.check()
+        with self.stop.immediate(), jax.transfer_guard("allow"):
+            scores = self.texts.scores(self._model())
+        if scores is None:
+            return {}
+        name, value = next(iter(scores.values.items()))
+        self.progress.note(f"step {self.step}: {name} {value.estimate:.{scores.decimals}f}")
+        return scores.metrics("val/")
+
+    def _model(self) -> TrainedModel:
+        model_def, params = self.compiled.model_def, self.state.all_params
+        of_data = self.tokenizer, self.corpus, self.last_score
+        return TrainedModel(self.config, model_def, params, self.step, *of_data)
 
     def _finish(self, text: str | None) -> None:
         logger = self.logger

@@ -45,7 +45,7 @@ class RunLogger:
     """Writes the metrics, checkpoints and plots of a run in progress.
 
     Attributes:
-      devices: the kind of each device.
+      devices: the kind of each device. tokens_per_step: mean number, without padding.
       resumed_from: the step that the run continues after, None for a new run.
       say: called with each line that wandb reports.
       processes: those that train together. All have the same rows, and process 0 writes them.
@@ -58,6 +58,7 @@ class RunLogger:
     directory: RunDirectory
     model_def: ModelDef
     devices: list[str]
+    tokens_per_step: int
     checkpoints: Checkpoints
     resumed_from: int | None
     say: Callable[[str], None]
@@ -150,7 +151,7 @@ class RunLogger:
             norms = read[BLOCK_GRAD_NORMS]
             per_block |= by_tower(self.config.model.towers, "grad_norm", norms)
         self._max_consecutive_skipped = read["max_consecutive_skipped"].item()
-        tokens = report.tokens_per_step(self.config)
+        tokens = self.tokens_per_step
         self._seconds += (step - self._seconds_step) * tokens / speed
         self._seconds_step = step
         row = {
@@ -261,7 +262,7 @@ class RunLogger:
             return
         self.wandb.show(step, self.directory.plot_path, text)
         final = {k: v for row in rows for k, v in row.items() if k.startswith("val/")}
-        tokens = report.total_tokens(self.config)
+        tokens = self.tokens_per_step * self.config.train.steps
         counts = {
             "parameters": self.model_def.n_params(),
             "flops": self._flops_per_token * tokens,

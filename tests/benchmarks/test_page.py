@@ -37,6 +37,10 @@ def test_tables_of_this_platform_are_replaced():
     )
     assert updated(found, "cpu", run) == found
     assert updated(TEXT, "tpu", run) == TEXT
+    compiled = TEXT.replace("gpu: python", "plan: python")
+    assert updated(compiled, "plan", run) == compiled.replace(
+        "| kept |", "\n| new benchmarks.b |\n"
+    )
 
 
 def test_only_some_tables_can_be_replaced():

@@ -225,8 +225,10 @@ def test_labels_are_kept(tmp_path):
     encoder(tmp_path / "theirs", *BERT_NER)
     lines = import_model(str(tmp_path / "theirs"), str(tmp_path / "run"))
     assert "encoder with head (tokens; 3 labels)" in lines[0]
-    info = RunDirectory(str(tmp_path / "run")).read_info()
-    assert info["labels"] == towers.LABELS and info["head"]["kind"] == "tokens"
+    directory = RunDirectory(str(tmp_path / "run"))
+    config = directory.read_config()
+    assert directory.labels() == towers.LABELS
+    assert (config.task.name, config.head.n_labels) == ("tag", 3)
     export_model(str(tmp_path / "run"), str(tmp_path / "out"))
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert written["id2label"] == {"0": "O", "1": "B-PER", "2": "I-PER"}
@@ -280,9 +282,31 @@ def test_unsupported_seq2seq_is_named(tmp_path, change, message):
         import_model(str(tmp_path / "theirs"), str(tmp_path / "run"))
 
 
+@pytest.mark.parametrize(
+    ("end", "task", "n_labels"),
+    [
+        ("Model", "classify", None),
+        ("ForMaskedLM", "mlm", None),
+        ("ForTokenClassification", "tag", 3),
+        ("ForSequenceClassification", "classify", 3),
+        ("ForQuestionAnswering", "answer", None),
+    ],
+)
+def test_task_of_a_class(tmp_path, end, task, n_labels):
+    encoder(tmp_path / "theirs", "bert", f"Bert{end}")
+    import_model(str(tmp_path / "theirs"), str(tmp_path / "run"))
+    config = RunDirectory(str(tmp_path / "run")).read_config()
+    assert (config.task.name, config.head.n_labels) == (task, n_labels)
+
+
 POST_LN = {"placement__preset": "post_ln", "placement__embedding_multiplier": "1"}
-ENCODER = {"model__architecture": "encoder", "placement__embedding_norm": True, **POST_LN}
-TRANSLATOR = {"model__architecture": "encoder_decoder", **POST_LN}
+ENCODER = {
+    "model__architecture": "encoder",
+    "task__name": "mlm",
+    "placement__embedding_norm": True,
+    **POST_LN,
+}
+TRANSLATOR = {"model__architecture": "encoder_decoder", "task__name": "translate", **POST_LN}
 
 
 @pytest.mark.parametrize(

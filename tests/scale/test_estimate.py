@@ -1,13 +1,15 @@
 """The roofline's arithmetic against numbers worked out by hand."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from gpt2_jax.config.sections import ModelConfig, TrainConfig
+from gpt2_jax.hlo.text import parse
 from gpt2_jax.scale.chips import CHIPS
 from gpt2_jax.scale.estimate import chip_of, estimate
-from gpt2_jax.scale.figures import Exchange, Figures
+from gpt2_jax.scale.figures import Exchange, Figures, exchanges_of
 from gpt2_jax.scale.report import Plan, as_text, si
 
 GIB = 2**30
@@ -139,3 +141,16 @@ def test_plan_as_text():
 def test_numbers_have_three_digits_and_a_prefix():
     shown = [si(value, "B") for value in (0, 12, 999.4, 999.6, 12_345, 4.5e9, 2e15)]
     assert shown == ["0 B", "12 B", "999 B", "1 kB", "12.3 kB", "4.5 GB", "2 PB"]
+
+
+GPU = Path(__file__).parent.parent / "hlo" / "gpu.hlo"
+
+
+def test_collectives_are_summed_by_kind_and_by_the_hosts_that_they_connect():
+    program = parse(GPU.read_text())
+    assert exchanges_of(program, 4, per_host=2) == [
+        Exchange("all-gather", 4, True, 1, 4 * 768 * 4, 3 * 768 * 4),
+        Exchange("all-reduce", 2, True, 1, 384 * 4, 384 * 4),
+        Exchange("reduce-scatter", 2, False, 12, 12 * 64 * 4, 12 * 32 * 4),
+    ]
+    assert not any(one.between_hosts for one in exchanges_of(program, 4, per_host=None))

@@ -1,6 +1,9 @@
 """Plans for this machine's virtual devices, for shapes of absent ones, and wrong input."""
 
 import json
+import os
+import select
+import sys
 
 import jax
 import pytest
@@ -19,7 +22,7 @@ from gpt2_jax.scale.plan import Planner
 from gpt2_jax.scale.report import as_json, too_large_text
 from gpt2_jax.scale.targets import Machine, absent_devices, parse_target, require_compiler
 from gpt2_jax.train.compiled_step import compile_step
-from tests.tools import one_line_error, run, tiny
+from tests.tools import one_line_error, run, start, tiny
 
 LOCAL = parse_target("local")
 
@@ -127,6 +130,29 @@ def test_compiler_that_hangs_or_crashes_is_one_line(monkeypatch, tmp_path, scrip
     monkeypatch.setattr(compiler.sys, "executable", str(program))
     with pytest.raises(UserError, match=message):
         compile_elsewhere(LOCAL, {}, {}, 1 if "sleep" in script else 60)
+
+
+PARENT = """
+import sys
+from gpt2_jax.scale import compiler
+from gpt2_jax.scale.targets import parse_target
+compiler.sys.executable = sys.argv[1]
+compiler.compile_elsewhere(parse_target("local"), {}, {}, 600)
+"""
+
+
+def test_compiler_ends_when_the_command_is_killed(tmp_path):
+    """It waits for a request from a pipe that stays open, not from the command."""
+    request, program = tmp_path / "request", tmp_path / "python"
+    os.mkfifo(request)
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} "$@" < {request}\n')
+    program.chmod(0o755)
+    parent = start("-c", PARENT, program, tmp=tmp_path)
+    with parent, request.open("wb") as writing:  # the compiler has opened it too
+        parent.kill()
+        closed = select.poll()
+        closed.register(writing, 0)
+        assert closed.poll(60_000)
 
 
 # -- targets and meshes

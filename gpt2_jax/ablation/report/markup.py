@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from math import isnan
 
-from gpt2_jax.ablation.statistics import Interval
+from gpt2_jax.intervals import Interval
 
 NONE = "–"
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from gpt2_jax.ablation.statistics import Arm, Comparison, Interval
+from gpt2_jax.ablation.statistics import Arm, Comparison
 from gpt2_jax.ablation.study.design import LEARNING_RATE, Study, count
 from gpt2_jax.ablation.study.outcomes import Outcome
 from gpt2_jax.ablation.study.plan import SearchState
 from gpt2_jax.ablation.study.trials import Trial
+from gpt2_jax.intervals import Interval
 from gpt2_jax.track.metrics import Row
 
 

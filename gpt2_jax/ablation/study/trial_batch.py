@@ -21,7 +21,7 @@ from gpt2_jax.ablation.vectorized import (
 )
 from gpt2_jax.config import Config
 from gpt2_jax.data.dataset import Dataset
-from gpt2_jax.data.mixture import Batches
+from gpt2_jax.data.run_data import Batches
 from gpt2_jax.data.shards import Tokens
 from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.errors import EXIT_DIVERGED, EXIT_FINISHED, EXIT_STOPPED, Diverged, UserError
@@ -162,7 +162,12 @@ class TrialBatch:
     def _open_logger(self, trial: OpenTrial, programs: VectorizedPrograms) -> None:
         devices, model_def = [programs.device_kind], programs.model_def
         counts = report.counts(
-            trial.config, model_def, devices, programs.attention, programs.peak_bytes
+            trial.config,
+            model_def,
+            devices,
+            programs.attention,
+            programs.peak_bytes,
+            report.total_tokens(trial.config),
         )
         trial.directory.describe(trial.config, counts, self.first or 0)
         trial.logger = RunLogger(
@@ -170,6 +175,7 @@ class TrialBatch:
             trial.directory,
             model_def,
             devices,
+            report.tokens_per_step(trial.config),
             trial.checkpoints,
             self.first,
             lambda line: None,  # wandb would print its own lines for each trial

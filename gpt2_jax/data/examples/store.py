@@ -146,6 +146,7 @@ class Examples:
       ragged: columns of sequences, by name (`encode.py` lists them).
       scalars: columns of integers (n,), by name.
       counts: what was repaired or cut, by name.
+      kept: the records, if they are in memory.
     """
 
     task: str
@@ -153,6 +154,7 @@ class Examples:
     scalars: Mapping[str, np.ndarray]
     counts: Mapping[str, int]
     records_path: Path | None = None
+    kept: Sequence[Any] | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.ragged.values())))
@@ -170,6 +172,8 @@ class Examples:
         Raises:
           UserError: if the file was deleted.
         """
+        if self.kept is not None:
+            return self.kept
         if self.records_path is None or not self.records_path.is_file():
             raise UserError(f"{self.records_path} is missing; delete its folder and run again")
         with open(self.records_path, encoding="utf-8") as file:
@@ -181,8 +185,10 @@ class Examples:
         return self.records_path.parent if self.records_path else None
 
 
-def examples_in_memory(task: str, columns: Sequence[Columns]) -> Examples:
-    """Returns examples from the columns of each."""
+def examples_in_memory(
+    task: str, columns: Sequence[Columns], records: Sequence[Record] | None = None
+) -> Examples:
+    """Returns examples from the columns of each, and perhaps their records."""
     ragged = {}
     names = [name for side in SEQUENCES[task] for name in side if name in columns[0]]
     for name in names:
@@ -192,7 +198,7 @@ def examples_in_memory(task: str, columns: Sequence[Columns]) -> Examples:
     scalars = {
         name: np.array([one[name] for one in columns], np.int64) for name in SCALARS.get(task, ())
     }
-    return Examples(task, ragged, scalars, {})
+    return Examples(task, ragged, scalars, {}, kept=records)
 
 
 class Windows:

@@ -9,7 +9,7 @@ import numpy as np
 
 from gpt2_jax.data.batch import ExampleBatch
 from gpt2_jax.data.layout.assemble import Assembler, Lengths, Row
-from gpt2_jax.data.layout.shape import Shape, check_fits, parse_lengths, rows_for
+from gpt2_jax.data.layout.shape import Shape, check_fits, parse_lengths
 from gpt2_jax.data.sampler import PHI, mix, permute
 from gpt2_jax.errors import UserError
 
@@ -24,8 +24,7 @@ class PaddedLayout:
     Args:
       assembler: builds the batches.
       lengths: of the buckets, in increasing order: a number, or (source, target) for pairs.
-      batch_tokens: about the positions per batch, on the longer side.
-      divisor: of the rows of every batch: devices times accumulation.
+      rows: per batch, the same in all buckets, so that every example weighs the same.
       seed: determines the order.
 
     Raises:
@@ -36,8 +35,7 @@ class PaddedLayout:
         self,
         assembler: Assembler,
         lengths: Sequence[int | Sequence[int]],
-        batch_tokens: int,
-        divisor: int,
+        rows: int,
         seed: int,
     ) -> None:
         lengths_NS = assembler.examples.lengths
@@ -49,9 +47,7 @@ class PaddedLayout:
         used = np.unique(bucket_of).tolist()
         self._assembler = assembler
         self._members = [np.flatnonzero(bucket_of == b) for b in used]
-        self.shapes = tuple(
-            Shape(rows_for(batch_tokens, buckets[b], divisor), buckets[b]) for b in used
-        )
+        self.shapes = tuple(Shape(rows, buckets[b]) for b in used)
         n_batches = [
             math.ceil(len(m) / s.rows) for m, s in zip(self._members, self.shapes, strict=True)
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -25,16 +25,19 @@ class Shape(NamedTuple):
     lengths: Lengths
 
 
+@runtime_checkable
 class Layout(Protocol):
     """The batches of a run, as a pure function of the step.
 
     Attributes:
-      shapes: all shapes that occur.
+      shapes: all shapes that occur, the longest last.
       real_share: share of the positions of an epoch that are not padding.
     """
 
-    shapes: tuple[Shape, ...]
     real_share: float
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]: ...
 
     def shape(self, step: int) -> Shape:
         """Returns the shape of batch `step`."""
@@ -48,23 +51,6 @@ class Layout(Protocol):
         Args:
           rows: the rows of this process; the batch is the same for any number of processes.
         """
-
-
-def rows_for(batch_tokens: int, lengths: Lengths, divisor: int) -> int:
-    """Returns how many rows have about `batch_tokens` positions on their longer side.
-
-    Args:
-      divisor: the result is a positive multiple: devices times accumulation.
-
-    Raises:
-      UserError: if a value is not positive.
-    """
-    if batch_tokens < 1 or divisor < 1 or min(lengths) < 1:
-        raise UserError(
-            f"train.batch_tokens={batch_tokens}, lengths {lengths} and their divisor {divisor} "
-            "must be positive"
-        )
-    return max(1, round(batch_tokens / max(lengths) / divisor)) * divisor
 
 
 def parse_lengths(lengths: Sequence[int | Sequence[int]], sides: int) -> list[Lengths]:

@@ -241,8 +241,8 @@ def _head(kind: Kind, fields: Fields, tensors: Collection[str]) -> HeadSpec:
     head = heads[name]
     if head in ("tokens", "sequence"):
         return HeadSpec(head, len(read_labels(fields)))
-    has_pooler = POOLER[0].names[0] in tensors
-    return HeadSpec(head, transform=has_pooler) if head == "pooled" else HeadSpec(head)
+    lacks_pooler = head == "pooled" and POOLER[0].names[0] not in tensors
+    return HeadSpec(head, transform=False if lacks_pooler else None)
 
 
 def _table(kind: Kind, config: Config, head: HeadSpec) -> Table:

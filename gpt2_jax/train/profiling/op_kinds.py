@@ -1,30 +1,22 @@
-"""What each operation of a compiled program does, from the program's text."""
+"""The operations of a compiled program by the names that a profile has for them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-MATMULS, ATTENTION, NORMS, LOSS = "matmuls", "attention", "norms", "loss"
-OPTIMIZER, COLLECTIVES, COPIES = "optimizer", "collectives", "copies"
-ELEMENTWISE = "elementwise"  # and reductions: everything else
-CATEGORIES = (
-    *(MATMULS, ATTENTION, NORMS, LOSS, ELEMENTWISE),
-    *(COPIES, OPTIMIZER, COLLECTIVES),
+from gpt2_jax.hlo.kinds import (
+    ATTENTION,
+    COLLECTIVES,
+    COPIES,
+    ELEMENTWISE,
+    LOSS,
+    MATMULS,
+    NORMS,
+    category_of,
 )
-# Scopes of `jax.named_scope` in the model and the train step.
-SCOPES = {name: re.compile(rf"\b{name}\b") for name in ("attention", "norm", "loss", "optimizer")}
+from gpt2_jax.hlo.text import parse
 
-# They contain other operations, which a profile lists too.
-CONTROL = {"call", "conditional", "while"}
-COLLECTIVE = re.compile("all-reduce|all-gather|reduce-scatter|all-to-all|collective-|send|recv")
-PRODUCTS = {"dot", "convolution", "ragged-dot", "scaled-dot"}
-MOVES = {
-    *("bitcast", "broadcast", "concatenate", "constant", "convert", "copy", "copy-done"),
-    *("copy-start", "dynamic-slice", "dynamic-update-slice", "gather", "get-tuple-element"),
-    *("iota", "pad", "parameter", "reshape", "reverse", "slice", "transpose", "tuple"),
-}
 # Names of GPU kernels, for those that a profile assigns to no operation but a CUDA graph.
 KERNELS = (
     (ATTENTION, re.compile("sdpa|cudnn|flash")),
@@ -34,12 +26,6 @@ KERNELS = (
     (LOSS, re.compile("^cross_entropy")),
     (COPIES, re.compile("Memcpy|Memset|memcpy|memset")),
 )
-
-_COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.-]+) .*{$")
-_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.-]+) = .*?\s([a-z][\w-]*)\(")
-_CALLED = re.compile(r"calls=%?([\w.-]+)")
-_SOURCE = re.compile(r'op_name="([^"]*)"')
-_TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _SHARED_NAME = re.compile(r'deduplicated_name="([^"]*)"')
 
 
@@ -48,26 +34,15 @@ class Op:
     """An operation of a compiled program.
 
     Attributes:
-      category: one of `CATEGORIES`, None for control flow. source: the traced function it is from.
+      category: as of `category_of`. source: the traced function it is from.
     """
 
     category: str | None
     source: str = ""
 
 
-@dataclass
-class _Instruction:
-    name: str
-    opcode: str
-    text: str
-
-    def found(self, pattern: re.Pattern[str]) -> str:
-        match = pattern.search(self.text)
-        return match[1] if match else ""
-
-
 @dataclass(frozen=True)
-class Program:
+class ProgramOps:
     """The operations of a compiled program, by name and by the name of a GPU kernel.
 
     Attributes:
@@ -93,57 +68,17 @@ class Program:
         return Op(next(named, ELEMENTWISE))
 
 
-def parse_program(hlo: str) -> Program:
+def program_ops(hlo: str) -> ProgramOps:
     """Returns the operations of a compiled program.
 
     Args:
       hlo: its text, `jax.stages.Compiled.as_text()`.
     """
-    module = re.match(r"HloModule ([\w.-]+)", hlo)
-    computations: dict[str, list[_Instruction]] = {}
-    for name, instruction in _instructions(hlo):
-        computations.setdefault(name, []).append(instruction)
+    program = parse(hlo)
     ops, kernels = dict[str, Op](), dict[str, Op]()
-    for instructions in computations.values():
-        for one in instructions:
-            ops[one.name] = op = Op(_category(one, computations), one.found(_SOURCE))
+    for body in program.computations.values():
+        for one in body.values():
+            ops[one.name] = op = Op(category_of(program, one), one.source)
             for name in filter(None, (one.name, one.found(_SHARED_NAME))):
                 kernels.setdefault(re.sub("[.-]", "_", name), op)
-    return Program(module[1] if module else "", ops, kernels)
-
-
-def _instructions(hlo: str) -> Iterator[tuple[str, _Instruction]]:
-    """Yields the name of a computation and one of its instructions."""
-    computation = ""
-    for line in hlo.splitlines():
-        if match := _INSTRUCTION.match(line):
-            yield computation, _Instruction(match[1], match[2], line)
-        elif match := _COMPUTATION.match(line):
-            computation = match[1]
-
-
-def _category(one: _Instruction, computations: dict[str, list[_Instruction]]) -> str | None:
-    opcodes, source = _opcodes(one, computations), one.found(_SOURCE)
-    target = one.found(_TARGET)
-    scope = next((name for name, pattern in SCOPES.items() if pattern.search(source)), None)
-    if opcodes & CONTROL:
-        return None
-    if any(COLLECTIVE.match(opcode) for opcode in opcodes):
-        return COLLECTIVES
-    if "fmha" in target or scope == "attention":
-        return ATTENTION
-    if scope == "optimizer":
-        return OPTIMIZER
-    if opcodes & PRODUCTS or re.search("gemm|matmul", target):
-        return MATMULS
-    if scope is not None:
-        return {"norm": NORMS, "loss": LOSS}[scope]
-    return COPIES if opcodes <= MOVES else ELEMENTWISE
-
-
-def _opcodes(one: _Instruction, computations: dict[str, list[_Instruction]]) -> set[str]:
-    """Returns the opcode of an instruction; those inside if it is a fusion."""
-    called = one.found(_CALLED)
-    if called not in computations:
-        return {one.opcode}
-    return set[str]().union(*(_opcodes(inner, computations) for inner in computations[called]))
+    return ProgramOps(program.name, ops, kernels)

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 
 from gpt2_jax.files import write_atomic
-from gpt2_jax.train.profiling.op_kinds import parse_program
+from gpt2_jax.train.profiling.op_kinds import program_ops
 from gpt2_jax.train.profiling.step_times import render, step_events, step_times
 
 TABLE = "time_per_step.txt"
@@ -103,7 +103,7 @@ class Profile:
     def _write(self, start: int, stop: int, seconds: float) -> None:
         target = self._folder / f"{start}-{stop}"
         (trace,) = self._partial.glob("plugins/profile/*/*.xplane.pb")
-        program = parse_program(self._hlo())
+        program = program_ops(self._hlo())
         planes = jax.profiler.ProfileData.from_file(str(trace)).planes
         times = step_times(step_events(planes, program.module), program, stop - start, seconds)
         if times is None:

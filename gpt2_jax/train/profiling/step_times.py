@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from gpt2_jax.train.profiling.op_kinds import CATEGORIES, Program
+from gpt2_jax.hlo.kinds import CATEGORIES
+from gpt2_jax.train.profiling.op_kinds import ProgramOps
 
 LONGEST = 15  # operations in the table
 WIDTH = 60  # characters of an operation's source in the table
@@ -75,7 +76,7 @@ def step_events(planes: Iterable[Any], module: str) -> Iterator[Event]:
 
 
 def step_times(
-    events: Iterable[Event], program: Program, n_steps: int, seconds: float
+    events: Iterable[Event], program: ProgramOps, n_steps: int, seconds: float
 ) -> StepTimes | None:
     """Returns where the time of some steps went; None if no operation is known.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from gpt2_jax.config.capacity import FLOAT
 from gpt2_jax.config.sections import DataConfig
 from gpt2_jax.data.dataset import Dataset, open_dataset
 from gpt2_jax.data.tokenizer import Tokenizer
-from gpt2_jax.errors import UserError, quoted
 from gpt2_jax.files import sha256
 from gpt2_jax.model.definition import ModelDef, define_model
-from gpt2_jax.model.heads import LM, HeadSpec
+from gpt2_jax.tasks.data import ExampleData, open_example_data
+from gpt2_jax.tasks.task import head_of
 from gpt2_jax.train.distributed.mesh import configure_devices, make_mesh
 from gpt2_jax.train.state import abstract_params
 from gpt2_jax.train.storage.checkpoint import restore_params
@@ -63,27 +64,14 @@ def open_run(workdir: str, step: int | str | None = None, devices: int | None = 
 
     def restore(step: int, folder: Path) -> OpenedRun:
         configure_devices(config.train, config.mesh)
-        info = directory.read_info()
-        model = define_model(config.model, config.placement, head=read_head(info, directory))
+        model = define_model(config.model, config.placement, head=head_of(config.task, config.head))
         mesh = make_mesh(config.train, config.mesh, FLOAT * model.n_params())
         params = restore_params(folder, abstract_params(model, mesh), step)
-        identity = read_meta(folder).identity
+        identity, info = read_meta(folder).identity, directory.read_info()
         corpus = info.get("corpus") if identity is None else identity.corpus
         return OpenedRun(config, model, mesh, params, step, corpus, sha256(folder / SUMS))
 
     return with_checkpoint(directory, ref, restore)
-
-
-def read_head(info: dict[str, Any], directory: RunDirectory) -> HeadSpec:
-    """Returns the head that run.json describes; next tokens if it describes none.
-
-    Raises:
-      UserError: if the description is not valid.
-    """
-    try:
-        return HeadSpec(**info["head"]) if info.get("head") else LM
-    except TypeError:
-        raise UserError(f"{directory.info_path} is damaged: head={quoted(info['head'])}") from None
 
 
 def open_data(data: DataConfig) -> tuple[Dataset, Tokenizer]:
@@ -100,6 +88,31 @@ def open_data(data: DataConfig) -> tuple[Dataset, Tokenizer]:
         data.document_separator,
         data.stream_files,
     )
+
+
+def open_examples(config: Config, labels: Sequence[str] | None = None) -> ExampleData:
+    """Opens the examples of a config's task.
+
+    Args:
+      labels: label names by id of an earlier run, None for those of the training examples.
+
+    Raises:
+      UserError: as `open_example_data`.
+    """
+    with_types = config.model.token_types > 0
+    return open_example_data(config.task, config.data, with_types, config.seed, labels)
+
+
+def open_run_examples(run: OpenedRun, workdir: str) -> ExampleData:
+    """Opens the examples that a run was trained on.
+
+    Raises:
+      UserError: if their content has changed, or as `open_examples`.
+    """
+    data = open_examples(run.config, RunDirectory(workdir).labels())
+    source = f"data.source={run.config.data.source}"
+    check_corpus(run.corpus, data, source, Path(workdir))
+    return data
 
 
 def open_run_data(run: OpenedRun, workdir: str) -> Dataset:

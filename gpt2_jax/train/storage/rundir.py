@@ -15,7 +15,7 @@ from typing import IO, Any
 from gpt2_jax import config as configs
 from gpt2_jax.config import Config
 from gpt2_jax.config.check import check_stored
-from gpt2_jax.data.dataset import Dataset
+from gpt2_jax.data.run_data import RunData
 from gpt2_jax.data.saved_tokenizer import (
     TOKENIZER,
     find_saved_tokenizer,
@@ -48,7 +48,7 @@ INFO_TYPES = {
     **dict.fromkeys(("first_checkpoint", "parameters", "flops_per_token", "flops"), int),
     "peak_bytes_per_device": int,
     **dict.fromkeys(("placement", "changed", "mesh", "saves", "sources", "streams"), dict),
-    **dict.fromkeys(("head", "special_ids"), dict),  # of an imported model
+    "special_ids": dict,  # of an imported model
 }
 
 
@@ -265,7 +265,11 @@ class RunDirectory:
             return config
         return configs.replace(config, {"train.accumulation": old.accumulation})
 
-    def check_data(self, corpus: Dataset, tokenizer: Tokenizer, source: str) -> None:
+    def labels(self) -> list[str] | None:
+        """Returns the label names of the run by id; None if it has none, or has not started."""
+        return self.read_info().get("labels")
+
+    def check_data(self, corpus: RunData, tokenizer: Tokenizer, source: str) -> None:
         """Checks that text and tokenizer are those that the run was trained with.
 
         Raises:
@@ -280,7 +284,7 @@ class RunDirectory:
         if self.is_started() or self.has_results():  # otherwise it was killed before training
             check_corpus(info.get("corpus"), corpus, source, self.path, info.get("sources"))
 
-    def claim(self, config: Config, corpus: Dataset, tokenizer: Tokenizer) -> list[str]:
+    def claim(self, config: Config, corpus: RunData, tokenizer: Tokenizer) -> list[str]:
         """Writes the config and the run's identity, and returns lines that list the changes."""
         changes = []
         if self.config_path.exists() and self.is_started():
@@ -303,6 +307,7 @@ class RunDirectory:
             run_id=self.read_info().get("run_id") or new_run_id(),
             corpus=corpus.content_hash(),
             **({"sources": hashes} if (hashes := corpus.source_hashes()) else {}),
+            **({"labels": list(corpus.labels)} if corpus.labels else {}),
             tokenizer=tokenizer.fingerprint,
         )
         with disk_errors("config.json"):
@@ -352,7 +357,7 @@ class FollowedDirectory(RunDirectory):
     def lock(self) -> None:
         """Leaves the lock to the other process."""
 
-    def claim(self, config: Config, corpus: Dataset, tokenizer: Tokenizer) -> list[str]:
+    def claim(self, config: Config, corpus: RunData, tokenizer: Tokenizer) -> list[str]:
         """Returns no changes: the other process has reported them."""
         return []
 
@@ -365,7 +370,7 @@ class FollowedDirectory(RunDirectory):
 
 def check_corpus(
     known: str | None,
-    corpus: Dataset,
+    corpus: RunData,
     source: str,
     workdir: Path,
     sources: dict[str, str] | None = None,

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 from gpt2_jax.ablation.study import Study, grid
 from gpt2_jax.config import replace
 from gpt2_jax.evaluate.perplexity import evaluate_run
-from gpt2_jax.evaluate.text_generation import sample_text
+from gpt2_jax.evaluate.run_texts import TEXTS
 from gpt2_jax.interop.export_model import export_model
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.train import loop
@@ -48,7 +48,7 @@ def test_sharded_run_is_like_one_on_a_single_device(text_file, tmp_path, capsys)
     alone, sharded = tmp_path / "alone", tmp_path / "sharded"
     for mesh, workdir in (((1, 1, 1), alone), ((1, 2, 2), sharded)):
         made = config(text_file, mesh, track__diagnostics_every=10)
-        assert loop.train(made, str(workdir), sample_text) == 0
+        assert loop.train(made, str(workdir), TEXTS) == 0
     printed = capsys.readouterr().out
     assert "data=1 x fsdp=2 x tensor=2, parameters and optimizer state split" in printed
     assert_close(numbers(sharded), numbers(alone))

@@ -12,7 +12,7 @@ from jax.profiler import ProfileData
 from gpt2_jax.config import replace
 from gpt2_jax.train import loop, run
 from gpt2_jax.train.compiled_step import compile_step
-from gpt2_jax.train.profiling.op_kinds import Op, Program, parse_program
+from gpt2_jax.train.profiling.op_kinds import Op, ProgramOps, program_ops
 from gpt2_jax.train.profiling.profile import Profile
 from gpt2_jax.train.profiling.step_times import render, step_events, step_times
 from tests import tools
@@ -118,7 +118,7 @@ def test_fault_of_the_profiler_does_not_end_the_run(tmp_path, monkeypatch):
 
 
 def test_operations_of_a_compiled_step_have_their_categories():
-    found = parse_program(compile_step(tools.tiny(mesh__data=2, optimizer__name="muon")).hlo())
+    found = program_ops(compile_step(tools.tiny(mesh__data=2, optimizer__name="muon")).hlo())
     assert found.module == "jit_step"
     of = lambda text: {op.category for op in found.ops.values() if re.search(text, op.source)}
     assert of(r"attention/.*dot_general$") == {"attention"}
@@ -199,7 +199,7 @@ def test_kernels_of_a_gpu_are_assigned_also_inside_cuda_graphs():
         (1, "copy_1", "copy.1", 186, 2),
     )
     events = step_events(ProfileData.from_text_proto(plane).planes, "jit_step")
-    times = step_times(events, parse_program(GPU_HLO), n_steps=2, seconds=500e-6)
+    times = step_times(events, program_ops(GPU_HLO), n_steps=2, seconds=500e-6)
     halves = {name: round(2e3 * ms) for name, ms in times.categories.items()}
     assert halves == {
         "matmuls": 120, "attention": 40, "elementwise": 8, "optimizer": 6, "norms": 9, "loss": 3,
@@ -214,7 +214,7 @@ def test_kernels_of_a_gpu_are_assigned_also_inside_cuda_graphs():
 def test_overlapping_operations_are_mentioned():
     plane = gpu_plane("/device:GPU:0", (1, "a", "x", 0, 100), (2, "nccl", "y", 0, 100))
     events = step_events(ProfileData.from_text_proto(plane).planes, "jit_step")
-    times = step_times(events, Program("jit_step", {}), n_steps=1, seconds=110e-6)
+    times = step_times(events, ProgramOps("jit_step", {}), n_steps=1, seconds=110e-6)
     assert "operations overlap" in render(times, 1, 1)
 
 
@@ -229,4 +229,4 @@ def test_operations_of_a_tpu_are_those_of_one_line():
 
 
 def test_trace_without_operations_has_no_times():
-    assert step_times([], Program("jit_step", {"a": Op("matmuls")}), 1, 1.0) is None
+    assert step_times([], ProgramOps("jit_step", {"a": Op("matmuls")}), 1, 1.0) is None

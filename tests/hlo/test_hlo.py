@@ -4,14 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_jax.scale.collectives import Collective, find_collectives
-from gpt2_jax.scale.figures import Exchange, exchanges_of
-from gpt2_jax.scale.hlo import array_bytes, parse
-from gpt2_jax.scale.traffic import memory_traffic
+from gpt2_jax.hlo.collectives import Collective, find_collectives
+from gpt2_jax.hlo.kinds import category_of, work_of
+from gpt2_jax.hlo.text import array_bytes, parse
+from gpt2_jax.hlo.traffic import memory_traffic
 
 # A scan over 12 layers that slices a stacked weight, multiplies by it, writes the result into a
 # stack, and reduces a gradient over two groups of devices.
 GPU = (Path(__file__).parent / "gpu.hlo").read_text()
+
+
+def traffic(text):
+    return memory_traffic(parse(text), work_of)
 
 
 def test_bytes_of_slices_updates_and_loops_are_those_moved():
@@ -19,12 +23,20 @@ def test_bytes_of_slices_updates_and_loops_are_those_moved():
     # product reads 128 + 32 bf16 and writes 64 floats; 64 floats and an index are read to update
     # 64 floats in place.
     sliced, product, updated = 32 * 4 + 4 + 32 * 2, (128 + 32) * 2 + 64 * 4, 64 * 4 + 4 + 64 * 4
-    assert memory_traffic(parse(GPU)) == {
+    assert traffic(GPU) == {
         "products": 12 * product,
         "kernels": 2 * 128 * 2 + 16 * 4,
         "attention": 4 * 128 * 2,
         "other": 12 * (sliced + updated),
     }
+
+
+def test_plan_and_profile_count_the_same_bytes():
+    """By the kind of work, and by the part of the step."""
+    by_part = memory_traffic(parse(GPU), category_of)
+    assert by_part.keys() == {"matmuls", "attention", "copies", "elementwise"}
+    assert by_part["matmuls"] == traffic(GPU)["products"]
+    assert sum(by_part.values()) == sum(traffic(GPU).values())
 
 
 def test_fusion_that_runs_asynchronously_moves_the_same_bytes():
@@ -37,7 +49,7 @@ def test_fusion_that_runs_asynchronously_moves_the_same_bytes():
     lines = [line for line in GPU.splitlines() if plain in line]
     changed = GPU.replace(lines[0], f"{lines[0].replace(plain, start)}\n{done}")
     assert changed != GPU
-    assert memory_traffic(parse(changed)) == memory_traffic(parse(GPU))
+    assert traffic(changed) == traffic(GPU)
 
 
 def test_collectives_are_found_with_their_groups_and_counted_per_iteration():
@@ -75,22 +87,13 @@ def test_bytes_sent_are_those_of_a_ring():
     assert scatter.sent_bytes == 32 * 4
 
 
-def test_collectives_are_summed_by_kind_and_by_the_hosts_that_they_connect():
-    assert exchanges_of(parse(GPU), 4, per_host=2) == [
-        Exchange("all-gather", 4, True, 1, 4 * 768 * 4, 3 * 768 * 4),
-        Exchange("all-reduce", 2, True, 1, 384 * 4, 384 * 4),
-        Exchange("reduce-scatter", 2, False, 12, 12 * 64 * 4, 12 * 32 * 4),
-    ]
-    assert not any(one.between_hosts for one in exchanges_of(parse(GPU), 4, per_host=None))
-
-
 def test_loop_without_a_stated_count_runs_to_the_constant_of_its_condition():
     """As on TPUs."""
     unstated = GPU.replace(', backend_config={"known_trip_count":{"n":"12"}}', "")
     assert unstated != GPU
-    assert memory_traffic(parse(unstated)) == memory_traffic(parse(GPU))
+    assert traffic(unstated) == traffic(GPU)
     unknown = unstated.replace("constant(12)", "constant({...})")
-    assert memory_traffic(parse(unknown))["products"] == memory_traffic(parse(GPU))["products"] / 12
+    assert traffic(unknown)["products"] == traffic(GPU)["products"] / 12
 
 
 SCATTER = """
@@ -113,7 +116,7 @@ ENTRY %main (x: f32[512,16], i: s32[8,1], u: f32[8,16]) -> f32[512,16] {
 def test_scatter_moves_only_its_updates():
     """Reads indices and updates, and reads and writes what they change."""
     updates = 8 * 16 * 4
-    assert memory_traffic(parse(SCATTER)) == {"other": 8 * 4 + updates + 2 * updates}
+    assert traffic(SCATTER) == {"other": 8 * 4 + updates + 2 * updates}
 
 
 # A TPU overlaps a gather with two products, each of which contains one step of it; S(1) is memory
@@ -123,7 +126,7 @@ TPU = (Path(__file__).parent / "tpu.hlo").read_text()
 
 def test_memory_on_a_tpus_chip_does_not_count():
     product = (64 * 128 + 8 * 128) * 2
-    assert memory_traffic(parse(TPU)) == {"products": 2 * product, "other": 8 * 64 * 2}
+    assert traffic(TPU) == {"products": 2 * product, "other": 8 * 64 * 2}
 
 
 def test_collective_in_steps_that_are_fused_with_products_counts_once():

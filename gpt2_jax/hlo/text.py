@@ -17,6 +17,9 @@ WIDTHS = {
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+)\s+([a-z][\w\-]*)\((.*)$")
 _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\dm\d(?:fn)?)?)\[([\d,]*)\](\{[^}]*\})?")
+_MODULE = re.compile(r"^HloModule ([\w.\-]+)")
+_SOURCE = re.compile(r'op_name="([^"]*)"')
+_TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)")
 
 
@@ -35,6 +38,21 @@ class Instruction:
     arguments: str
     attributes: str
     is_root: bool
+
+    @cached_property
+    def source(self) -> str:
+        """The traced function that it comes from, with its scopes; '' if the text has none."""
+        return self.found(_SOURCE)
+
+    @cached_property
+    def target(self) -> str:
+        """What a custom call calls; '' for other instructions."""
+        return self.found(_TARGET)
+
+    def found(self, pattern: re.Pattern[str]) -> str:
+        """Returns the first group of a pattern in the attributes, '' if it is not there."""
+        match = pattern.search(self.attributes)
+        return match[1] if match else ""
 
     @property
     def is_fusion(self) -> bool:
@@ -58,8 +76,13 @@ Computation = dict[str, Instruction]
 
 @dataclass(frozen=True)
 class Program:
-    """A compiled program: its computations by name, and the name of the first to run."""
+    """A compiled program.
 
+    Attributes:
+      name: of the program, as in a profile. computations: by name. entry: the first to run.
+    """
+
+    name: str
     computations: dict[str, Computation]
     entry: str
 
@@ -112,7 +135,8 @@ def parse(text: str) -> Program:
             root, name, type_, op, rest = found.groups()
             arguments, attributes = _split(rest)
             current[name] = Instruction(name, type_, op, arguments, attributes, root is not None)
-    return Program(computations, entry)
+    module = _MODULE.match(text)
+    return Program(module[1] if module else "", computations, entry)
 
 
 def _split(rest: str) -> tuple[str, str]:
@@ -142,3 +166,9 @@ def array_sizes(type_: str, *, on_chip: bool = False) -> list[int]:
         lengths = [int(length) for length in shape.split(",") if length]
         sizes.append(counts * WIDTHS.get(dtype, 0) * math.prod(lengths))
     return sizes
+
+
+def array_shape(type_: str) -> tuple[int, ...]:
+    """Returns the shape of a type that is one array."""
+    (found,) = _ARRAY.findall(type_)
+    return tuple(int(length) for length in found[1].split(",") if length)

@@ -1,15 +1,24 @@
-"""Bytes that a compiled program reads from and writes to the device's memory."""
+"""Bytes that a compiled program moves between the device's memory and its chip.
+
+Each instruction that runs by itself (a fusion, a matrix product or a kernel) reads each input once
+and writes each output once. This is the least that the program as compiled must move: what one
+instruction computes for another is written and read again, even if a cache may hold it, and what
+one instruction reads several times counts once, since a cache should hold it. Of an array that is
+only sliced, only the slices count, and of one that is updated in place, only the updates.
+Collectives do not count.
+"""
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
+from collections.abc import Callable
+from typing import TypeVar
 
-from gpt2_jax.scale.collectives import KINDS
-from gpt2_jax.scale.hlo import Computation, Instruction, Program, array_bytes, array_sizes
+from gpt2_jax.hlo.collectives import KINDS
+from gpt2_jax.hlo.text import Computation, Instruction, Program, array_bytes, array_sizes
 
-# Kinds of work, as `memory_traffic` returns them.
-PRODUCTS, ATTENTION, KERNELS, OTHER = "products", "attention", "kernels", "other"
+Kind = TypeVar("Kind")
+
 FREE = frozenset(
     (
         *("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "iota", "opt-barrier"),
@@ -21,38 +30,22 @@ VIEWS = ("bitcast", "reshape")
 SLICES = ("slice", "dynamic-slice", "gather")
 # Custom calls that only reserve memory or state a property.
 _NO_CALL = ("AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast", "AsyncCollective")
-_PRODUCT_CALL = re.compile(r"cublas|gemm|matmul", re.IGNORECASE)
 
 
-def memory_traffic(program: Program) -> dict[str, int]:
-    """Returns the bytes moved by each kind of work in one run, without collectives.
+def memory_traffic(
+    program: Program, kind_of: Callable[[Program, Instruction], Kind]
+) -> dict[Kind, int]:
+    """Returns the bytes moved in one run by each kind of work.
 
-    Kinds are `products` (matrix products, with what is fused into them), `attention` (its kernels),
-    `kernels` (those of `nn.fused`) and `other`. Of an array that is only sliced, only the slices
-    count, and of one that is updated in place, only the updates.
+    Args:
+      kind_of: returns the kind of an instruction: `kinds.category_of` or `kinds.work_of`.
     """
-    total: Counter[str] = Counter()
+    total: Counter[Kind] = Counter()
     for computation, name, times in program.walk():
         body = program.computations[computation]
-        total[kind_of(program, body[name])] += times * instruction_bytes(program, body, body[name])
+        if moved := instruction_bytes(program, body, body[name]):
+            total[kind_of(program, body[name])] += times * moved
     return dict(total)
-
-
-def kind_of(program: Program, instruction: Instruction) -> str:
-    """Returns the kind of work that an instruction is."""
-    if instruction.op in ("dot", "convolution"):
-        return PRODUCTS
-    if instruction.is_fusion:
-        inner = program.inside(instruction)
-        return PRODUCTS if any(i.op in ("dot", "convolution") for i in inner) else OTHER
-    if instruction.op == "custom-call":
-        target = _target(instruction)
-        if "fmha" in target or "splash" in instruction.name + instruction.attributes:
-            return ATTENTION
-        if _PRODUCT_CALL.search(target):
-            return PRODUCTS
-        return KERNELS if "triton" in target else OTHER
-    return OTHER
 
 
 def instruction_bytes(program: Program, body: Computation, instruction: Instruction) -> int:
@@ -60,7 +53,7 @@ def instruction_bytes(program: Program, body: Computation, instruction: Instruct
     op = instruction.op
     if op in FREE or op.endswith("-done") or op.removesuffix("-start") in KINDS:
         return 0
-    if op == "custom-call" and _target(instruction).startswith(_NO_CALL):
+    if op == "custom-call" and instruction.target.startswith(_NO_CALL):
         return 0
     inputs = [array_bytes(body[name].type) for name in instruction.operands if name in body]
     if instruction.is_fusion:
@@ -75,11 +68,6 @@ def instruction_bytes(program: Program, body: Computation, instruction: Instruct
     if op == "slice-start":
         return array_sizes(instruction.type)[1]
     return output + sum(inputs)
-
-
-def _target(call: Instruction) -> str:
-    found = re.search(r'custom_call_target="([^"]*)"', call.attributes)
-    return found[1] if found else ""
 
 
 def _fusion_bytes(body: Computation, inputs: list[int]) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpt2_jax.scale.hlo import Instruction, Program, array_bytes
+from gpt2_jax.hlo.text import Instruction, Program, array_bytes
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 

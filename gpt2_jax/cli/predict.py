@@ -1,0 +1,79 @@
+"""Applies a fine-tuned model to texts.
+
+gpt2-jax predict --workdir=runs/ner [--input=FILE]          tags, labels or answers as JSON lines
+gpt2-jax translate --workdir=runs/translate [--input=FILE]  a line of text for each line
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from absl import flags
+
+from gpt2_jax import cli
+from gpt2_jax.errors import UserError
+from gpt2_jax.files import to_json
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "run directory")
+_STEP = flags.DEFINE_string("step", None, "checkpoint: a step, or best; default: the latest")
+_INPUT = flags.DEFINE_string(
+    "input", "-", "UTF-8 file with a text or JSON object per line; -: stdin"
+)
+_BEAM = flags.DEFINE_integer("beam", None, "translate: beams; default: those of the run", 1, 64)
+_PENALTY = flags.DEFINE_float(
+    "length_penalty", None, "translate: exponent of the length; default: that of the run"
+)
+flags.DEFINE_string("module", None, cli.MODULE)
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command `predict` or `translate`, the last word of the program's name."""
+    if not _WORKDIR.value:
+        raise UserError("pass --workdir, the directory of a run")
+    command = argv[0].rpartition(" ")[2]
+    with _opened(_INPUT.value) as file:
+        (translate if command == "translate" else predict)(_lines(file))
+
+
+def predict(lines: Iterator[str]) -> None:
+    """Prints a JSON object for each line."""
+    from gpt2_jax.evaluate.predict import Predictor
+
+    predictor = Predictor(_WORKDIR.value, _STEP.value)
+    for found in predictor.predict_lines(lines, _name()):
+        print(to_json(found, ascii_only=False), flush=True)
+
+
+def translate(lines: Iterator[str]) -> None:
+    """Prints a line of text for each line."""
+    from gpt2_jax.evaluate.translate_lines import translate_lines
+
+    for text in translate_lines(_WORKDIR.value, _STEP.value, lines, _BEAM.value, _PENALTY.value):
+        print(text, flush=True)
+
+
+def _name() -> str:
+    return "standard input" if _INPUT.value == "-" else _INPUT.value
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[TextIO]:
+    if path == "-":
+        yield sys.stdin
+        return
+    try:
+        file = open(path, encoding="utf-8-sig", newline="\n")
+    except OSError as error:
+        raise UserError(f"--input={path} cannot be read: {error.strerror}") from None
+    with file:
+        yield file
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    try:
+        yield from file
+    except UnicodeDecodeError as error:
+        raise UserError(f"{_name()} is not UTF-8 text: {error}") from None

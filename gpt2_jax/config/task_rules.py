@@ -1,0 +1,85 @@
+"""Rules for the fields of a task: its architecture, and fields that others do not use."""
+
+from __future__ import annotations
+
+from gpt2_jax.config.sections import Config
+from gpt2_jax.config.table import FIELDS, value_of
+from gpt2_jax.errors import UserError
+
+ARCHITECTURE = {  # of each task
+    "lm": "decoder",
+    "mlm": "encoder",
+    "translate": "encoder_decoder",
+    "tag": "encoder",
+    "classify": "encoder",
+    "answer": "encoder",
+    "sft": "decoder",
+}
+EXAMPLES = frozenset({"translate", "tag", "classify", "answer", "sft"})  # read from records
+LABELS = frozenset({"tag", "classify"})
+# The tasks that use a field; others refuse a value that is not the default.
+USED_BY = {
+    "task.class_weights": LABELS,
+    "task.mask_share": frozenset({"mlm"}),
+    "task.whole_words": frozenset({"mlm"}),
+    "head.pool": frozenset({"classify"}),
+    "head.transform": frozenset({"classify", "mlm"}),
+    "head.n_labels": LABELS,
+    "data.test_source": EXAMPLES,
+    "data.columns": EXAMPLES,
+    "data.too_long": EXAMPLES,
+    "data.tag_scheme": frozenset({"tag"}),
+    "data.chat_template": frozenset({"sft"}),
+    "data.source_len": frozenset({"translate"}),
+    "data.layout": EXAMPLES | {"mlm"},
+    "data.lengths": EXAMPLES | {"mlm"},
+    "train.epochs": EXAMPLES | {"mlm"},
+    "eval.generate_every": frozenset({"translate"}),
+    "eval.beam": frozenset({"translate"}),
+    "eval.length_penalty": frozenset({"translate"}),
+    "eval.score": frozenset({"translate"}),
+    "eval.out_of_scope": frozenset({"classify"}),
+    "data.document_separator": frozenset({"lm", "mlm"}),
+    "train.eval_tokens": frozenset({"lm"}),
+    "track.diagnostics_every": frozenset({"lm"}),
+}
+
+
+def check_task(config: Config) -> None:
+    """Refuses an architecture that the task does not support, and fields that it does not use.
+
+    Raises:
+      UserError: naming the field, its value and the fix.
+    """
+    task = config.task.name
+    needed = ARCHITECTURE[task]
+    if config.model.architecture != needed:
+        raise UserError(
+            f"task.name={task} needs model.architecture={needed}, not "
+            f"{config.model.architecture}; set model.architecture={needed}"
+        )
+    for name, tasks in USED_BY.items():
+        value = value_of(config, name)
+        if value != FIELDS[name].default and task not in tasks:
+            raise UserError(
+                f"{name}={value!r} has no effect with task.name={task}; unset it (it is for "
+                f"{', '.join(t for t in ARCHITECTURE if t in tasks)})"
+            )
+    if config.data.lengths and config.data.layout == "packed":
+        raise UserError("data.lengths needs data.layout=padded; unset it, or change the layout")
+    source_len, n_positions = config.data.source_len, config.model.n_positions
+    if source_len is not None and source_len > n_positions:
+        raise UserError(
+            f"data.source_len={source_len} is longer than model.n_positions={n_positions}; shorten "
+            "it, or raise model.n_positions"
+        )
+    if config.optimizer.label_smoothing and config.train.z_loss:
+        raise UserError(
+            "optimizer.label_smoothing does not support train.z_loss; set one of them to 0"
+        )
+    every = config.eval.generate_every
+    if every is not None and every % config.train.eval_every:
+        raise UserError(
+            f"eval.generate_every={every} must be a multiple of train.eval_every="
+            f"{config.train.eval_every}"
+        )

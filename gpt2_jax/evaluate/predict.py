@@ -1,0 +1,166 @@
+"""Applies a run's model to new texts: tags, labels and answers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from gpt2_jax.data.examples.encode import Encoder, Limits
+from gpt2_jax.data.examples.labels import OUTSIDE, Labels
+from gpt2_jax.data.examples.records import LabeledText, Question, Record, TaggedWords
+from gpt2_jax.data.examples.store import examples_in_memory
+from gpt2_jax.data.layout.assemble import Assembler
+from gpt2_jax.data.layout.padded import OrderedLayout, longest
+from gpt2_jax.data.pieces import PieceEncoder
+from gpt2_jax.data.tokenizer import load_tokenizer
+from gpt2_jax.errors import UserError, quoted
+from gpt2_jax.tasks.data import row_lengths
+from gpt2_jax.tasks.predictions import Answer, predicted_values
+from gpt2_jax.tasks.scores.entities import entities
+from gpt2_jax.train.example_evaluation import ExampleEvaluator
+from gpt2_jax.train.storage.open_run import OpenedRun, open_run
+from gpt2_jax.train.storage.rundir import RunDirectory
+
+AT_ONCE = 1024  # texts read before the first are predicted
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+class Predictor:
+    """A run's model for one of the tasks `tag`, `classify` and `answer`.
+
+    Raises:
+      UserError: if the run is of another task.
+    """
+
+    def __init__(self, workdir: str, step: int | str | None) -> None:
+        self._run: OpenedRun = open_run(workdir, step)
+        config = self._run.config
+        self.task = config.task.name
+        if self.task not in _PARSERS:
+            known = ", ".join(_PARSERS)
+            raise UserError(
+                f"{workdir} has task.name={self.task}; `gpt2-jax predict` is for {known} (use "
+                "`gpt2-jax translate` or `gpt2-jax sample`)"
+            )
+        self._labels = RunDirectory(workdir).labels() or []
+        pieces = PieceEncoder(load_tokenizer(config.data.tokenizer))
+        limits = Limits(row_lengths(config.task, config.data))
+        self._encoder = Encoder(self.task, pieces, Labels(self._labels), limits)
+        rows = config.train.batch_size // config.train.accumulation
+        self._evaluator = ExampleEvaluator(self._run.model_def, self._run.mesh, rows)
+
+    def predict_lines(self, lines: Iterator[str], name: str) -> Iterator[dict[str, Any]]:
+        """Yields a prediction for each line that is not empty.
+
+        Args:
+          lines: text, or JSON objects with the fields of the task. name: of the file, for errors.
+
+        Raises:
+          UserError: naming the line that is not valid.
+        """
+        parse = _PARSERS[self.task]
+        numbered = ((i, line) for i, line in enumerate(lines, 1) if line.strip())
+        while group := list(islice(numbered, AT_ONCE)):
+            records = [parse(line.rstrip("\r\n"), f"{name}:{i}", self._labels) for i, line in group]
+            yield from self._predict(records)
+
+    def _predict(self, records: Sequence[Record]) -> Iterator[dict[str, Any]]:
+        encoded = list(self._encoder.encode(records, Counter()))
+        examples = examples_in_memory(
+            self.task, [columns for _, columns in encoded], [record for record, _ in encoded]
+        )
+        with_types = self._run.config.model.token_types > 0
+        assembler = Assembler(examples, self._encoder.pieces.specials, with_types)
+        evaluator = self._evaluator
+        ordered = OrderedLayout(assembler, longest(assembler), evaluator.n_rows)
+        batches = (ordered.batch(i, evaluator.rows) for i in range(ordered.n_batches))
+        run = self._run
+        found = evaluator.evaluate(run.params, run.step, batches, ordered.n_batches)
+        values = predicted_values(self.task, examples, self._labels, found.rows)
+        for record, value in zip(examples.records, values, strict=True):
+            yield _FORMATS[self.task](record, value)
+
+
+def _fields(line: str, where: str, text_field: str | None) -> dict[str, Any]:
+    """Returns the fields of a JSON object, or a plain line as `text_field`."""
+    if not line.lstrip().startswith("{"):
+        if text_field is None:
+            raise UserError(f"{where} is not a JSON object with question and context")
+        return {text_field: line}
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not JSON: {error}") from None
+    return fields
+
+
+def _text(fields: dict[str, Any], name: str, where: str) -> str:
+    value = fields.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{where} has no text in {quoted(name)}")
+    return value
+
+
+def _tagged(line: str, where: str, labels: Sequence[str]) -> TaggedWords:
+    fields = _fields(line, where, "text")
+    context = fields.get("context") or ""
+    given = fields.get("words")
+    if given is not None:
+        if not isinstance(given, list) or not all(isinstance(w, str) and w for w in given):
+            raise UserError(f"{where}: words must be a list of words")
+        return TaggedWords(tuple(given), (OUTSIDE,) * len(given), where, str(context))
+    text = _text(fields, "text", where)
+    spans = [match.span() for match in _WORD.finditer(text)]
+    words = tuple(text[a:b] for a, b in spans)
+    starts, ends = tuple(a for a, _ in spans), tuple(b for _, b in spans)
+    return TaggedWords(words, (OUTSIDE,) * len(words), where, str(context), text, starts, ends)
+
+
+def _labeled(line: str, where: str, labels: Sequence[str]) -> LabeledText:
+    fields = _fields(line, where, "text")
+    second = fields.get("second")
+    return LabeledText(_text(fields, "text", where), second, labels[0], where)
+
+
+def _question(line: str, where: str, labels: Sequence[str]) -> Question:
+    fields = _fields(line, where, None)
+    question, context = (_text(fields, name, where) for name in ("question", "context"))
+    return Question(str(fields.get("id", where)), question, context, (), where)
+
+
+def _show_tags(record: TaggedWords, tags: list[str]) -> dict[str, Any]:
+    found = []
+    for one in entities(tags, "strict"):
+        entity: dict[str, Any] = {"type": one.type, "words": [one.start, one.end]}
+        if record.text:
+            start, end = record.starts[one.start], record.ends[one.end - 1]
+            entity |= {"start": start, "end": end, "text": record.text[start:end]}
+        else:
+            entity["text"] = " ".join(record.words[one.start : one.end])
+        found.append(entity)
+    return {"words": list(record.words), "tags": tags, "entities": found}
+
+
+def _show_label(record: LabeledText, label: str) -> dict[str, Any]:
+    return {"text": record.text, "label": label}
+
+
+def _show_answer(record: Question, answer: Answer) -> dict[str, Any]:
+    found = {"answer": answer.text, "start": answer.start, "end": answer.end}
+    return {"id": record.id, "question": record.question, **found}
+
+
+_PARSERS: dict[str, Callable[[str, str, Sequence[str]], Any]] = {
+    "tag": _tagged,
+    "classify": _labeled,
+    "answer": _question,
+}
+_FORMATS: dict[str, Callable[[Any, Any], dict[str, Any]]] = {
+    "tag": _show_tags,
+    "classify": _show_label,
+    "answer": _show_answer,
+}

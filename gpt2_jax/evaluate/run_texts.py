@@ -1,0 +1,112 @@
+"""The text that a run in progress generates: its sample, and the scores of its translations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from gpt2_jax.config import Config
+from gpt2_jax.data.examples.records import Question, TaggedWords
+from gpt2_jax.data.pieces import PieceEncoder
+from gpt2_jax.evaluate.text_generation import on_one_device, sample_text
+from gpt2_jax.evaluate.translate import Translator
+from gpt2_jax.model.beam import BeamParams
+from gpt2_jax.model.definition import ModelDef
+from gpt2_jax.tasks.data import ExampleData, row_lengths
+from gpt2_jax.tasks.predictions import predicted_values
+from gpt2_jax.tasks.scores.bootstrap import Bootstrap
+from gpt2_jax.tasks.scores.result import Scores
+from gpt2_jax.tasks.scores.rouge import rouge_scores
+from gpt2_jax.tasks.scores.translation import translation_scores
+from gpt2_jax.train.example_evaluation import ExampleScore
+from gpt2_jax.train.run import TextFns, TrainedModel
+
+SHOWN = 5  # examples in a sample
+NO_INTERVALS = Bootstrap(resamples=0)
+
+
+def make_translator(
+    config: Config, model_def: ModelDef, params: Any, step: int, pieces: PieceEncoder
+) -> Translator:
+    """Returns the translator of a run, with the beam of its config."""
+    source, target = row_lengths(config.task, config.data)
+    beam = BeamParams(config.eval.beam, config.eval.length_penalty)
+    params = jax.tree.map(on_one_device, params)
+    return Translator(model_def, params, step, pieces, (source, target), beam)
+
+
+def generated_scores(
+    config: Config,
+    data: ExampleData,
+    split: str,
+    hypotheses: list[str],
+    bootstrap: Bootstrap = NO_INTERVALS,
+) -> Scores:
+    """Returns the scores of generated targets of a split: `eval.score`."""
+    references = [list(record.references) for record in data.splits[split].records]
+    if config.eval.score == "rouge":
+        return rouge_scores(references, hypotheses, bootstrap=bootstrap)
+    return translation_scores(references, hypotheses, bootstrap=bootstrap)
+
+
+def _scores(model: TrainedModel) -> Scores | None:
+    data = model.data
+    if not isinstance(data, ExampleData) or data.task.name != "translate":
+        return None
+    translator = _translator(model, data)
+    sources = [record.source for record in data.splits["val"].records]
+    return generated_scores(model.config, data, "val", translator.translate(sources))
+
+
+def _translator(model: TrainedModel, data: ExampleData) -> Translator:
+    of_model = model.model_def, model.params, model.step
+    return make_translator(model.config, *of_model, data.pieces)
+
+
+def _sample(model: TrainedModel) -> str | None:
+    config, data = model.config, model.data
+    if not isinstance(data, ExampleData) or data.task.name == "sft":
+        of_model = model.model_def, model.params, model.tokenizer
+        return sample_text(config.train, config.data.seq_len, config.seed, *of_model)
+    if data.task.name == "translate":
+        records = data.splits["val"].records[:SHOWN]
+        found = _translator(model, data).translate([record.source for record in records])
+        lines = [
+            f"source     {record.source}\nreference  {record.references[0]}\nmodel      {text}"
+            for record, text in zip(records, found, strict=True)
+        ]
+        return "\n\n".join(lines)
+    return _predictions(data, model.score) if isinstance(model.score, ExampleScore) else None
+
+
+def _predictions(data: ExampleData, score: ExampleScore) -> str | None:
+    """Returns the first predictions of the last evaluation as text, with the gold values."""
+    if not score.sums.rows:
+        return None
+    examples, task = data.splits["val"], data.task.name
+    values = predicted_values(task, examples, data.labels, score.sums.rows)
+    shown = zip(examples.records[:SHOWN], values[:SHOWN], strict=True)
+    return "\n\n".join(_described(record, value) for record, value in shown)
+
+
+def _described(record: Any, value: Any) -> str:
+    if isinstance(record, TaggedWords):
+        rows = zip(record.words, record.tags, value, strict=True)
+        cells = [
+            f"{word}[{found}{'' if found == tag else f', not {tag}'}]" for word, tag, found in rows
+        ]
+        return " ".join(cell.removesuffix("[O]") for cell in cells)
+    if isinstance(record, Question):
+        gold = " or ".join(repr(text) for _, text in record.answers) or "none"
+        return f"question  {record.question}\ngold      {gold}\nmodel     {value.text!r}"
+    return f"text   {record.text}\ngold   {record.label}\nmodel  {value}"
+
+
+def _tagged(word: str, gold: str, found: str) -> str:
+    if gold == found:
+        return word if gold == "O" else f"{word}[{found}]"
+    return f"{word}[{found}, not {gold}]"
+
+
+TEXTS = TextFns(_sample, _scores)

@@ -1,0 +1,122 @@
+"""Scores a run on the test or validation examples of its task, with bootstrap intervals."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt2_jax.errors import UserError
+from gpt2_jax.evaluate.run_texts import generated_scores, make_translator
+from gpt2_jax.files import disk_errors, write_json
+from gpt2_jax.tasks.data import ExampleData
+from gpt2_jax.tasks.predictions import predicted_values, prediction_scores
+from gpt2_jax.tasks.scores.bootstrap import DEFAULT
+from gpt2_jax.tasks.scores.classification import confusion_matrix
+from gpt2_jax.tasks.scores.confusion_plot import plot_confusion
+from gpt2_jax.tasks.scores.result import Scores
+from gpt2_jax.train.example_evaluation import Evaluated, ExampleEvaluator
+from gpt2_jax.train.storage.open_run import OpenedRun, open_run, open_run_examples
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """The result of evaluating a run on a split.
+
+    Attributes:
+      loss: mean nats per target. scores: None if the task has no predictions to score.
+      path: of the JSON file in `evals/`.
+    """
+
+    run: OpenedRun
+    split: str
+    n: int
+    loss: float
+    scores: Scores | None
+    path: Path
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what is written to `evals/`."""
+        return {
+            "task": self.run.config.task.name,
+            "split": self.split,
+            "step": self.run.step,
+            "examples": self.n,
+            "data": self.run.corpus,
+            "checkpoint": self.run.sums,
+            "loss": self.loss,
+            "scores": None if self.scores is None else self.scores.to_json(),
+        }
+
+    def text(self) -> str:
+        """Returns the report as plain text."""
+        task = self.run.config.task.name
+        lines = [
+            f"{task} after step {self.run.step}: {self.split}, {self.n:,} examples, "
+            f"loss {self.loss:.4f} nats per target"
+        ]
+        if self.scores is not None:
+            lines += ["", self.scores.text()]
+        return "\n".join([*lines, "", f"written to {self.path}"])
+
+
+def evaluate_task(workdir: str, step: int | str | None, split: str | None) -> TaskReport:
+    """Evaluates a checkpoint on a split, and writes the result to `evals/`.
+
+    Args:
+      step: as in `CheckpointRef`.
+      split: `val` or `test`; None for the test examples if there are any.
+
+    Raises:
+      UserError: if there is no such run, checkpoint or split.
+    """
+    run = open_run(workdir, step)
+    data = open_run_examples(run, workdir)
+    split = split or ("test" if "test" in data.splits else "val")
+    if split not in data.splits:
+        raise UserError(
+            f"{workdir} has no {split} examples; set --split to one of {', '.join(data.splits)}"
+        )
+    found = evaluate_split(run, data, split)
+    scores = _scores(run, data, split, found)
+    folder = Path(workdir) / "evals"
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    path = folder / f"{data.task.name}_{split}_{run.step}_{stamp}.json"
+    report = TaskReport(run, split, len(data.splits[split]), found.loss, scores, path)
+    with disk_errors("evals/"):
+        folder.mkdir(exist_ok=True)
+        write_json(path, report.to_json())
+        if data.task.name == "classify":
+            _draw_confusion(data, split, found, path.with_suffix(".png"))
+    return report
+
+
+def evaluate_split(run: OpenedRun, data: ExampleData, split: str) -> Evaluated:
+    """Returns the loss and the predictions of a run's model on a split."""
+    train = run.config.train
+    evaluator = ExampleEvaluator(run.model_def, run.mesh, train.batch_size // train.accumulation)
+    ordered = data.evaluation(split, evaluator.n_rows)
+    batches = (ordered.batch(i, evaluator.rows) for i in range(ordered.n_batches))
+    return evaluator.evaluate(run.params, run.step, batches, ordered.n_batches)
+
+
+def _scores(run: OpenedRun, data: ExampleData, split: str, found: Evaluated) -> Scores | None:
+    if data.task.name == "translate":
+        of_model = run.model_def, run.params, run.step
+        translator = make_translator(run.config, *of_model, data.pieces)
+        hypotheses = translator.translate([r.source for r in data.splits[split].records])
+        return generated_scores(run.config, data, split, hypotheses, DEFAULT)
+    if not found.rows:
+        return None
+    task, examples = data.task.name, data.splits[split]
+    predicted = predicted_values(task, examples, data.labels, found.rows)
+    outside = run.config.eval.out_of_scope
+    return prediction_scores(task, examples, data.labels, predicted, outside, DEFAULT)
+
+
+def _draw_confusion(data: ExampleData, split: str, found: Evaluated, path: Path) -> None:
+    examples, names = data.splits[split], data.labels
+    predicted = [int(row) for row in found.rows[: len(examples)]]
+    matrix = confusion_matrix(examples.scalars["label"], predicted, len(names))
+    plot_confusion(matrix, names, path, f"{path.parent.parent.name}: {split}")

@@ -1,0 +1,104 @@
+"""Writes target sequences for sources with an encoder-decoder: translations, summaries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt2_jax.data.batch import Tokens
+from gpt2_jax.data.pieces import PieceEncoder
+from gpt2_jax.model import decode
+from gpt2_jax.model.beam import BeamParams, Hypotheses, beam_search, reordering
+from gpt2_jax.model.decode import UnstackedParams, unstack_params
+from gpt2_jax.model.definition import ModelDef
+
+ROWS_AT_ONCE = 32
+WIDTH_MULTIPLE = 16  # of the sources in a batch, so that few widths are compiled
+
+
+class Translator:
+    """Writes targets by beam search.
+
+    Args:
+      params: on one device. step: steps they were trained for.
+      lengths: most tokens of a source and of a target, with the one that ends it.
+    """
+
+    def __init__(
+        self,
+        model_def: ModelDef,
+        params: Any,
+        step: int,
+        pieces: PieceEncoder,
+        lengths: tuple[int, int],
+        beam: BeamParams,
+    ) -> None:
+        beam.check()
+        self._model_def, self._pieces, self._lengths, self._beam = model_def, pieces, lengths, beam
+        self._unstacked = unstack_params(model_def, params, step)
+
+    def translate(self, sources: Sequence[str]) -> list[str]:
+        """Returns the best target of each source. Longer sources are cut."""
+        encoded = [self._ended(ids) for ids in self._pieces.tokenizer.encode(sources)]
+        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+        texts = [""] * len(encoded)
+        for first in range(0, len(order), ROWS_AT_ONCE):
+            group = order[first : first + ROWS_AT_ONCE]
+            found = self._search([encoded[i] for i in group])
+            ids_BT, lengths_B = (np.asarray(x[:, 0]) for x in (found.ids_BKT, found.lengths_BK))
+            for i, ids, n in zip(group, ids_BT, lengths_B, strict=False):
+                texts[i] = self._text(ids[:n].tolist())
+        return texts
+
+    def _ended(self, ids: np.ndarray) -> list[int]:
+        return [*ids.tolist()[: self._lengths[0] - 1], self._pieces.specials.eos]
+
+    def _search(self, sources: Sequence[Sequence[int]]) -> Hypotheses:
+        special = self._pieces.specials
+        longest = max(map(len, sources))
+        width = min(-(-longest // WIDTH_MULTIPLE) * WIDTH_MULTIPLE, self._lengths[0])
+        ids_BS = np.full((ROWS_AT_ONCE, width), special.pad, np.int32)
+        segments_BS = np.zeros_like(ids_BS)
+        segments_BS[:, 0] = 1  # rows that fill the batch have one token
+        for row, ids in enumerate(sources):
+            ids_BS[row, : len(ids)], segments_BS[row, : len(ids)] = ids, 1
+        limits_B = np.where(np.arange(ROWS_AT_ONCE) < len(sources), self._lengths[1], 1)
+        return _search(
+            self._model_def,
+            self._unstacked,
+            Tokens(ids_BS, segments_BS),
+            np.full(ROWS_AT_ONCE, special.bos, np.int32),
+            limits_B.astype(np.int32),
+            beam=self._beam,
+            length=self._lengths[1],
+            end=special.eos,
+        )
+
+    def _text(self, ids: list[int]) -> str:
+        if ids and ids[-1] == self._pieces.specials.eos:
+            ids = ids[:-1]
+        return self._pieces.tokenizer.decode_bytes(ids).decode(errors="replace").strip()
+
+
+@partial(jax.jit, static_argnames=("model_def", "beam", "length", "end"))
+def _search(
+    model_def: ModelDef,
+    unstacked: UnstackedParams,
+    source: Tokens,
+    first_B: jax.Array,
+    limits_B: jax.Array,
+    *,
+    beam: BeamParams,
+    length: int,
+    end: int,
+) -> Hypotheses:
+    """Returns the best targets of sources (B, S), one example per row."""
+    source = Tokens(*(None if x is None else jnp.asarray(x) for x in source))
+    caches = decode.start(model_def, unstacked, source, length, beam.n_beams)
+    step = reordering(partial(decode.step, model_def, unstacked), decode.reorder)
+    return beam_search(step, caches, first_B, limits_B, beam, length=length, end=end)
