@@ -12,59 +12,41 @@ from typing import Any
 import jax
 import numpy as np
 
-from gpt2_jax.config import Config
 from gpt2_jax.errors import UserError
-from gpt2_jax.interop.families.family import LAYER, Family, Row
+from gpt2_jax.interop.families.family import LAYER, Family, Row, Table
 from gpt2_jax.interop.layouts import Shape, Tensors, their_shape, to_ours, to_theirs
 from gpt2_jax.model.definition import ModelDef
 
 EXACT = (np.dtype("float32"), np.dtype("float16"))  # exact in float32, like bfloat16
 
 
-def to_huggingface(family: Family, config: Config, model_def: ModelDef, params: Any) -> Tensors:
+def to_huggingface(table: Table, model_def: ModelDef, params: Any) -> Tensors:
     """Returns the float32 tensors of the model with these parameters.
 
     Raises:
-      KeyError: if the model has parameters that are not in the family's table.
+      KeyError: if the model has parameters that are not in the table.
     """
-    flat, table = dict(_leaves(jax.device_get(params))), family.table(config)
+    flat = dict(_leaves(jax.device_get(params)))
     out: Tensors = {}
     for row in table.rows:
         prefix = "" if row.outside else table.prefix
         value = _without_padding(model_def, row.path, flat.pop(row.path))
-        layers = enumerate(value) if row.stacked else [(0, value)]
-        for layer, one in layers:
+        for layer, one in enumerate(value if row.stacked else [value]):
             for name, tensor in zip(row.names, to_theirs(row.layout, one), strict=True):
                 out[prefix + name.replace(LAYER, str(layer))] = np.ascontiguousarray(tensor)
     if flat:
         raise KeyError(f"no tensor name for {', '.join(flat)}")
+    for name, shape in table.zeros.items():
+        out[table.prefix + name] = np.zeros(shape, np.float32)
     return out
 
 
-def from_huggingface(family: Family, config: Config, model_def: ModelDef, tensors: Tensors) -> Any:
-    """Returns our float32 parameters from the tensors of a checkpoint.
+def normalize(family: Family, tensors: Tensors) -> Tensors:
+    """Returns the tensors without buffers, under their present names in the base model.
 
     Raises:
-      UserError: naming a tensor that is missing or unexpected, or has a wrong shape, type or value.
+      UserError: if two of them have the same name.
     """
-    rows = family.table(config).rows
-    remaining = _normalize(family, rows, tensors)
-    shapes = dict(_leaves(model_def.shapes))
-    flat = {
-        row.path: _take_row(remaining, row, _real_shape(model_def, row.path, shapes[row.path]))
-        for row in rows
-    }
-    if remaining:
-        raise UserError(
-            f"the checkpoint has {len(remaining)} tensors that {family.label} does not have: "
-            f"{', '.join(sorted(remaining)[:3])}; is it a different model?"
-        )
-    leaves = [_with_padding(flat[path], shape.shape) for path, shape in shapes.items()]
-    return jax.tree.unflatten(jax.tree.structure(model_def.shapes), leaves)
-
-
-def _normalize(family: Family, rows: tuple[Row, ...], tensors: Tensors) -> Tensors:
-    """Removes name prefixes, buffers, and tensors that are copies of others."""
     out: Tensors = {}
     for name, value in tensors.items():
         plain = name.removeprefix(family.prefix)
@@ -74,19 +56,42 @@ def _normalize(family: Family, rows: tuple[Row, ...], tensors: Tensors) -> Tenso
             raise UserError(f"the checkpoint has {plain} twice, with and without {family.prefix}")
         if not family.buffers.match(plain):
             out[plain] = value
-    separate = {name for row in rows for name in row.names}
-    for copy, original in family.copies.items():
-        if copy not in separate and copy in out:
-            _remove_copy(out, copy, original)
     return out
+
+
+def from_huggingface(
+    family: Family, table: Table, model_def: ModelDef, tensors: Tensors
+) -> tuple[Any, list[str]]:
+    """Returns our float32 parameters from tensors of `normalize`, and the names of unused ones.
+
+    Raises:
+      UserError: naming a tensor that is missing or unexpected, or has a wrong shape, type or value.
+    """
+    remaining = dict(tensors)
+    for copy, original in table.copies.items():
+        if copy in remaining:
+            _remove_copy(remaining, copy, original)
+    shapes = dict(_leaves(model_def.shapes))
+    flat = {
+        row.path: _take_row(remaining, row, _real_shape(model_def, row.path, shapes[row.path]))
+        for row in table.rows
+    }
+    unused = sorted(name for name in remaining if family.unused.match(name))
+    if unexpected := sorted(remaining.keys() - {*unused}):
+        raise UserError(
+            f"the checkpoint has {len(unexpected)} tensors that {table.architecture} does not "
+            f"have: {', '.join(unexpected[:3])}; is it a different model?"
+        )
+    leaves = [_with_padding(flat[path], shape.shape) for path, shape in shapes.items()]
+    return jax.tree.unflatten(jax.tree.structure(model_def.shapes), leaves), unused
 
 
 def _remove_copy(tensors: Tensors, copy: str, original: str) -> None:
     value = tensors.pop(copy)
     if not np.array_equal(value, tensors.setdefault(original, value)):
         raise UserError(
-            f"config.json ties the head to the embedding, but {copy} differs from {original}; "
-            'set "tie_word_embeddings": false in config.json if the head is separate'
+            f"{copy} differs from {original}, but config.json ties them; set "
+            '"tie_word_embeddings": false in config.json if they are separate'
         )
 
 

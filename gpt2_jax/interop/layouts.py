@@ -26,6 +26,7 @@ class Layout(StrEnum):
     HEADS_OUT = "heads_out"  # (D, 3, H, K) -> (D, 3HK), or its bias (3, H, K) -> (3HK)
     HEADS_IN = "heads_in"  # (H, K, D) -> (HK, D)
     HEADS_IN_TRANSPOSED = "heads_in_transposed"  # (H, K, D) -> (D, HK)
+    AS_ROW = "as_row"  # (V,) -> (1, V)
     QKV_ROWS = "qkv_rows"  # (D, 3, H, K) -> three (HK, D), or their biases (3, H, K) -> three (HK)
 
 
@@ -40,6 +41,8 @@ def their_shape(layout: Layout, shape: Shape) -> Shape:
             return prod(shape[:2]), shape[2]
         case Layout.HEADS_IN_TRANSPOSED:
             return shape[2], prod(shape[:2])
+        case Layout.AS_ROW:
+            return (1, *shape)
         case Layout.QKV_ROWS:
             return (prod(shape[-2:]), *shape[:-3])
     return shape

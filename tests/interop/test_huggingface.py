@@ -24,6 +24,7 @@ from gpt2_jax.interop.export_model import export_model
 from gpt2_jax.interop.families import family_of, gpt2, read_config
 from gpt2_jax.interop.families.family import dropout_note
 from gpt2_jax.interop.import_model import import_model
+from gpt2_jax.model.heads import LM
 from gpt2_jax.train.pretrained import check_source, find_source
 from gpt2_jax.train.storage.open_run import open_run
 from gpt2_jax.train.storage.rundir import RunDirectory
@@ -364,12 +365,6 @@ def test_existing_files_are_not_overwritten(imported, tmp_path):
     assert (tmp_path / "mine").read_text() == "precious"
 
 
-def test_encoder_is_not_exported_as_gpt2():
-    config = tools.tiny(model__architecture="encoder")
-    with pytest.raises(UserError, match="architecture=encoder cannot be exported"):
-        family_of(config)
-
-
 def test_unsupported_placement_is_not_exported():
     config = tools.tiny(placement__preset="post_ln")
     with pytest.raises(UserError, match=r"post_ln cannot be exported: Hugging Face's GPT-2 has"):
@@ -414,4 +409,4 @@ def test_commands(tmp_path):
 def test_every_parameter_has_a_tensor_name(imported):
     """The table contains every leaf of our parameters."""
     run = open_run(str(imported / "run"))
-    assert len(gpt2.table(run.config).rows) == len(jax.tree.leaves(run.params))
+    assert len(gpt2.table(run.config, LM).rows) == len(jax.tree.leaves(run.params))

@@ -12,6 +12,7 @@ SHAPES = {
     Layout.HEADS_OUT: [(8, 3, 2, 4), (3, 2, 4)],
     Layout.HEADS_IN: [(2, 4, 8)],
     Layout.HEADS_IN_TRANSPOSED: [(2, 4, 8)],
+    Layout.AS_ROW: [(5,)],
     Layout.QKV_ROWS: [(8, 3, 2, 4), (3, 2, 4)],
 }
 CASES = [(layout, shape) for layout, shapes in SHAPES.items() for shape in shapes]

@@ -79,7 +79,6 @@ def test_documents_are_independent_and_as_if_alone(name):
         {"model__remat": "elementwise", "model__unroll": False},
         {"placement__positions": "rotary"},
         {"placement__positions": "sinusoidal"},
-        {"placement__positions": "sinusoidal_halves"},
         {"placement__positions_at": "block"},
     ],
     ids=str,

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from gpt2_jax.config import Config
-from gpt2_jax.errors import UserError
-from gpt2_jax.interop.families import gpt2
-from gpt2_jax.interop.families.family import Family, Fields, check_exportable
+from collections.abc import Mapping
+from typing import Any
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (gpt2.FAMILY,)}
+from gpt2_jax.config import Config
+from gpt2_jax.errors import UserError, quoted
+from gpt2_jax.interop.families import bart, gpt2, marian
+from gpt2_jax.interop.families.bert import BERT_FAMILY, ROBERTA_FAMILY
+from gpt2_jax.interop.families.family import Family, Fields, check_exportable
+from gpt2_jax.interop.families.labels import write_labels
+from gpt2_jax.model.heads import HeadSpec
+
+FAMILIES: Mapping[str, Family] = {
+    family.model_type: family
+    for family in (gpt2.FAMILY, BERT_FAMILY, ROBERTA_FAMILY, marian.FAMILY, bart.FAMILY)
+}
 
 
 def find_family(fields: Fields) -> Family:
@@ -19,7 +28,8 @@ def find_family(fields: Fields) -> Family:
     model_type = fields.get("model_type", "gpt2")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(
-            f"config.json: {model_type=} is not supported; it must be {_listed(FAMILIES)}"
+            f"config.json: model_type={quoted(model_type)} is not supported; it must be one of "
+            f"{', '.join(FAMILIES)}"
         )
     return FAMILIES[model_type]
 
@@ -33,39 +43,36 @@ def read_config(fields: Fields) -> Config:
     return find_family(fields).read(fields)
 
 
-def write_config(family: Family, config: Config, end_of_text: int | None, dtype: str) -> Fields:
-    """Returns the config.json of a model of this family.
-
-    Args:
-      end_of_text: id of the tokenizer's end-of-text token, or None.
-      dtype: dtype of the exported tensors.
-    """
-    return {
-        "model_type": family.model_type,
-        "architectures": [family.table(config).architecture],
-        **family.write(config),
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
-        "dtype": dtype,
-    }
-
-
 def family_of(config: Config) -> Family:
     """Returns the family that a model can be exported as.
 
     Raises:
       UserError: if there is none.
     """
-    family = gpt2.FAMILY
-    if config.model.architecture != "decoder":
-        raise UserError(
-            f"model.architecture={config.model.architecture} cannot be exported as Hugging Face's "
-            "GPT-2, which is a decoder"
-        )
+    family = next(family for family in FAMILIES.values() if family.matches(config))
     check_exportable(family, config)
     return family
 
 
-def _listed(names: dict[str, Family]) -> str:
-    *others, last = names
-    return f"{', '.join(others)} or {last}" if others else last
+def write_config(
+    family: Family,
+    config: Config,
+    head: HeadSpec,
+    special_ids: Mapping[str, Any],
+    labels: list[str],
+    dtype: str,
+) -> Fields:
+    """Returns the config.json of a model.
+
+    Args:
+      special_ids: ids of special tokens, by field. labels: names of a head's labels; empty if it
+        has none. dtype: of the exported tensors.
+    """
+    return {
+        "model_type": family.model_type,
+        "architectures": [family.table(config, head).architecture],
+        **family.write(config),
+        **({} if not labels else write_labels(labels)),
+        **special_ids,
+        "dtype": dtype,
+    }

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from gpt2_jax import config as configs
 from gpt2_jax.config import Config
 from gpt2_jax.errors import UserError, quoted
-from gpt2_jax.interop.layouts import Layout
+from gpt2_jax.interop.layouts import Layout, Shape
+from gpt2_jax.model.heads import LM, HeadSpec
 from gpt2_jax.placements.axes import INITIAL, Placement
 from gpt2_jax.placements.resolve import differences
 
@@ -30,6 +31,11 @@ ACTIVATIONS = {
 # Axes in which an exported model may differ from its family's placement: config.json has a field
 # for them, or they affect only training.
 FREE = ("activation", "norm_eps", "drop_path", *INITIAL)
+# What all families but GPT-2 do.
+PLAIN_ATTENTION: Mapping[str, Any] = {
+    "model.scale_attn_weights": True,
+    "model.scale_attn_by_inverse_layer_idx": False,
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,49 @@ def same(path: str, name: str, outside: bool = False) -> Row:
     return Row(path, (name,), outside=outside)
 
 
+def norm(path: str, name: str, outside: bool = False) -> tuple[Row, ...]:
+    """Returns the rows of a torch.nn.LayerNorm."""
+    gain = same(f"{path}.gain", f"{name}.weight", outside)
+    return gain, same(f"{path}.bias", f"{name}.bias", outside)
+
+
+def linear(
+    path: str, name: str, layout: Layout = Layout.TRANSPOSED, outside: bool = False
+) -> tuple[Row, ...]:
+    """Returns the rows of a torch.nn.Linear."""
+    kernel = Row(f"{path}.kernel", (f"{name}.weight",), layout, outside)
+    return kernel, same(f"{path}.bias", f"{name}.bias", outside)
+
+
+def qkv(path: str, names: Iterable[str]) -> tuple[Row, ...]:
+    """Returns the rows of the three torch.nn.Linear for q, k and v."""
+    weights, biases = zip(*((f"{name}.weight", f"{name}.bias") for name in names), strict=True)
+    kernel = Row(f"{path}.kernel", weights, Layout.QKV_ROWS)
+    return kernel, Row(f"{path}.bias", biases, Layout.QKV_ROWS)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The tensors of one of a family's classes.
+
+    Attributes:
+      architecture: the name of the class. auto: its `Auto` class. task: its pipeline on the hub.
+      rows: its parameters.
+      prefix: before the names of the base model's tensors in files of this class.
+      copies: tensors that repeat another, by name; files need not have them.
+      zeros: shapes of tensors of the base model for which ours has no parameter; they are exported
+        as zeros.
+    """
+
+    architecture: str
+    auto: str
+    task: str
+    rows: tuple[Row, ...]
+    prefix: str = ""
+    copies: Mapping[str, str] = field(default_factory=dict)
+    zeros: Mapping[str, Shape] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class ConfigField:
     """A field of config.json that has the meaning of one of ours.
@@ -70,18 +119,9 @@ class ConfigField:
     default: Any = None
 
 
-@dataclass(frozen=True)
-class Table:
-    """The tensors of one of a family's classes.
-
-    Attributes:
-      architecture: the name of the class. rows: its parameters.
-      prefix: before the names of the base model's tensors in files of this class.
-    """
-
-    architecture: str
-    rows: tuple[Row, ...]
-    prefix: str = ""
+def _lm_head(fields: Fields, tensors: Collection[str]) -> HeadSpec:
+    del fields, tensors
+    return LM
 
 
 @dataclass(frozen=True)
@@ -90,29 +130,37 @@ class Family:
 
     Attributes:
       model_type: in config.json. label: in messages.
-      placement: of its blocks, apart from `FREE`. description: of the placement, for messages.
+      matches: whether a model is of this family rather than another of the same architecture.
+      placement: of a model of this family with this config, apart from `FREE`; may depend on what
+        config.json has a field for. description: of the placement, for messages.
+      fixed: the values that some of our fields must have.
       read: returns our config of the fields of a config.json. write: the inverse, without the
         fields that all families have.
-      table: returns the tensors of a model with this config.
-      dropouts: fields with dropout rates.
+      head: returns the head of a checkpoint with these fields and these tensors of the base model.
+      table: returns the tensors of a model with this config and head.
+      dropouts: fields with dropout rates. special_ids: fields with ids of special tokens.
       prefix: that some classes have; files have the base model's tensors with or without it.
       buffers: matches constants that some versions of transformers save with the weights.
+      unused: matches tensors that may be in a file although its class does not use them.
       renamed: patterns of names that tensors had in earlier versions, and their replacements.
-      copies: tensors that may repeat another, by name.
     """
 
     model_type: str
     label: str
-    placement: Placement
+    matches: Callable[[Config], bool]
+    placement: Callable[[Config], Placement]
     description: str
     read: Callable[[Fields], Config]
     write: Callable[[Config], Fields]
-    table: Callable[[Config], Table]
+    table: Callable[[Config, HeadSpec], Table]
     dropouts: tuple[str, ...]
     prefix: str
     buffers: re.Pattern[str]
+    head: Callable[[Fields, Collection[str]], HeadSpec] = _lm_head
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    special_ids: tuple[str, ...] = ()
+    unused: re.Pattern[str] = re.compile("$^")  # nothing
     renamed: tuple[tuple[str, str], ...] = ()
-    copies: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_fields(table: Iterable[ConfigField], fields: Fields) -> dict[str, Any]:
@@ -157,7 +205,7 @@ def read_activation(fields: Fields, name: str, default: str) -> str:
     activation = fields.get(name, default)
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         known = ", ".join(sorted(ACTIVATIONS))
-        raise UserError(f"config.json: {name}={activation!r} is not one of {known}")
+        raise UserError(f"config.json: {name}={quoted(activation)} is not one of {known}")
     return ACTIVATIONS[activation]
 
 
@@ -165,7 +213,7 @@ def refuse(fields: Fields, unsupported: Iterable[str]) -> None:
     """Raises UserError if one of these fields of config.json is set."""
     for name in unsupported:
         if fields.get(name):
-            raise UserError(f"config.json: {name}={fields[name]!r} is not supported")
+            raise UserError(f"config.json: {name}={quoted(fields[name])} is not supported")
     if fields.get("quantization_config"):
         raise UserError("config.json: quantized weights are not supported; use the original ones")
 
@@ -180,13 +228,13 @@ def dropout_note(family: Family, fields: Fields) -> str | None:
 
 
 def check_exportable(family: Family, config: Config) -> None:
-    """Checks that a family has the placement of a config.
+    """Checks that a model of a family can have this config.
 
     Raises:
-      UserError: naming the axes that differ.
+      UserError: naming the axes or fields that differ.
     """
     placement = config.placement.resolve()
-    different = differences(placement, family.placement)
+    different = differences(placement, family.placement(config))
     extra = {name: value for name, value in different.items() if name not in FREE}
     if extra:
         listed = ", ".join(f"{name}={value!r}" for name, value in extra.items())
@@ -198,3 +246,9 @@ def check_exportable(family: Family, config: Config) -> None:
         raise UserError(
             f"placement.activation={placement.activation} is not supported by Hugging Face"
         )
+    for name, value in family.fixed.items():
+        if (ours := configs.value_of(config, name)) != value:
+            raise UserError(
+                f"{name}={ours!r} cannot be exported: Hugging Face's {family.label} always has "
+                f"{value!r}"
+            )

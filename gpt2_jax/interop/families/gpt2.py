@@ -10,6 +10,7 @@ import re
 from gpt2_jax import config as configs
 from gpt2_jax import placements
 from gpt2_jax.config import Config
+from gpt2_jax.errors import UserError
 from gpt2_jax.interop.families.family import (
     ConfigField,
     Family,
@@ -24,6 +25,8 @@ from gpt2_jax.interop.families.family import (
     write_fields,
 )
 from gpt2_jax.interop.layouts import Layout
+from gpt2_jax.model.heads import LM, HeadSpec
+from gpt2_jax.placements.axes import Placement
 
 PREFIX, HEAD = "transformer.", "lm_head.weight"
 DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
@@ -91,23 +94,43 @@ def write(config: Config) -> Fields:
     }
 
 
-def table(config: Config) -> Table:
-    """Returns the tensors of a `GPT2LMHeadModel`."""
-    head = () if config.model.tie_head else (same("head", HEAD, outside=True),)
-    return Table("GPT2LMHeadModel", (*ROWS, *head), PREFIX)
+def table(config: Config, head: HeadSpec) -> Table:
+    """Returns the tensors of a `GPT2LMHeadModel`.
+
+    Raises:
+      UserError: if the model predicts anything but next tokens.
+    """
+    if head != LM:
+        raise UserError(f"a decoder with a head of kind {head.kind} cannot be exported")
+    matrix = () if config.model.tie_head else (same("head", HEAD, outside=True),)
+    return Table(
+        architecture="GPT2LMHeadModel",
+        auto="AutoModelForCausalLM",
+        task="text-generation",
+        rows=(*ROWS, *matrix),
+        prefix=PREFIX,
+        copies={HEAD: "wte.weight"} if config.model.tie_head else {},
+    )
+
+
+def _placement(config: Config) -> Placement:
+    del config
+    return placements.PRESETS["pre_ln"]
 
 
 FAMILY = Family(
     model_type="gpt2",
     label="GPT-2",
-    placement=placements.PRESETS["pre_ln"],
+    matches=lambda config: config.model.architecture == "decoder",
+    placement=_placement,
     description="norms before each sublayer and after the last block",
     read=read,
     write=write,
     table=table,
     dropouts=DROPOUTS,
+    fixed={"model.position_offset": 0, "model.logits_bias": False},
+    special_ids=("bos_token_id", "eos_token_id"),
     prefix=PREFIX,
     # Constants that older versions of transformers saved with the weights.
     buffers=re.compile(r"h\.\d+\.attn\.(bias|masked_bias)$"),
-    copies={HEAD: "wte.weight"},
 )
