@@ -17,7 +17,7 @@ from gpt2_jax.errors import EXIT_FINISHED, EXIT_STOPPED, UserError
 from gpt2_jax.fields import INT_MAX
 from gpt2_jax.model.definition import define_model
 from gpt2_jax.tasks.data import ExampleData
-from gpt2_jax.tasks.task import head_of
+from gpt2_jax.tasks.task import TASKS, head_of
 from gpt2_jax.track.console import forgiving_output, no_output, say, status
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.train import report
@@ -275,7 +275,7 @@ def _print_finished(config: Config, directory: RunDirectory) -> None:
     early = not Checkpoints(directory.checkpoints_path).path(config.train.steps).exists()
     field = "train.patience" if early else "train.steps"
     print(f"{directory.path} is finished: raise {field} to continue it")
-    report.print_end(directory)
+    report.print_end(directory, TASKS[config.task.name])
 
 
 def _is_finished(config: Config, directory: RunDirectory, resume: ResumePoint) -> bool:
