@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gpt2_jax.train.param_patterns import lr_factors
+from gpt2_jax.train.optim.param_patterns import lr_factors
 from jax.sharding import PartitionSpec
 
 from gpt2_jax.config.capacity import least_parameters
