@@ -103,10 +103,4 @@ def _described(record: Any, value: Any) -> str:
     return f"text   {record.text}\ngold   {record.label}\nmodel  {value}"
 
 
-def _tagged(word: str, gold: str, found: str) -> str:
-    if gold == found:
-        return word if gold == "O" else f"{word}[{found}]"
-    return f"{word}[{found}, not {gold}]"
-
-
 TEXTS = TextFns(_sample, _scores)

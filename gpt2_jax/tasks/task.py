@@ -16,19 +16,21 @@ class Task:
       head: kind of the model's head, as in `HeadSpec`.
       has_labels: whether the head predicts the labels of the training data.
       packs: whether a row may have several examples.
+      has_sample: whether there are predictions to show in sample.txt.
     """
 
     name: str
     head: str
     has_labels: bool = False
     packs: bool = True
+    has_sample: bool = True
 
 
 TASKS = {
     task.name: task
     for task in (
         Task("lm", "lm"),
-        Task("mlm", "mlm"),
+        Task("mlm", "mlm", has_sample=False),
         Task("translate", "lm"),
         Task("tag", "tokens", has_labels=True),
         Task("classify", "sequence", has_labels=True, packs=False),

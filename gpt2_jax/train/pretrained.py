@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from gpt2_jax import config as configs
 from gpt2_jax.config import Config
+from gpt2_jax.config.task_rules import ARCHITECTURE
 from gpt2_jax.data.saved_tokenizer import same_tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.placements import AXES
 from gpt2_jax.placements.axes import SCALES
-from gpt2_jax.train.storage.checkpoint import restore_params
+from gpt2_jax.tasks.task import TASKS, head_of
+from gpt2_jax.train.storage.checkpoint import param_shapes, restore_params
 from gpt2_jax.train.storage.checkpoint_ref import CheckpointRef, find_checkpoint
 from gpt2_jax.train.storage.checksums import find_damage
 from gpt2_jax.train.storage.rundir import RunDirectory
@@ -45,6 +49,7 @@ DETERMINED = (
     "data.tokenizer",
     *DOCUMENTS,
 )
+HEADS = ("head", "mlm")  # top-level parts of a model that belong to its task
 # Fields among them that may differ without changing the parameters: factors that are not learned.
 CHANGEABLE = tuple(f"placement.{name}" for name in (*SCALES, "drop_path"))
 
@@ -98,6 +103,7 @@ def adopt_model(config: Config, source: PretrainedSource, say: Callable[[str], N
     Raises:
       UserError: if the config describes a different model than that of the weights.
     """
+    _check_architecture(config, source)
     asked, default = configs.flatten(config), configs.flatten(Config())
     stored = configs.flatten(source.config)
     changes: dict[str, Any] = {}
@@ -129,6 +135,16 @@ def adopt_model(config: Config, source: PretrainedSource, say: Callable[[str], N
     return configs.replace(config, changes)
 
 
+def _check_architecture(config: Config, source: PretrainedSource) -> None:
+    """Refuses weights of an architecture that the task does not support."""
+    task, stored = config.task.name, source.config.model.architecture
+    if stored != (needed := ARCHITECTURE[task]):
+        raise UserError(
+            f"the weights of {source.name} have model.architecture={stored}, but task.name={task} "
+            f"needs {needed}; start from other weights, or change task.name"
+        )
+
+
 def _is_learned(config: Config, source: PretrainedSource, name: str) -> bool:
     """Returns whether a factor has parameters in the config or in the source."""
     leaf = name.rpartition(".")[2]
@@ -153,14 +169,43 @@ def open_source(given: str) -> PretrainedSource:
     return PretrainedSource(directory.folder_of(step), config, name, step)
 
 
-def load_pretrained(source: PretrainedSource, like: Any) -> Any:
+@dataclass(frozen=True)
+class Pretrained:
+    """Weights of a source, and the parts that it does not share with the model.
+
+    Attributes:
+      params: without the `new` parts.
+      new: top-level parts that only the model has. dropped: those that only the source has.
+    """
+
+    params: Any
+    new: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """Returns the parts that differ, for the line that reports the weights."""
+        parts = (("new", self.new), ("dropped", self.dropped))
+        listed = [f"{what}: {', '.join(f'{n}.*' for n in names)}" for what, names in parts if names]
+        return f" ({'; '.join(listed)})" if listed else ""
+
+
+def load_pretrained(
+    source: PretrainedSource, like: Any, config: Config, labels: Sequence[str] = ()
+) -> Pretrained:
     """Returns the weights, with the shapes and shardings of `like`.
+
+    The head is only taken from a run with the same head and the same labels.
+
+    Args:
+      config: of the new run. labels: that it predicts.
 
     Raises:
       UserError: if they belong to another model, or the run that saved them has deleted them.
     """
     try:
-        return restore_params(source.folder, like, source.step)
+        new, dropped = _different_heads(source, like, config, labels)
+        kept = {name: part for name, part in like.items() if name not in new}
+        return Pretrained(restore_params(source.folder, kept, source.step, dropped), new, dropped)
     except Exception:
         if os.path.lexists(source.folder):
             raise
@@ -168,6 +213,34 @@ def load_pretrained(source: PretrainedSource, like: Any) -> Any:
             f"{source.folder} was deleted before its weights were read, perhaps by the run that "
             "saved it; start in another --workdir from a checkpoint that still exists"
         ) from None
+
+
+def _different_heads(
+    source: PretrainedSource, like: Any, config: Config, labels: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the heads that are new and those that are dropped; none if the head is the same."""
+    stored, shapes = param_shapes(source.folder), jax.tree.map(lambda x: x.shape, like)
+    ours, theirs = (tuple(name for name in HEADS if name in one) for one in (shapes, stored))
+    fits = ours == theirs and all(shapes[name] == stored[name] for name in ours)
+    if fits and _has_same_head(source, config, labels):
+        return (), ()
+    return ours, theirs
+
+
+def _has_same_head(source: PretrainedSource, config: Config, labels: Sequence[str]) -> bool:
+    """Returns whether the outputs of a source's head mean the same as those of a run's."""
+    directory = _directory_of(source)
+    stored = directory.read_config()
+    heads = [head_of(one.task, one.head) for one in (stored, config)]
+    if heads[0] != heads[1]:
+        return False
+    return not TASKS[config.task.name].has_labels or directory.labels() == list(labels)
+
+
+def _directory_of(source: PretrainedSource) -> RunDirectory:
+    folder = source.folder
+    imported = folder == RunDirectory(str(folder.parent)).weights_path
+    return RunDirectory(str(folder.parent if imported else folder.parent.parent))
 
 
 def check_source(source: PretrainedSource) -> None:
@@ -181,7 +254,5 @@ def check_source(source: PretrainedSource) -> None:
         raise UserError(
             f"the initial weights, {folder}, are damaged or gone: {fault}; restore them from a copy"
         )
-    imported = folder == RunDirectory(str(folder.parent)).weights_path
-    directory = RunDirectory(str(folder.parent if imported else folder.parent.parent))
-    if doubt := check_identity(directory, source.step, folder):
+    if doubt := check_identity(_directory_of(source), source.step, folder):
         print(f"warning: {doubt}", file=sys.stderr)

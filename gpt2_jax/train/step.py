@@ -14,20 +14,19 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
 from gpt2_jax.config import Config
-from gpt2_jax.data.batch import Batch
 from gpt2_jax.model.definition import ModelDef, global_norm
 from gpt2_jax.model.diagnostics import gradient_norms
-from gpt2_jax.tasks.losses import LossOptions
+from gpt2_jax.tasks.losses import AnyBatch, LossOptions
 from gpt2_jax.train.distributed.mesh import DATA, FSDP, TENSOR, manual_axes, row_axes
 from gpt2_jax.train.distributed.sharding import Layout, make_layout
-from gpt2_jax.train.loss import mean_loss
+from gpt2_jax.train.loss import mean_loss, nonzero
 from gpt2_jax.train.optim.frozen_params import frozen_rows, join, split
 from gpt2_jax.train.optim.param_patterns import lr_factors
 from gpt2_jax.train.optim.schedule import make_schedule
 from gpt2_jax.train.state import Guard, State, purpose_key
 
 Metrics = dict[str, jax.Array]
-Step = Callable[[State, Batch], tuple[State, Metrics]]
+Step = Callable[[State, AnyBatch], tuple[State, Metrics]]
 
 BLOCK_GRAD_NORMS = "block_grad_norms"
 NORM_DECAY = 0.98  # decay of the running moments that define outliers
@@ -54,7 +53,7 @@ def make_step(
     factors = lr_factors(config.optimizer, model_def)
     factors = factors and split(factors, frozen_rows(config.optimizer, model_def))[0]
 
-    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+    def step(state: State, batch: AnyBatch) -> tuple[State, Metrics]:
         loss, grads = gradients(state.params, state.frozen, batch, state.step, state.seed)
         with jax.named_scope("optimizer"):
             return update(state, loss, grads)
@@ -104,7 +103,7 @@ def make_gradients(config: Config, model_def: ModelDef, mesh: Mesh | None) -> Ca
     of_device = model_def if layout is None else layout.on_device
 
     def local(
-        params: Any, frozen: Any, batch: Batch, step: jax.Array, seed: jax.Array
+        params: Any, frozen: Any, batch: AnyBatch, step: jax.Array, seed: jax.Array
     ) -> tuple[jax.Array, Any]:
         n_rows = jax.tree.leaves(batch)[0].shape[0]
         key = jax.random.fold_in(purpose_key(seed, "dropout"), step)
@@ -113,7 +112,7 @@ def make_gradients(config: Config, model_def: ModelDef, mesh: Mesh | None) -> Ca
         keys_b = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
         weight = mean_weight(batch, parts, mesh)
 
-        def part(batch: Batch, keys: jax.Array) -> tuple[jax.Array, Any]:
+        def part(batch: AnyBatch, keys: jax.Array) -> tuple[jax.Array, Any]:
             def loss(params: Any) -> jax.Array:
                 whole = join(params, frozen)
                 return mean_loss(whole, of_device, batch, keys, step, weight, options)
@@ -154,7 +153,7 @@ def make_gradients(config: Config, model_def: ModelDef, mesh: Mesh | None) -> Ca
     return gradients
 
 
-def mean_weight(batch: Batch, parts: int, mesh: Mesh | None) -> jax.Array | None:
+def mean_weight(batch: AnyBatch, parts: int, mesh: Mesh | None) -> jax.Array | None:
     """Returns the mean of sum(w) over parts and devices; None for a batch without weights.
 
     Losses divided by it average to the loss of the whole batch. It is known before the forward
@@ -163,7 +162,8 @@ def mean_weight(batch: Batch, parts: int, mesh: Mesh | None) -> jax.Array | None
     if batch.weights is None:
         return None
     total = batch.weights.sum()
-    return (total if mesh is None else lax.pmean(total, row_axes(mesh))) / parts
+    mean = total if mesh is None else lax.pmean(total, row_axes(mesh))
+    return nonzero(mean) / parts
 
 
 def apply_if(
