@@ -6,6 +6,7 @@ gpt2-jax translate --workdir=runs/translate [--input=FILE]  a line of text for e
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,7 +63,7 @@ def _name() -> str:
 @contextmanager
 def _opened(path: str) -> Iterator[TextIO]:
     if path == "-":
-        yield sys.stdin
+        yield io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", newline="\n")
         return
     try:
         file = open(path, encoding="utf-8-sig", newline="\n")

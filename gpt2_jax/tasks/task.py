@@ -20,6 +20,7 @@ class Task:
       packs: whether a row may have several examples.
       target: what the loss is the mean over, for texts such as `nats per token`.
       shown: the scores that are printed, of those that an evaluation has.
+      has_sample: whether there are predictions to show in sample.txt.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Task:
     packs: bool = True
     target: str = "token"
     shown: tuple[str, ...] = ()
+    has_sample: bool = True
 
     def describe(self, metrics: Mapping[str, Any]) -> str:
         """Returns the scores among the `val/*` fields of metrics.jsonl as text; empty if none."""
@@ -42,7 +44,7 @@ TASKS = {
     task.name: task
     for task in (
         Task("lm", "lm"),
-        Task("mlm", "mlm", target="masked token", shown=("accuracy",)),
+        Task("mlm", "mlm", target="masked token", shown=("accuracy",), has_sample=False),
         Task("translate", "lm", shown=GENERATED),
         Task("tag", "tokens", has_labels=True, target="word", shown=("entity_f1_strict",)),
         Task("classify", "sequence", True, packs=False, target="text", shown=ACCURACIES),

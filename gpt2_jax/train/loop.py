@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -45,6 +46,7 @@ from gpt2_jax.train.pretrained import (
     adopt_model,
     check_source,
     find_source,
+    has_same_outputs,
     load_pretrained,
 )
 from gpt2_jax.train.run import Run, TextFns, how_to_continue
@@ -273,7 +275,8 @@ def _check_streams(corpus: RunData, processes: Processes) -> None:
 
 def _print_finished(config: Config, directory: RunDirectory) -> None:
     early = not Checkpoints(directory.checkpoints_path).path(config.train.steps).exists()
-    field = "train.patience" if early else "train.steps"
+    length = "train.steps" if config.train.epochs is None else "train.epochs"
+    field = "train.patience" if early else length
     print(f"{directory.path} is finished: raise {field} to continue it")
     report.print_end(directory, TASKS[config.task.name])
 
@@ -281,7 +284,7 @@ def _print_finished(config: Config, directory: RunDirectory) -> None:
 def _is_finished(config: Config, directory: RunDirectory, resume: ResumePoint) -> bool:
     """Returns whether the run is complete and nothing needs to be compiled."""
     wanted = [directory.config_path, directory.metrics_path, directory.plot_path]
-    if config.train.sample_tokens:
+    if config.train.sample_tokens and TASKS[config.task.name].has_sample:
         wanted.append(directory.sample_path)
     if resume.step is None or resume.damaged or not all(path.is_file() for path in wanted):
         return False
@@ -316,7 +319,7 @@ def _open_run(
         with stop.immediate(), status("timing a few steps"):
             seconds = compiled.trial_seconds(sampler.batch(first, compiled.rows), processes)
     if resume.step is None:
-        state = _initial_state(compiled, sampler, source)
+        state = _initial_state(config, compiled, sampler, corpus.labels, source)
     else:
         state = checkpoints.restore(resume.step, compiled.shapes)
         print(f"continuing {directory.path} after step {first}")
@@ -329,11 +332,16 @@ def _open_run(
 
 
 def _initial_state(
-    compiled: CompiledStep, sampler: Batches, source: PretrainedSource | None
+    config: Config,
+    compiled: CompiledStep,
+    sampler: Batches,
+    labels: Sequence[str],
+    source: PretrainedSource | None,
 ) -> State:
     state = compiled.start(sampler.batch(0, slice(INIT_ROWS)))
     if source is None:
         return state
     like = abstract_params(compiled.model_def, compiled.mesh)
-    params = load_pretrained(source, like, state.all_params, print)
+    keeps = has_same_outputs(source, config, labels)
+    params = load_pretrained(source, like, state.all_params, keeps, print)
     return compiled.replace_params(state, params)

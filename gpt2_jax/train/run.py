@@ -241,9 +241,8 @@ class Run:
         """Repeats the evaluation of the last row, which a signal interrupted."""
         with self._paused():
             with status(f"validating at step {self.step}"):
-                score = self._score()
-            self._report(score)
-            self.logger.complete(row | score.metrics())
+                row = self._evaluated(row)
+            self.logger.complete(row)
 
     def _diagnose(self, batch: Batch) -> Metrics:
         """Returns per-block diagnostics, on the devices; empty if none are due."""
@@ -267,21 +266,30 @@ class Run:
         row = self._row()
         if self.logger.is_evaluated(self.step):
             try:
-                score = self._score()
-                row |= self._generated_scores()
+                row = self._evaluated(row)
             except Stopped:
                 # The next start repeats the evaluation, from this state and the rest of the row.
                 self.logger.keep_unfinished(row)
                 self.logger.save(self.step, self.state, None)
                 raise
-            self._report(score)
-            row |= score.metrics()
         self.logger.write(row)
         if "val/loss" in row:
             last = self.step == self.config.train.steps or self.logger.is_stale()
             self.logger.draw(last)
         if self.logger.is_kept(row):
             self.logger.save(self.step, self.state, row.get("val/loss"))
+
+    def _evaluated(self, row: Row) -> Row:
+        """Returns a row with the validation scores of the current state.
+
+        Raises:
+          Stopped: if a signal arrives before they are complete.
+        """
+        score = self._score()
+        row = row | score.metrics()
+        row |= self._generated_scores(self.logger.is_last(row))
+        self._report(score)
+        return row
 
     def _write_pending(self) -> None:
         if self.pending is not None:
@@ -333,17 +341,19 @@ class Run:
         n = self.config.train.sample_tokens
         if self.texts is None or n == 0:
             return None
+        if self.last_score is None and isinstance(self.corpus, ExampleData):
+            self._score()  # the last evaluation was by an earlier process
         of_text = f"compiling the sampler and generating {n} tokens"
         with status(of_text if self.config.task.name == "lm" else "applying the model to examples"):
             sample = self.texts.sample(self._model())
         self.directory.write_sample(None if sample is None else sample.text)
         return sample
 
-    def _generated_scores(self) -> dict[str, float]:
+    def _generated_scores(self, is_last: bool) -> dict[str, float]:
         """Returns the scores of generated text, if they are due at this step."""
-        every, last = self.config.eval.generate_every, self.step == self.config.train.steps
-        is_due = every is not None and self.step % every == 0
-        if self.texts is None or not self.step or not (last or is_due):
+        every = self.config.eval.generate_every
+        is_due = is_last or (every is not None and self.step % every == 0)
+        if self.texts is None or not is_due:
             return {}
         self.stop.check()
         with self.stop.immediate(), jax.transfer_guard("allow"):

@@ -112,6 +112,11 @@ class RunLogger:
         """Returns whether `train.patience` is exhausted."""
         return is_stale(self.config, self.evaluations)
 
+    def is_last(self, row: Row) -> bool:
+        """Returns whether the run ends with a row that has a validation loss."""
+        rows = [*self.evaluations, row]
+        return row["step"] == self.config.train.steps or is_stale(self.config, rows)
+
     def is_due(self, step: int) -> bool:
         """Returns whether a step has a row."""
         every = self.config.train.log_every

@@ -6,7 +6,7 @@ import re
 
 from gpt2_jax import config as configs
 from gpt2_jax.config import Config
-from gpt2_jax.interop.families.family import Family, Fields, Table, read_field, same
+from gpt2_jax.interop.families.family import Family, Fields, Row, Table, read_field, same
 from gpt2_jax.interop.families.seq2seq import (
     BLOCKS,
     DROPOUTS,
@@ -57,7 +57,7 @@ def table(config: Config, head: HeadSpec) -> Table:
     """Returns the tensors of a `MarianMTModel`."""
     check_head(head)
     if config.model.share_embeddings:
-        tokens = (same("encoder.embedding.wte", SHARED),)
+        tokens: tuple[Row, ...] = (same("encoder.embedding.wte", SHARED),)
         copies = dict.fromkeys(TOKENS, SHARED)
     else:
         towers = zip(("encoder", "decoder"), TOKENS, strict=True)
