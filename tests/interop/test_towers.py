@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from gpt2_jax.api import load_run
 from gpt2_jax.data.batch import Tokens
 from gpt2_jax.errors import UserError
+from gpt2_jax.evaluate.predict import Predictor
 from gpt2_jax.interop.convert import to_huggingface
 from gpt2_jax.interop.export_model import export_model
 from gpt2_jax.interop.families import FAMILIES, family_of
@@ -208,7 +210,7 @@ def test_tensors_that_a_class_does_not_use_are_reported(tmp_path):
     tensors["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"]
     encoder(tmp_path / "theirs", "bert", "BertForMaskedLM", tensors=tensors)
     lines = import_model(str(tmp_path / "theirs"), str(tmp_path / "run"))
-    assert "encoder with mlm" in lines[0]
+    assert "encoder with a head for masked tokens" in lines[0]
     assert lines[-1].endswith("cls.seq_relationship.weight, pooler.dense.bias, pooler.dense.weight")
 
 
@@ -216,15 +218,24 @@ def test_base_model_without_pooler(tmp_path):
     theirs = towers.values(towers.encoder_shapes("bert"))
     encoder(tmp_path / "theirs", "bert", "BertModel", tensors=theirs)
     lines = import_model(str(tmp_path / "theirs"), str(tmp_path / "run"))
-    assert "an encoder without a head" in lines[0]
+    assert lines[0].endswith("an encoder with no head")
     export_model(str(tmp_path / "run"), str(tmp_path / "out"))
     assert load_file(tmp_path / "out" / "model.safetensors").keys() == theirs.keys()
+
+
+def test_an_encoder_without_labels_predicts_nothing(tmp_path):
+    encoder(tmp_path / "theirs", "bert", "BertModel")
+    import_model(str(tmp_path / "theirs"), str(tmp_path / "run"))
+    with pytest.raises(UserError, match=r"no labels to predict; .*train.init_from="):
+        Predictor(str(tmp_path / "run"), None)
+    with pytest.raises(UserError, match="architecture=encoder, but only a decoder"):
+        load_run(tmp_path / "run")
 
 
 def test_labels_are_kept(tmp_path):
     encoder(tmp_path / "theirs", *BERT_NER)
     lines = import_model(str(tmp_path / "theirs"), str(tmp_path / "run"))
-    assert "encoder with head (tokens; 3 labels)" in lines[0]
+    assert "an encoder with a head for 3 labels of tokens" in lines[0]
     directory = RunDirectory(str(tmp_path / "run"))
     config = directory.read_config()
     assert directory.labels() == towers.LABELS
