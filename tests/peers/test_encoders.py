@@ -70,6 +70,9 @@ def built(config_class, model_class, fields, seed=0):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(noise(parameter))
+        if fields.get("tie_word_embeddings") is False and hasattr(model, "cls"):
+            # Not used, but equal in files of earlier versions.
+            model.cls.predictions.bias.copy_(model.cls.predictions.decoder.bias)
         if hasattr(model, "final_logits_bias"):
             model.final_logits_bias.copy_(noise(model.final_logits_bias))
     return model.eval()

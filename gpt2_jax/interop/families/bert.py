@@ -138,8 +138,8 @@ class Kind:
     """What distinguishes the two families.
 
     Attributes:
-      name: of the classes. decoder: name of the output layer for masked tokens, and of the same
-        bias outside it.
+      name: of the classes. decoder: name of the output layer for masked tokens, and the other
+        name of its bias.
     """
 
     name: str
@@ -161,7 +161,6 @@ BERT = Kind(
         mlm=(
             *_outside("mlm.dense", PREDICTIONS + "transform.dense"),
             *norm("mlm.norm", PREDICTIONS + "transform.LayerNorm", outside=True),
-            same("mlm.bias", PREDICTIONS + "bias", outside=True),
         ),
         sequence=(*POOLER, *LABELS),
     ),
@@ -174,7 +173,6 @@ ROBERTA = Kind(
         mlm=(
             *_outside("mlm.dense", "lm_head.dense"),
             *norm("mlm.norm", "lm_head.layer_norm", outside=True),
-            same("mlm.bias", "lm_head.bias", outside=True),
         ),
         sequence=(
             *_outside("head.dense", "classifier.dense"),
@@ -253,27 +251,13 @@ def _table(kind: Kind, config: Config, head: HeadSpec) -> Table:
     """
     found = kind.class_of("pooled" if head.kind == "lm" else head.kind)
     assert found is not None  # the kinds of heads for encoders
+    _check_head(kind, found, config, head)
     rows = found.rows if head.has_transform or head.kind in ("tokens", "span") else ()
-    model = config.model
-    if head.kind in ("mlm", "sequence") and (head.pool != "cls" or not head.has_transform):
-        raise UserError(
-            f"head.pool={head.pool}, head.transform={head.has_transform} cannot be exported: "
-            f"{kind.name}{found.suffix} has a dense layer, and reads labels from the first token"
-        )
-    if kind is ROBERTA and head.kind == "mlm" and config.placement.resolve().activation != "gelu":
-        raise UserError(
-            f"placement.activation={config.placement.resolve().activation} is not supported: the "
-            "head of RobertaForMaskedLM always has gelu"
-        )
-    copies = {}
+    copies: dict[str, str] = {}
+    saved: tuple[str, ...] = ()
     if head.kind == "mlm":
-        decoder, bias = kind.decoder
-        copies[f"{decoder}.bias"] = bias
-        if model.tie_head:
-            copies[f"{decoder}.weight"] = WORDS
-        else:
-            rows = (*rows, same("head", f"{decoder}.weight", outside=True))
-    types = (same("embedding.wtt", TYPES),) if model.token_types else ()
+        rows, copies, saved = _masked_head(kind, rows, config.model.tie_head)
+    types = (same("embedding.wtt", TYPES),) if config.model.token_types else ()
     return Table(
         architecture=f"{kind.name}{found.suffix}",
         auto=found.auto,
@@ -281,8 +265,40 @@ def _table(kind: Kind, config: Config, head: HeadSpec) -> Table:
         rows=(*ROWS, *types, *rows),
         prefix="" if found.kind == "pooled" else kind.prefix,
         copies=copies,
-        zeros={} if types else {TYPES: (1, model.n_embd)},
+        saved_copies=saved,
+        zeros={} if types else {TYPES: (1, config.model.n_embd)},
     )
+
+
+def _masked_head(
+    kind: Kind, rows: tuple[Row, ...], tied: bool
+) -> tuple[tuple[Row, ...], dict[str, str], tuple[str, ...]]:
+    """Returns the rows of a head for masked tokens, and the copies that files have.
+
+    The bias has two names, of which transformers uses the first unless the matrix is tied.
+    """
+    decoder, bias = kind.decoder
+    weight, decoder_bias = f"{decoder}.weight", f"{decoder}.bias"
+    if tied:
+        bias_row = same("mlm.bias", bias, outside=True)
+        return (*rows, bias_row), {weight: WORDS, decoder_bias: bias}, ()
+    own = same("mlm.bias", decoder_bias, outside=True), same("head", weight, outside=True)
+    return (*rows, *own), {bias: decoder_bias}, (bias,)
+
+
+def _check_head(kind: Kind, found: HeadClass, config: Config, head: HeadSpec) -> None:
+    """Raises UserError if the class computes something else than this head."""
+    if head.kind in ("mlm", "sequence") and (head.pool != "cls" or not head.has_transform):
+        raise UserError(
+            f"head.pool={head.pool}, head.transform={head.has_transform} cannot be exported: "
+            f"{kind.name}{found.suffix} has a dense layer, and reads labels from the first token"
+        )
+    activation = config.placement.resolve().activation
+    if kind is ROBERTA and head.kind == "mlm" and activation != "gelu":
+        raise UserError(
+            f"placement.activation={activation} is not supported: the head of RobertaForMaskedLM "
+            "always has gelu"
+        )
 
 
 def _placement(config: Config) -> Placement:

@@ -93,6 +93,7 @@ class Table:
       rows: its parameters.
       prefix: before the names of the base model's tensors in files of this class.
       copies: tensors that repeat another, by name; files need not have them.
+      saved_copies: those of them that are exported.
       zeros: shapes of tensors of the base model for which ours has no parameter; they are exported
         as zeros.
     """
@@ -103,6 +104,7 @@ class Table:
     rows: tuple[Row, ...]
     prefix: str = ""
     copies: Mapping[str, str] = field(default_factory=dict)
+    saved_copies: tuple[str, ...] = ()
     zeros: Mapping[str, Shape] = field(default_factory=dict)
 
 
