@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,7 @@ def test_word_pieces_of_wnut17(imported):
     sentences = [
         " ".join(line.split("\t")[0] for line in block.split("\n") if line)
         for path in sorted(WNUT17.glob("*"))
-        for block in path.read_text(encoding="utf-8").split("\n\n")
+        for block in re.split(r"\n\s*\n", path.read_text(encoding="utf-8"))
     ]
     assert len(sentences) > 5000
     want = tokenizer(sentences, add_special_tokens=False)["input_ids"]
