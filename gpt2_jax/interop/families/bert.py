@@ -7,7 +7,7 @@ one, and its heads have other names.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -212,9 +212,12 @@ def _read(kind: Kind, fields: Fields) -> Config:
     return configs.replace(Config(), ours)
 
 
-def _write(config: Config) -> Fields:
+def _write(kind: Kind, config: Config) -> Fields:
     model = config.model
+    # RoBERTa's unused positions are those up to the id of its padding token.
+    pad = {"pad_token_id": model.position_offset - 1} if kind is ROBERTA else {}
     return {
+        **pad,
         **write_fields(FIELDS, config),
         "max_position_embeddings": model.n_positions + model.position_offset,
         "type_vocab_size": max(model.token_types, 1),
@@ -306,24 +309,20 @@ def _placement(config: Config) -> Placement:
     return resolve("post_ln", PLACEMENT)
 
 
-def _has_offset(config: Config) -> bool:
-    return config.model.position_offset > 0
-
-
 def _family(kind: Kind, model_type: str, label: str, **options: Any) -> Family:
-    matches: Callable[[Config], bool] = _has_offset
-    fixed: Mapping[str, Any] = {**PLAIN_ATTENTION, "model.logits_bias": False}
-    if kind is BERT:
-        matches = lambda config: not _has_offset(config)
+    def matches(config: Config) -> bool:
+        has_offset = config.model.position_offset > 0
+        return config.model.architecture == "encoder" and has_offset == (kind is ROBERTA)
+
     return Family(
         model_type=model_type,
         label=label,
-        matches=lambda config: config.model.architecture == "encoder" and matches(config),
+        matches=matches,
         placement=_placement,
         description="norms after the embedding and after each sublayer, and learned positions",
-        fixed=fixed,
+        fixed={**PLAIN_ATTENTION, "model.logits_bias": False},
         read=partial(_read, kind),
-        write=_write,
+        write=partial(_write, kind),
         head=partial(_head, kind),
         table=partial(_table, kind),
         dropouts=DROPOUTS,
@@ -348,5 +347,5 @@ ROBERTA_FAMILY = _family(
     ROBERTA,
     "roberta",
     "RoBERTa",
-    special_ids=("pad_token_id", "bos_token_id", "eos_token_id"),
+    special_ids=("bos_token_id", "eos_token_id"),
 )
