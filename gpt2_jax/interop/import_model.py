@@ -76,7 +76,7 @@ def import_model(
     folder = checkpoint_files.find_checkpoint(model, allow_pickle)
     fields = read_fields(folder / "config.json")
     family = find_family(fields)
-    config = _with_head(family.read(fields), family.head(fields, ()))
+    config = _with_head(read_config(fields), family.head(fields, ()))
     check_stored(config, folder / "config.json")
     with atomic_folder(target) as partial:
         found = _import_tokenizer(folder, config.model.vocab_size, partial, target, tokenizer)
@@ -94,6 +94,15 @@ def import_model(
         save_params(partial / "weights", params, identity)
     lines = _summary(imported, folder), line, dropout_note(family, fields), _unused_note(imported)
     return [line for line in lines if line]
+
+
+def read_config(fields: Fields) -> Config:
+    """Returns our config of the model described by the fields of a config.json.
+
+    Raises:
+      UserError: naming a field that is missing, invalid or not supported.
+    """
+    return replace(Config(), find_family(fields).read(fields))
 
 
 def _with_head(config: Config, head: HeadSpec) -> Config:

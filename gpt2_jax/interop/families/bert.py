@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from gpt2_jax import config as configs
-from gpt2_jax.config import Config
 from gpt2_jax.errors import UserError, quoted
 from gpt2_jax.interop.families.family import (
     PLAIN_ATTENTION,
@@ -21,6 +19,7 @@ from gpt2_jax.interop.families.family import (
     Family,
     Fields,
     Row,
+    Sections,
     Table,
     linear,
     norm,
@@ -182,8 +181,8 @@ ROBERTA = Kind(
 )
 
 
-def _read(kind: Kind, fields: Fields) -> Config:
-    """Returns our config.
+def _read(kind: Kind, fields: Fields) -> dict[str, Any]:
+    """Returns the values of our fields, by dotted name.
 
     Raises:
       UserError: naming a field that is missing, invalid or not supported.
@@ -209,10 +208,10 @@ def _read(kind: Kind, fields: Fields) -> Config:
         **{f"placement.{name}": value for name, value in PLACEMENT.items()},
         "data.seq_len": length - offset,
     }
-    return configs.replace(Config(), ours)
+    return ours
 
 
-def _write(kind: Kind, config: Config) -> Fields:
+def _write(kind: Kind, config: Sections) -> Fields:
     model = config.model
     # RoBERTa's unused positions are those up to the id of its padding token.
     pad = {"pad_token_id": model.position_offset - 1} if kind is ROBERTA else {}
@@ -246,7 +245,7 @@ def _head(kind: Kind, fields: Fields, tensors: Collection[str]) -> HeadSpec:
     return HeadSpec(head, transform=False if lacks_pooler else None)
 
 
-def _table(kind: Kind, config: Config, head: HeadSpec) -> Table:
+def _table(kind: Kind, config: Sections, head: HeadSpec) -> Table:
     """Returns the tensors.
 
     Raises:
@@ -289,7 +288,7 @@ def _masked_head(
     return (*rows, *own), {bias: decoder_bias}, (bias,)
 
 
-def _check_head(kind: Kind, found: HeadClass, config: Config, head: HeadSpec) -> None:
+def _check_head(kind: Kind, found: HeadClass, config: Sections, head: HeadSpec) -> None:
     """Raises UserError if the class computes something else than this head."""
     if head.kind in ("mlm", "sequence") and (head.pool != "cls" or not head.has_transform):
         raise UserError(
@@ -304,13 +303,13 @@ def _check_head(kind: Kind, found: HeadClass, config: Config, head: HeadSpec) ->
         )
 
 
-def _placement(config: Config) -> Placement:
+def _placement(config: Sections) -> Placement:
     del config
     return resolve("post_ln", PLACEMENT)
 
 
 def _family(kind: Kind, model_type: str, label: str, **options: Any) -> Family:
-    def matches(config: Config) -> bool:
+    def matches(config: Sections) -> bool:
         has_offset = config.model.position_offset > 0
         return config.model.architecture == "encoder" and has_offset == (kind is ROBERTA)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from gpt2_jax.config import Config
 from gpt2_jax.errors import UserError, quoted
 from gpt2_jax.interop.families.family import (
     PLAIN_ATTENTION,
     ConfigField,
     Fields,
     Row,
+    Sections,
     linear,
     norm,
     qkv,
@@ -87,7 +87,7 @@ def read_common(fields: Fields) -> dict[str, Any]:
     }
 
 
-def write_common(config: Config) -> Fields:
+def write_common(config: Sections) -> Fields:
     """Returns the fields of a config.json; the inverse of `read_common`."""
     model, placement = config.model, config.placement.resolve()
     n_encoder_layer = model.n_encoder_layer or model.n_layer
@@ -106,7 +106,7 @@ def write_common(config: Config) -> Fields:
     }
 
 
-def multiplier(config: Config) -> str:
+def multiplier(config: Sections) -> str:
     """Returns the factor on tokens, if it is one that config.json has a field for."""
     given = config.placement.resolve().embedding_multiplier
     return given if given in (SCALED, UNSCALED) else SCALED
@@ -136,7 +136,7 @@ def block_rows(tower: str) -> Iterator[Row]:
 BLOCKS = (*block_rows("encoder"), *block_rows("decoder"))
 
 
-def head_rows(config: Config) -> tuple[Row, ...]:
+def head_rows(config: Sections) -> tuple[Row, ...]:
     """Returns the rows of the output matrix and the bias of the logits."""
     model = config.model
     head = (same("decoder.head", HEAD, outside=True),)
