@@ -55,13 +55,12 @@ def write(config: Sections) -> Fields:
 def table(config: Sections, head: HeadSpec) -> Table:
     """Returns the tensors of a `MarianMTModel`."""
     check_head(head)
+    towers = zip(("encoder", "decoder"), TOKENS, strict=True)
+    tokens = tuple(same(f"{tower}.embedding.wte", name) for tower, name in towers)
+    copies: dict[str, str] = {}
     if config.model.share_embeddings:
         tokens = (same("encoder.embedding.wte", SHARED),)
         copies = dict.fromkeys(TOKENS, SHARED)
-    else:
-        towers = zip(("encoder", "decoder"), TOKENS, strict=True)
-        tokens = tuple(same(f"{tower}.embedding.wte", name) for tower, name in towers)
-        copies = {}
     if config.model.tie_head:
         copies[HEAD] = tokens[-1].names[0]
     return Table(
