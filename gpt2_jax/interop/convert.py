@@ -39,7 +39,7 @@ def to_huggingface(table: Table, model_def: ModelDef, params: Any) -> Tensors:
     for name in table.saved_copies:
         out[name] = out[table.copies[name]]
     for name, shape in table.zeros.items():
-        out[table.prefix + name] = np.zeros(shape, np.float32)
+        out[name] = np.zeros(shape, np.float32)
     return out
 
 

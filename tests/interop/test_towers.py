@@ -17,7 +17,7 @@ from gpt2_jax.interop.export_model import export_model
 from gpt2_jax.interop.families import FAMILIES, family_of
 from gpt2_jax.interop.import_model import import_model
 from gpt2_jax.model.definition import define_model
-from gpt2_jax.model.heads import HeadSpec
+from gpt2_jax.model.heads import LM, HeadSpec
 from gpt2_jax.train.storage.open_run import open_run
 from gpt2_jax.train.storage.rundir import RunDirectory
 from tests import tools
@@ -370,12 +370,21 @@ def test_heads_that_bert_does_not_have_are_refused(head, message):
         FAMILIES["bert"].table(config, head)
 
 
-def test_encoder_without_token_types_has_those_of_bert():
-    """BERT always adds a type's vector; ours is then zero."""
-    config, head = tools.tiny(**ENCODER), HeadSpec("tokens", 3)
+def exported(config, head=LM):
+    """Returns the tensors of a model of ours with initial values."""
     model_def = define_model(config.model, config.placement, head=head)
-    params = model_def.init(jax.random.key(0))
-    table = FAMILIES["bert"].table(config, head)
-    types = to_huggingface(table, model_def, params)["bert.embeddings.token_type_embeddings.weight"]
+    table = family_of(config).table(config, head)
+    return to_huggingface(table, model_def, model_def.init(jax.random.key(0)))
+
+
+def test_what_a_model_of_ours_lacks_is_zero():
+    """BERT always adds a type's vector, and Marian a bias to the logits."""
+    config = tools.tiny(**ENCODER)
+    types = exported(config, HeadSpec("tokens", 3))["bert.embeddings.token_type_embeddings.weight"]
     assert types.shape == (1, 16) and not types.any()
     assert FAMILIES["bert"].write(config)["type_vocab_size"] == 1
+    config = tools.tiny(**TRANSLATOR, placement__positions="sinusoidal_halves")
+    tensors = exported(config)
+    bias = tensors["final_logits_bias"]
+    assert bias.shape == (1, 11) and not bias.any()
+    assert all(name.startswith("model.") for name in tensors if name != "final_logits_bias")

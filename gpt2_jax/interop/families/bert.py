@@ -260,15 +260,16 @@ def _table(kind: Kind, config: Sections, head: HeadSpec) -> Table:
     if head.kind == "mlm":
         rows, copies, saved = _masked_head(kind, rows, config.model.tie_head)
     types = (same("embedding.wtt", TYPES),) if config.model.token_types else ()
+    prefix = "" if found.kind == "pooled" else kind.prefix
     return Table(
         architecture=f"{kind.name}{found.suffix}",
         auto=found.auto,
         task=found.task,
         rows=(*ROWS, *types, *rows),
-        prefix="" if found.kind == "pooled" else kind.prefix,
+        prefix=prefix,
         copies=copies,
         saved_copies=saved,
-        zeros={} if types else {TYPES: (1, config.model.n_embd)},
+        zeros={} if types else {prefix + TYPES: (1, config.model.n_embd)},
     )
 
 

@@ -103,8 +103,8 @@ class Table:
       prefix: before the names of the base model's tensors in files of this class.
       copies: tensors that repeat another, by name; files need not have them.
       saved_copies: those of them that are exported.
-      zeros: shapes of tensors of the base model for which ours has no parameter; they are exported
-        as zeros.
+      zeros: shapes of tensors for which our model has no parameter, by name with the prefix; they
+        are exported as zeros.
     """
 
     architecture: str

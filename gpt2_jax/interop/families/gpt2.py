@@ -25,7 +25,7 @@ from gpt2_jax.interop.families.family import (
     write_fields,
 )
 from gpt2_jax.interop.layouts import Layout
-from gpt2_jax.model.heads import LM, HeadSpec
+from gpt2_jax.model.heads import HeadSpec
 from gpt2_jax.placements.axes import Placement
 
 PREFIX, HEAD = "transformer.", "lm_head.weight"
@@ -100,7 +100,7 @@ def table(config: Sections, head: HeadSpec) -> Table:
     Raises:
       UserError: if the model predicts anything but next tokens.
     """
-    if head != LM:
+    if head.kind != "lm":
         raise UserError(f"a decoder with a head of kind {head.kind} cannot be exported")
     matrix = () if config.model.tie_head else (same("head", HEAD, outside=True),)
     return Table(

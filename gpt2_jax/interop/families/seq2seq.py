@@ -22,7 +22,7 @@ from gpt2_jax.interop.families.family import (
     write_fields,
 )
 from gpt2_jax.interop.layouts import Layout
-from gpt2_jax.model.heads import LM, HeadSpec
+from gpt2_jax.model.heads import HeadSpec
 
 DROPOUTS = ("dropout", "attention_dropout", "activation_dropout")
 UNSUPPORTED = ("is_decoder", "normalize_before", "add_final_layer_norm")
@@ -114,7 +114,7 @@ def multiplier(config: Sections) -> str:
 
 def check_head(head: HeadSpec) -> None:
     """Raises ValueError if the head is not that of next tokens."""
-    if head != LM:
+    if head.kind != "lm":
         raise ValueError(f"a head of kind {head.kind!r} is not one of an encoder-decoder")
 
 
