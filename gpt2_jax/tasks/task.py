@@ -59,7 +59,13 @@ TASKS = {
 
 
 def head_of(task: TaskConfig, head: HeadConfig) -> HeadSpec:
-    """Returns the head of a model for a task; `head.n_labels` must be known if it has labels."""
+    """Returns the head of a model for a task; `head.n_labels` must be known if it has labels.
+
+    Without it, a model that classifies is one without labels, such as an imported BERT.
+    """
     kind = TASKS[task.name]
-    n_labels = head.n_labels if kind.has_labels else None
-    return HeadSpec(kind.head, n_labels or 0, head.pool, head.transform)
+    if not kind.has_labels:
+        return HeadSpec(kind.head, 0, head.pool, head.transform)
+    if kind.head == "sequence" and head.n_labels is None:
+        return HeadSpec("pooled", 0, head.pool, head.transform)
+    return HeadSpec(kind.head, head.n_labels or 0, head.pool, head.transform)

@@ -339,6 +339,6 @@ def _initial_state(
     state = compiled.start(sampler.batch(0, slice(INIT_ROWS)))
     if source is None:
         return state
-    params = load_pretrained(source, abstract_params(compiled.model_def, compiled.mesh))
-    print(f"weights from {source.name}")
+    like = abstract_params(compiled.model_def, compiled.mesh)
+    params = load_pretrained(source, like, state.all_params, print)
     return compiled.replace_params(state, params)

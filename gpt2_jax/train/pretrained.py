@@ -21,6 +21,8 @@ from gpt2_jax.train.storage.checksums import find_damage
 from gpt2_jax.train.storage.rundir import RunDirectory
 from gpt2_jax.train.storage.verify import check_identity
 
+# Parameters of heads, which differ between tasks.
+HEADS = ("head", "mlm")
 # How attention treats packed documents: taken from the source, but any weights can change it.
 DOCUMENTS = ("model.document_mask", "model.end_of_text")
 # Fields that the weights determine; the others control how the model is run and trained.
@@ -33,6 +35,8 @@ DETERMINED = (
     "model.n_head",
     "model.n_embd",
     "model.n_positions",
+    "model.position_offset",
+    "model.logits_bias",
     "model.n_inner",
     "model.vocab_size",
     "model.vocab_multiple",
@@ -153,14 +157,35 @@ def open_source(given: str) -> PretrainedSource:
     return PretrainedSource(directory.folder_of(step), config, name, step)
 
 
-def load_pretrained(source: PretrainedSource, like: Any) -> Any:
+def load_pretrained(
+    source: PretrainedSource, like: Any, initial: Any, say: Callable[[str], None]
+) -> Any:
     """Returns the weights, with the shapes and shardings of `like`.
+
+    A head's parameters that the source does not have, or has for another task, keep their initial
+    values.
+
+    Args:
+      initial: initial values of all parameters.
+      say: called with one line that names the source, and what is not taken from it.
 
     Raises:
       UserError: if they belong to another model, or the run that saved them has deleted them.
     """
+    unused: list[str] = []
+
+    def select(like: Any, saved: Any) -> Any:
+        found = without_other_heads(like, saved)
+        unused.extend(sorted(_names(saved) - _names(found)))
+        return found
+
     try:
-        return restore_params(source.folder, like, source.step)
+        params = restore_params(source.folder, like, source.step, select)
+        new = sorted(_names(like) - _names(params))
+        parts = [f"new: {', '.join(new)}"] * bool(new)
+        parts += [f"not used: {', '.join(unused)}"] * bool(unused)
+        say("; ".join([f"weights from {source.name}", *parts]))
+        return _filled(initial, params)
     except Exception:
         if os.path.lexists(source.folder):
             raise
@@ -168,6 +193,55 @@ def load_pretrained(source: PretrainedSource, like: Any) -> Any:
             f"{source.folder} was deleted before its weights were read, perhaps by the run that "
             "saved it; start in another --workdir from a checkpoint that still exists"
         ) from None
+
+
+def without_other_heads(like: Any, saved: Any) -> Any:
+    """Returns the part of `like` whose parameters are saved: all but new ones of a head.
+
+    Args:
+      like: arrays or their shapes, by name. saved: shapes as tuples.
+
+    Raises:
+      ValueError: if anything but a head differs.
+    """
+    body = {name: part for name, part in like.items() if name not in HEADS}
+    shapes = {name: part for name, part in saved.items() if name not in HEADS}
+    if _shapes(body) != shapes:
+        raise ValueError
+    heads = {name: _matching(like[name], saved.get(name)) for name in HEADS if name in like}
+    return body | {name: part for name, part in heads.items() if part is not None}
+
+
+def _shapes(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {name: _shapes(part) for name, part in tree.items()}
+    return tree.shape
+
+
+def _matching(like: Any, saved: Any) -> Any:
+    """Returns the part of `like` with the saved names and shapes, None if there is none."""
+    if not isinstance(like, dict):
+        return like if like.shape == saved else None
+    if not isinstance(saved, dict):
+        return None
+    parts = {name: _matching(part, saved.get(name)) for name, part in like.items()}
+    return {name: part for name, part in parts.items() if part is not None} or None
+
+
+def _names(tree: Any, prefix: str = "") -> set[str]:
+    if not isinstance(tree, dict):
+        return {prefix[:-1]}
+    return {name for key, part in tree.items() for name in _names(part, f"{prefix}{key}.")}
+
+
+def _filled(initial: Any, params: Any) -> Any:
+    """Returns the parameters, with initial values for those that are missing."""
+    if not isinstance(initial, dict):
+        return params
+    return {
+        name: _filled(part, params[name]) if name in params else part
+        for name, part in initial.items()
+    }
 
 
 def check_source(source: PretrainedSource) -> None:

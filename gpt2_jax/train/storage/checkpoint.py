@@ -237,12 +237,16 @@ def save_params(folder: Path, params: Any, identity: Identity | None = None) -> 
         _sync_folder(folder.parent)
 
 
-def restore_params(folder: Path, like: Any, step: int = 0) -> Any:
+def restore_params(
+    folder: Path, like: Any, step: int = 0, select: Callable[[Any, Any], Any] | None = None
+) -> Any:
     """Returns the parameters of a checkpoint; reads nothing else but its step.
 
     Args:
       like: shapes and target shardings of the parameters.
       step: expected step; not checked if only parameters were saved.
+      select: returns which part of `like` to read, given `like` and the saved shapes, or raises
+        ValueError if they do not fit; None for all, which must have the saved shapes.
 
     Raises:
       UserError: if they belong to another model or step.
@@ -250,10 +254,12 @@ def restore_params(folder: Path, like: Any, step: int = 0) -> Any:
     with plain_path(folder.absolute()) as plain, ocp.PyTreeCheckpointer() as orbax:
         saved = orbax.metadata(plain / "state").item_metadata.tree
         shapes = jax.tree.map(lambda x: tuple(x.shape), saved["params"])
-        if shapes != jax.tree.map(lambda x: x.shape, like):
+        try:
+            like = (select or _check_all)(like, shapes)
+        except ValueError:
             raise UserError(
                 f"{folder} holds parameters that do not fit the model of its config.json"
-            )
+            ) from None
         item = {"params": like}
         if "step" in saved:
             sharding = jax.tree.leaves(like)[0].sharding
@@ -269,6 +275,13 @@ def restore_params(folder: Path, like: Any, step: int = 0) -> Any:
     if "step" in restored:
         _check_step(folder, step, restored["step"])
     return restored["params"]
+
+
+def _check_all(like: Any, shapes: Any) -> Any:
+    """Returns all; raises ValueError if shapes differ."""
+    if shapes != jax.tree.map(lambda x: x.shape, like):
+        raise ValueError
+    return like
 
 
 def _check_step(folder: Path, step: int, found: jax.Array) -> None:
