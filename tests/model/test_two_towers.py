@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gpt2_jax.train.optim.param_patterns import lr_factors
 from jax.sharding import PartitionSpec
 
 from gpt2_jax.config.capacity import least_parameters
@@ -25,6 +24,7 @@ from gpt2_jax.model.diagnostics import by_tower, figures, gradient_norms, logits
 from gpt2_jax.nn.loss import cross_entropy
 from gpt2_jax.train.distributed.mesh import FSDP, make_mesh, manual_axes
 from gpt2_jax.train.distributed.sharding import make_layout
+from gpt2_jax.train.optim.param_patterns import lr_factors
 from tests.model.architectures import (
     SOURCE,
     STEP,
