@@ -290,7 +290,7 @@ class _Framed:
 
 def _after_space(pieces: Pieces, text: str) -> np.ndarray:
     """Returns the first character of each token, without the space before a word."""
-    is_space = np.array([character.isspace() for character in text], bool)
+    is_space = np.array([character.isspace() for character in text] + [False])
     return pieces.starts + (is_space[pieces.starts] & (pieces.ends - pieces.starts > 1))
 
 

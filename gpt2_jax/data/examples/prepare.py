@@ -100,9 +100,12 @@ class ExampleSources:
         train = self.source("train")
         if train is None:
             return
-        for record in train.records(counts):
+        repairs: Counts = Counter()  # since the last record
+        for record in train.records(repairs):
             if is_held_out(record, self.val_fraction) == (split == "val"):
+                counts.update(repairs)
                 yield record
+            repairs.clear()
 
 
 def is_held_out(record: Record, fraction: float) -> bool:

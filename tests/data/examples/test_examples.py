@@ -287,6 +287,15 @@ def test_held_out_records(tmp_path, classes):
     assert 20 <= len(texts[1]) <= 60 and len(data.splits["val"]) == 2 * len(texts[1])
 
 
+def test_repairs_are_counted_in_the_split_of_their_record(tmp_path, classes):
+    (tmp_path / "a.conll").write_text("".join(f"w{i}\tI-X\n\n" for i in range(100)))
+    sources = ExampleSources("tag", str(tmp_path / "a.conll"), val_fraction=0.3)
+    data = open_examples(sources, "bytes", Limits((32,)))
+    counts = {name: split.counts["tags_repaired"] for name, split in data.splits.items()}
+    assert counts == {name: len(split) for name, split in data.splits.items()}
+    assert sum(counts.values()) == 100 and min(counts.values()) > 10
+
+
 def test_empty_split_is_an_error(tmp_path, classes):
     (tmp_path / "val.tsv").write_text("\n")
     with pytest.raises(UserError, match=r"source .*val\.tsv has no records"):
