@@ -35,7 +35,9 @@ def main(argv: list[str]) -> None:
     if _TASKS.value:
         evaluate_tasks(_WORKDIR.value, _TASKS.value)
         return
-    if RunDirectory(_WORKDIR.value).read_config().task.name != "lm":
+    task = RunDirectory(_WORKDIR.value).read_config().task.name
+    _check_flags(task)
+    if task != "lm":
         from gpt2_jax.evaluate.task_report import evaluate_task
 
         report = evaluate_task(_WORKDIR.value, _STEP.value, _SPLIT.value)
@@ -45,6 +47,16 @@ def main(argv: list[str]) -> None:
 
     result = evaluate_run(_WORKDIR.value, _STEP.value, _DATA.value, _STRIDE.value)
     print(to_json(result) if _JSON.value else "\n".join(as_lines(result)))
+
+
+def _check_flags(task: str) -> None:
+    """Refuses flags that a run's task does not use."""
+    unused = [_SPLIT] if task == "lm" else [_DATA, _STRIDE]
+    if given := [flag for flag in unused if flag.value is not None]:
+        raise UserError(
+            f"--{given[0].name} has no effect on {_WORKDIR.value}, which has task.name={task}; "
+            "leave it out"
+        )
 
 
 def evaluate_tasks(workdir: str, names: list[str]) -> None:

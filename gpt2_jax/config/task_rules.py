@@ -33,6 +33,7 @@ USED_BY = {
     "data.source_len": frozenset({"translate"}),
     "data.layout": EXAMPLES | {"mlm"},
     "data.lengths": EXAMPLES | {"mlm"},
+    "optimizer.label_smoothing": frozenset(ARCHITECTURE) - {"answer"},  # scores of padding
     "train.epochs": EXAMPLES | {"mlm"},
     "eval.generate_every": frozenset({"translate"}),
     "eval.beam": frozenset({"translate"}),
@@ -41,7 +42,6 @@ USED_BY = {
     "eval.out_of_scope": frozenset({"classify"}),
     "data.document_separator": frozenset({"lm", "mlm"}),
     "train.eval_tokens": frozenset({"lm"}),
-    "track.diagnostics_every": frozenset({"lm"}),
 }
 
 
@@ -76,6 +76,11 @@ def check_task(config: Config) -> None:
     if config.optimizer.label_smoothing and config.train.z_loss:
         raise UserError(
             "optimizer.label_smoothing does not support train.z_loss; set one of them to 0"
+        )
+    if config.optimizer.label_smoothing and task == "answer":
+        raise UserError(
+            "optimizer.label_smoothing is not supported by task.name=answer, whose answers are "
+            "positions; set it to 0"
         )
     every = config.eval.generate_every
     if every is not None and every % config.train.eval_every:

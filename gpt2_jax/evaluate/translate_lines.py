@@ -44,4 +44,4 @@ def translate_lines(
     translator = make_translator(config, run.model_def, run.params, run.step, pieces)
     while group := [line.strip() for line in islice(lines, LINES_AT_ONCE)]:
         found = iter(translator.translate([line for line in group if line]))
-        yield from (next(found) if line else "" for line in group)
+        yield from (" ".join(next(found).splitlines()) if line else "" for line in group)

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gpt2_jax.data.batch import Tokens
 from gpt2_jax.model.definition import ModelDef, at_path
 from gpt2_jax.model.encoder_decoder import EncoderDecoder
+from gpt2_jax.model.heads import LabelModel
 from gpt2_jax.model.residual.base import Aux
 from gpt2_jax.model.stack import Carry, Params
 from gpt2_jax.model.tower import Inputs, Tower
@@ -237,6 +239,8 @@ def logits_without(
         return context._replace(ablated_layer=layer - before)
 
     run = list(run_towers(model, inputs, step, source, without).values())[-1]
+    if isinstance(model, LabelModel) and isinstance(inputs, Tokens):
+        return model.logits(run.output, inputs.segments_BT)
     return model.logits(run.output)
 
 

@@ -7,7 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gpt2_jax.data.batch import Batch, ExampleBatch, LabelBatch, PairBatch, SpanBatch, TokenBatch
+from gpt2_jax.data.batch import (
+    Batch,
+    ExampleBatch,
+    LabelBatch,
+    PairBatch,
+    SpanBatch,
+    Tokens,
+)
 from gpt2_jax.model.heads import LabelModel
 from gpt2_jax.nn.loss import cross_entropy, smoothed_cross_entropy
 
@@ -57,72 +64,70 @@ def batch_nll(
       keys_B: a dropout key per row, None for no dropout.
       step: steps done.
     """
+    inputs, source = inputs_of(batch)
+    hidden_BTD = model.hidden(inputs, keys_B, step, source)
     if isinstance(model, LabelModel):
-        logits = _label_logits(model, batch, keys_B, step)
+        logits = model.logits(hidden_BTD, inputs.segments_BT, keys_B)
         with jax.named_scope("loss"):
-            return _label_nll(logits, batch, options)
-    hidden_BTD, targets_BT = _hidden(model, batch, keys_B, step)
+            return logits_nll(logits, batch, options)
     with jax.named_scope("loss"):
         if not options.label_smoothing:
-            return model.nll(hidden_BTD, targets_BT, options.z_loss)
-        logits_BTV, n = model.logits(hidden_BTD), model.cfg.vocab_size
-        return smoothed_cross_entropy(logits_BTV, targets_BT, options.label_smoothing, n)
+            return model.nll(hidden_BTD, _targets(batch), options.z_loss)
+        return logits_nll(model.logits(hidden_BTD), batch, options, model.cfg.vocab_size)
 
 
 def outputs(model: Any, batch: AnyBatch, step: jax.Array | int) -> Outputs:
     """Returns the loss and the predictions of a batch, without dropout."""
+    inputs, source = inputs_of(batch)
+    hidden_BTD = model.hidden(inputs, None, step, source)
     if isinstance(model, LabelModel):
-        logits = _label_logits(model, batch, None, step)
+        logits = model.logits(hidden_BTD, inputs.segments_BT)
         predicted, hits = _predict(logits, batch)
-        return Outputs(_label_nll(logits, batch, PLAIN), hits, predicted)
-    hidden_BTD, targets_BT = _hidden(model, batch, None, step)
+        return Outputs(logits_nll(logits, batch), hits, predicted)
     logits_BTV = model.logits(hidden_BTD)
-    hits_BT = logits_BTV.argmax(-1) == targets_BT
-    return Outputs(cross_entropy(logits_BTV, targets_BT), hits_BT, None)
+    hits_BT = logits_BTV.argmax(-1) == _targets(batch)
+    return Outputs(logits_nll(logits_BTV, batch), hits_BT, None)
 
 
-def _hidden(
-    model: Any, batch: AnyBatch, keys_B: jax.Array | None, step: jax.Array | int
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the head's input (B, T, D) and the targets (B, T)."""
+def inputs_of(batch: AnyBatch) -> tuple[Any, Tokens | None]:
+    """Returns what the tower with the head reads, and the source of an encoder-decoder or None."""
     match batch:
         case PairBatch():
-            hidden_BTD = model.hidden(batch.target, keys_B, step, batch.source)
-        case TokenBatch():
-            hidden_BTD = model.hidden(batch.inputs, keys_B, step)
+            return batch.target, batch.source
         case Batch():
-            hidden_BTD = model.hidden(batch.inputs_BT, keys_B, step)
-        case _:
-            raise TypeError(f"a model of tokens cannot predict a {type(batch).__name__}")
-    return hidden_BTD, batch.targets_BT
+            return batch.inputs_BT, None
+    return batch.inputs, None
 
 
-def _label_logits(
-    model: LabelModel, batch: AnyBatch, keys_B: jax.Array | None, step: jax.Array | int
+def logits_nll(
+    logits: jax.Array,
+    batch: AnyBatch,
+    options: LossOptions = PLAIN,
+    n_classes: int | None = None,
 ) -> jax.Array:
-    assert isinstance(batch, TokenBatch | LabelBatch | SpanBatch)
-    hidden_BTD = model.hidden(batch.inputs, keys_B, step)
-    return model.logits(hidden_BTD, batch.inputs.segments_BT, keys_B)
+    """Returns the loss of each target in nats, float32; of a span, the mean of its two ends.
 
-
-def _label_nll(logits: jax.Array, batch: AnyBatch, options: LossOptions) -> jax.Array:
-    """Returns the loss; of a span, the mean of those of its first and last token."""
+    Args:
+      logits: of tokens or labels (B, T, C), of labels (B, C), or of the ends of spans (B, T, 2).
+      n_classes: logits that are not padding, which label smoothing needs; None for all.
+    """
 
     def nll(logits: jax.Array, targets: jax.Array) -> jax.Array:
         if options.label_smoothing:
-            n = logits.shape[-1]
+            n = logits.shape[-1] if n_classes is None else n_classes
             return smoothed_cross_entropy(logits, targets, options.label_smoothing, n)
         return cross_entropy(logits, targets, options.z_loss)
 
     match batch:
         case SpanBatch():
-            starts, ends = (cross_entropy(logits[..., i], t) for i, t in enumerate(batch[1:3]))
-            return (starts + ends) / 2
-        case LabelBatch():
-            return nll(logits, batch.labels_B)
-        case TokenBatch():
-            return nll(logits, batch.targets_BT)
-    raise TypeError(type(batch).__name__)
+            return (nll(logits[..., 0], batch.starts_B) + nll(logits[..., 1], batch.ends_B)) / 2
+    return nll(logits, _targets(batch))
+
+
+def _targets(batch: AnyBatch) -> Any:
+    """Returns the ids or labels to predict."""
+    assert not isinstance(batch, SpanBatch)
+    return batch.labels_B if isinstance(batch, LabelBatch) else batch.targets_BT
 
 
 def _predict(logits: jax.Array, batch: AnyBatch) -> tuple[jax.Array, jax.Array]:
@@ -131,5 +136,4 @@ def _predict(logits: jax.Array, batch: AnyBatch) -> tuple[jax.Array, jax.Array]:
         ends_B2 = jnp.stack([batch.starts_B, batch.ends_B], -1)
         return logits, (logits.argmax(1) == ends_B2).all(-1)
     labels = logits.argmax(-1).astype(jnp.int32)
-    targets = batch.labels_B if isinstance(batch, LabelBatch) else batch.targets_BT
-    return labels, labels == targets
+    return labels, labels == _targets(batch)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from gpt2_jax.config.sections import HeadConfig, TaskConfig
 from gpt2_jax.model.heads import HeadSpec
@@ -16,24 +18,44 @@ class Task:
       head: kind of the model's head, as in `HeadSpec`.
       has_labels: whether the head predicts the labels of the training data.
       packs: whether a row may have several examples.
+      target: what the loss is the mean over, for texts such as `nats per token`.
+      shown: the scores that are printed, of those that an evaluation has.
+      has_sample: whether there are predictions to show in sample.txt.
     """
 
     name: str
     head: str
     has_labels: bool = False
     packs: bool = True
+    target: str = "token"
+    shown: tuple[str, ...] = ()
+    has_sample: bool = True
+
+    def describe(self, metrics: Mapping[str, Any]) -> str:
+        """Returns the scores among the `val/*` fields of metrics.jsonl as text; empty if none."""
+        found = {name: metrics.get(f"val/{name}") for name in self.shown}
+        listed = {name: value for name, value in found.items() if value is not None}
+        return ", ".join(f"{name} {v:.{4 if v <= 1 else 2}f}" for name, v in listed.items())
 
 
+ACCURACIES = ("in_scope_accuracy", "accuracy", "macro_f1")
+GENERATED = ("bleu", "chrf", "rouge1", "rouge2", "rougeL", "accuracy")
 TASKS = {
     task.name: task
     for task in (
         Task("lm", "lm"),
-        Task("mlm", "mlm"),
-        Task("translate", "lm"),
-        Task("tag", "tokens", has_labels=True),
-        Task("classify", "sequence", has_labels=True, packs=False),
-        Task("answer", "span", packs=False),
-        Task("sft", "lm"),
+        Task("mlm", "mlm", target="masked token", shown=("accuracy",), has_sample=False),
+        Task("translate", "lm", shown=GENERATED),
+        Task("tag", "tokens", has_labels=True, target="word", shown=("entity_f1_strict",)),
+        Task("classify", "sequence", True, packs=False, target="text", shown=ACCURACIES),
+        Task(
+            "answer",
+            "span",
+            packs=False,
+            target="question",
+            shown=("span_f1", "exact_match", "answer_f1"),
+        ),
+        Task("sft", "lm", target="completion token", shown=("accuracy",)),
     )
 }
 

@@ -24,7 +24,7 @@ from gpt2_jax.model.definition import ModelDef, define_model
 from gpt2_jax.model.sublayer import resolve_kernel
 from gpt2_jax.nn.attention_kernels import PLATFORMS
 from gpt2_jax.nn.target import Target, target_of
-from gpt2_jax.tasks.losses import AnyBatch
+from gpt2_jax.tasks.losses import AnyBatch, inputs_of
 from gpt2_jax.tasks.task import head_of
 from gpt2_jax.train.distributed.mesh import (
     by_rows,
@@ -53,7 +53,7 @@ class CompiledStep:
     """A train step compiled for a mesh, ready to run.
 
     Attributes:
-      batch_shape: shapes, types and shardings of a batch, of the longest rows if they differ.
+      batch_shapes: shapes, types and shardings of a batch, for each length of rows.
       tokens_per_step: as in `BatchShapes`.
       step: `(state, batch) -> (state, metrics)`; donates the state.
       init: returns the state before the first step.
@@ -68,7 +68,7 @@ class CompiledStep:
 
     model_def: ModelDef
     mesh: Mesh
-    batch_shape: Any
+    batch_shapes: Sequence[Any]
     tokens_per_step: int
     step: Step
     init: Callable[[], State]
@@ -96,9 +96,9 @@ class CompiledStep:
 
     @property
     def _n_rows(self) -> int:
-        return jax.tree.leaves(self.batch_shape)[0].shape[0]
+        return jax.tree.leaves(self.batch_shapes[0])[0].shape[0]
 
-    def start(self, batch: Batch) -> State:
+    def start(self, batch: AnyBatch) -> State:
         """Returns the state before the first step.
 
         Args:
@@ -113,7 +113,7 @@ class CompiledStep:
         new = state.replace_params(params)
         return jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), new, self.shapes)
 
-    def trial_seconds(self, batch: Batch, processes: Processes = ALONE) -> float:
+    def trial_seconds(self, batch: AnyBatch, processes: Processes = ALONE) -> float:
         """Returns the seconds per step, measured on a state that is then discarded."""
         state, seconds = self.init(), []
         for _ in range(3):
@@ -126,14 +126,15 @@ class CompiledStep:
         return min(seconds)
 
 
-def apply_data_dependent_init(model_def: ModelDef, mesh: Mesh, params: Any, batch: Batch) -> Any:
+def apply_data_dependent_init(model_def: ModelDef, mesh: Mesh, params: Any, batch: AnyBatch) -> Any:
     """Returns the initial parameters after any initialization that depends on the first batch."""
     if not model_def.spec.data_dependent_init:
         return params
-    measure = lambda params, tokens: data_dependent_init(model_def, params, tokens)
-    tokens = to_mesh(batch.inputs_BT[:INIT_ROWS], replicated(mesh))
+    measure = lambda params, inputs: data_dependent_init(model_def, params, *inputs)
+    first = lambda x: to_mesh(x[:INIT_ROWS], replicated(mesh))
+    inputs = jax.tree.map(first, inputs_of(batch))
     layout = make_layout(model_def, mesh)
-    return jax.jit(measure, out_shardings=layout.shardings(params))(params, tokens)
+    return jax.jit(measure, out_shardings=layout.shardings(params))(params, inputs)
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,7 @@ def _compile_for(
     return CompiledStep(
         model_def=model,
         mesh=mesh,
-        batch_shape=shapes_of_batches[-1],
+        batch_shapes=shapes_of_batches,
         tokens_per_step=batches.tokens_per_step,
         step=by_shape(shapes_of_batches, programs),
         init=init,
@@ -245,12 +246,12 @@ def _compile_for(
     )
 
 
-def by_shape(batches: Sequence[AnyBatch], programs: Sequence[Step]) -> Step:
-    """Returns a step that calls the program compiled for the shape of its batch."""
+def by_shape(batches: Sequence[AnyBatch], programs: Sequence[Any]) -> Any:
+    """Returns a function that calls the program compiled for the shape of its last argument."""
     if len(programs) == 1:
         return programs[0]
     of_key = {batch_key(batch): program for batch, program in zip(batches, programs, strict=True)}
-    return lambda state, batch: of_key[batch_key(batch)](state, batch)
+    return lambda *inputs: of_key[batch_key(inputs[-1])](*inputs)
 
 
 def state_bytes(config: Config, model_def: ModelDef) -> int:

@@ -11,10 +11,10 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from gpt2_jax.config.sections import TrackConfig, TrainConfig
-from gpt2_jax.data.batch import Batch
 from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.model.diagnostics import by_tower, figures, logits_without
-from gpt2_jax.train.compiled_step import CompiledStep
+from gpt2_jax.tasks.losses import AnyBatch, inputs_of
+from gpt2_jax.train.compiled_step import CompiledStep, by_shape
 from gpt2_jax.train.distributed.mesh import DATA, FSDP, manual_axes, n_row_devices, replicated
 from gpt2_jax.train.distributed.sharding import make_layout
 from gpt2_jax.train.loss import batch_loss
@@ -22,7 +22,7 @@ from gpt2_jax.train.state import abstract_params
 
 OBSERVED_ROWS = 8  # at most this many sequences
 
-DiagnosticsFn = Callable[[Any, jax.Array, Batch], dict[str, jax.Array]]
+DiagnosticsFn = Callable[[Any, jax.Array, AnyBatch], dict[str, jax.Array]]
 
 
 def diagnostic_rows(train: TrainConfig, n_layer: int, n_devices: int) -> tuple[int, int]:
@@ -45,7 +45,8 @@ def compile_diagnostics(
     rows = diagnostic_rows(train, model_def.n_blocks, n_row_devices(mesh))
     diagnostics = jit_diagnostics(model_def, mesh, *rows)
     params = abstract_params(model_def, mesh)
-    return diagnostics.lower(params, compiled.shapes.step, compiled.batch_shape).compile()
+    step, batches = compiled.shapes.step, compiled.batch_shapes
+    return by_shape(batches, [diagnostics.lower(params, step, b).compile() for b in batches])
 
 
 def jit_diagnostics(
@@ -77,21 +78,25 @@ def make_diagnostics(model_def: ModelDef, observed: int, skipped: int) -> Diagno
     the `skip_cost` of each block on the first `skipped`.
     """
 
-    def diagnostics(params: Any, step: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    def diagnostics(params: Any, step: jax.Array, batch: AnyBatch) -> dict[str, jax.Array]:
         first = lambda n: jax.tree.map(lambda x: x[:n], batch)
-        measured = figures(model_def, params, first(observed).inputs_BT, step)
+        inputs, source = inputs_of(first(observed))
+        measured = figures(model_def, params, inputs, step, source)
         costs = skip_costs(model_def, params, first(skipped), step)
         return measured | by_tower(model_def.cfg.towers, "skip_cost", costs)
 
     return diagnostics
 
 
-def skip_costs(model_def: ModelDef, params: Any, batch: Batch, step: jax.Array | int) -> jax.Array:
+def skip_costs(
+    model_def: ModelDef, params: Any, batch: AnyBatch, step: jax.Array | int
+) -> jax.Array:
     """Returns, for each block, how much the loss rises (nats) if its sublayers return 0, (L)."""
+    inputs, source = inputs_of(batch)
 
     def loss(ablated: jax.Array) -> jax.Array:
-        logits_BTV = logits_without(model_def, params, batch.inputs_BT, step, ablated)
-        return batch_loss(logits_BTV, batch)
+        logits = logits_without(model_def, params, inputs, step, ablated, source)
+        return batch_loss(logits, batch)
 
     losses = lax.map(loss, jnp.arange(-1, model_def.n_blocks))  # -1 ablates none
     return losses[1:] - losses[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,7 +18,7 @@ from gpt2_jax.errors import EXIT_FINISHED, EXIT_STOPPED, UserError
 from gpt2_jax.fields import INT_MAX
 from gpt2_jax.model.definition import define_model
 from gpt2_jax.tasks.data import ExampleData
-from gpt2_jax.tasks.task import head_of
+from gpt2_jax.tasks.task import TASKS, head_of
 from gpt2_jax.track.console import forgiving_output, no_output, say, status
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.train import report
@@ -45,6 +46,7 @@ from gpt2_jax.train.pretrained import (
     adopt_model,
     check_source,
     find_source,
+    has_same_outputs,
     load_pretrained,
 )
 from gpt2_jax.train.run import Run, TextFns, how_to_continue
@@ -225,6 +227,11 @@ def _complete(config: Config, directory: RunDirectory) -> tuple[Config, Pretrain
     if source is not None:
         config = adopt_model(config, source, lambda line: print(line))
     if config.train.epochs is not None:  # unknown until the data is open
+        if config.train.steps != Config().train.steps:
+            raise UserError(
+                f"train.steps={config.train.steps} has no effect with train.epochs="
+                f"{config.train.epochs:g}; change train.epochs instead"
+            )
         config = configs.replace(config, {"train.steps": INT_MAX})
     check(config)
     tokenizer_name = directory.tokenizer_for(config)
@@ -273,15 +280,16 @@ def _check_streams(corpus: RunData, processes: Processes) -> None:
 
 def _print_finished(config: Config, directory: RunDirectory) -> None:
     early = not Checkpoints(directory.checkpoints_path).path(config.train.steps).exists()
-    field = "train.patience" if early else "train.steps"
+    length = "train.steps" if config.train.epochs is None else "train.epochs"
+    field = "train.patience" if early else length
     print(f"{directory.path} is finished: raise {field} to continue it")
-    report.print_end(directory)
+    report.print_end(directory, TASKS[config.task.name])
 
 
 def _is_finished(config: Config, directory: RunDirectory, resume: ResumePoint) -> bool:
     """Returns whether the run is complete and nothing needs to be compiled."""
     wanted = [directory.config_path, directory.metrics_path, directory.plot_path]
-    if config.train.sample_tokens:
+    if config.train.sample_tokens and TASKS[config.task.name].has_sample:
         wanted.append(directory.sample_path)
     if resume.step is None or resume.damaged or not all(path.is_file() for path in wanted):
         return False
@@ -316,7 +324,7 @@ def _open_run(
         with stop.immediate(), status("timing a few steps"):
             seconds = compiled.trial_seconds(sampler.batch(first, compiled.rows), processes)
     if resume.step is None:
-        state = _initial_state(compiled, sampler, source)
+        state = _initial_state(config, compiled, sampler, corpus.labels, source)
     else:
         state = checkpoints.restore(resume.step, compiled.shapes)
         print(f"continuing {directory.path} after step {first}")
@@ -329,11 +337,16 @@ def _open_run(
 
 
 def _initial_state(
-    compiled: CompiledStep, sampler: Batches, source: PretrainedSource | None
+    config: Config,
+    compiled: CompiledStep,
+    sampler: Batches,
+    labels: Sequence[str],
+    source: PretrainedSource | None,
 ) -> State:
     state = compiled.start(sampler.batch(0, slice(INIT_ROWS)))
     if source is None:
         return state
     like = abstract_params(compiled.model_def, compiled.mesh)
-    params = load_pretrained(source, like, state.all_params, print)
+    keeps = has_same_outputs(source, config, labels)
+    params = load_pretrained(source, like, state.all_params, keeps, print)
     return compiled.replace_params(state, params)

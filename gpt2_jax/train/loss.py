@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from gpt2_jax.data.batch import Batch
 from gpt2_jax.model.definition import ModelDef
-from gpt2_jax.nn.loss import cross_entropy
-from gpt2_jax.tasks.losses import PLAIN, AnyBatch, LossOptions, batch_nll
+from gpt2_jax.tasks.losses import PLAIN, AnyBatch, LossOptions, batch_nll, logits_nll
 
 
 def mean_loss(
@@ -32,22 +31,22 @@ def mean_loss(
 
 
 def batch_loss(
-    logits_BTV: jax.Array, batch: Batch, total_weight: jax.Array | float | None = None
+    logits: jax.Array, batch: AnyBatch, total_weight: jax.Array | float | None = None
 ) -> jax.Array:
     """Returns sum(w nll) / sum(w) over the predictions of a batch; all w are 1 without weights.
 
     Args:
+      logits: as in `logits_nll`.
       total_weight: divisor to use instead of this batch's sum(w). For part of a larger batch, it
         is computed from the whole batch; 1 returns the sum.
     """
-    nll_BT = cross_entropy(logits_BTV, batch.targets_BT)
-    return weighted_mean(nll_BT, batch.weights, total_weight)
+    return weighted_mean(logits_nll(logits, batch), batch.weights, total_weight)
 
 
 def weighted_mean(
     nll: jax.Array, weights: jax.Array | None, total_weight: jax.Array | float | None
 ) -> jax.Array:
-    """Returns sum(w nll) / sum(w); without weights, all w are 1.
+    """Returns sum(w nll) / sum(w), 0 if all w are 0; without weights, all w are 1.
 
     Args:
       total_weight: as in `batch_loss`.
@@ -55,5 +54,10 @@ def weighted_mean(
     if weights is not None:
         nll = nll * weights
         if total_weight is None:
-            total_weight = weights.sum()
+            total_weight = nonzero(weights.sum())
     return nll.mean() if total_weight is None else nll.sum() / total_weight
+
+
+def nonzero(total_weight: jax.Array) -> jax.Array:
+    """Returns a divisor for a sum of weighted losses, which is 0 if there are no targets."""
+    return jnp.where(total_weight > 0, total_weight, 1.0)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpt2_jax import config as configs
 from gpt2_jax.config import Config
+from gpt2_jax.config.task_rules import ARCHITECTURE
 from gpt2_jax.data.saved_tokenizer import same_tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.placements import AXES
 from gpt2_jax.placements.axes import SCALES
+from gpt2_jax.tasks.task import TASKS, head_of
 from gpt2_jax.train.storage.checkpoint import restore_params
 from gpt2_jax.train.storage.checkpoint_ref import CheckpointRef, find_checkpoint
 from gpt2_jax.train.storage.checksums import find_damage
@@ -49,6 +51,7 @@ DETERMINED = (
     "data.tokenizer",
     *DOCUMENTS,
 )
+HEADS = ("head", "mlm")  # top-level parts of a model that belong to its task
 # Fields among them that may differ without changing the parameters: factors that are not learned.
 CHANGEABLE = tuple(f"placement.{name}" for name in (*SCALES, "drop_path"))
 
@@ -102,6 +105,7 @@ def adopt_model(config: Config, source: PretrainedSource, say: Callable[[str], N
     Raises:
       UserError: if the config describes a different model than that of the weights.
     """
+    _check_architecture(config, source)
     asked, default = configs.flatten(config), configs.flatten(Config())
     stored = configs.flatten(source.config)
     changes: dict[str, Any] = {}
@@ -133,6 +137,16 @@ def adopt_model(config: Config, source: PretrainedSource, say: Callable[[str], N
     return configs.replace(config, changes)
 
 
+def _check_architecture(config: Config, source: PretrainedSource) -> None:
+    """Refuses weights of an architecture that the task does not support."""
+    task, stored = config.task.name, source.config.model.architecture
+    if stored != (needed := ARCHITECTURE[task]):
+        raise UserError(
+            f"the weights of {source.name} have model.architecture={stored}, but task.name={task} "
+            f"needs {needed}; start from other weights, or change task.name"
+        )
+
+
 def _is_learned(config: Config, source: PretrainedSource, name: str) -> bool:
     """Returns whether a factor has parameters in the config or in the source."""
     leaf = name.rpartition(".")[2]
@@ -158,15 +172,21 @@ def open_source(given: str) -> PretrainedSource:
 
 
 def load_pretrained(
-    source: PretrainedSource, like: Any, initial: Any, say: Callable[[str], None]
+    source: PretrainedSource,
+    like: Any,
+    initial: Any,
+    keeps_outputs: bool,
+    say: Callable[[str], None],
 ) -> Any:
     """Returns the weights, with the shapes and shardings of `like`.
 
-    A head's parameters that the source does not have, or has for another task, keep their initial
-    values.
+    A head's parameters that the source does not have, or has for another task or other labels, keep
+    their initial values.
 
     Args:
       initial: initial values of all parameters.
+      keeps_outputs: whether the outputs of the source's head mean the same, as returned by
+        `has_same_outputs`.
       say: called with one line that names the source, and what is not taken from it.
 
     Raises:
@@ -175,7 +195,7 @@ def load_pretrained(
     unused: list[str] = []
 
     def select(like: Any, saved: Any) -> Any:
-        found = without_other_heads(like, saved)
+        found = without_other_heads(like, saved, keeps_outputs)
         unused.extend(sorted(_names(saved) - _names(found)))
         return found
 
@@ -195,11 +215,12 @@ def load_pretrained(
         ) from None
 
 
-def without_other_heads(like: Any, saved: Any) -> Any:
+def without_other_heads(like: Any, saved: Any, keeps_outputs: bool = True) -> Any:
     """Returns the part of `like` whose parameters are saved: all but new ones of a head.
 
     Args:
       like: arrays or their shapes, by name. saved: shapes as tuples.
+      keeps_outputs: as in `load_pretrained`.
 
     Raises:
       ValueError: if anything but a head differs.
@@ -209,6 +230,9 @@ def without_other_heads(like: Any, saved: Any) -> Any:
     if _shapes(body) != shapes:
         raise ValueError
     heads = {name: _matching(like[name], saved.get(name)) for name in HEADS if name in like}
+    if not keeps_outputs and isinstance(heads.get("head"), dict):
+        outputs = ("kernel", "bias")
+        heads["head"] = {n: part for n, part in heads["head"].items() if n not in outputs} or None
     return body | {name: part for name, part in heads.items() if part is not None}
 
 
@@ -244,6 +268,26 @@ def _filled(initial: Any, params: Any) -> Any:
     }
 
 
+def has_same_outputs(source: PretrainedSource, config: Config, labels: Sequence[str]) -> bool:
+    """Returns whether the outputs of a source's head mean the same as those of a run's.
+
+    Args:
+      labels: that the run predicts.
+    """
+    directory = _directory_of(source)
+    stored = directory.read_config()
+    heads = [head_of(one.task, one.head) for one in (stored, config)]
+    if heads[0] != heads[1]:
+        return False
+    return not TASKS[config.task.name].has_labels or directory.labels() == list(labels)
+
+
+def _directory_of(source: PretrainedSource) -> RunDirectory:
+    folder = source.folder
+    imported = folder == RunDirectory(str(folder.parent)).weights_path
+    return RunDirectory(str(folder.parent if imported else folder.parent.parent))
+
+
 def check_source(source: PretrainedSource) -> None:
     """Checks initial weights.
 
@@ -255,7 +299,5 @@ def check_source(source: PretrainedSource) -> None:
         raise UserError(
             f"the initial weights, {folder}, are damaged or gone: {fault}; restore them from a copy"
         )
-    imported = folder == RunDirectory(str(folder.parent)).weights_path
-    directory = RunDirectory(str(folder.parent if imported else folder.parent.parent))
-    if doubt := check_identity(directory, source.step, folder):
+    if doubt := check_identity(_directory_of(source), source.step, folder):
         print(f"warning: {doubt}", file=sys.stderr)

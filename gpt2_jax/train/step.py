@@ -14,20 +14,19 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
 from gpt2_jax.config import Config
-from gpt2_jax.data.batch import Batch
 from gpt2_jax.model.definition import ModelDef, global_norm
 from gpt2_jax.model.diagnostics import gradient_norms
-from gpt2_jax.tasks.losses import LossOptions
+from gpt2_jax.tasks.losses import AnyBatch, LossOptions
 from gpt2_jax.train.distributed.mesh import DATA, FSDP, TENSOR, manual_axes, row_axes
 from gpt2_jax.train.distributed.sharding import Layout, make_layout
-from gpt2_jax.train.loss import mean_loss
+from gpt2_jax.train.loss import mean_loss, nonzero
 from gpt2_jax.train.optim.frozen_params import frozen_rows, join, split
 from gpt2_jax.train.optim.param_patterns import lr_factors
 from gpt2_jax.train.optim.schedule import make_schedule
 from gpt2_jax.train.state import Guard, State, purpose_key
 
 Metrics = dict[str, jax.Array]
-Step = Callable[[State, Batch], tuple[State, Metrics]]
+Step = Callable[[State, AnyBatch], tuple[State, Metrics]]
 
 BLOCK_GRAD_NORMS = "block_grad_norms"
 NORM_DECAY = 0.98  # decay of the running moments that define outliers
@@ -51,7 +50,7 @@ def make_step(
     gradients = make_gradients(config, model_def, mesh)
     update = make_update(config, model_def, optimizer)
 
-    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+    def step(state: State, batch: AnyBatch) -> tuple[State, Metrics]:
         loss, grads = gradients(state.params, state.frozen, batch, state.step, state.seed)
         with jax.named_scope("optimizer"):
             return update(state, loss, grads)
@@ -113,12 +112,12 @@ def make_gradients(config: Config, model_def: ModelDef, mesh: Mesh | None) -> Ca
     of_device = model_def if layout is None else layout.on_device
 
     def local(
-        params: Any, frozen: Any, batch: Batch, step: jax.Array, seed: jax.Array
+        params: Any, frozen: Any, batch: AnyBatch, step: jax.Array, seed: jax.Array
     ) -> tuple[jax.Array, Any]:
         keys_B = row_keys(batch, step, seed, mesh)
         weight = mean_weight(batch, parts, mesh)
 
-        def part(batch: Batch, keys_B: jax.Array) -> tuple[jax.Array, Any]:
+        def part(batch: AnyBatch, keys_B: jax.Array) -> tuple[jax.Array, Any]:
             def loss(params: Any) -> jax.Array:
                 whole = join(params, frozen)
                 return mean_loss(whole, of_device, batch, keys_B, step, weight, options)
@@ -131,7 +130,7 @@ def make_gradients(config: Config, model_def: ModelDef, mesh: Mesh | None) -> Ca
     return local if layout is None else on_mesh(local, layout)
 
 
-def row_keys(batch: Batch, step: jax.Array, seed: jax.Array, mesh: Mesh | None) -> jax.Array:
+def row_keys(batch: AnyBatch, step: jax.Array, seed: jax.Array, mesh: Mesh | None) -> jax.Array:
     """Returns the dropout keys of a device's rows (B), which do not depend on the mesh."""
     n_rows = jax.tree.leaves(batch)[0].shape[0]
     key = jax.random.fold_in(purpose_key(seed, "dropout"), step)
@@ -182,7 +181,7 @@ def on_mesh(local: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
     return gradients
 
 
-def mean_weight(batch: Batch, parts: int, mesh: Mesh | None) -> jax.Array | None:
+def mean_weight(batch: AnyBatch, parts: int, mesh: Mesh | None) -> jax.Array | None:
     """Returns the mean of sum(w) over parts and devices; None for a batch without weights.
 
     Losses divided by it average to the loss of the whole batch. It is known before the forward
@@ -191,7 +190,8 @@ def mean_weight(batch: Batch, parts: int, mesh: Mesh | None) -> jax.Array | None
     if batch.weights is None:
         return None
     total = batch.weights.sum()
-    return (total if mesh is None else lax.pmean(total, row_axes(mesh))) / parts
+    mean = total if mesh is None else lax.pmean(total, row_axes(mesh))
+    return nonzero(mean) / parts
 
 
 def apply_if(

@@ -20,6 +20,7 @@ from gpt2_jax.data.examples.records import (
     SpanText,
     TaggedWords,
 )
+from gpt2_jax.data.examples.store import examples_in_memory
 from gpt2_jax.data.pieces import PieceEncoder
 from gpt2_jax.data.tokenizer import JsonTokenizer, load_tokenizer
 from gpt2_jax.errors import UserError
@@ -133,6 +134,15 @@ def test_answers_are_positions_of_tokens():
     assert counts == {"cut": 1, "answers_cut": 1}
 
 
+def test_characters_of_an_answer_have_no_space_before_it():
+    pieces = PieceEncoder(load_tokenizer("gpt2"))
+    question = Question("q", "Who", "It was Ada", ((7, "Ada"),), "w")
+    columns, _ = encode(question, "answer", pieces=pieces)
+    first, last = columns["start"] - 1, columns["end"] - 1
+    text = question.context[columns["char_starts"][first] : columns["char_ends"][last]]
+    assert text == "Ada" and columns["char_starts"][first - 1] == 3
+
+
 def test_labeled_spans_become_a_question_per_label():
     text = SpanText("the river", (Span("river", 4, 9),), "w")
     found, _ = encode(text, "answer", ["bends", "river"])
@@ -179,6 +189,14 @@ def test_label_names():
     assert labels_of([tagged, TaggedWords(("a",), ("B-X",), "w")]) == (
         *("O", "B-X", "I-X", "B-Y", "I-Y"),
     )
+
+
+def test_label_counts():
+    columns = {"inputs": [1, 1], "types": [0, 0], "targets": [2, 0], "words": [1, 2]}
+    examples = examples_in_memory("tag", [columns, {**columns, "targets": [2, 3]}])
+    assert examples.label_counts(4).tolist() == [0, 2, 1, 0]
+    columns = {"inputs": [1], "types": [0], "label": 1}
+    assert examples_in_memory("classify", [columns] * 3).label_counts(3).tolist() == [0, 3, 0]
 
 
 # -- Preparation
@@ -233,7 +251,7 @@ def test_tokenizer_is_trained_on_training_records_alone(classes, tmp_path):
 def test_other_options_are_other_examples(classes):
     folders = {
         open_examples(classes, "bytes", limits).splits["train"].folder
-        for limits in (Limits((32,)), Limits((31,)), Limits((99,), "refuse"))
+        for limits in (Limits((32,)), Limits((99,)), Limits((99,), "refuse"))
     }
     assert len(folders) == 3
 
@@ -267,6 +285,15 @@ def test_held_out_records(tmp_path, classes):
     texts = [{r.text for r in data.splits[name].records} for name in ("train", "val")]
     assert not texts[0] & texts[1] and len(texts[0] | texts[1]) == 200
     assert 20 <= len(texts[1]) <= 60 and len(data.splits["val"]) == 2 * len(texts[1])
+
+
+def test_repairs_are_counted_in_the_split_of_their_record(tmp_path, classes):
+    (tmp_path / "a.conll").write_text("".join(f"w{i}\tI-X\n\n" for i in range(100)))
+    sources = ExampleSources("tag", str(tmp_path / "a.conll"), val_fraction=0.3)
+    data = open_examples(sources, "bytes", Limits((32,)))
+    counts = {name: split.counts["tags_repaired"] for name, split in data.splits.items()}
+    assert counts == {name: len(split) for name, split in data.splits.items()}
+    assert sum(counts.values()) == 100 and min(counts.values()) > 10
 
 
 def test_empty_split_is_an_error(tmp_path, classes):
