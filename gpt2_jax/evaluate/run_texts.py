@@ -5,11 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import numpy as np
 
 from gpt2_jax.config import Config
 from gpt2_jax.data.examples.records import Question, TaggedWords
+from gpt2_jax.data.examples.store import Examples
 from gpt2_jax.data.pieces import PieceEncoder
+from gpt2_jax.evaluate.generate import Generator
+from gpt2_jax.evaluate.sampling import SamplingParams
 from gpt2_jax.evaluate.text_generation import on_one_device, sample_text
+from gpt2_jax.evaluate.text_stream import continuation
 from gpt2_jax.evaluate.translate import Translator
 from gpt2_jax.model.beam import BeamParams
 from gpt2_jax.model.definition import ModelDef
@@ -23,6 +28,7 @@ from gpt2_jax.train.example_evaluation import ExampleScore
 from gpt2_jax.train.run import TextFns, TrainedModel
 
 SHOWN = 5  # examples in a sample
+GREEDY = SamplingParams(temperature=0.0)
 NO_INTERVALS = Bootstrap(resamples=0)
 
 
@@ -66,9 +72,11 @@ def _translator(model: TrainedModel, data: ExampleData) -> Translator:
 
 def _sample(model: TrainedModel) -> str | None:
     config, data = model.config, model.data
-    if not isinstance(data, ExampleData) or data.task.name == "sft":
+    if not isinstance(data, ExampleData):
         of_model = model.model_def, model.params, model.tokenizer
         return sample_text(config.train, config.data.seq_len, config.seed, *of_model)
+    if data.task.name == "sft":
+        return _completions(model, data)
     if data.task.name == "translate":
         records = data.splits["val"].records[:SHOWN]
         found = _translator(model, data).translate([record.source for record in records])
@@ -78,6 +86,38 @@ def _sample(model: TrainedModel) -> str | None:
         ]
         return "\n\n".join(lines)
     return _predictions(data, model.score) if isinstance(model.score, ExampleScore) else None
+
+
+def _completions(model: TrainedModel, data: ExampleData) -> str:
+    """Returns the most likely completions of the first validation prompts, and the gold ones."""
+    train, tokenizer = model.config.train, data.tokenizer
+    prompts, golds = _prompts(data.splits["val"])
+    params = jax.tree.map(on_one_device, model.params)
+    limit = data.config.seq_len
+    end = data.pieces.specials.eos
+    generator = Generator(model.model_def, params, model.step, limit, end)
+    found = generator.generate(prompts, min(train.sample_tokens, limit), GREEDY)
+    text = lambda ids: tokenizer.decode_bytes(ids).decode(errors="replace")
+    lines = [
+        f"prompt  {text(prompt)}\ngold    {continuation(tokenizer, prompt, gold)}\n"
+        f"model   {continuation(tokenizer, prompt, new)}"
+        for prompt, gold, new in zip(prompts, golds, found, strict=True)
+    ]
+    return "\n\n".join(lines)
+
+
+def _prompts(examples: Examples) -> tuple[list[list[int]], list[list[int]]]:
+    """Returns the ids of the first prompts, and those of their completions."""
+    prompts, golds = [], []
+    for i in range(min(SHOWN, len(examples))):
+        ids, learn = (examples.ragged[name][i] for name in ("inputs", "learn"))
+        learned = np.flatnonzero(learn[1:]) + 1
+        first = int(learned[0]) if len(learned) else len(ids)
+        after = np.flatnonzero(learn[first:] == 0)
+        stop = first + int(after[0]) if len(after) else len(ids)
+        prompts.append(ids[:first].tolist())
+        golds.append(ids[first:stop].tolist())
+    return prompts, golds
 
 
 def _predictions(data: ExampleData, score: ExampleScore) -> str | None:
