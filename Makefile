@@ -54,7 +54,7 @@ test-plan:
 	$(MAKE) --no-print-directory plan-tests VENV=$(PLAN_VENV) EXTRA=plan-tpu,plan-gpu
 
 plan-tests: install
-	$(RUN) -m pytest -m plan
+	$(RUN) -m pytest -n $(WORKERS) --dist loadgroup -m plan
 
 # Builds the documentation site in build/site; any warning, such as a broken link, is an error.
 docs:

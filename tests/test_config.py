@@ -18,6 +18,7 @@ from gpt2_jax.placements import AXES
 from gpt2_jax.train.optim.schedule import warmup_steps
 from tests.tools import ROOT, tiny
 
+TASKS = ("classify", "ner", "answer")  # with a start as argument
 SHIPPED = [
     ("configs/quickstart.py", None),
     ("configs/shakespeare.py", None),
@@ -25,6 +26,11 @@ SHIPPED = [
     ("configs/ablations/qk_norm.py", None),
     ("configs/ablations/residual_scale_depth.py", None),
     ("configs/finetune.py", None),
+    ("configs/bert.py", None),
+    ("configs/translate.py", None),
+    ("configs/summarize.py", None),
+    ("configs/sft.py", None),
+    *((f"configs/{name}.py", start) for name in TASKS for start in ("scratch", "finetune")),
     ("configs/gpt2.py", "124m"),
     ("configs/gpt2.py", "350m"),
     ("configs/gpt2.py", "774m"),
@@ -62,7 +68,7 @@ def test_every_shipped_config_is_valid_and_locked(file, arg):
     config = configs.freeze(given)
     check_values(config)
     config = configs.resolve(config, 50257 if config.data.tokenizer == "gpt2" else 257)
-    if arg:
+    if arg in GPT2_SIZES:
         assert define_model(config.model, config.placement).n_params() == GPT2_SIZES[arg]
 
 
@@ -114,6 +120,12 @@ def test_host_memory_is_limited_by_machine_and_container(monkeypatch, tmp_path):
     assert capacity.machine_bytes() == whole
     (tmp_path / "memory.max").write_text("1048576\n")
     assert capacity.machine_bytes() == 1048576
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_unknown_start_is_named(name):
+    with pytest.raises(UserError, match=rf"{name}\.py: 'finetuned' .*finetune"):
+        load(f"configs/{name}.py", "finetuned")
 
 
 def test_unknown_size_is_named():

@@ -12,7 +12,7 @@ from gpt2_jax.config.check import check, check_stored
 from gpt2_jax.errors import UserError, printable
 from gpt2_jax.evaluate.sampling import SamplingParams
 from gpt2_jax.fields import FLOAT_MAX, FLOAT_TINY, Field
-from gpt2_jax.interop.hf_config import from_huggingface
+from gpt2_jax.interop.families import read_config
 from gpt2_jax.placements.axes import SCALES
 from gpt2_jax.placements.expressions import FUNCTIONS, NAMES, parse_expression, parse_scale
 
@@ -98,7 +98,7 @@ HF_NAMES = [*HF, "n_inner", "initializer_range", "tie_word_embeddings", "quantiz
 @few
 @given(st.dictionaries(st.sampled_from(HF_NAMES), JSON, min_size=1, max_size=3))
 def test_any_huggingface_config_is_converted_or_refused(tmp_path, changes):
-    refused(lambda: check_stored(from_huggingface(HF | changes), tmp_path))
+    refused(lambda: check_stored(read_config(HF | changes), tmp_path))
 
 
 @few

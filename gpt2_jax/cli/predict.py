@@ -32,27 +32,27 @@ flags.DEFINE_string("module", None, cli.MODULE)
 
 def main(argv: list[str]) -> None:
     """Runs the command `predict` or `translate`, the last word of the program's name."""
-    if not _WORKDIR.value:
+    workdir, command = _WORKDIR.value, argv[0].rpartition(" ")[2]
+    if not workdir:
         raise UserError("pass --workdir, the directory of a run")
-    command = argv[0].rpartition(" ")[2]
     with _opened(_INPUT.value) as file:
-        (translate if command == "translate" else predict)(_lines(file))
+        (translate if command == "translate" else predict)(workdir, _lines(file))
 
 
-def predict(lines: Iterator[str]) -> None:
+def predict(workdir: str, lines: Iterator[str]) -> None:
     """Prints a JSON object for each line."""
     from gpt2_jax.evaluate.predict import Predictor
 
-    predictor = Predictor(_WORKDIR.value, _STEP.value)
+    predictor = Predictor(workdir, _STEP.value)
     for found in predictor.predict_lines(lines, _name()):
         print(to_json(found, ascii_only=False), flush=True)
 
 
-def translate(lines: Iterator[str]) -> None:
+def translate(workdir: str, lines: Iterator[str]) -> None:
     """Prints a line of text for each line."""
     from gpt2_jax.evaluate.translate_lines import translate_lines
 
-    for text in translate_lines(_WORKDIR.value, _STEP.value, lines, _BEAM.value, _PENALTY.value):
+    for text in translate_lines(workdir, _STEP.value, lines, _BEAM.value, _PENALTY.value):
         print(text, flush=True)
 
 

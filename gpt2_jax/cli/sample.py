@@ -11,6 +11,7 @@ from pathlib import Path
 from absl import flags
 
 from gpt2_jax import cli
+from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.evaluate.sampling import SamplingParams
 from gpt2_jax.evaluate.text_generation import (
@@ -21,9 +22,11 @@ from gpt2_jax.evaluate.text_generation import (
     generate_texts,
     open_generator,
     read_prompts,
+    search_texts,
     stream_text,
 )
 from gpt2_jax.files import to_json
+from gpt2_jax.model.beam import BeamParams
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory")
 _STEP = flags.DEFINE_string("step", None, "checkpoint: a step, or best; default: the latest")
@@ -44,6 +47,14 @@ _TOP_P = flags.DEFINE_float(
 )
 _PENALTY = flags.DEFINE_float(
     "repetition_penalty", 1.0, "above 1: tokens already in the text become less likely"
+)
+_BEAM = flags.DEFINE_integer(
+    "beam", None, "beam search with this many hypotheses, instead of sampling", 1, 1000
+)
+_LENGTH_PENALTY = flags.DEFINE_float(
+    "length_penalty",
+    BeamParams.alpha,
+    "beam search: hypotheses are ranked by log p / length^x; larger favors longer ones",
 )
 _STOP = flags.DEFINE_multi_string("stop", [], "text that ends a sample; may be repeated")
 _SEED = flags.DEFINE_integer("seed", 0, "random seed", 0, 2**32 - 1)
@@ -69,21 +80,53 @@ def main(argv: list[str]) -> None:
         prompts = read_prompts(Path(_BATCH.value))
     else:
         raise UserError("pass --prompt or --batch_file, not both")
+    beam = _beam()
     for flag, is_set in (("--stream", _STREAM.value), ("--show_top", _SHOW_TOP.value is not None)):
         if is_set and (len(prompts) > 1 or _SAMPLES.value > 1):
             raise UserError(f"{flag} shows one text: omit --num_samples and --batch_file")
     generator, tokenizer = open_generator(_WORKDIR.value, _STEP.value)
-    options = (_NEW.value, sampling, _SEED.value, [cli.typed(stop) for stop in _STOP.value])
-    if _SHOW_TOP.value is not None:
+    stops = [cli.typed(stop) for stop in _STOP.value]
+    options = (_NEW.value, sampling, _SEED.value, stops)
+    if beam is not None:
+        ids, n = encode_prompts(tokenizer, prompts), _SAMPLES.value
+        found = search_texts(generator, tokenizer, ids, _NEW.value, beam, n, stops)
+        pairs = [(prompt, one) for prompt, best in zip(prompts, found, strict=True) for one in best]
+        _print(tokenizer, pairs)
+    elif _SHOW_TOP.value is not None:
         print(format_top_tokens(generator, tokenizer, prompts[0], _SHOW_TOP.value))
     elif _STREAM.value:
         stream_text(sys.stdout, generator, tokenizer, prompts[0], *options)
     else:
         repeated = [prompt for prompt in prompts for _ in range(_SAMPLES.value)]
         texts = generate_texts(generator, tokenizer, encode_prompts(tokenizer, repeated), *options)
-        for number, (prompt, text) in enumerate(zip(repeated, texts, strict=True), start=1):
-            if _BATCH.value is not None:
-                print(to_json({"prompt": prompt, "text": text}, ascii_only=False))
-            else:
-                title = f"--- sample {number} ---\n" if _SAMPLES.value > 1 else ""
-                print(f"{title}{decoded_prompt(tokenizer, prompt)}{text}")
+        _print(tokenizer, list(zip(repeated, texts, strict=True)))
+
+
+def _beam() -> BeamParams | None:
+    """Returns the parameters of the beam search; None for sampling.
+
+    Raises:
+      UserError: if a flag has no effect, or a value is out of range.
+    """
+    if _BEAM.value is None:
+        if _LENGTH_PENALTY.present:
+            raise UserError("--length_penalty is for beam search; also pass --beam, or omit it")
+        return None
+    for flag in (_TEMPERATURE, _TOP_K, _TOP_P, _PENALTY, _SEED, _STREAM, _SHOW_TOP):
+        if flag.present:
+            raise UserError(f"--{flag.name} has no effect with --beam; omit one of them")
+    if _SAMPLES.value > _BEAM.value:
+        raise UserError(f"--num_samples={_SAMPLES.value} must be at most --beam={_BEAM.value}")
+    params = BeamParams(_BEAM.value, _LENGTH_PENALTY.value)
+    params.check()
+    return params
+
+
+def _print(tokenizer: Tokenizer, texts: list[tuple[str, str]]) -> None:
+    """Prints each prompt with its text: as JSON lines for a file of prompts, else as text."""
+    for number, (prompt, text) in enumerate(texts, start=1):
+        if _BATCH.value is not None:
+            print(to_json({"prompt": prompt, "text": text}, ascii_only=False))
+        else:
+            title = f"--- sample {number} ---\n" if _SAMPLES.value > 1 else ""
+            print(f"{title}{decoded_prompt(tokenizer, prompt)}{text}")

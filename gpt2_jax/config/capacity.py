@@ -91,7 +91,8 @@ def least_parameters(config: Config) -> int:
     )
     n_tables = 1 + (not model.tie_head) + (len(model.towers) > 1 and not model.share_embeddings)
     rows = padded_vocabulary(config) * n_tables
-    rows += len(model.towers) * model.n_positions if placement.positions == "learned" else 0
+    if placement.positions == "learned":
+        rows += len(model.towers) * (model.n_positions + model.position_offset)
     return in_blocks + rows * d
 
 

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from gpt2_jax.config.capacity import check_devices, check_memory
-from gpt2_jax.config.sections import Config
+from gpt2_jax.config.sections import Config, ModelConfig
 from gpt2_jax.config.table import FIELDS, flatten, validated
 from gpt2_jax.config.task_rules import check_task
 from gpt2_jax.config.wandb_rules import find_wandb_fault
@@ -133,6 +133,11 @@ def _check_model(config: Config) -> None:
             f"data.seq_len={seq_len} is longer than model.n_positions={model.n_positions}; "
             "shorten it, or raise model.n_positions"
         )
+    if model.position_offset and placement.positions != "learned":
+        raise UserError(
+            f"model.position_offset={model.position_offset} has no effect with "
+            f"placement.positions={placement.positions}; leave it at 0"
+        )
     if placement.parametrization != "standard" and config.optimizer.name != "adamw":
         raise UserError(
             f"optimizer.name={config.optimizer.name} does not support "
@@ -148,6 +153,15 @@ def _check_model(config: Config) -> None:
             "model.matmul_dtype=float32 needs model.dtype=float32: with model.dtype=bfloat16, "
             "inputs of matrix products are already rounded"
         )
+    if model.end_of_text is not None and not model.document_mask:
+        raise UserError(
+            f"model.end_of_text={model.end_of_text} has no effect without model.document_mask; "
+            "set model.document_mask=True, or unset model.end_of_text"
+        )
+    _check_attention(model)
+
+
+def _check_attention(model: ModelConfig) -> None:
     if model.attention == "cudnn" and model.dtype != "bfloat16":
         raise UserError("model.attention=cudnn needs model.dtype=bfloat16")
     head_dim = model.n_embd // model.n_head
@@ -160,11 +174,6 @@ def _check_model(config: Config) -> None:
         raise UserError(
             "model.attention=cudnn does not support model.document_mask; set model.attention=xla, "
             "or unset model.document_mask"
-        )
-    if model.end_of_text is not None and not model.document_mask:
-        raise UserError(
-            f"model.end_of_text={model.end_of_text} has no effect without model.document_mask; "
-            "set model.document_mask=True, or unset model.end_of_text"
         )
     if model.attention not in ("auto", "xla") and model.dropout:
         raise UserError(

@@ -73,6 +73,13 @@ class ModelConfig:
     share_embeddings: bool = setting(
         True, "with `architecture=encoder_decoder`: one token embedding for source and target"
     )
+    position_offset: int = setting(
+        0,
+        "unused vectors before that of the first position, of which RoBERTa and BART have 2",
+        minimum=0,
+        maximum=2**10,
+    )
+    logits_bias: bool = setting(False, "a learned bias per token in the logits, as in Marian")
     token_types: int = setting(
         0,
         "with `architecture=encoder`: number of token types, such as 2 for BERT's pairs of "

@@ -33,6 +33,7 @@ USED_BY = {
     "data.source_len": frozenset({"translate"}),
     "data.layout": EXAMPLES | {"mlm"},
     "data.lengths": EXAMPLES | {"mlm"},
+    "optimizer.label_smoothing": frozenset(ARCHITECTURE) - {"answer"},  # scores of padding
     "train.epochs": EXAMPLES | {"mlm"},
     "eval.generate_every": frozenset({"translate"}),
     "eval.beam": frozenset({"translate"}),

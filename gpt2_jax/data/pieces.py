@@ -95,17 +95,17 @@ class PieceEncoder:
         vocabulary = self._vocabulary()
         eos = self.tokenizer.end_of_text
         find = lambda names: next((vocabulary[n] for n in names if n in vocabulary), None)
-        pad, bos = find(_PAD), find(_BOS)
-        found = {
-            "pad": eos if pad is None else pad,
-            "bos": eos if bos is None else bos,
-            "eos": eos,
-            "cls": find(_CLS),
-            "sep": find(_SEP),
-            "mask": find(_MASK),
-        }
-        named = {i for i in found.values() if i is not None}
-        return Specials(**found, all=frozenset(named | self._added_specials()))
+        pad, bos, cls, sep, mask = map(find, (_PAD, _BOS, _CLS, _SEP, _MASK))
+        named = {i for i in (pad, bos, eos, cls, sep, mask) if i is not None}
+        return Specials(
+            eos if pad is None else pad,
+            eos if bos is None else bos,
+            eos,
+            cls,
+            sep,
+            mask,
+            all=frozenset(named | self._added_specials()),
+        )
 
     def _vocabulary(self) -> dict[str, int]:
         return {} if self._library is None else self._library.get_vocab(with_added_tokens=True)
@@ -143,15 +143,11 @@ class PieceEncoder:
         if self._library is None or self._library.num_special_tokens_to_add(False) == 0:
             return None
         one, two = (self._library.encode(*texts) for texts in (("a",), ("a", "a")))
-        (before, after), parts = _around(one.sequence_ids, 1), _around(two.sequence_ids, 2)
-        cut = lambda ids, where: tuple(ids[where])
+        cut = lambda ids, parts: [tuple(ids[part]) for part in parts]
+        prefix, single_suffix = cut(one.ids, _around(one.sequence_ids, 1))
+        pair_prefix, middle, suffix = cut(two.ids, _around(two.sequence_ids, 2))
         second = two.type_ids[two.sequence_ids.index(1)]
-        return Frame(
-            cut(one.ids, before),
-            cut(one.ids, after),
-            *(cut(two.ids, where) for where in parts),
-            second_type=second,
-        )
+        return Frame(prefix, single_suffix, pair_prefix, middle, suffix, second)
 
     def encode(self, texts: Sequence[str]) -> list[Pieces]:
         """Returns the tokens of each text; special tokens in a text are encoded as plain text.

@@ -17,12 +17,14 @@ import numpy as np
 from jax import lax
 
 from gpt2_jax.evaluate.sampling import SamplingParams, sample
+from gpt2_jax.model.beam import BeamParams, Hypotheses, beam_search
 from gpt2_jax.model.decode import (
     Caches,
     UnstackedModel,
     UnstackedParams,
     bind_unstacked,
     decode,
+    decode_beams,
     empty_caches,
     unstack_params,
 )
@@ -123,6 +125,39 @@ class Generator:
                     context.append(int(i))
                 if done_B.all():
                     return
+
+    def search(
+        self, prompts: Sequence[Sequence[int]], n_new: int, params: BeamParams
+    ) -> list[list[tuple[list[int], float]]]:
+        """Returns the best continuations of each prompt and their scores, the best first.
+
+        Continuations have up to `n_new` ids, excluding `end`, or fewer if the window is full.
+        """
+        contexts = [self._cut(list(prompt)) for prompt in prompts]
+        tokens_BT, padding_B, free = self._pad(contexts)
+        n = min(n_new, free)
+        found = _search(
+            self._model_def,
+            self._unstacked,
+            tokens_BT,
+            padding_B,
+            n,
+            length=next_power_of_two(n, MIN_LENGTH),
+            params=params,
+            end=self._end,
+        )
+        ids_BKT, lengths_BK, scores_BK = (np.asarray(x) for x in found)
+        return [
+            [
+                (
+                    self._until_end(ids_BKT[b, k, : lengths_BK[b, k]].tolist()),
+                    float(scores_BK[b, k]),
+                )
+                for k in range(params.n_beams)
+                if lengths_BK[b, k]
+            ]
+            for b in range(len(contexts))
+        ]
 
     def next_distribution(self, prompt: Sequence[int]) -> np.ndarray:
         """Returns the log-probabilities (V) of the token after a prompt."""
@@ -258,6 +293,34 @@ def _generate(
 
     state, new_NB = lax.while_loop(more, body, (state, new_NB))
     return new_NB.T, state.done_B
+
+
+@partial(jax.jit, static_argnames=("model_def", "length", "params", "end"))
+def _search(
+    model_def: ModelDef,
+    unstacked: UnstackedParams,
+    tokens_BT: jax.Array,
+    padding_B: jax.Array,
+    n: jax.Array,
+    *,
+    length: int,
+    params: BeamParams,
+    end: int | None,
+) -> Hypotheses:
+    """Returns the best continuations of padded prompts, of up to `n` ids."""
+    bound = bind_unstacked(model_def, unstacked)
+    cfg, (n_rows, width) = model_def.cfg, tokens_BT.shape
+    caches = empty_caches(cfg, n_rows, width + length * params.n_beams)
+    # The last token of the prompt is the first one of the search.
+    earlier_BT = jnp.roll(tokens_BT, 1, axis=1)
+    _, caches, first_B = decode(bound, earlier_BT, caches, 0, padding_B + 1)
+    last_B = tokens_BT[:, -1]
+    if cfg.document_mask:  # end-of-text begins a document, and so ends any hypothesis
+        end = cfg.end_of_text
+        first_B = jnp.where(last_B == end, width, first_B)
+    step = lambda caches, beams: decode_beams(bound, caches, beams, width, first_B)
+    limits_B = jnp.full(n_rows, n)
+    return beam_search(step, caches, last_B, limits_B, params, length=length, end=end)
 
 
 @partial(jax.jit, static_argnames=("model_def",))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from gpt2_jax.config import Config
+from gpt2_jax.data.examples.labels import OUTSIDE
 from gpt2_jax.data.examples.records import Question, TaggedWords
-from gpt2_jax.data.examples.store import Examples
 from gpt2_jax.data.pieces import PieceEncoder
 from gpt2_jax.evaluate.generate import Generator
-from gpt2_jax.evaluate.sampling import SamplingParams
-from gpt2_jax.evaluate.text_generation import on_one_device, sample_text
-from gpt2_jax.evaluate.text_stream import continuation
+from gpt2_jax.evaluate.sampling import GREEDY
+from gpt2_jax.evaluate.text_generation import generate_texts, on_one_device, sample_text
 from gpt2_jax.evaluate.translate import Translator
 from gpt2_jax.model.beam import BeamParams
 from gpt2_jax.model.definition import ModelDef
@@ -24,11 +23,11 @@ from gpt2_jax.tasks.scores.bootstrap import Bootstrap
 from gpt2_jax.tasks.scores.result import Scores
 from gpt2_jax.tasks.scores.rouge import rouge_scores
 from gpt2_jax.tasks.scores.translation import translation_scores
+from gpt2_jax.track.wandb_log import Sample
 from gpt2_jax.train.example_evaluation import ExampleScore
 from gpt2_jax.train.run import TextFns, TrainedModel
 
 SHOWN = 5  # examples in a sample
-GREEDY = SamplingParams(temperature=0.0)
 NO_INTERVALS = Bootstrap(resamples=0)
 
 
@@ -70,77 +69,81 @@ def _translator(model: TrainedModel, data: ExampleData) -> Translator:
     return make_translator(model.config, *of_model, data.pieces)
 
 
-def _sample(model: TrainedModel) -> str | None:
+def _sample(model: TrainedModel) -> Sample | None:
     config, data = model.config, model.data
     if not isinstance(data, ExampleData):
         of_model = model.model_def, model.params, model.tokenizer
-        return sample_text(config.train, config.data.seq_len, config.seed, *of_model)
-    if data.task.name == "sft":
-        return _completions(model, data)
+        return Sample(sample_text(config.train, config.data.seq_len, config.seed, *of_model))
     if data.task.name == "translate":
-        records = data.splits["val"].records[:SHOWN]
-        found = _translator(model, data).translate([record.source for record in records])
-        lines = [
-            f"source     {record.source}\nreference  {record.references[0]}\nmodel      {text}"
-            for record, text in zip(records, found, strict=True)
-        ]
-        return "\n\n".join(lines)
+        return _shown(_translations(model, data))
+    if data.task.name == "sft":
+        return _shown(_completions(model, data))
     return _predictions(data, model.score) if isinstance(model.score, ExampleScore) else None
 
 
-def _completions(model: TrainedModel, data: ExampleData) -> str:
-    """Returns the most likely completions of the first validation prompts, and the gold ones."""
-    train, tokenizer = model.config.train, data.tokenizer
-    prompts, golds = _prompts(data.splits["val"])
-    params = jax.tree.map(on_one_device, model.params)
-    limit = data.config.seq_len
-    end = data.pieces.specials.eos
-    generator = Generator(model.model_def, params, model.step, limit, end)
-    found = generator.generate(prompts, min(train.sample_tokens, limit), GREEDY)
-    text = lambda ids: tokenizer.decode_bytes(ids).decode(errors="replace")
-    lines = [
-        f"prompt  {text(prompt)}\ngold    {continuation(tokenizer, prompt, gold)}\n"
-        f"model   {continuation(tokenizer, prompt, new)}"
-        for prompt, gold, new in zip(prompts, golds, found, strict=True)
+def _shown(rows: list[dict[str, str]]) -> Sample:
+    """Returns examples, with the same fields each, as text and as a table."""
+    columns = list(rows[0])
+    width = max(map(len, columns)) + 2
+    texts = ["\n".join(f"{name:<{width}}{value}" for name, value in row.items()) for row in rows]
+    return Sample("\n\n".join(texts), (columns, [list(row.values()) for row in rows]))
+
+
+def _translations(model: TrainedModel, data: ExampleData) -> list[dict[str, str]]:
+    records = data.splits["val"].records[:SHOWN]
+    found = _translator(model, data).translate([record.source for record in records])
+    return [
+        {"source": record.source, "reference": record.references[0], "model": text}
+        for record, text in zip(records, found, strict=True)
     ]
-    return "\n\n".join(lines)
 
 
-def _prompts(examples: Examples) -> tuple[list[list[int]], list[list[int]]]:
-    """Returns the ids of the first prompts, and those of their completions."""
-    prompts, golds = [], []
+def _completions(model: TrainedModel, data: ExampleData) -> list[dict[str, str]]:
+    """Returns the first completions of validation examples, as the model continues them."""
+    examples, tokenizer, end = data.splits["val"], data.tokenizer, data.pieces.specials.eos
+    decode = lambda ids: tokenizer.decode_bytes(ids).decode(errors="replace")
+    prompts, gold = [], []
     for i in range(min(SHOWN, len(examples))):
-        ids, learn = (examples.ragged[name][i] for name in ("inputs", "learn"))
-        learned = np.flatnonzero(learn[1:]) + 1
-        first = int(learned[0]) if len(learned) else len(ids)
-        after = np.flatnonzero(learn[first:] == 0)
-        stop = first + int(after[0]) if len(after) else len(ids)
-        prompts.append(ids[:first].tolist())
-        golds.append(ids[first:stop].tolist())
-    return prompts, golds
+        ids, learn = examples.ragged["inputs"][i].tolist(), examples.ragged["learn"][i]
+        first = int(learn.argmax()) if learn.any() else len(ids)
+        prompts.append(ids[:first] or [end])
+        gold.append(decode(ids[first:]))
+    params = jax.tree.map(on_one_device, model.params)
+    generator = Generator(model.model_def, params, model.step, model.config.data.seq_len, end)
+    n = model.config.train.sample_tokens
+    found = generate_texts(generator, tokenizer, prompts, n, GREEDY)
+    return [
+        {"prompt": decode(prompt), "gold": true, "model": text}
+        for prompt, true, text in zip(prompts, gold, found, strict=True)
+    ]
 
 
-def _predictions(data: ExampleData, score: ExampleScore) -> str | None:
-    """Returns the first predictions of the last evaluation as text, with the gold values."""
+def _predictions(data: ExampleData, score: ExampleScore) -> Sample | None:
+    """Returns the first predictions of the last evaluation, with the gold values."""
     if not score.sums.rows:
         return None
     examples, task = data.splits["val"], data.task.name
     values = predicted_values(task, examples, data.labels, score.sums.rows)
     shown = zip(examples.records[:SHOWN], values[:SHOWN], strict=True)
-    return "\n\n".join(_described(record, value) for record, value in shown)
+    return _shown([_described(record, value) for record, value in shown])
 
 
-def _described(record: Any, value: Any) -> str:
+def _described(record: Any, value: Any) -> dict[str, str]:
     if isinstance(record, TaggedWords):
-        rows = zip(record.words, record.tags, value, strict=True)
-        cells = [
-            f"{word}[{found}{'' if found == tag else f', not {tag}'}]" for word, tag, found in rows
-        ]
-        return " ".join(cell.removesuffix("[O]") for cell in cells)
+        return {"gold": _tagged(record.words, record.tags), "model": _tagged(record.words, value)}
     if isinstance(record, Question):
-        gold = " or ".join(repr(text) for _, text in record.answers) or "none"
-        return f"question  {record.question}\ngold      {gold}\nmodel     {value.text!r}"
-    return f"text   {record.text}\ngold   {record.label}\nmodel  {value}"
+        gold = " or ".join(text for _, text in record.answers) or "(no answer)"
+        answer = value.text or "(no answer)"
+        return {"context": record.context, "question": record.question, "gold": gold} | {
+            "model": answer
+        }
+    return {"text": record.text, "gold": record.label, "model": value}
+
+
+def _tagged(words: Sequence[str], tags: Sequence[str]) -> str:
+    """Returns words with their tags, as in `Ada[B-PER] slept`."""
+    pairs = zip(words, tags, strict=True)
+    return " ".join(word if tag == OUTSIDE else f"{word}[{tag}]" for word, tag in pairs)
 
 
 TEXTS = TextFns(_sample, _scores)

@@ -16,6 +16,7 @@ from gpt2_jax.tasks.scores.bootstrap import DEFAULT
 from gpt2_jax.tasks.scores.classification import confusion_matrix
 from gpt2_jax.tasks.scores.confusion_plot import plot_confusion
 from gpt2_jax.tasks.scores.result import Scores
+from gpt2_jax.tasks.task import TASKS
 from gpt2_jax.train.example_evaluation import Evaluated, ExampleEvaluator
 from gpt2_jax.train.storage.open_run import OpenedRun, open_run, open_run_examples
 
@@ -51,10 +52,10 @@ class TaskReport:
 
     def text(self) -> str:
         """Returns the report as plain text."""
-        task = self.run.config.task.name
+        task = TASKS[self.run.config.task.name]
         lines = [
-            f"{task} after step {self.run.step}: {self.split}, {self.n:,} examples, "
-            f"loss {self.loss:.4f} nats per target"
+            f"{task.name} after step {self.run.step}: {self.split}, {self.n:,} examples, "
+            f"loss {self.loss:.4f} nats per {task.target}"
         ]
         if self.scores is not None:
             lines += ["", self.scores.text()]

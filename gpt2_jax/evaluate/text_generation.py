@@ -19,6 +19,7 @@ from gpt2_jax.evaluate.generate import Generator
 from gpt2_jax.evaluate.sampling import SamplingParams
 from gpt2_jax.evaluate.text_stream import TextStream, continuation
 from gpt2_jax.files import text_lines
+from gpt2_jax.model.beam import BeamParams
 from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.train.storage.open_run import OpenedRun, open_run
 
@@ -158,6 +159,36 @@ def _generate_until(
     for stream in streams:
         stream.finish()
     return [stream.text for stream in streams]
+
+
+def search_texts(
+    generator: Generator,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    n_new: int,
+    params: BeamParams,
+    n_best: int = 1,
+    stops: Sequence[str] = (),
+) -> list[list[str]]:
+    """Returns the best continuations of each prompt by beam search, the best first.
+
+    A search ends where the model's window is full. Stop strings cut its results.
+
+    Args:
+      prompts: from `encode_prompts`; processed in batches of `ROWS_AT_ONCE`.
+      n_best: number of continuations per prompt, at most `params.n_beams`.
+    """
+    texts: list[list[str]] = []
+    for start in range(0, len(prompts), ROWS_AT_ONCE):
+        batch = prompts[start : start + ROWS_AT_ONCE]
+        for prompt, found in zip(batch, generator.search(batch, n_new, params), strict=True):
+            whole = [continuation(tokenizer, prompt, ids) for ids, _ in found[:n_best]]
+            texts.append([_until_stop(text, stops) for text in whole])
+    return texts
+
+
+def _until_stop(text: str, stops: Sequence[str]) -> str:
+    return text[: min((text.find(stop) for stop in stops if stop in text), default=len(text))]
 
 
 def stream_text(

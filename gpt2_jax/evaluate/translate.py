@@ -12,9 +12,15 @@ import numpy as np
 
 from gpt2_jax.data.batch import Tokens
 from gpt2_jax.data.pieces import PieceEncoder
-from gpt2_jax.model import decode
-from gpt2_jax.model.beam import BeamParams, Hypotheses, beam_search, reordering
-from gpt2_jax.model.decode import UnstackedParams, unstack_params
+from gpt2_jax.model.beam import BeamParams, Hypotheses, beam_search
+from gpt2_jax.model.decode import (
+    UnstackedParams,
+    bind_unstacked,
+    decode_beams,
+    empty_caches,
+    read_source,
+    unstack_params,
+)
 from gpt2_jax.model.definition import ModelDef
 
 ROWS_AT_ONCE = 32
@@ -99,6 +105,8 @@ def _search(
 ) -> Hypotheses:
     """Returns the best targets of sources (B, S), one example per row."""
     source = Tokens(*(None if x is None else jnp.asarray(x) for x in source))
-    caches = decode.start(model_def, unstacked, source, length, beam.n_beams)
-    step = reordering(partial(decode.step, model_def, unstacked), decode.reorder)
+    bound, (n_rows, _) = bind_unstacked(model_def, unstacked), source.ids_BT.shape
+    read, no_padding_B = read_source(bound, source), jnp.zeros(n_rows, jnp.int32)
+    step = lambda caches, beams: decode_beams(bound, caches, beams, 0, no_padding_B, read)
+    caches = empty_caches(model_def.cfg, n_rows, length * beam.n_beams)
     return beam_search(step, caches, first_B, limits_B, beam, length=length, end=end)

@@ -10,9 +10,9 @@ import numpy as np
 from gpt2_jax.data.hub import hub_error
 from gpt2_jax.errors import UserError, quoted, shortened
 from gpt2_jax.files import check_regular, read_fields, write_json
-from gpt2_jax.interop.weights import Tensors
+from gpt2_jax.interop.layouts import Tensors
 
-DOWNLOAD_PATTERNS = ["*.json", "*.safetensors", "merges.txt"]
+DOWNLOAD_PATTERNS = ["*.json", "*.safetensors", "merges.txt", "vocab.txt"]
 SHARD_BYTES = 5_000_000_000  # the hub's limit
 SMALL_FLOATS = ("F8_", "F6_", "F4")  # not supported by numpy
 FILE, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"

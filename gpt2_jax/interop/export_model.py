@@ -10,12 +10,16 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from gpt2_jax.config import Config
 from gpt2_jax.data.mixture import short_source
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import atomic_folder, check_empty, write_atomic, write_json
-from gpt2_jax.interop import checkpoint_files, hf_config
-from gpt2_jax.interop.tokenizer_files import write_tokenizer
-from gpt2_jax.interop.weights import to_huggingface
+from gpt2_jax.interop import checkpoint_files
+from gpt2_jax.interop.convert import to_huggingface
+from gpt2_jax.interop.families import family_of, write_config
+from gpt2_jax.interop.families.family import Family, Table
+from gpt2_jax.interop.special_tokens import special_ids, special_tokens
+from gpt2_jax.interop.tokenizer_files import vocabulary, write_tokenizer
 from gpt2_jax.track.metrics import Row
 from gpt2_jax.train.storage.open_run import OpenedRun, open_run
 from gpt2_jax.train.storage.rundir import RunDirectory
@@ -35,25 +39,44 @@ def export_model(
       step: as in `CheckpointRef`.
 
     Raises:
-      UserError: if the model cannot be represented as Hugging Face's GPT-2, or `out` is not empty.
+      UserError: if no family of Hugging Face models has this placement, or `out` is not empty.
     """
     target = Path(out).absolute()
     if dtype not in DTYPES:
         raise UserError(f"--dtype={dtype} is not one of {', '.join(DTYPES)}")
     check_empty(target, f"--out={out}")
     config = RunDirectory(workdir).read_config()
-    hf_config.to_huggingface(config, None, dtype)  # checks the config before reading weights
+    family = family_of(config)  # checks the config before reading weights
     run = open_run(workdir, step)
-    tensors = to_huggingface(run.model_def, run.params)
+    head = run.model_def.head
+    table = family.table(config, head)
+    tensors = to_huggingface(table, run.model_def, run.params)
     tensors = {name: _cast(name, value, dtype) for name, value in tensors.items()}
+    info = RunDirectory(workdir).read_info()
     with atomic_folder(target) as partial:
-        eot = write_tokenizer(config.data.tokenizer, config.model.n_positions, partial)
-        write_json(partial / "config.json", hf_config.to_huggingface(config, eot, dtype))
-        special = {} if eot is None else {"bos_token_id": eot, "eos_token_id": eot}
-        write_json(partial / "generation_config.json", {"_from_model_config": True, **special})
+        ids = _write_tokenizer(family, config, info, partial)
+        fields = write_config(family, config, head, ids, info.get("labels") or [], dtype)
+        write_json(partial / "config.json", fields)
+        if config.model.architecture != "encoder":  # it generates text
+            generation = {name: value for name, value in ids.items() if value is not None}
+            generation = {"_from_model_config": True, **generation}
+            write_json(partial / "generation_config.json", generation)
         checkpoint_files.write_tensors(partial, tensors)
-        write_atomic(partial / "README.md", model_card(run, workdir))
+        write_atomic(partial / "README.md", model_card(run, workdir, family, table))
     return f"{run.model_def.n_params():,} parameters after step {run.step} in {out}, {dtype}"
+
+
+def _write_tokenizer(
+    family: Family, config: Config, info: dict[str, Any], out: Path
+) -> dict[str, Any]:
+    """Writes the tokenizer's files; returns the ids of special tokens, by field of config.json."""
+    name, n_positions = config.data.tokenizer, config.model.n_positions
+    if config.model.architecture == "decoder":
+        end = write_tokenizer(name, n_positions, out)
+        return dict.fromkeys(family.special_ids, end)
+    vocab = vocabulary(name)
+    end = write_tokenizer(name, n_positions, out, special_tokens(vocab))
+    return special_ids(family, vocab, end, info.get("special_ids") or {})
 
 
 def _cast(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
@@ -66,7 +89,7 @@ def _cast(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
     return cast
 
 
-def model_card(run: OpenedRun, workdir: str) -> str:
+def model_card(run: OpenedRun, workdir: str, family: Family, table: Table) -> str:
     """Returns README.md: a description of the model, its training, and how to load it."""
     directory, cfg = RunDirectory(workdir), run.config
     info, rows = directory.read_info(), _rows(directory, run.step)
@@ -81,25 +104,25 @@ def model_card(run: OpenedRun, workdir: str) -> str:
         facts["imported from"] = Path(info["imported_from"]).name
     if run.step:
         facts |= _training_facts(run, rows, info)
-    table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    listed = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     return f"""---
 library_name: transformers
-pipeline_tag: text-generation
-tags: [gpt2, gpt2_jax]
+pipeline_tag: {table.task}
+tags: [{family.model_type}, gpt2_jax]
 ---
 
 # {directory.path.absolute().name}
 
-A GPT-2 trained with gpt2_jax.
+A {family.label} trained with gpt2_jax.
 
 | | |
 |---|---|
-{table}
+{listed}
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {table.auto}, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")
+model = {table.auto}.from_pretrained("THIS_FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
 ```
 """

@@ -1,24 +1,54 @@
-"""Imports a Hugging Face GPT-2 checkpoint as a run directory."""
+"""Imports a Hugging Face checkpoint as a run directory."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from gpt2_jax.config import replace, to_dict, to_json
+from gpt2_jax.config import Config, replace, to_dict, to_json
 from gpt2_jax.config.check import check_stored
 from gpt2_jax.data.saved_tokenizer import save_tokenizer
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import atomic_folder, check_empty, read_fields, write_atomic, write_json
-from gpt2_jax.interop import checkpoint_files, hf_config
+from gpt2_jax.interop import checkpoint_files
+from gpt2_jax.interop.convert import from_huggingface, normalize
+from gpt2_jax.interop.families import find_family
+from gpt2_jax.interop.families.family import Family, Fields, dropout_note
+from gpt2_jax.interop.families.labels import read_labels
 from gpt2_jax.interop.tokenizer_files import find_tokenizer
-from gpt2_jax.interop.weights import from_huggingface
-from gpt2_jax.model.definition import define_model
+from gpt2_jax.model.definition import ModelDef, define_model
+from gpt2_jax.model.heads import HeadSpec
+from gpt2_jax.tasks.task import head_of
 from gpt2_jax.train.storage.checkpoint import save_params
 from gpt2_jax.train.storage.identity import FORMAT_VERSION, Identity, new_run_id
 from gpt2_jax.train.storage.rundir import RunDirectory
+
+LARGEST_ID = 2**31
+# The task whose models have a kind of head. Classification without labels has a pooled one.
+ENCODER_TASKS = {"mlm": "mlm", "tokens": "tag", "sequence": "classify", "span": "answer"}
+ENCODER_TASKS["pooled"] = "classify"
+DEFAULT_TASKS = {"decoder": "lm", "encoder_decoder": "translate"}
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A checkpoint as our model.
+
+    Attributes:
+      config: with the task and head of its class.
+      labels: names of its head's labels, empty if it has none.
+      unused: tensors in its files that its class does not use.
+    """
+
+    config: Config
+    model_def: ModelDef
+    params: Any
+    labels: list[str]
+    unused: list[str]
 
 
 def import_model(
@@ -39,23 +69,78 @@ def import_model(
     check_empty(target, f"--workdir={workdir}")
     folder = checkpoint_files.find_checkpoint(model, allow_pickle)
     fields = read_fields(folder / "config.json")
-    config = hf_config.from_huggingface(fields)
+    family = find_family(fields)
+    config = _with_head(family.read(fields), family.head(fields, ()))
     check_stored(config, folder / "config.json")
-    model_def = define_model(config.model, config.placement)
     with atomic_folder(target) as partial:
-        imported = _import_tokenizer(folder, config.model.vocab_size, partial, target, tokenizer)
-        name, fingerprint, line = imported
+        found = _import_tokenizer(folder, config.model.vocab_size, partial, target, tokenizer)
+        name, fingerprint, line = found
         config = replace(config, {"data.tokenizer": name})
-        params = from_huggingface(model_def, checkpoint_files.read_tensors(folder, allow_pickle))
+        imported = _convert(family, fields, config, folder, allow_pickle)
+        config = imported.config
         write_atomic(partial / "config.json", to_json(config))
         identity = Identity(new_run_id(), to_dict(config), None, fingerprint)
         info = {"format_version": FORMAT_VERSION, "run_id": identity.run_id}
-        n_params = model_def.n_params()
-        info |= {"imported_from": model, "parameters": n_params, "tokenizer": fingerprint}
+        info |= {"imported_from": model, "parameters": imported.model_def.n_params()}
+        info |= {"tokenizer": fingerprint, **_facts(family, fields, imported)}
         write_json(partial / "run.json", info)
-        save_params(partial / "weights", jax.tree.map(jax.numpy.asarray, params), identity)
-    lines = [f"{n_params:,} parameters from {folder}", line, hf_config.dropout_note(fields)]
+        params = jax.tree.map(jax.numpy.asarray, imported.params)
+        save_params(partial / "weights", params, identity)
+    lines = _summary(imported, folder), line, dropout_note(family, fields), _unused_note(imported)
     return [line for line in lines if line]
+
+
+def _with_head(config: Config, head: HeadSpec) -> Config:
+    """Returns the config with the task whose models have this head."""
+    task = ENCODER_TASKS.get(head.kind) or DEFAULT_TASKS[config.model.architecture]
+    changes: dict[str, Any] = {"task.name": task, "head.n_labels": head.n_labels or None}
+    return replace(config, changes | {"head.transform": head.transform})
+
+
+def _convert(
+    family: Family, fields: Fields, config: Config, folder: Path, allow_pickle: bool
+) -> Imported:
+    """Returns the model, and its parameters from the tensors in the folder."""
+    tensors = normalize(family, checkpoint_files.read_tensors(folder, allow_pickle))
+    config = _with_head(config, family.head(fields, tensors))
+    head = head_of(config.task, config.head)
+    labels = read_labels(fields) if head.n_labels else []
+    model_def = define_model(config.model, config.placement, head=head)
+    table = family.table(config, head)
+    params, unused = from_huggingface(family, table, model_def, tensors)
+    return Imported(config, model_def, params, labels, unused)
+
+
+def _facts(family: Family, fields: Fields, imported: Imported) -> dict[str, Any]:
+    """Returns what run.json says about a model other than GPT-2.
+
+    Special tokens have no fields in our config: they are the tokenizer's, except that imported
+    ones may not be named in its files.
+    """
+    if imported.config.model.architecture == "decoder":
+        return {}
+    ids = {name: fields[name] for name in family.special_ids if _is_id(fields.get(name))}
+    return {"special_ids": ids, **({"labels": imported.labels} if imported.labels else {})}
+
+
+def _is_id(value: object) -> bool:
+    return type(value) is int and 0 <= value < LARGEST_ID
+
+
+def _summary(imported: Imported, folder: Path) -> str:
+    n_params, kind = imported.model_def.n_params(), imported.model_def.head.kind
+    if kind == "lm":
+        return f"{n_params:,} parameters from {folder}"
+    head = sorted({key for key in imported.params if key not in ("embedding", "blocks", "ln_f")})
+    parts = f"with {', '.join(head)}" if head else "without a head"
+    labels = f"; {len(imported.labels)} labels" if imported.labels else ""
+    return f"{n_params:,} parameters from {folder}: an encoder {parts} ({kind}{labels})"
+
+
+def _unused_note(imported: Imported) -> str | None:
+    if not imported.unused:
+        return None
+    return f"not imported, because its class does not use them: {', '.join(imported.unused)}"
 
 
 def _import_tokenizer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,17 @@ from gpt2_jax.data.tokenizer import (
 )
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import read_fields, read_file, text_lines, write_atomic, write_json
+from gpt2_jax.interop.bert_tokenizer import (
+    CLASS,
+    ROBERTA_CLASSES,
+    VOCAB,
+    add_special_tokens,
+    apply_settings,
+    class_name,
+    exported_settings,
+    from_vocab_txt,
+    vocab_txt,
+)
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -50,10 +62,24 @@ def find_tokenizer(folder: Path, vocab_size: int, workdir: Path) -> tuple[str, s
     return str(target), f"tokenizer: {target}"
 
 
-def write_tokenizer(name: str, n_positions: int, out: Path) -> int | None:
+def vocabulary(name: str) -> dict[str, int]:
+    """Returns the id of each token of a tokenizer.json, empty for a built-in tokenizer."""
+    tokenizer = load_tokenizer(name)
+    if not isinstance(tokenizer, JsonTokenizer):
+        return {}
+    content = json.loads(tokenizer.content.decode("utf-8-sig"))
+    return _ids({"added_tokens": [], **content})
+
+
+def write_tokenizer(
+    name: str, n_positions: int, out: Path, special: Mapping[str, str] | None = None
+) -> int | None:
     """Writes the files of the tokenizer `name` to `out` and returns its end-of-text id.
 
     For `ids:N`, nothing is written and the result is None.
+
+    Args:
+      special: special tokens other than end-of-text, by field of tokenizer_config.json.
     """
     if name.startswith("ids:"):
         return None
@@ -69,6 +95,8 @@ def write_tokenizer(name: str, n_positions: int, out: Path) -> int | None:
     else:
         content, end = byte_level(name), END_OF_TEXT
     write_json(out / FILE, content)
+    if settings := exported_settings(content):  # for tools that do not read tokenizer.json
+        write_atomic(out / VOCAB, vocab_txt(content))
     if name == "gpt2":  # for tools that do not read tokenizer.json
         write_json(out / "vocab.json", content["model"]["vocab"])
         lines = "".join(f"{left} {right}\n" for left, right in content["model"]["merges"])
@@ -79,6 +107,8 @@ def write_tokenizer(name: str, n_positions: int, out: Path) -> int | None:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": end,
             "eos_token": end,
+            **(special or {}),
+            **settings,
             "model_max_length": n_positions,
             "clean_up_tokenization_spaces": False,
         },
@@ -122,21 +152,30 @@ def byte_level(name: str) -> dict[str, Any]:
 def _read_tokenizer(folder: Path) -> dict[str, Any] | None:
     """Combines a checkpoint's tokenizer files into one tokenizer.json, None if it has none.
 
-    As in transformers, these are tokenizer.json, or else vocab.json and merges.txt, with settings
-    from tokenizer_config.json, special_tokens_map.json, added_tokens.json and config.json.
+    As in transformers, these are tokenizer.json, or else vocab.json and merges.txt, or BERT's
+    vocab.txt, with settings from tokenizer_config.json, special_tokens_map.json, added_tokens.json
+    and config.json.
     """
+    settings = _optional_json(folder / "tokenizer_config.json")
+    model_type = _optional_json(folder / "config.json").get("model_type")
+    name = class_name(settings, model_type)
     if (folder / FILE).exists():
         content = read_fields(folder / FILE)
     elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
         content = _from_vocab_and_merges(folder)
+        if name in ROBERTA_CLASSES:
+            add_special_tokens(content, settings)
+    elif (folder / VOCAB).exists():
+        content = from_vocab_txt(folder, settings)
+        apply_settings(content, settings, CLASS)
     else:
         return None
     with library_errors(f"{folder}: its tokenizer is not valid"):
         # Also checks the types that the code below relies on.
         tokenizers.Tokenizer.from_str(json.dumps(content))
     content["added_tokens"] = content.get("added_tokens") or []
-    settings = _optional_json(folder / "tokenizer_config.json")
-    _set_prefix_space(content, settings)
+    apply_settings(content, settings, name)
+    _set_prefix_space(content, settings, name)
     _add_tokens(content, settings, folder)
     _mark_end_of_text(content, settings, folder)
     return content
@@ -168,10 +207,9 @@ def _added_token(text: str, token_id: Any, special: bool) -> dict[str, Any]:
     return {"id": token_id, "content": text, **plain, "special": special}
 
 
-def _set_prefix_space(content: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Applies `add_prefix_space`, which the GPT-2 classes read only from tokenizer_config.json."""
-    name = settings.get("tokenizer_class") or "GPT2Tokenizer"
-    if name not in ("GPT2Tokenizer", "GPT2TokenizerFast"):
+def _set_prefix_space(content: dict[str, Any], settings: dict[str, Any], name: str) -> None:
+    """Applies `add_prefix_space`, which these classes read only from tokenizer_config.json."""
+    if name not in ("GPT2Tokenizer", "GPT2TokenizerFast", *ROBERTA_CLASSES):
         return
     pre_tokenizer = content.get("pre_tokenizer") or {}
     for step in [pre_tokenizer, *pre_tokenizer.get("pretokenizers", [])]:

@@ -10,6 +10,7 @@ from flax import nnx
 
 from gpt2_jax.config.sections import ModelConfig
 from gpt2_jax.data.batch import Tokens
+from gpt2_jax.model.beam import Beams
 from gpt2_jax.model.block import Block
 from gpt2_jax.model.definition import ModelDef, at_path, tower_path
 from gpt2_jax.model.encoder_decoder import EncoderDecoder
@@ -110,16 +111,69 @@ def decode(
         first_BT = model.first_of_document(tokens_BT, columns_T, first_B)
     mask_BTS = (columns_S <= columns_T[:, None]) & (columns_S >= first_BT[..., None])
     positions_BT = jnp.maximum(columns_T - first_BT, 0)
-    context = model.context(positions_BT, None, unstacked.step)
+    mask = CacheMask(start, mask_BTS)
+    x_BTD, new = decode_masked(unstacked, tokens_BT, caches, positions_BT, mask, source)
+    return x_BTD, new, first_BT[:, -1]
+
+
+def decode_masked(
+    unstacked: UnstackedModel,
+    tokens_BT: jax.Array,
+    caches: Caches,
+    positions_BT: jax.Array,
+    mask: CacheMask,
+    source: SourceCaches | None = None,
+) -> tuple[jax.Array, Caches]:
+    """Applies the model to tokens in consecutive columns; returns the head's input and the caches.
+
+    Args:
+      positions_BT: of the tokens in their sequences.
+      mask: the columns that each token attends to. source: as in `decode`.
+    """
+    model = unstacked.model
     memory = source and Memory(None, source.mask(tokens_BT))
-    context = context._replace(mask=CacheMask(start, mask_BTS), memory=memory)
+    context = model.context(positions_BT, None, unstacked.step)
+    context = context._replace(mask=mask, memory=memory)
     carry, new = model.blocks.begin(model.embedding(tokens_BT, context)), []
     cross = source.layers if source else (None,) * len(caches)
     for layer, (block, *own) in enumerate(zip(unstacked.blocks, caches, cross, strict=True)):
         block_context = context.at(layer, carry.first_values, *own)
         carry, auxes = model.blocks.apply(block, carry, block_context)
         new.append(next(aux.cache for aux in auxes if aux.cache is not None))
-    return model.head_input(carry), tuple(new), first_BT[:, -1]
+    return model.head_input(carry), tuple(new)
+
+
+def decode_beams(
+    unstacked: UnstackedModel,
+    caches: Caches,
+    beams: Beams,
+    n_prompt: int,
+    first_B: jax.Array,
+    source: SourceCaches | None = None,
+) -> tuple[jax.Array, Caches]:
+    """Applies the model to the last tokens of hypotheses; returns logits (B, K, V) and the caches.
+
+    The K hypotheses of a row are K tokens of one sequence: the token of slot k at step t is in
+    column n_prompt + t K + k, and attends to the prompt, which they share, and to the columns of
+    the slots that it descends from. So caches are never reordered, which would copy all of them.
+
+    Args:
+      caches: for B rows, with n_prompt + T K columns.
+      n_prompt: number of columns of the prompts.
+      first_B: the first column of each prompt, after padding at its left. source: as in `decode`.
+    """
+    n_rows, n_beams = beams.tokens_BK.shape
+    column = beams.column
+    is_own_BKTK = beams.slots_BKT[..., None] == jnp.arange(n_beams)
+    is_past_T = jnp.arange(beams.slots_BKT.shape[2]) <= column
+    own_BKS = (is_own_BKTK & is_past_T[:, None]).reshape(n_rows, n_beams, -1)
+    prompt_BS = jnp.arange(n_prompt) >= first_B[:, None]
+    prompt_BKS = jnp.broadcast_to(prompt_BS[:, None], (n_rows, n_beams, n_prompt))
+    mask_BKS = jnp.concatenate([prompt_BKS, own_BKS], -1)
+    positions_BK = jnp.broadcast_to((n_prompt + column - first_B)[:, None], beams.tokens_BK.shape)
+    mask = CacheMask(n_prompt + column * n_beams, mask_BKS)
+    x_BKD, caches = decode_masked(unstacked, beams.tokens_BK, caches, positions_BK, mask, source)
+    return unstacked.model.logits(x_BKD), caches
 
 
 class SourceCaches(NamedTuple):
@@ -149,56 +203,3 @@ def read_source(unstacked: UnstackedModel, source: Tokens) -> SourceCaches:
     context = Context(jnp.arange(x_BSD.shape[1]), step=unstacked.step)
     project = lambda block: block.cross.sublayer.project_memory(x_BSD, context)
     return SourceCaches(tuple(project(block) for block in unstacked.blocks), source.segments_BT)
-
-
-class TargetCaches(NamedTuple):
-    """The state of writing a target, row by row.
-
-    Attributes:
-      source: shared by the hypotheses of a source. own: keys and values of the target so far.
-      length: number of tokens so far.
-    """
-
-    source: SourceCaches
-    own: Caches
-    length: jax.Array
-
-
-def start(
-    model_def: ModelDef, unstacked: UnstackedParams, source: Tokens, n_target: int, n_rows: int = 1
-) -> TargetCaches:
-    """Returns the state before the first token of each target.
-
-    Args:
-      source: one example per row (segment 1), B rows.
-      n_target: most tokens of a target. n_rows: hypotheses per source; those of source b are rows
-        b n_rows to (b + 1) n_rows - 1.
-    """
-    bound = bind_unstacked(model_def, unstacked)
-    read = read_source(bound, source)
-    repeated = jax.tree.map(lambda x: jnp.repeat(x, n_rows, axis=0), read) if n_rows > 1 else read
-    rows = source.ids_BT.shape[0] * n_rows
-    return TargetCaches(repeated, empty_caches(model_def.cfg, rows, n_target), jnp.int32(0))
-
-
-def step(
-    model_def: ModelDef, unstacked: UnstackedParams, caches: TargetCaches, tokens_B: jax.Array
-) -> tuple[jax.Array, TargetCaches]:
-    """Returns float32 logits (B, V) of the token after `tokens_B`, and the state after them.
-
-    Args:
-      tokens_B: the next token of each row, at first the one that targets begin with.
-    """
-    bound = bind_unstacked(model_def, unstacked)
-    first_B, tokens_B1 = jnp.zeros_like(tokens_B), tokens_B[:, None]
-    x_B1D, own, _ = decode(bound, tokens_B1, caches.own, caches.length, first_B, caches.source)
-    return bound.model.logits(x_B1D)[:, 0], caches._replace(own=own, length=caches.length + 1)
-
-
-def reorder(caches: TargetCaches, rows_B: jax.Array) -> TargetCaches:
-    """Returns the state in which row b continues what row `rows_B[b]` has written.
-
-    Args:
-      rows_B: rows of the same source.
-    """
-    return caches._replace(own=jax.tree.map(lambda x: x[rows_B], caches.own))

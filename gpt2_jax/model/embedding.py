@@ -51,7 +51,7 @@ class Embedding(nnx.Module):
         # A table that is only looked up has the role of position embeddings.
         types = lambda: init.normal("wtt", (cfg.token_types, d), std)
         self.wtt = param(types(), Role.POSITION, (None, "embed")) if cfg.token_types else None
-        wpe = lambda: init.normal("wpe", (cfg.n_positions, d), std)
+        wpe = lambda: init.normal("wpe", (cfg.n_positions + cfg.position_offset, d), std)
         learned = self.positions.kind == "learned"
         self.wpe = param(wpe(), Role.POSITION, ("position", "embed")) if learned else None
         multiplier = self.spec.multiplier
@@ -94,6 +94,6 @@ class Embedding(nnx.Module):
     def pos_emb(self, positions: jax.Array) -> jax.Array:
         """Returns position vectors, (*positions, D), float32."""
         if self.wpe is not None:
-            return self.wpe[...][positions]
+            return self.wpe[...][positions + self.cfg.position_offset]
         halves = self.positions.kind == "sinusoidal_halves"
         return sinusoids(positions, self.cfg.n_embd, halves)

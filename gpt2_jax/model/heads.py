@@ -19,7 +19,7 @@ from gpt2_jax.nn.target import Target
 from gpt2_jax.placements.spec import TowerSpec
 
 TOKEN_KINDS = ("lm", "mlm")
-LABEL_KINDS = ("tokens", "sequence", "span")
+LABEL_KINDS = ("tokens", "sequence", "span", "pooled")
 N_SPAN_OUTPUTS = 2  # scores of starts and of ends
 
 
@@ -29,7 +29,8 @@ class HeadSpec:
 
     Attributes:
       kind: `lm` (next tokens), `mlm` (masked tokens), `tokens` (a label per token), `sequence` (a
-        label per sequence) or `span` (its first and last token).
+        label per sequence), `span` (its first and last token) or `pooled` (the vector that a label
+        per sequence would be read from: BERT without a task).
       n_labels: number of labels; only for `tokens` and `sequence`.
       pool, transform: as in `HeadConfig`.
     """
@@ -42,9 +43,9 @@ class HeadSpec:
     @property
     def has_transform(self) -> bool:
         """Whether a dense layer comes before the output matrix."""
-        if self.kind not in ("mlm", "sequence"):
+        if self.kind not in ("mlm", "sequence", "pooled"):
             return False
-        pools = self.kind == "sequence" and self.pool == "mean"
+        pools = self.kind != "mlm" and self.pool == "mean"
         return not pools if self.transform is None else self.transform
 
     @property
@@ -92,17 +93,21 @@ class LabelHead(nnx.Module):
     def __init__(self, cfg: ModelConfig, spec: HeadSpec, init: Init):
         self.spec, self.rate = spec, cfg.dropout
         self.dense = _dense(cfg, init, "head.dense") if spec.has_transform else None
+        has_labels = spec.kind != "pooled"
         value = init.normal("head.out", (cfg.n_embd, spec.n_outputs), cfg.init_std)
-        self.kernel = param(value, Role.HEAD, ("embed", None))
-        self.bias = param(jnp.zeros(spec.n_outputs), Role.BIAS, (None,))
+        self.kernel = param(value, Role.HEAD, ("embed", None)) if has_labels else None
+        self.bias = param(jnp.zeros(spec.n_outputs), Role.BIAS, (None,)) if has_labels else None
 
     def __call__(
         self, x_BTD: jax.Array, segments_BT: jax.Array | None, keys_B: jax.Array | None
     ) -> jax.Array:
         """Returns float32 logits; the arguments are those of `LabelModel.logits`."""
-        x = self._pool(x_BTD, segments_BT) if self.spec.kind == "sequence" else x_BTD
+        pools = self.spec.kind in ("sequence", "pooled")
+        x = self._pool(x_BTD, segments_BT) if pools else x_BTD
         if self.dense is not None:
             x = jnp.tanh(self.dense(x))
+        if self.kernel is None or self.bias is None:
+            return x.astype(jnp.float32)
         x = dropout(x, keys_B, self.rate, "head")
         logits = x.astype(jnp.float32) @ self.kernel[...] + self.bias[...]
         if self.spec.kind == "span" and segments_BT is not None:
@@ -137,7 +142,8 @@ class LabelModel(Tower):
         """Returns float32 logits from the output of `hidden`, of one example per row.
 
         (B, T, C) for labels of tokens, (B, C) for labels of sequences, and (B, T, 2) for spans:
-        scores of the first and the last token, the lowest float at padding.
+        scores of the first and the last token, the lowest float at padding. Without labels, the
+        vector of each sequence (B, D).
 
         Args:
           segments_BT: 0 at padding; None if there is none.

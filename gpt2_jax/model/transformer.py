@@ -45,8 +45,10 @@ class Transformer(Tower):
         self.logits_factor = logits_factor(cfg, spec)
         scale = jnp.full(cfg.vocab_size, cfg.n_embd**-0.5)
         self.logit_scale = param(scale, Role.SCALAR, ("vocab",)) if spec.logit_scale else None
+        bias = jnp.zeros(cfg.vocab_size)
+        self.logits_bias = param(bias, Role.BIAS, ("vocab",)) if cfg.logits_bias else None
         scaled = self.logits_factor != 1.0 or self.logit_scale is not None
-        self.fused_loss = fuses(cfg, target) and not scaled and not masked
+        self.fused_loss = fuses(cfg, target) and not scaled and not masked and not cfg.logits_bias
         self.product_dtype = product_dtype(cfg, target) or cfg.dtype
 
     def __call__(
@@ -90,6 +92,8 @@ class Transformer(Tower):
             logits_NV = logits_NV * jnp.pad(factor_V, (0, n_padded))
         if self.mlm is not None:
             logits_NV = logits_NV + jnp.pad(self.mlm.bias[...], (0, n_padded))
+        if self.logits_bias is not None:
+            logits_NV = logits_NV + jnp.pad(self.logits_bias[...], (0, n_padded))
         if n_padded:
             real_V = jnp.arange(logits_NV.shape[-1]) < self.cfg.vocab_size
             logits_NV = jnp.where(real_V, logits_NV, jnp.finfo(jnp.float32).min)

@@ -67,12 +67,12 @@ def batch_nll(
     inputs, source = inputs_of(batch)
     hidden_BTD = model.hidden(inputs, keys_B, step, source)
     if isinstance(model, LabelModel):
-        logits = model.logits(hidden_BTD, batch.inputs.segments_BT, keys_B)
+        logits = model.logits(hidden_BTD, inputs.segments_BT, keys_B)
         with jax.named_scope("loss"):
             return logits_nll(logits, batch, options)
     with jax.named_scope("loss"):
         if not options.label_smoothing:
-            return model.nll(hidden_BTD, batch.targets_BT, options.z_loss)
+            return model.nll(hidden_BTD, _targets(batch), options.z_loss)
         return logits_nll(model.logits(hidden_BTD), batch, options, model.cfg.vocab_size)
 
 
@@ -81,11 +81,11 @@ def outputs(model: Any, batch: AnyBatch, step: jax.Array | int) -> Outputs:
     inputs, source = inputs_of(batch)
     hidden_BTD = model.hidden(inputs, None, step, source)
     if isinstance(model, LabelModel):
-        logits = model.logits(hidden_BTD, batch.inputs.segments_BT)
+        logits = model.logits(hidden_BTD, inputs.segments_BT)
         predicted, hits = _predict(logits, batch)
         return Outputs(logits_nll(logits, batch), hits, predicted)
     logits_BTV = model.logits(hidden_BTD)
-    hits_BT = logits_BTV.argmax(-1) == batch.targets_BT
+    hits_BT = logits_BTV.argmax(-1) == _targets(batch)
     return Outputs(logits_nll(logits_BTV, batch), hits_BT, None)
 
 
@@ -121,9 +121,13 @@ def logits_nll(
     match batch:
         case SpanBatch():
             return (nll(logits[..., 0], batch.starts_B) + nll(logits[..., 1], batch.ends_B)) / 2
-        case LabelBatch():
-            return nll(logits, batch.labels_B)
-    return nll(logits, batch.targets_BT)
+    return nll(logits, _targets(batch))
+
+
+def _targets(batch: AnyBatch) -> Any:
+    """Returns the ids or labels to predict."""
+    assert not isinstance(batch, SpanBatch)
+    return batch.labels_B if isinstance(batch, LabelBatch) else batch.targets_BT
 
 
 def _predict(logits: jax.Array, batch: AnyBatch) -> tuple[jax.Array, jax.Array]:
@@ -132,5 +136,4 @@ def _predict(logits: jax.Array, batch: AnyBatch) -> tuple[jax.Array, jax.Array]:
         ends_B2 = jnp.stack([batch.starts_B, batch.ends_B], -1)
         return logits, (logits.argmax(1) == ends_B2).all(-1)
     labels = logits.argmax(-1).astype(jnp.int32)
-    targets = batch.labels_B if isinstance(batch, LabelBatch) else batch.targets_BT
-    return labels, labels == targets
+    return labels, labels == _targets(batch)

@@ -99,6 +99,11 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+def is_line_open() -> bool:
+    """Returns whether `status` has printed the beginning of a line."""
+    return _unfinished is not None
+
+
 def _end_line() -> None:
     global _unfinished
     if _unfinished is not None:

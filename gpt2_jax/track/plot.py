@@ -15,7 +15,7 @@ from gpt2_jax.track.metrics import Row
 
 _BLUE, _PALE, _ORANGE, _GRAY = "#2f6db3", "#b4cce6", "#d9622b", "#5f6670"
 
-Picture = tuple[list[Row], str, str]  # rows of metrics.jsonl, title, subtitle
+Picture = tuple[list[Row], str, str, str]  # rows of metrics.jsonl, title, subtitle, target
 
 
 class LossCurve:
@@ -48,8 +48,8 @@ class LossCurve:
                 self._drawing.result()
 
     def _draw(self) -> None:
-        rows, title, subtitle = self._picture()
-        plot_loss(rows, self._path, title, subtitle)
+        rows, title, subtitle, target = self._picture()
+        plot_loss(rows, self._path, title, subtitle, target)
 
     def close(self) -> None:
         """Stops the thread once the picture in progress is written."""
@@ -68,12 +68,15 @@ class UndrawnCurve(LossCurve):
         """Does nothing."""
 
 
-def plot_loss(rows: list[Row], path: Path, title: str, subtitle: str) -> None:
+def plot_loss(
+    rows: list[Row], path: Path, title: str, subtitle: str, target: str = "token"
+) -> None:
     """Draws the training loss (raw in a pale color, and a running mean) and the validation loss.
 
     Args:
       rows: rows of metrics.jsonl.
       path: the PNG file, written atomically.
+      target: what the loss is the mean over.
     """
     load_matplotlib()
     # Not pyplot: its list of figures is not thread-safe.
@@ -83,7 +86,7 @@ def plot_loss(rows: list[Row], path: Path, title: str, subtitle: str) -> None:
     axes = figure.subplots()
     _draw_losses(axes, _series(rows, "train/loss"), _series(rows, "val/loss"))
     axes.set_xlabel("step", fontsize=12)
-    axes.set_ylabel("loss (nats per token)", fontsize=12)
+    axes.set_ylabel(f"loss (nats per {target})", fontsize=12)
     axes.tick_params(labelsize=11)
     title, subtitle = printable(title), printable(subtitle)
     axes.set_title(title, loc="left", weight="bold", fontsize=13, pad=24)

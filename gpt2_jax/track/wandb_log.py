@@ -36,6 +36,19 @@ Table = tuple[Sequence[str], Sequence[Sequence[Any]]]  # columns, rows
 
 
 @dataclass(frozen=True)
+class Sample:
+    """What a run shows of its model at the end.
+
+    Attributes:
+      text: for sample.txt.
+      table: an example per row; None if the model continues no example.
+    """
+
+    text: str
+    table: Table | None = None
+
+
+@dataclass(frozen=True)
 class WandbOptions:
     """Settings of a run on wandb; None means the WANDB_* variable, or else wandb's default."""
 
@@ -89,8 +102,8 @@ class WandbLog:
         """Sets fields of the run's summary."""
         self._enqueue(lambda run: run.summary.update(values))
 
-    def show(self, step: int, image: Path | None, text: str | None) -> None:
-        """Logs the loss curve and a sample as part of the last row."""
+    def show(self, step: int, image: Path | None, sample: Sample | None) -> None:
+        """Logs the loss curve and a sample as part of the last row, examples as a table."""
 
         def send(run: Any) -> None:
             import wandb
@@ -98,8 +111,11 @@ class WandbLog:
             media: dict[str, Any] = {}
             if image is not None and image.exists():
                 media["loss_curve"] = wandb.Image(str(image))
-            if text is not None:
-                media["sample"] = wandb.Html(f"<pre>{html.escape(text)}</pre>", inject=False)
+            if sample is not None and sample.table is not None:
+                media["examples"] = _wandb_table(sample.table)
+            elif sample is not None:
+                text = html.escape(sample.text)
+                media["sample"] = wandb.Html(f"<pre>{text}</pre>", inject=False)
             run.log(media, step=step)
 
         self._enqueue(send)
@@ -111,10 +127,7 @@ class WandbLog:
         def send(run: Any) -> None:
             import wandb
 
-            media: dict[str, Any] = {
-                name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])
-                for name, (columns, rows) in tables.items()
-            }
+            media: dict[str, Any] = {name: _wandb_table(table) for name, table in tables.items()}
             run.log(media | {name: wandb.Image(str(path)) for name, path in images.items()})
 
         self._enqueue(send)
@@ -245,6 +258,13 @@ class WandbLog:
                 x_transaction_log_flush_interval=SEND_SECONDS,
             ),
         )
+
+
+def _wandb_table(table: Table) -> Any:
+    import wandb
+
+    columns, rows = table
+    return wandb.Table(columns=list(columns), data=[list(row) for row in rows])
 
 
 def _end_service() -> None:

@@ -46,6 +46,7 @@ from gpt2_jax.train.pretrained import (
     adopt_model,
     check_source,
     find_source,
+    has_same_outputs,
     load_pretrained,
 )
 from gpt2_jax.train.run import Run, TextFns, how_to_continue
@@ -277,7 +278,7 @@ def _print_finished(config: Config, directory: RunDirectory) -> None:
     length = "train.steps" if config.train.epochs is None else "train.epochs"
     field = "train.patience" if early else length
     print(f"{directory.path} is finished: raise {field} to continue it")
-    report.print_end(directory)
+    report.print_end(directory, TASKS[config.task.name])
 
 
 def _is_finished(config: Config, directory: RunDirectory, resume: ResumePoint) -> bool:
@@ -341,6 +342,6 @@ def _initial_state(
     if source is None:
         return state
     like = abstract_params(compiled.model_def, compiled.mesh)
-    found = load_pretrained(source, like, config, labels)
-    print(f"weights from {source.name}{found.describe()}")
-    return compiled.replace_params(state, {**state.all_params, **found.params})
+    keeps = has_same_outputs(source, config, labels)
+    params = load_pretrained(source, like, state.all_params, keeps, print)
+    return compiled.replace_params(state, params)

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from gpt2_jax import config as configs
 from gpt2_jax.config import Config
 from gpt2_jax.config.task_rules import ARCHITECTURE
@@ -19,12 +17,14 @@ from gpt2_jax.errors import UserError
 from gpt2_jax.placements import AXES
 from gpt2_jax.placements.axes import SCALES
 from gpt2_jax.tasks.task import TASKS, head_of
-from gpt2_jax.train.storage.checkpoint import param_shapes, restore_params
+from gpt2_jax.train.storage.checkpoint import restore_params
 from gpt2_jax.train.storage.checkpoint_ref import CheckpointRef, find_checkpoint
 from gpt2_jax.train.storage.checksums import find_damage
 from gpt2_jax.train.storage.rundir import RunDirectory
 from gpt2_jax.train.storage.verify import check_identity
 
+# Parameters of heads, which differ between tasks.
+HEADS = ("head", "mlm")
 # How attention treats packed documents: taken from the source, but any weights can change it.
 DOCUMENTS = ("model.document_mask", "model.end_of_text")
 # Fields that the weights determine; the others control how the model is run and trained.
@@ -37,6 +37,8 @@ DETERMINED = (
     "model.n_head",
     "model.n_embd",
     "model.n_positions",
+    "model.position_offset",
+    "model.logits_bias",
     "model.n_inner",
     "model.vocab_size",
     "model.vocab_multiple",
@@ -169,43 +171,41 @@ def open_source(given: str) -> PretrainedSource:
     return PretrainedSource(directory.folder_of(step), config, name, step)
 
 
-@dataclass(frozen=True)
-class Pretrained:
-    """Weights of a source, and the parts that it does not share with the model.
-
-    Attributes:
-      params: without the `new` parts.
-      new: top-level parts that only the model has. dropped: those that only the source has.
-    """
-
-    params: Any
-    new: tuple[str, ...] = ()
-    dropped: tuple[str, ...] = ()
-
-    def describe(self) -> str:
-        """Returns the parts that differ, for the line that reports the weights."""
-        parts = (("new", self.new), ("dropped", self.dropped))
-        listed = [f"{what}: {', '.join(f'{n}.*' for n in names)}" for what, names in parts if names]
-        return f" ({'; '.join(listed)})" if listed else ""
-
-
 def load_pretrained(
-    source: PretrainedSource, like: Any, config: Config, labels: Sequence[str] = ()
-) -> Pretrained:
+    source: PretrainedSource,
+    like: Any,
+    initial: Any,
+    keeps_outputs: bool,
+    say: Callable[[str], None],
+) -> Any:
     """Returns the weights, with the shapes and shardings of `like`.
 
-    The head is only taken from a run with the same head and the same labels.
+    A head's parameters that the source does not have, or has for another task or other labels, keep
+    their initial values.
 
     Args:
-      config: of the new run. labels: that it predicts.
+      initial: initial values of all parameters.
+      keeps_outputs: whether the outputs of the source's head mean the same, as returned by
+        `has_same_outputs`.
+      say: called with one line that names the source, and what is not taken from it.
 
     Raises:
       UserError: if they belong to another model, or the run that saved them has deleted them.
     """
+    unused: list[str] = []
+
+    def select(like: Any, saved: Any) -> Any:
+        found = without_other_heads(like, saved, keeps_outputs)
+        unused.extend(sorted(_names(saved) - _names(found)))
+        return found
+
     try:
-        new, dropped = _different_heads(source, like, config, labels)
-        kept = {name: part for name, part in like.items() if name not in new}
-        return Pretrained(restore_params(source.folder, kept, source.step, dropped), new, dropped)
+        params = restore_params(source.folder, like, source.step, select)
+        new = sorted(_names(like) - _names(params))
+        parts = [f"new: {', '.join(new)}"] * bool(new)
+        parts += [f"not used: {', '.join(unused)}"] * bool(unused)
+        say("; ".join([f"weights from {source.name}", *parts]))
+        return _filled(initial, params)
     except Exception:
         if os.path.lexists(source.folder):
             raise
@@ -215,20 +215,65 @@ def load_pretrained(
         ) from None
 
 
-def _different_heads(
-    source: PretrainedSource, like: Any, config: Config, labels: Sequence[str]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns the heads that are new and those that are dropped; none if the head is the same."""
-    stored, shapes = param_shapes(source.folder), jax.tree.map(lambda x: x.shape, like)
-    ours, theirs = (tuple(name for name in HEADS if name in one) for one in (shapes, stored))
-    fits = ours == theirs and all(shapes[name] == stored[name] for name in ours)
-    if fits and _has_same_head(source, config, labels):
-        return (), ()
-    return ours, theirs
+def without_other_heads(like: Any, saved: Any, keeps_outputs: bool = True) -> Any:
+    """Returns the part of `like` whose parameters are saved: all but new ones of a head.
+
+    Args:
+      like: arrays or their shapes, by name. saved: shapes as tuples.
+      keeps_outputs: as in `load_pretrained`.
+
+    Raises:
+      ValueError: if anything but a head differs.
+    """
+    body = {name: part for name, part in like.items() if name not in HEADS}
+    shapes = {name: part for name, part in saved.items() if name not in HEADS}
+    if _shapes(body) != shapes:
+        raise ValueError
+    heads = {name: _matching(like[name], saved.get(name)) for name in HEADS if name in like}
+    if not keeps_outputs and isinstance(heads.get("head"), dict):
+        outputs = ("kernel", "bias")
+        heads["head"] = {n: part for n, part in heads["head"].items() if n not in outputs} or None
+    return body | {name: part for name, part in heads.items() if part is not None}
 
 
-def _has_same_head(source: PretrainedSource, config: Config, labels: Sequence[str]) -> bool:
-    """Returns whether the outputs of a source's head mean the same as those of a run's."""
+def _shapes(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {name: _shapes(part) for name, part in tree.items()}
+    return tree.shape
+
+
+def _matching(like: Any, saved: Any) -> Any:
+    """Returns the part of `like` with the saved names and shapes, None if there is none."""
+    if not isinstance(like, dict):
+        return like if like.shape == saved else None
+    if not isinstance(saved, dict):
+        return None
+    parts = {name: _matching(part, saved.get(name)) for name, part in like.items()}
+    return {name: part for name, part in parts.items() if part is not None} or None
+
+
+def _names(tree: Any, prefix: str = "") -> set[str]:
+    if not isinstance(tree, dict):
+        return {prefix[:-1]}
+    return {name for key, part in tree.items() for name in _names(part, f"{prefix}{key}.")}
+
+
+def _filled(initial: Any, params: Any) -> Any:
+    """Returns the parameters, with initial values for those that are missing."""
+    if not isinstance(initial, dict):
+        return params
+    return {
+        name: _filled(part, params[name]) if name in params else part
+        for name, part in initial.items()
+    }
+
+
+def has_same_outputs(source: PretrainedSource, config: Config, labels: Sequence[str]) -> bool:
+    """Returns whether the outputs of a source's head mean the same as those of a run's.
+
+    Args:
+      labels: that the run predicts.
+    """
     directory = _directory_of(source)
     stored = directory.read_config()
     heads = [head_of(one.task, one.head) for one in (stored, config)]

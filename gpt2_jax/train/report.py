@@ -21,6 +21,7 @@ from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.placements import AXES, PRESETS
 from gpt2_jax.placements.resolve import differences
 from gpt2_jax.tasks.data import ExampleData
+from gpt2_jax.tasks.task import Task
 from gpt2_jax.track.metrics import Row, read_rows
 from gpt2_jax.track.throughput import peak_flops
 from gpt2_jax.track.wandb_log import WandbOptions
@@ -206,39 +207,44 @@ def _si(value: float) -> str:
     return f"{value:.3g} Z"
 
 
-def print_end(directory: RunDirectory) -> None:
-    """Prints the sample, the last losses and the contents of the directory."""
+def print_end(directory: RunDirectory, task: Task) -> None:
+    """Prints the sample, the last losses and scores, and the contents of the directory."""
     rows = read_rows(directory.metrics_path)
     if directory.sample_path.exists():
         print(
             f"\n--- a sample ---\n{directory.sample_path.read_text(encoding='utf-8').rstrip()}\n---"
         )
-    for line in result_lines(rows):
+    for line in result_lines(rows, task):
         print(line)
     names = sorted(p.name + "/" * p.is_dir() for p in directory.path.iterdir())
     print(f"left in {directory.path}: {' '.join(n for n in names if n[0] != '.')}")
 
 
-def result_lines(rows: list[Row]) -> list[str]:
-    """Returns lines with the last validation loss, and the training loss if it is newer."""
+def result_lines(rows: list[Row], task: Task) -> list[str]:
+    """Returns lines with the last validation loss, and the training loss if it is newer.
+
+    A validation loss is in nats per target of the task, for text also per byte, and followed by
+    the scores that the task shows.
+    """
     trained = next((row for row in reversed(rows) if row.get("train/loss") is not None), None)
     scored = next((row for row in reversed(rows) if row.get("val/loss") is not None), None)
     if scored is None or (trained is not None and trained["step"] > scored["step"]):
         lines = []
         if trained is not None:
             loss = trained["train/loss"]
-            lines.append(f"training loss {loss:.4f} nats per token (step {trained['step']})")
+            at = f"(step {trained['step']})"
+            lines.append(f"training loss {loss:.4f} nats per {task.target} {at}")
         if scored is not None:
-            lines.append(f"last validated at step {scored['step']}: {_score(scored)}")
+            lines.append(f"last validated at step {scored['step']}: {_score(scored, task)}")
         return lines
-    return [f"validation loss {_score(scored)} (step {scored['step']})"]
+    return [f"validation loss {_score(scored, task)} (step {scored['step']})"]
 
 
-def _score(row: Row) -> str:
-    """Returns a validation loss in nats per token and per byte, and in bits per byte."""
+def _score(row: Row, task: Task) -> str:
     loss, bits = row["val/loss"], row.get("val/bits_per_byte")
     if bits is None:
-        return f"{loss:.4f} nats per token"
+        scores = task.describe(row)
+        return f"{loss:.4f} nats per {task.target}" + (f"; {scores}" if scores else "")
     per_byte = bits * math.log(2)
     if math.isclose(per_byte, loss, rel_tol=SAME):
         return f"{loss:.4f} nats or {bits:.4f} bits per byte"

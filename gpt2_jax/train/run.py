@@ -21,9 +21,11 @@ from gpt2_jax.errors import EXIT_DIVERGED, EXIT_FINISHED, EXIT_STOPPED, Unavaila
 from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.tasks.data import ExampleData
 from gpt2_jax.tasks.scores.result import Scores
+from gpt2_jax.tasks.task import TASKS
 from gpt2_jax.track.console import status
 from gpt2_jax.track.metrics import Row
 from gpt2_jax.track.progress import Progress
+from gpt2_jax.track.wandb_log import Sample
 from gpt2_jax.train import report
 from gpt2_jax.train.compiled_step import CompiledStep
 from gpt2_jax.train.diagnostics import DiagnosticsFn, compile_diagnostics
@@ -63,12 +65,12 @@ class TextFns:
     """Functions that generate text, which are in packages above this one.
 
     Attributes:
-      sample: returns the text to show at the end of a run, None if there is none.
+      sample: returns what to show at the end of a run, None if there is nothing.
       scores: returns the scores of text generated for the validation examples of a task, None if
         the task does not generate text.
     """
 
-    sample: Callable[[TrainedModel], str | None]
+    sample: Callable[[TrainedModel], Sample | None]
     scores: Callable[[TrainedModel], Scores | None]
 
 
@@ -138,7 +140,7 @@ class Run:
           Diverged: if too many consecutive steps had to be skipped.
         """
         self.tokenizer, self.texts = tokenizer, texts
-        code, text = EXIT_DIVERGED, None
+        code, sample = EXIT_DIVERGED, None
         try:
             try:
                 with jax.transfer_guard("disallow"):
@@ -146,11 +148,11 @@ class Run:
                 self._finish_saving()
                 if self.stopped_by is None:
                     with self.stop.immediate():
-                        text = self._sample()
+                        sample = self._sample()
             except Stopped as signal:
                 self.stopped_by = str(signal)
             self._finish_saving()
-            self._finish(text)
+            self._finish(sample)
             code = EXIT_STOPPED if self.stopped_by else EXIT_FINISHED
         finally:
             self.profile.close()
@@ -330,19 +332,22 @@ class Run:
         return evaluator.score_dataset(*of_step, corpus, limit, between_batches=between_batches)
 
     def _report(self, score: DatasetScore | ExampleScore) -> None:
+        scores = TASKS[self.config.task.name].describe(score.metrics())
         self.progress.show(val=f"{score.loss:.4f}")
-        self.progress.note(f"step {self.step}: validation loss {score.loss:.4f}")
+        text = f"validation loss {score.loss:.4f}" + (f", {scores}" if scores else "")
+        self.progress.note(f"step {self.step}: {text}")
 
-    def _sample(self) -> str | None:
+    def _sample(self) -> Sample | None:
         n = self.config.train.sample_tokens
         if self.texts is None or n == 0:
             return None
         if self.last_score is None and isinstance(self.corpus, ExampleData):
             self._score()  # the last evaluation was by an earlier process
-        with status(f"compiling the sampler and generating {n} tokens"):
-            text = self.texts.sample(self._model())
-        self.directory.write_sample(text)
-        return text
+        of_text = f"compiling the sampler and generating {n} tokens"
+        with status(of_text if self.config.task.name == "lm" else "applying the model to examples"):
+            sample = self.texts.sample(self._model())
+        self.directory.write_sample(None if sample is None else sample.text)
+        return sample
 
     def _generated_scores(self, is_last: bool) -> dict[str, float]:
         """Returns the scores of generated text, if they are due at this step."""
@@ -364,12 +369,12 @@ class Run:
         of_data = self.tokenizer, self.corpus, self.last_score
         return TrainedModel(self.config, model_def, params, self.step, *of_data)
 
-    def _finish(self, text: str | None) -> None:
+    def _finish(self, sample: Sample | None) -> None:
         logger = self.logger
-        logger.finish(self.step, text, self.stopped_by is not None)
+        logger.finish(self.step, sample, self.stopped_by is not None)
         if line := logger.record_saves():
             print(line)
-        report.print_end(self.directory)
+        report.print_end(self.directory, TASKS[self.config.task.name])
         if logger.is_stale() and self.step < self.config.train.steps:
             best = logger.evaluations[-1 - logger.since_best()]["step"]
             print(f"stopped early after step {self.step}: step {best} was the best")

@@ -13,6 +13,7 @@ from gpt2_jax.config import Config
 from gpt2_jax.errors import Diverged
 from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.model.diagnostics import by_tower
+from gpt2_jax.tasks.task import TASKS
 from gpt2_jax.track.metrics import (
     MetricsFile,
     Row,
@@ -22,7 +23,7 @@ from gpt2_jax.track.metrics import (
 )
 from gpt2_jax.track.plot import LossCurve, Picture, UndrawnCurve
 from gpt2_jax.track.throughput import mfu
-from gpt2_jax.track.wandb_log import WandbLog
+from gpt2_jax.track.wandb_log import Sample, WandbLog
 from gpt2_jax.train import report
 from gpt2_jax.train.diagnostics import by_block
 from gpt2_jax.train.distributed.processes import ALONE, Processes
@@ -258,14 +259,14 @@ class RunLogger:
         """Draws the losses up to the last evaluation in another thread; waits if `last`."""
         self._curve.draw(self.evaluations[-1]["step"], wait=last)
 
-    def finish(self, step: int, text: str | None, stopped: bool = False) -> None:
+    def finish(self, step: int, sample: Sample | None, stopped: bool = False) -> None:
         """Draws the losses and, unless the run was stopped, sends the final results to wandb."""
         rows = read_rows(self.directory.metrics_path)
         if rows:
             self._curve.draw(rows[-1]["step"], wait=True)
         if stopped:
             return
-        self.wandb.show(step, self.directory.plot_path, text)
+        self.wandb.show(step, self.directory.plot_path, sample)
         final = {k: v for row in rows for k, v in row.items() if k.startswith("val/")}
         tokens = self.tokens_per_step * self.config.train.steps
         counts = {
@@ -283,7 +284,7 @@ class RunLogger:
             subtitle += f", {rows[-1]['tokens']:,} tokens"
         if speeds := [row["perf/tokens_per_sec"] for row in rows if "perf/tokens_per_sec" in row]:
             subtitle += f", {statistics.median(speeds):,.0f} tokens/s on {self.devices[0]}"
-        return rows, title, subtitle
+        return rows, title, subtitle, TASKS[self.config.task.name].target
 
     def close(self, code: int) -> None:
         """Stops threads and closes files, all of them even if one fails."""

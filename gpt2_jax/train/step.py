@@ -47,16 +47,25 @@ def make_step(
     (before clipping), `lr`, `skipped` and `max_consecutive_skipped`; with
     `track.diagnostics_every` also `block_grad_norms` (L).
     """
-    schedule = make_schedule(config.optimizer, config.train.steps)
     gradients = make_gradients(config, model_def, mesh)
-    limit = config.optimizer.grad_clip
-    factors = lr_factors(config.optimizer, model_def)
-    factors = factors and split(factors, frozen_rows(config.optimizer, model_def))[0]
+    update = make_update(config, model_def, optimizer)
 
     def step(state: State, batch: AnyBatch) -> tuple[State, Metrics]:
         loss, grads = gradients(state.params, state.frozen, batch, state.step, state.seed)
         with jax.named_scope("optimizer"):
             return update(state, loss, grads)
+
+    return step
+
+
+def make_update(
+    config: Config, model_def: ModelDef, optimizer: optax.GradientTransformation
+) -> Callable[[State, jax.Array, Any], tuple[State, Metrics]]:
+    """Returns `(state, loss, gradients) -> (next state, metrics)`, as described in `make_step`."""
+    schedule = make_schedule(config.optimizer, config.train.steps)
+    limit = config.optimizer.grad_clip
+    factors = lr_factors(config.optimizer, model_def)
+    factors = factors and split(factors, frozen_rows(config.optimizer, model_def))[0]
 
     def update(state: State, loss: jax.Array, grads: Any) -> tuple[State, Metrics]:
         norm = global_norm(grads)
@@ -87,7 +96,7 @@ def make_step(
             metrics[BLOCK_GRAD_NORMS] = gradient_norms(model_def, join(grads, none))
         return State(state.step + 1, state.seed, params, opt_state, guard, state.frozen), metrics
 
-    return step
+    return update
 
 
 def make_gradients(config: Config, model_def: ModelDef, mesh: Mesh | None) -> Callable[..., Any]:
@@ -105,35 +114,54 @@ def make_gradients(config: Config, model_def: ModelDef, mesh: Mesh | None) -> Ca
     def local(
         params: Any, frozen: Any, batch: AnyBatch, step: jax.Array, seed: jax.Array
     ) -> tuple[jax.Array, Any]:
-        n_rows = jax.tree.leaves(batch)[0].shape[0]
-        key = jax.random.fold_in(purpose_key(seed, "dropout"), step)
-        first_row = 0 if mesh is None else lax.axis_index(row_axes(mesh)) * n_rows
-        rows = first_row + jnp.arange(n_rows)
-        keys_b = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+        keys_B = row_keys(batch, step, seed, mesh)
         weight = mean_weight(batch, parts, mesh)
 
-        def part(batch: AnyBatch, keys: jax.Array) -> tuple[jax.Array, Any]:
+        def part(batch: AnyBatch, keys_B: jax.Array) -> tuple[jax.Array, Any]:
             def loss(params: Any) -> jax.Array:
                 whole = join(params, frozen)
-                return mean_loss(whole, of_device, batch, keys, step, weight, options)
+                return mean_loss(whole, of_device, batch, keys_B, step, weight, options)
 
             return jax.value_and_grad(loss)(params)
 
-        if parts == 1:
-            total = part(batch, keys_b)
-        else:
-            split_rows = lambda x: x.reshape(parts, n_rows // parts, *x.shape[1:])
-            zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
-            total, _ = lax.scan(
-                lambda total, xs: (jax.tree.map(jnp.add, total, part(*xs)), None),
-                zeros,
-                jax.tree.map(split_rows, (batch, keys_b)),
-            )
-            total = jax.tree.map(lambda x: x / parts, total)
+        total = mean_of_parts(part, params, (batch, keys_B), parts)
         return total if layout is None else mean_over_devices(total, layout)
 
-    if mesh is None or layout is None:
-        return local
+    return local if layout is None else on_mesh(local, layout)
+
+
+def row_keys(batch: AnyBatch, step: jax.Array, seed: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Returns the dropout keys of a device's rows (B), which do not depend on the mesh."""
+    n_rows = jax.tree.leaves(batch)[0].shape[0]
+    key = jax.random.fold_in(purpose_key(seed, "dropout"), step)
+    first_row = 0 if mesh is None else lax.axis_index(row_axes(mesh)) * n_rows
+    rows = first_row + jnp.arange(n_rows)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+
+
+def mean_of_parts(
+    part: Callable[..., Any], params: Any, rows: tuple[Any, ...], parts: int
+) -> tuple[jax.Array, Any]:
+    """Returns the loss and the gradients of `params`, averaged over parts of the rows.
+
+    Args:
+      part: returns them for some of the `rows`.
+    """
+    if parts == 1:
+        return part(*rows)
+    split_rows = lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
+    zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
+    total, _ = lax.scan(
+        lambda total, xs: (jax.tree.map(jnp.add, total, part(*xs)), None),
+        zeros,
+        jax.tree.map(split_rows, rows),
+    )
+    return jax.tree.map(lambda x: x / parts, total)
+
+
+def on_mesh(local: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
+    """Returns `local`, which computes the gradients of a device's rows, for all devices."""
+    mesh = layout.mesh
 
     def gradients(params: Any, frozen: Any, *inputs: Any) -> tuple[jax.Array, Any]:
         everywhere, rows = PartitionSpec(), PartitionSpec(row_axes(mesh))

@@ -60,6 +60,30 @@ def test_prompts_of_a_file_are_answered_as_json_lines(workdir, tmp_path):
     ]
 
 
+def test_beam_search_prints_the_best_texts(workdir, tmp_path):
+    """Almost all probability is on `baba`; texts end where the window is full."""
+    out = sample(workdir, tmp_path, "--prompt=a", "--beam=3", "--max_new_tokens=4")
+    assert out == "ababa\n"
+    flags = ("--prompt=a", "--beam=3", "--num_samples=2", "--max_new_tokens=4", "--stop=baba")
+    first, second = sample(workdir, tmp_path, *flags).split("--- sample 2 ---\n")
+    assert first == "--- sample 1 ---\na\n" and second != "a\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--beam=2", "--temperature=0.5"], "--temperature has no effect with --beam"),
+        (["--beam=2", "--stream"], "--stream has no effect with --beam"),
+        (["--beam=2", "--num_samples=3"], "--num_samples=3 must be at most --beam=2"),
+        (["--length_penalty=2"], "--length_penalty is for beam search"),
+        (["--beam=2", "--length_penalty=99"], "length_penalty=99.0 must be from -10 to 10"),
+    ],
+)
+def test_flags_that_do_not_fit_beam_search_are_refused(workdir, tmp_path, flags, line):
+    done = tools.run(*MODULE, f"--workdir={workdir}", *flags, tmp=tmp_path)
+    assert tools.one_line_error(done).startswith(f"error: {line}")
+
+
 NOTEBOOK = """
 import sys, jax
 jax.devices()

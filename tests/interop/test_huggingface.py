@@ -19,9 +19,12 @@ from gpt2_jax.data.mixture import short_source
 from gpt2_jax.data.sources import open_source
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import DiskError, UserError
-from gpt2_jax.interop import checkpoint_files, hf_config
+from gpt2_jax.interop import checkpoint_files
 from gpt2_jax.interop.export_model import export_model
+from gpt2_jax.interop.families import family_of, gpt2, read_config
+from gpt2_jax.interop.families.family import dropout_note
 from gpt2_jax.interop.import_model import import_model
+from gpt2_jax.model.heads import LM
 from gpt2_jax.train.pretrained import check_source, find_source
 from gpt2_jax.train.storage.open_run import open_run
 from gpt2_jax.train.storage.rundir import RunDirectory
@@ -157,7 +160,7 @@ def test_config_json_round_trip(imported, tmp_path):
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert {k: written[k] for k in checkpoints.CONFIG} == checkpoints.CONFIG
     before = configs.from_json(imported / "run" / "config.json")
-    again = hf_config.from_huggingface(written)
+    again = read_config(written)
     assert (again.model, again.placement) == (before.model, before.placement)
 
 
@@ -180,8 +183,8 @@ def test_config_json_round_trip(imported, tmp_path):
 )
 def test_config_json_fields(field, theirs, ours):
     other = checkpoints.CONFIG | {"activation_function": "relu"}
-    usual = hf_config.from_huggingface(other)
-    got = hf_config.from_huggingface(other | {field: theirs})
+    usual = read_config(other)
+    got = read_config(other | {field: theirs})
     field, value = ours
     assert configs.value_of(got, field) == value != configs.value_of(usual, field)
 
@@ -278,7 +281,7 @@ def test_8_bit_tensor_is_rejected(tmp_path, kind):
 
 
 def test_dropout_note_escapes_control_characters():
-    note = hf_config.dropout_note({"embd_pdrop": "\x1b[31m", "attn_pdrop": 0.1})
+    note = dropout_note(gpt2.FAMILY, {"embd_pdrop": "\x1b[31m", "attn_pdrop": 0.1})
     assert note.isprintable() and "attn_pdrop=0.1" in note
 
 
@@ -362,16 +365,10 @@ def test_existing_files_are_not_overwritten(imported, tmp_path):
     assert (tmp_path / "mine").read_text() == "precious"
 
 
-def test_encoder_is_not_exported_as_gpt2():
-    config = tools.tiny(model__architecture="encoder")
-    with pytest.raises(UserError, match="architecture=encoder cannot be exported"):
-        hf_config.to_huggingface(config, None, "float32")
-
-
 def test_unsupported_placement_is_not_exported():
     config = tools.tiny(placement__preset="post_ln")
     with pytest.raises(UserError, match=r"post_ln cannot be exported: Hugging Face's GPT-2 has"):
-        hf_config.to_huggingface(config, None, "float32")
+        family_of(config)
 
 
 def test_damaged_import_is_rejected(imported, tmp_path):
@@ -410,9 +407,6 @@ def test_commands(tmp_path):
 
 
 def test_every_parameter_has_a_tensor_name(imported):
-    """The two tables contain every leaf of our parameters."""
-    from gpt2_jax.interop import weights
-
+    """The table contains every leaf of our parameters."""
     run = open_run(str(imported / "run"))
-    n = len(weights.OUTSIDE_BLOCKS) + len(weights.IN_BLOCKS) + 1
-    assert n == len(jax.tree.leaves(run.params))
+    assert len(gpt2.table(run.config, LM).rows) == len(jax.tree.leaves(run.params))

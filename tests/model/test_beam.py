@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from gpt2_jax.errors import UserError
-from gpt2_jax.model.beam import BeamParams, beam_search, reordering
+from gpt2_jax.model.beam import BeamParams, beam_search
+from tests.model.reordering import reordering
 
 END, N_IDS, N_STATES = 4, 5, 97
 STEPS = []  # one entry per step of a search

@@ -100,6 +100,19 @@ def test_a_label_of_a_sequence_is_read_from_its_tokens(pool, transform):
     np.testing.assert_allclose(got, pooled @ head.kernel + head.bias, atol=1e-5)
 
 
+@pytest.mark.parametrize("transform", [True, False])
+def test_pooled_vectors_are_what_labels_are_read_from(transform):
+    params, x, bound = hidden_and_logits(HeadSpec("pooled", transform=transform))
+    want = x[:, 0]
+    if transform:
+        dense = namespace(params["head"]["dense"])
+        want = np.tanh(want @ dense.kernel + dense.bias)
+        assert list(params["head"]) == ["dense"]
+    else:
+        assert "head" not in params
+    np.testing.assert_allclose(bound.logits(x.astype(np.float32), SEGMENTS), want, atol=1e-5)
+
+
 def test_a_span_never_begins_at_padding():
     params, x, bound = hidden_and_logits(HeadSpec("span"))
     head, lowest = namespace(params["head"]), np.finfo(np.float32).min

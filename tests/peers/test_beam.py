@@ -11,7 +11,8 @@ pytest.importorskip("transformers")
 from transformers import MarianConfig, MarianMTModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from gpt2_jax.model.beam import BeamParams, beam_search, reordering
+from gpt2_jax.model.beam import BeamParams, beam_search
+from tests.model.reordering import reordering
 
 pytestmark = pytest.mark.peers
 

@@ -11,7 +11,7 @@ from gpt2_jax.evaluate.text_stream import continuation
 from gpt2_jax.interop.tokenizer_files import find_tokenizer
 from tests import tools
 from tests.data import tokenizers
-from tests.interop import tokenizer_cases
+from tests.interop import bert_tokenizers, tokenizer_cases
 
 pytestmark = pytest.mark.peers
 
@@ -64,3 +64,10 @@ def test_continuations_decode_as_in_transformers(tmp_path, make):
     for new in ([3, 4], [5, 2], [4, 5, 5]):
         whole = theirs.decode([*prompt, *new], clean_up_tokenization_spaces=False)
         assert "the river" + continuation(ours, prompt, new) == whole
+
+
+@pytest.mark.parametrize("name", bert_tokenizers.CASES)
+def test_tokenizer_files_of_other_encoders(tmp_path, name):
+    files, text, ids = bert_tokenizers.CASES[name]
+    folder = bert_tokenizers.write(tmp_path / "theirs", files)
+    assert transformers.AutoTokenizer.from_pretrained(folder)(text)["input_ids"] == ids

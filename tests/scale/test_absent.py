@@ -80,7 +80,9 @@ def bytes_and_counts(figures, n_devices):
     }
 
 
-# -- one H100
+# -- one H100, whose program one worker compiles
+
+of_gpt2 = pytest.mark.xdist_group("gpt2")
 
 
 @pytest.fixture(scope="module")
@@ -97,16 +99,19 @@ def gpt2():
     return step, figures, parse(step.step.as_text())
 
 
+@of_gpt2
 def test_step_on_an_h100_moves_few_bytes(gpt2):
     """282 GB before the loss, GELU and LayerNorm were rewritten."""
     assert sum(gpt2[1].traffic.values()) <= 203e9
 
 
+@of_gpt2
 def test_peak_memory_is_the_one_measured_on_an_h100(gpt2):
     assert gpt2[1].peak == pytest.approx(38.3 * GIB, rel=0.01)
     assert gpt2[1].fits
 
 
+@of_gpt2
 def test_estimated_speed_is_near_the_one_measured_on_an_h100(gpt2):
     found = estimate(gpt2[1], CHIPS["h100"], 1, 10**9, 1.0)
     assert found.tokens_per_sec == pytest.approx(532_000, rel=0.05)
@@ -121,6 +126,7 @@ def instructions(program):
             yield from program.inside(instruction)
 
 
+@of_gpt2
 def test_logits_are_stored_once_in_float32_and_not_scattered_into(gpt2):
     program, logits = gpt2[2], "[65536,50304]"
     names = ("get-tuple-element", "bitcast", "tuple", "parameter")
@@ -135,12 +141,14 @@ def test_logits_are_stored_once_in_float32_and_not_scattered_into(gpt2):
     assert scattered and not any(logits in type_ for type_ in scattered)
 
 
+@of_gpt2
 def test_fused_attention_runs_forward_and_backward_once_per_block(gpt2):
     calls = [one.attributes for one in instructions(gpt2[2]) if one.op == "custom-call"]
     count = lambda target: sum(f'custom_call_target="{target}"' in one for one in calls)
     assert count("__cudnn$fmhaSoftmax") == count("__cudnn$fmhaSoftmaxBackward") == 12
 
 
+@of_gpt2
 def test_every_array_of_the_state_is_donated(gpt2):
     step = gpt2[0]
     aliases = re.findall(r"may-alias|must-alias", step.step.as_text().splitlines()[0])

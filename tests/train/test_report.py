@@ -6,11 +6,13 @@ import pytest
 
 from gpt2_jax.config.sections import MeshConfig, TrainConfig
 from gpt2_jax.model.definition import define_model
+from gpt2_jax.tasks.task import TASKS
 from gpt2_jax.train import report
 from gpt2_jax.train.distributed.mesh import make_mesh
 from gpt2_jax.train.storage.rundir import RunDirectory
 from tests.tools import tiny
 
+LM = TASKS["lm"]
 START = {"step": 0, "val/loss": 5.5452, "val/bits_per_byte": 8.0001}
 
 
@@ -19,20 +21,20 @@ def trained(step, loss):
 
 
 def test_stopped_run_shows_its_training_loss_and_last_validation():
-    first, second = report.result_lines([START, trained(50, 3.0), trained(60, 2.5)])
+    first, second = report.result_lines([START, trained(50, 3.0), trained(60, 2.5)], LM)
     assert "2.5000" in first and "step 60" in first
     assert "5.5452" in second and "last validated at step 0" in second
 
 
 def test_run_without_an_evaluation_shows_its_training_loss():
-    (line,) = report.result_lines([trained(60, 2.5)])
+    (line,) = report.result_lines([trained(60, 2.5)], LM)
     assert "2.5000" in line
-    assert report.result_lines([]) == []
+    assert report.result_lines([], LM) == []
 
 
 def test_run_that_was_just_validated_shows_only_the_validation_loss():
     row = trained(60, 2.5) | {"val/loss": 2.4, "val/bits_per_byte": 1.0}
-    (line,) = report.result_lines([START, row])
+    (line,) = report.result_lines([START, row], LM)
     assert "2.4000" in line and "step 60" in line and "2.5" not in line
 
 
@@ -46,8 +48,16 @@ def test_run_that_was_just_validated_shows_only_the_validation_loss():
 )
 def test_equal_numbers_are_printed_once(bits, numbers):
     row = {"step": 9, "val/loss": 2.4019} | ({"val/bits_per_byte": bits} if bits else {})
-    (line,) = report.result_lines([row])
+    (line,) = report.result_lines([row], LM)
     assert [word for word in line.split() if word[0].isdigit() and "." in word] == numbers
+
+
+def test_result_of_a_task_has_its_target_and_scores():
+    row = {"step": 9, "val/loss": 0.25, "val/accuracy": 0.5, "val/entity_f1_strict": 0.875}
+    (line,) = report.result_lines([row], TASKS["tag"])
+    assert line == "validation loss 0.2500 nats per word; entity_f1_strict 0.875 (step 9)"
+    (line,) = report.result_lines([row], LM)
+    assert line == "validation loss 0.2500 nats per token (step 9)"
 
 
 @pytest.mark.parametrize(

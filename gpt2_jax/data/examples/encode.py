@@ -220,7 +220,7 @@ class Encoder:
             yield {
                 "inputs": framed.ids,
                 "types": framed.types,
-                "char_starts": framed.place(context.starts),
+                "char_starts": framed.place(_after_space(context, record.context)),
                 "char_ends": framed.place(context.ends),
                 "start": start,
                 "end": end,
@@ -286,6 +286,12 @@ class _Framed:
             return 0, 0
         first = self.last.start + 1
         return first + int(found[0]), first + int(found[-1])
+
+
+def _after_space(pieces: Pieces, text: str) -> np.ndarray:
+    """Returns the first character of each token, without the space before a word."""
+    is_space = np.array([character.isspace() for character in text], bool)
+    return pieces.starts + (is_space[pieces.starts] & (pieces.ends - pieces.starts > 1))
 
 
 def _joined(

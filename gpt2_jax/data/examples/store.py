@@ -179,6 +179,15 @@ class Examples:
         with open(self.records_path, encoding="utf-8") as file:
             return [record_from_json(json.loads(line)) for line in file]
 
+    def label_counts(self, n_labels: int) -> np.ndarray:
+        """Returns how often each label is a target (n_labels,), for class weights."""
+        if "label" in self.scalars:
+            return np.bincount(self.scalars["label"], minlength=n_labels)
+        counts = np.zeros(n_labels + 1, np.int64)
+        for i in range(len(self)):
+            counts += np.bincount(self.ragged["targets"][i], minlength=n_labels + 1)
+        return counts[1:]
+
     @cached_property
     def folder(self) -> Path | None:
         """Where the examples are stored; None if they are in memory."""

@@ -41,7 +41,7 @@ def check_same_program(processes: Processes, fields: Mapping[str, Any], module: 
         return
     versions = {f"the version of {name}": version(name) for name in PACKAGES}
     described = {**fields, "the version of Python": platform.python_version(), **versions}
-    described["the code of gpt2_jax"] = _hash_of(sorted(Path(__file__).parents[1].rglob("*.py")))
+    described["the code of gpt2_jax"] = _hash_of(sorted(Path(__file__).parents[2].rglob("*.py")))
     file = getattr(sys.modules.get(module or ""), "__file__", None)
     described["the code of placement.module"] = file and _hash_of([Path(file)])
     _compare(processes, "program", described, "start all with the same command and versions")

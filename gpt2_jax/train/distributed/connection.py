@@ -24,6 +24,7 @@ from gpt2_jax.errors import (
     shortened,
     without_credentials,
 )
+from gpt2_jax.track.console import is_line_open
 from gpt2_jax.train.distributed.launch import Launch
 from gpt2_jax.train.distributed.processes import ALONE, PeerLost, Processes
 from gpt2_jax.train.distributed.signals import Stopped, StopSignal
@@ -57,7 +58,7 @@ def connected(
         yield processes
         processes.barrier("end")
     except BaseException as error:
-        _end(_cause(error, processes), processes)
+        end_process(_cause(error, processes), processes)
     jax.distributed.shutdown()
 
 
@@ -186,7 +187,7 @@ def _cause(error: BaseException, processes: Processes) -> BaseException:
     return error
 
 
-def _end(error: BaseException, processes: Processes) -> None:
+def end_process(error: BaseException, processes: Processes) -> None:
     """Reports an error to the user and to the other processes, and ends this one."""
     reason, code = shortened(error) or type(error).__name__, getattr(error, "exit_code", 1)
     if isinstance(error, KeyboardInterrupt):
@@ -208,6 +209,7 @@ def _end(error: BaseException, processes: Processes) -> None:
 def _say_and_exit(error: UserError, code: int) -> None:
     """Writes one line to the standard error and ends the process, from any thread."""
     with suppress(OSError):
-        line = f"error: {printable(without_credentials(str(error)))}\n"
+        begin = "\n" * is_line_open()  # the line says what another thread is doing
+        line = f"{begin}error: {printable(without_credentials(str(error)))}\n"
         os.write(2, line.encode("utf-8", "backslashreplace"))
     os._exit(code)

@@ -21,6 +21,9 @@ from gpt2_jax.errors import EXIT_PEER_LOST, UserError
 
 POLL_MS = 1000  # between looking for processes that have ended; signals are handled as often
 ENDED, FAILED = "gpt2_jax/ended/", "gpt2_jax/failed/"
+PREEMPTED = (
+    "RECEIVED_PREEMPTION_NOTICE"  # a key that jaxlib sets; unknown, signals wait for training
+)
 LAST_WORDS_SECONDS = 5.0
 
 
@@ -34,6 +37,8 @@ class Store(Protocol):
     def key_value_delete(self, key: str) -> None: ...
 
     def key_value_dir_get(self, key: str) -> list[tuple[str, str]]: ...
+
+    def key_value_try_get(self, key: str) -> str: ...
 
 
 class PeerError(UserError):
@@ -154,6 +159,16 @@ class Processes:
             index = int(key.removeprefix(ENDED))
             if index != self.index:
                 raise PeerLost(f"process {index} has ended: {reason}")
+
+    def is_preempted(self) -> bool:
+        """Returns whether a process has received a SIGTERM, as jax tells all of them."""
+        if self._store is None:
+            return False
+        try:
+            self._store.key_value_try_get(PREEMPTED)
+        except jax.errors.JaxRuntimeError:  # there is none, or the coordinator is gone
+            return False
+        return True
 
     def report_end(self, reason: str) -> None:
         """Tells the other processes that this one is ending early.

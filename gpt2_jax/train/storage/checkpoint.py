@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cache, cached_property
@@ -237,34 +237,29 @@ def save_params(folder: Path, params: Any, identity: Identity | None = None) -> 
         _sync_folder(folder.parent)
 
 
-def param_shapes(folder: Path) -> dict[str, Any]:
-    """Returns the shape of each parameter of a checkpoint, as nested dicts of tuples."""
-    with plain_path(folder.absolute()) as plain, ocp.PyTreeCheckpointer() as orbax:
-        return _param_shapes(orbax.metadata(plain / "state").item_metadata.tree)
-
-
-def _param_shapes(saved: dict[str, Any]) -> dict[str, Any]:
-    return jax.tree.map(lambda x: tuple(x.shape), saved["params"])
-
-
-def restore_params(folder: Path, like: Any, step: int = 0, skipped: Collection[str] = ()) -> Any:
+def restore_params(
+    folder: Path, like: Any, step: int = 0, select: Callable[[Any, Any], Any] | None = None
+) -> Any:
     """Returns the parameters of a checkpoint; reads nothing else but its step.
 
     Args:
       like: shapes and target shardings of the parameters.
       step: expected step; not checked if only parameters were saved.
-      skipped: top-level parts of the checkpoint that are left out, and that `like` does not have.
+      select: returns which part of `like` to read, given `like` and the saved shapes, or raises
+        ValueError if they do not fit; None for all, which must have the saved shapes.
 
     Raises:
       UserError: if they belong to another model or step.
     """
     with plain_path(folder.absolute()) as plain, ocp.PyTreeCheckpointer() as orbax:
         saved = orbax.metadata(plain / "state").item_metadata.tree
-        shapes = {name: x for name, x in _param_shapes(saved).items() if name not in skipped}
-        if shapes != jax.tree.map(lambda x: x.shape, like):
+        shapes = jax.tree.map(lambda x: tuple(x.shape), saved["params"])
+        try:
+            like = (select or _check_all)(like, shapes)
+        except ValueError:
             raise UserError(
                 f"{folder} holds parameters that do not fit the model of its config.json"
-            )
+            ) from None
         item = {"params": like}
         if "step" in saved:
             sharding = jax.tree.leaves(like)[0].sharding
@@ -280,6 +275,13 @@ def restore_params(folder: Path, like: Any, step: int = 0, skipped: Collection[s
     if "step" in restored:
         _check_step(folder, step, restored["step"])
     return restored["params"]
+
+
+def _check_all(like: Any, shapes: Any) -> Any:
+    """Returns all; raises ValueError if shapes differ."""
+    if shapes != jax.tree.map(lambda x: x.shape, like):
+        raise ValueError
+    return like
 
 
 def _check_step(folder: Path, step: int, found: jax.Array) -> None:

@@ -48,6 +48,7 @@ INFO_TYPES = {
     **dict.fromkeys(("first_checkpoint", "parameters", "flops_per_token", "flops"), int),
     "peak_bytes_per_device": int,
     **dict.fromkeys(("placement", "changed", "mesh", "saves", "sources", "streams"), dict),
+    "special_ids": dict,  # of an imported model
 }
 
 

@@ -20,6 +20,7 @@ from gpt2_jax.data.examples.records import (
     SpanText,
     TaggedWords,
 )
+from gpt2_jax.data.examples.store import examples_in_memory
 from gpt2_jax.data.pieces import PieceEncoder
 from gpt2_jax.data.tokenizer import JsonTokenizer, load_tokenizer
 from gpt2_jax.errors import UserError
@@ -133,6 +134,15 @@ def test_answers_are_positions_of_tokens():
     assert counts == {"cut": 1, "answers_cut": 1}
 
 
+def test_characters_of_an_answer_have_no_space_before_it():
+    pieces = PieceEncoder(load_tokenizer("gpt2"))
+    question = Question("q", "Who", "It was Ada", ((7, "Ada"),), "w")
+    columns, _ = encode(question, "answer", pieces=pieces)
+    first, last = columns["start"] - 1, columns["end"] - 1
+    text = question.context[columns["char_starts"][first] : columns["char_ends"][last]]
+    assert text == "Ada" and columns["char_starts"][first - 1] == 3
+
+
 def test_labeled_spans_become_a_question_per_label():
     text = SpanText("the river", (Span("river", 4, 9),), "w")
     found, _ = encode(text, "answer", ["bends", "river"])
@@ -179,6 +189,14 @@ def test_label_names():
     assert labels_of([tagged, TaggedWords(("a",), ("B-X",), "w")]) == (
         *("O", "B-X", "I-X", "B-Y", "I-Y"),
     )
+
+
+def test_label_counts():
+    columns = {"inputs": [1, 1], "types": [0, 0], "targets": [2, 0], "words": [1, 2]}
+    examples = examples_in_memory("tag", [columns, {**columns, "targets": [2, 3]}])
+    assert examples.label_counts(4).tolist() == [0, 2, 1, 0]
+    columns = {"inputs": [1], "types": [0], "label": 1}
+    assert examples_in_memory("classify", [columns] * 3).label_counts(3).tolist() == [0, 3, 0]
 
 
 # -- Preparation

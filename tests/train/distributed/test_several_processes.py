@@ -191,6 +191,22 @@ def test_every_process_hashes_what_it_saves(pair):
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
 
 
+def test_signal_before_training_ends_all_processes_at_once(tmp_path):
+    """While they compile a deep model, which nothing can interrupt."""
+    (tmp_path / "text.txt").write_text(tools.make_text(20_000))
+    deep = ("--config.model.n_layer=32", "--config.model.unroll=True")
+    with Group(tmp_path, tmp_path / "run", 2, *PAIR_FLAGS, *deep) as group:
+        deadline = time.monotonic() + 120
+        while not [*(tmp_path / "cache").rglob("*.bin")]:  # the processes are connected
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        group.processes[1].send_signal(signal.SIGTERM)
+        codes, outputs = group.finish()
+    assert codes == [EXIT_STOPPED] * 2, outputs
+    assert errors(outputs) == [["error: stopped by SIGTERM before training began"]] * 2
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("k", "number"),
     [(1, signal.SIGTERM), pytest.param(0, signal.SIGINT, marks=pytest.mark.slow)],

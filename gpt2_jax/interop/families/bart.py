@@ -1,0 +1,91 @@
+"""BART: learned positions, of which the first two are unused, and a norm after the embedding."""
+
+from __future__ import annotations
+
+import re
+
+from gpt2_jax import config as configs
+from gpt2_jax.config import Config
+from gpt2_jax.interop.families.family import Family, Fields, Table, norm, same
+from gpt2_jax.interop.families.seq2seq import (
+    BLOCKS,
+    DROPOUTS,
+    FIXED,
+    HEAD,
+    LOGITS_BIAS,
+    PREFIX,
+    SHARED,
+    SPECIAL_IDS,
+    check_head,
+    head_rows,
+    multiplier,
+    read_common,
+    write_common,
+)
+from gpt2_jax.model.heads import HeadSpec
+from gpt2_jax.placements.axes import Placement
+from gpt2_jax.placements.resolve import resolve
+
+OFFSET = 2
+TOWERS = ("encoder", "decoder")
+
+
+def read(fields: Fields) -> Config:
+    """Returns our config of a BART's config.json.
+
+    Raises:
+      UserError: naming a field that is missing, invalid or not supported.
+    """
+    ours = read_common(fields)
+    ours |= {
+        "model.share_embeddings": True,
+        "model.position_offset": OFFSET,
+        "placement.embedding_norm": True,
+    }
+    return configs.replace(Config(), ours)
+
+
+def table(config: Config, head: HeadSpec) -> Table:
+    """Returns the tensors of a `BartForConditionalGeneration`."""
+    check_head(head)
+    embeddings = [same("encoder.embedding.wte", SHARED)]
+    for tower in TOWERS:
+        embeddings.append(same(f"{tower}.embedding.wpe", f"{tower}.embed_positions.weight"))
+        embeddings += norm(f"{tower}.embedding.embedding_norm", f"{tower}.layernorm_embedding")
+    copies = {f"{tower}.embed_tokens.weight": SHARED for tower in TOWERS}
+    if config.model.tie_head:
+        copies[HEAD] = SHARED
+    return Table(
+        architecture="BartForConditionalGeneration",
+        auto="AutoModelForSeq2SeqLM",
+        task="summarization",
+        rows=(*embeddings, *BLOCKS, *head_rows(config)),
+        prefix=PREFIX,
+        copies=copies,
+        zeros={} if config.model.logits_bias else {LOGITS_BIAS: (1, config.model.vocab_size)},
+    )
+
+
+def _placement(config: Config) -> Placement:
+    changes = {"embedding_norm": True, "embedding_multiplier": multiplier(config)}
+    return resolve("post_ln", changes)
+
+
+FAMILY = Family(
+    model_type="bart",
+    label="BART",
+    matches=lambda config: (
+        config.model.architecture == "encoder_decoder"
+        and config.placement.resolve().positions == "learned"
+    ),
+    placement=_placement,
+    description="norms after the embedding and after each sublayer, and learned positions",
+    fixed=FIXED | {"model.position_offset": OFFSET, "model.share_embeddings": True},
+    read=read,
+    write=write_common,
+    table=table,
+    dropouts=DROPOUTS,
+    special_ids=SPECIAL_IDS,
+    prefix=PREFIX,
+    buffers=re.compile(r"(encoder|decoder)\.version$"),
+)

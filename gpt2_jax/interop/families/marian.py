@@ -1,0 +1,101 @@
+"""Marian: translation models with sinusoids, sines in the first half of the channels."""
+
+from __future__ import annotations
+
+import re
+
+from gpt2_jax import config as configs
+from gpt2_jax.config import Config
+from gpt2_jax.interop.families.family import Family, Fields, Row, Table, read_field, same
+from gpt2_jax.interop.families.seq2seq import (
+    BLOCKS,
+    DROPOUTS,
+    FIXED,
+    HEAD,
+    LOGITS_BIAS,
+    PREFIX,
+    SHARED,
+    SPECIAL_IDS,
+    check_head,
+    head_rows,
+    multiplier,
+    read_common,
+    write_common,
+)
+from gpt2_jax.model.heads import HeadSpec
+from gpt2_jax.placements.axes import Placement
+from gpt2_jax.placements.resolve import resolve
+
+POSITIONS = "sinusoidal_halves"
+SHARING = "share_encoder_decoder_embeddings"
+TOKENS = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+
+
+def read(fields: Fields) -> Config:
+    """Returns our config of a Marian's config.json.
+
+    Raises:
+      UserError: naming a field that is missing, invalid or not supported.
+    """
+    ours = read_common(fields)
+    ours["model.share_embeddings"] = read_field(fields, SHARING, "model.share_embeddings", True)
+    ours["placement.positions"] = POSITIONS
+    return configs.replace(Config(), ours)
+
+
+def write(config: Config) -> Fields:
+    """Returns the config.json of a `MarianMTModel`, without the fields of all families."""
+    return {
+        **write_common(config),
+        "decoder_vocab_size": config.model.vocab_size,
+        SHARING: config.model.share_embeddings,
+        "static_position_embeddings": True,
+    }
+
+
+def table(config: Config, head: HeadSpec) -> Table:
+    """Returns the tensors of a `MarianMTModel`."""
+    check_head(head)
+    if config.model.share_embeddings:
+        tokens: tuple[Row, ...] = (same("encoder.embedding.wte", SHARED),)
+        copies = dict.fromkeys(TOKENS, SHARED)
+    else:
+        towers = zip(("encoder", "decoder"), TOKENS, strict=True)
+        tokens = tuple(same(f"{tower}.embedding.wte", name) for tower, name in towers)
+        copies = {}
+    if config.model.tie_head:
+        copies[HEAD] = tokens[-1].names[0]
+    return Table(
+        architecture="MarianMTModel",
+        auto="AutoModelForSeq2SeqLM",
+        task="translation",
+        rows=(*tokens, *BLOCKS, *head_rows(config)),
+        prefix=PREFIX,
+        copies=copies,
+        zeros={} if config.model.logits_bias else {LOGITS_BIAS: (1, config.model.vocab_size)},
+    )
+
+
+def _placement(config: Config) -> Placement:
+    changes = {"positions": POSITIONS, "embedding_multiplier": multiplier(config)}
+    return resolve("post_ln", changes)
+
+
+FAMILY = Family(
+    model_type="marian",
+    label="Marian",
+    matches=lambda config: (
+        config.model.architecture == "encoder_decoder"
+        and config.placement.resolve().positions != "learned"
+    ),
+    placement=_placement,
+    description=f"norms after each sublayer, and positions={POSITIONS}",
+    fixed=FIXED,
+    read=read,
+    write=write,
+    table=table,
+    dropouts=DROPOUTS,
+    special_ids=SPECIAL_IDS,
+    prefix=PREFIX,
+    buffers=re.compile(r"(encoder|decoder)\.embed_positions\.weight$"),
+)

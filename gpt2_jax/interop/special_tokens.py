@@ -1,0 +1,55 @@
+"""Special tokens of a tokenizer, in the fields of Hugging Face's files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gpt2_jax.interop.families.family import Family
+
+# Fields of tokenizer_config.json, and the names that such tokens have in vocabularies.
+TOKENS = {
+    "pad_token": ("[PAD]", "<pad>"),
+    "unk_token": ("[UNK]", "<unk>"),
+    "bos_token": ("<s>", "[CLS]"),
+    "eos_token": ("</s>", "[SEP]"),
+    "cls_token": ("[CLS]", "<s>"),
+    "sep_token": ("[SEP]", "</s>"),
+    "mask_token": ("[MASK]", "<mask>"),
+}
+# Fields of config.json, and the token that each is the id of.
+IDS = {
+    "pad_token_id": "pad_token",
+    "bos_token_id": "bos_token",
+    "eos_token_id": "eos_token",
+    "decoder_start_token_id": "bos_token",
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": "eos_token",
+}
+
+
+def special_tokens(vocab: Mapping[str, int]) -> dict[str, str]:
+    """Returns the special tokens that a vocabulary has, by field of tokenizer_config.json."""
+    found = {field: [name for name in names if name in vocab] for field, names in TOKENS.items()}
+    return {field: names[0] for field, names in found.items() if names}
+
+
+def special_ids(
+    family: Family,
+    vocab: Mapping[str, int],
+    end_of_text: int | None,
+    known: Mapping[str, int],
+) -> dict[str, Any]:
+    """Returns the ids of special tokens, by field of config.json.
+
+    Args:
+      vocab: the tokenizer's, empty for a built-in one. end_of_text: its id, None if unknown.
+      known: ids of an imported model, by field, which are kept.
+    """
+    ids = {field: vocab[token] for field, token in special_tokens(vocab).items()}
+    found: dict[str, Any] = {}
+    for field in family.special_ids:
+        token = IDS[field]
+        # As in training, end-of-text is used if there is no other token.
+        found[field] = None if token is None else ids.get(token, end_of_text)
+    return found | dict(known)
