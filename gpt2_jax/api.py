@@ -158,6 +158,11 @@ def load_run(workdir: str | Path, step: int | str | None = None) -> LanguageMode
       UserError: if there is no run or no such checkpoint.
     """
     run = open_run(str(workdir), step, devices=1)
+    if run.config.model.architecture != "decoder":
+        raise UserError(
+            f"{workdir} has model.architecture={run.config.model.architecture}, but only a decoder "
+            "continues a text"
+        )
     generator, tokenizer = make_generator(run)
     window = run.config.data.seq_len
     return LanguageModel(run.model_def, run.params, tokenizer, run.step, window, generator)

@@ -12,7 +12,7 @@ from gpt2_jax.config.check import check, check_stored
 from gpt2_jax.errors import UserError, printable
 from gpt2_jax.evaluate.sampling import SamplingParams
 from gpt2_jax.fields import FLOAT_MAX, FLOAT_TINY, Field
-from gpt2_jax.interop.families import read_config
+from gpt2_jax.interop.import_model import read_config
 from gpt2_jax.placements.axes import SCALES
 from gpt2_jax.placements.expressions import FUNCTIONS, NAMES, parse_expression, parse_scale
 

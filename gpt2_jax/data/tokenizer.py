@@ -170,7 +170,7 @@ def library_errors(what: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | UserError):
             raise
         raise UserError(f"{what}: {error}") from None
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from gpt2_jax.data.tokenizer import JsonTokenizer, library_errors
@@ -16,6 +16,7 @@ from gpt2_jax.files import cache_dir, disk_errors, read_file, write_atomic
 Texts = Callable[[], Iterable[str]]  # returns all texts, from the first, at each call
 _NAME = re.compile(r"(bpe|wordpiece):(\d{1,7})", re.ASCII)
 _BYTES = 256
+_CHUNK = 4096  # characters; the library is slow with long texts and trains in parallel over short
 _VERSION = 1  # increment when a change of the code changes the tokenizers
 BPE_SPECIALS = ("<pad>", "<s>", "</s>", "<mask>")
 WORDPIECE_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -64,11 +65,24 @@ def trained_tokenizer(name: str, fingerprint: str, texts: Texts) -> JsonTokenize
     facts = json.dumps([_VERSION, kind, size, fingerprint])
     path = cache_dir() / "tokenizers" / f"{hashlib.sha256(facts.encode()).hexdigest()[:24]}.json"
     if not path.is_file():
-        trained = (_train_bpe if kind == "bpe" else _train_wordpiece)(size, texts)
+        trained = (_train_bpe if kind == "bpe" else _train_wordpiece)(
+            size, lambda: _chunks(texts())
+        )
         with disk_errors("the cache (set XDG_CACHE_HOME)"):
             path.parent.mkdir(exist_ok=True)
             write_atomic(path, trained)
     return JsonTokenizer(name, read_file(path))
+
+
+def _chunks(texts: Iterable[str]) -> Iterator[str]:
+    """Yields texts in chunks that end with a line."""
+    for text in texts:
+        start = 0
+        while len(text) - start > _CHUNK:
+            end = text.find("\n", start + _CHUNK) + 1 or len(text)
+            yield text[start:end]
+            start = end
+        yield text[start:]
 
 
 def _train_bpe(size: int, texts: Texts) -> str:

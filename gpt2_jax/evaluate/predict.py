@@ -21,6 +21,7 @@ from gpt2_jax.errors import UserError, quoted
 from gpt2_jax.tasks.data import row_lengths
 from gpt2_jax.tasks.predictions import Answer, predicted_values
 from gpt2_jax.tasks.scores.entities import entities
+from gpt2_jax.tasks.task import TASKS
 from gpt2_jax.train.example_evaluation import ExampleEvaluator
 from gpt2_jax.train.storage.open_run import OpenedRun, open_run
 from gpt2_jax.train.storage.rundir import RunDirectory
@@ -47,6 +48,11 @@ class Predictor:
                 "`gpt2-jax translate` or `gpt2-jax sample`)"
             )
         self._labels = RunDirectory(workdir).labels() or []
+        if TASKS[self.task].has_labels and not self._labels:
+            raise UserError(
+                f"{workdir} has no labels to predict; train a model that starts from it, with "
+                f"train.init_from={workdir}"
+            )
         pieces = PieceEncoder(load_tokenizer(config.data.tokenizer))
         limits = Limits(row_lengths(config.task, config.data))
         self._encoder = Encoder(self.task, pieces, Labels(self._labels), limits)

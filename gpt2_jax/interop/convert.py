@@ -36,8 +36,10 @@ def to_huggingface(table: Table, model_def: ModelDef, params: Any) -> Tensors:
                 out[prefix + name.replace(LAYER, str(layer))] = np.ascontiguousarray(tensor)
     if flat:
         raise KeyError(f"no tensor name for {', '.join(flat)}")
+    for name in table.saved_copies:
+        out[name] = out[table.copies[name]]
     for name, shape in table.zeros.items():
-        out[table.prefix + name] = np.zeros(shape, np.float32)
+        out[name] = np.zeros(shape, np.float32)
     return out
 
 
@@ -89,10 +91,9 @@ def from_huggingface(
 def _remove_copy(tensors: Tensors, copy: str, original: str) -> None:
     value = tensors.pop(copy)
     if not np.array_equal(value, tensors.setdefault(original, value)):
-        raise UserError(
-            f"{copy} differs from {original}, but config.json ties them; set "
-            '"tie_word_embeddings": false in config.json if they are separate'
-        )
+        advice = '; set "tie_word_embeddings": false in config.json if it is separate'
+        is_matrix = value.ndim > 1
+        raise UserError(f"{copy} differs from {original}, which it must equal{advice * is_matrix}")
 
 
 def _take_row(remaining: Tensors, row: Row, shape: Shape) -> np.ndarray:

@@ -20,6 +20,7 @@ from gpt2_jax.interop.families import family_of, write_config
 from gpt2_jax.interop.families.family import Family, Table
 from gpt2_jax.interop.special_tokens import special_ids, special_tokens
 from gpt2_jax.interop.tokenizer_files import vocabulary, write_tokenizer
+from gpt2_jax.model.heads import TOKEN_KINDS
 from gpt2_jax.track.metrics import Row
 from gpt2_jax.train.storage.open_run import OpenedRun, open_run
 from gpt2_jax.train.storage.rundir import RunDirectory
@@ -93,9 +94,10 @@ def model_card(run: OpenedRun, workdir: str, family: Family, table: Table) -> st
     """Returns README.md: a description of the model, its training, and how to load it."""
     directory, cfg = RunDirectory(workdir), run.config
     info, rows = directory.read_info(), _rows(directory, run.step)
+    layers = " + ".join(str(tower.n_layer) for tower in cfg.model.towers)
     facts: dict[str, Any] = {
         "parameters": f"{run.model_def.n_params():,}",
-        "layers, heads, width": f"{cfg.model.n_layer}, {cfg.model.n_head}, {cfg.model.n_embd}",
+        "layers, heads, width": f"{layers}, {cfg.model.n_head}, {cfg.model.n_embd}",
         "positions": f"{cfg.model.n_positions:,}",
         "residuals and norms": cfg.placement.preset,
         "tokenizer": Path(cfg.data.tokenizer).name,
@@ -140,15 +142,19 @@ def _rows(directory: RunDirectory, step: int) -> list[Row]:
 def _training_facts(run: OpenedRun, rows: list[Any], info: dict[str, Any]) -> dict[str, Any]:
     cfg = run.config
     tokens = run.step * cfg.train.batch_size * cfg.data.seq_len
+    trained_on = f", {tokens:,} tokens" if cfg.task.name == "lm" else ""  # others have padding
     facts: dict[str, Any] = {
+        "task": cfg.task.name,
         "text": f"{short_source(cfg.data.source)} (sha256 {info.get('corpus', 'unknown')[:12]})",
-        "training": f"{run.step:,} steps, {tokens:,} tokens",
+        "training": f"{run.step:,} steps{trained_on}",
         "optimizer": f"{cfg.optimizer.name}, {cfg.optimizer.schedule}, {cfg.optimizer.peak_lr:g}",
     }
     evaluated = [row for row in rows if row["step"] == run.step and row.get("val/loss") is not None]
     if evaluated:
         loss = evaluated[-1]["val/loss"]
-        facts["validation loss"] = f"{loss:.4f} nats per token (perplexity {math.exp(loss):.2f})"
+        per_token = f" per token (perplexity {math.exp(loss):.2f})"
+        is_text = run.model_def.head.kind in TOKEN_KINDS
+        facts["validation loss"] = f"{loss:.4f} nats{per_token * is_text}"
     if cfg.train.init_from:
         facts["initialized from"] = Path(cfg.train.init_from).name
     if starts := info.get("starts"):

@@ -31,6 +31,12 @@ LARGEST_ID = 2**31
 # The task whose models have a kind of head. Classification without labels has a pooled one.
 ENCODER_TASKS = {"mlm": "mlm", "tokens": "tag", "sequence": "classify", "span": "answer"}
 ENCODER_TASKS["pooled"] = "classify"
+PREDICTED = {
+    "mlm": "masked tokens",
+    "tokens": "labels of tokens",
+    "sequence": "labels of sequences",
+    "span": "answers",
+}
 DEFAULT_TASKS = {"decoder": "lm", "encoder_decoder": "translate"}
 
 
@@ -70,7 +76,7 @@ def import_model(
     folder = checkpoint_files.find_checkpoint(model, allow_pickle)
     fields = read_fields(folder / "config.json")
     family = find_family(fields)
-    config = _with_head(family.read(fields), family.head(fields, ()))
+    config = _with_head(read_config(fields), family.head(fields, ()))
     check_stored(config, folder / "config.json")
     with atomic_folder(target) as partial:
         found = _import_tokenizer(folder, config.model.vocab_size, partial, target, tokenizer)
@@ -88,6 +94,15 @@ def import_model(
         save_params(partial / "weights", params, identity)
     lines = _summary(imported, folder), line, dropout_note(family, fields), _unused_note(imported)
     return [line for line in lines if line]
+
+
+def read_config(fields: Fields) -> Config:
+    """Returns our config of the model described by the fields of a config.json.
+
+    Raises:
+      UserError: naming a field that is missing, invalid or not supported.
+    """
+    return replace(Config(), find_family(fields).read(fields))
 
 
 def _with_head(config: Config, head: HeadSpec) -> Config:
@@ -128,13 +143,14 @@ def _is_id(value: object) -> bool:
 
 
 def _summary(imported: Imported, folder: Path) -> str:
-    n_params, kind = imported.model_def.n_params(), imported.model_def.head.kind
-    if kind == "lm":
-        return f"{n_params:,} parameters from {folder}"
-    head = sorted({key for key in imported.params if key not in ("embedding", "blocks", "ln_f")})
-    parts = f"with {', '.join(head)}" if head else "without a head"
-    labels = f"; {len(imported.labels)} labels" if imported.labels else ""
-    return f"{n_params:,} parameters from {folder}: an encoder {parts} ({kind}{labels})"
+    head = imported.model_def.head
+    line = f"{imported.model_def.n_params():,} parameters from {folder}"
+    if head.kind == "lm":
+        return line
+    if head.kind == "pooled":
+        return f"{line}: an encoder with no head{', but a pooler' * head.has_transform}"
+    n_labels = f"{head.n_labels} " if head.n_labels else ""
+    return f"{line}: an encoder with a head for {n_labels}{PREDICTED[head.kind]}"
 
 
 def _unused_note(imported: Imported) -> str | None:

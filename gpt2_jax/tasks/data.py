@@ -27,6 +27,8 @@ from gpt2_jax.errors import UserError
 from gpt2_jax.tasks.class_weights import ClassWeights, weigh_classes
 from gpt2_jax.tasks.task import TASKS
 
+MANY_EPOCHS = 1000.0  # a packed batch may have rows of two epochs
+
 
 @dataclass(frozen=True)
 class ExampleData:
@@ -144,7 +146,14 @@ class ExampleData:
 
     def tokens_per_step(self, layout: Layout) -> int:
         """Returns the mean number of tokens per step, without padding, on the predicted side."""
-        return max(1, round(self.n_tokens("train") / layout.steps(1.0)))
+        return max(1, round(self.n_tokens("train") * MANY_EPOCHS / layout.steps(MANY_EPOCHS)))
+
+    def describe_rows(self) -> str:
+        """Returns the layout and the lengths of rows in training, for the start report."""
+        rows = self._buckets() if self.layout == "padded" else [self.lengths]
+        lengths = [" and ".join(map(str, row)) for row in rows]
+        shorter = f"{', '.join(lengths[:-1])} or " if lengths[:-1] else ""
+        return f"{self.layout} rows of {shorter}{lengths[-1]}"
 
     def describe(self) -> str:
         """Returns the number of examples and what was repaired in them, for the start report."""

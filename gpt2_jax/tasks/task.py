@@ -34,8 +34,8 @@ class Task:
     def describe(self, metrics: Mapping[str, Any]) -> str:
         """Returns the scores among the `val/*` fields of metrics.jsonl as text; empty if none."""
         found = {name: metrics.get(f"val/{name}") for name in self.shown}
-        listed = [f"{name} {value:.4g}" for name, value in found.items() if value is not None]
-        return ", ".join(listed)
+        listed = {name: value for name, value in found.items() if value is not None}
+        return ", ".join(f"{name} {v:.{4 if v <= 1 else 2}f}" for name, v in listed.items())
 
 
 ACCURACIES = ("in_scope_accuracy", "accuracy", "macro_f1")

@@ -227,6 +227,11 @@ def _complete(config: Config, directory: RunDirectory) -> tuple[Config, Pretrain
     if source is not None:
         config = adopt_model(config, source, lambda line: print(line))
     if config.train.epochs is not None:  # unknown until the data is open
+        if config.train.steps != Config().train.steps:
+            raise UserError(
+                f"train.steps={config.train.steps} has no effect with train.epochs="
+                f"{config.train.epochs:g}; change train.epochs instead"
+            )
         config = configs.replace(config, {"train.steps": INT_MAX})
     check(config)
     tokenizer_name = directory.tokenizer_for(config)

@@ -156,8 +156,7 @@ def _precision(model_def: ModelDef) -> str:
 def _rows(config: Config, corpus: RunData, tokens: int) -> str:
     """Describes the rows of a batch and their tokens."""
     if isinstance(corpus, ExampleData):
-        lengths = " and ".join(map(str, corpus.lengths))
-        return f"{corpus.layout} rows of {lengths}, about {tokens:,} tokens without padding,"
+        return f"{corpus.describe_rows()}, about {tokens:,} tokens without padding,"
     return f"sequences x {config.data.seq_len} = {tokens:,} tokens"
 
 

@@ -67,7 +67,7 @@ def test_ids_of_special_tokens():
     assert special_ids(BERT_FAMILY, wordpiece, 3, {}) == {"pad_token_id": 0}
     assert special_ids(BERT_FAMILY, wordpiece, 3, {"pad_token_id": 7}) == {"pad_token_id": 7}
     bpe = {"<s>": 5, "<pad>": 1, "</s>": 2}
-    want = {"pad_token_id": 1, "bos_token_id": 5, "eos_token_id": 2}
+    want = {"bos_token_id": 5, "eos_token_id": 2}
     assert special_ids(ROBERTA_FAMILY, bpe, 2, {}) == want
     assert special_ids(ROBERTA_FAMILY, {}, 9, {}) == dict.fromkeys(want, 9)
 

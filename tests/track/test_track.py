@@ -125,7 +125,7 @@ def test_failed_picture_is_drawn_again(tmp_path):
         tries.append(len(tries))
         if len(tries) == 1:
             raise OSError("no space")
-        return [{"step": 1, "train/loss": 1.0}], "title", "subtitle"
+        return [{"step": 1, "train/loss": 1.0}], "title", "subtitle", "word"
 
     curve = LossCurve(tmp_path / "loss.png", picture)
     curve.draw(1)

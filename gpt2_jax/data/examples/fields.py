@@ -73,7 +73,9 @@ class Row:
             if found is _MISSING:
                 if default is not _MISSING:
                     return default
-                raise UserError(f"{self.where} has no column {column}; {self._columns()}")
+                raise UserError(
+                    f"{self.where} has no column {column}; {self._columns()}: set data.columns"
+                )
         return found
 
     def text(self, column: str) -> str:

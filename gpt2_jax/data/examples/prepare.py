@@ -282,7 +282,7 @@ class _Preparation:
             encoded = self.encoder.encode(self.sources.records(name, counts), counts)
             facts = write_split(self.folder, name, self.sources.task, encoded, size > 2**16)
             if not facts.examples:
-                raise UserError(f"{self._describe(name)} has no records; check data.source")
+                raise UserError(self._missing(name))
             facts.counts = dict(counts)
             splits[name] = facts
         tokenizer = self.encoder.pieces.tokenizer
@@ -304,8 +304,12 @@ class _Preparation:
             )
         return names
 
-    def _describe(self, split: str) -> str:
+    def _missing(self, split: str) -> str:
+        """Returns an error for a split without records."""
         source = self.sources.source(split)
         if source is not None:
-            return f"source {source.spec}"
-        return f"the part of {self.sources.val_fraction:g} held out from {self.sources.train}"
+            return f"source {source.spec} has no records; add some, or use another file"
+        return (
+            f"no record of {self.sources.train} is held out for validation with data.val_fraction="
+            f"{self.sources.val_fraction:g}; raise it, or set data.val_source"
+        )

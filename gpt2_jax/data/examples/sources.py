@@ -26,7 +26,7 @@ from gpt2_jax.data.examples.toy import is_toy, toy_fingerprint, toy_records
 from gpt2_jax.data.file_list import list_files
 from gpt2_jax.data.readers import file_format
 from gpt2_jax.data.text import reader_errors
-from gpt2_jax.errors import UserError, suggestion
+from gpt2_jax.errors import UserError, suggestion, without_credentials
 from gpt2_jax.files import cached_sha256
 
 _SPANS = {"spans": "", "span_label": "label", "span_start": "start", "span_end": "end"}
@@ -71,6 +71,16 @@ class RecordSource:
         return parse_fields(self.columns, COLUMNS[self.task])
 
     def _files(self) -> tuple[list[Path], str]:
+        """Returns the files, and the keys of the lists to read in them.
+
+        Raises:
+          UserError: if there are none, or the source is not local.
+        """
+        if self.spec.startswith(("hf:", "mixture:")) or "://" in self.spec:
+            raise UserError(
+                f"source {without_credentials(self.spec)}: examples of task.name={self.task} are "
+                "read from local files; save it as JSON Lines"
+            )
         path, _, keys = self.spec.partition("#")
         if not Path(self.spec).exists() and keys:
             return list_files(path)[0], keys

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gpt2_jax.config import Config
 from gpt2_jax.errors import UserError, quoted
 from gpt2_jax.interop.families import bart, gpt2, marian
 from gpt2_jax.interop.families.bert import BERT_FAMILY, ROBERTA_FAMILY
-from gpt2_jax.interop.families.family import Family, Fields, check_exportable
+from gpt2_jax.interop.families.family import Family, Fields, Sections, check_exportable
 from gpt2_jax.interop.families.labels import write_labels
 from gpt2_jax.model.heads import HeadSpec
 
@@ -34,16 +33,7 @@ def find_family(fields: Fields) -> Family:
     return FAMILIES[model_type]
 
 
-def read_config(fields: Fields) -> Config:
-    """Returns our config of the model described by the fields of a config.json.
-
-    Raises:
-      UserError: naming a field that is missing, invalid or not supported.
-    """
-    return find_family(fields).read(fields)
-
-
-def family_of(config: Config) -> Family:
+def family_of(config: Sections) -> Family:
     """Returns the family that a model can be exported as.
 
     Raises:
@@ -56,7 +46,7 @@ def family_of(config: Config) -> Family:
 
 def write_config(
     family: Family,
-    config: Config,
+    config: Sections,
     head: HeadSpec,
     special_ids: Mapping[str, Any],
     labels: list[str],

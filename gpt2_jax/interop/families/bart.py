@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
-from gpt2_jax import config as configs
-from gpt2_jax.config import Config
-from gpt2_jax.interop.families.family import Family, Fields, Table, norm, same
+from gpt2_jax.interop.families.family import Family, Fields, Sections, Table, norm, same
 from gpt2_jax.interop.families.seq2seq import (
     BLOCKS,
     DROPOUTS,
@@ -30,8 +29,8 @@ OFFSET = 2
 TOWERS = ("encoder", "decoder")
 
 
-def read(fields: Fields) -> Config:
-    """Returns our config of a BART's config.json.
+def read(fields: Fields) -> dict[str, Any]:
+    """Returns the values of our fields, by dotted name, for a BART's config.json.
 
     Raises:
       UserError: naming a field that is missing, invalid or not supported.
@@ -42,10 +41,10 @@ def read(fields: Fields) -> Config:
         "model.position_offset": OFFSET,
         "placement.embedding_norm": True,
     }
-    return configs.replace(Config(), ours)
+    return ours
 
 
-def table(config: Config, head: HeadSpec) -> Table:
+def table(config: Sections, head: HeadSpec) -> Table:
     """Returns the tensors of a `BartForConditionalGeneration`."""
     check_head(head)
     embeddings = [same("encoder.embedding.wte", SHARED)]
@@ -66,7 +65,7 @@ def table(config: Config, head: HeadSpec) -> Table:
     )
 
 
-def _placement(config: Config) -> Placement:
+def _placement(config: Sections) -> Placement:
     changes = {"embedding_norm": True, "embedding_multiplier": multiplier(config)}
     return resolve("post_ln", changes)
 

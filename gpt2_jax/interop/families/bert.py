@@ -7,13 +7,11 @@ one, and its heads have other names.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from gpt2_jax import config as configs
-from gpt2_jax.config import Config
 from gpt2_jax.errors import UserError, quoted
 from gpt2_jax.interop.families.family import (
     PLAIN_ATTENTION,
@@ -21,6 +19,7 @@ from gpt2_jax.interop.families.family import (
     Family,
     Fields,
     Row,
+    Sections,
     Table,
     linear,
     norm,
@@ -138,8 +137,8 @@ class Kind:
     """What distinguishes the two families.
 
     Attributes:
-      name: of the classes. decoder: name of the output layer for masked tokens, and of the same
-        bias outside it.
+      name: of the classes. decoder: name of the output layer for masked tokens, and the other
+        name of its bias.
     """
 
     name: str
@@ -161,7 +160,6 @@ BERT = Kind(
         mlm=(
             *_outside("mlm.dense", PREDICTIONS + "transform.dense"),
             *norm("mlm.norm", PREDICTIONS + "transform.LayerNorm", outside=True),
-            same("mlm.bias", PREDICTIONS + "bias", outside=True),
         ),
         sequence=(*POOLER, *LABELS),
     ),
@@ -174,7 +172,6 @@ ROBERTA = Kind(
         mlm=(
             *_outside("mlm.dense", "lm_head.dense"),
             *norm("mlm.norm", "lm_head.layer_norm", outside=True),
-            same("mlm.bias", "lm_head.bias", outside=True),
         ),
         sequence=(
             *_outside("head.dense", "classifier.dense"),
@@ -184,8 +181,8 @@ ROBERTA = Kind(
 )
 
 
-def _read(kind: Kind, fields: Fields) -> Config:
-    """Returns our config.
+def _read(kind: Kind, fields: Fields) -> dict[str, Any]:
+    """Returns the values of our fields, by dotted name.
 
     Raises:
       UserError: naming a field that is missing, invalid or not supported.
@@ -211,12 +208,15 @@ def _read(kind: Kind, fields: Fields) -> Config:
         **{f"placement.{name}": value for name, value in PLACEMENT.items()},
         "data.seq_len": length - offset,
     }
-    return configs.replace(Config(), ours)
+    return ours
 
 
-def _write(config: Config) -> Fields:
+def _write(kind: Kind, config: Sections) -> Fields:
     model = config.model
+    # RoBERTa's unused positions are those up to the id of its padding token.
+    pad = {"pad_token_id": model.position_offset - 1} if kind is ROBERTA else {}
     return {
+        **pad,
         **write_fields(FIELDS, config),
         "max_position_embeddings": model.n_positions + model.position_offset,
         "type_vocab_size": max(model.token_types, 1),
@@ -245,7 +245,7 @@ def _head(kind: Kind, fields: Fields, tensors: Collection[str]) -> HeadSpec:
     return HeadSpec(head, transform=False if lacks_pooler else None)
 
 
-def _table(kind: Kind, config: Config, head: HeadSpec) -> Table:
+def _table(kind: Kind, config: Sections, head: HeadSpec) -> Table:
     """Returns the tensors.
 
     Raises:
@@ -253,61 +253,76 @@ def _table(kind: Kind, config: Config, head: HeadSpec) -> Table:
     """
     found = kind.class_of("pooled" if head.kind == "lm" else head.kind)
     assert found is not None  # the kinds of heads for encoders
+    _check_head(kind, found, config, head)
     rows = found.rows if head.has_transform or head.kind in ("tokens", "span") else ()
-    model = config.model
-    if head.kind in ("mlm", "sequence") and (head.pool != "cls" or not head.has_transform):
-        raise UserError(
-            f"head.pool={head.pool}, head.transform={head.has_transform} cannot be exported: "
-            f"{kind.name}{found.suffix} has a dense layer, and reads labels from the first token"
-        )
-    if kind is ROBERTA and head.kind == "mlm" and config.placement.resolve().activation != "gelu":
-        raise UserError(
-            f"placement.activation={config.placement.resolve().activation} is not supported: the "
-            "head of RobertaForMaskedLM always has gelu"
-        )
-    copies = {}
+    copies: dict[str, str] = {}
+    saved: tuple[str, ...] = ()
     if head.kind == "mlm":
-        decoder, bias = kind.decoder
-        copies[f"{decoder}.bias"] = bias
-        if model.tie_head:
-            copies[f"{decoder}.weight"] = WORDS
-        else:
-            rows = (*rows, same("head", f"{decoder}.weight", outside=True))
-    types = (same("embedding.wtt", TYPES),) if model.token_types else ()
+        rows, copies, saved = _masked_head(kind, rows, config.model.tie_head)
+    types = (same("embedding.wtt", TYPES),) if config.model.token_types else ()
+    prefix = "" if found.kind == "pooled" else kind.prefix
     return Table(
         architecture=f"{kind.name}{found.suffix}",
         auto=found.auto,
         task=found.task,
         rows=(*ROWS, *types, *rows),
-        prefix="" if found.kind == "pooled" else kind.prefix,
+        prefix=prefix,
         copies=copies,
-        zeros={} if types else {TYPES: (1, model.n_embd)},
+        saved_copies=saved,
+        zeros={} if types else {prefix + TYPES: (1, config.model.n_embd)},
     )
 
 
-def _placement(config: Config) -> Placement:
+def _masked_head(
+    kind: Kind, rows: tuple[Row, ...], tied: bool
+) -> tuple[tuple[Row, ...], dict[str, str], tuple[str, ...]]:
+    """Returns the rows of a head for masked tokens, and the copies that files have.
+
+    The bias has two names, of which transformers uses the first unless the matrix is tied.
+    """
+    decoder, bias = kind.decoder
+    weight, decoder_bias = f"{decoder}.weight", f"{decoder}.bias"
+    if tied:
+        bias_row = same("mlm.bias", bias, outside=True)
+        return (*rows, bias_row), {weight: WORDS, decoder_bias: bias}, ()
+    own = same("mlm.bias", decoder_bias, outside=True), same("head", weight, outside=True)
+    return (*rows, *own), {bias: decoder_bias}, (bias,)
+
+
+def _check_head(kind: Kind, found: HeadClass, config: Sections, head: HeadSpec) -> None:
+    """Raises UserError if the class computes something else than this head."""
+    if head.kind in ("mlm", "sequence") and (head.pool != "cls" or not head.has_transform):
+        raise UserError(
+            f"head.pool={head.pool}, head.transform={head.has_transform} cannot be exported: "
+            f"{kind.name}{found.suffix} has a dense layer, and reads labels from the first token"
+        )
+    activation = config.placement.resolve().activation
+    if kind is ROBERTA and head.kind == "mlm" and activation != "gelu":
+        raise UserError(
+            f"placement.activation={activation} is not supported: the head of RobertaForMaskedLM "
+            "always has gelu"
+        )
+
+
+def _placement(config: Sections) -> Placement:
     del config
     return resolve("post_ln", PLACEMENT)
 
 
-def _has_offset(config: Config) -> bool:
-    return config.model.position_offset > 0
-
-
 def _family(kind: Kind, model_type: str, label: str, **options: Any) -> Family:
-    matches: Callable[[Config], bool] = _has_offset
-    fixed: Mapping[str, Any] = {**PLAIN_ATTENTION, "model.logits_bias": False}
-    if kind is BERT:
-        matches = lambda config: not _has_offset(config)
+    def matches(config: Sections) -> bool:
+        has_offset = config.model.position_offset > 0
+        return config.model.architecture == "encoder" and has_offset == (kind is ROBERTA)
+
     return Family(
         model_type=model_type,
         label=label,
-        matches=lambda config: config.model.architecture == "encoder" and matches(config),
+        matches=matches,
         placement=_placement,
         description="norms after the embedding and after each sublayer, and learned positions",
-        fixed=fixed,
+        fixed={**PLAIN_ATTENTION, "model.logits_bias": False},
         read=partial(_read, kind),
-        write=_write,
+        write=partial(_write, kind),
         head=partial(_head, kind),
         table=partial(_table, kind),
         dropouts=DROPOUTS,
@@ -332,5 +347,5 @@ ROBERTA_FAMILY = _family(
     ROBERTA,
     "roberta",
     "RoBERTa",
-    special_ids=("pad_token_id", "bos_token_id", "eos_token_id"),
+    special_ids=("bos_token_id", "eos_token_id"),
 )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
-from gpt2_jax import config as configs
-from gpt2_jax.config import Config
+from gpt2_jax.config.sections import ModelConfig, PlacementConfig
+from gpt2_jax.config.table import validated
 from gpt2_jax.errors import UserError, quoted
 from gpt2_jax.interop.layouts import Layout, Shape
 from gpt2_jax.model.heads import LM, HeadSpec
@@ -36,6 +36,15 @@ PLAIN_ATTENTION: Mapping[str, Any] = {
     "model.scale_attn_weights": True,
     "model.scale_attn_by_inverse_layer_idx": False,
 }
+
+
+class Sections(Protocol):
+    """The sections of a config that describe a model; a `Config` has them."""
+
+    @property
+    def model(self) -> ModelConfig: ...
+    @property
+    def placement(self) -> PlacementConfig: ...
 
 
 @dataclass(frozen=True)
@@ -93,8 +102,9 @@ class Table:
       rows: its parameters.
       prefix: before the names of the base model's tensors in files of this class.
       copies: tensors that repeat another, by name; files need not have them.
-      zeros: shapes of tensors of the base model for which ours has no parameter; they are exported
-        as zeros.
+      saved_copies: those of them that are exported.
+      zeros: shapes of tensors for which our model has no parameter, by name with the prefix; they
+        are exported as zeros.
     """
 
     architecture: str
@@ -103,6 +113,7 @@ class Table:
     rows: tuple[Row, ...]
     prefix: str = ""
     copies: Mapping[str, str] = field(default_factory=dict)
+    saved_copies: tuple[str, ...] = ()
     zeros: Mapping[str, Shape] = field(default_factory=dict)
 
 
@@ -134,8 +145,8 @@ class Family:
       placement: of a model of this family with this config, apart from `FREE`; may depend on what
         config.json has a field for. description: of the placement, for messages.
       fixed: the values that some of our fields must have.
-      read: returns our config of the fields of a config.json. write: the inverse, without the
-        fields that all families have.
+      read: returns the values of our fields, by dotted name, for those of a config.json. write: the
+        inverse, without the fields that all families have.
       head: returns the head of a checkpoint with these fields and these tensors of the base model.
       table: returns the tensors of a model with this config and head.
       dropouts: fields with dropout rates. special_ids: fields with ids of special tokens.
@@ -147,12 +158,12 @@ class Family:
 
     model_type: str
     label: str
-    matches: Callable[[Config], bool]
-    placement: Callable[[Config], Placement]
+    matches: Callable[[Sections], bool]
+    placement: Callable[[Sections], Placement]
     description: str
-    read: Callable[[Fields], Config]
-    write: Callable[[Config], Fields]
-    table: Callable[[Config, HeadSpec], Table]
+    read: Callable[[Fields], dict[str, Any]]
+    write: Callable[[Sections], Fields]
+    table: Callable[[Sections, HeadSpec], Table]
     dropouts: tuple[str, ...]
     prefix: str
     buffers: re.Pattern[str]
@@ -172,16 +183,16 @@ def read_fields(table: Iterable[ConfigField], fields: Fields) -> dict[str, Any]:
     return {one.ours: read_field(fields, one.theirs, one.ours, one.default) for one in table}
 
 
-def write_fields(table: Iterable[ConfigField], config: Config) -> Fields:
+def write_fields(table: Iterable[ConfigField], config: Sections) -> Fields:
     """Returns the fields of a config.json; the inverse of `read_fields`."""
     return {one.theirs: _value(config, one.ours) for one in table}
 
 
-def _value(config: Config, name: str) -> Any:
+def _value(config: Sections, name: str) -> Any:
     section, _, leaf = name.partition(".")
     if section == "placement":
         return getattr(config.placement.resolve(), leaf)
-    return configs.value_of(config, name)
+    return getattr(config.model, leaf)
 
 
 def read_field(fields: Fields, name: str, ours: str, default: Any = None) -> Any:
@@ -193,7 +204,7 @@ def read_field(fields: Fields, name: str, ours: str, default: Any = None) -> Any
     value = fields.get(name)
     if value is None and default is None:
         raise UserError(f"config.json has no {name}")
-    return configs.validated(ours, default if value is None else value, f"config.json: {name}")
+    return validated(ours, default if value is None else value, f"config.json: {name}")
 
 
 def read_activation(fields: Fields, name: str, default: str) -> str:
@@ -227,7 +238,7 @@ def dropout_note(family: Family, fields: Fields) -> str | None:
     return f"it was trained with {listed}; set model.dropout to use dropout in further training"
 
 
-def check_exportable(family: Family, config: Config) -> None:
+def check_exportable(family: Family, config: Sections) -> None:
     """Checks that a model of a family can have this config.
 
     Raises:
@@ -247,7 +258,7 @@ def check_exportable(family: Family, config: Config) -> None:
             f"placement.activation={placement.activation} is not supported by Hugging Face"
         )
     for name, value in family.fixed.items():
-        if (ours := configs.value_of(config, name)) != value:
+        if (ours := _value(config, name)) != value:
             raise UserError(
                 f"{name}={ours!r} cannot be exported: Hugging Face's {family.label} always has "
                 f"{value!r}"

@@ -6,16 +6,16 @@ Their Conv1D kernels have shape (in, out), like ours, but the heads are flattene
 from __future__ import annotations
 
 import re
+from typing import Any
 
-from gpt2_jax import config as configs
 from gpt2_jax import placements
-from gpt2_jax.config import Config
 from gpt2_jax.errors import UserError
 from gpt2_jax.interop.families.family import (
     ConfigField,
     Family,
     Fields,
     Row,
+    Sections,
     Table,
     read_activation,
     read_field,
@@ -25,7 +25,7 @@ from gpt2_jax.interop.families.family import (
     write_fields,
 )
 from gpt2_jax.interop.layouts import Layout
-from gpt2_jax.model.heads import LM, HeadSpec
+from gpt2_jax.model.heads import HeadSpec
 from gpt2_jax.placements.axes import Placement
 
 PREFIX, HEAD = "transformer.", "lm_head.weight"
@@ -62,8 +62,8 @@ ROWS = (
 )
 
 
-def read(fields: Fields) -> Config:
-    """Returns our config of a GPT-2's config.json.
+def read(fields: Fields) -> dict[str, Any]:
+    """Returns the values of our fields, by dotted name, for a GPT-2's config.json.
 
     Raises:
       UserError: naming a field that is missing, invalid or not supported.
@@ -79,10 +79,10 @@ def read(fields: Fields) -> Config:
         "placement.activation": read_activation(fields, "activation_function", "gelu_new"),
         "data.seq_len": length,
     }
-    return configs.replace(Config(), ours)
+    return ours
 
 
-def write(config: Config) -> Fields:
+def write(config: Sections) -> Fields:
     """Returns the config.json of a `GPT2LMHeadModel`, without the fields of all families."""
     model = config.model
     return {
@@ -94,13 +94,13 @@ def write(config: Config) -> Fields:
     }
 
 
-def table(config: Config, head: HeadSpec) -> Table:
+def table(config: Sections, head: HeadSpec) -> Table:
     """Returns the tensors of a `GPT2LMHeadModel`.
 
     Raises:
       UserError: if the model predicts anything but next tokens.
     """
-    if head != LM:
+    if head.kind != "lm":
         raise UserError(f"a decoder with a head of kind {head.kind} cannot be exported")
     matrix = () if config.model.tie_head else (same("head", HEAD, outside=True),)
     return Table(
@@ -113,7 +113,7 @@ def table(config: Config, head: HeadSpec) -> Table:
     )
 
 
-def _placement(config: Config) -> Placement:
+def _placement(config: Sections) -> Placement:
     del config
     return placements.PRESETS["pre_ln"]
 

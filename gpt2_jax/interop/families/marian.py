@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
-from gpt2_jax import config as configs
-from gpt2_jax.config import Config
-from gpt2_jax.interop.families.family import Family, Fields, Row, Table, read_field, same
+from gpt2_jax.interop.families.family import Family, Fields, Sections, Table, read_field, same
 from gpt2_jax.interop.families.seq2seq import (
     BLOCKS,
     DROPOUTS,
@@ -31,8 +30,8 @@ SHARING = "share_encoder_decoder_embeddings"
 TOKENS = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 
 
-def read(fields: Fields) -> Config:
-    """Returns our config of a Marian's config.json.
+def read(fields: Fields) -> dict[str, Any]:
+    """Returns the values of our fields, by dotted name, for a Marian's config.json.
 
     Raises:
       UserError: naming a field that is missing, invalid or not supported.
@@ -40,10 +39,10 @@ def read(fields: Fields) -> Config:
     ours = read_common(fields)
     ours["model.share_embeddings"] = read_field(fields, SHARING, "model.share_embeddings", True)
     ours["placement.positions"] = POSITIONS
-    return configs.replace(Config(), ours)
+    return ours
 
 
-def write(config: Config) -> Fields:
+def write(config: Sections) -> Fields:
     """Returns the config.json of a `MarianMTModel`, without the fields of all families."""
     return {
         **write_common(config),
@@ -53,16 +52,15 @@ def write(config: Config) -> Fields:
     }
 
 
-def table(config: Config, head: HeadSpec) -> Table:
+def table(config: Sections, head: HeadSpec) -> Table:
     """Returns the tensors of a `MarianMTModel`."""
     check_head(head)
+    towers = zip(("encoder", "decoder"), TOKENS, strict=True)
+    tokens = tuple(same(f"{tower}.embedding.wte", name) for tower, name in towers)
+    copies: dict[str, str] = {}
     if config.model.share_embeddings:
-        tokens: tuple[Row, ...] = (same("encoder.embedding.wte", SHARED),)
+        tokens = (same("encoder.embedding.wte", SHARED),)
         copies = dict.fromkeys(TOKENS, SHARED)
-    else:
-        towers = zip(("encoder", "decoder"), TOKENS, strict=True)
-        tokens = tuple(same(f"{tower}.embedding.wte", name) for tower, name in towers)
-        copies = {}
     if config.model.tie_head:
         copies[HEAD] = tokens[-1].names[0]
     return Table(
@@ -76,7 +74,7 @@ def table(config: Config, head: HeadSpec) -> Table:
     )
 
 
-def _placement(config: Config) -> Placement:
+def _placement(config: Sections) -> Placement:
     changes = {"positions": POSITIONS, "embedding_multiplier": multiplier(config)}
     return resolve("post_ln", changes)
 

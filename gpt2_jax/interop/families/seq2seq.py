@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from gpt2_jax.config import Config
 from gpt2_jax.errors import UserError, quoted
 from gpt2_jax.interop.families.family import (
     PLAIN_ATTENTION,
     ConfigField,
     Fields,
     Row,
+    Sections,
     linear,
     norm,
     qkv,
@@ -22,7 +22,7 @@ from gpt2_jax.interop.families.family import (
     write_fields,
 )
 from gpt2_jax.interop.layouts import Layout
-from gpt2_jax.model.heads import LM, HeadSpec
+from gpt2_jax.model.heads import HeadSpec
 
 DROPOUTS = ("dropout", "attention_dropout", "activation_dropout")
 UNSUPPORTED = ("is_decoder", "normalize_before", "add_final_layer_norm")
@@ -87,7 +87,7 @@ def read_common(fields: Fields) -> dict[str, Any]:
     }
 
 
-def write_common(config: Config) -> Fields:
+def write_common(config: Sections) -> Fields:
     """Returns the fields of a config.json; the inverse of `read_common`."""
     model, placement = config.model, config.placement.resolve()
     n_encoder_layer = model.n_encoder_layer or model.n_layer
@@ -106,7 +106,7 @@ def write_common(config: Config) -> Fields:
     }
 
 
-def multiplier(config: Config) -> str:
+def multiplier(config: Sections) -> str:
     """Returns the factor on tokens, if it is one that config.json has a field for."""
     given = config.placement.resolve().embedding_multiplier
     return given if given in (SCALED, UNSCALED) else SCALED
@@ -114,7 +114,7 @@ def multiplier(config: Config) -> str:
 
 def check_head(head: HeadSpec) -> None:
     """Raises ValueError if the head is not that of next tokens."""
-    if head != LM:
+    if head.kind != "lm":
         raise ValueError(f"a head of kind {head.kind!r} is not one of an encoder-decoder")
 
 
@@ -136,7 +136,7 @@ def block_rows(tower: str) -> Iterator[Row]:
 BLOCKS = (*block_rows("encoder"), *block_rows("decoder"))
 
 
-def head_rows(config: Config) -> tuple[Row, ...]:
+def head_rows(config: Sections) -> tuple[Row, ...]:
     """Returns the rows of the output matrix and the bias of the logits."""
     model = config.model
     head = (same("decoder.head", HEAD, outside=True),)

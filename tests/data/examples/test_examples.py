@@ -251,7 +251,7 @@ def test_tokenizer_is_trained_on_training_records_alone(classes, tmp_path):
 def test_other_options_are_other_examples(classes):
     folders = {
         open_examples(classes, "bytes", limits).splits["train"].folder
-        for limits in (Limits((32,)), Limits((31,)), Limits((99,), "refuse"))
+        for limits in (Limits((32,)), Limits((99,)), Limits((99,), "refuse"))
     }
     assert len(folders) == 3
 

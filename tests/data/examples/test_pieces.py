@@ -9,7 +9,7 @@ from gpt2_jax.data.corpus import open_corpus
 from gpt2_jax.data.pieces import PieceEncoder
 from gpt2_jax.data.saved_tokenizer import find_saved_tokenizer, save_tokenizer
 from gpt2_jax.data.tokenizer import JsonTokenizer, load_tokenizer
-from gpt2_jax.data.trained_tokenizer import trained_tokenizer
+from gpt2_jax.data.trained_tokenizer import _chunks, trained_tokenizer
 from gpt2_jax.errors import UserError
 from tests import tools
 from tests.data import tokenizers
@@ -172,6 +172,13 @@ def test_rendered_chats_have_special_tokens():
 def test_bad_names_are_one_line_errors(name, message):
     with pytest.raises(UserError, match=message):
         trained(name)
+
+
+def test_long_texts_are_trained_on_in_chunks():
+    text = "".join(f"{line}\n" for line in TEXTS * 40)
+    chunks = list(_chunks([text, "", "a" * 9000]))
+    assert "".join(chunks) == text + "a" * 9000 and 10 < len(chunks) < 100
+    assert all(chunk.endswith("\n") for chunk in chunks[:-3])
 
 
 def test_training_without_text_is_an_error():

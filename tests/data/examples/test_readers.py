@@ -337,6 +337,16 @@ def test_records_survive_json(tmp_path):
     assert record_from_json(json.loads(json.dumps(record_to_json(found)))) == found
 
 
+@pytest.mark.parametrize("spec", ["hf:squad@train", "https://u:p@host/a.jsonl", "mixture:a=1,b=1"])
+def test_sources_that_are_not_local_are_refused(spec):
+    found = error("classify", spec)
+    assert "read from local files" in found and "u:p" not in found
+
+
+def test_source_without_files_is_named(tmp_path):
+    assert "matches no file" in error("classify", tmp_path / "none.tsv")
+
+
 def test_fingerprint_changes_with_content_and_columns(tmp_path):
     path = write(tmp_path / "a.tsv", "a\t1\n")
     make = lambda columns: RecordSource("classify", str(path), columns).fingerprint()
