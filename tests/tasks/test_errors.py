@@ -138,7 +138,7 @@ CASES = {
         "answer",
         {},
         {"optimizer.label_smoothing": 0.1},
-        "optimizer.label_smoothing is not supported by task.name=answer",
+        "optimizer.label_smoothing=0.1 has no effect with task.name=answer",
     ),
     "generation between evaluations": (
         "translate",

@@ -287,3 +287,22 @@ def test_two_processes_are_like_one(places, task):
     samples = [place.folder / name / "sample.txt" for name in ("one", "two")]
     if task != "mlm":
         assert samples[0].read_text() == samples[1].read_text()
+
+
+def test_labeled_spans_are_questions(tmp_path):
+    """A question per label, whose number is not one of the model's outputs."""
+    rows = [
+        {"text": f"{c} {t}", "spans": [{"label": "color", "start": 0, "end": len(c)}]}
+        for c in ("red", "green")
+        for t in ("dog", "tree", "cat", "bird")
+    ]
+    rows[0]["spans"].append({"label": "thing", "start": 4, "end": 7})
+    (tmp_path / "spans.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    source = str(tmp_path / "spans.jsonl")
+    data = {"data.source": source, "data.val_source": source, "data.columns": "spans=spans"}
+    config = small("answer", data, train__steps=2, train__eval_every=2)
+    assert loop.train(config, str(tmp_path / "run"), TEXTS) == EXIT_FINISHED
+    last = read_rows(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert 0 <= last["val/span_f1"] <= 1
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["labels"] == ["color", "thing"]
+    assert open_run(str(tmp_path / "run")).config.head.n_labels is None
