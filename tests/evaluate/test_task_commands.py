@@ -1,6 +1,7 @@
 """`gpt2-jax eval`, `predict` and `translate` on runs of tasks."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -31,8 +32,6 @@ def gpt2_jax(place, command, task, *flags):
 
 
 def cache():
-    import os
-
     return os.environ["XDG_CACHE_HOME"]
 
 
@@ -141,6 +140,19 @@ def test_translate_keeps_lines(place):
     assert "`gpt2-jax translate` needs a run with task.name=translate" in tools.one_line_error(
         refused
     )
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "message"),
+    [
+        ("sample", ["--workdir={}"], "has task.name=classify, whose model does not continue text"),
+        ("diagnose", ["--workdirs={}"], "gpt2-jax diagnose supports only task.name=lm, not class"),
+    ],
+)
+def test_commands_for_text_refuse_runs_of_tasks(place, command, flags, message):
+    words = [flag.format(place / "classify") for flag in flags]
+    done = tools.run("-m", "gpt2_jax", command, *words, tmp=place)
+    assert message in tools.one_line_error(done)
 
 
 @pytest.mark.slow
