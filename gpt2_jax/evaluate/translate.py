@@ -24,7 +24,7 @@ from gpt2_jax.model.decode import (
 from gpt2_jax.model.definition import ModelDef
 
 ROWS_AT_ONCE = 32
-# Most tokens of a target, for each token of the source and in addition: the search continues while a
+# Most tokens of a target, per token of the source and in addition: the search continues while a
 # longer text could still be better.
 LONGEST_RATIO, LONGEST_EXTRA = 1.5, 10
 WIDTH_MULTIPLE = 16  # of the sources in a batch, so that few widths are compiled
@@ -72,13 +72,12 @@ class Translator:
         width = -(-max(map(len, sources)) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
         width = min(width, self._lengths[0])
         ids_BS = np.full((ROWS_AT_ONCE, width), special.pad, np.int32)
-        segments_BS = np.zeros_like(ids_BS)
+        segments_BS, limits_B = np.zeros_like(ids_BS), np.ones(ROWS_AT_ONCE, np.int32)
         segments_BS[:, 0] = 1  # rows that fill the batch have one token
         for row, ids in enumerate(sources):
             ids_BS[row, : len(ids)], segments_BS[row, : len(ids)] = ids, 1
             longest = int(LONGEST_RATIO * len(ids)) + LONGEST_EXTRA
             limits_B[row] = min(longest, self._lengths[1])
-        limits_B = np.ones(ROWS_AT_ONCE, np.int32)
         return _search(
             self._model_def,
             self._unstacked,
