@@ -7,7 +7,8 @@ r"""Trains an encoder to tag words, such as names: `--config=ner` from scratch, 
 Files have a word and its tag per line, with an empty line after each sentence; `data.columns` names
 other columns, or spans of characters. Sentences are packed into rows. From scratch: two blocks of
 width 128; 16 rows x 64 tokens per step, 12 epochs. Fine-tuning: sizes and tokenizer are those of
-the run; 4 rows x 128 tokens per step, 4 epochs.
+the run; 4 rows x 128 tokens per step, 4 epochs. Result from scratch on RESTAURANTS-8K's spans: F1
+0.91 in 1,112 steps, about 100 s of CPU time (docs/tasks).
 """
 
 from ml_collections import ConfigDict
