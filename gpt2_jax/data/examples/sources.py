@@ -29,6 +29,7 @@ from gpt2_jax.data.text import reader_errors
 from gpt2_jax.errors import UserError, suggestion, without_credentials
 from gpt2_jax.files import cached_sha256
 
+TEXTS = ("shakespeare", "stdlib")  # sources of language modeling
 _SPANS = {"spans": "", "span_label": "label", "span_start": "start", "span_end": "end"}
 # The names that `data.columns` may set, by task, with their default columns; empty means none.
 COLUMNS: dict[str, dict[str, str]] = {
@@ -82,6 +83,11 @@ class RecordSource:
                 "read from local files; save it as JSON Lines"
             )
         path, _, keys = self.spec.partition("#")
+        if path in TEXTS and not Path(path).exists():
+            raise UserError(
+                f"data.source={path} is text without targets; set it to the examples for "
+                f"task.name={self.task}"
+            )
         if not Path(self.spec).exists() and keys:
             return list_files(path)[0], keys
         return list_files(self.spec)[0], ""

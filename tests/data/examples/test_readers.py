@@ -393,3 +393,12 @@ def test_counts_of_published_sets(task, spec, columns, n, n_targets):
     else:
         assert sum(map(targets[task], records)) == n_targets
     assert len(records) == n and not counts
+
+
+@pytest.mark.parametrize("name", ["shakespeare", "stdlib"])
+def test_text_for_language_modeling_is_not_examples(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"data\.source={name} is text .* task\.name=classify"):
+        RecordSource("classify", name).paths()
+    (tmp_path / name).write_text("text\tlabel\na\tb\n")
+    assert RecordSource("classify", name).paths()
