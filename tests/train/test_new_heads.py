@@ -42,7 +42,7 @@ def load(workdir, head, say=lambda line: None, **changes):
     model_def = define_model(config.model, config.placement, head=head)
     initial = model_def.init(jax.random.key(3))
     like = abstract_params(model_def, make_mesh(config.train, config.mesh, 0))
-    return load_pretrained(open_source(str(workdir)), like, initial, say), initial
+    return load_pretrained(open_source(str(workdir)), like, initial, True, say), initial
 
 
 @pytest.mark.parametrize(("head", "said"), CASES)
