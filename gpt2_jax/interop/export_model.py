@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from gpt2_jax.config import Config
+from gpt2_jax.config.sections import ModelConfig
 from gpt2_jax.data.mixture import short_source
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
@@ -57,7 +57,7 @@ def export_model(
     tensors = {name: _cast(name, value, dtype) for name, value in tensors.items()}
     info = RunDirectory(workdir).read_info()
     with atomic_folder(target) as partial:
-        ids = _write_tokenizer(family, config, info, partial)
+        ids = _write_tokenizer(family, config.model, config.data.tokenizer, info, partial)
         labels = info.get("labels") or default_labels(head.n_labels)
         fields = write_config(family, config, head, ids, labels, dtype)
         write_json(partial / "config.json", fields)
@@ -71,15 +71,14 @@ def export_model(
 
 
 def _write_tokenizer(
-    family: Family, config: Config, info: dict[str, Any], out: Path
+    family: Family, model: ModelConfig, tokenizer: str, info: dict[str, Any], out: Path
 ) -> dict[str, Any]:
     """Writes the tokenizer's files; returns the ids of special tokens, by field of config.json."""
-    name, n_positions = config.data.tokenizer, config.model.n_positions
-    if config.model.architecture == "decoder":
-        end = write_tokenizer(name, n_positions, out)
+    if model.architecture == "decoder":
+        end = write_tokenizer(tokenizer, model.n_positions, out)
         return dict.fromkeys(family.special_ids, end)
-    vocab, end = vocabulary(name), load_tokenizer(name).end_of_text
-    write_tokenizer(name, n_positions, out, special_tokens(vocab))
+    vocab, end = vocabulary(tokenizer), load_tokenizer(tokenizer).end_of_text
+    write_tokenizer(tokenizer, model.n_positions, out, special_tokens(vocab))
     return special_ids(family, vocab, end, info.get("special_ids") or {})
 
 
