@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 from gpt2_jax.data.pieces import PieceEncoder
 from gpt2_jax.data.tokenizer import load_tokenizer
@@ -39,7 +40,7 @@ def translate_lines(
             f"{workdir} has task.name={run.config.task.name}; `gpt2-jax translate` needs a run "
             "with task.name=translate (use `gpt2-jax predict` or `gpt2-jax sample`)"
         )
-    given = {"beam": beam, "length_penalty": length_penalty}
+    given: dict[str, Any] = {"beam": beam, "length_penalty": length_penalty}
     evaluation = dataclasses.replace(
         run.config.eval, **{name: value for name, value in given.items() if value is not None}
     )
