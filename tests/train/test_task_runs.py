@@ -128,9 +128,8 @@ def test_extended_run_equals_a_long_one(places, task):
 @pytest.mark.parametrize("task", by_task(fast=()))
 def test_run_continues_on_another_mesh(places, task):
     place = places(task)
-    assert place.train("mesh", train__steps=8, eval__generate_every=12) == EXIT_FINISHED
-    changes = {"mesh__data": 2, "mesh__fsdp": 4, "eval__generate_every": 12}
-    assert place.train("mesh", **changes) == EXIT_FINISHED
+    assert place.train("mesh", train__steps=8) == EXIT_FINISHED
+    assert place.train("mesh", mesh__data=2, mesh__fsdp=4) == EXIT_FINISHED
     losses = [
         [
             row[k]
