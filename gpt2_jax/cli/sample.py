@@ -48,6 +48,7 @@ _PENALTY = flags.DEFINE_float(
 _STOP = flags.DEFINE_multi_string("stop", [], "text that ends a sample; may be repeated")
 _SEED = flags.DEFINE_integer("seed", 0, "random seed", 0, 2**32 - 1)
 _STREAM = flags.DEFINE_bool("stream", False, "show the text as it is generated")
+_INT8 = flags.DEFINE_bool("int8", False, "store the weights in 8 bits")
 _SHOW_TOP = flags.DEFINE_integer(
     "show_top", None, "print the k most likely next tokens and their probabilities instead", 1
 )
@@ -72,7 +73,7 @@ def main(argv: list[str]) -> None:
     for flag, is_set in (("--stream", _STREAM.value), ("--show_top", _SHOW_TOP.value is not None)):
         if is_set and (len(prompts) > 1 or _SAMPLES.value > 1):
             raise UserError(f"{flag} shows one text: omit --num_samples and --batch_file")
-    generator, tokenizer = open_generator(_WORKDIR.value, _STEP.value)
+    generator, tokenizer = open_generator(_WORKDIR.value, _STEP.value, _INT8.value)
     options = (_NEW.value, sampling, _SEED.value, [cli.typed(stop) for stop in _STOP.value])
     if _SHOW_TOP.value is not None:
         print(format_top_tokens(generator, tokenizer, prompts[0], _SHOW_TOP.value))

@@ -13,6 +13,7 @@ from pathlib import Path
 from gpt2_jax.config.capacity import check_devices, check_memory
 from gpt2_jax.config.sections import Config
 from gpt2_jax.config.table import flatten, validated
+from gpt2_jax.config.tune_rules import find_tune_fault
 from gpt2_jax.config.wandb_rules import find_wandb_fault
 from gpt2_jax.errors import UserError, quoted
 from gpt2_jax.fields import INT_MAX
@@ -63,6 +64,8 @@ def check_values(config: Config) -> None:
     _check_batch(config)
     _check_warmup(config)
     _check_profile(config)
+    if fault := find_tune_fault(config):
+        raise UserError(fault)
 
 
 def _check_warmup(config: Config) -> None:

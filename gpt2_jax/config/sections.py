@@ -233,6 +233,11 @@ class OptimizerConfig:
     lr_multipliers: tuple[str, ...] = setting(
         (), "learning-rate factors by name pattern: `pattern=factor`"
     )
+    sparsity: float = share(
+        0.0,
+        "share of the weights of each matrix of the blocks, the smallest of `train.init_from`, "
+        "that is set to 0 before the first step and stays 0",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,6 +276,37 @@ class TrainConfig:
         None, "directory of a run to start the weights from: DIR, DIR@step or DIR@best", path=True
     )
     deterministic: bool = setting(False, "use bitwise deterministic GPU kernels, which are slower")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig:
+    """Parameter-efficient tuning of existing weights: what is added to them and trained."""
+
+    method: str = setting(
+        "none",
+        "how existing weights are tuned: `lora` and `dora` add low-rank updates to matrices, "
+        "`bitfit` trains biases, `adapter` adds small layers after sublayers, `prefix` keys and "
+        "values, `prompt` vectors before the tokens; `none` trains all but `optimizer.frozen`",
+        choices=("none", "lora", "dora", "bitfit", "adapter", "prefix", "prompt"),
+    )
+    targets: tuple[str, ...] = setting(
+        (),
+        "matrices that `lora` and `dora` update, by name pattern, such as `*.q`, `blocks.0.mlp`; "
+        "unset: all matrices of the blocks",
+    )
+    rank: int = count(
+        8, "rank of the updates of `lora` and `dora`, hidden width of `adapter`", maximum=2**16
+    )
+    alpha: float = setting(
+        16.0,
+        "the updates of `lora` and `dora` are multiplied by alpha / rank",
+        above=0,
+        maximum=1e6,
+    )
+    length: int = count(16, "number of vectors of `prefix` and `prompt`", maximum=2**16)
+    trained: tuple[str, ...] = setting(
+        (), "name patterns of parameters that are trained as well, such as `ln_f`"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,5 +389,6 @@ class Config:
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
+    tune: TuneConfig = TuneConfig()
     mesh: MeshConfig = MeshConfig()
     track: TrackConfig = TrackConfig()

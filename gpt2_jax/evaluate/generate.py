@@ -23,7 +23,7 @@ from gpt2_jax.model.decode import (
     UnstackedParams,
     bind_unstacked,
     decode,
-    empty_caches,
+    first_caches,
     unstack_params,
 )
 from gpt2_jax.model.definition import ModelDef
@@ -189,7 +189,7 @@ def prefill(
 ) -> Decoding:
     """Reads padded prompts (B, T) into caches of `length` columns."""
     n_rows, width = tokens_BT.shape
-    caches = empty_caches(bound.model.cfg, n_rows, length)
+    caches = first_caches(bound, n_rows, length)
     x_BTD, caches, first_B = decode(bound, tokens_BT, caches, 0, padding_B)
     logits_BV = bound.model.logits(x_BTD[:, -1:])[:, 0]
     real_BT = jnp.arange(width) >= padding_B[:, None]
@@ -264,7 +264,7 @@ def _generate(
 def _logits(model_def: ModelDef, unstacked: UnstackedParams, tokens_BT: jax.Array) -> jax.Array:
     bound = bind_unstacked(model_def, unstacked)
     n_rows, width = tokens_BT.shape
-    caches = empty_caches(bound.model.cfg, n_rows, width)
+    caches = first_caches(bound, n_rows, width)
     x_BTD, _, _ = decode(bound, tokens_BT, caches, 0, jnp.zeros(n_rows, jnp.int32))
     return bound.model.logits(x_BTD)
 

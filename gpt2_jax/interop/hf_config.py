@@ -10,6 +10,7 @@ from gpt2_jax.config import Config
 from gpt2_jax.errors import UserError, quoted
 from gpt2_jax.placements.axes import INITIAL
 from gpt2_jax.placements.resolve import differences
+from gpt2_jax.tuning.definition import INSERTS
 
 # Hugging Face's name of an activation: our name.
 ACTIVATIONS = {
@@ -83,6 +84,11 @@ def to_huggingface(config: Config, end_of_text: int | None, dtype: str) -> dict[
     """
     model = config.model
     placement = config.placement.resolve()
+    if config.tune.method in INSERTS:
+        raise UserError(
+            f"a model tuned with tune.method={config.tune.method} cannot be exported: Hugging "
+            "Face's GPT-2 has no place for what it adds; use lora, dora or bitfit"
+        )
     extra = {n: value for n, value in differences(placement, GPT2).items() if n not in FREE}
     if extra:
         listed = ", ".join(f"{name}={value!r}" for name, value in extra.items())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from gpt2_jax.nn.param import ParamInfo, Role
 from gpt2_jax.nn.target import Target, local_target
 from gpt2_jax.placements.axes import Placement
 from gpt2_jax.placements.resolve import specify
-from gpt2_jax.placements.spec import ModelSpec
+from gpt2_jax.placements.spec import Inserts, ModelSpec
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity, so it can be a static argument of jit
@@ -35,6 +36,8 @@ class ModelDef:
       shapes: nested dict of `jax.ShapeDtypeStruct`.
       infos: nested dict of `ParamInfo` with the same structure.
       gather: if set, `bind` takes one device's parts of the parameters, inside a `shard_map`.
+      trained: whether a parameter is trained, by its name (see `row_names`) and its info; None if
+        all are, except those that the config freezes.
     """
 
     cfg: ModelConfig
@@ -45,6 +48,7 @@ class ModelDef:
     shapes: Params
     infos: dict[str, Any]
     gather: Gather | None = None
+    trained: Callable[[str, ParamInfo], bool] | None = None
 
     def bind(self, params: Params) -> Transformer:
         """Returns the module with these parameters; cheap, and usable under a trace.
@@ -83,6 +87,44 @@ class ModelDef:
             return x / jnp.maximum(length, UNIT_EPS)
 
         return jax.tree.map(unit, self.infos, params, is_leaf=is_info)
+
+    def with_weights(self, params: Params, weights: Params) -> Params:
+        """Returns initial parameters with the weights of a trained model of the same config.
+
+        Args:
+          params: from `init`. weights: those of the model without what `tuning` adds to it.
+        """
+
+        def overlaid(params: Any, weights: Any) -> Any:
+            if not isinstance(weights, dict):
+                return weights
+            return params | {key: overlaid(params[key], x) for key, x in weights.items()}
+
+        return overlaid(params, weights)
+
+    def merged(self, params: Params) -> tuple[ModelDef, Params]:
+        """Returns an equivalent model, and its parameters, without low-rank updates of matrices."""
+        return self, params
+
+    def restored(self, params: Params) -> Params:
+        """Returns parameters, or a part of them, as the modules use them."""
+        return params
+
+    def row_names(self, name: str) -> Iterator[tuple[int, str]]:
+        """Yields (row, name) for each block in a stacked parameter; row 0 if it is not stacked.
+
+        Names are paths with the number of the block. A row shared by several blocks is yielded with
+        the name of each.
+        """
+        first, second, rest = [*name.split(".", 2), "", ""][:3]
+        stack = {f"blocks.{stack.name}": stack for stack in self.spec.stacks}.get(
+            f"{first}.{second}"
+        )
+        if stack is None:
+            yield 0, name
+            return
+        for block in range(stack.start, stack.stop):
+            yield (block - stack.start) // stack.repeats, f"blocks.{block}.{rest}"
 
     def n_params(self, *, positions: bool = True) -> int:
         """Returns the number of parameters without vocabulary padding.
@@ -140,16 +182,20 @@ def is_info(x: object) -> bool:
 
 
 def define_model(
-    cfg: ModelConfig, placement_config: PlacementConfig, target: Target | None = None
+    cfg: ModelConfig,
+    placement_config: PlacementConfig,
+    target: Target | None = None,
+    inserts: Inserts | None = None,
 ) -> ModelDef:
     """Returns the model that the sections `model` and `placement` of a resolved config define.
 
     Args:
       target: the devices that it is for; None for this machine's.
+      inserts: what tuning adds to the model; None for nothing.
     """
     target = target or local_target()
     placement = placement_config.resolve()
-    spec = specify(placement, cfg.n_layer)
+    spec = replace(specify(placement, cfg.n_layer), inserts=inserts or Inserts())
     abstract = nnx.eval_shape(lambda: Transformer(cfg, spec, target, jax.random.key(0)))
     graphdef, state = nnx.split(abstract)
     stacks = {stack.name for stack in spec.stacks}

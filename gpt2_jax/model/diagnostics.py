@@ -68,7 +68,7 @@ def streams(
     context = model.context_of(tokens_BT, None, step)
     context = context._replace(observe=lambda before, after, auxes: reduce(after))
     carry, stream_LBTD = model.run(tokens_BT, context)
-    return stream_LBTD, model.head_input(carry)
+    return model.of_tokens(stream_LBTD), model.of_tokens(model.head_input(carry))
 
 
 class Activations(NamedTuple):
@@ -100,7 +100,8 @@ def activations(
     context = model.context_of(tokens_BT, None, step)
     carry, (stream, outputs) = model.run(tokens_BT, context._replace(observe=keep))
     embedding = reduce(model.blocks.begin(model.embedding(tokens_BT, context)).stream)
-    return Activations(embedding, stream, outputs, model.head_input(carry))
+    found = (stream, outputs, model.head_input(carry))
+    return Activations(embedding, *jax.tree.map(model.of_tokens, found))
 
 
 def logits_without(
@@ -114,7 +115,7 @@ def logits_without(
     model = model_def.bind(params)
     context = model.context_of(tokens_BT, None, step)
     carry, _ = model.run(tokens_BT, context._replace(ablated_layer=layer))
-    return model.logits(model.head_input(carry))
+    return model.logits(model.of_tokens(model.head_input(carry)))
 
 
 def rms(x: Any) -> jax.Array:

@@ -14,6 +14,7 @@ from gpt2_jax.model.embedding import Embedding, padded_vocab
 from gpt2_jax.model.parametrization import logits_factor
 from gpt2_jax.model.stack import Carry, Stack
 from gpt2_jax.nn.context import Context, PackedMask, first_of_document
+from gpt2_jax.nn.inserts import Prompt
 from gpt2_jax.nn.linear import Shift
 from gpt2_jax.nn.loss import cross_entropy
 from gpt2_jax.nn.param import Init, Role, param
@@ -32,6 +33,8 @@ class Transformer(nnx.Module):
     def __init__(self, cfg: ModelConfig, spec: ModelSpec, target: Target, key: jax.Array):
         self.cfg, self.positions_at = cfg, spec.positions.at
         self.embedding = Embedding(cfg, spec, target, Init(key))
+        length = spec.inserts.prompt
+        self.prompt = Prompt(length, cfg.n_embd, cfg.init_std, Init(key)) if length else None
         self.blocks = Stack(cfg, spec, target, key)
         self.shift = Shift() if spec.scalar_bias else None
         self.ln_f = stream_norm(cfg, spec, target) if spec.final_norm else None
@@ -66,11 +69,22 @@ class Transformer(nnx.Module):
         step: jax.Array | int | None = None,
     ) -> jax.Array:
         """Returns the head's input (B, T, D): the stream after all blocks and the final norm."""
-        return self.head_input(self.run(tokens_BT, self.context_of(tokens_BT, keys_B, step))[0])
+        carry, _ = self.run(tokens_BT, self.context_of(tokens_BT, keys_B, step))
+        return self.of_tokens(self.head_input(carry))
 
     def run(self, tokens_BT: jax.Array, context: Context) -> tuple[Carry, Any]:
-        """Returns the carry after the last block, and the results of `context.observe` by layer."""
-        return self.blocks(self.blocks.begin(self.embedding(tokens_BT, context)), context)
+        """Returns the carry after the last block, and the results of `context.observe` by layer.
+
+        The learned vectors of prompt tuning are before the tokens (see `of_tokens`).
+        """
+        x_BTD = self.embedding(tokens_BT, context)
+        if self.prompt is not None:
+            x_BTD, context = self.prompt.before(x_BTD, context)
+        return self.blocks(self.blocks.begin(x_BTD), context)
+
+    def of_tokens(self, x: jax.Array) -> jax.Array:
+        """Returns the tokens' part of an array (..., T, D) that follows from `run`."""
+        return x if self.prompt is None else x[..., self.prompt.length :, :]
 
     def context_of(
         self, tokens_BT: jax.Array, keys_B: jax.Array | None, step: jax.Array | int | None

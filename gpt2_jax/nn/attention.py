@@ -9,6 +9,7 @@ from flax import nnx
 from gpt2_jax.nn.attention_kernels import fused_attention
 from gpt2_jax.nn.context import CacheMask, CausalMask, Context, PackedMask, SublayerAux
 from gpt2_jax.nn.dropout import dropout
+from gpt2_jax.nn.inserts import Prefix
 from gpt2_jax.nn.linear import Linear
 from gpt2_jax.nn.products import product
 from gpt2_jax.nn.qkv import HeadOutput, QKVTransform, ShapedWeights
@@ -30,6 +31,7 @@ class Attention(nnx.Module):
       scale: factor on the scores. by_layer: whether those of block l (from 1) are also divided by l
         (`scale_attn_by_inverse_layer_idx` in transformers; Karamcheti et al. 2021, Mistral).
       dropout: rate on the attention weights.
+      prefix: learned keys and values before those of the tokens, or None.
     """
 
     def __init__(
@@ -46,12 +48,13 @@ class Attention(nnx.Module):
         scale: float,
         by_layer: bool,
         dropout: float,
+        prefix: Prefix | None = None,
     ):
         self.qkv, self.out = qkv, out
         self.transform, self.heads, self.weights = transform, heads, weights
         self.kernel, self.separate, self.rate = kernel, separate, dropout
         self.product_dtype = product_dtype
-        self.scale, self.by_layer = scale, by_layer
+        self.scale, self.by_layer, self.prefix = scale, by_layer, prefix
 
     def __call__(self, x_BTD: Input, context: Context) -> tuple[jax.Array, SublayerAux]:
         """Returns the output (B, T, D) and its `SublayerAux`."""
@@ -110,6 +113,9 @@ class Attention(nnx.Module):
     ) -> tuple[jax.Array, SublayerAux]:
         sizes = q_BHTK.shape[2], k_BHSK.shape[2]
         allowed = context.mask.allowed(*sizes)
+        if self.prefix is not None:
+            k_BHSK, v_BHSK = self.prefix(k_BHSK, v_BHSK)
+            allowed = self.prefix.seen_by_all(allowed)
         scale, dtype = self.score_scale(context), self.product_dtype
         scores_BHTS = masked_scores(q_BHTK, k_BHSK, scale, allowed, dtype)
         p_BHTS = jax.nn.softmax(scores_BHTS, axis=-1)

@@ -163,11 +163,27 @@ class Parametrization:
 
 
 @dataclass(frozen=True)
+class Inserts:
+    """Modules that tuning adds to a trained model (see `nn.inserts`); 0 for none.
+
+    Attributes:
+      adapter: hidden width of the adapter after each sublayer.
+      prefix: learned keys and values in each attention.
+      prompt: learned vectors before the tokens.
+    """
+
+    adapter: int = 0
+    prefix: int = 0
+    prompt: int = 0
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """A whole model's residual connections, norms and initial values.
 
     Attributes:
       cross_layer: names of the cross-layer skips, in the order in which they are applied.
+      inserts: what tuning adds, which is not an axis.
 
     The other fields are the axes of the same names.
     """
@@ -188,6 +204,7 @@ class ModelSpec:
     logit_scale: bool
     cross_layer: tuple[str, ...]
     x0_scales: tuple[Expression, Expression]
+    inserts: Inserts = Inserts()
 
     @property
     def n_sublayers(self) -> int:

@@ -21,7 +21,7 @@ from gpt2_jax.config.capacity import FLOAT, parameter_bytes
 from gpt2_jax.data.batch import Batch
 from gpt2_jax.errors import UserError
 from gpt2_jax.model.data_dependent_init import data_dependent_init
-from gpt2_jax.model.definition import ModelDef, define_model
+from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.model.sublayer import resolve_kernel
 from gpt2_jax.nn.attention_kernels import PLATFORMS
 from gpt2_jax.nn.target import Target, target_of
@@ -40,6 +40,7 @@ from gpt2_jax.train.evaluation import Evaluator
 from gpt2_jax.train.optim.optimizer import make_optimizer, trainable_infos
 from gpt2_jax.train.state import State, make_init
 from gpt2_jax.train.step import Step, make_step
+from gpt2_jax.tuning.definition import define_tuned
 
 INIT_ROWS = 8  # sequences of the first batch on which Admin's variances are measured
 # What names a fused attention kernel in a compiled program.
@@ -149,7 +150,8 @@ def compile_step(
 
 def _compile_for(config: Config, devices: Sequence[jax.Device], others: bool) -> CompiledStep:
     opt = config.optimizer
-    model = define_model(config.model, config.placement, target_of(devices[0]))
+    target = target_of(devices[0])
+    model = define_tuned(config.model, config.placement, config.tune, target)
     mesh = make_mesh(config.train, config.mesh, state_bytes(config, model), devices)
     layout = make_layout(model, mesh)
     layers = None if mesh.size == 1 else LayerSplit(layout)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
+
+import jax
 
 from gpt2_jax import config as configs
 from gpt2_jax.config import Config
@@ -14,7 +17,6 @@ from gpt2_jax.data.dataset import Dataset
 from gpt2_jax.data.mixture import Batches
 from gpt2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt2_jax.errors import EXIT_FINISHED, EXIT_STOPPED, UserError
-from gpt2_jax.model.definition import define_model
 from gpt2_jax.track.console import forgiving_output, no_output, say, status
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.train import report
@@ -30,6 +32,7 @@ from gpt2_jax.train.distributed.signals import Stopped, StopSignal
 from gpt2_jax.train.malloc import keep_freed_memory
 from gpt2_jax.train.micro_batch import largest_micro_batch
 from gpt2_jax.train.optim.param_patterns import lr_factors
+from gpt2_jax.train.optim.pruning import pruned
 from gpt2_jax.train.pretrained import (
     PretrainedSource,
     adopt_model,
@@ -39,11 +42,12 @@ from gpt2_jax.train.pretrained import (
 )
 from gpt2_jax.train.run import Run, SampleFn, how_to_continue
 from gpt2_jax.train.run_logger import is_stale
-from gpt2_jax.train.state import State, abstract_params
+from gpt2_jax.train.state import State
 from gpt2_jax.train.storage.checkpoint import Checkpoints
 from gpt2_jax.train.storage.open_run import open_data
 from gpt2_jax.train.storage.rundir import FollowedDirectory, RunDirectory
 from gpt2_jax.train.storage.verify import ResumePoint, find_resume_point, open_checkpoints
+from gpt2_jax.tuning.definition import define_tuned
 
 
 def train(
@@ -128,8 +132,9 @@ def _train(
 def _open_data(
     config: Config, directory: RunDirectory, stop: StopSignal
 ) -> tuple[Dataset, Tokenizer, Batches]:
-    if config.optimizer.frozen or config.optimizer.lr_multipliers:
-        model = define_model(config.model, config.placement)
+    patterns = config.optimizer.frozen or config.optimizer.lr_multipliers
+    if patterns or config.tune.method != "none":
+        model = define_tuned(config.model, config.placement, config.tune)
         lr_factors(config.optimizer, model)  # reports a wrong pattern early
     say("preparing the text")
     data = dataclasses.replace(config.data, tokenizer=directory.tokenizer_for(config))
@@ -167,6 +172,12 @@ def _complete(config: Config, directory: RunDirectory) -> tuple[Config, Pretrain
     source = find_source(config, directory)
     if source is not None:
         config = adopt_model(config, source, lambda line: print(line))
+    elif config.tune.method != "none" or config.optimizer.sparsity:
+        tuned = config.tune.method != "none"
+        name = f"tune.method={config.tune.method}" if tuned else "optimizer.sparsity"
+        raise UserError(
+            f"{name} needs the weights of another run: set train.init_from to its directory"
+        )
     check(config)
     tokenizer = load_tokenizer(directory.tokenizer_for(config))
     config = configs.resolve(config, tokenizer.size, tokenizer.end_of_text)
@@ -249,7 +260,7 @@ def _open_run(
         with stop.immediate(), status("timing a few steps"):
             seconds = compiled.trial_seconds(sampler.batch(first, compiled.rows), processes)
     if resume.step is None:
-        state = _initial_state(compiled, sampler, source)
+        state = _initial_state(compiled, sampler, source, config.optimizer.sparsity)
     else:
         state = checkpoints.restore(resume.step, compiled.shapes)
         print(f"continuing {directory.path} after step {first}")
@@ -262,11 +273,15 @@ def _open_run(
 
 
 def _initial_state(
-    compiled: CompiledStep, sampler: Batches, source: PretrainedSource | None
+    compiled: CompiledStep, sampler: Batches, source: PretrainedSource | None, sparsity: float
 ) -> State:
-    state = compiled.start(sampler.batch(0, slice(INIT_ROWS)))
     if source is None:
-        return state
-    params = load_pretrained(source, abstract_params(compiled.model_def, compiled.mesh))
+        return compiled.start(sampler.batch(0, slice(INIT_ROWS)))
+    state, model = compiled.init(), compiled.model_def
+    weights = load_pretrained(source, compiled.mesh)
     print(f"weights from {source.name}")
+    params = model.with_weights(state.all_params, weights)
+    if sparsity:
+        params = jax.jit(partial(pruned, model, sparsity=sparsity))(params)
+        print(f"pruned {sparsity:.0%} of the weights of each matrix of the blocks")
     return compiled.replace_params(state, params)

@@ -5,21 +5,26 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
+
 from gpt2_jax import config as configs
 from gpt2_jax.config import Config
+from gpt2_jax.config.sections import TuneConfig
 from gpt2_jax.data.saved_tokenizer import same_tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.placements import AXES
 from gpt2_jax.placements.axes import SCALES
+from gpt2_jax.train.state import abstract_params
 from gpt2_jax.train.storage.checkpoint import restore_params
 from gpt2_jax.train.storage.checkpoint_ref import CheckpointRef, find_checkpoint
 from gpt2_jax.train.storage.checksums import find_damage
 from gpt2_jax.train.storage.rundir import RunDirectory
 from gpt2_jax.train.storage.verify import check_identity
+from gpt2_jax.tuning.definition import INSERTS, define_tuned
 
 # How attention treats packed documents: taken from the source, but any weights can change it.
 DOCUMENTS = ("model.document_mask", "model.end_of_text")
@@ -68,17 +73,19 @@ def find_source(config: Config, directory: RunDirectory) -> PretrainedSource | N
                 f"{directory.path} already contains imported weights; leave train.init_from unset, "
                 "or choose another --workdir"
             )
-        return PretrainedSource(
-            directory.weights_path, directory.read_config(), str(directory.path)
-        )
+        config = replace(directory.read_config(), tune=TuneConfig())
+        return PretrainedSource(directory.weights_path, config, str(directory.path))
     if given is None:
         return None
     if directory.config_path.exists():  # a run that started from these weights continues
         started = directory.read_config()
         before = CheckpointRef.parse(started.train.init_from or "")
         if isinstance(before.step, int) and before.is_named_by(given):
-            folder = RunDirectory(before.workdir).folder_of(before.step)
-            return PretrainedSource(folder, started, str(before), before.step)
+            source = RunDirectory(before.workdir)  # may be gone, as the run has its own weights
+            known = source.config_path.exists()
+            tune = source.read_config().tune if known else TuneConfig()
+            folder = source.folder_of(before.step)
+            return PretrainedSource(folder, replace(started, tune=tune), str(before), before.step)
     return open_source(given)
 
 
@@ -92,8 +99,14 @@ def adopt_model(config: Config, source: PretrainedSource, say: Callable[[str], N
       say: called with one line that lists the changed fields.
 
     Raises:
-      UserError: if the config describes a different model than that of the weights.
+      UserError: if the config describes a different model than that of the weights, or the
+        weights are those of a model with modules that tuning has added.
     """
+    if (method := source.config.tune.method) in INSERTS:
+        raise UserError(
+            f"train.init_from: {source.name} was tuned with tune.method={method}, which adds "
+            f"modules to the model; start from {source.config.train.init_from}, the run before it"
+        )
     asked, default = configs.flatten(config), configs.flatten(Config())
     stored = configs.flatten(source.config)
     changes: dict[str, Any] = {}
@@ -149,14 +162,17 @@ def open_source(given: str) -> PretrainedSource:
     return PretrainedSource(directory.folder_of(step), config, name, step)
 
 
-def load_pretrained(source: PretrainedSource, like: Any) -> Any:
-    """Returns the weights, with the shapes and shardings of `like`.
+def load_pretrained(source: PretrainedSource, mesh: Mesh) -> Any:
+    """Returns the weights on a mesh, with low-rank updates of a tuned source added to them.
 
     Raises:
       UserError: if they belong to another model, or the run that saved them has deleted them.
     """
+    config = source.config
+    model = define_tuned(config.model, config.placement, config.tune)
     try:
-        return restore_params(source.folder, like, source.step)
+        params = restore_params(source.folder, abstract_params(model, mesh), source.step)
+        return model.merged(params)[1]
     except Exception:
         if os.path.lexists(source.folder):
             raise

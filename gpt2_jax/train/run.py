@@ -288,8 +288,9 @@ class Run:
         if sample is None or n == 0:
             return None
         with status(f"compiling the sampler and generating {n} tokens"):
-            model = (self.compiled.model_def, self.state.all_params, tokenizer)
-            text = sample(self.config.train, self.config.data.seq_len, self.config.seed, *model)
+            model = self.compiled.model_def.merged(self.state.all_params)
+            where = (self.config.train, self.config.data.seq_len, self.config.seed)
+            text = sample(*where, *model, tokenizer)
         self.directory.write_sample(text)
         return text
 

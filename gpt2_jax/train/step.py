@@ -21,7 +21,9 @@ from gpt2_jax.train.distributed.mesh import DATA, FSDP, TENSOR, manual_axes, row
 from gpt2_jax.train.distributed.sharding import Layout, make_layout
 from gpt2_jax.train.loss import mean_loss
 from gpt2_jax.train.optim.frozen_params import frozen_rows, join, split
+from gpt2_jax.train.optim.optimizer import trainable_infos
 from gpt2_jax.train.optim.param_patterns import lr_factors
+from gpt2_jax.train.optim.pruning import keep_pruned
 from gpt2_jax.train.optim.schedule import make_schedule
 from gpt2_jax.train.state import Guard, State, purpose_key
 
@@ -68,8 +70,10 @@ def make_step(
             updates, opt_state = optimizer.update(clipped, opt_state, params)
             if factors is not None:
                 updates = jax.tree.map(jnp.multiply, updates, factors)
-            params = jax.tree.map(lambda p, u: p + lr * u, params, updates)
-            return model_def.project(params), opt_state
+            new = jax.tree.map(lambda p, u: p + lr * u, params, updates)
+            if config.optimizer.sparsity:
+                new = keep_pruned(trainable_infos(config.optimizer, model_def), params, new)
+            return model_def.project(new), opt_state
 
         ok = jnp.isfinite(norm) & jnp.isfinite(loss) & ~is_outlier(config, state.guard, norm)
         old = state.params, state.opt_state
