@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from gpt2_jax.config.capacity import check_devices, check_memory
-from gpt2_jax.config.sections import Config
+from gpt2_jax.config.sections import Config, TrainConfig
 from gpt2_jax.config.table import flatten, validated
 from gpt2_jax.config.tune_rules import find_tune_fault
 from gpt2_jax.config.wandb_rules import find_wandb_fault
@@ -64,8 +64,16 @@ def check_values(config: Config) -> None:
     _check_batch(config)
     _check_warmup(config)
     _check_profile(config)
+    _check_teacher(config)
     if fault := find_tune_fault(config):
         raise UserError(fault)
+
+
+def _check_teacher(config: Config) -> None:
+    train, default = config.train, TrainConfig()
+    for name in ("teacher_weight", "temperature"):
+        if train.teacher is None and getattr(train, name) != getattr(default, name):
+            raise UserError(f"train.{name} has no effect without train.teacher; leave it unset")
 
 
 def _check_warmup(config: Config) -> None:

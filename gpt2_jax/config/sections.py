@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from gpt2_jax.config.tune_section import TuneConfig
 from gpt2_jax.fields import INT_MAX, setting
 from gpt2_jax.placements.axes import AXES, OWN, Placement
 from gpt2_jax.placements.catalogue import PRESETS
@@ -275,38 +276,21 @@ class TrainConfig:
     init_from: str | None = setting(
         None, "directory of a run to start the weights from: DIR, DIR@step or DIR@best", path=True
     )
+    teacher: str | None = setting(
+        None,
+        "directory of a run whose predictions are learned as well: DIR, DIR@step or DIR@best",
+        path=True,
+    )
+    teacher_weight: float = setting(
+        0.5,
+        "share of the training loss that compares predictions with those of `teacher`",
+        minimum=0,
+        maximum=1,
+    )
+    temperature: float = setting(
+        2.0, "both models' logits are divided by this in that comparison", above=0, maximum=1000
+    )
     deterministic: bool = setting(False, "use bitwise deterministic GPU kernels, which are slower")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TuneConfig:
-    """Parameter-efficient tuning of existing weights: what is added to them and trained."""
-
-    method: str = setting(
-        "none",
-        "how existing weights are tuned: `lora` and `dora` add low-rank updates to matrices, "
-        "`bitfit` trains biases, `adapter` adds small layers after sublayers, `prefix` keys and "
-        "values, `prompt` vectors before the tokens; `none` trains all but `optimizer.frozen`",
-        choices=("none", "lora", "dora", "bitfit", "adapter", "prefix", "prompt"),
-    )
-    targets: tuple[str, ...] = setting(
-        (),
-        "matrices that `lora` and `dora` update, by name pattern, such as `*.q`, `blocks.0.mlp`; "
-        "unset: all matrices of the blocks",
-    )
-    rank: int = count(
-        8, "rank of the updates of `lora` and `dora`, hidden width of `adapter`", maximum=2**16
-    )
-    alpha: float = setting(
-        16.0,
-        "the updates of `lora` and `dora` are multiplied by alpha / rank",
-        above=0,
-        maximum=1e6,
-    )
-    length: int = count(16, "number of vectors of `prefix` and `prompt`", maximum=2**16)
-    trained: tuple[str, ...] = setting(
-        (), "name patterns of parameters that are trained as well, such as `ln_f`"
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -389,6 +373,6 @@ class Config:
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
-    tune: TuneConfig = TuneConfig()
+    tune: TuneConfig = TuneConfig()  # noqa: RUF009 (it is frozen)
     mesh: MeshConfig = MeshConfig()
     track: TrackConfig = TrackConfig()

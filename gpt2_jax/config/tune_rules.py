@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gpt2_jax.config.sections import Config, TuneConfig
+from gpt2_jax.config.sections import Config
+from gpt2_jax.config.tune_section import TuneConfig
 
 # The methods that use each field.
 USED_BY = {

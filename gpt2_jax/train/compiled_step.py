@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.model.sublayer import resolve_kernel
 from gpt2_jax.nn.attention_kernels import PLATFORMS
 from gpt2_jax.nn.target import Target, target_of
+from gpt2_jax.train.distillation import Teacher
 from gpt2_jax.train.distributed.mesh import (
     by_rows,
     find_devices,
@@ -106,6 +107,11 @@ class CompiledStep:
         new = state.replace_params(params)
         return jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), new, self.shapes)
 
+    def taught(self, teacher_params: Any) -> CompiledStep:
+        """Returns the step with the parameters of the teacher that it was compiled for."""
+        step = self.step
+        return replace(self, step=lambda state, batch: step(state, batch, teacher_params))
+
     def trial_seconds(self, batch: Batch, processes: Processes = ALONE) -> float:
         """Returns the seconds per step, measured on a state that is then discarded."""
         state, seconds = self.init(), []
@@ -130,7 +136,10 @@ def apply_data_dependent_init(model_def: ModelDef, mesh: Mesh, params: Any, batc
 
 
 def compile_step(
-    config: Config, devices: Sequence[jax.Device] | None = None, others: bool = False
+    config: Config,
+    devices: Sequence[jax.Device] | None = None,
+    others: bool = False,
+    teacher: Teacher | None = None,
 ) -> CompiledStep:
     """Compiles the train step of a resolved config.
 
@@ -138,17 +147,23 @@ def compile_step(
       devices: what to compile for, in this machine or not; None for all of this machine's.
       others: whether to also compile `init` and the evaluator, at the same time: XLA uses only one
         core during most of a compilation.
+      teacher: of `train.teacher`; its parameters are passed to `CompiledStep.taught`.
 
     Raises:
       UserError: if the requested attention kernel is not available, or memory is too small.
     """
     # While it lowers kernels, Pallas reads the GPU's generation from the default device.
+    if config.train.teacher is not None and teacher is None:
+        raise UserError("train.teacher is supported by `gpt2-jax train` alone; leave it unset")
     default = nullcontext() if devices is None else jax.default_device(devices[0])
     with default:
-        return _compile_for(config, find_devices() if devices is None else devices, others)
+        chosen = find_devices() if devices is None else devices
+        return _compile_for(config, chosen, others, teacher)
 
 
-def _compile_for(config: Config, devices: Sequence[jax.Device], others: bool) -> CompiledStep:
+def _compile_for(
+    config: Config, devices: Sequence[jax.Device], others: bool, teacher: Teacher | None
+) -> CompiledStep:
     opt = config.optimizer
     target = target_of(devices[0])
     model = define_tuned(config.model, config.placement, config.tune, target)
@@ -167,7 +182,7 @@ def _compile_for(config: Config, devices: Sequence[jax.Device], others: bool) ->
     shapes = layout.abstract(jax.eval_shape(init))
     of_state = jax.tree.map(lambda x: x.sharding, shapes)
     step = jax.jit(
-        make_step(config, model, optimizer, mesh),
+        make_step(config, model, optimizer, mesh, teacher),
         donate_argnums=0,
         out_shardings=(of_state, replicated(mesh)),
     )
@@ -176,7 +191,10 @@ def _compile_for(config: Config, devices: Sequence[jax.Device], others: bool) ->
             evaluation = pool.submit(evaluator.compile, layout.abstract(model.shapes))
             jitted: Any = init
             first = pool.submit(lambda: jitted.lower().compile())
-        jaxpr, compiled = _compile(step, shapes, batch, kernel)
+        taught = []
+        if teacher is not None:
+            taught = [make_layout(teacher.model_def, mesh).abstract(teacher.model_def.shapes)]
+        jaxpr, compiled = _compile(step, (shapes, batch, *taught), kernel)
         if others:
             init = first.result()
             evaluation.result()
@@ -229,11 +247,11 @@ def memory_errors() -> Iterator[None]:
 
 
 def _compile(
-    step: Any, state: State, batch: Batch, kernel: str
+    step: Any, inputs: tuple[Any, ...], kernel: str
 ) -> tuple[jax.extend.core.ClosedJaxpr, Any]:
     try:
         with memory_errors():
-            traced = step.trace(state, batch)
+            traced = step.trace(*inputs)
             return traced.jaxpr, traced.lower().compile()
     except UserError:
         raise

@@ -21,6 +21,7 @@ from gpt2_jax.track.console import forgiving_output, no_output, say, status
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.train import report
 from gpt2_jax.train.compiled_step import INIT_ROWS, CompiledStep, compile_step, memory_errors
+from gpt2_jax.train.distillation import Teacher
 from gpt2_jax.train.distributed.agreement import (
     check_same_data,
     check_same_program,
@@ -37,7 +38,10 @@ from gpt2_jax.train.pretrained import (
     PretrainedSource,
     adopt_model,
     check_source,
+    check_teacher,
+    define_merged,
     find_source,
+    find_teacher,
     load_pretrained,
 )
 from gpt2_jax.train.run import Run, SampleFn, how_to_continue
@@ -94,7 +98,7 @@ def _train(
     check_same_program(processes, configs.flatten(config), config.placement.module)
     with processes.together("checks"):
         directory.check_usable()
-        config, source = _complete(config, directory)
+        config, source, taught_by = _complete(config, directory)
         directory.check_config(config)
     keep_freed_memory(config.model)
     configure_devices(config.train, config.mesh, processes)
@@ -114,13 +118,16 @@ def _train(
             return EXIT_FINISHED
         with memory_errors():
             with stop.immediate():
-                config, compiled = _compile(config, not directory.is_config_fixed(), processes)
+                may_choose = not directory.is_config_fixed()
+                config, compiled = _compile(config, may_choose, processes, taught_by)
             with processes.together("claim"):
                 for line in directory.claim(config, corpus, tokenizer):
                     print(f"changed: {line}")
             if corpus.streams:
                 known = directory.read_info().get("streams") or {}
                 corpus.keep_counts(known, lambda counts: directory.change_info(streams=counts))
+            if taught_by is not None:
+                compiled = compiled.taught(load_pretrained(taught_by, compiled.mesh))
             run = _open_run(
                 config, directory, resume, source, corpus, compiled, sampler, stop, processes
             )
@@ -167,8 +174,13 @@ def _find_resume_point(
     return ResumePoint(step, tuple(damaged)), is_finished
 
 
-def _complete(config: Config, directory: RunDirectory) -> tuple[Config, PretrainedSource | None]:
-    """Returns the checked config, including the fields set by the weights and the tokenizer."""
+def _complete(
+    config: Config, directory: RunDirectory
+) -> tuple[Config, PretrainedSource | None, PretrainedSource | None]:
+    """Returns the checked config, the initial weights and the teacher.
+
+    The config includes the fields set by the weights and the tokenizer.
+    """
     source = find_source(config, directory)
     if source is not None:
         config = adopt_model(config, source, lambda line: print(line))
@@ -179,21 +191,32 @@ def _complete(config: Config, directory: RunDirectory) -> tuple[Config, Pretrain
             f"{name} needs the weights of another run: set train.init_from to its directory"
         )
     check(config)
+    if (teacher := find_teacher(config, directory)) is not None:
+        config = configs.replace(config, {"train.teacher": teacher.name})
     tokenizer = load_tokenizer(directory.tokenizer_for(config))
     config = configs.resolve(config, tokenizer.size, tokenizer.end_of_text)
     check_memory(config, training=True)  # again, now that the vocabulary's size is known
-    return directory.with_chosen_accumulation(config), source
+    if teacher is not None:
+        check_teacher(config, teacher)
+    return directory.with_chosen_accumulation(config), source, teacher
 
 
-def _compile(config: Config, may_choose: bool, processes: Processes) -> tuple[Config, CompiledStep]:
+def _compile(
+    config: Config, may_choose: bool, processes: Processes, taught_by: PretrainedSource | None
+) -> tuple[Config, CompiledStep]:
     """Returns the compiled train step, and the config with its `train.accumulation`."""
+    options: dict[str, Any] = {}
+    if taught_by is not None:
+        train, model = config.train, define_merged(taught_by.config)
+        teacher = Teacher(model, taught_by.step, train.teacher_weight, train.temperature)
+        options["teacher"] = teacher
     if config.train.micro_batch is None or not may_choose:
         with status("compiling the train step and the evaluation"):
-            return config, compile_step(config, others=True)
+            return config, compile_step(config, others=True, **options)
 
     def compiled_with(n: int) -> CompiledStep:
         with status(f"compiling the train step with train.accumulation={n}"):
-            return compile_step(configs.replace(config, {"train.accumulation": n}))
+            return compile_step(configs.replace(config, {"train.accumulation": n}), **options)
 
     mesh = make_mesh(config.train, config.mesh)
     n, compiled = largest_micro_batch(config.train, mesh, compiled_with)
@@ -282,6 +305,7 @@ def _initial_state(
     print(f"weights from {source.name}")
     params = model.with_weights(state.all_params, weights)
     if sparsity:
-        params = jax.jit(partial(pruned, model, sparsity=sparsity))(params)
+        prune = partial(pruned, model, sparsity=sparsity)
+        params = jax.jit(prune, out_shardings=jax.tree.map(lambda x: x.sharding, params))(params)
         print(f"pruned {sparsity:.0%} of the weights of each matrix of the blocks")
     return compiled.replace_params(state, params)

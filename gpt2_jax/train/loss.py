@@ -9,6 +9,7 @@ import jax
 from gpt2_jax.data.batch import Batch
 from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.nn.loss import cross_entropy
+from gpt2_jax.train.distillation import BoundTeacher
 
 
 def mean_loss(
@@ -19,16 +20,21 @@ def mean_loss(
     step: jax.Array | int,
     total_weight: jax.Array | float | None = None,
     z_loss: float = 0.0,
+    teacher: BoundTeacher | None = None,
 ) -> jax.Array:
     """Returns the `batch_loss` of a model after `step` steps, with `z_loss` as in `cross_entropy`.
 
     Args:
       keys_B: one dropout key per sequence, None for no dropout.
+      teacher: a model whose predictions count in the loss as well; None for none.
     """
     model = model_def.bind(params)
     hidden_BTD = model.hidden(batch.inputs_BT, keys_B, step)
     with jax.named_scope("loss"):
-        return weighted_mean(model.nll(hidden_BTD, batch.targets_BT, z_loss), batch, total_weight)
+        nll_BT = model.nll(hidden_BTD, batch.targets_BT, z_loss)
+        if teacher is not None:
+            nll_BT = teacher.mixed(nll_BT, model.logits(hidden_BTD), batch.inputs_BT)
+        return weighted_mean(nll_BT, batch, total_weight)
 
 
 def batch_loss(

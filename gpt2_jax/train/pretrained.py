@@ -13,9 +13,10 @@ from jax.sharding import Mesh
 
 from gpt2_jax import config as configs
 from gpt2_jax.config import Config
-from gpt2_jax.config.sections import TuneConfig
+from gpt2_jax.config.tune_section import TuneConfig
 from gpt2_jax.data.saved_tokenizer import same_tokenizer
 from gpt2_jax.errors import UserError
+from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.placements import AXES
 from gpt2_jax.placements.axes import SCALES
 from gpt2_jax.train.state import abstract_params
@@ -89,6 +90,52 @@ def find_source(config: Config, directory: RunDirectory) -> PretrainedSource | N
     return open_source(given)
 
 
+def find_teacher(config: Config, directory: RunDirectory) -> PretrainedSource | None:
+    """Returns the weights named by `train.teacher`; a run that continues keeps their step.
+
+    Raises:
+      UserError: if they are missing or damaged.
+    """
+    given = config.train.teacher
+    if given is None:
+        return None
+    if directory.config_path.exists():
+        before = CheckpointRef.parse(directory.read_config().train.teacher or "")
+        if isinstance(before.step, int) and before.is_named_by(given):
+            given = str(before)
+    source = open_source(given, "train.teacher")
+    if fault := find_damage(source.folder):
+        raise UserError(f"train.teacher={given}: {source.folder} is damaged: {fault}")
+    return source
+
+
+def check_teacher(config: Config, teacher: PretrainedSource) -> None:
+    """Refuses a teacher that does not fit a resolved config.
+
+    Raises:
+      UserError: if it has another tokenizer, or sees fewer tokens.
+    """
+    theirs = teacher.config
+    same = same_tokenizer(config.data.tokenizer, theirs.data.tokenizer)
+    if not same or config.model.vocab_size != theirs.model.vocab_size:
+        raise UserError(
+            f"train.teacher: {teacher.name} has data.tokenizer={theirs.data.tokenizer} with "
+            f"{theirs.model.vocab_size} ids, which must be the run's, {config.data.tokenizer} with "
+            f"{config.model.vocab_size}"
+        )
+    if config.data.seq_len > theirs.model.n_positions:
+        raise UserError(
+            f"data.seq_len={config.data.seq_len} is longer than the {theirs.model.n_positions} "
+            f"positions of train.teacher={teacher.name}; shorten it"
+        )
+
+
+def define_merged(config: Config) -> ModelDef:
+    """Returns the model of weights that `load_pretrained` returns."""
+    tune = config.tune if config.tune.method in INSERTS else TuneConfig()
+    return define_tuned(config.model, config.placement, tune)
+
+
 def adopt_model(config: Config, source: PretrainedSource, say: Callable[[str], None]) -> Config:
     """Returns the config with the fields that the source determines, and its step.
 
@@ -145,8 +192,11 @@ def _is_learned(config: Config, source: PretrainedSource, name: str) -> bool:
     return any("learned" in text for text in texts)
 
 
-def open_source(given: str) -> PretrainedSource:
+def open_source(given: str, field: str = "train.init_from") -> PretrainedSource:
     """Returns the weights of `DIR`, `DIR@best` or `DIR@STEP`.
+
+    Args:
+      field: the field that names them, for errors.
 
     Raises:
       UserError: if they do not exist, are damaged, or belong to another run.
@@ -157,7 +207,7 @@ def open_source(given: str) -> PretrainedSource:
         directory = RunDirectory(ref.workdir)
         config = directory.read_config()
     except UserError as error:
-        raise UserError(f"train.init_from={given}: {error}") from None
+        raise UserError(f"{field}={given}: {error}") from None
     name = str(CheckpointRef(ref.workdir, step))
     return PretrainedSource(directory.folder_of(step), config, name, step)
 

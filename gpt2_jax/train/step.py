@@ -17,6 +17,7 @@ from gpt2_jax.config import Config
 from gpt2_jax.data.batch import Batch
 from gpt2_jax.model.definition import ModelDef, global_norm
 from gpt2_jax.model.diagnostics import gradient_norms
+from gpt2_jax.train.distillation import BoundTeacher, Teacher
 from gpt2_jax.train.distributed.mesh import DATA, FSDP, TENSOR, manual_axes, row_axes
 from gpt2_jax.train.distributed.sharding import Layout, make_layout
 from gpt2_jax.train.loss import mean_loss
@@ -28,7 +29,7 @@ from gpt2_jax.train.optim.schedule import make_schedule
 from gpt2_jax.train.state import Guard, State, purpose_key
 
 Metrics = dict[str, jax.Array]
-Step = Callable[[State, Batch], tuple[State, Metrics]]
+Step = Callable[..., tuple[State, Metrics]]  # of a state and a batch
 
 BLOCK_GRAD_NORMS = "block_grad_norms"
 NORM_DECAY = 0.98  # decay of the running moments that define outliers
@@ -40,8 +41,12 @@ def make_step(
     model_def: ModelDef,
     optimizer: optax.GradientTransformation,
     mesh: Mesh | None,
+    teacher: Teacher | None = None,
 ) -> Step:
     """Returns the train step, sharded over a mesh, or for one device if `mesh` is None.
+
+    With a teacher, the step's third argument is the teacher's parameters, and `loss` includes the
+    comparison with its predictions.
 
     Frozen parameters have no gradient and do not count in the gradient norm.
 
@@ -50,13 +55,14 @@ def make_step(
     `track.diagnostics_every` also `block_grad_norms` (L).
     """
     schedule = make_schedule(config.optimizer, config.train.steps)
-    gradients = make_gradients(config, model_def, mesh)
+    gradients = make_gradients(config, model_def, mesh, teacher)
     limit = config.optimizer.grad_clip
     factors = lr_factors(config.optimizer, model_def)
     factors = factors and split(factors, frozen_rows(config.optimizer, model_def))[0]
 
-    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        loss, grads = gradients(state.params, state.frozen, batch, state.step, state.seed)
+    def step(state: State, batch: Batch, *taught: Any) -> tuple[State, Metrics]:
+        given = (state.params, state.frozen, batch, state.step, state.seed)
+        loss, grads = gradients(*given, *taught)
         with jax.named_scope("optimizer"):
             return update(state, loss, grads)
 
@@ -94,8 +100,12 @@ def make_step(
     return step
 
 
-def make_gradients(config: Config, model_def: ModelDef, mesh: Mesh | None) -> Callable[..., Any]:
+def make_gradients(
+    config: Config, model_def: ModelDef, mesh: Mesh | None, teacher: Teacher | None = None
+) -> Callable[..., Any]:
     """Returns `(params, frozen, batch, step, seed) -> (loss, gradients of params)`.
+
+    With a teacher, the teacher's parameters are one more argument.
 
     Each device processes its rows in `train.accumulation` parts, and gradients are averaged over
     devices once. For a batch with weights the loss is sum(w nll) / sum(w) over the whole batch,
@@ -104,9 +114,12 @@ def make_gradients(config: Config, model_def: ModelDef, mesh: Mesh | None) -> Ca
     parts, z_loss = config.train.accumulation, config.train.z_loss
     layout = None if mesh is None else make_layout(model_def, mesh)
     of_device = model_def if layout is None else layout.on_device
+    taught_by = teacher and (
+        teacher.model_def if mesh is None else _layout_of(teacher, mesh).on_device
+    )
 
     def local(
-        params: Any, frozen: Any, batch: Batch, step: jax.Array, seed: jax.Array
+        params: Any, frozen: Any, batch: Batch, step: jax.Array, seed: jax.Array, *taught: Any
     ) -> tuple[jax.Array, Any]:
         n_rows = batch.tokens_BT1.shape[0]
         key = jax.random.fold_in(purpose_key(seed, "dropout"), step)
@@ -114,11 +127,12 @@ def make_gradients(config: Config, model_def: ModelDef, mesh: Mesh | None) -> Ca
         rows = first_row + jnp.arange(n_rows)
         keys_b = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
         weight = mean_weight(batch, parts, mesh)
+        bound = BoundTeacher(teacher, taught_by, *taught) if teacher and taught_by else None
 
         def part(batch: Batch, keys: jax.Array) -> tuple[jax.Array, Any]:
             def loss(params: Any) -> jax.Array:
                 whole = join(params, frozen)
-                return mean_loss(whole, of_device, batch, keys, step, weight, z_loss)
+                return mean_loss(whole, of_device, batch, keys, step, weight, z_loss, bound)
 
             return jax.value_and_grad(loss)(params)
 
@@ -141,19 +155,26 @@ def make_gradients(config: Config, model_def: ModelDef, mesh: Mesh | None) -> Ca
     def gradients(params: Any, frozen: Any, *inputs: Any) -> tuple[jax.Array, Any]:
         everywhere, rows = PartitionSpec(), PartitionSpec(row_axes(mesh))
         split = [layout.specs_of(tree, FSDP) for tree in (params, frozen)]
+        others = [everywhere, everywhere]
+        if teacher is not None:
+            others.append(_layout_of(teacher, mesh).specs_of(teacher.model_def.shapes, FSDP))
         # check_vma would add a sum over devices for each use of a parameter; one sum of the final
         # gradients is enough.
         sharded = jax.shard_map(
             local,
             mesh=mesh,
             axis_names=manual_axes(mesh),
-            in_specs=(*split, rows, everywhere, everywhere),
+            in_specs=(*split, rows, *others),
             out_specs=(everywhere, split[0]),
             check_vma=False,
         )
         return sharded(params, frozen, *inputs)
 
     return gradients
+
+
+def _layout_of(teacher: Teacher, mesh: Mesh) -> Layout:
+    return make_layout(teacher.model_def, mesh)
 
 
 def mean_weight(batch: Batch, parts: int, mesh: Mesh | None) -> jax.Array | None:

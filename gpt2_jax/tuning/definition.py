@@ -10,7 +10,8 @@ from typing import Any
 import jax
 
 from gpt2_jax.config import words
-from gpt2_jax.config.sections import ModelConfig, PlacementConfig, TuneConfig
+from gpt2_jax.config.sections import ModelConfig, PlacementConfig
+from gpt2_jax.config.tune_section import TuneConfig
 from gpt2_jax.errors import UserError
 from gpt2_jax.model.definition import ModelDef, define_model
 from gpt2_jax.model.stack import Params

@@ -7,7 +7,7 @@ import pytest
 
 from gpt2_jax.config import replace
 from gpt2_jax.config.check import check
-from gpt2_jax.config.sections import TuneConfig
+from gpt2_jax.config.tune_section import TuneConfig
 from gpt2_jax.errors import UserError
 from gpt2_jax.evaluate.generate import Generator
 from gpt2_jax.evaluate.sampling import SamplingParams

@@ -6,7 +6,7 @@ import pytest
 
 from gpt2_jax.config import replace
 from gpt2_jax.config.check import check
-from gpt2_jax.config.sections import TuneConfig
+from gpt2_jax.config.tune_section import TuneConfig
 from gpt2_jax.errors import UserError
 from gpt2_jax.evaluate.perplexity import evaluate_run
 from gpt2_jax.evaluate.text_generation import sample_text
