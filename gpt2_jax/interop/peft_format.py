@@ -14,10 +14,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from gpt2_jax.config.tune_section import TuneConfig
 from gpt2_jax.errors import UserError, quoted
 from gpt2_jax.interop.weights import IN_BLOCKS, PREFIX, Tensors
 from gpt2_jax.tuning.definition import LowRankModel
-from gpt2_jax.tuning.lora import Matrix, subtree
+from gpt2_jax.tuning.lora import by_kernel, subtree
 
 PEFT_PREFIX = "base_model.model."
 A, B, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
@@ -48,10 +49,7 @@ def to_peft(model: LowRankModel, params: Any, base: str | None) -> tuple[Tensors
     """
     tune, tensors = model.tune, Tensors()
     ranks: dict[str, int] = {}
-    by_kernel: dict[tuple[str, ...], list[Matrix]] = {}
-    for matrix in model.updated:
-        by_kernel.setdefault(matrix.keys, []).append(matrix)
-    for keys, group in by_kernel.items():
+    for keys, group in by_kernel(model.updated).items():
         module = MODULES[keys[2:]]
         n_parts = group[0].shape[group[0].qkv_axis] if group[0].part is not None else 1
         added = {m.part or 0: jax.device_get(subtree(params, m.lora_keys)) for m in group}
@@ -63,8 +61,13 @@ def to_peft(model: LowRankModel, params: Any, base: str | None) -> tuple[Tensors
             }
             name = f"{PEFT_PREFIX}{PREFIX}h.{layer}.{module}"
             tensors |= _joined(name, rows, kernel[layer], group[0].info.n_in, n_parts)
+    return tensors, _fields(tune, ranks, base)
+
+
+def _fields(tune: TuneConfig, ranks: dict[str, int], base: str | None) -> dict[str, Any]:
+    """Returns the fields of adapter_config.json, from the rank of each module."""
     patterns = {module: rank for module, rank in ranks.items() if rank != tune.rank}
-    fields = {
+    return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
@@ -80,7 +83,6 @@ def to_peft(model: LowRankModel, params: Any, base: str | None) -> tuple[Tensors
         "use_dora": tune.method == "dora",
         "use_rslora": False,
     }
-    return tensors, fields
 
 
 def _joined(

@@ -138,10 +138,7 @@ def merge(
       scale: α/r. gather: if set, kernels are one device's parts, and updates are whole.
     """
     out = jax.tree.map(lambda x: x, params)  # copies the dicts
-    by_kernel: dict[tuple[str, ...], list[Matrix]] = {}
-    for matrix in updated:
-        by_kernel.setdefault(matrix.keys, []).append(matrix)
-    for keys, group in by_kernel.items():
+    for keys, group in by_kernel(updated).items():
         node = subtree(out, keys)
         del node[LORA]
         merged = {}
@@ -158,6 +155,14 @@ def merge(
             for i, part in enumerate(parts)
         ]
         node[KERNEL] = jnp.concatenate(parts, axis)
+    return out
+
+
+def by_kernel(updated: tuple[Matrix, ...]) -> dict[tuple[str, ...], list[Matrix]]:
+    """Returns the updated matrices of each kernel, by its layer's keys."""
+    out: dict[tuple[str, ...], list[Matrix]] = {}
+    for matrix in updated:
+        out.setdefault(matrix.keys, []).append(matrix)
     return out
 
 
