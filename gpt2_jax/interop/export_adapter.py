@@ -42,7 +42,8 @@ def export_adapter(
         )
     hf_config.to_huggingface(config, None, "float32")  # checks the config before reading weights
     run = open_run(workdir, step, merge=False)
-    assert isinstance(run.model_def, LowRankModel)
+    if not isinstance(run.model_def, LowRankModel):
+        raise UserError(f"--adapter: {workdir} has no update of a matrix at step {run.step}")
     tensors, fields = to_peft(run.model_def, run.params, base)
     with atomic_folder(target) as partial:
         checkpoint_files.write_adapter(partial, tensors, fields)

@@ -74,8 +74,8 @@ def find_source(config: Config, directory: RunDirectory) -> PretrainedSource | N
                 f"{directory.path} already contains imported weights; leave train.init_from unset, "
                 "or choose another --workdir"
             )
-        config = replace(directory.read_config(), tune=TuneConfig())
-        return PretrainedSource(directory.weights_path, config, str(directory.path))
+        folder = directory.weights_path
+        return PretrainedSource(folder, directory.config_of(folder), str(directory.path))
     if given is None:
         return None
     if directory.config_path.exists():  # a run that started from these weights continues
@@ -83,9 +83,9 @@ def find_source(config: Config, directory: RunDirectory) -> PretrainedSource | N
         before = CheckpointRef.parse(started.train.init_from or "")
         if isinstance(before.step, int) and before.is_named_by(given):
             source = RunDirectory(before.workdir)  # may be gone, as the run has its own weights
-            known = source.config_path.exists()
-            tune = source.read_config().tune if known else TuneConfig()
             folder = source.folder_of(before.step)
+            known = source.config_path.exists()
+            tune = source.config_of(folder).tune if known else TuneConfig()
             return PretrainedSource(folder, replace(started, tune=tune), str(before), before.step)
     return open_source(given)
 
@@ -205,11 +205,11 @@ def open_source(given: str, field: str = "train.init_from") -> PretrainedSource:
         ref = CheckpointRef.parse(given)
         step = find_checkpoint(ref)
         directory = RunDirectory(ref.workdir)
-        config = directory.read_config()
+        folder = directory.folder_of(step)
+        config = directory.config_of(folder)
     except UserError as error:
         raise UserError(f"{field}={given}: {error}") from None
-    name = str(CheckpointRef(ref.workdir, step))
-    return PretrainedSource(directory.folder_of(step), config, name, step)
+    return PretrainedSource(folder, config, str(CheckpointRef(ref.workdir, step)), step)
 
 
 def load_pretrained(source: PretrainedSource, mesh: Mesh) -> Any:

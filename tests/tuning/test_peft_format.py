@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from gpt2_jax.config import replace
 from gpt2_jax.errors import UserError
 from gpt2_jax.interop.checkpoint_files import write_adapter
 from gpt2_jax.interop.export_adapter import export_adapter
@@ -107,3 +108,19 @@ def test_a_base_model_is_needed(tmp_path):
     write_adapter(tmp_path, *to_peft(model, params, None))
     with pytest.raises(UserError, match="does not name a base model; pass --base"):
         import_model(str(tmp_path), str(tmp_path / "run"))
+
+
+def test_imported_weights_are_tuned_in_their_directory(source, text_file, tmp_path):
+    export_model(str(source), str(tmp_path / "base"))
+    import_model(str(tmp_path / "base"), str(tmp_path / "run"))
+    imported = open_run(str(tmp_path / "run")).params
+    given = tuned(text_file, source, tune__method="lora", tune__rank=2, train__sample_tokens=0)
+    given = replace(given, {"train.init_from": None, "train.steps": 5})
+    assert loop.train(given, str(tmp_path / "run")) == 0
+    run, before = open_run(str(tmp_path / "run")), open_run(str(tmp_path / "run"), 0)
+    assert (run.step, before.step) == (5, 0)
+    jax.tree.map(np.testing.assert_array_equal, before.params, imported)
+    up = lambda params: params["blocks"]["all"]["mlp"]["sublayer"]["up"]["kernel"]
+    assert np.abs(up(run.params) - up(imported)).max() > 1e-4
+    with pytest.raises(UserError, match="has no update of a matrix at step 0"):
+        export_adapter(str(tmp_path / "run"), str(tmp_path / "out"), step=0)

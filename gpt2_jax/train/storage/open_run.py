@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,13 +69,14 @@ def open_run(
 
     def restore(step: int, folder: Path) -> OpenedRun:
         configure_devices(config.train, config.mesh)
-        tuned = define_tuned(config.model, config.placement, config.tune)
+        own = dataclasses.replace(config, tune=directory.config_of(folder).tune)
+        tuned = define_tuned(own.model, own.placement, own.tune)
         mesh = make_mesh(config.train, config.mesh, FLOAT * tuned.n_params())
         stored = restore_params(folder, abstract_params(tuned, mesh), step)
         model, params = tuned.merged(stored) if merge else (tuned, stored)
         identity, info = read_meta(folder).identity, directory.read_info()
         corpus = info.get("corpus") if identity is None else identity.corpus
-        return OpenedRun(config, model, mesh, params, step, corpus, sha256(folder / SUMS))
+        return OpenedRun(own, model, mesh, params, step, corpus, sha256(folder / SUMS))
 
     return with_checkpoint(directory, ref, restore)
 
