@@ -138,7 +138,9 @@ def test_sharded_steps_are_those_of_one_device(method):
     assert found[0][-1, 0] < found[0][0, 0] - 0.005
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", ["prompt", *(pytest.param(m, marks=pytest.mark.slow) for m in ("adapter", "prefix"))]
+)
 def test_run_is_tuned_resumed_and_sampled(method, source, text_file, tmp_path):
     given = tuned(text_file, source, **METHODS[method], optimizer__peak_lr=0.05)
     given = replace(given, {"optimizer.schedule": "constant", "train.eval_every": 5})
