@@ -148,7 +148,8 @@ class Worker:
     def _capacity(self, config: Config) -> int:
         """Returns how many trials like this one the devices can train efficiently at a time."""
         model = define_model(config.model, config.placement)
-        own_start = model.spec.data_dependent_init or config.train.init_from is not None
+        others_weights = config.train.init_from is not None or config.train.teacher is not None
+        own_start = model.spec.data_dependent_init or others_weights
         if own_start or config.train.patience is not None:
             return 1
         if (config.mesh.fsdp or 1) * config.mesh.tensor > 1:
