@@ -54,10 +54,11 @@ def work_by_category(
         body = program.computations[computation]
         if not (moved := instruction_bytes(program, body, body[name])):
             continue
-        one = found[category_of(program, body[name]) or "control"]
+        category = category_of(program, body[name])
+        assert category is not None  # control flow moves nothing itself
+        one = found[category]
         one.moved += times * moved
-        slowest = max(moved / bandwidth, product_flops(program, body[name]) / flops)
-        one.seconds += times * slowest
+        one.seconds += times * max(moved / bandwidth, product_flops(program, body[name]) / flops)
     if attention_flops:
         one = found[ATTENTION]
         one.seconds = max(one.seconds, attention_flops / flops)
@@ -104,7 +105,7 @@ def table(step: CompiledStep, chip: Chip) -> str:
 def title(config: Config, step: CompiledStep, chip: Chip) -> str:
     """Returns what was compiled, as a line."""
     model, train = config.model, config.train
-    blocks = "unrolled" if model.unroll is True else f"model.unroll={model.unroll}"
+    blocks = "unrolled" if model.unroll else "scanned"
     assert step.peak_bytes is not None
     return (
         f"{model.n_layer} x {model.n_embd}, {train.batch_size} x {config.data.seq_len} tokens, "

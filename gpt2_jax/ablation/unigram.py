@@ -14,6 +14,10 @@ def unigram_entropy(tokens: Tokens) -> float:
 
     A model whose loss is not below it has learned nothing from context.
     """
-    counts = np.bincount(tokens.window(0, min(len(tokens), MAX_TOKENS)))
+    return entropy(np.bincount(tokens.window(0, min(len(tokens), MAX_TOKENS))))
+
+
+def entropy(counts: np.ndarray) -> float:
+    """Returns the entropy in nats of the frequencies that counts give."""
     p = counts[counts > 0] / counts.sum()
     return float(-(p * np.log(p)).sum())

@@ -18,6 +18,7 @@ from gpt2_jax.ablation.diagnosis import BY_BLOCK, WHOLE, Diagnosis, diagnose, di
 from gpt2_jax.ablation.diagnosis_figures import plot_by_block, plot_by_depth
 from gpt2_jax.config import replace, resolve, validated
 from gpt2_jax.config.check import check
+from gpt2_jax.config.task_rules import check_is_lm
 from gpt2_jax.data.batch import Batch
 from gpt2_jax.data.dataset import Dataset
 from gpt2_jax.errors import UserError, suggestion
@@ -27,6 +28,7 @@ from gpt2_jax.train.compiled_step import memory_errors
 from gpt2_jax.train.distributed.mesh import configure_devices
 from gpt2_jax.train.storage.checkpoint_ref import CheckpointRef, find_checkpoint, parse_step
 from gpt2_jax.train.storage.open_run import open_data, open_run, open_run_data
+from gpt2_jax.train.storage.rundir import RunDirectory
 
 _CONFIG = cli.define_config("config file, for models before training")
 _PLACEMENTS = flags.DEFINE_list("placements", None, "presets; default: the config's")
@@ -81,6 +83,7 @@ def _starts() -> Iterator[Diagnosis]:
     """Yields every placement at every depth before training, after checking all of them."""
     configs = []
     base = cli.read_config(_CONFIG)
+    check_is_lm(base.task, "gpt2-jax diagnose")
     for name in _PLACEMENTS.value or [base.placement.preset]:
         if name not in PRESETS:
             raise UserError(f"--placements has {name!r}{suggestion(name, PRESETS)}")
@@ -110,6 +113,7 @@ def _runs() -> Iterator[Diagnosis]:
     workdirs = _WORKDIRS.value or []
     for workdir in workdirs:  # report a missing checkpoint before measuring any
         find_checkpoint(CheckpointRef(workdir, parse_step(_STEP.value)))
+        check_is_lm(RunDirectory(workdir).read_config().task, f"{workdir}: gpt2-jax diagnose")
     for workdir in workdirs:
         run = open_run(workdir, _STEP.value)
         seq_len, batch_size = run.config.data.seq_len, run.config.train.batch_size

@@ -17,6 +17,7 @@ from gpt2_jax.config.check import check_values
 from gpt2_jax.config.convert import to_dict
 from gpt2_jax.config.sections import MeshConfig
 from gpt2_jax.config.table import resolve
+from gpt2_jax.config.task_rules import check_is_lm
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.scale.targets import EXAMPLES, LOCAL, Machine, parse_target, require_compiler
@@ -49,6 +50,7 @@ def main(argv: list[str]) -> None:
     if not _TARGET.value:
         raise UserError(f"pass --target, the machine to plan for: {EXAMPLES}")
     config, machine = cli.read_config(_CONFIG), parse_target(_TARGET.value)
+    check_is_lm(config.task, "gpt2-jax plan")
     require_compiler(machine)
     # The mesh of another machine is checked with its number of devices.
     local = machine.name == LOCAL

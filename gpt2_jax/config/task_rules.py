@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpt2_jax.config.sections import Config
+from gpt2_jax.config.sections import Config, TaskConfig
 from gpt2_jax.config.table import FIELDS, value_of
 from gpt2_jax.errors import UserError
 
@@ -89,3 +89,30 @@ def check_task(config: Config) -> None:
             f"eval.generate_every={every} must be a multiple of train.eval_every="
             f"{config.train.eval_every}"
         )
+
+
+def check_continues(task: TaskConfig, what: str) -> None:
+    """Refuses a task whose models do not continue text.
+
+    Args:
+      what: the command that needs one, or the run that is not.
+
+    Raises:
+      UserError: naming the task.
+    """
+    if ARCHITECTURE[task.name] != "decoder":
+        continuing = " or ".join(name for name, kind in ARCHITECTURE.items() if kind == "decoder")
+        raise UserError(
+            f"{what} has task.name={task.name}, whose model does not continue text; this needs "
+            f"task.name={continuing} (see `gpt2-jax eval`, `predict` and `translate`)"
+        )
+
+
+def check_is_lm(task: TaskConfig, command: str) -> None:
+    """Refuses a task in a command for language modeling alone.
+
+    Raises:
+      UserError: naming the task.
+    """
+    if task.name != "lm":
+        raise UserError(f"{command} supports only task.name=lm, not {task.name}")

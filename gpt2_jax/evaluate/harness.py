@@ -25,6 +25,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from gpt2_jax.config import from_json
+from gpt2_jax.config.task_rules import check_continues
 from gpt2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt2_jax.errors import UserError, shortened, suggestion
 from gpt2_jax.evaluate.generate import Generator
@@ -235,6 +236,7 @@ def evaluate_tasks(
     manager = TaskManager()
     tasks = _tasks(manager, names, task_data)
     run = open_run(workdir, step, devices=1)
+    check_continues(run.config.task, workdir)
     tokenizer = load_tokenizer(run.config.data.tokenizer)
     model = HarnessModel(run, tokenizer)
     with _without_task_bars():

@@ -116,7 +116,8 @@ def _tagged(line: str, where: str, labels: Sequence[str]) -> TaggedWords:
     context = fields.get("context") or ""
     given = fields.get("words")
     if given is not None:
-        if not isinstance(given, list) or not all(isinstance(w, str) and w for w in given):
+        is_list = isinstance(given, list) and given
+        if not is_list or not all(isinstance(w, str) and w.strip() for w in given):
             raise UserError(f"{where}: words must be a list of words")
         return TaggedWords(tuple(given), (OUTSIDE,) * len(given), where, str(context))
     text = _text(fields, "text", where)
@@ -129,6 +130,8 @@ def _tagged(line: str, where: str, labels: Sequence[str]) -> TaggedWords:
 def _labeled(line: str, where: str, labels: Sequence[str]) -> LabeledText:
     fields = _fields(line, where, "text")
     second = fields.get("second")
+    if second is not None and not isinstance(second, str):
+        raise UserError(f"{where}: second must be text")
     return LabeledText(_text(fields, "text", where), second, labels[0], where)
 
 

@@ -13,6 +13,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gpt2_jax.config.sections import TrainConfig
+from gpt2_jax.config.task_rules import check_continues
 from gpt2_jax.data.readers import file_format
 from gpt2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt2_jax.errors import UserError
@@ -261,6 +262,7 @@ def open_generator(
 
 def make_generator(run: OpenedRun) -> tuple[Generator, Tokenizer]:
     """Returns a generator for an opened run, and the run's tokenizer."""
+    check_continues(run.config.task, "the run")
     tokenizer = load_tokenizer(run.config.data.tokenizer)
     end = None if tokenizer.name.startswith("ids:") else tokenizer.end_of_text
     return Generator(run.model_def, run.params, run.step, run.config.data.seq_len, end), tokenizer

@@ -24,6 +24,9 @@ from gpt2_jax.model.decode import (
 from gpt2_jax.model.definition import ModelDef
 
 ROWS_AT_ONCE = 32
+# Most tokens of a target, per token of the source and in addition: the search continues while a
+# longer text could still be better.
+LONGEST_RATIO, LONGEST_EXTRA = 1.5, 10
 WIDTH_MULTIPLE = 16  # of the sources in a batch, so that few widths are compiled
 
 
@@ -66,20 +69,21 @@ class Translator:
 
     def _search(self, sources: Sequence[Sequence[int]]) -> Hypotheses:
         special = self._pieces.specials
-        longest = max(map(len, sources))
-        width = min(-(-longest // WIDTH_MULTIPLE) * WIDTH_MULTIPLE, self._lengths[0])
+        width = -(-max(map(len, sources)) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+        width = min(width, self._lengths[0])
         ids_BS = np.full((ROWS_AT_ONCE, width), special.pad, np.int32)
-        segments_BS = np.zeros_like(ids_BS)
+        segments_BS, limits_B = np.zeros_like(ids_BS), np.ones(ROWS_AT_ONCE, np.int32)
         segments_BS[:, 0] = 1  # rows that fill the batch have one token
         for row, ids in enumerate(sources):
             ids_BS[row, : len(ids)], segments_BS[row, : len(ids)] = ids, 1
-        limits_B = np.where(np.arange(ROWS_AT_ONCE) < len(sources), self._lengths[1], 1)
+            longest = int(LONGEST_RATIO * len(ids)) + LONGEST_EXTRA
+            limits_B[row] = min(longest, self._lengths[1])
         return _search(
             self._model_def,
             self._unstacked,
             Tokens(ids_BS, segments_BS),
             np.full(ROWS_AT_ONCE, special.bos, np.int32),
-            limits_B.astype(np.int32),
+            limits_B,
             beam=self._beam,
             length=self._lengths[1],
             end=special.eos,

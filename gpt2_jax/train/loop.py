@@ -132,7 +132,7 @@ def _train(
             return EXIT_FINISHED
         with memory_errors():
             with stop.immediate():
-                batches = _batch_shapes(config, corpus, sampler)
+                batches = batch_shapes(config, corpus, sampler)
                 may_choose = not directory.is_config_fixed()
                 config, compiled = _compile(config, may_choose, processes, batches, taught_by)
             with processes.together("claim"):
@@ -183,7 +183,8 @@ def _complete_with(
     was_known = _is_model_known(config)
     config = configs.resolve(config, tokenizer.size, tokenizer.end_of_text)
     if isinstance(corpus, ExampleData):
-        config = configs.with_labels(config, corpus.labels)
+        if TASKS[config.task.name].has_labels:
+            config = configs.with_labels(config, corpus.labels)
         if config.train.epochs is not None:
             assert isinstance(sampler, Layout)
             config = configs.replace(config, {"train.steps": sampler.steps(config.train.epochs)})
@@ -211,7 +212,7 @@ def _check_patterns(config: Config) -> None:
         lr_factors(config.optimizer, model)
 
 
-def _batch_shapes(config: Config, corpus: RunData, sampler: Batches) -> BatchShapes:
+def batch_shapes(config: Config, corpus: RunData, sampler: Batches) -> BatchShapes:
     """Returns the shapes of the batches of training and evaluation."""
     if not isinstance(corpus, ExampleData):
         return window_shapes(config)

@@ -147,7 +147,9 @@ def test_seq2seq_round_trip_and_logits(tmp_path, family):
     source = inputs()._replace(types_BT=None)
     got = np.asarray(model(decoder, source=source))[..., : towers.V]
     want = towers.seq2seq_logits(family, theirs, towers.IDS, towers.MASK, towers.DECODER_IDS)
-    unpadded = towers.seq2seq_logits(family, theirs, towers.IDS, 1, towers.DECODER_IDS)
+    unpadded = towers.seq2seq_logits(
+        family, theirs, towers.IDS, np.ones_like(towers.MASK), towers.DECODER_IDS
+    )
     assert np.abs(want - unpadded).max() > 0.01
     np.testing.assert_allclose(got, want, atol=2e-5, rtol=0)
     export_model(str(tmp_path / "run"), str(tmp_path / "out"))

@@ -130,9 +130,13 @@ def seq2seq_shapes(model_type):
 
 
 def values(shapes, dtype="float32", seed=0):
-    """Returns random values with a standard deviation of 0.5."""
+    """Returns random values with a standard deviation of 0.5, and a mean of 1 for gains."""
     random = np.random.default_rng(seed)
-    return {n: (0.5 * random.normal(size=shape)).astype(dtype) for n, shape in shapes.items()}
+    is_gain = lambda name, shape: name.endswith(".weight") and len(shape) == 1
+    return {
+        name: (0.5 * random.normal(size=shape) + is_gain(name, shape)).astype(dtype)
+        for name, shape in shapes.items()
+    }
 
 
 def write(folder, fields, tensors):

@@ -11,6 +11,7 @@ from gpt2_jax.config import resolve
 from gpt2_jax.data.batch import Tokens
 from gpt2_jax.errors import UserError
 from gpt2_jax.model.definition import define_model
+from gpt2_jax.model.encoder_decoder import tower_keys
 from gpt2_jax.placements import PRESETS
 from gpt2_jax.placements.registry import supports_cross
 from tests.model.architectures import (
@@ -219,11 +220,13 @@ def test_dropout_differs_between_the_towers():
     model_def, params = translator(model__dropout=0.5)
     keys = jax.random.split(jax.random.key(0), 2)
     bound = model_def.bind(params)
-    dropped = bound.hidden(TARGET, keys, STEP, SOURCE)
-    same_memory = bound.encode(SOURCE, TARGET, None, STEP)
-    only_decoder = bound.decoder.output(TARGET, keys, STEP, same_memory)
-    plain = bound.hidden(TARGET, None, STEP, SOURCE)
-    assert np.abs(dropped - plain).max() > 1e-2 and np.abs(dropped - only_decoder).max() > 1e-2
+    read = bound.encode(SOURCE, TARGET, keys, STEP).x_BSD
+    as_decoder = bound.encoder.output(SOURCE, tower_keys(keys, "decoder"), STEP)
+    assert np.abs(read - as_decoder).max() > 1e-2
+    memory = bound.encode(SOURCE, TARGET, None, STEP)
+    written = bound.decoder.output(TARGET, tower_keys(keys, "decoder"), STEP, memory)
+    assert np.abs(written - bound.hidden(TARGET, keys, STEP, SOURCE)).max() > 1e-2
+    assert np.abs(written - bound.hidden(TARGET, None, STEP, SOURCE)).max() > 1e-2
 
 
 # -- what is refused

@@ -77,6 +77,7 @@ def small(task, data, **changes) -> Config:
         "train.eval_every": 4,
         "train.checkpoint_every": 4,
         "optimizer.peak_lr": 1e-2,
+        "optimizer.schedule": "constant",
         "eval.beam": 2 if task == "translate" else 5,
         "track.wandb.mode": "disabled",
         "mesh.data": 2,

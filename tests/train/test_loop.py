@@ -15,10 +15,13 @@ from gpt2_jax.config import replace
 from gpt2_jax.data.sampler import Sampler
 from gpt2_jax.errors import Diverged, Unavailable, UserError
 from gpt2_jax.track.metrics import read_rows
+from gpt2_jax.track.wandb_log import Sample
 from gpt2_jax.train import loop, prefetch, run
 from gpt2_jax.train.compiled_step import kernel_of
 from gpt2_jax.train.storage.open_run import open_run
 from tests import tools
+
+TEXTS = run.TextFns(lambda model: Sample("a sample"), lambda model: None)
 
 
 def config(text_file, **changes):
@@ -77,7 +80,7 @@ def trained(text_file, tmp_path_factory):
     made = config(text_file, train__steps=40)
     with pytest.MonkeyPatch.context() as patch:
         reads = Reads(patch)
-        code = loop.train(made, str(workdir), lambda *args: "a sample")
+        code = loop.train(made, str(workdir), TEXTS)
         after = reads.implicit
         float(jax.numpy.ones(()) + 1)  # to verify that reads are counted
         assert reads.implicit == after + 1
@@ -243,14 +246,14 @@ def test_signal_interrupts_an_evaluation_and_the_next_start_repeats_it(
     for at, rows in ((0, 0), (10, 3), (40, 9)):
         with pytest.MonkeyPatch.context() as patch:
             signal_in_evaluation(patch, at)
-            assert loop.train(made, str(workdir), lambda *args: "a sample") == 75
+            assert loop.train(made, str(workdir), TEXTS) == 75
         found = read_rows(workdir / "metrics.jsonl")
         assert len(found) == rows and not any(
             "val/loss" in row for row in found if row["step"] == at
         )
         assert (workdir / "checkpoints" / f"{at:08d}").exists() == (at > 0)
         assert "stopped by SIGTERM" in capsys.readouterr().out
-    assert loop.train(made, str(workdir), lambda *args: "a sample") == 0
+    assert loop.train(made, str(workdir), TEXTS) == 0
     assert without_timings(workdir) == without_timings(trained[0])
     seconds = [row["perf/seconds"] for row in read_rows(workdir / "metrics.jsonl")]
     assert seconds == sorted(seconds) and seconds[0] == 0 < seconds[1]

@@ -23,6 +23,8 @@ from gpt2_jax.ablation.study.descriptions import decay_text, search_text, tokens
 from gpt2_jax.ablation.study.design import count, describe
 from gpt2_jax.ablation.study.trials import variant_config
 from gpt2_jax.config import flatten
+from gpt2_jax.tasks.task import TASKS, Task
+from gpt2_jax.track.metrics import Row
 from gpt2_jax.train.optim.schedule import warmup_steps
 from gpt2_jax.train.report import tokens_per_step
 
@@ -41,9 +43,11 @@ def markdown(analysis: Analysis, definition: Definition, figures: dict[str, str]
         if path.rpartition("/")[2].startswith(name)
         for line in (f"![{caption}]({path})", "", f"*{caption}*", "")
     ]
+    task = TASKS[definition.base.task.name]
     parts = [
         _head(analysis, definition),
-        ["## Verdict", "", *_verdict(analysis), *shown("losses")],
+        ["## Verdict", "", *_verdict(analysis, task), *shown("losses")],
+        _scores(analysis, task),
         ["## Limitations", "", *(f"- {escaped(line)}" for line in analysis.warnings), ""],
         ["## Learning rates", "", *_learning_rates(analysis), *shown("learning_rates")],
         ["## Learning curves", "", *shown("curves")],
@@ -65,7 +69,7 @@ def _head(analysis: Analysis, definition: Definition) -> list[str]:
     flat = [flatten(one) for one in own]
     # Of the runs, which a study's budget may determine.
     lengths = [
-        max(1, round(v.tokens / tokens_per_step(one))) if v.tokens else one.train.steps
+        _steps(v, one.task.name, one.train.steps, tokens_per_step(one))
         for v, one in zip(analysis.variants, own, strict=True)
     ]
     warmup = _either(warmup_steps(one.optimizer, n) for one, n in zip(own, lengths, strict=True))
@@ -88,13 +92,51 @@ def _head(analysis: Analysis, definition: Definition) -> list[str]:
     ]
 
 
+def _steps(variant: Variant, task: str, steps: int, tokens: int) -> int:
+    """Returns the number of steps of each run of a variant.
+
+    Args:
+      steps: that its config has, without a budget. tokens: per step of language modeling.
+    """
+    if task != "lm":  # the data determines how many tokens a step has
+        return max((run.outcome.step for run in variant.all_runs), default=steps)
+    return max(1, round(variant.tokens / tokens)) if variant.tokens else steps
+
+
+def _scores(analysis: Analysis, task: Task) -> list[str]:
+    """Returns a table of the scores that runs end with; empty if the task has none."""
+    last = {v.name: [_last_scores(run.rows, task) for run in v.runs] for v in analysis.variants}
+    names = [n for n in task.shown if any(n in row for rows in last.values() for row in rows)]
+    if not names:
+        return []
+    rows = []
+    for variant, found in last.items():
+        known = {n: [row[n] for row in found if n in row] for n in names}
+        medians = {n: statistics.median(values) if values else None for n, values in known.items()}
+        rows.append((escaped(variant), *(_number(medians[n]) for n in names)))
+    return [
+        "## Scores",
+        "",
+        "Of the validation examples at the end: the median over the verdict's seeds. The loss "
+        "decides, not these.",
+        "",
+        *table(("variant", *names), rows),
+    ]
+
+
+def _last_scores(rows: list[Row], task: Task) -> dict[str, float]:
+    """Returns the scores of the last evaluation that has all that the run has."""
+    found = {n: row.get(f"val/{n}") for row in rows for n in task.shown if f"val/{n}" in row}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def _either(values: Iterable[Any]) -> str:
     """Joins distinct values as in `4, 8 or 16`, escaped for Markdown."""
     shown = [f"{v:,}" if isinstance(v, int) else str(v) for v in dict.fromkeys(values)]
     return escaped(" or ".join([", ".join(shown[:-1]), shown[-1]] if shown[1:] else shown))
 
 
-def _verdict(analysis: Analysis) -> list[str]:
+def _verdict(analysis: Analysis, task: Task) -> list[str]:
     if not any(variant.median for variant in analysis.variants):
         return ["No variant has results for all fresh seeds yet.", ""]
     order = sorted(analysis.variants, key=lambda v: float("inf") if v.loss is None else v.loss)
@@ -116,17 +158,17 @@ def _verdict(analysis: Analysis) -> list[str]:
         *("variant", "learning rate", "loss", f"{LEVEL:.0%} interval", "broken seeds"),
         *("difference", "adjusted p", "verdict", "seeds needed"),
     )
-    return [*_explanation(analysis), "", *table(columns, rows), *_by_seed(analysis)]
+    return [*_explanation(analysis, task), "", *table(columns, rows), *_by_seed(analysis)]
 
 
-def _explanation(analysis: Analysis) -> list[str]:
+def _explanation(analysis: Analysis, task: Task) -> list[str]:
     """Explains the columns of the verdict table, and what the number of seeds can show."""
     seeds, n = len(analysis.study.seeds), analysis.study.n_comparisons
     intro = (
-        f"Final validation loss in nats per token: the median over {count(seeds, 'fresh seed')}, "
-        "each variant at its best learning rate. A seed is broken if its run diverged, or ended no "
-        "better than predicting tokens by their frequency alone (the unigram entropy); it counts "
-        "as an infinite loss."
+        f"Final validation loss in nats per {task.target}: the median over "
+        f"{count(seeds, 'fresh seed')}, each variant at its best learning rate. A seed is broken "
+        "if its run diverged, or ended no better than predicting tokens by their frequency alone "
+        "(the unigram entropy); it counts as an infinite loss."
     )
     if not n:
         return [intro]

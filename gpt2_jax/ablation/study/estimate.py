@@ -7,18 +7,17 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 import jax
-import numpy as np
 
 from gpt2_jax.ablation.study.design import count
 from gpt2_jax.ablation.study.labels import labels
 from gpt2_jax.ablation.study.trials import Trial
 from gpt2_jax.ablation.study.worker import Worker
 from gpt2_jax.ablation.vectorized import program_key
-from gpt2_jax.data.batch import Batch
 from gpt2_jax.model.definition import define_model
+from gpt2_jax.tasks.task import head_of
 from gpt2_jax.train.compiled_step import compile_step, memory_errors
 from gpt2_jax.train.evaluation import choose_windows
-from gpt2_jax.train.report import total_tokens
+from gpt2_jax.train.loop import batch_shapes
 
 FORWARD = 1 / 3  # fraction of a training step's FLOPs per token
 SAVED = "/jax/compilation_cache/compile_time_saved_sec"
@@ -83,17 +82,24 @@ def _measure(worker: Worker, trial: Trial) -> tuple[float, float]:
             programs.compile_all()
             compiling = timer.seconds()
             return compiling, programs.seconds_per_step() / width
-        program = compile_step(config)
+        corpus = worker.corpus(config)
+        sampler = corpus.sampler(config.data.seq_len, config.train.batch_size, config.seed)
+        program = compile_step(config, batches=batch_shapes(config, corpus, sampler))
         compiling = timer.seconds()
-        batch = np.zeros((config.train.batch_size, config.data.seq_len + 1), np.int32)
-        return compiling, program.trial_seconds(Batch(batch))
+        return compiling, program.trial_seconds(sampler.batch(0, program.rows))
 
 
 def _cost(worker: Worker, trial: Trial, measured: Trial) -> float:
     """Returns a trial's cost, including evaluations, relative to the measured trial's training."""
     configs = [worker.config(trial), worker.config(measured)]
-    costs = [define_model(c.model, c.placement).flops_per_token(c.data.seq_len) for c in configs]
-    return costs[0] * _equivalent_tokens(worker, trial) / (costs[1] * total_tokens(configs[1]))
+    heads = [head_of(c.task, c.head) for c in configs]
+    costs = [
+        define_model(c.model, c.placement, head=head).flops_per_token(c.data.seq_len)
+        for c, head in zip(configs, heads, strict=True)
+    ]
+    return (
+        costs[0] * _equivalent_tokens(worker, trial) / (costs[1] * worker.total_tokens(configs[1]))
+    )
 
 
 def _equivalent_tokens(worker: Worker, trial: Trial) -> float:
@@ -104,4 +110,4 @@ def _equivalent_tokens(worker: Worker, trial: Trial) -> float:
     windows = choose_windows(n_val, config.data.seq_len, train.eval_tokens)
     evaluations = 1 + -(-train.steps // train.eval_every)
     evaluated = evaluations * sum(length for _, length, _ in windows)
-    return total_tokens(config) + evaluated * FORWARD
+    return worker.total_tokens(config) + evaluated * FORWARD

@@ -13,8 +13,8 @@ from gpt2_jax.ablation.study.labels import comparisons
 from gpt2_jax.ablation.study.trials import Trial
 from gpt2_jax.ablation.study.worker import Worker
 from gpt2_jax.model.definition import define_model
+from gpt2_jax.tasks.task import head_of
 from gpt2_jax.train.optim.schedule import warmup_steps
-from gpt2_jax.train.report import total_tokens
 
 
 def overview(worker: Worker, known: Sequence[Trial], timed: bool = True) -> str:
@@ -35,7 +35,7 @@ def overview(worker: Worker, known: Sequence[Trial], timed: bool = True) -> str:
         "corpus": _corpora(worker, list(examples.values())),
         "budget": _range("steps", [c.train.steps for c in configs])
         + " = "
-        + _range("tokens", [total_tokens(c) for c in configs])
+        + _range("tokens", [worker.total_tokens(c) for c in configs])
         + " each",
         "recipe": _recipe(worker, list(examples.values())),
     }
@@ -90,7 +90,13 @@ def _recipe(worker: Worker, trials: Sequence[Trial]) -> str:
         "warm-up " + _range("steps", [warmup_steps(c.optimizer, c.train.steps) for c in configs]),
         decay_text([c.optimizer.weight_decay for c in configs]),
         tokens_per_parameter(
-            [(total_tokens(c), define_model(c.model, c.placement).n_params()) for c in configs]
+            [
+                (
+                    worker.total_tokens(c),
+                    define_model(c.model, c.placement, head=head_of(c.task, c.head)).n_params(),
+                )
+                for c in configs
+            ]
         ),
     ]
     return "; ".join(parts)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gpt2_jax import config as configs
+from gpt2_jax.ablation.study.data import open_trial_data
 from gpt2_jax.ablation.study.design import SEED, Study, describe
 from gpt2_jax.ablation.study.variants import Values
 from gpt2_jax.config import Config
@@ -22,6 +23,7 @@ from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.fields import INT_MAX
 from gpt2_jax.model.definition import define_model
+from gpt2_jax.tasks.task import TASKS, head_of
 from gpt2_jax.train.pretrained import adopt_model, open_source
 
 # Fields that may differ between runs of one trial without affecting its result.
@@ -88,12 +90,30 @@ def trial_config(base: Config, study: Study, values: Mapping[str, Any]) -> Confi
             )
         if config.train.init_from is not None:
             config = _pinned(config)
+        if config.task.name != "lm":
+            return _with_examples(config, study)
         vocabulary = vocabulary_size(config.data.tokenizer)
         config = with_budget(config, study, vocabulary)
         check(config)
         return configs.resolve(config, vocabulary, end_of_text(config.data.tokenizer))
     except UserError as error:
         raise UserError(f"{describe(dict(values))}: {error}") from None
+
+
+def _with_examples(config: Config, study: Study) -> Config:
+    """Returns the resolved config of a trial of a task, some of which its data determines."""
+    check(config)
+    opened = (config.task, config.data, config.model.token_types > 0, config.seed)
+    data, tokenizer, _ = open_trial_data(*opened)
+    layout = data.sampler(config.data.seq_len, config.train.batch_size, config.seed)
+    if config.train.epochs is not None:
+        steps = layout.steps(config.train.epochs)
+        config = configs.replace(config, {"train.steps": steps, "train.epochs": None})
+    if TASKS[config.task.name].has_labels:
+        config = configs.with_labels(config, data.labels)
+    config = with_budget(config, study, tokenizer.size, data.tokens_per_step(layout))
+    check(config)
+    return configs.resolve(config, tokenizer.size, tokenizer.end_of_text)
 
 
 @cache
@@ -125,18 +145,25 @@ def _pinned(config: Config) -> Config:
     return adopt_model(config, origin, lambda line: None)
 
 
-def with_budget(config: Config, study: Study, vocabulary: int) -> Config:
+def with_budget(
+    config: Config, study: Study, vocabulary: int, tokens_per_step: int | None = None
+) -> Config:
     """Returns the config with the fewest `train.steps` that use up the tokens or FLOPs budget.
+
+    Args:
+      tokens_per_step: mean number, without padding; None for full sequences.
 
     Raises:
       UserError: if the config is not valid with any number of steps.
     """
-    tokens, per_step = study.tokens, config.train.batch_size * config.data.seq_len
+    tokens = study.tokens
+    per_step = tokens_per_step or config.train.batch_size * config.data.seq_len
     if study.flops is not None:
         config = configs.replace(config, {"train.steps": INT_MAX})  # not known yet
         check(config)
         resolved = configs.resolve(config, vocabulary)
-        model = define_model(resolved.model, resolved.placement)
+        head = head_of(resolved.task, resolved.head)
+        model = define_model(resolved.model, resolved.placement, head=head)
         tokens = math.ceil(study.flops / model.flops_per_token(config.data.seq_len))
     if tokens is None:
         return config

@@ -8,13 +8,13 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import jax
 
 from gpt2_jax import config as configs
+from gpt2_jax.ablation.study.data import TrialData, open_trial_data
 from gpt2_jax.ablation.study.design import Study, count
 from gpt2_jax.ablation.study.labels import labels
 from gpt2_jax.ablation.study.leases import EXPIRE_SECONDS, Leases
@@ -29,12 +29,8 @@ from gpt2_jax.ablation.study.trial_batch import (
     open_trial,
 )
 from gpt2_jax.ablation.study.trials import RESULT_NEUTRAL, Trial, trial_config, wandb_group
-from gpt2_jax.ablation.unigram import unigram_entropy
 from gpt2_jax.ablation.vectorized import SMALL_MODEL, VectorizedPrograms, program_key
 from gpt2_jax.config import Config
-from gpt2_jax.config.sections import DataConfig
-from gpt2_jax.data.dataset import Dataset
-from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.errors import (
     EXIT_FINISHED,
     EXIT_STOPPED,
@@ -43,6 +39,7 @@ from gpt2_jax.errors import (
     UserError,
     shortened,
 )
+from gpt2_jax.evaluate.run_texts import TEXTS
 from gpt2_jax.files import disk_errors
 from gpt2_jax.model.definition import define_model
 from gpt2_jax.placements import AXES
@@ -50,8 +47,8 @@ from gpt2_jax.track.progress import StudyProgress
 from gpt2_jax.train.distributed.mesh import find_devices
 from gpt2_jax.train.distributed.signals import StopSignal
 from gpt2_jax.train.loop import train
+from gpt2_jax.train.report import total_tokens
 from gpt2_jax.train.storage.checkpoint import Checkpoints
-from gpt2_jax.train.storage.open_run import open_data
 from gpt2_jax.train.storage.rundir import Busy, RunDirectory
 
 POLL_SECONDS = 2.0
@@ -94,7 +91,7 @@ class Worker:
             config = self.config(trial)
             check_trial(directory, config)
             self.store.rows(trial.name)
-            text = _open_text(config.data)
+            text = _open(config)
             directory.check_data(text.corpus, text.tokenizer, f"data.source={config.data.source}")
         return known
 
@@ -147,6 +144,8 @@ class Worker:
 
     def _capacity(self, config: Config) -> int:
         """Returns how many trials like this one the devices can train efficiently at a time."""
+        if config.task.name != "lm":
+            return 1
         model = define_model(config.model, config.placement)
         others_weights = config.train.init_from is not None or config.train.teacher is not None
         own_start = model.spec.data_dependent_init or others_weights
@@ -161,9 +160,17 @@ class Worker:
         n = len(find_devices())
         return n if jax.default_backend() == "cpu" else RUNS_PER_ACCELERATOR * n
 
-    def corpus(self, config: Config) -> Dataset:
-        """Returns a trial's text, which is opened only once."""
-        return _open_text(config.data).corpus
+    def corpus(self, config: Config) -> Any:
+        """Returns a trial's text or examples, which are opened only once."""
+        return _open(config).corpus
+
+    def total_tokens(self, config: Config) -> int:
+        """Returns the number of tokens that a trial is trained on, without padding."""
+        if config.task.name == "lm":
+            return total_tokens(config)
+        data = self.corpus(config)
+        layout = data.sampler(config.data.seq_len, config.train.batch_size, config.seed)
+        return data.tokens_per_step(layout) * config.train.steps
 
     def programs(self, config: Config) -> VectorizedPrograms:
         """Returns the programs for trials like this one, compiled at their first use."""
@@ -286,7 +293,7 @@ class Worker:
         if stop.requested:
             return
         for trial in filter(lambda trial: leases.is_held(trial.name), batch):
-            text = _open_text(self.config(trial).data)
+            text = _open(self.config(trial))
             outcome = self.store.judge(trial.name, diverged.get(trial.name), text.unigram_loss)
             self._end(trial, outcome, leases, display)
 
@@ -302,7 +309,7 @@ class Worker:
     ) -> dict[str, str]:
         """Trains a batch to its end and returns, for each trial that diverged, the reason."""
         config = self.config(batch[0])
-        corpus, tokenizer, _ = _open_text(config.data)
+        corpus, tokenizer, _ = _open(config)
         if self.width(config) == 1:
             display.start([batch[0].name], self._step(batch[0]))
             return self._run_alone(batch[0], stop)
@@ -330,7 +337,7 @@ class Worker:
             contextlib.redirect_stderr(log),
         ):
             try:
-                train(self.config(trial), str(self.store.path(trial.name)), stop=stop)
+                train(self.config(trial), str(self.store.path(trial.name)), TEXTS, stop)
             except Diverged as error:
                 return {trial.name: error.reason}
         return {}
@@ -361,25 +368,6 @@ def _described(outcome: Outcome) -> str:
     return f"failed ({outcome.reason}){retry}"
 
 
-class Text(NamedTuple):
-    """A training corpus, its tokenizer, and the unigram entropy of its validation split.
-
-    That of a mixture is the mean over its sources, weighted by their share.
-    """
-
-    corpus: Dataset
-    tokenizer: Tokenizer
-    unigram_loss: float
-
-
-@cache
-def _open_text(data: DataConfig) -> Text:
-    corpus, tokenizer = open_data(data)
-    if corpus.streams:
-        raise UserError(
-            f"data.source={data.source} is fetched while training, which a study does not support; "
-            "copy the files to a local disk and run gpt2-jax prepare"
-        )
-    corpus.check_validation()
-    unigram = corpus.mean([unigram_entropy(part.corpus.val) for part in corpus.parts])
-    return Text(corpus, tokenizer, unigram)
+def _open(config: Config) -> TrialData:
+    with_types = config.model.token_types > 0
+    return open_trial_data(config.task, config.data, with_types, config.seed)

@@ -166,7 +166,7 @@ class Processes:
             return False
         try:
             self._store.key_value_try_get(PREEMPTED)
-        except jax.errors.JaxRuntimeError:  # there is none, or the coordinator is gone
+        except RuntimeError:  # there is none, or the coordinator is gone (std::bad_cast)
             return False
         return True
 

@@ -13,6 +13,7 @@ import pytest
 
 from gpt2_jax.ablation.report.analysis import analyze
 from gpt2_jax.ablation.study import Study, grid
+from gpt2_jax.ablation.study import data as study_data
 from gpt2_jax.ablation.study import worker as workers
 from gpt2_jax.ablation.study.leases import Leases
 from gpt2_jax.ablation.study.packing import pack
@@ -45,7 +46,7 @@ def test_changed_text_is_refused(tmp_path):
     run_study(tmp_path / "w", base(text), TWO)
     text.write_text(make_text(20_000, seed=1))
     more = dataclasses.replace(TWO, seeds=(1, 2, 3))
-    workers._open_text.cache_clear()  # as in a new process
+    study_data._open_text.cache_clear()  # as in a new process
     with pytest.raises(UserError, match=r"was trained on another text than data\.source="):
         run_study(tmp_path / "w", base(text), more)
 

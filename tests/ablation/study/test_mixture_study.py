@@ -6,7 +6,7 @@ import pytest
 
 from gpt2_jax import config as configs
 from gpt2_jax.ablation.study import Study, grid
-from gpt2_jax.ablation.study import worker as workers
+from gpt2_jax.ablation.study import data as study_data
 from gpt2_jax.config.sections import DataConfig
 from gpt2_jax.errors import EXIT_FINISHED, UserError
 from gpt2_jax.track.metrics import read_rows
@@ -43,6 +43,6 @@ def test_trial_on_a_mixture_matches_the_same_config_trained_alone(tmp_path):
 
 def test_a_study_refuses_text_that_is_fetched_while_training(monkeypatch):
     streamed = SimpleNamespace(streams={"source": None})
-    monkeypatch.setattr(workers, "open_data", lambda data: (streamed, None))
+    monkeypatch.setattr(study_data, "open_data", lambda data: (streamed, None))
     with pytest.raises(UserError, match=r"s3://bucket/a.*, which a study does not support; copy"):
-        workers._open_text(DataConfig(source="s3://bucket/a.jsonl"))
+        study_data._open_text(DataConfig(source="s3://bucket/a.jsonl"))

@@ -1,6 +1,7 @@
 """Scores as JSON and as text."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 
@@ -56,3 +57,9 @@ def test_json():
 
 def test_metrics():
     assert SCORES.metrics("test/")["test/f1"] == 0.5
+
+
+def test_text_without_intervals():
+    values = {"f1": Interval(0.5, np.nan, np.nan)}
+    text = replace(SCORES, values=values, bootstrap=Bootstrap(0), tables=()).text()
+    assert text.splitlines()[:3] == ["entities: 1,287 sentences", "  f1  0.5000", ""]

@@ -1,0 +1,169 @@
+"""`gpt2-jax eval`, `predict` and `translate` on runs of tasks."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from gpt2_jax.train import loop
+from tests import tools
+from tests.tasks.small import small, write_data
+
+TASKS = ("classify", "tag", "answer", "translate")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a short run of each task, by its name."""
+    folder = tmp_path_factory.mktemp("commands")
+    for task in TASKS:
+        (folder / f"{task}_data").mkdir()
+        data = write_data(folder / f"{task}_data", task, n=32)
+        steps = {"train__steps": 2, "train__eval_every": 2, "train__sample_tokens": 0}
+        assert loop.train(small(task, data, **steps), str(folder / task)) == 0
+    return folder
+
+
+def gpt2_jax(place, command, task, *flags):
+    words = ("-m", "gpt2_jax", command, f"--workdir={place / task}", *flags)
+    return tools.run(*words, tmp=place, XDG_CACHE_HOME=cache())
+
+
+def cache():
+    return os.environ["XDG_CACHE_HOME"]
+
+
+def output(done):
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def lines(place, *texts):
+    path = place / "lines.txt"
+    path.write_text("\n".join(texts) + "\n")
+    return f"--input={path}"
+
+
+def test_eval_writes_scores_of_the_test_examples(place):
+    found = json.loads(output(gpt2_jax(place, "eval", "classify", "--json")))
+    assert (found["task"], found["split"], found["step"], found["examples"]) == (
+        *("classify", "test", 2),
+        8,
+    )
+    accuracy = found["scores"]["values"]["accuracy"]
+    assert accuracy["low"] <= accuracy["estimate"] <= accuracy["high"]
+    (written,) = (place / "classify" / "evals").glob("classify_test_2_*.json")
+    assert json.loads(written.read_text()) == found
+    assert written.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ("classify", ("val, 8 examples", "accuracy", "macro F1")),
+        pytest.param("tag", ("val, 250 examples", "strict", "by tag"), marks=pytest.mark.slow),
+        pytest.param("answer", ("val, 8 examples", "exact match"), marks=pytest.mark.slow),
+        pytest.param("translate", ("val, 250 examples", "nrefs:1|case:"), marks=pytest.mark.slow),
+    ],
+)
+def test_eval_prints_a_report(place, task, words):
+    text = output(gpt2_jax(place, "eval", task, "--split=val"))
+    for word in words:
+        assert word in text, text
+
+
+@pytest.mark.parametrize(
+    ("task", "flags", "message"),
+    [
+        ("tag", ["--split=test"], "has no test examples; set --split to one of train, val"),
+        ("tag", ["--data=text.txt"], "--data has no effect on"),
+        ("classify", ["--stride=4"], "--stride has no effect on"),
+    ],
+)
+def test_eval_refuses(place, task, flags, message):
+    assert message in tools.one_line_error(gpt2_jax(place, "eval", task, *flags))
+
+
+def test_predict_labels(place):
+    texts = ("red dog", "", '{"text": "blue cat"}', "grün " * 60)
+    rows = output(gpt2_jax(place, "predict", "classify", lines(place, *texts))).splitlines()
+    found = [json.loads(row) for row in rows]
+    assert [row["text"] for row in found] == ["red dog", "blue cat", "grün " * 60]
+    assert {row["label"] for row in found} <= {"red", "green", "blue"}
+
+
+def test_predict_tags_and_words(place):
+    texts = ("Ada Noor lives in New Oslo.", '{"words": ["Ada", "left", "."]}')
+    rows = output(gpt2_jax(place, "predict", "tag", lines(place, *texts))).splitlines()
+    first, second = map(json.loads, rows)
+    assert first["words"] == ["Ada", "Noor", "lives", "in", "New", "Oslo", "."]
+    assert second["words"] == ["Ada", "left", "."]
+    for row in (first, second):
+        assert len(row["tags"]) == len(row["words"])
+    for entity in first["entities"]:
+        assert texts[0][entity["start"] : entity["end"]] == entity["text"]
+
+
+def test_predict_answers(place):
+    question = {"id": "q1", "question": "which dog", "context": "red dog blue cat"}
+    row = output(gpt2_jax(place, "predict", "answer", lines(place, json.dumps(question))))
+    found = json.loads(row)
+    assert (found["id"], found["question"]) == ("q1", "which dog")
+    assert question["context"][found["start"] : found["end"]] == found["answer"]
+
+
+@pytest.mark.parametrize(
+    ("task", "texts", "message"),
+    [
+        ("classify", ["red", '{"text": 3}'], "lines.txt:2 has no text in 'text'"),
+        ("classify", ["{not json"], "lines.txt:1 is not JSON"),
+        ("classify", ['{"text": "a", "second": 1}'], "lines.txt:1: second must be text"),
+        ("answer", ["", "what?"], "lines.txt:2 is not a JSON object with question and context"),
+        ("answer", ['{"question": "a"}'], "lines.txt:1 has no text in 'context'"),
+        ("tag", ['{"words": ["a", ""]}'], "lines.txt:1: words must be a list of words"),
+        ("tag", ['{"words": []}'], "lines.txt:1: words must be a list of words"),
+        ("translate", ["a"], "has task.name=translate; `gpt2-jax predict` is for tag, classify"),
+    ],
+)
+def test_predict_names_the_line(place, task, texts, message):
+    done = gpt2_jax(place, "predict", task, lines(place, *texts))
+    assert message in tools.one_line_error(done)
+
+
+def test_translate_keeps_lines(place):
+    flags = (lines(place, "a b c", "", "  ", "d e"), "--beam=1")
+    rows = output(gpt2_jax(place, "translate", "translate", *flags)).split("\n")
+    assert len(rows) == 5 and rows[1] == rows[2] == rows[4] == ""
+    refused = gpt2_jax(place, "translate", "classify", flags[0])
+    assert "`gpt2-jax translate` needs a run with task.name=translate" in tools.one_line_error(
+        refused
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "message"),
+    [
+        ("sample", ["--workdir={}"], "has task.name=classify, whose model does not continue text"),
+        ("diagnose", ["--workdirs={}"], "gpt2-jax diagnose supports only task.name=lm, not class"),
+    ],
+)
+def test_commands_for_text_refuse_runs_of_tasks(place, command, flags, message):
+    words = [flag.format(place / "classify") for flag in flags]
+    done = tools.run("-m", "gpt2_jax", command, *words, tmp=place)
+    assert message in tools.one_line_error(done)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "task"), [("predict", "classify"), ("translate", "translate")])
+def test_standard_input_is_utf8(place, command, task):
+    done = subprocess.run(
+        [sys.executable, "-m", "gpt2_jax", command, f"--workdir={place / task}"],
+        input="\ufeffgrün\r\n".encode() + b"\xff\n",
+        env=tools.environment(place, LC_ALL="C", PYTHONUTF8="0"),
+        capture_output=True,
+    )
+    assert done.returncode == 2
+    error = done.stderr.decode().strip().splitlines()[-1]
+    assert error.startswith("error: standard input is not UTF-8 text")

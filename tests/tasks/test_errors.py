@@ -1,0 +1,171 @@
+"""Wrong data and fields of tasks end a training command in one line, before it creates anything."""
+
+import json
+
+import pytest
+
+from gpt2_jax.config import Config, difference
+from tests import tools
+from tests.tasks.small import small
+
+LABELED = [{"text": f"{color} dog", "label": color} for color in ("red", "blue")] * 4
+TAGGED = ["Ada B-PER", "left O", "", "Oslo B-LOC", ""] * 4
+QUESTIONS = [
+    {
+        "question": "what?",
+        "context": "red dog",
+        "answers": [{"text": "dog", "answer_start": 4}],
+    }
+] * 8
+
+
+def jsonl(rows):
+    return "\n".join(map(json.dumps, rows)) + "\n"
+
+
+# Name: the task, the content of each file, fields, and what the error says.
+CASES = {
+    "sides of unequal length": (
+        "translate",
+        {"train.en": "a\nb\nc\n", "train.de": "x\ny\n"},
+        {"data.source": "train.{en,de}"},
+        "train.en has 3 lines, but",
+    ),
+    "empty target": (
+        "translate",
+        {"train.jsonl": jsonl([{"source": "a", "target": "x"}, {"source": "b", "target": " "}])},
+        {"data.source": "train.jsonl"},
+        "train.jsonl line 2",
+    ),
+    "source longer than the model": (
+        "translate",
+        {"train.jsonl": jsonl([{"source": "a " * 90, "target": "x"}] * 8)},
+        {"data.source": "train.jsonl", "data.too_long": "refuse"},
+        "train.jsonl line 1: the source has 91 tokens, but at most 48 fit",
+    ),
+    "unknown label in the validation set": (
+        "classify",
+        {
+            "train.jsonl": jsonl(LABELED),
+            "val.jsonl": jsonl([LABELED[0], {"text": "a", "label": "gren"}]),
+        },
+        {"data.source": "train.jsonl", "data.val_source": "val.jsonl"},
+        "val.jsonl line 2: the training data has no label 'gren'",
+    ),
+    "one label": (
+        "classify",
+        {"train.jsonl": jsonl(LABELED[:1] * 4)},
+        {"data.source": "train.jsonl"},
+        "has 1 label; classification needs two",
+    ),
+    "missing field": (
+        "classify",
+        {"train.jsonl": jsonl([{"text": "a"}])},
+        {"data.source": "train.jsonl"},
+        "train.jsonl line 1",
+    ),
+    "not a tag": (
+        "tag",
+        {"train.txt": "Ada B-PER\nleft out\n"},
+        {"data.source": "train.txt"},
+        "train.txt line 2",
+    ),
+    "answer outside its text": (
+        "answer",
+        {
+            "train.jsonl": jsonl(
+                [QUESTIONS[0], QUESTIONS[0] | {"answers": [{"text": "dog", "answer_start": 5}]}]
+            )
+        },
+        {"data.source": "train.jsonl"},
+        "train.jsonl line 2",
+    ),
+    "class weight of an unknown label": (
+        "classify",
+        {"train.jsonl": jsonl(LABELED), "val.jsonl": jsonl(LABELED)},
+        {
+            "data.source": "train.jsonl",
+            "data.val_source": "val.jsonl",
+            "task.class_weights": ("rde=2",),
+        },
+        "task.class_weights: the training data has no label 'rde'; did you mean 'red'?",
+    ),
+    "packed rows of one label": (
+        "classify",
+        {"train.jsonl": jsonl(LABELED), "val.jsonl": jsonl(LABELED)},
+        {
+            "data.source": "train.jsonl",
+            "data.val_source": "val.jsonl",
+            "data.layout": "packed",
+        },
+        "data.layout=packed does not work with task.name=classify",
+    ),
+    "lengths that are too long": (
+        "classify",
+        {"train.jsonl": jsonl(LABELED), "val.jsonl": jsonl(LABELED)},
+        {
+            "data.source": "train.jsonl",
+            "data.val_source": "val.jsonl",
+            "data.lengths": ("8", "48"),
+        },
+        "data.lengths: 48 must be a number of tokens below data.seq_len=48",
+    ),
+    "no validation examples": (
+        "classify",
+        {"train.jsonl": jsonl(LABELED)},
+        {"data.source": "train.jsonl", "data.val_fraction": 0.0},
+        "there are no validation examples; set data.val_source or data.val_fraction",
+    ),
+    "no mask token": (
+        "mlm",
+        {"train.txt": tools.make_text(4000)},
+        {"data.source": "train.txt", "data.tokenizer": "bytes"},
+        "has no mask token",
+    ),
+    "another architecture": (
+        "tag",
+        {},
+        {"model.architecture": "decoder"},
+        "task.name=tag needs model.architecture=encoder, not decoder",
+    ),
+    "a field of another task": (
+        "tag",
+        {},
+        {"eval.generate_every": 4},
+        "eval.generate_every=4 has no effect with task.name=tag; unset it (it is for translate)",
+    ),
+    "smoothed answers": (
+        "answer",
+        {},
+        {"optimizer.label_smoothing": 0.1},
+        "optimizer.label_smoothing=0.1 has no effect with task.name=answer",
+    ),
+    "generation between evaluations": (
+        "translate",
+        {},
+        {"eval.generate_every": 6},
+        "eval.generate_every=6 must be a multiple of train.eval_every=4",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_line(name, tmp_path):
+    task, files, fields, message = CASES[name]
+    for file, text in files.items():
+        (tmp_path / file).write_text(text)
+    paths = {n: v if n not in PATHS else str(tmp_path / v) for n, v in fields.items()}
+    config = small(task, paths)
+    changes = {n: new for n, (_, new) in difference(Config(), config).items()}
+    (tmp_path / "config.py").write_text(
+        "from gpt2_jax import config\n\n\ndef get_config():\n    c = config.default()\n"
+        f"    c.update_from_flattened_dict({changes!r})\n    return c\n"
+    )
+    workdir = tmp_path / "run"
+    words = [f"--config={tmp_path / 'config.py'}", f"--workdir={workdir}"]
+    error = tools.one_line_error(tools.run("train.py", *words, tmp=tmp_path))
+    assert message in error
+    assert not workdir.exists()
+
+
+PATHS = ("data.source", "data.val_source")

@@ -1,0 +1,308 @@
+"""Runs of every task through the training loop: rows, files, resuming, stopping."""
+
+import contextlib
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from gpt2_jax.config import Config, difference
+from gpt2_jax.errors import EXIT_FINISHED, EXIT_STOPPED, UserError
+from gpt2_jax.evaluate.run_texts import TEXTS
+from gpt2_jax.track.metrics import read_rows
+from gpt2_jax.train import loop
+from gpt2_jax.train.run import TextFns
+from gpt2_jax.train.storage.open_run import open_run
+from tests import tools
+from tests.tasks.small import TASKS, small, write_data
+from tests.train.distributed.test_processes import kill, wait_for_step
+from tests.train.distributed.test_several_processes import free_port
+
+FAST = ("translate", "classify")
+STEPS = 12
+SCORES = {
+    "translate": "val/bleu",
+    "tag": "val/entity_f1_strict",
+    "classify": "val/macro_f1",
+    "answer": "val/exact_match",
+}
+TIMES = ("perf/",)
+
+
+def by_task(names=TASKS, fast=FAST):
+    return [pytest.param(t, marks=[] if t in fast else [pytest.mark.slow]) for t in names]
+
+
+class Place:
+    """A folder with the data of a task, and the runs on it."""
+
+    def __init__(self, folder, task):
+        self.folder, self.task = folder, task
+        self.data = write_data(folder, task)
+
+    def config(self, **changes):
+        return small(self.task, self.data, **changes)
+
+    def train(self, name, texts=TEXTS, **changes):
+        return loop.train(self.config(**changes), str(self.folder / name), texts)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    found = {}
+
+    def place(task):
+        if task not in found:
+            found[task] = Place(tmp_path_factory.mktemp(task), task)
+            assert found[task].train("run") == EXIT_FINISHED
+        return found[task]
+
+    return place
+
+
+def rows_of(workdir):
+    """Returns the rows of a run without what is measured in seconds."""
+    rows = read_rows(workdir / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if not k.startswith(TIMES)} for row in rows]
+
+
+def assert_same_run(workdir, other, tolerance=0.0):
+    rows, others = rows_of(workdir), rows_of(other)
+    assert [row.keys() for row in rows] == [row.keys() for row in others]
+    values, expected = (
+        np.array([v for row in one for v in row.values()]) for one in (rows, others)
+    )
+    np.testing.assert_allclose(values, expected, atol=tolerance, rtol=0)
+    ours, theirs = (jax.tree.leaves(open_run(str(one)).params) for one in (workdir, other))
+    for x, y in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(np.asarray(x), np.asarray(y), atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("task", by_task())
+def test_rows_and_files(places, task):
+    folder = places(task).folder / "run"
+    rows = read_rows(folder / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [0, 2, 4, 6, 8, 10, 12]
+    assert [row["step"] for row in rows if "val/loss" in row] == [0, 4, 8, 12]
+    assert {"train/loss", "train/grad_norm", "train/lr", "tokens"} <= rows[1].keys()
+    assert rows[-1]["val/loss"] < rows[0]["val/loss"] and 0 <= rows[-1]["val/accuracy"] <= 1
+    scored = [row["step"] for row in rows if SCORES.get(task) in row]
+    assert scored == {"translate": [12], "mlm": [], "sft": []}.get(task, [0, 4, 8, 12])
+    assert (folder / "sample.txt").exists() == (task != "mlm")
+    assert (folder / "tokenizer.json").exists() and (folder / "loss.png").exists()
+    info = json.loads((folder / "run.json").read_text())
+    expected = {"classify": ["blue", "green", "red"]}.get(task)
+    assert task == "tag" or info.get("labels") == expected
+    if task == "tag":
+        assert info["labels"] == ["O", *(f"{e}-{t}" for t in ("LOC", "ORG", "PER") for e in "BI")]
+
+
+@pytest.mark.parametrize("task", by_task())
+def test_finished_run_compiles_nothing(places, task, monkeypatch, capsys):
+    place = places(task)
+    monkeypatch.setattr(loop, "compile_step", None)
+    assert place.train("run") == EXIT_FINISHED
+    assert "is finished: raise train.steps to continue it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("task", by_task())
+def test_extended_run_equals_a_long_one(places, task):
+    place = places(task)
+    assert place.train("extended", train__steps=8) == EXIT_FINISHED
+    sample = place.folder / "extended" / "sample.txt"
+    first = sample.read_text() if sample.exists() else None
+    assert place.train("extended") == EXIT_FINISHED
+    whole = rows_of(place.folder / "run")
+    found = rows_of(place.folder / "extended")
+    extra = [k for k in found[4] if k not in whole[4]]  # BLEU of what was the last step
+    for name in extra:
+        del found[4][name]
+    assert found == whole
+    if first is not None:
+        assert sample.read_text() == (place.folder / "run" / "sample.txt").read_text()
+
+
+@pytest.mark.parametrize("task", by_task(fast=()))
+def test_run_continues_on_another_mesh(places, task):
+    place = places(task)
+    assert place.train("mesh", train__steps=8, eval__generate_every=12) == EXIT_FINISHED
+    changes = {"mesh__data": 2, "mesh__fsdp": 4, "eval__generate_every": 12}
+    assert place.train("mesh", **changes) == EXIT_FINISHED
+    losses = [
+        [
+            row[k]
+            for row in rows_of(place.folder / name)
+            for k in ("train/loss", "val/loss")
+            if k in row
+        ]
+        for name in ("run", "mesh")
+    ]
+    np.testing.assert_allclose(*losses, atol=1e-4)
+
+
+def test_rerun_writes_a_missing_sample(places):
+    """As after a kill between the last checkpoint and the sample."""
+    place = places("classify")
+    sample = place.folder / "run" / "sample.txt"
+    text = sample.read_text()
+    sample.unlink()
+    assert place.train("run") == EXIT_FINISHED
+    assert sample.read_text() == text
+    assert "gold" in text and "model" in text
+
+
+def test_rows_of_several_lengths_and_diagnostics(places):
+    place = places("classify")
+    changes = {"data__lengths": ("8", "12"), "track__diagnostics_every": 4}
+    assert place.train("buckets", **changes) == EXIT_FINISHED
+    rows = read_rows(place.folder / "buckets" / "metrics.jsonl")
+    figures = [row["step"] for row in rows if "depth/stream_rms/block_01" in row]
+    assert figures == [0, 4, 8, 12]
+    assert all(np.isfinite(row["depth/skip_cost/block_01"]) for row in rows if row["step"] % 4 == 0)
+    padded = rows_of(place.folder / "run")
+    assert rows[0]["val/loss"] == padded[0]["val/loss"]
+    assert rows[-1]["train/loss"] != padded[-1]["train/loss"]  # other batches
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_diagnostics_of_every_task(places, task):
+    place = places(task)
+    assert place.train("depth", track__diagnostics_every=6) == EXIT_FINISHED
+    last = read_rows(place.folder / "depth" / "metrics.jsonl")[-1]
+    towers = ("encoder/", "decoder/") if task == "translate" else ("",)
+    for tower in towers:
+        for name in ("stream_rms", "attn_ratio", "entropy", "grad_norm", "skip_cost"):
+            assert np.isfinite(last[f"depth/{tower}{name}/block_01"])
+    plain = rows_of(place.folder / "run")[-1]
+    assert {k: v for k, v in last.items() if k in plain} == plain
+
+
+def test_epochs(places, capsys):
+    """96 examples are 12 batches of 8."""
+    place = places("classify")
+    changes = {"train__epochs": 0.5, "train__eval_every": 6}
+    assert place.train("epochs", **changes) == EXIT_FINISHED
+    assert rows_of(place.folder / "epochs")[-1]["step"] == 6
+    assert place.train("epochs", **changes) == EXIT_FINISHED
+    assert "is finished: raise train.epochs to continue it" in capsys.readouterr().out
+    assert place.train("epochs", **changes | {"train__epochs": 1.1}) == EXIT_FINISHED
+    assert rows_of(place.folder / "epochs")[-1]["step"] == 14
+    with pytest.raises(UserError, match="different config"):
+        place.train("epochs", **changes)
+
+
+def test_patience_generates_at_the_end(places):
+    place = places("translate")
+    changes = {"optimizer__peak_lr": 3.0, "optimizer__grad_clip": 0.0, "train__patience": 1}
+    assert place.train("patience", **changes, train__steps=40) == EXIT_FINISHED
+    rows = rows_of(place.folder / "patience")
+    assert rows[-1]["step"] < 40 and rows[-1]["val/loss"] > rows[0]["val/loss"]
+    assert [row["step"] for row in rows if "val/bleu" in row] == [rows[-1]["step"]]
+    assert (place.folder / "patience" / "sample.txt").exists()
+
+
+def test_generation_every_few_steps(places):
+    place = places("translate")
+    assert place.train("often", eval__generate_every=8) == EXIT_FINISHED
+    rows = rows_of(place.folder / "often")
+    assert [row["step"] for row in rows if "val/chrf" in row] == [8, 12]
+
+
+def test_stop_during_generation_repeats_the_whole_evaluation(places):
+    place = places("translate")
+
+    def stopping(model):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the signal should have ended the evaluation")
+
+    changes = {"eval__generate_every": 4}
+    assert place.train("unstopped", **changes) == EXIT_FINISHED
+    texts = TextFns(TEXTS.sample, stopping)
+    assert place.train("stopped", texts, **changes) == EXIT_STOPPED
+    stopped = rows_of(place.folder / "stopped")
+    assert stopped[-1]["step"] == 4 and "val/loss" not in stopped[-1]
+    assert place.train("stopped", **changes) == EXIT_FINISHED
+    assert_same_run(place.folder / "stopped", place.folder / "unstopped")
+
+
+def write_config(path, config):
+    """Writes a config file that returns a config."""
+    changes = {name: new for name, (_, new) in difference(Config(), config).items()}
+    path.write_text(
+        "from gpt2_jax import config\n\n\ndef get_config():\n    c = config.default()\n"
+        f"    c.update_from_flattened_dict({changes!r})\n    return c\n"
+    )
+    return path
+
+
+def start(place, name, *flags, **changes):
+    """Starts a training process."""
+    path = write_config(place.folder / "config.py", place.config(**changes))
+    words = ["train.py", f"--config={path}", f"--workdir={place.folder / name}", *flags]
+    return tools.start(*words, tmp=place.folder)
+
+
+def finish(*processes):
+    for process in processes:
+        out = process.communicate(timeout=300)[0]
+        assert process.returncode == 0, out
+
+
+@pytest.mark.parametrize("task", by_task(fast=("translate",)))
+def test_killed_run_has_the_same_result(places, task):
+    place = places(task)
+    packed = task not in ("classify", "answer")
+    changes = {"train__steps": 60, "train__log_every": 1, "train__checkpoint_every": 5}
+    changes |= {"train__eval_every": 20, "model__dropout": 0.1, "train__accumulation": 2}
+    changes |= {} if packed else {"data__lengths": ("8", "12")}
+    finish(start(place, "alone", **changes))
+    process = start(place, "killed", **changes)
+    wait_for_step(process, place.folder / "killed", 12)
+    kill(process)
+    finish(start(place, "killed", **changes))
+    info = json.loads((place.folder / "killed" / "run.json").read_text())
+    assert len(info["starts"]) == 2 and info["starts"][1]["from_step"] >= 5
+    assert_same_run(place.folder / "killed", place.folder / "alone")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_two_processes_are_like_one(places, task):
+    place = places(task)
+    changes = {"train__log_every": 1, "eval__generate_every": 8} if task == "translate" else {}
+    finish(start(place, "one", **changes))
+    flags = [f"--coordinator_address=127.0.0.1:{free_port()}", "--num_processes=2"]
+    pair = [start(place, "two", *flags, f"--process_id={k}", **changes) for k in range(2)]
+    try:
+        finish(*pair)
+    finally:
+        for process in pair:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+    assert_same_run(place.folder / "two", place.folder / "one", tolerance=1e-4)
+    samples = [place.folder / name / "sample.txt" for name in ("one", "two")]
+    if task != "mlm":
+        assert samples[0].read_text() == samples[1].read_text()
+
+
+def test_labeled_spans_are_questions(tmp_path):
+    """A question per label, whose number is not one of the model's outputs."""
+    rows = [
+        {"text": f"{c} {t}", "spans": [{"label": "color", "start": 0, "end": len(c)}]}
+        for c in ("red", "green")
+        for t in ("dog", "tree", "cat", "bird")
+    ]
+    rows[0]["spans"].append({"label": "thing", "start": 4, "end": 7})
+    (tmp_path / "spans.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    source = str(tmp_path / "spans.jsonl")
+    data = {"data.source": source, "data.val_source": source, "data.columns": "spans=spans"}
+    config = small("answer", data, train__steps=2, train__eval_every=2)
+    assert loop.train(config, str(tmp_path / "run"), TEXTS) == EXIT_FINISHED
+    last = read_rows(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert 0 <= last["val/span_f1"] <= 1
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["labels"] == ["color", "thing"]
+    assert open_run(str(tmp_path / "run")).config.head.n_labels is None
