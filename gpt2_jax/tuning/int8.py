@@ -74,7 +74,10 @@ def n_bytes(params: Params) -> int:
 
 
 def _quantized(info: ParamInfo, x: jax.Array) -> dict[str, jax.Array]:
-    axes = (info.width_axis,) if info.role in TABLES else info.in_axes
+    axes = info.in_axes
+    if info.role in TABLES:
+        assert info.width_axis is not None
+        axes = (info.width_axis,)
     largest = jnp.abs(x).max(axes, keepdims=True)
     scale = jnp.where(largest == 0, 1.0, largest) / LEVELS
     return {CODES: jnp.round(x / scale).astype(jnp.int8), SCALE: scale}

@@ -10,14 +10,14 @@ from gpt2_jax.config.check import check
 from gpt2_jax.config.tune_section import TuneConfig
 from gpt2_jax.errors import UserError
 from gpt2_jax.evaluate.generate import Generator
+from gpt2_jax.evaluate.run_texts import TEXTS
 from gpt2_jax.evaluate.sampling import SamplingParams
-from gpt2_jax.evaluate.text_generation import sample_text
 from gpt2_jax.interop.export_model import export_model
 from gpt2_jax.model import diagnostics
 from gpt2_jax.model.definition import define_model
 from gpt2_jax.nn.attention import masked_scores
-from gpt2_jax.nn.context import CausalMask
 from gpt2_jax.nn.inserts import Adapter, Prefix
+from gpt2_jax.nn.masks import CAUSAL, SequenceMask
 from gpt2_jax.nn.param import Init
 from gpt2_jax.train import loop
 from gpt2_jax.train.compiled_step import compile_step
@@ -62,8 +62,9 @@ def test_every_token_attends_to_the_prefix():
     k = v = jnp.zeros((1, 1, 3, 4))
     q = jnp.ones((1, 1, 3, 4))
     keys, values = prefix(k, v)
-    mask = prefix.seen_by_all(CausalMask().allowed(3, 3))
+    mask = prefix.seen_by_all(CAUSAL.allowed(3, 3))
     assert mask.tolist() == [[True] * (3 + t) + [False] * (2 - t) for t in range(3)]
+    assert prefix.seen_by_all(SequenceMask(causal=False).allowed(3, 3)) is None
     p = jax.nn.softmax(masked_scores(q, keys, jnp.float32(1.0), mask))[0, 0]
     scores = np.exp(np.asarray(prefix.k[...])[:, 0].sum(-1)).sum()
     np.testing.assert_allclose((p @ values[0, 0])[:, 0], scores / (scores + np.arange(1, 4)), 1e-5)
@@ -144,9 +145,9 @@ def test_sharded_steps_are_those_of_one_device(method):
 def test_run_is_tuned_resumed_and_sampled(method, source, text_file, tmp_path):
     given = tuned(text_file, source, **METHODS[method], optimizer__peak_lr=0.05)
     given = replace(given, {"optimizer.schedule": "constant", "train.eval_every": 5})
-    assert loop.train(replace(given, {"train.steps": 5}), str(tmp_path / "run"), sample_text) == 0
-    assert loop.train(given, str(tmp_path / "run"), sample_text) == 0
-    assert loop.train(given, str(tmp_path / "whole"), sample_text) == 0
+    assert loop.train(replace(given, {"train.steps": 5}), str(tmp_path / "run"), TEXTS) == 0
+    assert loop.train(given, str(tmp_path / "run"), TEXTS) == 0
+    assert loop.train(given, str(tmp_path / "whole"), TEXTS) == 0
     got = losses(tmp_path / "run")
     assert got == losses(tmp_path / "whole") and abs(got[10] - got[0]) > 1e-5
     assert (tmp_path / "run" / "sample.txt").read_text()

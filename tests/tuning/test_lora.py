@@ -9,7 +9,7 @@ from gpt2_jax.config.check import check
 from gpt2_jax.config.tune_section import TuneConfig
 from gpt2_jax.errors import UserError
 from gpt2_jax.evaluate.perplexity import evaluate_run
-from gpt2_jax.evaluate.text_generation import sample_text
+from gpt2_jax.evaluate.run_texts import TEXTS
 from gpt2_jax.model.definition import define_model
 from gpt2_jax.train import loop
 from gpt2_jax.train.compiled_step import compile_step
@@ -183,13 +183,13 @@ def test_sharded_steps_are_those_of_one_device(mesh, method):
 def test_run_is_tuned_resumed_evaluated_and_sampled(source, text_file, tmp_path):
     given = tuned(text_file, source, tune__method="lora", tune__rank=2, optimizer__peak_lr=0.01)
     given = replace(given, {"optimizer.schedule": "constant", "track.diagnostics_every": 5})
-    assert loop.train(given, str(tmp_path / "whole"), sample_text) == 0
+    assert loop.train(given, str(tmp_path / "whole"), TEXTS) == 0
     got = losses(tmp_path / "whole")
     assert got[0] == pytest.approx(losses(source)[20], rel=1e-5) and got[10] < got[0] - 1e-4
     half = replace(given, {"train.steps": 5, "train.eval_every": 5})
-    assert loop.train(half, str(tmp_path / "run"), sample_text) == 0
+    assert loop.train(half, str(tmp_path / "run"), TEXTS) == 0
     more = replace(given, {"train.eval_every": 5})
-    assert loop.train(more, str(tmp_path / "run"), sample_text) == 0
+    assert loop.train(more, str(tmp_path / "run"), TEXTS) == 0
     runs = [open_run(str(tmp_path / name)) for name in ("whole", "run")]
     jax.tree.map(np.testing.assert_array_equal, *[run.params for run in runs])
     first = open_run(str(source)).params
