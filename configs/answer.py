@@ -47,7 +47,7 @@ def _from_scratch(config: ConfigDict) -> None:
 
     config.data.tokenizer = "bpe:3000"
     config.data.seq_len = 128
-    config.data.lengths = ("16", "32", "64")
+    config.data.lengths = ("24", "64")
 
     config.optimizer.peak_lr = 2e-3
     config.train.epochs = 6.0
@@ -57,7 +57,7 @@ def _from_scratch(config: ConfigDict) -> None:
 def _fine_tune(config: ConfigDict) -> None:
     config.model.dropout = 0.1
     config.data.seq_len = 384
-    config.data.lengths = ("128", "256")
+    config.data.lengths = ("192",)
 
     config.optimizer.peak_lr = 1e-4
     config.optimizer.weight_decay = 0.01

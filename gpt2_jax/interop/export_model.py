@@ -12,12 +12,14 @@ import numpy as np
 
 from gpt2_jax.config import Config
 from gpt2_jax.data.mixture import short_source
+from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import atomic_folder, check_empty, write_atomic, write_json
 from gpt2_jax.interop import checkpoint_files
 from gpt2_jax.interop.convert import to_huggingface
 from gpt2_jax.interop.families import family_of, write_config
 from gpt2_jax.interop.families.family import Family, Table
+from gpt2_jax.interop.families.labels import default_labels
 from gpt2_jax.interop.special_tokens import special_ids, special_tokens
 from gpt2_jax.interop.tokenizer_files import vocabulary, write_tokenizer
 from gpt2_jax.model.heads import TOKEN_KINDS
@@ -62,7 +64,8 @@ def export_model(
     info = RunDirectory(workdir).read_info()
     with atomic_folder(target) as partial:
         ids = _write_tokenizer(family, config, info, partial)
-        fields = write_config(family, config, head, ids, info.get("labels") or [], dtype)
+        labels = info.get("labels") or default_labels(head.n_labels)
+        fields = write_config(family, config, head, ids, labels, dtype)
         write_json(partial / "config.json", fields)
         if config.model.architecture != "encoder":  # it generates text
             generation = {name: value for name, value in ids.items() if value is not None}
@@ -81,8 +84,8 @@ def _write_tokenizer(
     if config.model.architecture == "decoder":
         end = write_tokenizer(name, n_positions, out)
         return dict.fromkeys(family.special_ids, end)
-    vocab = vocabulary(name)
-    end = write_tokenizer(name, n_positions, out, special_tokens(vocab))
+    vocab, end = vocabulary(name), load_tokenizer(name).end_of_text
+    write_tokenizer(name, n_positions, out, special_tokens(vocab))
     return special_ids(family, vocab, end, info.get("special_ids") or {})
 
 

@@ -89,7 +89,7 @@ def gradients(task, batch, devices=None, **changes):
 
 
 def assert_equal(found, expected, tolerance=1e-6):
-    assert found[0] == pytest.approx(expected[0], abs=tolerance)
+    assert found[0] == pytest.approx(expected[0], rel=2e-6)
     pairs = zip(jax.tree.leaves(found[1]), jax.tree.leaves(expected[1]), strict=True)
     for one, other in pairs:
         np.testing.assert_allclose(one, other, atol=tolerance)

@@ -256,7 +256,7 @@ def finish(*processes):
 def test_killed_run_has_the_same_result(places, task):
     place = places(task)
     packed = task not in ("classify", "answer")
-    changes = {"train__steps": 60, "train__log_every": 1, "train__checkpoint_every": 5}
+    changes = {"train__steps": 40, "train__log_every": 1, "train__checkpoint_every": 5}
     changes |= {"train__eval_every": 20, "model__dropout": 0.1, "train__accumulation": 2}
     changes |= {} if packed else {"data__lengths": ("8", "12")}
     finish(start(place, "alone", **changes))
