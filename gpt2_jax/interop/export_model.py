@@ -27,6 +27,7 @@ from gpt2_jax.track.metrics import Row
 from gpt2_jax.train.storage.open_run import OpenedRun, open_run
 from gpt2_jax.train.storage.rundir import RunDirectory
 from gpt2_jax.train.storage.verify import check_rows
+from gpt2_jax.tuning.definition import INSERTS
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -50,6 +51,11 @@ def export_model(
     check_empty(target, f"--out={out}")
     config = RunDirectory(workdir).read_config()
     family = family_of(config)  # checks the config before reading weights
+    if config.tune.method in INSERTS:
+        raise UserError(
+            f"a model tuned with tune.method={config.tune.method} cannot be exported: Hugging "
+            f"Face's {family.label} has no place for what it adds; use lora, dora or bitfit"
+        )
     run = open_run(workdir, step)
     head = run.model_def.head
     table = family.table(config, head)
