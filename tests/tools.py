@@ -28,6 +28,10 @@ def make_text(n_chars: int, seed: int = 0) -> str:
     return "".join(out)[:n_chars]
 
 
+# A task whose models have an architecture.
+TASK_OF = {"decoder": "lm", "encoder": "mlm", "encoder_decoder": "translate"}
+
+
 def tiny(**changes):
     """Returns a resolved config of two layers, width 16, vocabulary 11; changes by dotted name."""
     defaults = {
@@ -43,6 +47,8 @@ def tiny(**changes):
         "optimizer.peak_lr": 1e-2,
     }
     given = {name.replace("__", "."): value for name, value in changes.items()}
+    if architecture := given.get("model.architecture"):
+        defaults["task.name"] = TASK_OF[architecture]
     config = replace(Config(), defaults | given)
     check(config)
     return resolve(config, 1)

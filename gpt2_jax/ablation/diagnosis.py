@@ -21,6 +21,7 @@ from gpt2_jax.train.diagnostics import OBSERVED_ROWS, jit_diagnostics
 from gpt2_jax.train.distributed.mesh import by_rows, make_mesh, replicated
 from gpt2_jax.train.distributed.sharding import make_layout
 from gpt2_jax.train.optim.optimizer import make_optimizer
+from gpt2_jax.train.pretrained import define_merged
 from gpt2_jax.train.state import jit_once, purpose_key
 from gpt2_jax.train.step import make_gradients
 
@@ -193,9 +194,9 @@ def change(
 
 
 def in_float32(config: Config) -> ModelDef:
-    """Returns the config's model with float32 computation."""
+    """Returns the config's model with float32 computation; for parameters of `open_run`."""
     exact = replace(
         config,
         {"model.dtype": "float32", "model.matmul_dtype": None, "model.attention": "xla"},
     )
-    return define_model(exact.model, exact.placement)
+    return define_merged(exact)

@@ -23,6 +23,9 @@ _TASK_DATA = flags.DEFINE_string(
     "task_data", None, "folder with the tasks' data; default: download it"
 )
 _LIMIT = flags.DEFINE_integer("limit", None, "documents per task; default: all", 1, 2**31 - 1)
+_INT8 = flags.DEFINE_bool(
+    "int8", False, "also evaluate with weights in 8 bits, and show how much the loss rises"
+)
 _JSON = flags.DEFINE_bool("json", False, "print one JSON object instead of lines")
 flags.DEFINE_string("module", None, cli.MODULE)
 
@@ -45,14 +48,14 @@ def main(argv: list[str]) -> None:
         return
     from gpt2_jax.evaluate.perplexity import as_lines, evaluate_run
 
-    result = evaluate_run(_WORKDIR.value, _STEP.value, _DATA.value, _STRIDE.value)
+    result = evaluate_run(_WORKDIR.value, _STEP.value, _DATA.value, _STRIDE.value, _INT8.value)
     print(to_json(result) if _JSON.value else "\n".join(as_lines(result)))
 
 
 def _check_flags(task: str) -> None:
     """Refuses flags that a run's task does not use."""
-    unused = [_SPLIT] if task == "lm" else [_DATA, _STRIDE]
-    if given := [flag for flag in unused if flag.value is not None]:
+    unused = [_SPLIT] if task == "lm" else [_DATA, _STRIDE, _INT8]
+    if given := [flag for flag in unused if flag.value not in (None, False)]:
         raise UserError(
             f"--{given[0].name} has no effect on {_WORKDIR.value}, which has task.name={task}; "
             "leave it out"

@@ -1,7 +1,7 @@
 """Imports and exports Hugging Face checkpoints, and checks an imported GPT-2.
 
 gpt2-jax import --model=DIR_OR_HUB_NAME --workdir=runs/gpt2
-gpt2-jax export --workdir=runs/quickstart --out=DIR [--dtype=…]
+gpt2-jax export --workdir=runs/quickstart --out=DIR [--dtype=… | --adapter [--base=…]]
 gpt2-jax check --workdir=runs/gpt2 [--task_data=DIR]
 """
 
@@ -24,6 +24,12 @@ _PICKLE = flags.DEFINE_bool(
 )
 _OUT = flags.DEFINE_string("out", None, "export: folder to create")
 _DTYPE = flags.DEFINE_string("dtype", "float32", "export: float32, bfloat16 or float16")
+_ADAPTER = flags.DEFINE_bool(
+    "adapter", False, "export: only the run's LoRA, as a folder of Hugging Face's peft"
+)
+_BASE = flags.DEFINE_string(
+    "base", None, "the base model of an adapter of peft: a folder, or a name on the hub"
+)
 _TASK_DATA = flags.DEFINE_string(
     "task_data", None, "check: folder with wikitext2_raw/ and lambada/; default: skip these two"
 )
@@ -42,7 +48,8 @@ def main(argv: list[str]) -> None:
         # Imported after the flags are checked, because jax takes a second to load.
         from gpt2_jax.interop.import_model import import_model
 
-        for line in import_model(_MODEL.value, _WORKDIR.value, _TOKENIZER.value, _PICKLE.value):
+        options = (_TOKENIZER.value, _PICKLE.value, _BASE.value)
+        for line in import_model(_MODEL.value, _WORKDIR.value, *options):
             print(line)
         print(f"wrote {_WORKDIR.value}, for eval.py, sampling and --config.train.init_from")
     elif command == "check":
@@ -56,6 +63,11 @@ def main(argv: list[str]) -> None:
     else:
         if not _OUT.value:
             raise UserError("pass --out, the folder to create")
+        if _ADAPTER.value:
+            from gpt2_jax.interop.export_adapter import export_adapter
+
+            print(export_adapter(_WORKDIR.value, _OUT.value, _BASE.value, _STEP.value))
+            return
         from gpt2_jax.interop.export_model import export_model
 
         print(export_model(_WORKDIR.value, _OUT.value, _DTYPE.value, _STEP.value))

@@ -59,6 +59,7 @@ _LENGTH_PENALTY = flags.DEFINE_float(
 _STOP = flags.DEFINE_multi_string("stop", [], "text that ends a sample; may be repeated")
 _SEED = flags.DEFINE_integer("seed", 0, "random seed", 0, 2**32 - 1)
 _STREAM = flags.DEFINE_bool("stream", False, "show the text as it is generated")
+_INT8 = flags.DEFINE_bool("int8", False, "store the weights in 8 bits")
 _SHOW_TOP = flags.DEFINE_integer(
     "show_top", None, "print the k most likely next tokens and their probabilities instead", 1
 )
@@ -84,7 +85,7 @@ def main(argv: list[str]) -> None:
     for flag, is_set in (("--stream", _STREAM.value), ("--show_top", _SHOW_TOP.value is not None)):
         if is_set and (len(prompts) > 1 or _SAMPLES.value > 1):
             raise UserError(f"{flag} shows one text: omit --num_samples and --batch_file")
-    generator, tokenizer = open_generator(_WORKDIR.value, _STEP.value)
+    generator, tokenizer = open_generator(_WORKDIR.value, _STEP.value, _INT8.value)
     stops = [cli.typed(stop) for stop in _STOP.value]
     options = (_NEW.value, sampling, _SEED.value, stops)
     if beam is not None:

@@ -11,9 +11,10 @@ import re
 from pathlib import Path
 
 from gpt2_jax.config.capacity import check_devices, check_memory
-from gpt2_jax.config.sections import Config, ModelConfig
+from gpt2_jax.config.sections import Config, ModelConfig, TrainConfig
 from gpt2_jax.config.table import FIELDS, flatten, validated
 from gpt2_jax.config.task_rules import check_task
+from gpt2_jax.config.tune_rules import find_tune_fault
 from gpt2_jax.config.wandb_rules import find_wandb_fault
 from gpt2_jax.errors import UserError, quoted
 from gpt2_jax.fields import INT_MAX
@@ -66,6 +67,16 @@ def check_values(config: Config) -> None:
     _check_batch(config)
     _check_warmup(config)
     _check_profile(config)
+    _check_teacher(config)
+    if fault := find_tune_fault(config):
+        raise UserError(fault)
+
+
+def _check_teacher(config: Config) -> None:
+    train, default = config.train, TrainConfig()
+    for name in ("teacher_weight", "temperature"):
+        if train.teacher is None and getattr(train, name) != getattr(default, name):
+            raise UserError(f"train.{name} has no effect without train.teacher; leave it unset")
 
 
 def _check_warmup(config: Config) -> None:

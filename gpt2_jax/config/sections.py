@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from gpt2_jax.config.tune_section import TuneConfig
 from gpt2_jax.fields import INT_MAX, setting
 from gpt2_jax.placements.axes import AXES, OWN, Placement
 from gpt2_jax.placements.catalogue import PRESETS
@@ -359,6 +360,11 @@ class OptimizerConfig:
     label_smoothing: float = share(
         0.0, "probability that the training loss spreads over all other tokens or labels"
     )
+    sparsity: float = share(
+        0.0,
+        "share of the weights of each matrix of the blocks, the smallest of `train.init_from`, "
+        "that is set to 0 before the first step and stays 0",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -401,6 +407,20 @@ class TrainConfig:
     )
     init_from: str | None = setting(
         None, "directory of a run to start the weights from: DIR, DIR@step or DIR@best", path=True
+    )
+    teacher: str | None = setting(
+        None,
+        "directory of a run whose predictions are learned as well: DIR, DIR@step or DIR@best",
+        path=True,
+    )
+    teacher_weight: float = setting(
+        0.5,
+        "share of the training loss that compares predictions with those of `teacher`",
+        minimum=0,
+        maximum=1,
+    )
+    temperature: float = setting(
+        2.0, "both models' logits are divided by this in that comparison", above=0, maximum=1000
     )
     deterministic: bool = setting(False, "use bitwise deterministic GPU kernels, which are slower")
 
@@ -511,6 +531,7 @@ class Config:
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
+    tune: TuneConfig = TuneConfig()  # noqa: RUF009 (it is frozen)
     eval: EvalConfig = EvalConfig()
     mesh: MeshConfig = MeshConfig()
     track: TrackConfig = TrackConfig()

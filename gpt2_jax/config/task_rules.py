@@ -42,6 +42,7 @@ USED_BY = {
     "eval.out_of_scope": frozenset({"classify"}),
     "data.document_separator": frozenset({"lm", "mlm"}),
     "train.eval_tokens": frozenset({"lm"}),
+    "train.teacher": frozenset({"lm"}),
 }
 
 

@@ -25,7 +25,7 @@ from gpt2_jax.model.decode import (
     bind_unstacked,
     decode,
     decode_beams,
-    empty_caches,
+    first_caches,
     unstack_params,
 )
 from gpt2_jax.model.definition import ModelDef
@@ -224,7 +224,7 @@ def prefill(
 ) -> Decoding:
     """Reads padded prompts (B, T) into caches of `length` columns."""
     n_rows, width = tokens_BT.shape
-    caches = empty_caches(bound.model.cfg, n_rows, length)
+    caches = first_caches(bound, n_rows, length)
     x_BTD, caches, first_B = decode(bound, tokens_BT, caches, 0, padding_B)
     logits_BV = bound.model.logits(x_BTD[:, -1:])[:, 0]
     real_BT = jnp.arange(width) >= padding_B[:, None]
@@ -310,7 +310,7 @@ def _search(
     """Returns the best continuations of padded prompts, of up to `n` ids."""
     bound = bind_unstacked(model_def, unstacked)
     cfg, (n_rows, width) = model_def.cfg, tokens_BT.shape
-    caches = empty_caches(cfg, n_rows, width + length * params.n_beams)
+    caches = first_caches(bound, n_rows, width + length * params.n_beams)
     # The last token of the prompt is the first one of the search.
     earlier_BT = jnp.roll(tokens_BT, 1, axis=1)
     _, caches, first_B = decode(bound, earlier_BT, caches, 0, padding_B + 1)
@@ -327,7 +327,7 @@ def _search(
 def _logits(model_def: ModelDef, unstacked: UnstackedParams, tokens_BT: jax.Array) -> jax.Array:
     bound = bind_unstacked(model_def, unstacked)
     n_rows, width = tokens_BT.shape
-    caches = empty_caches(bound.model.cfg, n_rows, width)
+    caches = first_caches(bound, n_rows, width)
     x_BTD, _, _ = decode(bound, tokens_BT, caches, 0, jnp.zeros(n_rows, jnp.int32))
     return bound.model.logits(x_BTD)
 

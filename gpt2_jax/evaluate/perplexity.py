@@ -9,15 +9,20 @@ from typing import Any
 from gpt2_jax.data.corpus import open_corpus
 from gpt2_jax.data.dataset import Dataset, single
 from gpt2_jax.errors import UserError
-from gpt2_jax.train.distributed.mesh import n_row_devices
+from gpt2_jax.train.distributed.mesh import FSDP, n_row_devices
 from gpt2_jax.train.evaluation import Evaluator
 from gpt2_jax.train.storage.open_run import OpenedRun, open_run, open_run_data
+from gpt2_jax.tuning.int8 import in_int8, n_bytes
 
 MAX_LOGITS_BYTES = 1 << 30  # per batch; an imported model has no batch size of its own
 
 
 def evaluate_run(
-    workdir: str, step: int | str | None, data: str | None, stride: int | None
+    workdir: str,
+    step: int | str | None,
+    data: str | None,
+    stride: int | None,
+    int8: bool = False,
 ) -> dict[str, Any]:
     """Returns counts, loss in nats, accuracy, perplexities and bits per byte.
 
@@ -29,6 +34,7 @@ def evaluate_run(
       data: a text as in `data.source`, evaluated in full; None for the run's validation text, on
         the same tokens as in training.
       stride: number of predictions scored per window, at most `seq_len`; None for `seq_len`.
+      int8: whether to evaluate the model with weights in 8 bits as well, and return the difference.
 
     Raises:
       UserError: if there is no such run, checkpoint or text.
@@ -60,13 +66,44 @@ def evaluate_run(
         **{name: _exp(nats[name]) if name in nats else None for name in units},
         "accuracy": metrics["val/accuracy"],
         "bits_per_byte": metrics.get("val/bits_per_byte"),
+        **(_in_int8(run, corpus, rows, limit, stride, score.loss) if int8 else {}),
         **({"losses": losses} if (losses := score.losses()) else {}),
         "notes": {name: _why_none(x) for name, x in nats.items() if _exp(x) is None},
     }
 
 
+def _in_int8(
+    run: OpenedRun, corpus: Dataset, rows: int, limit: int | None, stride: int | None, loss: float
+) -> dict[str, Any]:
+    """Returns the loss with weights in 8 bits, compared with `loss`, and the bytes of both."""
+    check_whole(run)
+    model, params = in_int8(run.model_def, run.params)
+    evaluator = Evaluator(model, run.mesh, run.config.data.seq_len, rows)
+    score = evaluator.score_dataset(params, run.step, corpus, limit, stride)
+    return {
+        "int8_loss": score.loss,
+        "int8_loss_increase": score.loss - loss,
+        "weight_bytes": n_bytes(run.params),
+        "int8_weight_bytes": n_bytes(params),
+    }
+
+
+def check_whole(run: OpenedRun) -> None:
+    """Refuses weights that are divided among devices, which cannot be stored in 8 bits.
+
+    Raises:
+      UserError: if they are.
+    """
+    if run.mesh.shape[FSDP] > 1:
+        raise UserError("--int8: the weights do not fit in the memory of one device")
+
+
 MEANINGS = {
     "loss": "nats per token",
+    "int8_loss": "with weights in 8 bits",
+    "int8_loss_increase": "nats per token",
+    "weight_bytes": "in float32",
+    "int8_weight_bytes": "matrices and embeddings in 8 bits, the rest in float32",
     "perplexity": "per token: exp(loss)",
     "word_perplexity": "per word: exp(nats per word); huge for an untrained model",
     "byte_perplexity": "per byte of text",

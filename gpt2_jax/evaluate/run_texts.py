@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 
-from gpt2_jax.config import Config
+from gpt2_jax.config.sections import EvalConfig
 from gpt2_jax.data.examples.labels import OUTSIDE
 from gpt2_jax.data.examples.records import Question, TaggedWords
+from gpt2_jax.data.layout.assemble import Lengths
 from gpt2_jax.data.pieces import PieceEncoder
 from gpt2_jax.evaluate.generate import Generator
 from gpt2_jax.evaluate.sampling import GREEDY
@@ -17,7 +18,7 @@ from gpt2_jax.evaluate.text_generation import generate_texts, on_one_device, sam
 from gpt2_jax.evaluate.translate import Translator
 from gpt2_jax.model.beam import BeamParams
 from gpt2_jax.model.definition import ModelDef
-from gpt2_jax.tasks.data import ExampleData, row_lengths
+from gpt2_jax.tasks.data import ExampleData
 from gpt2_jax.tasks.predictions import predicted_values
 from gpt2_jax.tasks.scores.bootstrap import Bootstrap
 from gpt2_jax.tasks.scores.result import Scores
@@ -32,25 +33,39 @@ NO_INTERVALS = Bootstrap(resamples=0)
 
 
 def make_translator(
-    config: Config, model_def: ModelDef, params: Any, step: int, pieces: PieceEncoder
+    evaluation: EvalConfig,
+    lengths: Lengths,
+    model_def: ModelDef,
+    params: Any,
+    step: int,
+    pieces: PieceEncoder,
 ) -> Translator:
-    """Returns the translator of a run, with the beam of its config."""
-    source, target = row_lengths(config.task, config.data)
-    beam = BeamParams(config.eval.beam, config.eval.length_penalty)
+    """Returns the translator of a run.
+
+    Args:
+      lengths: most tokens of a source and of a target.
+      params: on the run's mesh. step: steps they were trained for.
+    """
+    source, target = lengths
+    beam = BeamParams(evaluation.beam, evaluation.length_penalty)
     params = jax.tree.map(on_one_device, params)
     return Translator(model_def, params, step, pieces, (source, target), beam)
 
 
 def generated_scores(
-    config: Config,
+    score: str,
     data: ExampleData,
     split: str,
     hypotheses: list[str],
     bootstrap: Bootstrap = NO_INTERVALS,
 ) -> Scores:
-    """Returns the scores of generated targets of a split: `eval.score`."""
+    """Returns the scores of generated targets of a split.
+
+    Args:
+      score: as in `eval.score`.
+    """
     references = [list(record.references) for record in data.splits[split].records]
-    if config.eval.score == "rouge":
+    if score == "rouge":
         return rouge_scores(references, hypotheses, bootstrap=bootstrap)
     return translation_scores(references, hypotheses, bootstrap=bootstrap)
 
@@ -61,12 +76,12 @@ def _scores(model: TrainedModel) -> Scores | None:
         return None
     translator = _translator(model, data)
     sources = [record.source for record in data.splits["val"].records]
-    return generated_scores(model.config, data, "val", translator.translate(sources))
+    return generated_scores(model.config.eval.score, data, "val", translator.translate(sources))
 
 
 def _translator(model: TrainedModel, data: ExampleData) -> Translator:
     of_model = model.model_def, model.params, model.step
-    return make_translator(model.config, *of_model, data.pieces)
+    return make_translator(model.config.eval, data.lengths, *of_model, data.pieces)
 
 
 def _sample(model: TrainedModel) -> Sample | None:

@@ -105,9 +105,9 @@ def evaluate_split(run: OpenedRun, data: ExampleData, split: str) -> Evaluated:
 def _scores(run: OpenedRun, data: ExampleData, split: str, found: Evaluated) -> Scores | None:
     if data.task.name == "translate":
         of_model = run.model_def, run.params, run.step
-        translator = make_translator(run.config, *of_model, data.pieces)
+        translator = make_translator(run.config.eval, data.lengths, *of_model, data.pieces)
         hypotheses = translator.translate([r.source for r in data.splits[split].records])
-        return generated_scores(run.config, data, split, hypotheses, DEFAULT)
+        return generated_scores(run.config.eval.score, data, split, hypotheses, DEFAULT)
     if not found.rows:
         return None
     task, examples = data.task.name, data.splits[split]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,6 +24,7 @@ from gpt2_jax.files import text_lines
 from gpt2_jax.model.beam import BeamParams
 from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.train.storage.open_run import OpenedRun, open_run
+from gpt2_jax.tuning.int8 import in_int8
 
 PROMPT = "\n"
 DEFAULT_SAMPLING = SamplingParams(temperature=0.8, top_k=40)
@@ -231,7 +233,9 @@ def format_top_tokens(generator: Generator, tokenizer: Tokenizer, prompt: str, k
     return "\n".join(lines)
 
 
-def open_generator(workdir: str, step: int | str | None = None) -> tuple[Generator, Tokenizer]:
+def open_generator(
+    workdir: str, step: int | str | None = None, int8: bool = False
+) -> tuple[Generator, Tokenizer]:
     """Returns a generator for a run's checkpoint, and the run's tokenizer.
 
     From Python, for example in a notebook:
@@ -243,10 +247,17 @@ def open_generator(workdir: str, step: int | str | None = None) -> tuple[Generat
 
     It runs on the first jax device, whether or not jax was used before.
 
+    Args:
+      int8: whether to store the weights in 8 bits.
+
     Raises:
       UserError: if there is no run, or no such checkpoint.
     """
-    return make_generator(open_run(workdir, step, devices=1))
+    run = open_run(workdir, step, devices=1)
+    if int8:
+        model, params = in_int8(run.model_def, run.params)
+        run = replace(run, model_def=model, params=params)
+    return make_generator(run)
 
 
 def make_generator(run: OpenedRun) -> tuple[Generator, Tokenizer]:

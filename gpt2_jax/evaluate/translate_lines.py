@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
-from gpt2_jax.config import replace
 from gpt2_jax.data.pieces import PieceEncoder
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.evaluate.run_texts import make_translator
 from gpt2_jax.evaluate.translate import ROWS_AT_ONCE
+from gpt2_jax.tasks.data import row_lengths
 from gpt2_jax.train.storage.open_run import open_run
 
 LINES_AT_ONCE = 8 * ROWS_AT_ONCE  # sorted by length before they are divided into batches
@@ -38,10 +40,13 @@ def translate_lines(
             f"{workdir} has task.name={run.config.task.name}; `gpt2-jax translate` needs a run "
             "with task.name=translate (use `gpt2-jax predict` or `gpt2-jax sample`)"
         )
-    changes = {"eval.beam": beam, "eval.length_penalty": length_penalty}
-    config = replace(run.config, {n: value for n, value in changes.items() if value is not None})
-    pieces = PieceEncoder(load_tokenizer(config.data.tokenizer))
-    translator = make_translator(config, run.model_def, run.params, run.step, pieces)
+    given: dict[str, Any] = {"beam": beam, "length_penalty": length_penalty}
+    evaluation = dataclasses.replace(
+        run.config.eval, **{name: value for name, value in given.items() if value is not None}
+    )
+    pieces = PieceEncoder(load_tokenizer(run.config.data.tokenizer))
+    lengths = row_lengths(run.config.task, run.config.data)
+    translator = make_translator(evaluation, lengths, run.model_def, run.params, run.step, pieces)
     while group := [line.strip() for line in islice(lines, LINES_AT_ONCE)]:
         found = iter(translator.translate([line for line in group if line]))
         yield from (" ".join(next(found).splitlines()) if line else "" for line in group)

@@ -15,6 +15,7 @@ from gpt2_jax.interop.layouts import Tensors
 DOWNLOAD_PATTERNS = ["*.json", "*.safetensors", "merges.txt", "vocab.txt"]
 SHARD_BYTES = 5_000_000_000  # the hub's limit
 SMALL_FLOATS = ("F8_", "F6_", "F4")  # not supported by numpy
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 FILE, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 
 
@@ -63,6 +64,25 @@ def read_tensors(folder: Path, allow_pickle: bool) -> Tensors:
             "--allow_pickle to read it with torch.load(weights_only=True)"
         )
     raise UserError(f"{folder} has neither {FILE} nor {INDEX}")
+
+
+def read_adapter(folder: Path) -> tuple[Tensors, dict[str, Any]]:
+    """Returns the tensors of a folder of peft, and the fields of its adapter_config.json.
+
+    Raises:
+      UserError: if a file is missing or damaged.
+    """
+    if not (folder / ADAPTER).exists():
+        raise UserError(f"{folder} has {ADAPTER_CONFIG}, but no {ADAPTER}")
+    return _read_safetensors(folder / ADAPTER), read_fields(folder / ADAPTER_CONFIG)
+
+
+def write_adapter(folder: Path, tensors: Tensors, fields: dict[str, Any]) -> None:
+    """Writes a folder of peft; see `read_adapter`."""
+    from safetensors.numpy import save_file
+
+    save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
+    write_json(folder / ADAPTER_CONFIG, fields)
 
 
 def _read_shards(folder: Path) -> Tensors:

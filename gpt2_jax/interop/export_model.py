@@ -10,14 +10,16 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from gpt2_jax.config import Config
+from gpt2_jax.config.sections import ModelConfig
 from gpt2_jax.data.mixture import short_source
+from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import atomic_folder, check_empty, write_atomic, write_json
 from gpt2_jax.interop import checkpoint_files
 from gpt2_jax.interop.convert import to_huggingface
 from gpt2_jax.interop.families import family_of, write_config
 from gpt2_jax.interop.families.family import Family, Table
+from gpt2_jax.interop.families.labels import default_labels
 from gpt2_jax.interop.special_tokens import special_ids, special_tokens
 from gpt2_jax.interop.tokenizer_files import vocabulary, write_tokenizer
 from gpt2_jax.model.heads import TOKEN_KINDS
@@ -25,6 +27,7 @@ from gpt2_jax.track.metrics import Row
 from gpt2_jax.train.storage.open_run import OpenedRun, open_run
 from gpt2_jax.train.storage.rundir import RunDirectory
 from gpt2_jax.train.storage.verify import check_rows
+from gpt2_jax.tuning.definition import INSERTS
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -48,6 +51,11 @@ def export_model(
     check_empty(target, f"--out={out}")
     config = RunDirectory(workdir).read_config()
     family = family_of(config)  # checks the config before reading weights
+    if config.tune.method in INSERTS:
+        raise UserError(
+            f"a model tuned with tune.method={config.tune.method} cannot be exported: Hugging "
+            f"Face's {family.label} has no place for what it adds; use lora, dora or bitfit"
+        )
     run = open_run(workdir, step)
     head = run.model_def.head
     table = family.table(config, head)
@@ -55,8 +63,9 @@ def export_model(
     tensors = {name: _cast(name, value, dtype) for name, value in tensors.items()}
     info = RunDirectory(workdir).read_info()
     with atomic_folder(target) as partial:
-        ids = _write_tokenizer(family, config, info, partial)
-        fields = write_config(family, config, head, ids, info.get("labels") or [], dtype)
+        ids = _write_tokenizer(family, config.model, config.data.tokenizer, info, partial)
+        labels = info.get("labels") or default_labels(head.n_labels)
+        fields = write_config(family, config, head, ids, labels, dtype)
         write_json(partial / "config.json", fields)
         if config.model.architecture != "encoder":  # it generates text
             generation = {name: value for name, value in ids.items() if value is not None}
@@ -68,15 +77,14 @@ def export_model(
 
 
 def _write_tokenizer(
-    family: Family, config: Config, info: dict[str, Any], out: Path
+    family: Family, model: ModelConfig, tokenizer: str, info: dict[str, Any], out: Path
 ) -> dict[str, Any]:
     """Writes the tokenizer's files; returns the ids of special tokens, by field of config.json."""
-    name, n_positions = config.data.tokenizer, config.model.n_positions
-    if config.model.architecture == "decoder":
-        end = write_tokenizer(name, n_positions, out)
+    if model.architecture == "decoder":
+        end = write_tokenizer(tokenizer, model.n_positions, out)
         return dict.fromkeys(family.special_ids, end)
-    vocab = vocabulary(name)
-    end = write_tokenizer(name, n_positions, out, special_tokens(vocab))
+    vocab, end = vocabulary(tokenizer), load_tokenizer(tokenizer).end_of_text
+    write_tokenizer(tokenizer, model.n_positions, out, special_tokens(vocab))
     return special_ids(family, vocab, end, info.get("special_ids") or {})
 
 

@@ -16,9 +16,11 @@ from gpt2_jax.errors import UserError
 from gpt2_jax.files import atomic_folder, check_empty, read_fields, write_atomic, write_json
 from gpt2_jax.interop import checkpoint_files
 from gpt2_jax.interop.convert import from_huggingface, normalize
-from gpt2_jax.interop.families import find_family
+from gpt2_jax.interop.families import find_family, gpt2
 from gpt2_jax.interop.families.family import Family, Fields, dropout_note
 from gpt2_jax.interop.families.labels import read_labels
+from gpt2_jax.interop.layouts import Tensors
+from gpt2_jax.interop.peft_format import apply_peft
 from gpt2_jax.interop.tokenizer_files import find_tokenizer
 from gpt2_jax.model.definition import ModelDef, define_model
 from gpt2_jax.model.heads import HeadSpec
@@ -58,15 +60,21 @@ class Imported:
 
 
 def import_model(
-    model: str, workdir: str, tokenizer: str | None = None, allow_pickle: bool = False
+    model: str,
+    workdir: str,
+    tokenizer: str | None = None,
+    allow_pickle: bool = False,
+    base: str | None = None,
 ) -> list[str]:
     """Writes a run directory from a checkpoint; returns lines that summarize it.
 
     Args:
-      model: a folder, or a name on the Hugging Face hub.
+      model: a folder, or a name on the Hugging Face hub; of a model, or of a LoRA adapter of peft,
+        which is then merged into its base model.
       workdir: a run directory that is empty or does not exist.
       tokenizer: a value of `data.tokenizer`; None for the checkpoint's tokenizer.
       allow_pickle: whether pytorch_model.bin may be read, with `weights_only=True`.
+      base: an adapter's base model, as `model`; None for the one that adapter_config.json names.
 
     Raises:
       UserError: naming the field or tensor that is not supported; `workdir` is not created.
@@ -74,15 +82,23 @@ def import_model(
     target = RunDirectory(workdir).path.absolute()
     check_empty(target, f"--workdir={workdir}")
     folder = checkpoint_files.find_checkpoint(model, allow_pickle)
+    adapter = _find_adapter(folder, base)
+    if adapter is not None:
+        folder = checkpoint_files.find_checkpoint(_base_of(adapter[1], base), allow_pickle)
     fields = read_fields(folder / "config.json")
     family = find_family(fields)
+    if adapter is not None and family is not gpt2.FAMILY:
+        raise UserError(f"an adapter of peft must be one of GPT-2; {folder} is {family.label}")
     config = _with_head(read_config(fields), family.head(fields, ()))
     check_stored(config, folder / "config.json")
     with atomic_folder(target) as partial:
         found = _import_tokenizer(folder, config.model.vocab_size, partial, target, tokenizer)
         name, fingerprint, line = found
         config = replace(config, {"data.tokenizer": name})
-        imported = _convert(family, fields, config, folder, allow_pickle)
+        tensors = checkpoint_files.read_tensors(folder, allow_pickle)
+        if adapter is not None:
+            tensors = apply_peft(tensors, *adapter)
+        imported = _convert(family, fields, config, normalize(family, tensors))
         config = imported.config
         write_atomic(partial / "config.json", to_json(config))
         identity = Identity(new_run_id(), to_dict(config), None, fingerprint)
@@ -112,11 +128,8 @@ def _with_head(config: Config, head: HeadSpec) -> Config:
     return replace(config, changes | {"head.transform": head.transform})
 
 
-def _convert(
-    family: Family, fields: Fields, config: Config, folder: Path, allow_pickle: bool
-) -> Imported:
-    """Returns the model, and its parameters from the tensors in the folder."""
-    tensors = normalize(family, checkpoint_files.read_tensors(folder, allow_pickle))
+def _convert(family: Family, fields: Fields, config: Config, tensors: Tensors) -> Imported:
+    """Returns the model, and its parameters from the tensors of `normalize`."""
     config = _with_head(config, family.head(fields, tensors))
     head = head_of(config.task, config.head)
     labels = read_labels(fields) if head.n_labels else []
@@ -157,6 +170,25 @@ def _unused_note(imported: Imported) -> str | None:
     if not imported.unused:
         return None
     return f"not imported, because its class does not use them: {', '.join(imported.unused)}"
+
+
+def _find_adapter(folder: Path, base: str | None) -> tuple[Tensors, dict[str, Any]] | None:
+    """Returns the adapter in a folder, None if it holds a model."""
+    if (folder / checkpoint_files.ADAPTER_CONFIG).exists():
+        return checkpoint_files.read_adapter(folder)
+    if base is not None:
+        raise UserError(f"--base={base} is of an adapter, but {folder} is not a folder of peft")
+    return None
+
+
+def _base_of(fields: dict[str, Any], base: str | None) -> str:
+    found = base or fields.get("base_model_name_or_path")
+    if not isinstance(found, str) or not found:
+        raise UserError(
+            "adapter_config.json does not name a base model; pass --base, a folder or a name on "
+            "the Hugging Face hub"
+        )
+    return found
 
 
 def _import_tokenizer(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from gpt2_jax.interop.families.family import Family
 
@@ -23,7 +22,6 @@ IDS = {
     "bos_token_id": "bos_token",
     "eos_token_id": "eos_token",
     "decoder_start_token_id": "bos_token",
-    "forced_bos_token_id": None,
     "forced_eos_token_id": "eos_token",
 }
 
@@ -37,19 +35,18 @@ def special_tokens(vocab: Mapping[str, int]) -> dict[str, str]:
 def special_ids(
     family: Family,
     vocab: Mapping[str, int],
-    end_of_text: int | None,
+    end_of_text: int,
     known: Mapping[str, int],
-) -> dict[str, Any]:
+) -> dict[str, int]:
     """Returns the ids of special tokens, by field of config.json.
 
     Args:
-      vocab: the tokenizer's, empty for a built-in one. end_of_text: its id, None if unknown.
+      vocab: the tokenizer's, empty for a built-in one. end_of_text: its id, which is used, as in
+        training, if there is no other token.
       known: ids of an imported model, by field, which are kept.
     """
     ids = {field: vocab[token] for field, token in special_tokens(vocab).items()}
-    found: dict[str, Any] = {}
-    for field in family.special_ids:
-        token = IDS[field]
-        # As in training, end-of-text is used if there is no other token.
-        found[field] = None if token is None else ids.get(token, end_of_text)
+    found = {
+        field: ids.get(IDS[field], end_of_text) for field in family.special_ids if field in IDS
+    }
     return found | dict(known)

@@ -14,7 +14,7 @@ from gpt2_jax.model.beam import Beams
 from gpt2_jax.model.block import Block
 from gpt2_jax.model.definition import ModelDef, at_path, tower_path
 from gpt2_jax.model.encoder_decoder import EncoderDecoder
-from gpt2_jax.model.stack import Params, layers_of
+from gpt2_jax.model.stack import Carry, Params, layers_of
 from gpt2_jax.model.transformer import Transformer
 from gpt2_jax.nn.context import Context, KVCache, Memory
 from gpt2_jax.nn.masks import CacheMask, SequenceMask
@@ -60,17 +60,20 @@ def unstack_params(model_def: ModelDef, params: Params, step: int) -> UnstackedP
 def bind_unstacked(model_def: ModelDef, unstacked: UnstackedParams) -> UnstackedModel:
     """Returns the model with a module per block; usable under a trace."""
     stacks, path = model_def.spec.stacks, tower_path(model_def.spec)
-    tower, shapes = (at_path(tree, path) for tree in (unstacked.outside, model_def.shapes))
-    of_stacks = {stack.name: shapes["blocks"][stack.name] for stack in stacks}
+    restored = model_def.restored
+    outside = restored(unstacked.outside)
+    tower, shapes = (at_path(tree, path) for tree in (outside, model_def.shapes))
+    stored = {stack.name: shapes["blocks"][stack.name] for stack in stacks}
+    of_stacks = jax.eval_shape(restored, stored)
     filled = {**tower, "blocks": {**tower["blocks"], **of_stacks}}
-    whole = nnx.merge(model_def.graphdef, _with_tower(unstacked.outside, path, filled))
+    whole = nnx.merge(model_def.graphdef, _with_tower(outside, path, filled))
     model, blocks = at_path(whole, path, getattr), []
     if isinstance(whole, EncoderDecoder):
         whole.link()
     for stack in stacks:
         graphdef, _ = nnx.split(getattr(model.blocks, stack.name))
         layers = unstacked.layers[stack.start : stack.stop]
-        blocks += [nnx.merge(graphdef, params) for params in layers]
+        blocks += [nnx.merge(graphdef, restored(params)) for params in layers]
     return UnstackedModel(model, blocks, unstacked.step, whole if path else None)
 
 
@@ -83,6 +86,23 @@ def empty_caches(cfg: ModelConfig, batch: int, length: int) -> Caches:
     shape = (batch, cfg.n_head, length, cfg.n_embd // cfg.n_head)
     zeros = lambda: jnp.zeros(shape, cfg.dtype)
     return tuple(KVCache(zeros(), zeros()) for _ in range(cfg.n_layer))
+
+
+def first_caches(unstacked: UnstackedModel, batch: int, length: int) -> Caches:
+    """Returns caches for `length` tokens, after the columns of prompt tuning if there are any."""
+    model, prompt = unstacked.model, unstacked.model.prompt
+    if prompt is None:
+        return empty_caches(model.cfg, batch, length)
+    caches = empty_caches(model.cfg, batch, prompt.length + length)
+    context = prompt.context(model.context(jnp.arange(prompt.length), None, unstacked.step))
+    mask_TS = jnp.arange(prompt.length + length) <= jnp.arange(prompt.length)[:, None]
+    context = context._replace(mask=CacheMask(0, mask_TS[None]))
+    return _apply_blocks(unstacked, prompt.stream(batch, model.cfg.dtype), context, caches)[1]
+
+
+def n_learned(model: Transformer) -> int:
+    """Returns the number of columns of prompt tuning, which come first in the caches."""
+    return 0 if model.prompt is None else model.prompt.length
 
 
 def decode(
@@ -98,6 +118,8 @@ def decode(
     Returns the head's input (B, T, D), the caches, and the `first_B` of the next call.
 
     Args:
+      caches: from `first_caches`, or an earlier call.
+      start: the column of the first token, without those of prompt tuning.
       source: what cross-attention reads, as returned by `read_source`.
       first_B: the first column of each sequence, after padding at its left; no token attends to
         earlier columns, and positions count from it. With `document_mask`, that of the document
@@ -105,7 +127,7 @@ def decode(
     """
     model = unstacked.model
     columns_T = start + jnp.arange(tokens_BT.shape[1])
-    columns_S = jnp.arange(caches[0].k_BHSK.shape[2])
+    columns_S = jnp.arange(caches[0].k_BHSK.shape[2] - n_learned(model))
     first_BT = first_B[:, None]
     if model.cfg.document_mask:
         first_BT = model.first_of_document(tokens_BT, columns_T, first_B)
@@ -128,19 +150,37 @@ def decode_masked(
 
     Args:
       positions_BT: of the tokens in their sequences.
-      mask: the columns that each token attends to. source: as in `decode`.
+      mask: the columns that each token attends to, without those of prompt tuning.
+      source: as in `decode`.
     """
     model = unstacked.model
     memory = source and Memory(None, source.mask(tokens_BT))
+    if (n := n_learned(model)) > 0:
+        columns = jnp.pad(mask.mask_BTS, ((0, 0), (0, 0), (n, 0)), constant_values=True)
+        mask = CacheMask(mask.start + n, columns)
     context = model.context(positions_BT, None, unstacked.step)
     context = context._replace(mask=mask, memory=memory)
-    carry, new = model.blocks.begin(model.embedding(tokens_BT, context)), []
+    x_BTD = model.embedding(tokens_BT, context)
+    carry, caches = _apply_blocks(unstacked, x_BTD, context, caches, source)
+    return model.head_input(carry), caches
+
+
+def _apply_blocks(
+    unstacked: UnstackedModel,
+    x_BTD: jax.Array,
+    context: Context,
+    caches: Caches,
+    source: SourceCaches | None = None,
+) -> tuple[Carry, Caches]:
+    """Returns the carry after the last block, and the caches with the new columns."""
+    model, new = unstacked.model, []
+    carry = model.blocks.begin(x_BTD)
     cross = source.layers if source else (None,) * len(caches)
     for layer, (block, *own) in enumerate(zip(unstacked.blocks, caches, cross, strict=True)):
         block_context = context.at(layer, carry.first_values, *own)
         carry, auxes = model.blocks.apply(block, carry, block_context)
         new.append(next(aux.cache for aux in auxes if aux.cache is not None))
-    return model.head_input(carry), tuple(new)
+    return carry, tuple(new)
 
 
 def decode_beams(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from operator import getitem
@@ -26,7 +26,7 @@ from gpt2_jax.nn.param import ParamInfo, Role
 from gpt2_jax.nn.target import Target, local_target
 from gpt2_jax.placements.axes import Placement
 from gpt2_jax.placements.resolve import specify
-from gpt2_jax.placements.spec import StackSpec, TowerSpec
+from gpt2_jax.placements.spec import Inserts, StackSpec, TowerSpec
 from gpt2_jax.placements.towers import ARCHITECTURES
 
 TOWER_NAMES = {kind.name for kinds in ARCHITECTURES.values() for kind in kinds if kind.name}
@@ -45,6 +45,8 @@ class ModelDef:
       shapes: nested dict of `jax.ShapeDtypeStruct`.
       infos: nested dict of `ParamInfo` with the same structure.
       gather: if set, `bind` takes one device's parts of the parameters, inside a `shard_map`.
+      trained: whether a parameter is trained, by its name (see `row_names`) and its info; None if
+        all are, except those that the config freezes.
     """
 
     cfg: ModelConfig
@@ -56,6 +58,7 @@ class ModelDef:
     shapes: Params
     infos: dict[str, Any]
     gather: Gather | None = None
+    trained: Callable[[str, ParamInfo], bool] | None = None
 
     @property
     def spec(self) -> TowerSpec:
@@ -127,6 +130,44 @@ class ModelDef:
             return x / jnp.maximum(length, UNIT_EPS)
 
         return jax.tree.map(unit, self.infos, params, is_leaf=is_info)
+
+    def with_weights(self, params: Params, weights: Params) -> Params:
+        """Returns initial parameters with the weights of a trained model of the same config.
+
+        Args:
+          params: from `init`. weights: those of the model without what `tuning` adds to it.
+        """
+
+        def overlaid(params: Any, weights: Any) -> Any:
+            if not isinstance(weights, dict):
+                return weights
+            return params | {key: overlaid(params[key], x) for key, x in weights.items()}
+
+        return overlaid(params, weights)
+
+    def merged(self, params: Params) -> tuple[ModelDef, Params]:
+        """Returns an equivalent model, and its parameters, without low-rank updates of matrices."""
+        return self, params
+
+    def restored(self, params: Params) -> Params:
+        """Returns parameters, or a part of them, as the modules use them."""
+        return params
+
+    def row_names(self, name: str) -> Iterator[tuple[int, str]]:
+        """Yields (row, name) for each block in a stacked parameter; row 0 if it is not stacked.
+
+        Names are paths with the number of the block. A row shared by several blocks is yielded with
+        the name of each.
+        """
+        stacks = {".".join(path): stack for path, stack in self.stacks.items()}
+        path = next((path for path in stacks if name.startswith(f"{path}.")), None)
+        if path is None:
+            yield 0, name
+            return
+        stack, rest = stacks[path], name.removeprefix(f"{path}.")
+        blocks = path.rpartition(".")[0]
+        for block in range(stack.start, stack.stop):
+            yield (block - stack.start) // stack.repeats, f"{blocks}.{block}.{rest}"
 
     def n_params(self, *, positions: bool = True) -> int:
         """Returns the number of parameters without vocabulary padding.
@@ -201,19 +242,22 @@ def define_model(
     placement_config: PlacementConfig,
     target: Target | None = None,
     head: HeadSpec = LM,
+    inserts: Inserts | None = None,
 ) -> ModelDef:
     """Returns the model that the sections `model` and `placement` of a resolved config define.
 
     Args:
       target: the devices that it is for; None for this machine's.
       head: what it predicts.
+      inserts: what tuning adds to each tower; None for nothing.
 
     Raises:
       ValueError: if the head is for models of one tower and this one has two.
     """
     target = target or local_target()
     placement = placement_config.resolve()
-    specs = tuple(specify(placement, tower) for tower in cfg.towers)
+    added = inserts or Inserts()
+    specs = tuple(replace(specify(placement, tower), inserts=added) for tower in cfg.towers)
     abstract = nnx.eval_shape(lambda: make_module(cfg, specs, target, jax.random.key(0), head))
     graphdef, state = nnx.split(abstract)
     shapes = nnx.to_pure_dict(state)

@@ -110,9 +110,9 @@ def measure_block(
     tower: Tower, is_token_BT: jax.Array | None, before: Any, after: Any, auxes: Aux
 ) -> ByDepth:
     """Returns the diagnostics of a block."""
-    reduce = tower.blocks.adapter.reduce
+    reduce = lambda x: tower.of_tokens(tower.blocks.adapter.reduce(x))
     by_name = dict(zip(tower.blocks.sublayers, auxes, strict=True))
-    size = partial(rms, is_token_BT=is_token_BT)
+    size = lambda x: rms(jax.tree.map(tower.of_tokens, x), is_token_BT)
     ratios = {name: size(aux.output) / size(aux.input) for name, aux in by_name.items()}
     attn, before_BTD, after_BTD = by_name["attn"], reduce(before), reduce(after)
     assert attn.entropy is not None and attn.largest_score is not None
@@ -138,7 +138,7 @@ class TowerRun(NamedTuple):
     @property
     def output(self) -> jax.Array:
         """The output of the tower (B, T, D), after the final norm."""
-        return self.tower.head_input(self.carry)
+        return self.tower.of_tokens(self.tower.head_input(self.carry))
 
 
 def run_towers(
@@ -183,7 +183,7 @@ def streams(
         return context._replace(observe=lambda before, after, auxes: reduce(after))
 
     run = list(run_towers(model_def.bind(params), inputs, step, source, observing).values())[-1]
-    return run.observed, run.output
+    return run.tower.of_tokens(run.observed), run.output
 
 
 class Activations(NamedTuple):
@@ -215,7 +215,8 @@ def activations(
     context = model.context_of(tokens_BT, None, step)
     carry, (stream, outputs) = model.run(tokens_BT, context._replace(observe=keep))
     embedding = reduce(model.blocks.begin(model.embedding(tokens_BT, context)).stream)
-    return Activations(embedding, stream, outputs, model.head_input(carry))
+    found = (stream, outputs, model.head_input(carry))
+    return Activations(embedding, *jax.tree.map(model.of_tokens, found))
 
 
 def logits_without(

@@ -20,6 +20,7 @@ from gpt2_jax.placements.spec import TowerSpec
 
 TOKEN_KINDS = ("lm", "mlm")
 LABEL_KINDS = ("tokens", "sequence", "span", "pooled")
+HEADS = ("head", "mlm")  # top-level parts of a model that belong to its task
 N_SPAN_OUTPUTS = 2  # scores of starts and of ends
 
 

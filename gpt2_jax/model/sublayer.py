@@ -16,6 +16,7 @@ from gpt2_jax.model.scale import Scale
 from gpt2_jax.nn.attention import Attention
 from gpt2_jax.nn.context import Context, SublayerAux
 from gpt2_jax.nn.dropout import drop_sequences, dropout
+from gpt2_jax.nn.inserts import Adapter, Prefix
 from gpt2_jax.nn.linear import Linear, Shift
 from gpt2_jax.nn.mlp import MLP
 from gpt2_jax.nn.qkv import Cosine, HeadOutput, QKVTransform, ShapedWeights, UnitQK, ValueMix
@@ -40,6 +41,7 @@ class Sublayer(nnx.Module):
         self.shift = Shift() if build.spec.scalar_bias else None
         self.input_scale = build.scale("input_scale", spec)
         self.sublayer: Attention | MLP = LAYERS[spec.name](build, spec)
+        self.adapter = _adapter(build, spec)
         self.branch_scale = build.scale("branch_scale", spec)
         self.out = build.norm("out", spec)
         self.drop_path = Scale(ScaleSpec("constant", spec.drop_path), 0.0, build.sizes, spec.index)
@@ -50,6 +52,7 @@ class Sublayer(nnx.Module):
         x_BTD = x_BTD if self.shift is None else self.shift(x_BTD)
         y_BTD, aux = self.sublayer(self.input_scale(x_BTD, context), context)
         y_BTD = dropout(y_BTD, context.keys_B, self.rate, f"{self.name}.residual")
+        y_BTD = y_BTD if self.adapter is None else self.adapter(y_BTD)
         y_BTD = y_BTD if self.out is None else self.out(y_BTD)
         y_BTD = self._dropped(self.branch_scale(y_BTD, context), context)
         if context.observe is not None:
@@ -72,13 +75,14 @@ class Sublayer(nnx.Module):
 def resolve_kernel(cfg: ModelConfig, spec: TowerSpec, platform: str) -> str:
     """Returns the attention kernel for a platform, "cudnn", "splash" or "xla".
 
-    The fused kernels support neither dropout on the attention weights nor transforms of them.
+    The fused kernels support neither dropout on the attention weights nor transforms of them, nor
+    keys and values other than those of the tokens.
     cuDNN's supports neither float32, nor every width of a head, nor a mask of documents: jax's
     call would make it a bias of (B, 1, T, T) and always compute its gradient.
     """
     if cfg.attention != "auto":
         return cfg.attention
-    plain = cfg.dropout == 0.0 and not spec.attention.shaped
+    plain = cfg.dropout == 0.0 and not spec.attention.shaped and not spec.inserts.prefix
     head_dim = cfg.n_embd // cfg.n_head
     if not plain or cfg.dtype != "bfloat16":
         return "xla"
@@ -86,6 +90,17 @@ def resolve_kernel(cfg: ModelConfig, spec: TowerSpec, platform: str) -> str:
     if platform == "gpu" and fits and not cfg.document_mask:
         return "cudnn"
     return "splash" if platform == "tpu" else "xla"
+
+
+def _adapter(build: BlockBuilder, spec: SublayerSpec) -> Adapter | None:
+    hidden = build.spec.inserts.adapter
+    return Adapter(build.cfg.n_embd, hidden, f"{spec.name}.adapter", build.init) if hidden else None
+
+
+def _prefix(build: BlockBuilder) -> Prefix | None:
+    cfg, length = build.cfg, build.spec.inserts.prefix
+    sizes = (cfg.n_head, cfg.n_embd // cfg.n_head)
+    return Prefix(length, *sizes, cfg.init_std, build.init) if length else None
 
 
 def make_attention(build: BlockBuilder, spec: SublayerSpec) -> Attention:
@@ -122,6 +137,7 @@ def make_attention(build: BlockBuilder, spec: SublayerSpec) -> Attention:
         by_layer=cfg.scale_attn_by_inverse_layer_idx and not scales_scores,
         dropout=cfg.dropout,
         cross=is_cross,
+        prefix=None if is_cross else _prefix(build),
     )
 
 

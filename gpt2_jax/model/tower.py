@@ -14,6 +14,7 @@ from gpt2_jax.model.builder import stream_norm
 from gpt2_jax.model.embedding import Embedding
 from gpt2_jax.model.stack import Carry, Stack
 from gpt2_jax.nn.context import Context, Memory
+from gpt2_jax.nn.inserts import Prompt
 from gpt2_jax.nn.linear import Shift
 from gpt2_jax.nn.masks import SequenceMask, first_of_document, segment_positions
 from gpt2_jax.nn.param import Init
@@ -45,6 +46,8 @@ class Tower(nnx.Module):
         self.cfg, self.positions_at = cfg, spec.positions.at
         self.causal = spec.tower.kind.causal
         self.embedding = Embedding(cfg, spec, target, Init(key), owns_table)
+        length = spec.inserts.prompt
+        self.prompt = Prompt(length, cfg.n_embd, cfg.init_std, Init(key)) if length else None
         self.blocks = Stack(cfg, spec, target, key)
         self.shift = Shift() if spec.scalar_bias else None
         self.ln_f = stream_norm(cfg, spec, target) if spec.final_norm else None
@@ -84,14 +87,24 @@ class Tower(nnx.Module):
           memory: what cross-attention reads.
         """
         context = self.context_of(inputs, keys_B, step, memory)
-        return self.head_input(self.run(inputs, context)[0])
+        return self.of_tokens(self.head_input(self.run(inputs, context)[0]))
 
     def run(self, inputs: Inputs, context: Context) -> tuple[Carry, Any]:
-        """Returns the carry after the last block, and the results of `context.observe` by layer."""
-        return self.blocks(self.blocks.begin(self.embed(inputs, context)), context)
+        """Returns the carry after the last block, and the results of `context.observe` by layer.
+
+        The learned vectors of prompt tuning are before the tokens (see `of_tokens`).
+        """
+        x_BTD = self.embed(inputs, context)
+        if self.prompt is not None:
+            x_BTD, context = self.prompt.before(x_BTD, context)
+        return self.blocks(self.blocks.begin(x_BTD), context)
+
+    def of_tokens(self, x: jax.Array) -> jax.Array:
+        """Returns the tokens' part of an array (..., T, D) that follows from `run`."""
+        return x if self.prompt is None else x[..., self.prompt.length :, :]
 
     def embed(self, inputs: Inputs, context: Context) -> jax.Array:
-        """Returns the stream before the first block, (B, T, D)."""
+        """Returns the stream of the tokens before the first block, (B, T, D)."""
         if isinstance(inputs, Tokens):
             return self.embedding(inputs.ids_BT, context, inputs.types_BT)
         return self.embedding(inputs, context)

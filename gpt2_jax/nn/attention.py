@@ -12,6 +12,7 @@ from flax import nnx
 from gpt2_jax.nn.attention_kernels import fused_attention, supports
 from gpt2_jax.nn.context import Context, KVCache, SublayerAux
 from gpt2_jax.nn.dropout import dropout
+from gpt2_jax.nn.inserts import Prefix
 from gpt2_jax.nn.linear import Linear
 from gpt2_jax.nn.masks import CacheMask, Mask, SequenceMask
 from gpt2_jax.nn.products import product
@@ -37,6 +38,7 @@ class Attention(nnx.Module):
         (`scale_attn_by_inverse_layer_idx` in transformers; Karamcheti et al. 2021, Mistral).
       dropout: rate on the attention weights.
       cross: whether k and v are projections of `Context.memory` instead of the input.
+      prefix: learned keys and values before those of the tokens, or None.
     """
 
     def __init__(
@@ -54,13 +56,14 @@ class Attention(nnx.Module):
         by_layer: bool,
         dropout: float,
         cross: bool = False,
+        prefix: Prefix | None = None,
     ):
         self.cross, self.site = cross, "cross.weights" if cross else "attn.weights"
         self.qkv, self.out = qkv, out
         self.transform, self.heads, self.weights = transform, heads, weights
         self.kernel, self.separate, self.rate = kernel, separate, dropout
         self.product_dtype = product_dtype
-        self.scale, self.by_layer = scale, by_layer
+        self.scale, self.by_layer, self.prefix = scale, by_layer, prefix
 
     def __call__(self, x_BTD: Input, context: Context) -> tuple[jax.Array, SublayerAux]:
         """Returns the output (B, T, D) and its `SublayerAux`."""
@@ -148,6 +151,9 @@ class Attention(nnx.Module):
         q_BHTK, k_BHSK, v_BHSK = qkv
         sizes = q_BHTK.shape[2], k_BHSK.shape[2]
         allowed = mask.allowed(*sizes)
+        if self.prefix is not None:
+            k_BHSK, v_BHSK = self.prefix(k_BHSK, v_BHSK)
+            allowed = self.prefix.seen_by_all(allowed)
         scale, dtype = self.score_scale(context), self.product_dtype
         scores_BHTS = masked_scores(q_BHTK, k_BHSK, scale, allowed, dtype)
         p_BHTS = jax.nn.softmax(scores_BHTS, axis=-1)

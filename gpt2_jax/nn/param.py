@@ -25,6 +25,7 @@ class Role(StrEnum):
     GAIN = "gain"
     BIAS = "bias"
     SCALAR = "scalar"  # a learned factor, one number or one per channel
+    ADAPTER = "adapter"  # a small matrix or vector added to a trained model by `tuning`
 
 
 Axes = tuple[str | None, ...]

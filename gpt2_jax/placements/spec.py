@@ -165,12 +165,28 @@ class Parametrization:
 
 
 @dataclass(frozen=True)
+class Inserts:
+    """Modules that tuning adds to a trained model (see `nn.inserts`); 0 for none.
+
+    Attributes:
+      adapter: hidden width of the adapter after each sublayer.
+      prefix: learned keys and values in each self-attention.
+      prompt: learned vectors before the tokens.
+    """
+
+    adapter: int = 0
+    prefix: int = 0
+    prompt: int = 0
+
+
+@dataclass(frozen=True)
 class TowerSpec:
     """A tower's residual connections, norms and initial values.
 
     Attributes:
       tower: its depth, its sublayers, and the tower that it reads.
       cross_layer: names of the cross-layer skips, in the order in which they are applied.
+      inserts: what tuning adds, which is not an axis.
 
     The other fields are the axes of the same names.
     """
@@ -192,3 +208,4 @@ class TowerSpec:
     logit_scale: bool
     cross_layer: tuple[str, ...]
     x0_scales: tuple[Expression, Expression]
+    inserts: Inserts = Inserts()

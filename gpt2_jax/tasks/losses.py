@@ -71,9 +71,16 @@ def batch_nll(
         with jax.named_scope("loss"):
             return logits_nll(logits, batch, options)
     with jax.named_scope("loss"):
-        if not options.label_smoothing:
-            return model.nll(hidden_BTD, _targets(batch), options.z_loss)
-        return logits_nll(model.logits(hidden_BTD), batch, options, model.cfg.vocab_size)
+        return tokens_nll(model, hidden_BTD, batch, options)
+
+
+def tokens_nll(
+    model: Any, hidden_BTD: jax.Array, batch: AnyBatch, options: LossOptions
+) -> jax.Array:
+    """Returns the loss of each token to predict, (B, T), from the output of `model.hidden`."""
+    if not options.label_smoothing:
+        return model.nll(hidden_BTD, _targets(batch), options.z_loss)
+    return logits_nll(model.logits(hidden_BTD), batch, options, model.cfg.vocab_size)
 
 
 def outputs(model: Any, batch: AnyBatch, step: jax.Array | int) -> Outputs:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -20,12 +20,13 @@ from gpt2_jax.config.capacity import FLOAT, parameter_bytes
 from gpt2_jax.data.batch import Batch
 from gpt2_jax.errors import UserError
 from gpt2_jax.model.data_dependent_init import data_dependent_init
-from gpt2_jax.model.definition import ModelDef, define_model
+from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.model.sublayer import resolve_kernel
 from gpt2_jax.nn.attention_kernels import PLATFORMS
 from gpt2_jax.nn.target import Target, target_of
 from gpt2_jax.tasks.losses import AnyBatch, inputs_of
 from gpt2_jax.tasks.task import head_of
+from gpt2_jax.train.distillation import Teacher
 from gpt2_jax.train.distributed.mesh import (
     by_rows,
     find_devices,
@@ -42,6 +43,7 @@ from gpt2_jax.train.example_evaluation import ExampleEvaluator, batch_key
 from gpt2_jax.train.optim.optimizer import make_optimizer, trainable_infos
 from gpt2_jax.train.state import State, make_init
 from gpt2_jax.train.step import Step, make_step
+from gpt2_jax.tuning.definition import define_tuned
 
 INIT_ROWS = 8  # sequences of the first batch on which Admin's variances are measured
 # What names a fused attention kernel in a compiled program.
@@ -113,6 +115,11 @@ class CompiledStep:
         new = state.replace_params(params)
         return jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), new, self.shapes)
 
+    def taught(self, teacher_params: Any) -> CompiledStep:
+        """Returns the step with the parameters of the teacher that it was compiled for."""
+        step = self.step
+        return replace(self, step=lambda state, batch: step(state, batch, teacher_params))
+
     def trial_seconds(self, batch: AnyBatch, processes: Processes = ALONE) -> float:
         """Returns the seconds per step, measured on a state that is then discarded."""
         state, seconds = self.init(), []
@@ -167,6 +174,7 @@ def compile_step(
     devices: Sequence[jax.Device] | None = None,
     batches: BatchShapes | None = None,
     others: bool = False,
+    teacher: Teacher | None = None,
 ) -> CompiledStep:
     """Compiles the train step of a resolved config.
 
@@ -175,23 +183,30 @@ def compile_step(
       batches: shapes of the batches; None for those of language modeling.
       others: whether to also compile `init` and the evaluator, at the same time: XLA uses only one
         core during most of a compilation.
+      teacher: of `train.teacher`; its parameters are passed to `CompiledStep.taught`.
 
     Raises:
       UserError: if the requested attention kernel is not available, or memory is too small.
     """
     # While it lowers kernels, Pallas reads the GPU's generation from the default device.
+    if config.train.teacher is not None and teacher is None:
+        raise UserError("train.teacher is supported by `gpt2-jax train` alone; leave it unset")
     default = nullcontext() if devices is None else jax.default_device(devices[0])
     with default:
         devices = find_devices() if devices is None else devices
-        return _compile_for(config, devices, batches or window_shapes(config), others)
+        return _compile_for(config, devices, batches or window_shapes(config), others, teacher)
 
 
 def _compile_for(
-    config: Config, devices: Sequence[jax.Device], batches: BatchShapes, others: bool
+    config: Config,
+    devices: Sequence[jax.Device],
+    batches: BatchShapes,
+    others: bool,
+    teacher: Teacher | None,
 ) -> CompiledStep:
-    opt = config.optimizer
-    head = head_of(config.task, config.head)
-    model = define_model(config.model, config.placement, target_of(devices[0]), head)
+    opt, head = config.optimizer, head_of(config.task, config.head)
+    target = target_of(devices[0])
+    model = define_tuned(config.model, config.placement, config.tune, target, head)
     mesh = make_mesh(config.train, config.mesh, state_bytes(config, model), devices)
     layout = make_layout(model, mesh)
     layers = None if mesh.size == 1 else LayerSplit(layout)
@@ -213,7 +228,7 @@ def _compile_for(
     shapes = layout.abstract(jax.eval_shape(init))
     of_state = jax.tree.map(lambda x: x.sharding, shapes)
     step = jax.jit(
-        make_step(config, model, optimizer, mesh),
+        make_step(config, model, optimizer, mesh, teacher),
         donate_argnums=0,
         out_shardings=(of_state, replicated(mesh)),
     )
@@ -222,7 +237,10 @@ def _compile_for(
             evaluation = pool.submit(evaluator.compile, layout.abstract(model.shapes))
             jitted: Any = init
             first = pool.submit(lambda: jitted.lower().compile())
-        compiled = [_compile(step, shapes, batch, kernel) for batch in shapes_of_batches]
+        taught = []
+        if teacher is not None:
+            taught = [make_layout(teacher.model_def, mesh).abstract(teacher.model_def.shapes)]
+        compiled = [_compile(step, (shapes, x, *taught), kernel) for x in shapes_of_batches]
         if others:
             init = first.result()
             evaluation.result()
@@ -287,11 +305,11 @@ def memory_errors() -> Iterator[None]:
 
 
 def _compile(
-    step: Any, state: State, batch: AnyBatch, kernel: str
+    step: Any, inputs: tuple[Any, ...], kernel: str
 ) -> tuple[jax.extend.core.ClosedJaxpr, Any]:
     try:
         with memory_errors():
-            traced = step.trace(state, batch)
+            traced = step.trace(*inputs)
             return traced.jaxpr, traced.lower().compile()
     except UserError:
         raise

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
+
+import jax
 
 from gpt2_jax import config as configs
 from gpt2_jax.config import Config
@@ -16,7 +19,7 @@ from gpt2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt2_jax.data.trained_tokenizer import is_trained
 from gpt2_jax.errors import EXIT_FINISHED, EXIT_STOPPED, UserError
 from gpt2_jax.fields import INT_MAX
-from gpt2_jax.model.definition import define_model
+from gpt2_jax.model.heads import LM
 from gpt2_jax.tasks.data import ExampleData
 from gpt2_jax.tasks.task import TASKS, head_of
 from gpt2_jax.track.console import forgiving_output, no_output, say, status
@@ -30,6 +33,7 @@ from gpt2_jax.train.compiled_step import (
     memory_errors,
     window_shapes,
 )
+from gpt2_jax.train.distillation import Teacher
 from gpt2_jax.train.distributed.agreement import (
     check_same_data,
     check_same_program,
@@ -41,21 +45,26 @@ from gpt2_jax.train.distributed.signals import Stopped, StopSignal
 from gpt2_jax.train.malloc import keep_freed_memory
 from gpt2_jax.train.micro_batch import largest_micro_batch
 from gpt2_jax.train.optim.param_patterns import lr_factors
+from gpt2_jax.train.optim.pruning import pruned
 from gpt2_jax.train.pretrained import (
     PretrainedSource,
     adopt_model,
     check_source,
+    check_teacher,
+    define_merged,
     find_source,
+    find_teacher,
     has_same_outputs,
     load_pretrained,
 )
 from gpt2_jax.train.run import Run, TextFns, how_to_continue
 from gpt2_jax.train.run_logger import is_stale
-from gpt2_jax.train.state import State, abstract_params
+from gpt2_jax.train.state import State
 from gpt2_jax.train.storage.checkpoint import Checkpoints
 from gpt2_jax.train.storage.open_run import open_data, open_examples
 from gpt2_jax.train.storage.rundir import FollowedDirectory, RunDirectory
 from gpt2_jax.train.storage.verify import ResumePoint, find_resume_point, open_checkpoints
+from gpt2_jax.tuning.definition import define_tuned
 
 
 def train(
@@ -102,11 +111,13 @@ def _train(
     check_same_program(processes, configs.flatten(config), config.placement.module)
     with processes.together("checks"):
         directory.check_usable()
-        config, source = _complete(config, directory)
+        config, source, taught_by = _complete(config, directory)
     keep_freed_memory(config.model)
     configure_devices(config.train, config.mesh, processes)
     with processes.together("data"):
         config, corpus, tokenizer, sampler = _open_data(config, directory, stop)
+        if taught_by is not None:
+            check_teacher(config, taught_by)  # again: the tokenizer may be one that was trained
         _check_streams(corpus, processes)
     check_same_data(processes, corpus.content_hash(), tokenizer.fingerprint)
     try:
@@ -123,13 +134,15 @@ def _train(
             with stop.immediate():
                 batches = batch_shapes(config, corpus, sampler)
                 may_choose = not directory.is_config_fixed()
-                config, compiled = _compile(config, may_choose, processes, batches)
+                config, compiled = _compile(config, may_choose, processes, batches, taught_by)
             with processes.together("claim"):
                 for line in directory.claim(config, corpus, tokenizer):
                     print(f"changed: {line}")
             if corpus.streams:
                 known = directory.read_info().get("streams") or {}
                 corpus.keep_counts(known, lambda counts: directory.change_info(streams=counts))
+            if taught_by is not None:
+                compiled = compiled.taught(load_pretrained(taught_by, compiled.mesh, LM))
             run = _open_run(
                 config, directory, resume, source, corpus, compiled, sampler, stop, processes
             )
@@ -142,7 +155,7 @@ def _open_data(
     config: Config, directory: RunDirectory, stop: StopSignal
 ) -> tuple[Config, RunData, Tokenizer, Batches]:
     """Opens the data, and completes the config with what depends on it."""
-    if config.model.vocab_size is not None:
+    if _is_model_known(config):
         _check_patterns(config)
     examples = config.task.name != "lm"
     say("preparing the examples" if examples else "preparing the text")
@@ -167,7 +180,7 @@ def _complete_with(
     sampler: Batches,
 ) -> Config:
     """Returns the config with the fields that depend on the data, and checks it again."""
-    was_known = config.model.vocab_size is not None
+    was_known = _is_model_known(config)
     config = configs.resolve(config, tokenizer.size, tokenizer.end_of_text)
     if isinstance(corpus, ExampleData):
         if TASKS[config.task.name].has_labels:
@@ -183,11 +196,20 @@ def _complete_with(
     return config
 
 
+def _is_model_known(config: Config) -> bool:
+    """Returns whether the config has the sizes of all parameters."""
+    has_labels = TASKS[config.task.name].has_labels
+    labels_known = not has_labels or config.head.n_labels is not None
+    return config.model.vocab_size is not None and labels_known
+
+
 def _check_patterns(config: Config) -> None:
     """Reports a wrong pattern of parameters early."""
-    if config.optimizer.frozen or config.optimizer.lr_multipliers:
+    patterns = config.optimizer.frozen or config.optimizer.lr_multipliers
+    if patterns or config.tune.method != "none":
         head = head_of(config.task, config.head)
-        lr_factors(config.optimizer, define_model(config.model, config.placement, head=head))
+        model = define_tuned(config.model, config.placement, config.tune, head=head)
+        lr_factors(config.optimizer, model)
 
 
 def batch_shapes(config: Config, corpus: RunData, sampler: Batches) -> BatchShapes:
@@ -222,11 +244,22 @@ def _find_resume_point(
     return ResumePoint(step, tuple(damaged)), is_finished
 
 
-def _complete(config: Config, directory: RunDirectory) -> tuple[Config, PretrainedSource | None]:
-    """Returns the checked config, including the fields set by the weights and the tokenizer."""
+def _complete(
+    config: Config, directory: RunDirectory
+) -> tuple[Config, PretrainedSource | None, PretrainedSource | None]:
+    """Returns the checked config, the initial weights and the teacher.
+
+    The config includes the fields set by the weights and the tokenizer.
+    """
     source = find_source(config, directory)
     if source is not None:
         config = adopt_model(config, source, lambda line: print(line))
+    elif config.tune.method != "none" or config.optimizer.sparsity:
+        tuned = config.tune.method != "none"
+        name = f"tune.method={config.tune.method}" if tuned else "optimizer.sparsity"
+        raise UserError(
+            f"{name} needs the weights of another run: set train.init_from to its directory"
+        )
     if config.train.epochs is not None:  # unknown until the data is open
         if config.train.steps != Config().train.steps:
             raise UserError(
@@ -235,29 +268,41 @@ def _complete(config: Config, directory: RunDirectory) -> tuple[Config, Pretrain
             )
         config = configs.replace(config, {"train.steps": INT_MAX})
     check(config)
+    if (teacher := find_teacher(config, directory)) is not None:
+        config = configs.replace(config, {"train.teacher": teacher.name})
     tokenizer_name = directory.tokenizer_for(config)
     if config.task.name != "lm" or is_trained(tokenizer_name):
-        return configs.with_n_inner(config), source
+        return configs.with_n_inner(config), source, teacher
     tokenizer = load_tokenizer(tokenizer_name)
     config = configs.resolve(config, tokenizer.size, tokenizer.end_of_text)
     check_memory(config, training=True)  # again, now that the vocabulary's size is known
+    if teacher is not None:
+        check_teacher(config, teacher)
     config = directory.with_chosen_accumulation(config)
     directory.check_config(config)
-    return config, source
+    return config, source, teacher
 
 
 def _compile(
-    config: Config, may_choose: bool, processes: Processes, batches: BatchShapes
+    config: Config,
+    may_choose: bool,
+    processes: Processes,
+    batches: BatchShapes,
+    taught_by: PretrainedSource | None,
 ) -> tuple[Config, CompiledStep]:
     """Returns the compiled train step, and the config with its `train.accumulation`."""
+    teacher = None
+    if taught_by is not None:
+        train, model = config.train, define_merged(taught_by.config)
+        teacher = Teacher(model, taught_by.step, train.teacher_weight, train.temperature)
     if config.train.micro_batch is None or not may_choose:
         with status("compiling the train step and the evaluation"):
-            return config, compile_step(config, batches=batches, others=True)
+            return config, compile_step(config, batches=batches, others=True, teacher=teacher)
 
     def compiled_with(n: int) -> CompiledStep:
         with status(f"compiling the train step with train.accumulation={n}"):
             made = configs.replace(config, {"train.accumulation": n})
-            return compile_step(made, batches=batches)
+            return compile_step(made, batches=batches, teacher=teacher)
 
     mesh = make_mesh(config.train, config.mesh)
     n, compiled = largest_micro_batch(config.train, mesh, compiled_with)
@@ -344,10 +389,14 @@ def _initial_state(
     labels: Sequence[str],
     source: PretrainedSource | None,
 ) -> State:
-    state = compiled.start(sampler.batch(0, slice(INIT_ROWS)))
     if source is None:
-        return state
-    like = abstract_params(compiled.model_def, compiled.mesh)
+        return compiled.start(sampler.batch(0, slice(INIT_ROWS)))
+    state, model_def = compiled.init(), compiled.model_def
     keeps = has_same_outputs(source, config, labels)
-    params = load_pretrained(source, like, state.all_params, keeps, print)
+    weights = load_pretrained(source, compiled.mesh, model_def.head, keeps, print)
+    params = model_def.with_weights(state.all_params, weights)
+    if sparsity := config.optimizer.sparsity:
+        prune = partial(pruned, model_def, sparsity=sparsity)
+        params = jax.jit(prune, out_shardings=jax.tree.map(lambda x: x.sharding, params))(params)
+        print(f"pruned {sparsity:.0%} of the weights of each matrix of the blocks")
     return compiled.replace_params(state, params)

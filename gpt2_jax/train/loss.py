@@ -7,8 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gpt2_jax.data.batch import Batch
 from gpt2_jax.model.definition import ModelDef
-from gpt2_jax.tasks.losses import PLAIN, AnyBatch, LossOptions, batch_nll, logits_nll
+from gpt2_jax.tasks.losses import PLAIN, AnyBatch, LossOptions, batch_nll, logits_nll, tokens_nll
+from gpt2_jax.train.distillation import BoundTeacher
 
 
 def mean_loss(
@@ -19,15 +21,36 @@ def mean_loss(
     step: jax.Array | int,
     total_weight: jax.Array | float | None = None,
     options: LossOptions = PLAIN,
+    teacher: BoundTeacher | None = None,
 ) -> jax.Array:
     """Returns sum(w nll) / sum(w) over the targets of a batch, of a model after `step` steps.
 
     Args:
       keys_B: one dropout key per sequence, None for no dropout.
       total_weight: as in `batch_loss`.
+      teacher: a model whose predictions of a `Batch` count in the loss as well; None for none.
     """
-    nll = batch_nll(model_def.bind(params), batch, keys_B, step, options)
+    model = model_def.bind(params)
+    if teacher is None:
+        nll = batch_nll(model, batch, keys_B, step, options)
+    else:
+        assert isinstance(batch, Batch)
+        nll = _distilled_nll(model, batch, keys_B, step, options, teacher)
     return weighted_mean(nll, batch.weights, total_weight)
+
+
+def _distilled_nll(
+    model: Any,
+    batch: Batch,
+    keys_B: jax.Array | None,
+    step: jax.Array | int,
+    options: LossOptions,
+    teacher: BoundTeacher,
+) -> jax.Array:
+    hidden_BTD = model.hidden(batch.inputs_BT, keys_B, step)
+    with jax.named_scope("loss"):
+        nll_BT = tokens_nll(model, hidden_BTD, batch, options)
+        return teacher.mixed(nll_BT, model.logits(hidden_BTD), batch.inputs_BT)
 
 
 def batch_loss(

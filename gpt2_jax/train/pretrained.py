@@ -5,26 +5,31 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from jax.sharding import Mesh
 
 from gpt2_jax import config as configs
 from gpt2_jax.config import Config
 from gpt2_jax.config.task_rules import ARCHITECTURE
+from gpt2_jax.config.tune_section import TuneConfig
 from gpt2_jax.data.saved_tokenizer import same_tokenizer
 from gpt2_jax.errors import UserError
+from gpt2_jax.model.definition import ModelDef
+from gpt2_jax.model.heads import HEADS, HeadSpec
 from gpt2_jax.placements import AXES
 from gpt2_jax.placements.axes import SCALES
 from gpt2_jax.tasks.task import TASKS, head_of
+from gpt2_jax.train.state import abstract_params
 from gpt2_jax.train.storage.checkpoint import restore_params
 from gpt2_jax.train.storage.checkpoint_ref import CheckpointRef, find_checkpoint
 from gpt2_jax.train.storage.checksums import find_damage
 from gpt2_jax.train.storage.rundir import RunDirectory
 from gpt2_jax.train.storage.verify import check_identity
+from gpt2_jax.tuning.definition import INSERTS, define_tuned
 
-# Parameters of heads, which differ between tasks.
-HEADS = ("head", "mlm")
 # How attention treats packed documents: taken from the source, but any weights can change it.
 DOCUMENTS = ("model.document_mask", "model.end_of_text")
 # Fields that the weights determine; the others control how the model is run and trained.
@@ -51,7 +56,6 @@ DETERMINED = (
     "data.tokenizer",
     *DOCUMENTS,
 )
-HEADS = ("head", "mlm")  # top-level parts of a model that belong to its task
 # Fields among them that may differ without changing the parameters: factors that are not learned.
 CHANGEABLE = tuple(f"placement.{name}" for name in (*SCALES, "drop_path"))
 
@@ -79,18 +83,72 @@ def find_source(config: Config, directory: RunDirectory) -> PretrainedSource | N
                 f"{directory.path} already contains imported weights; leave train.init_from unset, "
                 "or choose another --workdir"
             )
-        return PretrainedSource(
-            directory.weights_path, directory.read_config(), str(directory.path)
-        )
+        folder = directory.weights_path
+        return PretrainedSource(folder, directory.config_of(folder), str(directory.path))
     if given is None:
         return None
     if directory.config_path.exists():  # a run that started from these weights continues
         started = directory.read_config()
         before = CheckpointRef.parse(started.train.init_from or "")
         if isinstance(before.step, int) and before.is_named_by(given):
-            folder = RunDirectory(before.workdir).folder_of(before.step)
-            return PretrainedSource(folder, started, str(before), before.step)
+            source = RunDirectory(before.workdir)  # may be gone, as the run has its own weights
+            folder = source.folder_of(before.step)
+            known = source.config_path.exists()
+            tune = source.config_of(folder).tune if known else TuneConfig()
+            return PretrainedSource(folder, replace(started, tune=tune), str(before), before.step)
     return open_source(given)
+
+
+def find_teacher(config: Config, directory: RunDirectory) -> PretrainedSource | None:
+    """Returns the weights named by `train.teacher`; a run that continues keeps their step.
+
+    Raises:
+      UserError: if they are missing or damaged.
+    """
+    given = config.train.teacher
+    if given is None:
+        return None
+    if directory.config_path.exists():
+        before = CheckpointRef.parse(directory.read_config().train.teacher or "")
+        if isinstance(before.step, int) and before.is_named_by(given):
+            given = str(before)
+    source = open_source(given, "train.teacher")
+    if fault := find_damage(source.folder):
+        raise UserError(f"train.teacher={given}: {source.folder} is damaged: {fault}")
+    return source
+
+
+def check_teacher(config: Config, teacher: PretrainedSource) -> None:
+    """Refuses a teacher that does not fit a resolved config.
+
+    Raises:
+      UserError: if it predicts something else, has another tokenizer, or sees fewer tokens.
+    """
+    theirs = teacher.config
+    if theirs.model.architecture != config.model.architecture:
+        raise UserError(
+            f"train.teacher: {teacher.name} has model.architecture={theirs.model.architecture}, "
+            f"which must be the run's, {config.model.architecture}"
+        )
+    same = same_tokenizer(config.data.tokenizer, theirs.data.tokenizer)
+    if not same or config.model.vocab_size != theirs.model.vocab_size:
+        raise UserError(
+            f"train.teacher: {teacher.name} has data.tokenizer={theirs.data.tokenizer} with "
+            f"{theirs.model.vocab_size} ids, which must be the run's, {config.data.tokenizer} with "
+            f"{config.model.vocab_size}"
+        )
+    if config.data.seq_len > theirs.model.n_positions:
+        raise UserError(
+            f"data.seq_len={config.data.seq_len} is longer than the {theirs.model.n_positions} "
+            f"positions of train.teacher={teacher.name}; shorten it"
+        )
+
+
+def define_merged(config: Config) -> ModelDef:
+    """Returns the model of weights that `load_pretrained` returns."""
+    tune = config.tune if config.tune.method in INSERTS else TuneConfig()
+    head = head_of(config.task, config.head)
+    return define_tuned(config.model, config.placement, tune, head=head)
 
 
 def adopt_model(config: Config, source: PretrainedSource, say: Callable[[str], None]) -> Config:
@@ -103,9 +161,15 @@ def adopt_model(config: Config, source: PretrainedSource, say: Callable[[str], N
       say: called with one line that lists the changed fields.
 
     Raises:
-      UserError: if the config describes a different model than that of the weights.
+      UserError: if the config describes a different model than that of the weights, or the
+        weights are those of a model with modules that tuning has added.
     """
     _check_architecture(config, source)
+    if (method := source.config.tune.method) in INSERTS:
+        raise UserError(
+            f"train.init_from: {source.name} was tuned with tune.method={method}, which adds "
+            f"modules to the model; start from {source.config.train.init_from}, the run before it"
+        )
     asked, default = configs.flatten(config), configs.flatten(Config())
     stored = configs.flatten(source.config)
     changes: dict[str, Any] = {}
@@ -154,8 +218,11 @@ def _is_learned(config: Config, source: PretrainedSource, name: str) -> bool:
     return any("learned" in text for text in texts)
 
 
-def open_source(given: str) -> PretrainedSource:
+def open_source(given: str, field: str = "train.init_from") -> PretrainedSource:
     """Returns the weights of `DIR`, `DIR@best` or `DIR@STEP`.
+
+    Args:
+      field: the field that names them, for errors.
 
     Raises:
       UserError: if they do not exist, are damaged, or belong to another run.
@@ -164,21 +231,30 @@ def open_source(given: str) -> PretrainedSource:
         ref = CheckpointRef.parse(given)
         step = find_checkpoint(ref)
         directory = RunDirectory(ref.workdir)
-        config = directory.read_config()
+        folder = directory.folder_of(step)
+        config = directory.config_of(folder)
     except UserError as error:
-        raise UserError(f"train.init_from={given}: {error}") from None
-    name = str(CheckpointRef(ref.workdir, step))
-    return PretrainedSource(directory.folder_of(step), config, name, step)
+        raise UserError(f"{field}={given}: {error}") from None
+    return PretrainedSource(folder, config, str(CheckpointRef(ref.workdir, step)), step)
 
 
 def load_pretrained(
     source: PretrainedSource,
-    like: Any,
-    initial: Any,
-    keeps_outputs: bool,
-    say: Callable[[str], None],
+    mesh: Mesh,
+    head: HeadSpec,
+    keeps_outputs: bool = True,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Any:
-    """Returns the weights, with the shapes and shardings of `like`.
+    """Returns the weights on a mesh, with low-rank updates of a tuned source added to them.
+
+    A head's parameters that the source does not have, or has for another task or other labels, are
+    missing.
+
+    Args:
+      head: of the model that starts from the weights.
+      keeps_outputs: whether the outputs of the source's head mean the same, as returned by
+        `has_same_outputs`.
+      say: called with one line that names the source, and what is not taken from it.
 
     A head's parameters that the source does not have, or has for another task or other labels, keep
     their initial values.
@@ -199,13 +275,17 @@ def load_pretrained(
         unused.extend(sorted(_names(saved) - _names(found)))
         return found
 
+    stored = source.config
+    tune = replace(stored.tune, trained=())  # patterns may be those of another head
+    model = define_tuned(stored.model, stored.placement, tune, head=head)
+    like = abstract_params(model, mesh)
     try:
         params = restore_params(source.folder, like, source.step, select)
         new = sorted(_names(like) - _names(params))
         parts = [f"new: {', '.join(new)}"] * bool(new)
         parts += [f"not used: {', '.join(unused)}"] * bool(unused)
         say("; ".join([f"weights from {source.name}", *parts]))
-        return _filled(initial, params)
+        return model.merged(params)[1]
     except Exception:
         if os.path.lexists(source.folder):
             raise
@@ -256,16 +336,6 @@ def _names(tree: Any, prefix: str = "") -> set[str]:
     if not isinstance(tree, dict):
         return {prefix[:-1]}
     return {name for key, part in tree.items() for name in _names(part, f"{prefix}{key}.")}
-
-
-def _filled(initial: Any, params: Any) -> Any:
-    """Returns the parameters, with initial values for those that are missing."""
-    if not isinstance(initial, dict):
-        return params
-    return {
-        name: _filled(part, params[name]) if name in params else part
-        for name, part in initial.items()
-    }
 
 
 def has_same_outputs(source: PretrainedSource, config: Config, labels: Sequence[str]) -> bool:

@@ -61,6 +61,15 @@ def mesh_change(info: dict[str, Any], compiled: CompiledStep) -> str | None:
     )
 
 
+def _trained(compiled: CompiledStep) -> str:
+    """Returns how many parameters are trained, with vocabulary padding; '' if all are."""
+    if compiled.shapes.frozen is None:
+        return ""
+    return (
+        f" ({sum(math.prod(x.shape) for x in jax.tree.leaves(compiled.shapes.params)):,} trained)"
+    )
+
+
 def _mesh(shape: dict[str, int]) -> str:
     return " x ".join(f"{name}={n}" for name, n in shape.items())
 
@@ -120,7 +129,8 @@ def start_report(
     lines = {
         "model": f"{config.placement.preset}{_overrides(config.placement)}, "
         f"{model.n_layer} layers, {model.n_head} heads, width {model.n_embd}: "
-        f"{known['parameters']:,} parameters, computing in {_precision(compiled.model_def)}",
+        f"{known['parameters']:,} parameters{_trained(compiled)}, computing in "
+        f"{_precision(compiled.model_def)}",
         "data": f"{config.data.source} as {config.data.tokenizer}: {corpus.describe()}",
         **_mixture(corpus, tokens),
         "batch": f"{train.batch_size} {_rows(config, corpus, batch)} per step: {devices} device(s) "

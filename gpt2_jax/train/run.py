@@ -365,7 +365,7 @@ class Run:
         return scores.metrics("val/")
 
     def _model(self) -> TrainedModel:
-        model_def, params = self.compiled.model_def, self.state.all_params
+        model_def, params = self.compiled.model_def.merged(self.state.all_params)
         of_data = self.tokenizer, self.corpus, self.last_score
         return TrainedModel(self.config, model_def, params, self.step, *of_data)
 

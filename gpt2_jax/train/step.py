@@ -17,16 +17,19 @@ from gpt2_jax.config import Config
 from gpt2_jax.model.definition import ModelDef, global_norm
 from gpt2_jax.model.diagnostics import gradient_norms
 from gpt2_jax.tasks.losses import AnyBatch, LossOptions
+from gpt2_jax.train.distillation import BoundTeacher, Teacher
 from gpt2_jax.train.distributed.mesh import DATA, FSDP, TENSOR, manual_axes, row_axes
 from gpt2_jax.train.distributed.sharding import Layout, make_layout
 from gpt2_jax.train.loss import mean_loss, nonzero
 from gpt2_jax.train.optim.frozen_params import frozen_rows, join, split
+from gpt2_jax.train.optim.optimizer import trainable_infos
 from gpt2_jax.train.optim.param_patterns import lr_factors
+from gpt2_jax.train.optim.pruning import keep_pruned
 from gpt2_jax.train.optim.schedule import make_schedule
 from gpt2_jax.train.state import Guard, State, purpose_key
 
 Metrics = dict[str, jax.Array]
-Step = Callable[[State, AnyBatch], tuple[State, Metrics]]
+Step = Callable[..., tuple[State, Metrics]]  # of a state and a batch
 
 BLOCK_GRAD_NORMS = "block_grad_norms"
 NORM_DECAY = 0.98  # decay of the running moments that define outliers
@@ -38,8 +41,12 @@ def make_step(
     model_def: ModelDef,
     optimizer: optax.GradientTransformation,
     mesh: Mesh | None,
+    teacher: Teacher | None = None,
 ) -> Step:
     """Returns the train step, sharded over a mesh, or for one device if `mesh` is None.
+
+    With a teacher, the step's third argument is the teacher's parameters, and `loss` includes the
+    comparison with its predictions.
 
     Frozen parameters have no gradient and do not count in the gradient norm.
 
@@ -47,11 +54,12 @@ def make_step(
     (before clipping), `lr`, `skipped` and `max_consecutive_skipped`; with
     `track.diagnostics_every` also `block_grad_norms` (L).
     """
-    gradients = make_gradients(config, model_def, mesh)
+    gradients = make_gradients(config, model_def, mesh, teacher)
     update = make_update(config, model_def, optimizer)
 
-    def step(state: State, batch: AnyBatch) -> tuple[State, Metrics]:
-        loss, grads = gradients(state.params, state.frozen, batch, state.step, state.seed)
+    def step(state: State, batch: AnyBatch, *taught: Any) -> tuple[State, Metrics]:
+        given = (state.params, state.frozen, batch, state.step, state.seed)
+        loss, grads = gradients(*given, *taught)
         with jax.named_scope("optimizer"):
             return update(state, loss, grads)
 
@@ -77,8 +85,10 @@ def make_update(
             updates, opt_state = optimizer.update(clipped, opt_state, params)
             if factors is not None:
                 updates = jax.tree.map(jnp.multiply, updates, factors)
-            params = jax.tree.map(lambda p, u: p + lr * u, params, updates)
-            return model_def.project(params), opt_state
+            new = jax.tree.map(lambda p, u: p + lr * u, params, updates)
+            if config.optimizer.sparsity:
+                new = keep_pruned(trainable_infos(config.optimizer, model_def), params, new)
+            return model_def.project(new), opt_state
 
         ok = jnp.isfinite(norm) & jnp.isfinite(loss) & ~is_outlier(config, state.guard, norm)
         old = state.params, state.opt_state
@@ -99,8 +109,12 @@ def make_update(
     return update
 
 
-def make_gradients(config: Config, model_def: ModelDef, mesh: Mesh | None) -> Callable[..., Any]:
+def make_gradients(
+    config: Config, model_def: ModelDef, mesh: Mesh | None, teacher: Teacher | None = None
+) -> Callable[..., Any]:
     """Returns `(params, frozen, batch, step, seed) -> (loss, gradients of params)`.
+
+    With a teacher, the teacher's parameters are one more argument.
 
     Each device processes its rows in `train.accumulation` parts, and gradients are averaged over
     devices once. For a batch with weights the loss is sum(w nll) / sum(w) over the whole batch,
@@ -110,24 +124,29 @@ def make_gradients(config: Config, model_def: ModelDef, mesh: Mesh | None) -> Ca
     options = LossOptions(config.train.z_loss, config.optimizer.label_smoothing)
     layout = None if mesh is None else make_layout(model_def, mesh)
     of_device = model_def if layout is None else layout.on_device
+    taught_layout = make_layout(teacher.model_def, mesh) if teacher and mesh else None
 
     def local(
-        params: Any, frozen: Any, batch: AnyBatch, step: jax.Array, seed: jax.Array
+        params: Any, frozen: Any, batch: AnyBatch, step: jax.Array, seed: jax.Array, *taught: Any
     ) -> tuple[jax.Array, Any]:
         keys_B = row_keys(batch, step, seed, mesh)
         weight = mean_weight(batch, parts, mesh)
+        bound = None
+        if teacher is not None:
+            theirs = taught_layout.on_device if taught_layout else teacher.model_def
+            bound = BoundTeacher(teacher, theirs, *taught)
 
         def part(batch: AnyBatch, keys_B: jax.Array) -> tuple[jax.Array, Any]:
             def loss(params: Any) -> jax.Array:
                 whole = join(params, frozen)
-                return mean_loss(whole, of_device, batch, keys_B, step, weight, options)
+                return mean_loss(whole, of_device, batch, keys_B, step, weight, options, bound)
 
             return jax.value_and_grad(loss)(params)
 
         total = mean_of_parts(part, params, (batch, keys_B), parts)
         return total if layout is None else mean_over_devices(total, layout)
 
-    return local if layout is None else on_mesh(local, layout)
+    return local if layout is None else on_mesh(local, layout, taught_layout)
 
 
 def row_keys(batch: AnyBatch, step: jax.Array, seed: jax.Array, mesh: Mesh | None) -> jax.Array:
@@ -159,20 +178,29 @@ def mean_of_parts(
     return jax.tree.map(lambda x: x / parts, total)
 
 
-def on_mesh(local: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
-    """Returns `local`, which computes the gradients of a device's rows, for all devices."""
+def on_mesh(
+    local: Callable[..., Any], layout: Layout, taught_layout: Layout | None = None
+) -> Callable[..., Any]:
+    """Returns `local`, which computes the gradients of a device's rows, for all devices.
+
+    Args:
+      taught_layout: of the teacher's parameters, the last argument; None if there is no teacher.
+    """
     mesh = layout.mesh
 
     def gradients(params: Any, frozen: Any, *inputs: Any) -> tuple[jax.Array, Any]:
         everywhere, rows = PartitionSpec(), PartitionSpec(row_axes(mesh))
         split = [layout.specs_of(tree, FSDP) for tree in (params, frozen)]
+        others = [everywhere, everywhere]
+        if taught_layout is not None:
+            others.append(taught_layout.specs_of(inputs[-1], FSDP))
         # check_vma would add a sum over devices for each use of a parameter; one sum of the final
         # gradients is enough.
         sharded = jax.shard_map(
             local,
             mesh=mesh,
             axis_names=manual_axes(mesh),
-            in_specs=(*split, rows, everywhere, everywhere),
+            in_specs=(*split, rows, *others),
             out_specs=(everywhere, split[0]),
             check_vma=False,
         )

@@ -62,9 +62,9 @@ def test_eval_writes_scores_of_the_test_examples(place):
 @pytest.mark.parametrize(
     ("task", "words"),
     [
-        ("classify", ("val, 8 examples", "accuracy", "macro F1")),
-        pytest.param("tag", ("val, 250 examples", "strict", "by tag"), marks=pytest.mark.slow),
-        pytest.param("answer", ("val, 8 examples", "exact match"), marks=pytest.mark.slow),
+        ("classify", ("val, 8 examples", "accuracy", "macro_f1")),
+        pytest.param("tag", ("val, 250 examples", "entity_f1_strict"), marks=pytest.mark.slow),
+        pytest.param("answer", ("val, 8 examples", "exact_match"), marks=pytest.mark.slow),
         pytest.param("translate", ("val, 250 examples", "nrefs:1|case:"), marks=pytest.mark.slow),
     ],
 )
@@ -146,7 +146,11 @@ def test_translate_keeps_lines(place):
     ("command", "flags", "message"),
     [
         ("sample", ["--workdir={}"], "has task.name=classify, whose model does not continue text"),
-        ("diagnose", ["--workdirs={}"], "gpt2-jax diagnose supports only task.name=lm, not class"),
+        (
+            "diagnose",
+            ["--workdirs={}", "--out={}/out"],
+            "gpt2-jax diagnose supports only task.name=lm, not class",
+        ),
     ],
 )
 def test_commands_for_text_refuse_runs_of_tasks(place, command, flags, message):

@@ -67,7 +67,7 @@ def test_training_killed_before_its_first_step_can_restart(imported, tmp_path):
     folder = shutil.copytree(imported / "run", tmp_path / "run")
     directory = RunDirectory(str(folder))
     config = configs.replace(directory.read_config(), {"optimizer.peak_lr": 1e-5})
-    corpus = SimpleNamespace(content_hash=lambda: "hash", source_hashes=dict)
+    corpus = SimpleNamespace(content_hash=lambda: "hash", source_hashes=dict, labels=())
     directory.claim(config, corpus, load_tokenizer(config.data.tokenizer))
     check_source(find_source(config, RunDirectory(str(folder))))
 

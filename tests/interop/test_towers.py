@@ -247,6 +247,10 @@ def test_labels_are_kept(tmp_path):
     assert written["id2label"] == {"0": "O", "1": "B-PER", "2": "I-PER"}
     assert written["label2id"]["I-PER"] == 2
     assert not (tmp_path / "out" / "generation_config.json").exists()
+    directory.change_info(labels=None)
+    export_model(str(tmp_path / "run"), str(tmp_path / "unnamed"))
+    written = json.loads((tmp_path / "unnamed" / "config.json").read_text())
+    assert [*written["label2id"]] == ["LABEL_0", "LABEL_1", "LABEL_2"]
     card = (tmp_path / "out" / "README.md").read_text()
     assert "AutoModelForTokenClassification" in card and "token-classification" in card
 

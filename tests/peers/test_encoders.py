@@ -64,7 +64,7 @@ SEQ2SEQ = [
     ("BartForConditionalGeneration", BART),
     (
         "BartForConditionalGeneration",
-        BART | {"scale_embedding": True, "tie_word_embeddings": False},
+        BART | {"scale_embedding": True, "activation_function": "relu"},
     ),
 ]
 

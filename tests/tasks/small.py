@@ -83,4 +83,6 @@ def small(task, data, **changes) -> Config:
         "mesh.data": 2,
     }
     given = {name.replace("__", "."): value for name, value in changes.items()}
+    if "train.epochs" in given:
+        del defaults["train.steps"]
     return replace(Config(), defaults | data | given)

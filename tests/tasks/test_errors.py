@@ -29,7 +29,7 @@ CASES = {
         "translate",
         {"train.en": "a\nb\nc\n", "train.de": "x\ny\n"},
         {"data.source": "train.{en,de}"},
-        "train.en has 3 lines, but",
+        "train.en line 3 has no counterpart",
     ),
     "empty target": (
         "translate",

@@ -1,5 +1,7 @@
 """Weights of another task: the body is taken, and a head that does not fit is new."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -10,7 +12,6 @@ from gpt2_jax.model.definition import define_model
 from gpt2_jax.model.heads import HeadSpec
 from gpt2_jax.train.distributed.mesh import make_mesh
 from gpt2_jax.train.pretrained import load_pretrained, open_source
-from gpt2_jax.train.state import abstract_params
 from gpt2_jax.train.storage.open_run import open_run
 from tests import tools
 from tests.interop import towers
@@ -41,8 +42,10 @@ def load(workdir, head, say=lambda line: None, **changes):
         config = tools.tiny(**changes)
     model_def = define_model(config.model, config.placement, head=head)
     initial = model_def.init(jax.random.key(3))
-    like = abstract_params(model_def, make_mesh(config.train, config.mesh, 0))
-    return load_pretrained(open_source(str(workdir)), like, initial, say), initial
+    mesh = make_mesh(config.train, config.mesh, 0)
+    source = replace(open_source(str(workdir)), config=config)
+    weights = load_pretrained(source, mesh, head, say=say)
+    return model_def.with_weights(initial, weights), initial
 
 
 @pytest.mark.parametrize(("head", "said"), CASES)

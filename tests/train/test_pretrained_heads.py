@@ -53,7 +53,8 @@ def same(a, b):
 def test_another_task_gets_a_new_head(place, capsys):
     assert place.begin("tuned", "classify", "mlm") == 0
     said = capsys.readouterr().out
-    assert f"weights from {place.folder / 'mlm'}@2; new: head.bias, head.kernel; not used: " in said
+    new = "head.bias, head.dense.bias, head.dense.kernel, head.kernel"
+    assert f"weights from {place.folder / 'mlm'}@2; new: {new}; not used: " in said
     assert "not used: mlm.bias, mlm.dense.bias" in said
     tuned, source = place.params("tuned"), place.params("mlm")
     assert tuned.keys() == source.keys() - {"mlm"} | {"head"}

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from gpt2_jax.config.sections import MeshConfig, TrainConfig
@@ -84,11 +85,15 @@ def test_start_report_fits_the_terminal(monkeypatch):
     program = SimpleNamespace(
         model_def=model, attention="xla", peak_bytes=None, compile_seconds=1.0,
         mesh=make_mesh(TrainConfig(batch_size=1), MeshConfig()),
+        shapes=SimpleNamespace(frozen=None),
     )  # fmt: skip
     corpus = SimpleNamespace(streams={}, is_mixture=False, n_tokens=lambda split: 10)
     lines = report.start_report(tiny(), program, corpus, 0, 0.1).splitlines()
     assert max(map(len, lines)) <= 60
-    assert sum(line[0] != " " for line in lines) == 9
+    assert sum(line[0] != " " for line in lines) == 9 and "trained" not in "".join(lines)
+    program.shapes = SimpleNamespace(frozen={}, params={"a": np.zeros((2, 3)), "b": np.zeros(1)})
+    words = report.start_report(tiny(), program, corpus, 0, 0.1).split()
+    assert "1 parameters (7 trained)" in " ".join(words)
 
 
 @pytest.mark.parametrize(

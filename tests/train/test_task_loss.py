@@ -89,7 +89,7 @@ def gradients(task, batch, devices=None, **changes):
 
 
 def assert_equal(found, expected, tolerance=1e-6):
-    assert found[0] == pytest.approx(expected[0], abs=tolerance)
+    assert found[0] == pytest.approx(expected[0], rel=2e-6)
     pairs = zip(jax.tree.leaves(found[1]), jax.tree.leaves(expected[1]), strict=True)
     for one, other in pairs:
         np.testing.assert_allclose(one, other, atol=tolerance)
@@ -164,7 +164,7 @@ def test_label_smoothing_ignores_the_padding_of_the_vocabulary(task):
         smoothed(np.asarray(logits, np.float64), targets, batch.weights, e) for e in (epsilon, 0)
     ]
     found, grads = gradients(task, batch, optimizer__label_smoothing=epsilon)
-    assert abs(expected[0] - expected[1]) > 1e-2
+    assert abs(expected[0] - expected[1]) > 1e-3
     assert found == pytest.approx(expected[0], rel=1e-6)
     assert whole(task)[0] == pytest.approx(expected[1], rel=1e-6)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
@@ -180,7 +180,8 @@ def test_dropout_does_not_depend_on_accumulation_or_devices(task):
 
 @pytest.mark.parametrize("name", ["blocks", "head", "embedding"])
 def test_frozen_parameters_stay_as_they_are(name):
-    config = config_of("classify", optimizer__frozen=(name if name != "embedding" else "wte",))
+    patterns = ("wte", "wpe") if name == "embedding" else (name,)
+    config = config_of("classify", optimizer__frozen=patterns)
     model, opt = model_of(config), config.optimizer
     optimizer = make_optimizer(opt, trainable_infos(opt, model))
     state = make_init(0, opt, model, optimizer, make_mesh(config.train, MeshConfig(data=1)))()

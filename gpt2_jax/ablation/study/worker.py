@@ -147,7 +147,8 @@ class Worker:
         if config.task.name != "lm":
             return 1
         model = define_model(config.model, config.placement)
-        own_start = model.spec.data_dependent_init or config.train.init_from is not None
+        others_weights = config.train.init_from is not None or config.train.teacher is not None
+        own_start = model.spec.data_dependent_init or others_weights
         if own_start or config.train.patience is not None:
             return 1
         if (config.mesh.fsdp or 1) * config.mesh.tensor > 1:

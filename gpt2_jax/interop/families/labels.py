@@ -10,6 +10,11 @@ from gpt2_jax.errors import UserError, quoted
 DEFAULT_LABELS = 2  # of transformers
 
 
+def default_labels(n_labels: int) -> list[str]:
+    """Returns the names that transformers gives to labels without names."""
+    return [f"LABEL_{i}" for i in range(n_labels)]
+
+
 def read_labels(fields: dict[str, Any]) -> list[str]:
     """Returns the names of labels in the order of their ids.
 
@@ -24,7 +29,7 @@ def read_labels(fields: dict[str, Any]) -> list[str]:
         raise UserError(f"config.json: problem_type={quoted(problem)} is not supported")
     given = fields.get("id2label")
     if given is None:
-        given = {str(i): f"LABEL_{i}" for i in range(DEFAULT_LABELS)}
+        return default_labels(DEFAULT_LABELS)
     ids = [str(i) for i in range(len(given))] if isinstance(given, dict) else []
     if not ids or {*given} != {*ids} or not all(isinstance(given[i], str) for i in ids):
         raise UserError(

@@ -26,6 +26,7 @@ DECAYED: dict[Role, bool] = {
     Role.EMBEDDING: True,
     Role.POSITION: True,
     Role.HEAD: True,
+    Role.ADAPTER: True,
     Role.GAIN: False,
     Role.BIAS: False,
     Role.SCALAR: False,

@@ -7,7 +7,6 @@ anything: `blocks.0`, `blocks.*.mlp`, `*.bias`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -18,6 +17,7 @@ from gpt2_jax.config import words
 from gpt2_jax.config.sections import OptimizerConfig
 from gpt2_jax.errors import UserError
 from gpt2_jax.model.definition import ModelDef, param_name
+from gpt2_jax.nn.param import ParamInfo
 
 
 def lr_factors(config: OptimizerConfig, model_def: ModelDef) -> Any | None:
@@ -31,13 +31,14 @@ def lr_factors(config: OptimizerConfig, model_def: ModelDef) -> Any | None:
     """
     rules = [(text, *_rule(text)) for text in words(config.lr_multipliers)]
     rules += [(text, text, 0.0) for text in words(config.frozen)]
-    if not rules:
+    trained = model_def.trained
+    if not rules and trained is None:
         return None
     used: set[str] = set()
     seen: list[str] = []
 
-    def factor(path: Any, shape: jax.ShapeDtypeStruct) -> np.ndarray:
-        names = list(_row_names(model_def, param_name(path)))
+    def factor(path: Any, shape: jax.ShapeDtypeStruct, info: ParamInfo) -> np.ndarray:
+        names = list(model_def.row_names(param_name(path)))
         seen.extend((names[0][1], names[-1][1]))
         factors = np.ones(names[-1][0] + 1, np.float32)
         for text, pattern, value in rules:
@@ -45,9 +46,12 @@ def lr_factors(config: OptimizerConfig, model_def: ModelDef) -> Any | None:
                 if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*"):
                     factors[row] = value
                     used.add(text)
+        if trained is not None:
+            rows = [row for row, name in names if trained(name, info)]
+            factors[np.setdiff1d(np.arange(len(factors)), rows)] = 0
         return factors.reshape(-1, *[1] * (len(shape.shape) - 1)) if shape.shape else factors[0]
 
-    tree = jax.tree_util.tree_map_with_path(factor, model_def.shapes)
+    tree = jax.tree_util.tree_map_with_path(factor, model_def.shapes, model_def.infos)
     seen.sort()
     if unused := [text for text, *_ in rules if text not in used]:
         field = "frozen" if unused[0] in words(config.frozen) else "lr_multipliers"
@@ -58,22 +62,6 @@ def lr_factors(config: OptimizerConfig, model_def: ModelDef) -> Any | None:
     if not any((leaf != 0).any() for leaf in jax.tree.leaves(tree)):
         raise UserError("optimizer.frozen leaves nothing to train; remove a pattern")
     return tree
-
-
-def _row_names(model_def: ModelDef, name: str) -> Iterator[tuple[int, str]]:
-    """Yields (row, path) for each block in a stacked parameter; row 0 if it is not stacked.
-
-    A row shared by several blocks is yielded with the path of each.
-    """
-    stacks = {".".join(path): stack for path, stack in model_def.stacks.items()}
-    path = next((path for path in stacks if name.startswith(f"{path}.")), None)
-    if path is None:
-        yield 0, name
-        return
-    stack, rest = stacks[path], name.removeprefix(f"{path}.")
-    blocks = path.rpartition(".")[0]
-    for block in range(stack.start, stack.stop):
-        yield (block - stack.start) // stack.repeats, f"{blocks}.{block}.{rest}"
 
 
 def _rule(text: str) -> tuple[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from gpt2_jax.config.sections import DataConfig
 from gpt2_jax.data.dataset import Dataset, open_dataset
 from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.files import sha256
-from gpt2_jax.model.definition import ModelDef, define_model
+from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.tasks.data import ExampleData, open_example_data
 from gpt2_jax.tasks.task import head_of
 from gpt2_jax.train.distributed.mesh import configure_devices, make_mesh
@@ -25,6 +26,7 @@ from gpt2_jax.train.storage.checkpoint_ref import CheckpointRef, parse_step, wit
 from gpt2_jax.train.storage.checksums import SUMS
 from gpt2_jax.train.storage.identity import read_meta
 from gpt2_jax.train.storage.rundir import RunDirectory, check_corpus
+from gpt2_jax.tuning.definition import define_tuned
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,18 @@ class OpenedRun:
     sums: str
 
 
-def open_run(workdir: str, step: int | str | None = None, devices: int | None = None) -> OpenedRun:
+def open_run(
+    workdir: str,
+    step: int | str | None = None,
+    devices: int | None = None,
+    merge: bool = True,
+) -> OpenedRun:
     """Opens a run at one of its checkpoints; nothing in the directory is written or executed.
 
     Args:
       step: as in `CheckpointRef`.
       devices: number of devices to use; None for as many as divide the run's batch.
+      merge: whether low-rank updates (`tune.method=lora`, `dora`) are added to their matrices.
 
     Raises:
       UserError: as `find_checkpoint`.
@@ -64,12 +72,15 @@ def open_run(workdir: str, step: int | str | None = None, devices: int | None = 
 
     def restore(step: int, folder: Path) -> OpenedRun:
         configure_devices(config.train, config.mesh)
-        model = define_model(config.model, config.placement, head=head_of(config.task, config.head))
-        mesh = make_mesh(config.train, config.mesh, FLOAT * model.n_params())
-        params = restore_params(folder, abstract_params(model, mesh), step)
+        own = dataclasses.replace(config, tune=directory.config_of(folder).tune)
+        head = head_of(own.task, own.head)
+        tuned = define_tuned(own.model, own.placement, own.tune, head=head)
+        mesh = make_mesh(config.train, config.mesh, FLOAT * tuned.n_params())
+        stored = restore_params(folder, abstract_params(tuned, mesh), step)
+        model, params = tuned.merged(stored) if merge else (tuned, stored)
         identity, info = read_meta(folder).identity, directory.read_info()
         corpus = info.get("corpus") if identity is None else identity.corpus
-        return OpenedRun(config, model, mesh, params, step, corpus, sha256(folder / SUMS))
+        return OpenedRun(own, model, mesh, params, step, corpus, sha256(folder / SUMS))
 
     return with_checkpoint(directory, ref, restore)
 

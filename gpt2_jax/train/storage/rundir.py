@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import os
 import platform
@@ -15,6 +16,7 @@ from typing import IO, Any
 from gpt2_jax import config as configs
 from gpt2_jax.config import Config
 from gpt2_jax.config.check import check_stored
+from gpt2_jax.config.tune_section import TuneConfig
 from gpt2_jax.data.run_data import RunData
 from gpt2_jax.data.saved_tokenizer import (
     TOKENIZER,
@@ -156,6 +158,18 @@ class RunDirectory:
         config = configs.from_json(self.config_path)
         check_stored(config, self.config_path)
         return configs.replace(config, {"data.tokenizer": self.tokenizer_for(config)})
+
+    def config_of(self, folder: Path) -> Config:
+        """Returns the config of the parameters in a folder of the run.
+
+        Imported weights have nothing that the training run in the directory adds (`tune`).
+
+        Raises:
+          UserError: as `read_config`.
+        """
+        config = self.read_config()
+        imported = folder == self.weights_path
+        return dataclasses.replace(config, tune=TuneConfig()) if imported else config
 
     def tokenizer_for(self, config: Config) -> str:
         """Returns the name or path to load a config's tokenizer from.
