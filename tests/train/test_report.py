@@ -56,7 +56,7 @@ def test_equal_numbers_are_printed_once(bits, numbers):
 def test_result_of_a_task_has_its_target_and_scores():
     row = {"step": 9, "val/loss": 0.25, "val/accuracy": 0.5, "val/entity_f1_strict": 0.875}
     (line,) = report.result_lines([row], TASKS["tag"])
-    assert line == "validation loss 0.2500 nats per word; entity_f1_strict 0.875 (step 9)"
+    assert line == "validation loss 0.2500 nats per word; entity_f1_strict 0.8750 (step 9)"
     (line,) = report.result_lines([row], LM)
     assert line == "validation loss 0.2500 nats per token (step 9)"
 
@@ -86,8 +86,11 @@ def test_start_report_fits_the_terminal(monkeypatch):
         model_def=model, attention="xla", peak_bytes=None, compile_seconds=1.0,
         mesh=make_mesh(TrainConfig(batch_size=1), MeshConfig()),
         shapes=SimpleNamespace(frozen=None),
+        tokens_per_step=96,
     )  # fmt: skip
-    corpus = SimpleNamespace(streams={}, is_mixture=False, n_tokens=lambda split: 10)
+    corpus = SimpleNamespace(
+        streams={}, is_mixture=False, n_tokens=lambda split: 10, describe=lambda: "10 tokens"
+    )
     lines = report.start_report(tiny(), program, corpus, 0, 0.1).splitlines()
     assert max(map(len, lines)) <= 60
     assert sum(line[0] != " " for line in lines) == 9 and "trained" not in "".join(lines)
