@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
-
-import jax
 
 from gpt2_jax import config as configs
 from gpt2_jax.config import Config
@@ -19,7 +15,6 @@ from gpt2_jax.data.tokenizer import Tokenizer, load_tokenizer
 from gpt2_jax.data.trained_tokenizer import is_trained
 from gpt2_jax.errors import EXIT_FINISHED, EXIT_STOPPED, UserError
 from gpt2_jax.fields import INT_MAX
-from gpt2_jax.model.heads import LM
 from gpt2_jax.tasks.data import ExampleData
 from gpt2_jax.tasks.task import TASKS, head_of
 from gpt2_jax.track.console import forgiving_output, no_output, say, status
@@ -33,7 +28,6 @@ from gpt2_jax.train.compiled_step import (
     memory_errors,
     window_shapes,
 )
-from gpt2_jax.train.distillation import Teacher
 from gpt2_jax.train.distributed.agreement import (
     check_same_data,
     check_same_program,
@@ -45,25 +39,20 @@ from gpt2_jax.train.distributed.signals import Stopped, StopSignal
 from gpt2_jax.train.malloc import keep_freed_memory
 from gpt2_jax.train.micro_batch import largest_micro_batch
 from gpt2_jax.train.optim.param_patterns import lr_factors
-from gpt2_jax.train.optim.pruning import pruned
 from gpt2_jax.train.pretrained import (
     PretrainedSource,
     adopt_model,
     check_source,
-    check_teacher,
-    define_merged,
     find_source,
-    find_teacher,
-    has_same_outputs,
-    load_pretrained,
+    initial_state,
 )
 from gpt2_jax.train.run import Run, TextFns, how_to_continue
 from gpt2_jax.train.run_logger import is_stale
-from gpt2_jax.train.state import State
 from gpt2_jax.train.storage.checkpoint import Checkpoints
 from gpt2_jax.train.storage.open_run import open_data, open_examples
 from gpt2_jax.train.storage.rundir import FollowedDirectory, RunDirectory
 from gpt2_jax.train.storage.verify import ResumePoint, find_resume_point, open_checkpoints
+from gpt2_jax.train.teacher import check_teacher, define_teacher, find_teacher, with_teacher
 from gpt2_jax.tuning.definition import define_tuned
 
 
@@ -117,7 +106,7 @@ def _train(
     with processes.together("data"):
         config, corpus, tokenizer, sampler = _open_data(config, directory, stop)
         if taught_by is not None:
-            check_teacher(config, taught_by)  # again: the tokenizer may be one that was trained
+            check_teacher(config.model, config.data, taught_by)
         _check_streams(corpus, processes)
     check_same_data(processes, corpus.content_hash(), tokenizer.fingerprint)
     try:
@@ -141,8 +130,7 @@ def _train(
             if corpus.streams:
                 known = directory.read_info().get("streams") or {}
                 corpus.keep_counts(known, lambda counts: directory.change_info(streams=counts))
-            if taught_by is not None:
-                compiled = compiled.taught(load_pretrained(taught_by, compiled.mesh, LM))
+            compiled = with_teacher(compiled, taught_by)
             run = _open_run(
                 config, directory, resume, source, corpus, compiled, sampler, stop, processes
             )
@@ -268,7 +256,7 @@ def _complete(
             )
         config = configs.replace(config, {"train.steps": INT_MAX})
     check(config)
-    if (teacher := find_teacher(config, directory)) is not None:
+    if (teacher := find_teacher(config.train, directory)) is not None:
         config = configs.replace(config, {"train.teacher": teacher.name})
     tokenizer_name = directory.tokenizer_for(config)
     if config.task.name != "lm" or is_trained(tokenizer_name):
@@ -277,7 +265,7 @@ def _complete(
     config = configs.resolve(config, tokenizer.size, tokenizer.end_of_text)
     check_memory(config, training=True)  # again, now that the vocabulary's size is known
     if teacher is not None:
-        check_teacher(config, teacher)
+        check_teacher(config.model, config.data, teacher)
     config = directory.with_chosen_accumulation(config)
     directory.check_config(config)
     return config, source, teacher
@@ -291,10 +279,7 @@ def _compile(
     taught_by: PretrainedSource | None,
 ) -> tuple[Config, CompiledStep]:
     """Returns the compiled train step, and the config with its `train.accumulation`."""
-    teacher = None
-    if taught_by is not None:
-        train, model = config.train, define_merged(taught_by.config)
-        teacher = Teacher(model, taught_by.step, train.teacher_weight, train.temperature)
+    teacher = define_teacher(config.train, taught_by)
     if config.train.micro_batch is None or not may_choose:
         with status("compiling the train step and the evaluation"):
             return config, compile_step(config, batches=batches, others=True, teacher=teacher)
@@ -370,7 +355,10 @@ def _open_run(
         with stop.immediate(), status("timing a few steps"):
             seconds = compiled.trial_seconds(sampler.batch(first, compiled.rows), processes)
     if resume.step is None:
-        state = _initial_state(config, compiled, sampler, corpus.labels, source)
+        if source is None:
+            state = compiled.start(sampler.batch(0, slice(INIT_ROWS)))
+        else:
+            state = initial_state(config, compiled, corpus.labels, source)
     else:
         state = checkpoints.restore(resume.step, compiled.shapes)
         print(f"continuing {directory.path} after step {first}")
@@ -380,23 +368,3 @@ def _open_run(
     directory.describe(config, report.facts(config, compiled), first)
     where = (state, first, resume.step)
     return Run(config, directory, corpus, compiled, sampler, checkpoints, *where, stop, processes)
-
-
-def _initial_state(
-    config: Config,
-    compiled: CompiledStep,
-    sampler: Batches,
-    labels: Sequence[str],
-    source: PretrainedSource | None,
-) -> State:
-    if source is None:
-        return compiled.start(sampler.batch(0, slice(INIT_ROWS)))
-    state, model_def = compiled.init(), compiled.model_def
-    keeps = has_same_outputs(source, config, labels)
-    weights = load_pretrained(source, compiled.mesh, model_def.head, keeps, print)
-    params = model_def.with_weights(state.all_params, weights)
-    if sparsity := config.optimizer.sparsity:
-        prune = partial(pruned, model_def, sparsity=sparsity)
-        params = jax.jit(prune, out_shardings=jax.tree.map(lambda x: x.sharding, params))(params)
-        print(f"pruned {sparsity:.0%} of the weights of each matrix of the blocks")
-    return compiled.replace_params(state, params)

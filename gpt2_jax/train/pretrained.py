@@ -6,9 +6,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from gpt2_jax import config as configs
@@ -22,7 +24,9 @@ from gpt2_jax.model.heads import HEADS, HeadSpec
 from gpt2_jax.placements import AXES
 from gpt2_jax.placements.axes import SCALES
 from gpt2_jax.tasks.task import TASKS, head_of
-from gpt2_jax.train.state import abstract_params
+from gpt2_jax.train.compiled_step import CompiledStep
+from gpt2_jax.train.optim.pruning import pruned
+from gpt2_jax.train.state import State, abstract_params
 from gpt2_jax.train.storage.checkpoint import restore_params
 from gpt2_jax.train.storage.checkpoint_ref import CheckpointRef, find_checkpoint
 from gpt2_jax.train.storage.checksums import find_damage
@@ -97,51 +101,6 @@ def find_source(config: Config, directory: RunDirectory) -> PretrainedSource | N
             tune = source.config_of(folder).tune if known else TuneConfig()
             return PretrainedSource(folder, replace(started, tune=tune), str(before), before.step)
     return open_source(given)
-
-
-def find_teacher(config: Config, directory: RunDirectory) -> PretrainedSource | None:
-    """Returns the weights named by `train.teacher`; a run that continues keeps their step.
-
-    Raises:
-      UserError: if they are missing or damaged.
-    """
-    given = config.train.teacher
-    if given is None:
-        return None
-    if directory.config_path.exists():
-        before = CheckpointRef.parse(directory.read_config().train.teacher or "")
-        if isinstance(before.step, int) and before.is_named_by(given):
-            given = str(before)
-    source = open_source(given, "train.teacher")
-    if fault := find_damage(source.folder):
-        raise UserError(f"train.teacher={given}: {source.folder} is damaged: {fault}")
-    return source
-
-
-def check_teacher(config: Config, teacher: PretrainedSource) -> None:
-    """Refuses a teacher that does not fit a resolved config.
-
-    Raises:
-      UserError: if it predicts something else, has another tokenizer, or sees fewer tokens.
-    """
-    theirs = teacher.config
-    if theirs.model.architecture != config.model.architecture:
-        raise UserError(
-            f"train.teacher: {teacher.name} has model.architecture={theirs.model.architecture}, "
-            f"which must be the run's, {config.model.architecture}"
-        )
-    same = same_tokenizer(config.data.tokenizer, theirs.data.tokenizer)
-    if not same or config.model.vocab_size != theirs.model.vocab_size:
-        raise UserError(
-            f"train.teacher: {teacher.name} has data.tokenizer={theirs.data.tokenizer} with "
-            f"{theirs.model.vocab_size} ids, which must be the run's, {config.data.tokenizer} with "
-            f"{config.model.vocab_size}"
-        )
-    if config.data.seq_len > theirs.model.n_positions:
-        raise UserError(
-            f"data.seq_len={config.data.seq_len} is longer than the {theirs.model.n_positions} "
-            f"positions of train.teacher={teacher.name}; shorten it"
-        )
 
 
 def define_merged(config: Config) -> ModelDef:
@@ -293,6 +252,25 @@ def load_pretrained(
             f"{source.folder} was deleted before its weights were read, perhaps by the run that "
             "saved it; start in another --workdir from a checkpoint that still exists"
         ) from None
+
+
+def initial_state(
+    config: Config, compiled: CompiledStep, labels: Sequence[str], source: PretrainedSource
+) -> State:
+    """Returns the state before the first step of a run that starts from weights.
+
+    Args:
+      labels: that the run predicts.
+    """
+    state, model = compiled.init(), compiled.model_def
+    keeps_outputs = has_same_outputs(source, config, labels)
+    weights = load_pretrained(source, compiled.mesh, model.head, keeps_outputs, print)
+    params = model.with_weights(state.all_params, weights)
+    if sparsity := config.optimizer.sparsity:
+        prune = partial(pruned, model, sparsity=sparsity)
+        params = jax.jit(prune, out_shardings=jax.tree.map(lambda x: x.sharding, params))(params)
+        print(f"pruned {sparsity:.0%} of the weights of each matrix of the blocks")
+    return compiled.replace_params(state, params)
 
 
 def without_other_heads(like: Any, saved: Any, keeps_outputs: bool = True) -> Any:

@@ -12,8 +12,9 @@ from gpt2_jax.train import loop
 from gpt2_jax.train.compiled_step import compile_step
 from gpt2_jax.train.distillation import BoundTeacher, Teacher, divergence
 from gpt2_jax.train.distributed.sharding import make_layout
-from gpt2_jax.train.pretrained import PretrainedSource, check_teacher
+from gpt2_jax.train.pretrained import PretrainedSource
 from gpt2_jax.train.storage.open_run import open_run
+from gpt2_jax.train.teacher import check_teacher
 from tests.tools import noisy, tiny
 from tests.train.distributed.test_sharding import batch
 from tests.train.test_finetune import losses, source  # noqa: F401
@@ -88,10 +89,10 @@ def test_teacher_that_does_not_fit_is_refused(text_file, tmp_path):
     made = config(text_file)
     other = PretrainedSource(tmp_path, replace(made, {"data.tokenizer": "gpt2"}), "a@20")
     with pytest.raises(UserError, match=r"a@20 has data\.tokenizer=gpt2 with 257 ids"):
-        check_teacher(made, other)
+        check_teacher(made.model, made.data, other)
     short = PretrainedSource(tmp_path, replace(made, {"model.n_positions": 8}), "a@20")
     with pytest.raises(UserError, match=r"longer than the 8 positions of train\.teacher=a@20"):
-        check_teacher(made, short)
+        check_teacher(made.model, made.data, short)
     with pytest.raises(UserError, match=r"train\.teacher=.*nothing"):
         loop.train(replace(made, {"train.teacher": str(tmp_path / "nothing")}), str(tmp_path / "r"))
     with pytest.raises(UserError, match=r"train\.temperature has no effect without train\.teacher"):
