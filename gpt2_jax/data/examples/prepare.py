@@ -31,6 +31,7 @@ from gpt2_jax.data.examples.store import (
     open_split,
     write_split,
 )
+from gpt2_jax.data.examples.toy import is_toy
 from gpt2_jax.data.pieces import PieceEncoder
 from gpt2_jax.data.preparation import exclusive_lock
 from gpt2_jax.data.tokenizer import Tokenizer, is_tokenizer_file, load_tokenizer
@@ -48,6 +49,7 @@ class ExampleSources:
 
     Attributes:
       train, val, test: as in `data.source`, `data.val_source`, `data.test_source`; None for none.
+        Generated records have splits of their own.
       val_fraction: part of the training records held out if there is no `val`.
       columns, tag_scheme: as for `RecordSource`.
     """
@@ -63,13 +65,15 @@ class ExampleSources:
     def source(self, split: str) -> RecordSource | None:
         """Returns the source of a split; None if it has none of its own."""
         spec = {"train": self.train, "val": self.val, "test": self.test}[split]
+        if spec is None and self.train and is_toy(self.train) and "#" not in self.train:
+            spec = f"{self.train}#{split}"
         return RecordSource(self.task, spec, self.columns, self.tag_scheme) if spec else None
 
     @property
     def splits(self) -> list[str]:
         """The splits that have records."""
         named = [name for name in ("train", "val", "test") if self.source(name) is not None]
-        held_out = self.train and not self.val and self.val_fraction
+        held_out = self.train and self.source("val") is None and self.val_fraction
         return [*named[:1], "val", *named[1:]] if held_out else named
 
     def fingerprint(self) -> str:
@@ -83,7 +87,7 @@ class ExampleSources:
             for name in ("train", "val", "test")
             if (source := self.source(name))
         }
-        fraction = None if self.val else self.val_fraction
+        fraction = None if self.source("val") else self.val_fraction
         return hashlib.sha256(json.dumps([found, fraction]).encode()).hexdigest()
 
     def records(self, split: str, counts: Counts) -> Iterator[Record]:
@@ -93,7 +97,7 @@ class ExampleSources:
           UserError: if one is not valid, naming its file and line.
         """
         own = self.source(split)
-        if split == "test" or (split == "val" and own is not None) or self.val:
+        if split == "test" or self.source("val") is not None:
             if own is not None:
                 yield from own.records(counts)
             return
