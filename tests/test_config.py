@@ -140,6 +140,8 @@ def test_default_model_is_gpt2():
     config = configs.freeze(load("configs/gpt2.py", "124m"))
     assert dataclasses.asdict(config.model) == {
         "architecture": "decoder",
+        "position_offset": 0,
+        "logits_bias": False,
         "n_layer": 12,
         "n_encoder_layer": None,
         "n_head": 12,
