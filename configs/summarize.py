@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.model.n_embd = 128
     config.model.n_positions = 384
     config.model.dropout = 0.2
-    config.placement.preset = "pre_ln"
+    config.placement.preset = "pre_ln_xavier"  # sinusoids would drown smaller embeddings
     config.placement.positions = "sinusoidal"
 
     config.data.tokenizer = "bpe:8000"

@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     config.model.n_positions = 64
     config.model.dropout = 0.15
     config.model.matmul_dtype = "auto"
-    config.placement.preset = "pre_ln"
+    config.placement.preset = "pre_ln_xavier"  # sinusoids would drown smaller embeddings
     config.placement.positions = "sinusoidal"
 
     config.data.tokenizer = "bpe:4000"
