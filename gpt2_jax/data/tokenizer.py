@@ -257,7 +257,8 @@ class JsonTokenizer:
                 if NO_UNKNOWN not in str(error):
                     raise
                 raise UserError(
-                    "it has neither tokens for some characters nor an unk_token, so they would be "
+                    f"data.tokenizer={self.name} cannot encode the text: it has neither tokens for "
+                    "some characters nor an unk_token, so they would be "
                     "lost; train it on all characters (for ByteLevel, initial_alphabet=ByteLevel."
                     "alphabet()), or set its unk_token"
                 ) from None
