@@ -10,9 +10,9 @@ from gpt2_jax.data.batch import Batch
 from gpt2_jax.data.shards import Tokens
 from gpt2_jax.model.builder import fuses
 from gpt2_jax.nn.target import Target, target_of
+from gpt2_jax.tasks.losses import LossOptions
 from gpt2_jax.train.distributed.mesh import make_mesh
 from gpt2_jax.train.evaluation import Evaluator
-from gpt2_jax.tasks.losses import LossOptions
 from gpt2_jax.train.loss import mean_loss
 from tests.tools import tiny, tiny_model
 
@@ -62,7 +62,8 @@ def test_loss_and_gradients_are_those_of_the_plain_model(changes, kernels):
 def test_loss_weights_and_remat_give_the_gradients_of_the_plain_model(weighted, remat):
     weights_BT = np.random.default_rng(2).uniform(0, 1, (3, 12)).astype(np.float32)
     batch = TOKENS._replace(weights_BT=weights_BT if weighted else None)
-    loss = lambda model: lambda params: mean_loss(params, model, batch, None, 0, options=LossOptions(z_loss=0.1))
+    options = LossOptions(z_loss=0.1)
+    loss = lambda model: lambda p: mean_loss(p, model, batch, None, 0, options=options)
     model, params = tiny_model()
     plain = jax.jit(jax.value_and_grad(loss(model)))(params)
     fused_model, _ = tiny_model(FUSED, model__remat=remat)
