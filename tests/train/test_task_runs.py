@@ -177,7 +177,8 @@ def test_diagnostics_of_every_task(places, task):
         for name in ("stream_rms", "attn_ratio", "entropy", "grad_norm", "skip_cost"):
             assert np.isfinite(last[f"depth/{tower}{name}/block_01"])
     plain = rows_of(place.folder / "run")[-1]
-    assert {k: v for k, v in last.items() if k in plain} == plain
+    # The step also returns the norms of blocks' gradients, so it rounds differently.
+    assert {k: v for k, v in last.items() if k in plain} == pytest.approx(plain, rel=1e-4)
 
 
 def test_epochs(places, capsys):
