@@ -26,11 +26,11 @@ def compiled():
     """Compiles one program per batch and mesh for all runs in this file."""
     programs, real = {}, loop.compile_step
 
-    def compile_once(config, others=False):
+    def compile_once(config, **options):
         same = {"data.source": "stdlib", "train.steps": 12}
         key = configs.to_json(configs.replace(config, same))
         if key not in programs:
-            programs[key] = real(config)
+            programs[key] = real(config, **options)
         return programs[key]
 
     with pytest.MonkeyPatch.context() as patch:
