@@ -13,6 +13,7 @@ import types
 import unicodedata
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -34,6 +35,10 @@ def setting(default: Any, meaning: str, **options: Any) -> Any:
       options: attributes of `Field`.
     """
     return dataclasses.field(default=default, metadata={"meaning": meaning, **options})
+
+
+count = partial(setting, minimum=1, maximum=INT_MAX)  # steps, sequences and the like
+share = partial(setting, minimum=0, below=1)
 
 
 def fields_of(cls: type) -> dict[str, Field]:

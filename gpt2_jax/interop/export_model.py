@@ -54,7 +54,7 @@ def export_model(
     if config.tune.method in INSERTS:
         raise UserError(
             f"a model tuned with tune.method={config.tune.method} cannot be exported: Hugging "
-            f"Face's {family.label} has no place for what it adds; use lora, dora or bitfit"
+            f"Face's {family.label} cannot represent what it adds; use lora, dora or bitfit"
         )
     run = open_run(workdir, step)
     head = run.model_def.head

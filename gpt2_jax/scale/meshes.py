@@ -59,11 +59,6 @@ def _listed(possible: list[Shape]) -> str:
     return f"allow data x fsdp x tensor = {shown}{', ...' * (len(possible) > MAX_LISTED)}"
 
 
-def idle_devices(shape: Shape, n_devices: int) -> int:
-    """Returns how many devices a mesh leaves unused."""
-    return n_devices - shape[0] * shape[1] * shape[2]
-
-
 def mesh_fields(shape: Shape) -> dict[str, int]:
     """Returns the config fields of a mesh, by dotted name."""
     return dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), shape, strict=True))
