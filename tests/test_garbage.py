@@ -118,9 +118,10 @@ def test_any_expression_has_finite_values_or_is_refused(axis, text):
         check(replaced({f"placement.{axis}": text}))
 
     if not refused(enter):
-        for part in text.split("|"):
-            values = {"l": 1.0, "L": 12.0, "s": 1.0, "S": 24.0, "d": 768.0, "t": 0.0, "std": 0.02}
-            assert math.isfinite(parse_scale(part).first(values))
+        model = configs.Config().model
+        (tower,) = model.towers
+        for index, part in enumerate(text.split("|")):
+            assert math.isfinite(parse_scale(part).first(model.sizes(tower).values(1, index)))
 
 
 @few

@@ -16,11 +16,13 @@ TASKS = ("classify", "tag", "answer", "translate")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a short run of each task, by its name."""
+    """A folder with a short run of each task, by its name; `answer` has no test examples."""
     folder = tmp_path_factory.mktemp("commands")
     for task in TASKS:
         (folder / f"{task}_data").mkdir()
         data = write_data(folder / f"{task}_data", task, n=32)
+        if task == "answer":
+            del data["data.test_source"]
         steps = {"train__steps": 2, "train__eval_every": 2, "train__sample_tokens": 0}
         assert loop.train(small(task, data, **steps), str(folder / task)) == 0
     return folder
@@ -77,7 +79,7 @@ def test_eval_prints_a_report(place, task, words):
 @pytest.mark.parametrize(
     ("task", "flags", "message"),
     [
-        ("tag", ["--split=test"], "has no test examples; set --split to one of train, val"),
+        ("answer", ["--split=test"], "has no test examples; set --split to one of train, val"),
         ("tag", ["--data=text.txt"], "--data has no effect on"),
         ("classify", ["--stride=4"], "--stride has no effect on"),
     ],
