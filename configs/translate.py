@@ -6,8 +6,9 @@ r"""Trains an encoder-decoder to translate.
 
 The braces name the files of source and target, with a sentence per line. The model has 3 + 3 Pre-LN
 blocks of width 128 and a BPE vocabulary of 4,000 for both sides, trained on both. Sentences are
-packed into rows. Batch: 48 rows x 64 positions per side, about 3,000 target tokens per step; 26
-epochs.
+packed into rows. Batch: 48 rows x 64 positions per side, about 3,000 target tokens per step; 25
+epochs. Result on Multi30k English-German: 38.5 BLEU in 4,366 steps, about 20 minutes on two CPU
+cores (docs/tasks).
 """
 
 from ml_collections import ConfigDict
@@ -40,7 +41,7 @@ def get_config() -> ConfigDict:
     config.optimizer.weight_decay = 0.01
     config.optimizer.label_smoothing = 0.1
 
-    config.train.epochs = 26.0
+    config.train.epochs = 25.0
     config.train.batch_size = 48
     config.train.eval_every = 750
     config.train.checkpoint_every = 750
