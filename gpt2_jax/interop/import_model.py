@@ -81,6 +81,50 @@ def import_model(
     """
     target = RunDirectory(workdir).path.absolute()
     check_empty(target, f"--workdir={workdir}")
+    files = _find_files(model, base, allow_pickle)
+    fields, family = files.fields, files.family
+    config = _with_head(read_config(fields), family.head(fields, ()))
+    check_stored(config, files.folder / "config.json")
+    with atomic_folder(target) as partial:
+        vocab_size = config.model.vocab_size
+        found = _import_tokenizer(files.folder, vocab_size, partial, target, tokenizer)
+        name, fingerprint, line = found
+        config = replace(config, {"data.tokenizer": name})
+        imported = _convert(family, fields, config, files.read_tensors(allow_pickle))
+        info = {"imported_from": model, **_facts(family, fields, imported)}
+        _write_run(partial, imported, fingerprint, info)
+    lines = (
+        _summary(imported, files.folder),
+        line,
+        dropout_note(family, fields),
+        _unused_note(imported),
+    )
+    return [line for line in lines if line]
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The files of a model.
+
+    Attributes:
+      fields: of config.json. adapter: tensors and fields of an adapter to merge into it.
+    """
+
+    folder: Path
+    fields: Fields
+    family: Family
+    adapter: tuple[Tensors, dict[str, Any]] | None
+
+    def read_tensors(self, allow_pickle: bool) -> Tensors:
+        """Returns the model's tensors by name, after the update of the adapter."""
+        tensors = checkpoint_files.read_tensors(self.folder, allow_pickle)
+        if self.adapter is not None:
+            tensors = apply_peft(tensors, *self.adapter)
+        return normalize(self.family, tensors)
+
+
+def _find_files(model: str, base: str | None, allow_pickle: bool) -> _Files:
+    """Finds the files of a model, or of an adapter and its base model."""
     folder = checkpoint_files.find_checkpoint(model, allow_pickle)
     adapter = _find_adapter(folder, base)
     if adapter is not None:
@@ -89,27 +133,23 @@ def import_model(
     family = find_family(fields)
     if adapter is not None and family is not gpt2.FAMILY:
         raise UserError(f"an adapter of peft must be one of GPT-2; {folder} is {family.label}")
-    config = _with_head(read_config(fields), family.head(fields, ()))
-    check_stored(config, folder / "config.json")
-    with atomic_folder(target) as partial:
-        found = _import_tokenizer(folder, config.model.vocab_size, partial, target, tokenizer)
-        name, fingerprint, line = found
-        config = replace(config, {"data.tokenizer": name})
-        tensors = checkpoint_files.read_tensors(folder, allow_pickle)
-        if adapter is not None:
-            tensors = apply_peft(tensors, *adapter)
-        imported = _convert(family, fields, config, normalize(family, tensors))
-        config = imported.config
-        write_atomic(partial / "config.json", to_json(config))
-        identity = Identity(new_run_id(), to_dict(config), None, fingerprint)
-        info = {"format_version": FORMAT_VERSION, "run_id": identity.run_id}
-        info |= {"imported_from": model, "parameters": imported.model_def.n_params()}
-        info |= {"tokenizer": fingerprint, **_facts(family, fields, imported)}
-        write_json(partial / "run.json", info)
-        params = jax.tree.map(jax.numpy.asarray, imported.params)
-        save_params(partial / "weights", params, identity)
-    lines = _summary(imported, folder), line, dropout_note(family, fields), _unused_note(imported)
-    return [line for line in lines if line]
+    return _Files(folder, fields, family, adapter)
+
+
+def _write_run(partial: Path, imported: Imported, fingerprint: str, info: dict[str, Any]) -> None:
+    """Writes config.json, run.json and the weights.
+
+    Args:
+      fingerprint: of the tokenizer. info: more fields of run.json.
+    """
+    config = imported.config
+    write_atomic(partial / "config.json", to_json(config))
+    identity = Identity(new_run_id(), to_dict(config), None, fingerprint)
+    fixed = {"format_version": FORMAT_VERSION, "run_id": identity.run_id, "tokenizer": fingerprint}
+    info = fixed | {"parameters": imported.model_def.n_params()} | info
+    write_json(partial / "run.json", info)
+    params = jax.tree.map(jax.numpy.asarray, imported.params)
+    save_params(partial / "weights", params, identity)
 
 
 def read_config(fields: Fields) -> Config:

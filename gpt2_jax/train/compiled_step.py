@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 
 from gpt2_jax.config import Config
 from gpt2_jax.config.capacity import FLOAT, parameter_bytes
-from gpt2_jax.data.batch import Batch
 from gpt2_jax.errors import UserError
 from gpt2_jax.model.data_dependent_init import data_dependent_init
 from gpt2_jax.model.definition import ModelDef
@@ -26,6 +25,7 @@ from gpt2_jax.nn.attention_kernels import PLATFORMS
 from gpt2_jax.nn.target import Target, target_of
 from gpt2_jax.tasks.losses import AnyBatch, inputs_of
 from gpt2_jax.tasks.task import head_of
+from gpt2_jax.train.batch_shapes import BatchShapes, by_shape, window_shapes
 from gpt2_jax.train.distillation import Teacher
 from gpt2_jax.train.distributed.mesh import (
     by_rows,
@@ -39,7 +39,7 @@ from gpt2_jax.train.distributed.mesh import (
 from gpt2_jax.train.distributed.processes import ALONE, Processes
 from gpt2_jax.train.distributed.sharding import LayerSplit, make_layout
 from gpt2_jax.train.evaluation import Evaluator
-from gpt2_jax.train.example_evaluation import ExampleEvaluator, batch_key
+from gpt2_jax.train.example_evaluation import ExampleEvaluator
 from gpt2_jax.train.optim.optimizer import make_optimizer, trainable_infos
 from gpt2_jax.train.state import State, make_init
 from gpt2_jax.train.step import Step, make_step
@@ -144,31 +144,6 @@ def apply_data_dependent_init(model_def: ModelDef, mesh: Mesh, params: Any, batc
     return jax.jit(measure, out_shardings=layout.shardings(params))(params, inputs)
 
 
-@dataclass(frozen=True)
-class BatchShapes:
-    """The shapes of batches, as batches whose number of rows does not matter.
-
-    Attributes:
-      train: one for each shape of a training batch. evaluation: likewise.
-      tokens_per_step: mean number of tokens per step, without padding.
-    """
-
-    train: Sequence[AnyBatch]
-    tokens_per_step: int
-    evaluation: Sequence[AnyBatch] = ()
-
-    @property
-    def has_examples(self) -> bool:
-        """Whether batches have the examples of a task, not windows of text."""
-        return not isinstance(self.train[0], Batch)
-
-
-def window_shapes(config: Config) -> BatchShapes:
-    """Returns the shape of batches for language modeling."""
-    windows = Batch(np.zeros((0, config.data.seq_len + 1), np.int32))
-    return BatchShapes([windows], config.train.batch_size * config.data.seq_len)
-
-
 def compile_step(
     config: Config,
     devices: Sequence[jax.Device] | None = None,
@@ -197,6 +172,94 @@ def compile_step(
         return _compile_for(config, devices, batches or window_shapes(config), others, teacher)
 
 
+@dataclass(frozen=True)
+class _Programs:
+    """The functions of a run before compilation.
+
+    Attributes:
+      init, step: jitted.
+      evaluator: of the model.
+      shapes: shapes, types and shardings of the state. batches: likewise, for each length of rows.
+      taught: likewise of the parameters of the teacher, if there is one.
+      kernel: the requested attention kernel.
+    """
+
+    model_def: ModelDef
+    mesh: Mesh
+    init: Any
+    step: Any
+    evaluator: Evaluator | ExampleEvaluator
+    shapes: State
+    batches: Sequence[Any]
+    taught: Sequence[Any]
+    kernel: str
+
+
+def _define(
+    config: Config, devices: Sequence[jax.Device], batches: BatchShapes, teacher: Teacher | None
+) -> _Programs:
+    opt, target = config.optimizer, target_of(devices[0])
+    head = head_of(config.task, config.head)
+    model = define_tuned(config.model, config.placement, config.tune, target, head)
+    mesh = make_mesh(config.train, config.mesh, state_bytes(config, model), devices)
+    layout = make_layout(model, mesh)
+    layers = None if mesh.size == 1 else LayerSplit(layout)
+    optimizer = make_optimizer(opt, trainable_infos(opt, model), layers)
+    kernel = resolve_kernel(config.model, model.spec, target.platform)
+    _check_platform(kernel, target.platform)
+    init = make_init(config.seed, opt, model, optimizer, mesh)
+    shapes = layout.abstract(jax.eval_shape(init))
+    step = jax.jit(
+        make_step(config, model, optimizer, mesh, teacher),
+        donate_argnums=0,
+        out_shardings=(jax.tree.map(lambda x: x.sharding, shapes), replicated(mesh)),
+    )
+    abstract = lambda x: jax.ShapeDtypeStruct(
+        (config.train.batch_size, *x.shape[1:]), x.dtype, sharding=by_rows(mesh)
+    )
+    taught = [] if teacher is None else [teacher.model_def]
+    return _Programs(
+        model_def=model,
+        mesh=mesh,
+        init=init,
+        step=step,
+        evaluator=_make_evaluator(config, model, mesh, batches),
+        shapes=shapes,
+        batches=[jax.tree.map(abstract, batch) for batch in batches.train],
+        taught=[make_layout(one, mesh).abstract(one.shapes) for one in taught],
+        kernel=kernel,
+    )
+
+
+def _make_evaluator(
+    config: Config, model: ModelDef, mesh: Mesh, batches: BatchShapes
+) -> Evaluator | ExampleEvaluator:
+    micro_batch = config.train.batch_size // config.train.accumulation
+    if batches.has_examples:
+        return ExampleEvaluator(model, mesh, micro_batch, batches.evaluation)
+    return Evaluator(model, mesh, config.data.seq_len, micro_batch)
+
+
+def _compile_all(programs: _Programs, others: bool) -> tuple[Any, list[tuple[Any, Any]]]:
+    """Returns `init`, compiled if `others` is true, and what `_compile` returns for each batch."""
+    init, inputs = programs.init, programs.taught
+    with ThreadPoolExecutor(2) as pool:
+        if others:
+            shapes = make_layout(programs.model_def, programs.mesh).abstract(
+                programs.model_def.shapes
+            )
+            evaluation = pool.submit(programs.evaluator.compile, shapes)
+            first = pool.submit(lambda: programs.init.lower().compile())
+        steps = [
+            _compile(programs.step, (programs.shapes, batch, *inputs), programs.kernel)
+            for batch in programs.batches
+        ]
+        if others:
+            init = first.result()
+            evaluation.result()
+    return init, steps
+
+
 def _compile_for(
     config: Config,
     devices: Sequence[jax.Device],
@@ -204,72 +267,27 @@ def _compile_for(
     others: bool,
     teacher: Teacher | None,
 ) -> CompiledStep:
-    opt, head = config.optimizer, head_of(config.task, config.head)
-    target = target_of(devices[0])
-    model = define_tuned(config.model, config.placement, config.tune, target, head)
-    mesh = make_mesh(config.train, config.mesh, state_bytes(config, model), devices)
-    layout = make_layout(model, mesh)
-    layers = None if mesh.size == 1 else LayerSplit(layout)
-    optimizer = make_optimizer(opt, trainable_infos(opt, model), layers)
-    init = make_init(config.seed, opt, model, optimizer, mesh)
-    micro_batch = config.train.batch_size // config.train.accumulation
-    evaluator: Evaluator | ExampleEvaluator
-    if batches.has_examples:
-        evaluator = ExampleEvaluator(model, mesh, micro_batch, batches.evaluation)
-    else:
-        evaluator = Evaluator(model, mesh, config.data.seq_len, micro_batch)
-    abstract = lambda x: jax.ShapeDtypeStruct(
-        (config.train.batch_size, *x.shape[1:]), x.dtype, sharding=by_rows(mesh)
-    )
-    shapes_of_batches = [jax.tree.map(abstract, batch) for batch in batches.train]
-    kernel = resolve_kernel(config.model, model.spec, model.target.platform)
-    _check_platform(kernel, model.target.platform)
     started = time.monotonic()
-    shapes = layout.abstract(jax.eval_shape(init))
-    of_state = jax.tree.map(lambda x: x.sharding, shapes)
-    step = jax.jit(
-        make_step(config, model, optimizer, mesh, teacher),
-        donate_argnums=0,
-        out_shardings=(of_state, replicated(mesh)),
-    )
-    with ThreadPoolExecutor(2) as pool:
-        if others:
-            evaluation = pool.submit(evaluator.compile, layout.abstract(model.shapes))
-            jitted: Any = init
-            first = pool.submit(lambda: jitted.lower().compile())
-        taught = []
-        if teacher is not None:
-            taught = [make_layout(teacher.model_def, mesh).abstract(teacher.model_def.shapes)]
-        compiled = [_compile(step, (shapes, x, *taught), kernel) for x in shapes_of_batches]
-        if others:
-            init = first.result()
-            evaluation.result()
-    programs = [program for _, program in compiled]
+    programs = _define(config, devices, batches, teacher)
+    init, compiled = _compile_all(programs, others)
+    steps = [program for _, program in compiled]
     jaxpr, longest = compiled[-1]
-    peaks = [peak_bytes(program, model.target) for program in programs]
+    peaks = [peak_bytes(program, programs.model_def.target) for program in steps]
     return CompiledStep(
-        model_def=model,
-        mesh=mesh,
-        batch_shapes=shapes_of_batches,
+        model_def=programs.model_def,
+        mesh=programs.mesh,
+        batch_shapes=programs.batches,
         tokens_per_step=batches.tokens_per_step,
-        step=by_shape(shapes_of_batches, programs),
+        step=by_shape(programs.batches, steps),
         init=init,
-        evaluator=evaluator,
-        shapes=shapes,
+        evaluator=programs.evaluator,
+        shapes=programs.shapes,
         jaxpr=jaxpr,
-        attention=kernel_of(longest.as_text(), kernel),
+        attention=kernel_of(longest.as_text(), programs.kernel),
         peak_bytes=None if None in peaks else max(peak for peak in peaks if peak is not None),
         compile_seconds=time.monotonic() - started,
         hlo=longest.as_text,
     )
-
-
-def by_shape(batches: Sequence[AnyBatch], programs: Sequence[Any]) -> Any:
-    """Returns a function that calls the program compiled for the shape of its last argument."""
-    if len(programs) == 1:
-        return programs[0]
-    of_key = {batch_key(batch): program for batch, program in zip(batches, programs, strict=True)}
-    return lambda *inputs: of_key[batch_key(inputs[-1])](*inputs)
 
 
 def state_bytes(config: Config, model_def: ModelDef) -> int:

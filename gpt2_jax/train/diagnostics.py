@@ -14,7 +14,8 @@ from gpt2_jax.config.sections import TrackConfig, TrainConfig
 from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.model.diagnostics import by_tower, figures, logits_without
 from gpt2_jax.tasks.losses import AnyBatch, inputs_of
-from gpt2_jax.train.compiled_step import CompiledStep, by_shape
+from gpt2_jax.train.batch_shapes import by_shape
+from gpt2_jax.train.compiled_step import CompiledStep
 from gpt2_jax.train.distributed.mesh import DATA, FSDP, manual_axes, n_row_devices, replicated
 from gpt2_jax.train.distributed.sharding import make_layout
 from gpt2_jax.train.loss import batch_loss

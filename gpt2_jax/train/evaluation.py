@@ -10,28 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from gpt2_jax.data.batch import Batch
 from gpt2_jax.data.dataset import Dataset, Part
 from gpt2_jax.data.shards import Tokens
 from gpt2_jax.model.definition import ModelDef
-from gpt2_jax.train.distributed.mesh import (
-    DATA,
-    FSDP,
-    by_rows,
-    manual_axes,
-    own_rows,
-    put_rows,
-    replicated,
-    row_axes,
-    to_host,
-    to_mesh,
-)
-from gpt2_jax.train.distributed.sharding import make_layout
+from gpt2_jax.train.distributed.mesh import to_host
 from gpt2_jax.train.loss import batch_loss
-
-MAX_IN_FLIGHT = 8  # batches on the devices at a time
+from gpt2_jax.train.row_program import RowProgram
 
 Window = tuple[int, int, int]  # start, length, scored: see `windows`
 
@@ -171,38 +158,16 @@ class Evaluator:
     """
 
     def __init__(self, model_def: ModelDef, mesh: Mesh, seq_len: int, batch_size: int) -> None:
-        self._mesh, self._seq_len, self._batch_size = mesh, seq_len, batch_size
-        everywhere, rows = PartitionSpec(), PartitionSpec(row_axes(mesh))
-        layout = make_layout(model_def, mesh)
-        of_device, split = layout.on_device, layout.specs_of(model_def.shapes, FSDP)
-
-        local = lambda *inputs: batch_sums(of_device, *inputs)[None]
-        # One row of sums per device, added up on the host, so that batches do not wait for each
-        # other. Besides, several collectives in flight can deadlock a CPU's few threads.
-        # Pallas calls do not declare how their results vary over the mesh, as check_vma requires.
-        sums = jax.shard_map(
-            local,
-            mesh=mesh,
-            axis_names=manual_axes(mesh),
-            in_specs=(split, everywhere, rows),
-            out_specs=rows,
-            check_vma=False,
-        )
-        self._sums: Any = jax.jit(sums)
-        self._shardings: Any = None  # those that the program is compiled for
-        # With collectives in the forward pass, a CPU must finish each batch before the next.
-        is_cpu = model_def.target.is_cpu
-        self._in_flight = 1 if is_cpu and mesh.size > mesh.shape[DATA] else MAX_IN_FLIGHT
+        self._seq_len, self._batch_size = seq_len, batch_size
+        # One row of sums per device.
+        sums = lambda *inputs: batch_sums(*inputs)[None]
+        self._program = RowProgram(model_def, mesh, batch_size, sums)
 
     def compile(self, shapes: Any) -> None:
         """Compiles for parameters of these shapes and shardings, before the first `score`."""
-        rows = lambda n, dtype: jax.ShapeDtypeStruct(
-            (self._batch_size, n), dtype, sharding=by_rows(self._mesh)
-        )
-        batch = Batch(rows(self._seq_len + 1, jnp.int32), rows(self._seq_len, jnp.float32))
-        step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(self._mesh))
-        self._sums = self._sums.lower(shapes, step, batch).compile()
-        self._shardings = jax.tree.map(lambda x: x.sharding, shapes)
+        tokens_BT1 = np.zeros((0, self._seq_len + 1), np.int32)
+        weights_BT = np.zeros((0, self._seq_len), np.float32)
+        self._program.compile(shapes, [Batch(tokens_BT1, weights_BT)])
 
     def score(
         self,
@@ -223,14 +188,11 @@ class Evaluator:
             that it raises ends the evaluation.
         """
         chosen = choose_windows(len(tokens), self._seq_len, limit, stride)
-        if self._shardings is not None:
-            params = jax.device_put(params, self._shardings)
-        sums, at = [], to_mesh(np.array(step, np.int32), replicated(self._mesh))
-        rows = own_rows(self._mesh, self._batch_size).tolist()
-        for batch in evaluation_batches(tokens, chosen, self._batch_size, self._seq_len, rows):
-            sums.append(self._sums(params, at, put_rows(batch, self._mesh, self._batch_size)))
-            if len(sums) >= self._in_flight:
-                sums[-self._in_flight].block_until_ready()
+        rows, seq_len = self._program.rows.tolist(), self._seq_len
+        batches = evaluation_batches(tokens, chosen, self._batch_size, seq_len, rows)
+        sums = []
+        for one in self._program.outputs(params, step, batches):
+            sums.append(one)
             if between_batches is not None:
                 between_batches(len(sums), -(-len(chosen) // self._batch_size))
         nats, correct = np.concatenate(to_host(sums)).sum(0, dtype=np.float64).tolist()

@@ -9,27 +9,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.tasks.data import ExampleData
 from gpt2_jax.tasks.losses import AnyBatch, outputs
 from gpt2_jax.tasks.predictions import predicted_values, prediction_scores
 from gpt2_jax.tasks.scores.result import Scores
-from gpt2_jax.train.distributed.mesh import (
-    DATA,
-    FSDP,
-    by_rows,
-    manual_axes,
-    own_rows,
-    put_rows,
-    replicated,
-    row_axes,
-    to_host,
-    to_mesh,
-)
-from gpt2_jax.train.distributed.sharding import make_layout
-from gpt2_jax.train.evaluation import MAX_IN_FLIGHT
+from gpt2_jax.train.distributed.mesh import to_host
+from gpt2_jax.train.row_program import RowProgram
 
 
 class RowOutputs(NamedTuple):
@@ -90,41 +78,17 @@ class ExampleEvaluator:
     def __init__(
         self, model_def: ModelDef, mesh: Mesh, n_rows: int, shapes: Sequence[AnyBatch] = ()
     ) -> None:
-        self._mesh, self.n_rows, self._shapes = mesh, n_rows, shapes
-        everywhere, rows = PartitionSpec(), PartitionSpec(row_axes(mesh))
-        layout = make_layout(model_def, mesh)
-        of_device, split = layout.on_device, layout.specs_of(model_def.shapes, FSDP)
-        # As in `Evaluator`: no collectives between rows.
-        by_row = jax.shard_map(
-            lambda *inputs: row_outputs(of_device, *inputs),
-            mesh=mesh,
-            axis_names=manual_axes(mesh),
-            in_specs=(split, everywhere, rows),
-            out_specs=rows,
-            check_vma=False,
-        )
-        self._by_row: Any = jax.jit(by_row)
-        self._programs: dict[tuple[int, ...], Any] = {}
-        self._shardings: Any = None
-        is_cpu = model_def.target.is_cpu
-        self._in_flight = 1 if is_cpu and mesh.size > mesh.shape[DATA] else MAX_IN_FLIGHT
+        self._program = RowProgram(model_def, mesh, n_rows, row_outputs)
+        self.n_rows, self._shapes = n_rows, shapes
 
     @property
     def rows(self) -> np.ndarray:
         """The rows of a batch that this process reads."""
-        return own_rows(self._mesh, self.n_rows)
+        return self._program.rows
 
     def compile(self, shapes: Any) -> None:
         """Compiles for parameters of these shapes and shardings, before the first evaluation."""
-        step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(self._mesh))
-        for batch in self._shapes:
-            abstract = jax.tree.map(self._abstract, batch)
-            self._programs[batch_key(batch)] = self._by_row.lower(shapes, step, abstract).compile()
-        self._shardings = jax.tree.map(lambda x: x.sharding, shapes)
-
-    def _abstract(self, x: Any) -> jax.ShapeDtypeStruct:
-        shape = (self.n_rows, *x.shape[1:])
-        return jax.ShapeDtypeStruct(shape, x.dtype, sharding=by_rows(self._mesh))
+        self._program.compile(shapes, self._shapes)
 
     def evaluate(
         self,
@@ -141,15 +105,9 @@ class ExampleEvaluator:
           batches: this process's `rows` of each.
           between_batches: as in `Evaluator.score`.
         """
-        if self._shardings is not None:
-            params = jax.device_put(params, self._shardings)
         found: list[RowOutputs] = []
-        at = to_mesh(np.array(step, np.int32), replicated(self._mesh))
-        for batch in batches:
-            program = self._programs.get(batch_key(batch), self._by_row)
-            found.append(program(params, at, put_rows(batch, self._mesh, self.n_rows)))
-            if len(found) >= self._in_flight:
-                found[-self._in_flight].nats_B.block_until_ready()
+        for one in self._program.outputs(params, step, batches):
+            found.append(one)
             if between_batches is not None:
                 between_batches(len(found), n_batches)
         of_rows = ([getattr(one, name) for one in found] for name in RowOutputs._fields[:3])
@@ -205,8 +163,3 @@ def score_examples(
     predicted = predicted_values(task, examples, data.labels, sums.rows)
     scores = prediction_scores(task, examples, data.labels, predicted, out_of_scope)
     return ExampleScore(sums, scores)
-
-
-def batch_key(batch: AnyBatch) -> tuple[int, ...]:
-    """Returns what distinguishes the shapes of a run's batches: the lengths of their rows."""
-    return tuple(size for x in jax.tree.leaves(batch) for size in x.shape[1:])

@@ -20,13 +20,12 @@ from gpt2_jax.tasks.task import TASKS, head_of
 from gpt2_jax.track.console import forgiving_output, no_output, say, status
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.train import report
+from gpt2_jax.train.batch_shapes import BatchShapes, window_shapes
 from gpt2_jax.train.compiled_step import (
     INIT_ROWS,
-    BatchShapes,
     CompiledStep,
     compile_step,
     memory_errors,
-    window_shapes,
 )
 from gpt2_jax.train.distributed.agreement import (
     check_same_data,

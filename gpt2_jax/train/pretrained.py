@@ -215,18 +215,23 @@ def load_pretrained(
         `has_same_outputs`.
       say: called with one line that names the source, and what is not taken from it.
 
-    A head's parameters that the source does not have, or has for another task or other labels, keep
-    their initial values.
-
-    Args:
-      initial: initial values of all parameters.
-      keeps_outputs: whether the outputs of the source's head mean the same, as returned by
-        `has_same_outputs`.
-      say: called with one line that names the source, and what is not taken from it.
-
     Raises:
       UserError: if they belong to another model, or the run that saved them has deleted them.
     """
+    stored = source.config
+    tune = replace(stored.tune, trained=())  # patterns may be those of another head
+    model = define_tuned(stored.model, stored.placement, tune, head=head)
+    like = abstract_params(model, mesh)
+    params, unused = _restore(source, like, keeps_outputs)
+    new = sorted(_names(like) - _names(params))
+    parts = [f"new: {', '.join(new)}"] * bool(new)
+    parts += [f"not used: {', '.join(unused)}"] * bool(unused)
+    say("; ".join([f"weights from {source.name}", *parts]))
+    return model.merged(params)[1]
+
+
+def _restore(source: PretrainedSource, like: Any, keeps_outputs: bool) -> tuple[Any, list[str]]:
+    """Returns the weights, and the names of those that are not used."""
     unused: list[str] = []
 
     def select(like: Any, saved: Any) -> Any:
@@ -234,17 +239,8 @@ def load_pretrained(
         unused.extend(sorted(_names(saved) - _names(found)))
         return found
 
-    stored = source.config
-    tune = replace(stored.tune, trained=())  # patterns may be those of another head
-    model = define_tuned(stored.model, stored.placement, tune, head=head)
-    like = abstract_params(model, mesh)
     try:
-        params = restore_params(source.folder, like, source.step, select)
-        new = sorted(_names(like) - _names(params))
-        parts = [f"new: {', '.join(new)}"] * bool(new)
-        parts += [f"not used: {', '.join(unused)}"] * bool(unused)
-        say("; ".join([f"weights from {source.name}", *parts]))
-        return model.merged(params)[1]
+        return restore_params(source.folder, like, source.step, select), unused
     except Exception:
         if os.path.lexists(source.folder):
             raise

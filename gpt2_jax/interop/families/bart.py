@@ -7,18 +7,14 @@ from typing import Any
 
 from gpt2_jax.interop.families.family import Family, Fields, Sections, Table, norm, same
 from gpt2_jax.interop.families.seq2seq import (
-    BLOCKS,
     DROPOUTS,
     FIXED,
-    HEAD,
-    LOGITS_BIAS,
     PREFIX,
     SHARED,
     SPECIAL_IDS,
-    check_head,
-    head_rows,
     multiplier,
     read_common,
+    seq2seq_table,
     write_common,
 )
 from gpt2_jax.model.heads import HeadSpec
@@ -46,23 +42,13 @@ def read(fields: Fields) -> dict[str, Any]:
 
 def table(config: Sections, head: HeadSpec) -> Table:
     """Returns the tensors of a `BartForConditionalGeneration`."""
-    check_head(head)
     embeddings = [same("encoder.embedding.wte", SHARED)]
     for tower in TOWERS:
         embeddings.append(same(f"{tower}.embedding.wpe", f"{tower}.embed_positions.weight"))
         embeddings += norm(f"{tower}.embedding.embedding_norm", f"{tower}.layernorm_embedding")
     copies = {f"{tower}.embed_tokens.weight": SHARED for tower in TOWERS}
-    if config.model.tie_head:
-        copies[HEAD] = SHARED
-    return Table(
-        architecture="BartForConditionalGeneration",
-        auto="AutoModelForSeq2SeqLM",
-        task="summarization",
-        rows=(*embeddings, *BLOCKS, *head_rows(config)),
-        prefix=PREFIX,
-        copies=copies,
-        zeros={} if config.model.logits_bias else {LOGITS_BIAS: (1, config.model.vocab_size)},
-    )
+    names = ("BartForConditionalGeneration", "summarization")
+    return seq2seq_table(config, head, names, tuple(embeddings), copies, SHARED)
 
 
 def _placement(config: Sections) -> Placement:

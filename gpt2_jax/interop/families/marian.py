@@ -7,18 +7,14 @@ from typing import Any
 
 from gpt2_jax.interop.families.family import Family, Fields, Sections, Table, read_field, same
 from gpt2_jax.interop.families.seq2seq import (
-    BLOCKS,
     DROPOUTS,
     FIXED,
-    HEAD,
-    LOGITS_BIAS,
     PREFIX,
     SHARED,
     SPECIAL_IDS,
-    check_head,
-    head_rows,
     multiplier,
     read_common,
+    seq2seq_table,
     write_common,
 )
 from gpt2_jax.model.heads import HeadSpec
@@ -54,24 +50,14 @@ def write(config: Sections) -> Fields:
 
 def table(config: Sections, head: HeadSpec) -> Table:
     """Returns the tensors of a `MarianMTModel`."""
-    check_head(head)
     towers = zip(("encoder", "decoder"), TOKENS, strict=True)
     tokens = tuple(same(f"{tower}.embedding.wte", name) for tower, name in towers)
     copies: dict[str, str] = {}
     if config.model.share_embeddings:
         tokens = (same("encoder.embedding.wte", SHARED),)
         copies = dict.fromkeys(TOKENS, SHARED)
-    if config.model.tie_head:
-        copies[HEAD] = tokens[-1].names[0]
-    return Table(
-        architecture="MarianMTModel",
-        auto="AutoModelForSeq2SeqLM",
-        task="translation",
-        rows=(*tokens, *BLOCKS, *head_rows(config)),
-        prefix=PREFIX,
-        copies=copies,
-        zeros={} if config.model.logits_bias else {LOGITS_BIAS: (1, config.model.vocab_size)},
-    )
+    names = ("MarianMTModel", "translation")
+    return seq2seq_table(config, head, names, tokens, copies, tokens[-1].names[0])
 
 
 def _placement(config: Sections) -> Placement:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gpt2_jax.errors import UserError, quoted
@@ -12,6 +12,7 @@ from gpt2_jax.interop.families.family import (
     Fields,
     Row,
     Sections,
+    Table,
     linear,
     norm,
     qkv,
@@ -112,12 +113,6 @@ def multiplier(config: Sections) -> str:
     return given if given in (SCALED, UNSCALED) else SCALED
 
 
-def check_head(head: HeadSpec) -> None:
-    """Raises ValueError if the head is not that of next tokens."""
-    if head.kind != "lm":
-        raise ValueError(f"a head of kind {head.kind!r} is not one of an encoder-decoder")
-
-
 def block_rows(tower: str) -> Iterator[Row]:
     """Yields the rows of the blocks of `encoder` or `decoder`."""
     ours, theirs = f"{tower}.blocks.all.", f"{tower}.layers.{{layer}}."
@@ -136,9 +131,39 @@ def block_rows(tower: str) -> Iterator[Row]:
 BLOCKS = (*block_rows("encoder"), *block_rows("decoder"))
 
 
-def head_rows(config: Sections) -> tuple[Row, ...]:
-    """Returns the rows of the output matrix and the bias of the logits."""
+def seq2seq_table(
+    config: Sections,
+    head: HeadSpec,
+    names: tuple[str, str],
+    embeddings: tuple[Row, ...],
+    copies: Mapping[str, str],
+    target_tokens: str,
+) -> Table:
+    """Returns the tensors of a class with the output matrix.
+
+    Args:
+      names: of the class, and of its pipeline on the hub.
+      embeddings: their parameters.
+      copies: their tensors that repeat another.
+      target_tokens: the decoder's token table, which a tied output matrix repeats.
+
+    Raises:
+      ValueError: if the head is not that of next tokens.
+    """
+    if head.kind != "lm":
+        raise ValueError(f"a head of kind {head.kind!r} is not one of an encoder-decoder")
     model = config.model
-    head = (same("decoder.head", HEAD, outside=True),)
-    bias = (Row("decoder.logits_bias", (LOGITS_BIAS,), Layout.AS_ROW, outside=True),)
-    return (*(() if model.tie_head else head), *(bias if model.logits_bias else ()))
+    outputs: list[Row] = []
+    if not model.tie_head:
+        outputs.append(same("decoder.head", HEAD, outside=True))
+    if model.logits_bias:
+        outputs.append(Row("decoder.logits_bias", (LOGITS_BIAS,), Layout.AS_ROW, outside=True))
+    return Table(
+        architecture=names[0],
+        auto="AutoModelForSeq2SeqLM",
+        task=names[1],
+        rows=(*embeddings, *BLOCKS, *outputs),
+        prefix=PREFIX,
+        copies={**copies, **({HEAD: target_tokens} if model.tie_head else {})},
+        zeros={} if model.logits_bias else {LOGITS_BIAS: (1, model.vocab_size)},
+    )

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt2_jax.data.run_data import RunData
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import check_format, read_fields
 from gpt2_jax.track.metrics import RowsDigest
@@ -100,3 +101,29 @@ def read_meta(folder: Path) -> Meta:
 def finite(loss: float | None) -> float | None:
     """Returns a loss, or None if it is not finite."""
     return loss if loss is not None and math.isfinite(loss) else None
+
+
+def check_corpus(
+    known: str | None,
+    corpus: RunData,
+    source: str,
+    workdir: Path,
+    sources: dict[str, str] | None = None,
+) -> None:
+    """Checks that a text is the one that a run was trained on.
+
+    Args:
+      known: hash of the run's text, None if unknown.
+      sources: hash of each source of a mixture by name, to name those that have changed.
+
+    Raises:
+      UserError: if the content differs.
+    """
+    if known not in (None, corpus.content_hash()):
+        now = corpus.source_hashes()
+        changed = [name for name in now if (sources or now).get(name) != now[name]]
+        which = f"in {', '.join(changed)}: " if changed else ""
+        raise UserError(
+            f"{workdir} was trained on another text than {source} contains now ({which}its content "
+            "or its split changed); choose another --workdir, or restore the old text"
+        )

@@ -24,8 +24,8 @@ from gpt2_jax.train.state import abstract_params
 from gpt2_jax.train.storage.checkpoint import restore_params
 from gpt2_jax.train.storage.checkpoint_ref import CheckpointRef, parse_step, with_checkpoint
 from gpt2_jax.train.storage.checksums import SUMS
-from gpt2_jax.train.storage.identity import read_meta
-from gpt2_jax.train.storage.rundir import RunDirectory, check_corpus
+from gpt2_jax.train.storage.identity import check_corpus, read_meta
+from gpt2_jax.train.storage.rundir import RunDirectory
 from gpt2_jax.tuning.definition import define_tuned
 
 

@@ -40,7 +40,7 @@ from gpt2_jax.files import (
     write_atomic,
     write_json,
 )
-from gpt2_jax.train.storage.identity import FORMAT_VERSION, Identity, new_run_id
+from gpt2_jax.train.storage.identity import FORMAT_VERSION, Identity, check_corpus, new_run_id
 from gpt2_jax.train.versions import PACKAGES, commit, version
 
 FULL_RUN_SCHEDULES = ("cosine", "linear", "wsd")  # schedules that depend on train.steps
@@ -380,29 +380,3 @@ class FollowedDirectory(RunDirectory):
 
     def write_sample(self, text: str | None) -> None:
         """Leaves sample.txt to the other process."""
-
-
-def check_corpus(
-    known: str | None,
-    corpus: RunData,
-    source: str,
-    workdir: Path,
-    sources: dict[str, str] | None = None,
-) -> None:
-    """Checks that a text is the one that a run was trained on.
-
-    Args:
-      known: hash of the run's text, None if unknown.
-      sources: hash of each source of a mixture by name, to name those that have changed.
-
-    Raises:
-      UserError: if the content differs.
-    """
-    if known not in (None, corpus.content_hash()):
-        now = corpus.source_hashes()
-        changed = [name for name in now if (sources or now).get(name) != now[name]]
-        which = f"in {', '.join(changed)}: " if changed else ""
-        raise UserError(
-            f"{workdir} was trained on another text than {source} contains now ({which}its content "
-            "or its split changed); choose another --workdir, or restore the old text"
-        )
