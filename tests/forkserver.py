@@ -131,6 +131,8 @@ def _fork(selector: selectors.BaseSelector, client: socket.socket) -> list[str] 
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[1:1] = [path for path in paths if path and path not in sys.path]
     return request["args"]
 
 

@@ -98,13 +98,21 @@ def start(*command, tmp: Path, **options) -> subprocess.Popen:
     given = usual | options
     at_start = [_read_at_start(env) for env in (given["env"], usual["env"])]
     forks = sys.platform == "linux" and given.keys() == usual.keys() and at_start[0] == at_start[1]
+    forks = forks and not _has_other_code(given["env"])
     process = Forked if forks else subprocess.Popen
     return process([sys.executable, *map(str, command)], **given)
 
 
 def _read_at_start(env: dict[str, str]) -> dict[str, str]:
     """Returns the variables that Python and jax read only at startup, too early for a fork."""
-    return {k: v for k, v in env.items() if k.startswith(("JAX", "LANG", "LC_", "PYTHON"))}
+    names = (k for k in env if k.startswith(("JAX", "LANG", "LC_", "PYTHON")))
+    return {k: env[k] for k in names if k != "PYTHONPATH"}
+
+
+def _has_other_code(env: dict[str, str]) -> bool:
+    """Returns whether a process imports another copy of the package than this one."""
+    paths = [Path(path) for path in env.get("PYTHONPATH", "").split(os.pathsep)]
+    return any(path != ROOT and (path / "gpt2_jax").exists() for path in paths)
 
 
 def run(*command, tmp: Path, timeout: float = 300, **extra: str) -> subprocess.CompletedProcess:

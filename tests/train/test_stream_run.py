@@ -1,23 +1,20 @@
 """Real runs on a mixture of remote and local text: killed while waiting for a file, and resumed."""
 
 import json
-import os
 import random
 import signal
 import string
 import time
-from pathlib import Path
 
 import pytest
 
 from gpt2_jax.track.metrics import read_rows
 from tests import tools
 from tests.data.object_store import ObjectStore
-from tests.tools import ROOT, environment, make_text, one_line_error
+from tests.tools import make_text, one_line_error
 
-aiohttp = pytest.importorskip("aiohttp", reason="the https file system of fsspec needs aiohttp")
+pytest.importorskip("aiohttp", reason="the https file system of fsspec needs aiohttp")
 
-EXTRA = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(aiohttp.__file__).parents[1])])}
 TRAIN_FILES, GROUP = 8, 2
 FLAGS = [
     "train.py",
@@ -67,14 +64,13 @@ class Runs:
     def run(self, name, machine):
         """Runs to the end, with a cache per machine; returns the process and its downloads."""
         before = len(self.store.downloads)
-        done = tools.run(*self.command(name), tmp=self.tmp / machine, XLA_FLAGS="", **EXTRA)
+        done = tools.run(*self.command(name), tmp=self.tmp / machine)
         return done, self.store.downloads[before:]
 
     def stop(self, name, machine, number):
         """Sends a signal to a run that has saved step 40 and waits for the third group's files."""
         self.store.allow(len(self.store.downloads) + 1 + 2 * GROUP)  # validation, two groups
-        env = environment(self.tmp / machine, XLA_FLAGS="", **EXTRA)
-        with tools.start(*self.command(name), tmp=self.tmp / machine, env=env) as process:
+        with tools.start(*self.command(name), tmp=self.tmp / machine) as process:
             deadline = time.monotonic() + 240
             while not (self.tmp / name / "checkpoints/00000040").exists():
                 assert process.poll() is None, process.communicate()[0]
@@ -154,6 +150,6 @@ def test_a_changed_remote_file_is_refused_on_resume(runs, store):
 def test_a_server_that_is_down_is_a_one_line_error(runs):
     source = f"mixture:http://127.0.0.1:9/*.jsonl=3,{runs.tmp}/code.txt=1"
     command = [*FLAGS, f"--config.data.source={source}", f"--workdir={runs.tmp / 'none'}"]
-    done = tools.run(*command, tmp=runs.tmp / "a", **EXTRA)
+    done = tools.run(*command, tmp=runs.tmp / "a")
     assert "source http://127.0.0.1:9/*.jsonl cannot be read: " in one_line_error(done)
     assert not (runs.tmp / "none").exists()
