@@ -1,5 +1,6 @@
 """Eight CPU devices, quick compilation, and isolation from the user's cache and wandb."""
 
+import gc
 import os
 import signal
 import tempfile
@@ -8,8 +9,8 @@ from importlib.metadata import version
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers and their processes share compiled programs
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="gpt2_jax_tests_")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["XDG_CACHE_HOME"] + "/compiled"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.environ["XDG_CACHE_HOME"] + "/compiled")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -21,20 +22,28 @@ if version("jaxlib").startswith("0.10."):  # later versions have only the slower
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join(FLAGS)
 
+gc.set_threshold(20_000, 20, 20)  # the many objects of traced programs are seldom garbage
+
 import jax
 import pytest
 
-from tests import tools
+from tests import runs, tools
 
 jax.config.update("jax_num_cpu_devices", 8)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup, runs would ignore it
 
 
-# Files whose tests share an expensive fixture and so run in one worker; they must start first.
+# Files that take longest. The tests of a file run in one worker, so these must start first.
 LONGEST = (
     "train/distributed/test_processes.py",
     "train/distributed/test_several_processes.py",
     "study/test_study.py",
+    "train/test_task_runs.py",
+    "train/test_stream_run.py",
+    "ablation/test_vectorized.py",
+    "tuning/test_inserts.py",
+    "tuning/test_lora.py",
+    "tuning/test_towers.py",
     "track/test_wandb.py",
     "model/test_every_placement.py",
     "model/test_placements.py",
@@ -60,3 +69,18 @@ def text_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text(tools.make_text(40_000))
     return path
+
+
+@pytest.fixture(scope="session")
+def source(text_file, tmp_path_factory):
+    """A run of 20 steps, which tests must not change."""
+    workdir = tmp_path_factory.mktemp("runs") / "source"
+    assert runs.loop.train(runs.config(text_file, train__steps=20), str(workdir)) == 0
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def compiled_once():
+    """Compiles one program for the runs of a file that need the same."""
+    with runs.compiling_once():
+        yield

@@ -16,8 +16,8 @@ from gpt2_jax.evaluate.sampling import GREEDY, SamplingParams, sample
 from gpt2_jax.evaluate.text_generation import sample_text
 from gpt2_jax.files import to_json
 from gpt2_jax.train import loop
+from tests.runs import config
 from tests.tools import run, tiny, tiny_model
-from tests.train.test_loop import config
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Models and batches for tests of encoders and encoder-decoders."""
 
-from functools import cache
+from functools import cache, partial
 
 import jax
 import numpy as np
@@ -39,9 +39,10 @@ def translator(name="pre_ln", **changes):
     return tiny_model(placement__preset=name, **changes)
 
 
+@partial(jax.jit, static_argnums=0)
 def logits(model_def, params, inputs, source=None):
     given = {} if source is None else {"source": source}
-    return jax.jit(lambda p: model_def.bind(p)(inputs, step=STEP, **given))(params)[..., :11]
+    return model_def.bind(params)(inputs, step=STEP, **given)[..., :11]
 
 
 def tower_params(params, spec):

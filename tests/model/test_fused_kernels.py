@@ -57,9 +57,10 @@ def test_loss_and_gradients_are_those_of_the_plain_model(changes, kernels):
     )
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("remat", ["none", "elementwise", "block"])
-def test_loss_weights_and_remat_give_the_gradients_of_the_plain_model(weighted, remat):
+@pytest.mark.parametrize(
+    ("remat", "weighted"), [("none", True), ("elementwise", False), ("block", True)]
+)
+def test_loss_weights_and_remat_give_the_gradients_of_the_plain_model(remat, weighted):
     weights_BT = np.random.default_rng(2).uniform(0, 1, (3, 12)).astype(np.float32)
     batch = TOKENS._replace(weights_BT=weights_BT if weighted else None)
     options = LossOptions(z_loss=0.1)

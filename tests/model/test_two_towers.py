@@ -211,21 +211,20 @@ def test_admin_measures_one_tower_after_the_other():
 
 def written(model_def, params, source):
     """Returns logits of TARGET's ids, written token by token."""
-    unstacked = unstack_params(model_def, params, STEP)
+    return _written(model_def, unstack_params(model_def, params, STEP), source)
+
+
+@partial(jax.jit, static_argnums=0)
+def _written(model_def, unstacked, source):
     n_rows, length = TARGET.ids_BT.shape
-
-    @jax.jit
-    def run(source):
-        bound = bind_unstacked(model_def, unstacked)
-        read, caches = read_source(bound, source), empty_caches(model_def.cfg, n_rows, length)
-        first_B, found = jnp.zeros(n_rows, jnp.int32), []
-        for i in range(length):
-            ids_B1 = jnp.asarray(TARGET.ids_BT[:, i : i + 1])
-            x_B1D, caches, first_B = decode(bound, ids_B1, caches, i, first_B, read)
-            found.append(bound.model.logits(x_B1D)[:, 0, :11])
-        return jnp.stack(found, 1)
-
-    return run(source)
+    bound = bind_unstacked(model_def, unstacked)
+    read, caches = read_source(bound, source), empty_caches(model_def.cfg, n_rows, length)
+    first_B, found = jnp.zeros(n_rows, jnp.int32), []
+    for i in range(length):
+        ids_B1 = jnp.asarray(TARGET.ids_BT[:, i : i + 1])
+        x_B1D, caches, first_B = decode(bound, ids_B1, caches, i, first_B, read)
+        found.append(bound.model.logits(x_B1D)[:, 0, :11])
+    return jnp.stack(found, 1)
 
 
 FIRST = Tokens(SOURCE.ids_BT, (SOURCE.segments_BT == [[1], [1]]).astype(np.int32))
@@ -253,13 +252,14 @@ def test_diagnostics_of_two_towers_are_named_after_them():
     assert sizes["encoder/stream_rms"] == 3 and sizes["decoder/cross_ratio"] == 2
     assert "encoder/cross_ratio" not in sizes and len(sizes) == 13
     assert all(np.isfinite(x).all() and (np.asarray(x) != 0).all() for x in found.values())
-    again = figures(model_def, params, padded(TARGET, 2), STEP, padded(SOURCE, 2))
+    more = lambda p: figures(model_def, p, padded(TARGET, 2), STEP, padded(SOURCE, 2))
+    again = jax.jit(more)(params)
     for name, values in found.items():  # padding does not count
         np.testing.assert_allclose(again[name], values, rtol=1e-4, err_msg=name)
     loss = lambda p: cross_entropy(
         model_def.bind(p)(TARGET, step=STEP, source=SOURCE), jnp.asarray(TARGET.ids_BT)
     ).mean()
-    norms = gradient_norms(model_def, jax.grad(loss)(params))
+    norms = gradient_norms(model_def, jax.jit(jax.grad(loss))(params))
     assert norms.shape == (5,) and (norms > 0).all()
     split = by_tower(model_def.cfg.towers, "grad_norm", norms)
     assert {name: len(x) for name, x in split.items()} == {

@@ -16,8 +16,9 @@ from gpt2_jax.train.diagnostics import by_block, diagnostic_rows, skip_costs
 from gpt2_jax.train.loss import mean_loss
 from gpt2_jax.train.storage.open_run import open_run
 from tests.placements import FEW
+from tests.runs import config
 from tests.tools import tiny, tiny_model
-from tests.train.test_loop import Reads, config
+from tests.train.test_loop import Reads
 
 TOKENS = jax.random.randint(jax.random.key(5), (3, 13), 0, 11)
 OBSERVED = {"stream_rms", "attn_ratio", "mlp_ratio", "cosine", "entropy", "largest_score"}

@@ -1,6 +1,5 @@
 """Training from pretrained weights: their source, frozen parameters, and early stopping."""
 
-import dataclasses
 import json
 import math
 import shutil
@@ -19,33 +18,16 @@ from gpt2_jax.train import loop
 from gpt2_jax.train.distributed.mesh import make_mesh
 from gpt2_jax.train.optim.optimizer import make_optimizer, trainable_infos
 from gpt2_jax.train.optim.param_patterns import lr_factors
-from gpt2_jax.train.pretrained import PretrainedSource, adopt_model
+from gpt2_jax.train.pretrained import PretrainedSource, adopt_model, find_source
 from gpt2_jax.train.state import make_init
 from gpt2_jax.train.step import make_step
 from gpt2_jax.train.storage.checkpoint import save_params
 from gpt2_jax.train.storage.open_run import open_run
+from gpt2_jax.train.storage.rundir import RunDirectory
 from tests import tools
-from tests.train.test_loop import config
+from tests.runs import begin, config, losses
 
-
-@pytest.fixture(scope="module")
-def source(text_file, tmp_path_factory):
-    """A run of 20 steps."""
-    workdir = tmp_path_factory.mktemp("finetune") / "source"
-    assert loop.train(config(text_file, train__steps=20), str(workdir)) == 0
-    return workdir
-
-
-def losses(workdir):
-    return {
-        r["step"]: r["val/loss"] for r in read_rows(workdir / "metrics.jsonl") if "val/loss" in r
-    }
-
-
-def begin(text_file, source, **changes):
-    """Returns a config without model fields that starts from `source`."""
-    given = config(text_file, train__init_from=str(source), train__steps=10, **changes)
-    return dataclasses.replace(given, model=configs.Config().model)
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def test_run_starts_from_pretrained_weights_and_a_fresh_optimizer(source, text_file, tmp_path):
@@ -79,29 +61,27 @@ def test_run_resumes_after_its_source_has_continued(source, text_file, tmp_path)
 def test_weights_deleted_during_compilation_are_named(source, text_file, tmp_path, monkeypatch):
     """As by a run in progress, which keeps only its newest checkpoints."""
     moving = shutil.copytree(source, tmp_path / "moving")
-    compiled = loop.compile_step(config(text_file, train__steps=20))
+    compile_step = loop.compile_step
 
-    def compile_step(given, **options):
+    def deleting(given, **options):
         shutil.rmtree(moving / "checkpoints" / "00000020")
-        return compiled
+        return compile_step(given, **options)
 
-    monkeypatch.setattr(loop, "compile_step", compile_step)
+    monkeypatch.setattr(loop, "compile_step", deleting)
     with pytest.raises(UserError, match=r"checkpoints/00000020 was deleted before"):
         loop.train(begin(text_file, moving), str(tmp_path / "run"))
 
 
 def test_init_from_is_recorded_as_a_step(source, text_file, tmp_path):
     moved = shutil.copytree(source, tmp_path / "me@host" / "source")  # this @ is not a step
-    for name, suffix in (("best", "@best"), ("plain", "")):
-        given = begin(text_file, f"{moved}{suffix}")
-        assert loop.train(given, str(tmp_path / name)) == 0
-        stored = configs.from_json(tmp_path / name / "config.json")
-        assert stored.train.init_from == f"{moved}@20"
+    assert loop.train(begin(text_file, f"{moved}@best"), str(tmp_path / "run")) == 0
+    stored = configs.from_json(tmp_path / "run" / "config.json")
+    assert stored.train.init_from == f"{moved}@20"
     moved.rename(tmp_path / "elsewhere")
-    for name, suffix in (("best", "@best"), ("plain", "")):
-        given = begin(text_file, f"{moved}{suffix}")
-        given = configs.replace(given, {"train.steps": 12})
-        assert loop.train(given, str(tmp_path / name)) == 0
+    for suffix in ("", "@best"):  # the run has its own weights
+        given = begin(text_file, f"{moved}{suffix}", train__steps=12)
+        assert find_source(given, RunDirectory(str(tmp_path / "run"))).name == f"{moved}@20"
+    assert loop.train(given, str(tmp_path / "run")) == 0
 
 
 def test_factors_that_are_not_learned_may_differ_from_the_source(text_file):
@@ -201,13 +181,13 @@ def moved(before, after):
 def test_frozen_parameters_are_unchanged_and_not_in_the_norm(name):
     common = {"optimizer__name": name, "optimizer__weight_decay": 0.5}
     frozen = ("wte,wpe", "blocks.0", "*.bias")
-    change = moved(*stepped(**common, optimizer__frozen=frozen)[:2])
+    before, after, metrics = stepped(**common, optimizer__frozen=frozen)
+    change = moved(before, after)
     assert (change["embedding"]["wte"] == 0).all() and (change["embedding"]["wpe"] == 0).all()
     up = change["blocks"]["all"]["mlp"]["sublayer"]["up"]
     assert (up["kernel"][0] == 0).all() and (up["kernel"][1] != 0).all()
     assert (up["bias"] == 0).all() and (change["ln_f"]["gain"] != 0).all()
-    norm = stepped(**common, optimizer__frozen=frozen)[2]["grad_norm"]
-    assert 0 < float(norm) < float(stepped(**common)[2]["grad_norm"])
+    assert 0 < float(metrics["grad_norm"]) < float(stepped(**common)[2]["grad_norm"])
 
 
 def test_multipliers_scale_the_steps_and_the_last_one_applies():

@@ -19,26 +19,9 @@ from gpt2_jax.track.wandb_log import Sample
 from gpt2_jax.train import loop, prefetch, run
 from gpt2_jax.train.compiled_step import kernel_of
 from gpt2_jax.train.storage.open_run import open_run
-from tests import tools
+from tests.runs import config
 
 TEXTS = run.TextFns(lambda model: Sample("a sample"), lambda model: None)
-
-
-def config(text_file, **changes):
-    made = tools.tiny(
-        **{
-            "model.vocab_size": None,
-            "data.source": str(text_file),
-            "train.log_every": 5,
-            "train.eval_every": 10,
-            "train.checkpoint_every": 20,
-            "train.eval_tokens": 192,
-            "track.wandb.mode": "disabled",
-            "mesh.data": 2,
-            **changes,
-        }
-    )
-    return replace(made, {"model.vocab_size": 257})
 
 
 class Reads:

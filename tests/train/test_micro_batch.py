@@ -15,7 +15,7 @@ from gpt2_jax.train.compiled_step import TooLittleMemory, compile_step
 from gpt2_jax.train.distributed.mesh import make_mesh
 from gpt2_jax.train.micro_batch import choices, fewest, usable_bytes
 from tests import tools
-from tests.train.test_loop import config
+from tests.runs import config
 
 
 @pytest.mark.parametrize("limit", [1000, 160, 90, 60, 41, 30.5])

@@ -14,28 +14,14 @@ from gpt2_jax.errors import UserError
 from gpt2_jax.evaluate.perplexity import as_lines, evaluate_run
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.train import loop
+from tests.runs import config
 from tests.tools import make_text
-from tests.train.test_loop import config
 
 STEPS = {"train__steps": 12, "train__log_every": 2, "train__eval_every": 4, "mesh__data": 2}
 STEPS |= {"train__checkpoint_every": 4, "train__eval_tokens": 240, "train__sample_tokens": 0}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled():
-    """Compiles one program per batch and mesh for all runs in this file."""
-    programs, real = {}, loop.compile_step
-
-    def compile_once(config, **options):
-        same = {"data.source": "stdlib", "train.steps": 12}
-        key = configs.to_json(configs.replace(config, same))
-        if key not in programs:
-            programs[key] = real(config, **options)
-        return programs[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "compile_step", compile_once)
-        yield
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def write_corpus(folder, seed):

@@ -32,6 +32,9 @@ SCORES = {
 TIMES = ("perf/",)
 
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+
 def by_task(names=TASKS, fast=FAST):
     return [pytest.param(t, marks=[] if t in fast else [pytest.mark.slow]) for t in names]
 
@@ -205,26 +208,21 @@ def test_patience_generates_at_the_end(places):
     assert (place.folder / "patience" / "sample.txt").exists()
 
 
-def test_generation_every_few_steps(places):
-    place = places("translate")
-    assert place.train("often", eval__generate_every=8) == EXIT_FINISHED
-    rows = rows_of(place.folder / "often")
-    assert [row["step"] for row in rows if "val/chrf" in row] == [8, 12]
-
-
-def test_stop_during_generation_repeats_the_whole_evaluation(places):
+def test_generation_every_few_steps_is_repeated_with_its_evaluation_after_a_stop(places):
     place = places("translate")
 
     def stopping(model):
         os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError("the signal should have ended the evaluation")
 
-    changes = {"eval__generate_every": 4}
+    changes = {"eval__generate_every": 8}
     assert place.train("unstopped", **changes) == EXIT_FINISHED
+    rows = rows_of(place.folder / "unstopped")
+    assert [row["step"] for row in rows if "val/chrf" in row] == [8, 12]
     texts = TextFns(TEXTS.sample, stopping)
     assert place.train("stopped", texts, **changes) == EXIT_STOPPED
     stopped = rows_of(place.folder / "stopped")
-    assert stopped[-1]["step"] == 4 and "val/loss" not in stopped[-1]
+    assert stopped[-1]["step"] == 8 and "val/loss" not in stopped[-1]
     assert place.train("stopped", **changes) == EXIT_FINISHED
     assert_same_run(place.folder / "stopped", place.folder / "unstopped")
 

@@ -23,15 +23,20 @@ from gpt2_jax.train import loop
 from gpt2_jax.train.compiled_step import compile_step
 from gpt2_jax.train.storage.open_run import open_run
 from gpt2_jax.tuning.definition import define_tuned
+from tests.runs import begin, losses
 from tests.tools import noisy, tiny
+from tests.train.distributed.test_sharding import put
 from tests.tuning.test_lora import TOKENS, logits, trained_names
-from tests.tuning.tools import losses, train, tuned
+from tests.tuning.tools import train
 
 METHODS = {
     "adapter": {"tune__method": "adapter", "tune__rank": 4},
     "prefix": {"tune__method": "prefix", "tune__length": 3},
     "prompt": {"tune__method": "prompt", "tune__length": 3},
 }
+
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def define(method, **changes):
@@ -129,12 +134,15 @@ def test_initial_adapter_changes_nothing():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_sharded_steps_are_those_of_one_device(method):
-    found = []
+    found, first = [], None
     for data, fsdp, tensor in ((1, 1, 1), (2, 2, 2)):
         mesh = {"mesh__data": data, "mesh__fsdp": fsdp, "mesh__tensor": tensor}
         program = compile_step(tiny(**METHODS[method], model__unroll=False, **mesh))
-        params = noisy(jax.tree.map(np.asarray, program.init().all_params))
-        found.append(train(program, program.replace_params(program.init(), params), 6)[1])
+        if first is None:
+            first = program.init()
+            params = noisy(jax.tree.map(np.asarray, first.all_params))
+            first = program.replace_params(first, params)
+        found.append(train(program, put(first, program), 6)[1])
     np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
     assert found[0][-1, 0] < found[0][0, 0] - 0.005
 
@@ -143,11 +151,11 @@ def test_sharded_steps_are_those_of_one_device(method):
     "method", ["prompt", *(pytest.param(m, marks=pytest.mark.slow) for m in ("adapter", "prefix"))]
 )
 def test_run_is_tuned_resumed_and_sampled(method, source, text_file, tmp_path):
-    given = tuned(text_file, source, **METHODS[method], optimizer__peak_lr=0.05)
+    given = begin(text_file, source, **METHODS[method], optimizer__peak_lr=0.05)
     given = replace(given, {"optimizer.schedule": "constant", "train.eval_every": 5})
-    assert loop.train(replace(given, {"train.steps": 5}), str(tmp_path / "run"), TEXTS) == 0
+    assert loop.train(replace(given, {"train.steps": 5}), str(tmp_path / "run")) == 0
     assert loop.train(given, str(tmp_path / "run"), TEXTS) == 0
-    assert loop.train(given, str(tmp_path / "whole"), TEXTS) == 0
+    assert loop.train(given, str(tmp_path / "whole")) == 0
     got = losses(tmp_path / "run")
     assert got == losses(tmp_path / "whole") and abs(got[10] - got[0]) > 1e-5
     assert (tmp_path / "run" / "sample.txt").read_text()
@@ -156,7 +164,7 @@ def test_run_is_tuned_resumed_and_sampled(method, source, text_file, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, _only(params, before), before)
     with pytest.raises(UserError, match=f"tune.method={method} cannot be exported"):
         export_model(str(tmp_path / "run"), str(tmp_path / "out"))
-    again = tuned(text_file, tmp_path / "run")
+    again = begin(text_file, tmp_path / "run")
     with pytest.raises(UserError, match=f"was tuned with tune.method={method}"):
         loop.train(again, str(tmp_path / "again"))
 

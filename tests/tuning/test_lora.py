@@ -16,11 +16,16 @@ from gpt2_jax.train.compiled_step import compile_step
 from gpt2_jax.train.optim.frozen_params import frozen_rows, split
 from gpt2_jax.train.storage.open_run import open_run
 from gpt2_jax.tuning.definition import define_tuned
+from tests.runs import begin, losses
 from tests.tools import noisy, tiny
+from tests.train.distributed.test_sharding import put
 from tests.train.optim.test_frozen_params import shapes
-from tests.tuning.tools import losses, train, tuned
+from tests.tuning.tools import train
 
 TOKENS = np.arange(24).reshape(2, 12) % 11
+
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def define(method, **fields):
@@ -165,13 +170,15 @@ def test_unused_fields_are_refused(changes, line):
 def test_sharded_steps_are_those_of_one_device(mesh, method):
     fields = {"tune__method": method, "tune__rank": 2, "model__unroll": False}
     fields |= {"tune__targets": ("*.q,*.v,*.out", "blocks.1.mlp"), "optimizer__peak_lr": 0.03}
-    found = []
+    found, first = [], None
     for data, fsdp, tensor in ((1, 1, 1), mesh):
         made = tiny(mesh__data=data, mesh__fsdp=fsdp, mesh__tensor=tensor, **fields)
         program = compile_step(made)
-        params = jax.tree.map(np.asarray, program.init().all_params)
-        state = program.replace_params(program.init(), noisy(params))
-        found.append(train(program, state, 6))
+        if first is None:
+            first = program.init()
+            params = jax.tree.map(np.asarray, first.all_params)
+            first = program.replace_params(first, noisy(params))
+        found.append(train(program, put(first, program), 6))
     (alone, rows_alone), (sharded, rows_sharded) = found
     np.testing.assert_allclose(rows_sharded, rows_alone, rtol=1e-4)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-3), *[
@@ -181,15 +188,15 @@ def test_sharded_steps_are_those_of_one_device(mesh, method):
 
 
 def test_run_is_tuned_resumed_evaluated_and_sampled(source, text_file, tmp_path):
-    given = tuned(text_file, source, tune__method="lora", tune__rank=2, optimizer__peak_lr=0.01)
-    given = replace(given, {"optimizer.schedule": "constant", "track.diagnostics_every": 5})
+    given = begin(text_file, source, tune__method="lora", tune__rank=2, optimizer__peak_lr=0.01)
+    given = replace(given, {"optimizer.schedule": "constant"})
     assert loop.train(given, str(tmp_path / "whole"), TEXTS) == 0
     got = losses(tmp_path / "whole")
     assert got[0] == pytest.approx(losses(source)[20], rel=1e-5) and got[10] < got[0] - 1e-4
     half = replace(given, {"train.steps": 5, "train.eval_every": 5})
-    assert loop.train(half, str(tmp_path / "run"), TEXTS) == 0
+    assert loop.train(half, str(tmp_path / "run")) == 0
     more = replace(given, {"train.eval_every": 5})
-    assert loop.train(more, str(tmp_path / "run"), TEXTS) == 0
+    assert loop.train(more, str(tmp_path / "run")) == 0
     runs = [open_run(str(tmp_path / name)) for name in ("whole", "run")]
     jax.tree.map(np.testing.assert_array_equal, *[run.params for run in runs])
     first = open_run(str(source)).params
@@ -198,13 +205,14 @@ def test_run_is_tuned_resumed_evaluated_and_sampled(source, text_file, tmp_path)
     evaluated = evaluate_run(str(tmp_path / "whole"), None, None, None)
     assert evaluated["loss"] == pytest.approx(got[10], rel=1e-5)
     assert (tmp_path / "whole" / "sample.txt").read_text()
-    again = tuned(text_file, tmp_path / "whole", tune__method="dora", tune__rank=3)
+    again = {"tune__method": "dora", "tune__rank": 3, "track__diagnostics_every": 5}
+    again = begin(text_file, tmp_path / "whole", **again)
     assert loop.train(again, str(tmp_path / "again")) == 0
     assert losses(tmp_path / "again")[0] == pytest.approx(got[10], rel=1e-5)
 
 
 def test_tuning_needs_weights(text_file, tmp_path):
-    given = tuned(text_file, "x", tune__method="lora")
+    given = begin(text_file, "x", tune__method="lora")
     given = replace(given, {"train.init_from": None})
     with pytest.raises(UserError, match=r"set train\.init_from"):
         loop.train(given, str(tmp_path / "run"))

@@ -15,16 +15,16 @@ from gpt2_jax.interop.import_model import import_model
 from gpt2_jax.interop.peft_format import apply_peft, to_peft
 from gpt2_jax.train import loop
 from gpt2_jax.train.storage.open_run import open_run
+from tests.runs import begin
 from tests.tools import noisy
 from tests.tuning.test_lora import define
-from tests.tuning.tools import tuned
 
 
 @pytest.fixture(scope="module")
 def lora_run(source, text_file, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("peft") / "lora"
     fields = {"tune__method": "lora", "tune__rank": 2, "tune__targets": ("*.q,*.v,*.up",)}
-    given = tuned(text_file, source, optimizer__peak_lr=0.05, **fields)
+    given = begin(text_file, source, optimizer__peak_lr=0.05, **fields)
     assert loop.train(given, str(workdir)) == 0
     return workdir
 
@@ -114,7 +114,7 @@ def test_imported_weights_are_tuned_in_their_directory(source, text_file, tmp_pa
     export_model(str(source), str(tmp_path / "base"))
     import_model(str(tmp_path / "base"), str(tmp_path / "run"))
     imported = open_run(str(tmp_path / "run")).params
-    given = tuned(text_file, source, tune__method="lora", tune__rank=2, train__sample_tokens=0)
+    given = begin(text_file, source, tune__method="lora", tune__rank=2, train__sample_tokens=0)
     given = replace(given, {"train.init_from": None, "train.steps": 5})
     assert loop.train(given, str(tmp_path / "run")) == 0
     run, before = open_run(str(tmp_path / "run")), open_run(str(tmp_path / "run"), 0)

@@ -42,6 +42,9 @@ INSERTED = {
 }
 
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+
 def define(method, head=LM, **changes):
     """Returns a tuned model, and parameters in which nothing is 0."""
     made = tiny(**changes)

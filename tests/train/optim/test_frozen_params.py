@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt2_jax.config import replace
 from gpt2_jax.model.definition import define_model, is_info
 from gpt2_jax.train import loop
 from gpt2_jax.train.optim.frozen_params import Frozen, frozen_rows, join, split
@@ -13,8 +12,8 @@ from gpt2_jax.train.optim.optimizer import trainable_infos
 from gpt2_jax.train.step import make_gradients
 from gpt2_jax.train.storage.checkpoint import Checkpoints, restore_params
 from gpt2_jax.train.storage.open_run import open_run
+from tests.runs import begin
 from tests.tools import tiny
-from tests.train.test_loop import config
 from tests.train.test_step import Trainer
 
 FROZEN = ("wte,wpe", "blocks.0", "*.bias")
@@ -143,13 +142,10 @@ def test_frozen_rows_are_unchanged_and_a_run_resumes_bitwise(devices, tmp_path):
     assert (np.asarray(then["kernel"][1]) != up["kernel"][1]).any()
 
 
-def test_run_starts_from_weights_that_it_freezes(text_file, tmp_path):
-    sizes = {"train__steps": 5, "train__eval_every": 5, "train__checkpoint_every": 5}
-    assert loop.train(config(text_file, **sizes), str(tmp_path / "source")) == 0
-    given = config(text_file, **sizes, optimizer__frozen=("wte", "blocks.1"))
-    given = replace(given, {"train.init_from": str(tmp_path / "source")})
+def test_run_starts_from_weights_that_it_freezes(source, text_file, tmp_path):
+    given = begin(text_file, source, train__steps=5, optimizer__frozen=("wte", "blocks.1"))
     assert loop.train(given, str(tmp_path / "run")) == 0
-    before, after = (open_run(str(tmp_path / name)).params for name in ("source", "run"))
+    before, after = (open_run(str(run)).params for run in (source, tmp_path / "run"))
     kernel = lambda params: np.asarray(params["blocks"]["all"]["mlp"]["sublayer"]["up"]["kernel"])
     np.testing.assert_array_equal(after["embedding"]["wte"], before["embedding"]["wte"])
     np.testing.assert_array_equal(kernel(after)[1], kernel(before)[1])

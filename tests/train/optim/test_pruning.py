@@ -10,8 +10,8 @@ from gpt2_jax.errors import UserError
 from gpt2_jax.train import loop
 from gpt2_jax.train.optim.pruning import pruned
 from gpt2_jax.train.storage.open_run import open_run
+from tests.runs import begin, losses
 from tests.tools import tiny, tiny_model
-from tests.train.test_finetune import begin, losses, source  # noqa: F401
 
 
 def test_the_smallest_weights_of_each_matrix_are_0():
@@ -33,7 +33,7 @@ def test_the_smallest_weights_of_each_matrix_are_0():
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_training_keeps_pruned_weights_at_0(name, source, text_file, tmp_path):  # noqa: F811
+def test_training_keeps_pruned_weights_at_0(name, source, text_file, tmp_path):
     fields = {"optimizer__sparsity": 0.5, "optimizer__name": name, "optimizer__momentum": 0.9}
     given = begin(text_file, source, **fields)
     given = replace(given, {"optimizer.schedule": "constant"})

@@ -16,7 +16,7 @@ from gpt2_jax.train.profiling.op_kinds import Op, ProgramOps, program_ops
 from gpt2_jax.train.profiling.profile import Profile
 from gpt2_jax.train.profiling.step_times import render, step_events, step_times
 from tests import tools
-from tests.train.test_loop import config
+from tests.runs import config
 
 TABLE = "time_per_step.txt"
 

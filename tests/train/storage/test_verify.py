@@ -18,7 +18,7 @@ from gpt2_jax.train.storage.checksums import SUMS, render_sums
 from gpt2_jax.train.storage.open_run import open_run
 from gpt2_jax.train.storage.rundir import INFO_TYPES, RunDirectory
 from gpt2_jax.train.storage.verify import find_resume_point
-from tests.train.test_loop import config
+from tests.runs import config
 
 STEPS = {"train__steps": 12, "train__log_every": 2, "train__eval_every": 4, "mesh__data": 1}
 STEPS |= {"train__checkpoint_every": 4, "train__eval_tokens": 24, "train__sample_tokens": 0}
@@ -29,20 +29,7 @@ def made(text_file):
     return config(text_file, **STEPS)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled():
-    """Compiles one program for all runs in this file, and draws no pictures."""
-    programs, real = {}, loop.compile_step
-
-    def compile_once(config, **options):
-        key = configs.to_json(config)
-        if key not in programs:
-            programs[key] = real(config, **options)
-        return programs[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "compile_step", compile_once)
-        yield
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 @pytest.fixture(scope="module")
