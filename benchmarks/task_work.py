@@ -61,19 +61,18 @@ def sentences(n: int) -> list[list[str]]:
     return [[text(int(x)) for x in np.clip(np.rint(side), 1, LONGEST)] for side in sides]
 
 
-def prepare_tag(folder: Path, model: Path | None, source: str, changes: Changes) -> None:
-    """Prepares the fine-tuning of a model in a Hugging Face folder, or of a new one if None.
+def prepare_tag(folder: Path, model: Path, source: str, changes: Changes) -> None:
+    """Prepares the fine-tuning of a BERT.
 
     Args:
-      source: of the training examples.
+      model: a folder in Hugging Face's format. source: of the training examples.
     """
+    import_model(str(model), str(folder / "run"))
+    (folder / "model").symlink_to(model.absolute())
     fixed = {"data.source": source, "train.init_from": None, "train.epochs": None}
     config = replace(config_of("ner", "finetune"), fixed | dict(changes))
-    if model is not None:
-        import_model(str(model), str(folder / "run"))
-        (folder / "model").symlink_to(model.absolute())
-        say = lambda line: print(line, file=sys.stderr)
-        config = adopt_model(config, open_source(str(folder / "run")), say)
+    say = lambda line: print(line, file=sys.stderr)
+    config = adopt_model(config, open_source(str(folder / "run")), say)
     data = open_examples(config)
     _write_steps(folder, with_labels(resolve(config, data.tokenizer.size), data.labels), data)
 
