@@ -15,20 +15,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+
+from benchmarks.turns import Times, medians, take_turns
 
 ROOT = Path(__file__).parent.parent
 VOCABULARY = 65  # characters of Tiny Shakespeare
-# Idle OpenMP threads would otherwise spin for a while after each turn.
-QUIET = {"KMP_BLOCKTIME": "0", "OMP_WAIT_POLICY": "PASSIVE"}
 PEER = """
 import json, sys, time, torch
 from contextlib import nullcontext
@@ -83,42 +79,6 @@ PEERS = {
     for dtype, name in (("float32", "float32"), ("bfloat16", "bfloat16 autocast"))
     for mode in ("eager", "compiled")
 }
-
-
-class Times(NamedTuple):
-    """Milliseconds per step: wall time, and CPU time summed over cores."""
-
-    wall: float
-    cpu: float
-
-
-class Worker:
-    """A process that takes steps when asked, and reports their `Times`."""
-
-    def __init__(self, command: list[str], cwd: Path) -> None:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self._process = subprocess.Popen(command, cwd=cwd, env=os.environ | QUIET, **pipes)
-        self._answer("ready")
-
-    def turn(self, n_steps: int) -> Times:
-        """Takes n steps."""
-        assert self._process.stdin is not None
-        print(n_steps, file=self._process.stdin, flush=True)
-        return Times(*map(float, self._answer("ms").split()))
-
-    def close(self) -> None:
-        """Ends the process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-    def _answer(self, word: str) -> str:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            first, _, rest = line.strip().partition(" ")
-            if first == word:
-                return rest
-        sys.exit(f"a worker ended with exit code {self._process.wait()}")
 
 
 def serve(size: Size, dtype: str) -> None:
@@ -207,21 +167,8 @@ def measure(size: Size, args: argparse.Namespace) -> dict[str, Times]:
         commands |= {name: ([*peer, *words], args.nanogpt) for name, words in PEERS.items()}
     for name, dtype in OURS.items():
         commands[f"products alone: {name}"] = ([*own, "products", dtype], ROOT)
-    workers = {}
-    for name, command in commands.items():
-        print(f"starting {name}", file=sys.stderr)
-        workers[name] = Worker(*command)
-    times: dict[str, list[Times]] = {name: [] for name in workers}
-    for _ in range(args.rounds):
-        for name, worker in workers.items():
-            times[name].append(worker.turn(size.n_steps))
-            print(name, times[name][-1], file=sys.stderr)
-    for worker in workers.values():
-        worker.close()
-    return {
-        name: Times(*map(statistics.median, zip(*found, strict=True)))
-        for name, found in times.items()
-    }
+    times, _ = take_turns(commands, args.rounds, size.n_steps)
+    return {name: medians(found) for name, found in times.items()}
 
 
 def show(name: str, medians: dict[str, Times]) -> None:
