@@ -9,6 +9,7 @@ from gpt2_jax import config as configs
 from gpt2_jax.config import Config
 from gpt2_jax.config.capacity import check_memory
 from gpt2_jax.config.check import check
+from gpt2_jax.config.task_rules import with_best_by
 from gpt2_jax.data.layout.shape import Layout
 from gpt2_jax.data.run_data import Batches, RunData
 from gpt2_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -173,6 +174,7 @@ def _complete_with(
     if isinstance(corpus, ExampleData):
         if TASKS[config.task.name].has_labels:
             config = configs.with_labels(config, corpus.labels)
+        config = with_best_by(config, corpus.labels)
         if config.train.epochs is not None:
             assert isinstance(sampler, Layout)
             config = configs.replace(config, {"train.steps": sampler.steps(config.train.epochs)})

@@ -12,7 +12,8 @@ import jax
 
 from gpt2_jax import config as configs
 from gpt2_jax.config import Config
-from gpt2_jax.config.sections import PlacementConfig
+from gpt2_jax.config.sections import PlacementConfig, TrainConfig
+from gpt2_jax.config.task_sections import LOSS
 from gpt2_jax.data.dataset import Dataset
 from gpt2_jax.data.mixture import short_source
 from gpt2_jax.data.run_data import RunData
@@ -22,7 +23,7 @@ from gpt2_jax.placements import AXES, PRESETS
 from gpt2_jax.placements.resolve import differences
 from gpt2_jax.tasks.data import ExampleData
 from gpt2_jax.tasks.task import Task
-from gpt2_jax.track.metrics import Row, read_rows
+from gpt2_jax.track.metrics import Row, is_higher_better, read_rows
 from gpt2_jax.track.throughput import peak_flops
 from gpt2_jax.track.wandb_log import WandbOptions
 from gpt2_jax.train.compiled_step import CompiledStep
@@ -138,6 +139,7 @@ def start_report(
         f"{train.batch_size // devices // train.accumulation}",
         "length": f"{train.steps:,} steps = {tokens:,} tokens"
         + ("" if corpus.streams else f" = {tokens / corpus.n_tokens('train'):.2f} epochs"),
+        "best": _best(train),
         "compute": f"{_si(known['flops_per_token'])}FLOP per token, "
         f"{_si(known['flops'])}FLOP in total",
         "devices": f"{compiled.mesh.size} x {known['devices'][0]} ({known['platform']}), "
@@ -154,6 +156,21 @@ def start_report(
     width = shutil.get_terminal_size(fallback=(100, 24)).columns
     wrap = textwrap.TextWrapper(width, subsequent_indent=" " * 11, break_on_hyphens=False)
     return "\n".join(wrap.fill(f"{name:<10} {text}") for name, text in lines.items())
+
+
+def best_of(best: Row | None, config: Config) -> dict[str, Any] | None:
+    """Returns the best evaluation as run.json records it; None if there is none."""
+    best_by = config.train.best_by or LOSS
+    return best and {"by": best_by, "step": best["step"], "value": best[f"val/{best_by}"]}
+
+
+def _best(train: TrainConfig) -> str:
+    """Describes what the best checkpoint and `train.patience` go by."""
+    best_by = train.best_by or LOSS
+    text = f"{'highest' if is_higher_better(best_by) else 'lowest'} val/{best_by}"
+    if train.patience is None:
+        return text
+    return f"{text}; training stops after {train.patience} evaluations without a better one"
 
 
 def _precision(model_def: ModelDef) -> str:

@@ -14,7 +14,7 @@ from gpt2_jax import config as configs
 from gpt2_jax.data.batch import Batch
 from gpt2_jax.errors import UserError
 from gpt2_jax.model.definition import define_model
-from gpt2_jax.track.metrics import evaluations_since_best, read_rows
+from gpt2_jax.track.metrics import best_row, evaluations_since_best, read_rows
 from gpt2_jax.train import loop
 from gpt2_jax.train.distributed.mesh import make_mesh
 from gpt2_jax.train.optim.optimizer import make_optimizer, trainable_infos
@@ -281,6 +281,9 @@ def test_evaluations_since_the_best():
     assert evaluations_since_best(rows(3.0, 2.0, None)) == 1
     assert evaluations_since_best(rows(3.0, 2.0, float("nan"), 2.0)) == 2
     assert evaluations_since_best([{"train/loss": 1.0}]) == 0
+    scored = [{"val/loss": 1.0, "val/bleu": value} for value in (3.0, 5.0, None, 5.0)]
+    assert evaluations_since_best([{"val/loss": 9.0}, *scored, {"val/loss": 0.5}], "bleu") == 2
+    assert best_row(scored, "bleu") is scored[1] and best_row(scored, "chrf") is None
 
 
 def test_run_stops_when_its_validation_loss_no_longer_falls(text_file, tmp_path, capsys):

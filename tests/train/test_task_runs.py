@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+from math import nan
 
 import jax
 import numpy as np
@@ -12,6 +13,9 @@ import pytest
 from gpt2_jax.config import Config, difference
 from gpt2_jax.errors import EXIT_FINISHED, EXIT_STOPPED, UserError
 from gpt2_jax.evaluate.run_texts import TEXTS
+from gpt2_jax.intervals import Interval
+from gpt2_jax.tasks.scores.bootstrap import Bootstrap
+from gpt2_jax.tasks.scores.result import Scores
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.train import loop
 from gpt2_jax.train.run import TextFns
@@ -29,6 +33,7 @@ SCORES = {
     "classify": "val/macro_f1",
     "answer": "val/exact_match",
 }
+BEST_BY = {"tag": "entity_f1_strict", "classify": "accuracy", "answer": "answer_f1"}
 TIMES = ("perf/",)
 
 
@@ -81,6 +86,21 @@ def assert_same_run(workdir, other, tolerance=0.0):
         np.testing.assert_allclose(np.asarray(x), np.asarray(y), atol=tolerance, rtol=0)
 
 
+def check_best(folder, rows, best_by):
+    """The best checkpoint is the one with the highest score, or the lowest loss, in the rows."""
+    stored = json.loads((folder / "config.json").read_text())["train"]["best_by"]
+    info = json.loads((folder / "run.json").read_text())["best"]
+    assert stored == best_by and info["by"] == (best_by or "loss")
+    sign, name = (-1, f"val/{best_by}") if best_by else (1, "val/loss")
+    scored = [row for row in rows if name in row]
+    best = min(scored, key=lambda row: sign * row[name])
+    assert (info["step"], info["value"]) == (best["step"], best[name])
+    saved = min((row for row in scored if row["step"]), key=lambda row: sign * row[name])
+    assert open_run(str(folder), "best").step == saved["step"]
+    meta = json.loads((folder / "checkpoints" / f"{saved['step']:08d}" / "meta.json").read_text())
+    assert (meta["best_by"], meta["score"]) == (info["by"], saved[name])
+
+
 @pytest.mark.parametrize("task", by_task())
 def test_rows_and_files(places, task):
     folder = places(task).folder / "run"
@@ -91,6 +111,7 @@ def test_rows_and_files(places, task):
     assert rows[-1]["val/loss"] < rows[0]["val/loss"] and 0 <= rows[-1]["val/accuracy"] <= 1
     scored = [row["step"] for row in rows if SCORES.get(task) in row]
     assert scored == {"translate": [12], "mlm": [], "sft": []}.get(task, [0, 4, 8, 12])
+    check_best(folder, rows, BEST_BY.get(task))
     assert (folder / "sample.txt").exists() == (task != "mlm")
     assert (folder / "tokenizer.json").exists() and (folder / "loss.png").exists()
     info = json.loads((folder / "run.json").read_text())
@@ -205,11 +226,46 @@ def test_patience_generates_at_the_end(places):
     assert (place.folder / "patience" / "sample.txt").exists()
 
 
-def test_generation_every_few_steps(places):
-    place = places("translate")
-    assert place.train("often", eval__generate_every=8) == EXIT_FINISHED
-    rows = rows_of(place.folder / "often")
-    assert [row["step"] for row in rows if "val/chrf" in row] == [8, 12]
+def test_generation_every_few_steps(places, monkeypatch):
+    """The best checkpoint is then that with the highest BLEU; an evaluation without is no worse."""
+    place, bleu = places("translate"), {8: 3.0, 12: 2.0, 16: 1.0}
+
+    def scored(model):
+        values = {"bleu": Interval(bleu[model.step], nan, nan), "chrf": Interval(1.0, nan, nan)}
+        return Scores("texts", "pairs", 1, values, {}, Bootstrap(0))
+
+    changes = {"eval__generate_every": 4, "train__patience": 2, "train__steps": 40}
+    changes |= {"train__eval_every": 2, "train__keep_checkpoints": 1}
+    bleu[4] = 1.0
+    texts = TextFns(TEXTS.sample, scored)
+    assert place.train("often", texts, **changes) == EXIT_FINISHED
+    folder = place.folder / "often"
+    rows = rows_of(folder)
+    assert [row["step"] for row in rows if "val/chrf" in row] == [4, 8, 12, 16]
+    assert rows[-1]["step"] == 16 and not (folder / "checkpoints" / "00000012").exists()
+    check_best(folder, rows, "bleu")
+    assert open_run(str(folder), "best").step == 8
+
+
+def test_best_by_must_be_a_score_of_the_task(places):
+    place = places("classify")
+    with pytest.raises(UserError, match=r"=bleu is not a score .*choose one of loss, accuracy, m"):
+        place.train("other", train__best_by="bleu")
+    with pytest.raises(UserError, match="is unknown; choose one of accuracy, answer_f1"):
+        place.train("other", train__best_by="perplexity")
+    with pytest.raises(UserError, match="needs text that is generated while training"):
+        places("translate").train("other", train__best_by="bleu")
+
+
+def test_best_by_may_change_when_a_run_continues(places, capsys):
+    """The rows of metrics.jsonl have all scores, so the best checkpoint follows the new one."""
+    place = places("classify")
+    assert place.train("by", train__steps=8) == EXIT_FINISHED
+    assert place.train("by", train__best_by="loss", train__steps=12) == EXIT_FINISHED
+    assert "train.best_by was 'accuracy', is now 'loss'" in capsys.readouterr().out
+    rows = rows_of(place.folder / "by")
+    best = min(rows[1:], key=lambda row: row.get("val/loss", 9.0))
+    assert open_run(str(place.folder / "by"), "best").step == best["step"]
 
 
 def test_stop_during_generation_repeats_the_whole_evaluation(places):

@@ -16,6 +16,7 @@ from typing import IO, Any
 from gpt2_jax import config as configs
 from gpt2_jax.config import Config
 from gpt2_jax.config.check import check_stored
+from gpt2_jax.config.task_sections import LOSS
 from gpt2_jax.config.tune_section import TuneConfig
 from gpt2_jax.data.run_data import RunData
 from gpt2_jax.data.saved_tokenizer import (
@@ -49,7 +50,7 @@ INFO_TYPES = {
     **dict.fromkeys(("starts", "devices", "labels"), list),
     **dict.fromkeys(("first_checkpoint", "parameters", "flops_per_token", "flops"), int),
     "peak_bytes_per_device": int,
-    **dict.fromkeys(("placement", "changed", "mesh", "saves", "sources", "streams"), dict),
+    **dict.fromkeys(("placement", "changed", "mesh", "saves", "sources", "streams", "best"), dict),
     "special_ids": dict,  # of an imported model
 }
 
@@ -202,6 +203,12 @@ class RunDirectory:
         if self._is_own_tokenizer(config.data.tokenizer):
             return configs.replace(old, {"data.tokenizer": config.data.tokenizer})
         return old
+
+    def best_by(self) -> str:
+        """Returns the score that the run's checkpoints are compared by; `loss` if it has none."""
+        if not self.config_path.exists():
+            return LOSS
+        return configs.from_json(self.config_path).train.best_by or LOSS
 
     def read_info(self) -> dict[str, Any]:
         """Returns the content of run.json, empty if the file does not exist.

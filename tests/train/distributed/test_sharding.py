@@ -131,7 +131,7 @@ def test_evaluation_and_diagnostics_are_those_of_one_device(one, several):
 
 def test_checkpoint_restores_on_another_mesh(one, several, tmp_path):
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(STEPS, several[1], None)
+    checkpoints.save(STEPS, several[1], {})
     checkpoints.wait()
     restored = checkpoints.restore(STEPS, one[0].shapes)
     back = checkpoints.restore(STEPS, several[0].shapes)

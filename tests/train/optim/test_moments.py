@@ -131,7 +131,7 @@ def test_moments_are_split_as_their_parameters(stored):
 def test_checkpoint_restores_on_another_mesh(stored, tmp_path):
     _, one, several = stored
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(STEPS, several[1], None)
+    checkpoints.save(STEPS, several[1], {})
     checkpoints.wait()
     restored = checkpoints.restore(STEPS, one[0].shapes)
     back = checkpoints.restore(STEPS, several[0].shapes)
