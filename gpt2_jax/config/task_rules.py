@@ -38,6 +38,7 @@ USED_BY = {
     "data.tag_scheme": frozenset({"tag"}),
     "data.chat_template": frozenset({"sft"}),
     "data.source_len": frozenset({"translate"}),
+    "data.doc_stride": frozenset({"answer"}),
     "data.layout": EXAMPLES | {"mlm"},
     "data.lengths": EXAMPLES | {"mlm"},
     "optimizer.label_smoothing": frozenset(ARCHITECTURE) - {"answer"},  # scores of padding
@@ -80,6 +81,12 @@ def check_task(config: Config) -> None:
         raise UserError(
             f"data.source_len={source_len} is longer than model.n_positions={n_positions}; shorten "
             "it, or raise model.n_positions"
+        )
+    stride, seq_len = config.data.doc_stride, config.data.seq_len
+    if stride is not None and stride >= seq_len:
+        raise UserError(
+            f"data.doc_stride={stride} must be below data.seq_len={seq_len}, so that windows "
+            "overlap; half of it is usual"
         )
     check_best_by(config)
     if config.optimizer.label_smoothing and config.train.z_loss:

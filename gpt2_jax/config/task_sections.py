@@ -119,6 +119,12 @@ class DataConfig:
     too_long: str = setting(
         "cut", "examples longer than `seq_len`: `cut`, or `refuse`", choices=("cut", "refuse")
     )
+    doc_stride: int | None = count(
+        None,
+        "with `task.name=answer`: contexts that are too long become overlapping windows, which "
+        "start this many tokens apart; unset: they are cut",
+        maximum=2**24,
+    )
     val_fraction: float = share(0.1, "share of documents held out for validation")
     document_separator: str | None = setting(
         None,

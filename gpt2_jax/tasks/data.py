@@ -204,7 +204,7 @@ def open_example_data(
         data.columns or "",
         data.tag_scheme,
     )
-    limits = Limits(row_lengths(task, data), data.too_long)
+    limits = Limits(row_lengths(task, data), data.too_long, data.doc_stride)
     known = labels if TASKS[task.name].has_labels or task.name == "answer" else None
     found = open_examples(sources, data.tokenizer, limits, known, data.chat_template)
     return ExampleData(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -71,9 +72,15 @@ class Evaluated:
         return self.hits / self.weight
 
 
-def row_outputs(model_def: ModelDef, params: Any, step: jax.Array, batch: AnyBatch) -> RowOutputs:
-    """Returns the outputs of each row of a batch."""
-    found = outputs(model_def.bind(params), batch, step)
+def row_outputs(
+    model_def: ModelDef,
+    params: Any,
+    step: jax.Array,
+    batch: AnyBatch,
+    probabilities: bool = False,
+) -> RowOutputs:
+    """Returns the outputs of each row of a batch; `probabilities` is as in `outputs`."""
+    found = outputs(model_def.bind(params), batch, step, probabilities)
     weights = batch.weights
     total = lambda x: (weights * x).reshape(len(weights), -1).sum(-1).astype(jnp.float32)
     return RowOutputs(total(found.nll), total(1.0), total(found.hits), found.predicted)
@@ -85,10 +92,16 @@ class ExampleEvaluator:
     Args:
       n_rows: rows of a batch, a multiple of the number of devices that share them.
       shapes: batches of the shapes to compile, with any number of rows.
+      probabilities: as in `outputs`.
     """
 
     def __init__(
-        self, model_def: ModelDef, mesh: Mesh, n_rows: int, shapes: Sequence[AnyBatch] = ()
+        self,
+        model_def: ModelDef,
+        mesh: Mesh,
+        n_rows: int,
+        shapes: Sequence[AnyBatch] = (),
+        probabilities: bool = False,
     ) -> None:
         self._mesh, self.n_rows, self._shapes = mesh, n_rows, shapes
         everywhere, rows = PartitionSpec(), PartitionSpec(row_axes(mesh))
@@ -96,7 +109,7 @@ class ExampleEvaluator:
         of_device, split = layout.on_device, layout.specs_of(model_def.shapes, FSDP)
         # As in `Evaluator`: no collectives between rows.
         by_row = jax.shard_map(
-            lambda *inputs: row_outputs(of_device, *inputs),
+            partial(row_outputs, of_device, probabilities=probabilities),
             mesh=mesh,
             axis_names=manual_axes(mesh),
             in_specs=(split, everywhere, rows),

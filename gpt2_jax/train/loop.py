@@ -366,7 +366,8 @@ def _open_run(
         print(f"continuing {directory.path} after step {first}")
         if change := report.mesh_change(directory.read_info(), compiled):
             print(change)
-    print(report.start_report(config, compiled, corpus, first, seconds), flush=True)
+    real = sampler.real_share if isinstance(sampler, Layout) else None
+    print(report.start_report(config, compiled, corpus, first, seconds, real), flush=True)
     directory.describe(config, report.facts(config, compiled), first)
     where = (state, first, resume.step)
     return Run(config, directory, corpus, compiled, sampler, checkpoints, *where, stop, processes)

@@ -116,11 +116,13 @@ def start_report(
     corpus: RunData,
     first_step: int,
     step_seconds: float | None,
+    real_share: float | None = None,
 ) -> str:
     """Returns the lines printed before the first step.
 
     Args:
       step_seconds: measured time per step; None if it was not measured.
+      real_share: share of the positions of a task's rows that are not padding; None for text.
     """
     model, train = config.model, config.train
     known, devices = facts(config, compiled), n_row_devices(compiled.mesh)
@@ -134,8 +136,8 @@ def start_report(
         f"{_precision(compiled.model_def)}",
         "data": f"{config.data.source} as {config.data.tokenizer}: {corpus.describe()}",
         **_mixture(corpus, tokens),
-        "batch": f"{train.batch_size} {_rows(config, corpus, batch)} per step: {devices} device(s) "
-        f"x {train.accumulation} accumulated x "
+        "batch": f"{train.batch_size} {_rows(config, corpus, batch, real_share)} per step: "
+        f"{devices} device(s) x {train.accumulation} accumulated x "
         f"{train.batch_size // devices // train.accumulation}",
         "length": f"{train.steps:,} steps = {tokens:,} tokens"
         + ("" if corpus.streams else f" = {tokens / corpus.n_tokens('train'):.2f} epochs"),
@@ -180,10 +182,11 @@ def _precision(model_def: ModelDef) -> str:
     return f"{dtype}{products}"
 
 
-def _rows(config: Config, corpus: RunData, tokens: int) -> str:
+def _rows(config: Config, corpus: RunData, tokens: int, real_share: float | None) -> str:
     """Describes the rows of a batch and their tokens."""
     if isinstance(corpus, ExampleData):
-        return f"{corpus.describe_rows()}, about {tokens:,} tokens without padding,"
+        share = "" if real_share is None else f" ({real_share:.0%} of the positions)"
+        return f"{corpus.describe_rows()}, about {tokens:,} tokens without padding{share},"
     return f"sequences x {config.data.seq_len} = {tokens:,} tokens"
 
 

@@ -294,7 +294,11 @@ class RunLogger:
             subtitle += f", {rows[-1]['tokens']:,} tokens"
         if speeds := [row["perf/tokens_per_sec"] for row in rows if "perf/tokens_per_sec" in row]:
             subtitle += f", {statistics.median(speeds):,.0f} tokens/s on {self.devices[0]}"
-        return rows, title, subtitle, TASKS[self.config.task.name].target
+        target, smoothing = (
+            TASKS[self.config.task.name].target,
+            self.config.optimizer.label_smoothing,
+        )
+        return rows, title, subtitle, target, smoothing
 
     def close(self, code: int) -> None:
         """Stops threads and closes files, all of them even if one fails."""

@@ -19,7 +19,7 @@ from gpt2_jax.tasks.scores.result import Scores
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.train import loop
 from gpt2_jax.train.run import TextFns
-from gpt2_jax.train.storage.open_run import open_run
+from gpt2_jax.train.storage.open_run import open_examples, open_run
 from tests import tools
 from tests.tasks.small import TASKS, small, write_data
 from tests.train.distributed.test_processes import kill, wait_for_step
@@ -174,13 +174,24 @@ def test_rerun_writes_a_missing_sample(places):
     assert "gold" in text and "model" in text
 
 
-def test_rows_of_several_lengths_and_diagnostics(places):
+def padding_free_share(place, lengths):
+    """Returns the share of positions of an epoch whose segment is not 0, counted in its batches."""
+    config = place.config(data__lengths=lengths)
+    layout = open_examples(config).sampler(48, 8, config.seed)
+    segments = [layout.batch(step).inputs.segments_BT for step in range(layout.steps(1.0))]
+    return sum((one > 0).sum() for one in segments) / sum(one.size for one in segments)
+
+
+def test_rows_of_several_lengths_and_diagnostics(places, capsys):
     place = places("classify")
     changes = {"data__lengths": ("8", "12"), "track__diagnostics_every": 4}
     assert place.train("buckets", **changes) == EXIT_FINISHED
     rows = read_rows(place.folder / "buckets" / "metrics.jsonl")
     figures = [row["step"] for row in rows if "depth/stream_rms/block_01" in row]
     assert figures == [0, 4, 8, 12]
+    shares = [padding_free_share(place, lengths) for lengths in ((), ("8", "12"))]
+    assert f"({shares[1]:.0%} of the positions)" in " ".join(capsys.readouterr().out.split())
+    assert shares[0] < shares[1] - 0.1
     assert all(np.isfinite(row["depth/skip_cost/block_01"]) for row in rows if row["step"] % 4 == 0)
     padded = rows_of(place.folder / "run")
     assert rows[0]["val/loss"] == padded[0]["val/loss"]
