@@ -148,7 +148,7 @@ def _open_data(
         _check_patterns(config)
     examples = config.task.name != "lm"
     say("preparing the examples" if examples else "preparing the text")
-    opened = configs.replace(config, {"data.tokenizer": directory.tokenizer_for(config)})
+    opened = directory.with_own_tokenizer(config)
     corpus: RunData
     with stop.immediate():
         if examples:

@@ -19,7 +19,7 @@ from gpt2_jax.tasks.scores.result import Scores
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.train import loop
 from gpt2_jax.train.run import TextFns
-from gpt2_jax.train.storage.open_run import open_examples, open_run
+from gpt2_jax.train.storage.open_run import open_examples, open_run, open_run_examples
 from tests import tools
 from tests.tasks.small import TASKS, small, write_data
 from tests.train.distributed.test_processes import kill, wait_for_step
@@ -354,6 +354,27 @@ def test_two_processes_are_like_one(places, task):
     samples = [place.folder / name / "sample.txt" for name in ("one", "two")]
     if task != "mlm":
         assert samples[0].read_text() == samples[1].read_text()
+
+
+def test_chat_template_is_kept_with_the_run(tmp_path):
+    """The run continues, and its examples are the same, after the template has gone."""
+    messages = [{"role": "user", "content": "red"}, {"role": "assistant", "content": "dog"}]
+    lines = [json.dumps({"messages": messages})] * 8
+    source, template = tmp_path / "chats.jsonl", tmp_path / "chat.jinja"
+    source.write_text("\n".join(lines) + "\n")
+    template.write_text(
+        "{% for m in messages %}{{ m.role + ':' + m.content + ';' }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    data = {"data.source": str(source), "data.val_source": str(source)}
+    data |= {"data.tokenizer": "bytes", "data.chat_template": str(template)}
+    steps = {"train__eval_every": 2, "train__sample_tokens": 0}
+    workdir = str(tmp_path / "run")
+    assert loop.train(small("sft", data, **steps, train__steps=2), workdir) == EXIT_FINISHED
+    template.unlink()
+    assert loop.train(small("sft", data, **steps, train__steps=4), workdir) == EXIT_FINISHED
+    opened = open_run(workdir)
+    assert len(open_run_examples(opened, workdir).splits["train"]) == 8
 
 
 def test_labeled_spans_are_questions(tmp_path):
