@@ -148,13 +148,26 @@ def test_damaged_weights_are_refused(source, text_file, tmp_path):
     ("changes", "says"),
     [
         ({"model.n_head": 4}, "model.n_head=4, but the weights of .*source@20 have 2"),
-        ({"train.init_from": "nowhere"}, "nowhere/config.json does not exist"),
+        ({"train.init_from": "nowhere"}, "=nowhere: nowhere does not exist; set it to the --w"),
+        ({"train.init_from": "{text}"}, "is a file, not the directory of a run; set it to"),
+        (
+            {"train.init_from": "{hf}"},
+            "hf is a Hugging Face checkpoint; run `gpt2-jax import --mod",
+        ),
+        ({"train.init_from": "{hf}/.."}, "is not the directory of a run: it has no config.json"),
+        (
+            {"train.init_from": "{source}/checkpoints/00000020"},
+            "00000020 is a checkpoint of a run; set it to .*source, or .*source@STEP",
+        ),
         ({"train.init_from": "{source}@7"}, "has no checkpoint of step 7; there are: 20"),
     ],
 )
 def test_invalid_init_from_is_named(source, text_file, tmp_path, changes, says):
     given = begin(text_file, source)
-    text = lambda value: value.format(source=source) if isinstance(value, str) else value
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_text('{"model_type": "bert"}')
+    places = {"source": source, "text": text_file, "hf": tmp_path / "hf"}
+    text = lambda value: value.format(**places) if isinstance(value, str) else value
     given = configs.replace(given, {name: text(value) for name, value in changes.items()})
     with pytest.raises(UserError, match=says):
         loop.train(given, str(tmp_path / "run"))
