@@ -5,7 +5,8 @@ r"""Trains an encoder to find answers in texts: `--config=answer` from scratch, 
         --config.data.val_source=dev.json
 
 Files are in SQuAD's format, or have a text with labeled spans per row (`data.columns`), which are
-read as a question per label. From scratch: two blocks of width 128, for short texts; 64 questions
+read as a question per label. Long contexts are cut, or with `data.doc_stride=128` read in
+overlapping windows. From scratch: two blocks of width 128, for short texts; 64 questions
 per step, 6 epochs. Fine-tuning: sizes and tokenizer are those of the run; 16 questions per step, 3
 epochs.
 """

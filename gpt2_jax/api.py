@@ -152,7 +152,7 @@ def load_run(workdir: str | Path, step: int | str | None = None) -> LanguageMode
     """Loads the model of a run directory onto the first jax device.
 
     Args:
-      step: of the checkpoint; `best` for the lowest validation loss, None for the latest.
+      step: of the checkpoint; `best` for the best by `train.best_by`, None for the latest.
 
     Raises:
       UserError: if there is no run or no such checkpoint.

@@ -23,6 +23,7 @@ _STEP = flags.DEFINE_string("step", None, "checkpoint: a step, or best; default:
 _INPUT = flags.DEFINE_string(
     "input", "-", "UTF-8 file with a text or JSON object per line; -: stdin"
 )
+_TOP = flags.DEFINE_integer("top", None, "predict: most likely labels to list", 1, 1000)
 _BEAM = flags.DEFINE_integer("beam", None, "translate: beams; default: those of the run", 1, 64)
 _PENALTY = flags.DEFINE_float(
     "length_penalty", None, "translate: exponent of the length; default: that of the run"
@@ -43,7 +44,7 @@ def predict(workdir: str, lines: Iterator[str]) -> None:
     """Prints a JSON object for each line."""
     from gpt2_jax.evaluate.predict import Predictor
 
-    predictor = Predictor(workdir, _STEP.value)
+    predictor = Predictor(workdir, _STEP.value, _TOP.value)
     for found in predictor.predict_lines(lines, _name()):
         print(to_json(found, ascii_only=False), flush=True)
 

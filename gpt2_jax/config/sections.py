@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpt2_jax.config.model_sections import ModelConfig, PlacementConfig
-from gpt2_jax.config.task_sections import DataConfig, EvalConfig, HeadConfig, TaskConfig
+from gpt2_jax.config.task_sections import SCORES, DataConfig, EvalConfig, HeadConfig, TaskConfig
 from gpt2_jax.config.tune_section import TuneConfig
 from gpt2_jax.fields import INT_MAX, count, setting, share
 
@@ -107,7 +107,14 @@ class TrainConfig:
     checkpoint_every: int = count(250, "steps between checkpoints (also at the end)")
     keep_checkpoints: int = count(2, "latest checkpoints to keep, in addition to the best")
     patience: int | None = count(
-        None, "stop after this many evaluations without a lower validation loss"
+        None, "stop after this many evaluations without a better one, by `best_by`"
+    )
+    best_by: str | None = setting(
+        None,
+        "what the best checkpoint and `patience` go by: `loss`, or a score of the task; unset: "
+        "`entity_f1_strict` (`tag`), `accuracy` (`classify`), `answer_f1` or `span_f1` (`answer`), "
+        "`bleu` or `rougeL` (`translate` with `eval.generate_every`), otherwise `loss`",
+        choices=SCORES,
     )
     sample_tokens: int = setting(
         400, "tokens of text sampled at the end; 0: none", minimum=0, maximum=1_000_000

@@ -20,6 +20,7 @@ MAY_CHANGE = (
     "train.steps",
     "train.epochs",
     "train.patience",
+    "train.best_by",
     "train.sample_tokens",
     "train.keep_checkpoints",
 )

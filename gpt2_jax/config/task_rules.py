@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gpt2_jax.config.sections import Config, TaskConfig
-from gpt2_jax.config.table import FIELDS, value_of
+from gpt2_jax.config.table import FIELDS, replace, value_of
+from gpt2_jax.config.task_sections import LOSS
 from gpt2_jax.errors import UserError
 
 ARCHITECTURE = {  # of each task
@@ -17,6 +20,10 @@ ARCHITECTURE = {  # of each task
 }
 EXAMPLES = frozenset({"translate", "tag", "classify", "answer", "sft"})  # read from records
 LABELS = frozenset({"tag", "classify"})
+# Scores that `train.best_by` may name besides the loss; the first is the default.
+SPAN_SCORES = ("span_f1",)  # of labeled spans
+TAG_SCORES = ("entity_f1_strict", "entity_f1_lenient")
+BLEU_SCORES, ROUGE_SCORES = ("bleu", "chrf"), ("rougeL", "rouge1", "rouge2")
 # The tasks that use a field; others refuse a value that is not the default.
 USED_BY = {
     "task.class_weights": LABELS,
@@ -31,6 +38,7 @@ USED_BY = {
     "data.tag_scheme": frozenset({"tag"}),
     "data.chat_template": frozenset({"sft"}),
     "data.source_len": frozenset({"translate"}),
+    "data.doc_stride": frozenset({"answer"}),
     "data.layout": EXAMPLES | {"mlm"},
     "data.lengths": EXAMPLES | {"mlm"},
     "optimizer.label_smoothing": frozenset(ARCHITECTURE) - {"answer"},  # scores of padding
@@ -74,6 +82,13 @@ def check_task(config: Config) -> None:
             f"data.source_len={source_len} is longer than model.n_positions={n_positions}; shorten "
             "it, or raise model.n_positions"
         )
+    stride, seq_len = config.data.doc_stride, config.data.seq_len
+    if stride is not None and stride >= seq_len:
+        raise UserError(
+            f"data.doc_stride={stride} must be below data.seq_len={seq_len}, so that windows "
+            "overlap; half of it is usual"
+        )
+    check_best_by(config)
     if config.optimizer.label_smoothing and config.train.z_loss:
         raise UserError(
             "optimizer.label_smoothing does not support train.z_loss; set one of them to 0"
@@ -89,6 +104,66 @@ def check_task(config: Config) -> None:
             f"eval.generate_every={every} must be a multiple of train.eval_every="
             f"{config.train.eval_every}"
         )
+
+
+def check_best_by(config: Config, labels: Sequence[str] | None = None) -> None:
+    """Refuses a `train.best_by` that the evaluations of the task do not have.
+
+    Args:
+      labels: label names of the data; None if they are not known yet.
+
+    Raises:
+      UserError: naming the scores to choose from.
+    """
+    best_by, valid = config.train.best_by, [LOSS, *_scores(config, labels)]
+    if best_by in (None, *valid):
+        return
+    task = config.task.name
+    if task == "translate" and config.eval.generate_every is None:
+        raise UserError(
+            f"train.best_by={best_by} needs text that is generated while training: set "
+            "eval.generate_every, or train.best_by=loss"
+        )
+    raise UserError(
+        f"train.best_by={best_by} is not a score of the evaluations of task.name={task} here; "
+        f"choose one of {', '.join(valid)}"
+    )
+
+
+def with_best_by(config: Config, labels: Sequence[str]) -> Config:
+    """Returns the config with `train.best_by` filled in, if the task has scores.
+
+    Args:
+      labels: label names of the data; empty if it has none.
+
+    Raises:
+      UserError: as `check_best_by`.
+    """
+    check_best_by(config, labels)
+    scores = () if config.task.name in ("mlm", "sft") else _scores(config, labels)
+    if config.train.best_by is not None or not scores:
+        return config
+    return replace(config, {"train.best_by": scores[0]})
+
+
+def _scores(config: Config, labels: Sequence[str] | None) -> tuple[str, ...]:
+    """Returns the scores of the evaluations of a task, the default for `train.best_by` first."""
+    answers = ("answer_f1", "exact_match")
+    match config.task.name:
+        case "tag":
+            return TAG_SCORES
+        case "classify":
+            scoped = ("in_scope_accuracy",) if config.eval.out_of_scope is not None else ()
+            return ("accuracy", "macro_f1", *scoped)
+        case "answer" if labels is None:
+            return answers + SPAN_SCORES
+        case "answer":
+            return SPAN_SCORES if labels else answers
+        case "translate" if config.eval.generate_every is not None:
+            return BLEU_SCORES if config.eval.score == "bleu" else ROUGE_SCORES
+        case "mlm" | "sft":
+            return ("accuracy",)
+    return ()
 
 
 def check_continues(task: TaskConfig, what: str) -> None:

@@ -15,6 +15,11 @@ TASKS = {
     "answer": "the part of a text that answers a question, or has a label",
     "sft": "the completions of prompts, or the assistant's part of conversations",
 }
+LOSS = "loss"
+SCORES = (  # `val/*` fields of metrics.jsonl that `train.best_by` may name
+    *(LOSS, "accuracy", "macro_f1", "in_scope_accuracy", "entity_f1_strict", "entity_f1_lenient"),
+    *("exact_match", "answer_f1", "span_f1", "bleu", "chrf", "rouge1", "rouge2", "rougeL"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +118,12 @@ class DataConfig:
     )
     too_long: str = setting(
         "cut", "examples longer than `seq_len`: `cut`, or `refuse`", choices=("cut", "refuse")
+    )
+    doc_stride: int | None = count(
+        None,
+        "with `task.name=answer`: contexts that are too long become overlapping windows, which "
+        "start this many tokens apart; unset: they are cut",
+        maximum=2**24,
     )
     val_fraction: float = share(0.1, "share of documents held out for validation")
     document_separator: str | None = setting(

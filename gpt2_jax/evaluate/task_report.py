@@ -84,7 +84,8 @@ def evaluate_task(workdir: str, step: int | str | None, split: str | None) -> Ta
     folder = Path(workdir) / "evals"
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     path = folder / f"{data.task.name}_{split}_{run.step}_{stamp}.json"
-    report = TaskReport(run, split, len(data.splits[split]), found.loss, scores, path)
+    n = len(data.splits[split].windows)
+    report = TaskReport(run, split, n, found.loss, scores, path)
     with disk_errors("evals/"):
         folder.mkdir(exist_ok=True)
         write_json(path, report.to_json())

@@ -11,6 +11,7 @@ from gpt2_jax.config.sections import DataConfig, TaskConfig
 from gpt2_jax.config.table import words
 from gpt2_jax.data.batch import ExampleBatch
 from gpt2_jax.data.dataset import open_dataset
+from gpt2_jax.data.examples.chat import ChatTemplate
 from gpt2_jax.data.examples.encode import Limits
 from gpt2_jax.data.examples.prepare import ExampleSources, open_examples
 from gpt2_jax.data.examples.records import describe_counts
@@ -42,6 +43,7 @@ class ExampleData:
       labels: label names by id; empty if the task has none.
       splits: by name: `train`, `val` and perhaps `test`.
       hash: identifies the content of all splits.
+      template: the chat template of conversations, None if there is none.
     """
 
     task: TaskConfig
@@ -52,6 +54,7 @@ class ExampleData:
     labels: tuple[str, ...]
     splits: Mapping[str, Examples]
     hash: str
+    template: ChatTemplate | None = None
 
     # What only text for language modeling has.
     is_mixture = False
@@ -204,11 +207,16 @@ def open_example_data(
         data.columns or "",
         data.tag_scheme,
     )
-    limits = Limits(row_lengths(task, data), data.too_long)
+    limits = Limits(row_lengths(task, data), data.too_long, data.doc_stride)
     known = labels if TASKS[task.name].has_labels or task.name == "answer" else None
     found = open_examples(sources, data.tokenizer, limits, known, data.chat_template)
     return ExampleData(
-        *common, found.pieces, found.labels.names, found.splits, found.content_hash()
+        *common,
+        found.pieces,
+        found.labels.names,
+        found.splits,
+        found.content_hash(),
+        found.template,
     )
 
 

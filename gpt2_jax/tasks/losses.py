@@ -42,7 +42,8 @@ class Outputs(NamedTuple):
       nll: the loss of each target in nats, float32, in the shape of the batch's weights.
       hits: whether the most likely prediction is the target, in the same shape.
       predicted: the most likely labels, int32: of tokens (B, T), or of rows (B). For spans, the
-        float32 scores of the first and the last token, (B, T, 2). None for tokens of text.
+        float32 scores of the first and the last token, (B, T, 2). None for tokens of text. With
+        `probabilities`, those of all labels, float32 (B, T, C) or (B, C).
     """
 
     nll: jax.Array
@@ -83,13 +84,21 @@ def tokens_nll(
     return logits_nll(model.logits(hidden_BTD), batch, options, model.cfg.vocab_size)
 
 
-def outputs(model: Any, batch: AnyBatch, step: jax.Array | int) -> Outputs:
-    """Returns the loss and the predictions of a batch, without dropout."""
+def outputs(
+    model: Any, batch: AnyBatch, step: jax.Array | int, probabilities: bool = False
+) -> Outputs:
+    """Returns the loss and the predictions of a batch, without dropout.
+
+    Args:
+      probabilities: whether to return those of all labels instead of the most likely ones.
+    """
     inputs, source = inputs_of(batch)
     hidden_BTD = model.hidden(inputs, None, step, source)
     if isinstance(model, LabelModel):
         logits = model.logits(hidden_BTD, inputs.segments_BT)
         predicted, hits = _predict(logits, batch)
+        if probabilities and not isinstance(batch, SpanBatch):
+            predicted = jax.nn.softmax(logits.astype(jnp.float32))
         return Outputs(logits_nll(logits, batch), hits, predicted)
     logits_BTV = model.logits(hidden_BTD)
     hits_BT = logits_BTV.argmax(-1) == _targets(batch)

@@ -22,11 +22,16 @@ NO_INTERVALS = Bootstrap(resamples=0)
 
 @dataclass(frozen=True)
 class Answer:
-    """A predicted answer: characters start to end of the context, exclusive; empty for none."""
+    """A predicted answer: characters start to end of the context, exclusive; empty for none.
+
+    Attributes:
+      probability: among all spans that may be predicted, and none.
+    """
 
     start: int
     end: int
     text: str
+    probability: float
 
 
 def word_tags(
@@ -37,14 +42,24 @@ def word_tags(
     Args:
       rows_T: the predicted label id of each token, for the examples in order.
     """
+    name = lambda found: OUTSIDE if found is None else labels[int(found)]
+    return [[name(value) for value in row] for row in word_values(examples, rows_T)]
+
+
+def word_values(examples: Examples, rows_T: Sequence[np.ndarray]) -> list[list[Any]]:
+    """Returns the value of the first token of each word; None for words without a token.
+
+    Args:
+      rows_T: a value per token, for the examples in order.
+    """
     out = []
     for i, (record, row_T) in enumerate(zip(examples.records, rows_T, strict=True)):
         words_T = examples.ragged["words"][i]
         first_T = (words_T > 0) & (np.diff(words_T, prepend=0) != 0)
-        tags = [OUTSIDE] * len(record.words)
+        values: list[Any] = [None] * len(record.words)
         for position in np.flatnonzero(first_T).tolist():
-            tags[words_T[position] - 1] = labels[int(row_T[position])]
-        out.append(tags)
+            values[words_T[position] - 1] = row_T[position]
+        out.append(values)
     return out
 
 
@@ -53,40 +68,74 @@ def best_answers(examples: Examples, rows_T2: Sequence[np.ndarray]) -> list[Answ
 
     It is the span of at most `LONGEST_ANSWER` tokens of the context with the largest sum of scores,
     or none if the scores of the first position have a larger sum (Devlin et al. 2019, section 4.3).
+    If the context has several windows, a span is scored in the one with the most text around its
+    first token, and none by the window where it is the least likely.
 
     Args:
       rows_T2: scores of the first and the last token, for the examples in order.
     """
-    out = []
-    for i, (record, row_T2) in enumerate(zip(examples.records, rows_T2, strict=True)):
-        starts_T, ends_T = examples.ragged["char_starts"][i], examples.ragged["char_ends"][i]
-        positions = np.flatnonzero(ends_T > 0)
-        found = best_span(row_T2, positions)
-        if found is None:
-            out.append(Answer(0, 0, ""))
-            continue
-        start, end = int(starts_T[found[0]]), int(ends_T[found[1]])
-        out.append(Answer(start, end, record.context[start:end]))
-    return out
+    found = zip(examples.records, examples.windows, strict=True)
+    return [_best_answer(record.context, examples, windows, rows_T2) for record, windows in found]
 
 
-def best_span(scores_T2: np.ndarray, positions: np.ndarray) -> tuple[int, int] | None:
-    """Returns the first and last position of the best span, None if none is better.
+def _best_answer(
+    context: str, examples: Examples, windows: range, rows_T2: Sequence[np.ndarray]
+) -> Answer:
+    """Returns the best answer in the windows of a context."""
+    positions = [np.flatnonzero(examples.ragged["char_ends"][i]) for i in windows]
+    owners = _owners(examples.scalars["window"][windows.start : windows.stop], positions)
+    spans = [
+        _span_scores(rows_T2[i][where], owner)
+        for i, where, owner in zip(windows, positions, owners, strict=True)
+    ]
+    none = min(float(rows_T2[i][0].sum()) for i in windows)
+    best = max(range(len(spans)), key=lambda k: spans[k].max(initial=-np.inf))
+    highest = float(spans[best].max(initial=-np.inf))
+    top = max(highest, none)
+    total = np.exp(none - top) + sum(float(np.exp(scores - top).sum()) for scores in spans)
+    probability = 1.0 / float(total)
+    if highest <= none:
+        return Answer(0, 0, "", probability)
+    first, last = np.unravel_index(int(spans[best].argmax()), spans[best].shape)
+    i, where = windows[best], positions[best]
+    start = int(examples.ragged["char_starts"][i][where[first]])
+    end = int(examples.ragged["char_ends"][i][where[last]])
+    return Answer(start, end, context[start:end], probability)
+
+
+def _owners(starts_W: np.ndarray, positions: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Returns for each window which of its tokens have the most context there, (n,) each.
+
+    The context of a token is the smaller number of tokens before and after it in the window; of
+    several windows with the same, the first counts.
 
     Args:
-      positions: of the context, consecutive.
+      starts_W: first token of the context in each window. positions: of its tokens in the row.
     """
-    if not len(positions):
-        return None
-    starts, ends = scores_T2[positions, 0], scores_T2[positions, 1]
-    totals = starts[:, None] + ends[None, :]
-    n = np.arange(len(positions))
+    most: dict[int, tuple[int, int]] = {}  # context and window, by token
+    for k, (start, where) in enumerate(zip(starts_W.tolist(), positions, strict=True)):
+        for n in range(len(where)):
+            around = min(n, len(where) - 1 - n)
+            if around > most.get(start + n, (-1, 0))[0]:
+                most[start + n] = around, k
+    return [
+        np.array([most[start + n][1] == k for n in range(len(where))], bool)
+        for k, (start, where) in enumerate(zip(starts_W.tolist(), positions, strict=True))
+    ]
+
+
+def _span_scores(scores_n2: np.ndarray, may_start: np.ndarray) -> np.ndarray:
+    """Returns the score of each span of tokens by its first and last one, (n, n); -inf if invalid.
+
+    Args:
+      scores_n2: of the tokens of the context as first and as last.
+      may_start: which of them may be the first.
+    """
+    scores = scores_n2.astype(np.float64)
+    n = np.arange(len(scores))
     length = n[None, :] - n[:, None]
-    totals = np.where((length >= 0) & (length < LONGEST_ANSWER), totals, -np.inf)
-    first, last = np.unravel_index(int(totals.argmax()), totals.shape)
-    if totals[first, last] <= scores_T2[0].sum():
-        return None
-    return int(positions[first]), int(positions[last])
+    valid = (length >= 0) & (length < LONGEST_ANSWER) & may_start[:, None]
+    return np.where(valid, scores[:, :1] + scores[None, :, 1], -np.inf)
 
 
 def predicted_values(

@@ -91,11 +91,33 @@ def find_fault(rows: list[Row], step: int, evaluated: bool, expected: RowsDigest
     return None if found == expected else f"a row up to step {step} was changed"
 
 
-def evaluations_since_best(rows: list[Row]) -> int:
-    """Returns the number of evaluations since the one with the lowest validation loss."""
-    losses = [row["val/loss"] for row in rows if "val/loss" in row]
-    known = [math.inf if loss is None or not math.isfinite(loss) else loss for loss in losses]
-    return len(known) - 1 - known.index(min(known)) if known else 0
+def is_higher_better(best_by: str) -> bool:
+    """Returns whether evaluations with a higher value are better, as by all scores but a loss."""
+    return best_by != "loss"
+
+
+def best_row(rows: list[Row], best_by: str = "loss") -> Row | None:
+    """Returns the first of the best evaluations; None if no row has one.
+
+    Args:
+      best_by: the `val/*` field that they are compared by. Rows without it are not counted, and one
+        that is not finite is the worst.
+    """
+    scored = [row for row in rows if f"val/{best_by}" in row]
+    return min(scored, key=lambda row: _rank(row[f"val/{best_by}"], best_by), default=None)
+
+
+def _rank(value: float | None, best_by: str) -> float:
+    """Returns a number that is lower for a better value."""
+    if value is None or not math.isfinite(value):
+        return math.inf
+    return -value if is_higher_better(best_by) else value
+
+
+def evaluations_since_best(rows: list[Row], best_by: str = "loss") -> int:
+    """Returns the number of evaluations since the best one; the arguments are those of it."""
+    scored, best = [row for row in rows if f"val/{best_by}" in row], best_row(rows, best_by)
+    return next((i for i, row in enumerate(reversed(scored)) if row is best), 0)
 
 
 class MetricsFile:

@@ -15,7 +15,8 @@ from gpt2_jax.track.metrics import Row
 
 _BLUE, _PALE, _ORANGE, _GRAY = "#2f6db3", "#b4cce6", "#d9622b", "#5f6670"
 
-Picture = tuple[list[Row], str, str, str]  # rows of metrics.jsonl, title, subtitle, target
+# Rows of metrics.jsonl, title, subtitle, target, label smoothing of the training loss.
+Picture = tuple[list[Row], str, str, str, float]
 
 
 class LossCurve:
@@ -48,8 +49,8 @@ class LossCurve:
                 self._drawing.result()
 
     def _draw(self) -> None:
-        rows, title, subtitle, target = self._picture()
-        plot_loss(rows, self._path, title, subtitle, target)
+        rows, title, subtitle, target, smoothing = self._picture()
+        plot_loss(rows, self._path, title, subtitle, target, smoothing)
 
     def close(self) -> None:
         """Stops the thread once the picture in progress is written."""
@@ -69,7 +70,12 @@ class UndrawnCurve(LossCurve):
 
 
 def plot_loss(
-    rows: list[Row], path: Path, title: str, subtitle: str, target: str = "token"
+    rows: list[Row],
+    path: Path,
+    title: str,
+    subtitle: str,
+    target: str = "token",
+    label_smoothing: float = 0.0,
 ) -> None:
     """Draws the training loss (raw in a pale color, and a running mean) and the validation loss.
 
@@ -77,6 +83,7 @@ def plot_loss(
       rows: rows of metrics.jsonl.
       path: the PNG file, written atomically.
       target: what the loss is the mean over.
+      label_smoothing: of the training loss, which the legend says; the validation loss has none.
     """
     load_matplotlib()
     # Not pyplot: its list of figures is not thread-safe.
@@ -84,7 +91,8 @@ def plot_loss(
 
     figure = Figure(figsize=(8, 4.8), dpi=160, layout="constrained")
     axes = figure.subplots()
-    _draw_losses(axes, _series(rows, "train/loss"), _series(rows, "val/loss"))
+    name = f"training (label smoothing {label_smoothing:g})" if label_smoothing else "training"
+    _draw_losses(axes, _series(rows, "train/loss"), _series(rows, "val/loss"), name)
     axes.set_xlabel("step", fontsize=12)
     axes.set_ylabel(f"loss (nats per {target})", fontsize=12)
     axes.tick_params(labelsize=11)
@@ -101,13 +109,13 @@ def plot_loss(
         temporary.replace(path)
 
 
-def _draw_losses(axes: Any, train: np.ndarray, val: np.ndarray) -> None:
+def _draw_losses(axes: Any, train: np.ndarray, val: np.ndarray, name: str) -> None:
     if len(train):
         smooth = _smooth(train[:, 1])
-        label = "training"
+        label = name
         if not np.allclose(smooth, train[:, 1]):  # otherwise one line would hide the other
-            axes.plot(*train.T, color=_PALE, linewidth=1.2, label="training")
-            label = "training, running mean"
+            axes.plot(*train.T, color=_PALE, linewidth=1.2, label=name)
+            label = f"{name}, running mean"
         axes.plot(train[:, 0], smooth, color=_BLUE, linewidth=2, label=label)
     if len(val) > 1 and val[0, 0] == 0:
         val = val[1:]  # the loss before the first step would stretch the axis

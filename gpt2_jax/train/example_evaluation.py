@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -59,9 +60,15 @@ class Evaluated:
         return self.hits / self.weight
 
 
-def row_outputs(model_def: ModelDef, params: Any, step: jax.Array, batch: AnyBatch) -> RowOutputs:
-    """Returns the outputs of each row of a batch."""
-    found = outputs(model_def.bind(params), batch, step)
+def row_outputs(
+    model_def: ModelDef,
+    params: Any,
+    step: jax.Array,
+    batch: AnyBatch,
+    probabilities: bool = False,
+) -> RowOutputs:
+    """Returns the outputs of each row of a batch; `probabilities` is as in `outputs`."""
+    found = outputs(model_def.bind(params), batch, step, probabilities)
     weights = batch.weights
     total = lambda x: (weights * x).reshape(len(weights), -1).sum(-1).astype(jnp.float32)
     return RowOutputs(total(found.nll), total(1.0), total(found.hits), found.predicted)
@@ -73,12 +80,19 @@ class ExampleEvaluator:
     Args:
       n_rows: rows of a batch, a multiple of the number of devices that share them.
       shapes: batches of the shapes to compile, with any number of rows.
+      probabilities: as in `outputs`.
     """
 
     def __init__(
-        self, model_def: ModelDef, mesh: Mesh, n_rows: int, shapes: Sequence[AnyBatch] = ()
+        self,
+        model_def: ModelDef,
+        mesh: Mesh,
+        n_rows: int,
+        shapes: Sequence[AnyBatch] = (),
+        probabilities: bool = False,
     ) -> None:
-        self._program = RowProgram(model_def, mesh, n_rows, row_outputs)
+        compute = partial(row_outputs, probabilities=probabilities)
+        self._program = RowProgram(model_def, mesh, n_rows, compute)
         self.n_rows, self._shapes = n_rows, shapes
 
     @property

@@ -9,6 +9,7 @@ from gpt2_jax import config as configs
 from gpt2_jax.config import Config
 from gpt2_jax.config.capacity import check_memory
 from gpt2_jax.config.check import check
+from gpt2_jax.config.task_rules import with_best_by
 from gpt2_jax.data.layout.shape import Layout
 from gpt2_jax.data.run_data import Batches, RunData
 from gpt2_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -146,7 +147,7 @@ def _open_data(
         _check_patterns(config)
     examples = config.task.name != "lm"
     say("preparing the examples" if examples else "preparing the text")
-    opened = configs.replace(config, {"data.tokenizer": directory.tokenizer_for(config)})
+    opened = directory.with_own_tokenizer(config)
     corpus: RunData
     with stop.immediate():
         if examples:
@@ -172,6 +173,7 @@ def _complete_with(
     if isinstance(corpus, ExampleData):
         if TASKS[config.task.name].has_labels:
             config = configs.with_labels(config, corpus.labels)
+        config = with_best_by(config, corpus.labels)
         if config.train.epochs is not None:
             assert isinstance(sampler, Layout)
             config = configs.replace(config, {"train.steps": sampler.steps(config.train.epochs)})
@@ -363,7 +365,8 @@ def _open_run(
         print(f"continuing {directory.path} after step {first}")
         if change := report.mesh_change(directory.read_info(), compiled):
             print(change)
-    print(report.start_report(config, compiled, corpus, first, seconds), flush=True)
+    real = sampler.real_share if isinstance(sampler, Layout) else None
+    print(report.start_report(config, compiled, corpus, first, seconds, real), flush=True)
     directory.describe(config, report.facts(config, compiled), first)
     where = (state, first, resume.step)
     return Run(config, directory, corpus, compiled, sampler, checkpoints, *where, stop, processes)

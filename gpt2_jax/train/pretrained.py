@@ -19,6 +19,7 @@ from gpt2_jax.config.task_rules import ARCHITECTURE
 from gpt2_jax.config.tune_section import TuneConfig
 from gpt2_jax.data.saved_tokenizer import same_tokenizer
 from gpt2_jax.errors import UserError
+from gpt2_jax.files import read_fields
 from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.model.heads import HEADS, HeadSpec
 from gpt2_jax.placements import AXES
@@ -30,6 +31,7 @@ from gpt2_jax.train.state import State, abstract_params
 from gpt2_jax.train.storage.checkpoint import restore_params
 from gpt2_jax.train.storage.checkpoint_ref import CheckpointRef, find_checkpoint
 from gpt2_jax.train.storage.checksums import find_damage
+from gpt2_jax.train.storage.identity import META
 from gpt2_jax.train.storage.rundir import RunDirectory
 from gpt2_jax.train.storage.verify import check_identity
 from gpt2_jax.tuning.definition import INSERTS, define_tuned
@@ -188,6 +190,7 @@ def open_source(given: str, field: str = "train.init_from") -> PretrainedSource:
     """
     try:
         ref = CheckpointRef.parse(given)
+        _check_folder(Path(ref.workdir))
         step = find_checkpoint(ref)
         directory = RunDirectory(ref.workdir)
         folder = directory.folder_of(step)
@@ -195,6 +198,30 @@ def open_source(given: str, field: str = "train.init_from") -> PretrainedSource:
     except UserError as error:
         raise UserError(f"{field}={given}: {error}") from None
     return PretrainedSource(folder, config, str(CheckpointRef(ref.workdir, step)), step)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuses what is not the directory of a run.
+
+    Raises:
+      UserError: saying what it is, and what to do.
+    """
+    fix = "set it to the --workdir of a run: DIR, DIR@STEP or DIR@best"
+    if not os.path.lexists(folder):
+        raise UserError(f"{folder} does not exist; {fix}")
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file, not the directory of a run; {fix}")
+    if (folder / META).is_file():
+        run = folder.parent if folder.name == "weights" else folder.parent.parent
+        raise UserError(f"{folder} is a checkpoint of a run; set it to {run}, or {run}@STEP")
+    config_path = folder / "config.json"
+    if not config_path.is_file():
+        raise UserError(f"{folder} is not the directory of a run: it has no config.json; {fix}")
+    if "model_type" in read_fields(config_path):
+        raise UserError(
+            f"{folder} is a Hugging Face checkpoint; run `gpt2-jax import --model={folder} "
+            "--workdir=DIR`, and set it to DIR"
+        )
 
 
 def load_pretrained(

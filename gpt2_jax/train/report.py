@@ -12,7 +12,8 @@ import jax
 
 from gpt2_jax import config as configs
 from gpt2_jax.config import Config
-from gpt2_jax.config.sections import PlacementConfig
+from gpt2_jax.config.sections import PlacementConfig, TrainConfig
+from gpt2_jax.config.task_sections import LOSS
 from gpt2_jax.data.dataset import Dataset
 from gpt2_jax.data.mixture import short_source
 from gpt2_jax.data.run_data import RunData
@@ -22,7 +23,7 @@ from gpt2_jax.placements import AXES, PRESETS
 from gpt2_jax.placements.resolve import differences
 from gpt2_jax.tasks.data import ExampleData
 from gpt2_jax.tasks.task import Task
-from gpt2_jax.track.metrics import Row, read_rows
+from gpt2_jax.track.metrics import Row, is_higher_better, read_rows
 from gpt2_jax.track.throughput import peak_flops
 from gpt2_jax.track.wandb_log import WandbOptions
 from gpt2_jax.train.compiled_step import CompiledStep
@@ -115,11 +116,13 @@ def start_report(
     corpus: RunData,
     first_step: int,
     step_seconds: float | None,
+    real_share: float | None = None,
 ) -> str:
     """Returns the lines printed before the first step.
 
     Args:
       step_seconds: measured time per step; None if it was not measured.
+      real_share: share of the positions of a task's rows that are not padding; None for text.
     """
     model, train = config.model, config.train
     known, devices = facts(config, compiled), n_row_devices(compiled.mesh)
@@ -133,11 +136,12 @@ def start_report(
         f"{_precision(compiled.model_def)}",
         "data": f"{config.data.source} as {config.data.tokenizer}: {corpus.describe()}",
         **_mixture(corpus, tokens),
-        "batch": f"{train.batch_size} {_rows(config, corpus, batch)} per step: {devices} device(s) "
-        f"x {train.accumulation} accumulated x "
+        "batch": f"{train.batch_size} {_rows(config, corpus, batch, real_share)} per step: "
+        f"{devices} device(s) x {train.accumulation} accumulated x "
         f"{train.batch_size // devices // train.accumulation}",
         "length": f"{train.steps:,} steps = {tokens:,} tokens"
         + ("" if corpus.streams else f" = {tokens / corpus.n_tokens('train'):.2f} epochs"),
+        "best": _best(train),
         "compute": f"{_si(known['flops_per_token'])}FLOP per token, "
         f"{_si(known['flops'])}FLOP in total",
         "devices": f"{compiled.mesh.size} x {known['devices'][0]} ({known['platform']}), "
@@ -156,6 +160,21 @@ def start_report(
     return "\n".join(wrap.fill(f"{name:<10} {text}") for name, text in lines.items())
 
 
+def best_of(best: Row | None, config: Config) -> dict[str, Any] | None:
+    """Returns the best evaluation as run.json records it; None if there is none."""
+    best_by = config.train.best_by or LOSS
+    return best and {"by": best_by, "step": best["step"], "value": best[f"val/{best_by}"]}
+
+
+def _best(train: TrainConfig) -> str:
+    """Describes what the best checkpoint and `train.patience` go by."""
+    best_by = train.best_by or LOSS
+    text = f"{'highest' if is_higher_better(best_by) else 'lowest'} val/{best_by}"
+    if train.patience is None:
+        return text
+    return f"{text}; training stops after {train.patience} evaluations without a better one"
+
+
 def _precision(model_def: ModelDef) -> str:
     dtype = model_def.cfg.dtype
     rounded = product_dtype(model_def.cfg, model_def.target)
@@ -163,10 +182,11 @@ def _precision(model_def: ModelDef) -> str:
     return f"{dtype}{products}"
 
 
-def _rows(config: Config, corpus: RunData, tokens: int) -> str:
+def _rows(config: Config, corpus: RunData, tokens: int, real_share: float | None) -> str:
     """Describes the rows of a batch and their tokens."""
     if isinstance(corpus, ExampleData):
-        return f"{corpus.describe_rows()}, about {tokens:,} tokens without padding,"
+        share = "" if real_share is None else f" ({real_share:.0%} of the positions)"
+        return f"{corpus.describe_rows()}, about {tokens:,} tokens without padding{share},"
     return f"sequences x {config.data.seq_len} = {tokens:,} tokens"
 
 

@@ -188,7 +188,7 @@ class Run:
         if reason and self.step < self.config.train.steps and not logger.is_stale():
             self.stopped_by = reason
             if logger.saved_step != self.step:
-                logger.save(self.step, self.state, None)
+                logger.save(self.step, self.state, {})
         self.progress.advance_to(self.step)
 
     def _batch(self, step: int) -> Batch:
@@ -270,14 +270,14 @@ class Run:
             except Stopped:
                 # The next start repeats the evaluation, from this state and the rest of the row.
                 self.logger.keep_unfinished(row)
-                self.logger.save(self.step, self.state, None)
+                self.logger.save(self.step, self.state, {})
                 raise
         self.logger.write(row)
         if "val/loss" in row:
             last = self.step == self.config.train.steps or self.logger.is_stale()
             self.logger.draw(last)
         if self.logger.is_kept(row):
-            self.logger.save(self.step, self.state, row.get("val/loss"))
+            self.logger.save(self.step, self.state, row)
 
     def _evaluated(self, row: Row) -> Row:
         """Returns a row with the validation scores of the current state.
@@ -376,11 +376,15 @@ class Run:
             print(line)
         report.print_end(self.directory, TASKS[self.config.task.name])
         if logger.is_stale() and self.step < self.config.train.steps:
-            best = logger.evaluations[-1 - logger.since_best()]["step"]
-            print(f"stopped early after step {self.step}: step {best} was the best")
+            print(f"stopped early after step {self.step}: {self._best()}")
         if self.stopped_by:
             where = f"after step {self.step}, saved" if self.step else "before the first step"
             print(f"stopped by {self.stopped_by} {where}; {how_to_continue()}")
+
+    def _best(self) -> str:
+        found = report.best_of(self.logger.best(), self.config)
+        assert found is not None
+        return f"step {found['step']} was the best, with val/{found['by']} {found['value']:.4f}"
 
 
 def how_to_continue() -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gpt2_jax.config import Config
+from gpt2_jax.config.task_sections import LOSS
 from gpt2_jax.errors import Diverged
 from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.model.diagnostics import by_tower
@@ -18,6 +19,7 @@ from gpt2_jax.track.metrics import (
     MetricsFile,
     Row,
     UnwrittenMetrics,
+    best_row,
     evaluations_since_best,
     read_rows,
 )
@@ -36,9 +38,9 @@ METRICS = ("loss", "grad_norm", "lr", "skipped")
 
 
 def is_stale(config: Config, rows: list[Row]) -> bool:
-    """Returns whether the validation loss has not fallen for `train.patience` evaluations."""
-    patience = config.train.patience
-    return patience is not None and evaluations_since_best(rows) >= patience
+    """Returns whether `train.patience` evaluations have not been better than one before them."""
+    patience, best_by = config.train.patience, config.train.best_by or LOSS
+    return patience is not None and evaluations_since_best(rows, best_by) >= patience
 
 
 @dataclass
@@ -104,9 +106,9 @@ class RunLogger:
     def _lacks_evaluation(self, row: Row) -> bool:
         return self.is_evaluated(row["step"]) and "val/loss" not in row
 
-    def since_best(self) -> int:
-        """Returns the number of evaluations since the best one."""
-        return evaluations_since_best(self.evaluations)
+    def best(self) -> Row | None:
+        """Returns the best evaluation by `train.best_by`; None before the first that has it."""
+        return best_row(self.evaluations, self.config.train.best_by or LOSS)
 
     def is_stale(self) -> bool:
         """Returns whether `train.patience` is exhausted."""
@@ -212,21 +214,28 @@ class RunLogger:
     def _send(self, row: Row) -> None:
         self.wandb.log(row)
         if "val/loss" in row:
-            best = self.evaluations[-1 - self.since_best()]
-            self.wandb.summarize({"best/val_loss": best["val/loss"], "best/step": best["step"]})
+            self._summarize_best()
+
+    def _summarize_best(self) -> None:
+        if (best := self.best()) is None:
+            return
+        found = {"best/val_loss": best["val/loss"], "best/step": best["step"]}
+        if (best_by := self.config.train.best_by or LOSS) != LOSS:
+            found[f"best/{best_by}"] = best[f"val/{best_by}"]
+        self.wandb.summarize(found)
 
     def is_kept(self, row: Row) -> bool:
         """Returns whether to save a checkpoint after the row that was just written."""
         train, step = self.config.train, row["step"]
         # With patience, the weights of the best evaluation are the result of the run.
-        best = train.patience and row is self.evaluations[-1 - self.since_best()]
+        best = train.patience and row is self.best()
         last = step == train.steps
         return bool(last or best or self.is_stale() or step % train.checkpoint_every == 0)
 
-    def save(self, step: int, state: State, val_loss: float | None) -> None:
-        """Starts saving a checkpoint."""
+    def save(self, step: int, state: State, scored: Mapping[str, Any]) -> None:
+        """Starts saving a checkpoint; `scored` is as in `Checkpoints.save`."""
         started = time.monotonic()
-        self.checkpoints.save(step, state, val_loss)
+        self.checkpoints.save(step, state, scored)
         seconds = time.monotonic() - started
         self._save_seconds.append(seconds)
         self._unreported_save_seconds += seconds
@@ -264,6 +273,7 @@ class RunLogger:
         rows = read_rows(self.directory.metrics_path)
         if rows:
             self._curve.draw(rows[-1]["step"], wait=True)
+        self.directory.change_info(best=report.best_of(self.best(), self.config))
         if stopped:
             return
         self.wandb.show(step, self.directory.plot_path, sample)
@@ -284,7 +294,11 @@ class RunLogger:
             subtitle += f", {rows[-1]['tokens']:,} tokens"
         if speeds := [row["perf/tokens_per_sec"] for row in rows if "perf/tokens_per_sec" in row]:
             subtitle += f", {statistics.median(speeds):,.0f} tokens/s on {self.devices[0]}"
-        return rows, title, subtitle, TASKS[self.config.task.name].target
+        target, smoothing = (
+            TASKS[self.config.task.name].target,
+            self.config.optimizer.label_smoothing,
+        )
+        return rows, title, subtitle, target, smoothing
 
     def close(self, code: int) -> None:
         """Stops threads and closes files, all of them even if one fails."""

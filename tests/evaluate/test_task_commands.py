@@ -1,6 +1,7 @@
 """`gpt2-jax eval`, `predict` and `translate` on runs of tasks."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -23,7 +24,8 @@ def place(tmp_path_factory):
         data = write_data(folder / f"{task}_data", task, n=32)
         if task == "answer":
             del data["data.test_source"]
-        steps = {"train__steps": 2, "train__eval_every": 2, "train__sample_tokens": 0}
+        windows = {"data__seq_len": 12, "data__doc_stride": 3} if task == "answer" else {}
+        steps = windows | {"train__steps": 2, "train__eval_every": 2, "train__sample_tokens": 0}
         assert loop.train(small(task, data, **steps), str(folder / task)) == 0
     return folder
 
@@ -90,8 +92,13 @@ def test_eval_refuses(place, task, flags, message):
 
 def test_predict_labels(place):
     texts = ("red dog", "", '{"text": "blue cat"}', "grün " * 60)
-    rows = output(gpt2_jax(place, "predict", "classify", lines(place, *texts))).splitlines()
-    found = [json.loads(row) for row in rows]
+    rows = output(gpt2_jax(place, "predict", "classify", lines(place, *texts), "--top=3"))
+    found = [json.loads(row) for row in rows.splitlines()]
+    for row in found:
+        top = row["top"]
+        assert {k: row[k] for k in ("label", "probability")} == top[0]
+        assert sum(one["probability"] for one in top) == pytest.approx(1, abs=1e-5)
+        assert top == sorted(top, key=lambda one: -one["probability"]) and len(top) == 3
     assert [row["text"] for row in found] == ["red dog", "blue cat", "grün " * 60]
     assert {row["label"] for row in found} <= {"red", "green", "blue"}
 
@@ -103,17 +110,22 @@ def test_predict_tags_and_words(place):
     assert first["words"] == ["Ada", "Noor", "lives", "in", "New", "Oslo", "."]
     assert second["words"] == ["Ada", "left", "."]
     for row in (first, second):
-        assert len(row["tags"]) == len(row["words"])
+        assert len(row["tags"]) == len(row["words"]) == len(row["probabilities"])
+        assert all(1 / len(row["tags"]) / 9 < p <= 1 for p in row["probabilities"])
+        for entity in row["entities"]:
+            of_words = row["probabilities"][slice(*entity["words"])]
+            assert entity["probability"] == pytest.approx(math.prod(of_words), abs=1e-5)
     for entity in first["entities"]:
         assert texts[0][entity["start"] : entity["end"]] == entity["text"]
 
 
 def test_predict_answers(place):
-    question = {"id": "q1", "question": "which dog", "context": "red dog blue cat"}
+    question = {"id": "q1", "question": "which dog", "context": "red dog blue cat " * 9}
     row = output(gpt2_jax(place, "predict", "answer", lines(place, json.dumps(question))))
     found = json.loads(row)
     assert (found["id"], found["question"]) == ("q1", "which dog")
     assert question["context"][found["start"] : found["end"]] == found["answer"]
+    assert 0 < found["probability"] < 1
 
 
 @pytest.mark.parametrize(

@@ -110,12 +110,29 @@ def test_every_legend_entry_has_a_visible_line(n, labels):
 
     axes = Figure().subplots()
     train = np.array([(step, 5 / (step + 1) + step % 3) for step in range(n)])
-    _draw_losses(axes, train, np.array([(0, 5.0), (n, 1.0)]))
+    _draw_losses(axes, train, np.array([(0, 5.0), (n, 1.0)]), "training")
     lines, names = axes.get_legend_handles_labels()
     assert set(names) == labels
     assert all((line.get_alpha() or 1) == 1 for line in lines)
     drawn = [line.get_ydata().tolist() for line in lines]
     assert all(drawn.count(one) == 1 for one in drawn)
+
+
+@pytest.mark.parametrize(("smoothing", "name"), [
+    (0.0, "training"), (0.1, "training (label smoothing 0.1)"),
+])  # fmt: skip
+def test_legend_says_that_the_training_loss_has_label_smoothing(
+    tmp_path, monkeypatch, smoothing, name
+):
+    from matplotlib.axes import Axes
+
+    labels = []
+    plot = Axes.plot
+    keep = lambda *args, **options: labels.append(options["label"]) or plot(*args, **options)
+    monkeypatch.setattr(Axes, "plot", keep)
+    rows = [{"step": n, "train/loss": 1.0, "val/loss": 1.0} for n in (1, 2)]
+    plot_loss(rows, tmp_path / "loss.png", "title", "subtitle", "word", smoothing)
+    assert labels == [name, "validation"]
 
 
 def test_failed_picture_is_drawn_again(tmp_path):
@@ -125,7 +142,7 @@ def test_failed_picture_is_drawn_again(tmp_path):
         tries.append(len(tries))
         if len(tries) == 1:
             raise OSError("no space")
-        return [{"step": 1, "train/loss": 1.0}], "title", "subtitle", "word"
+        return [{"step": 1, "train/loss": 1.0}], "title", "subtitle", "word", 0.1
 
     curve = LossCurve(tmp_path / "loss.png", picture)
     curve.draw(1)

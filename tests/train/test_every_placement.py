@@ -72,7 +72,7 @@ def test_model_learns_real_text_on_any_mesh_and_resumes_bitwise(name, tmp_path):
     program = compile_step(config(name, mesh__data=1))
     most, losses = run(program, program.start(first_batch()), 0, SAVED)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(SAVED, most, None)
+    checkpoints.save(SAVED, most, {})
     checkpoints.wait()
     whole, more = run(program, most, SAVED, STEPS)
     assert np.mean(more[-10:]) < unigram_entropy() < losses[0]

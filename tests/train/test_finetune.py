@@ -13,7 +13,7 @@ from gpt2_jax import config as configs
 from gpt2_jax.data.batch import Batch
 from gpt2_jax.errors import UserError
 from gpt2_jax.model.definition import define_model
-from gpt2_jax.track.metrics import evaluations_since_best, read_rows
+from gpt2_jax.track.metrics import best_row, evaluations_since_best, read_rows
 from gpt2_jax.train import loop
 from gpt2_jax.train.distributed.mesh import make_mesh
 from gpt2_jax.train.optim.optimizer import make_optimizer, trainable_infos
@@ -128,13 +128,26 @@ def test_damaged_weights_are_refused(source, text_file, tmp_path):
     ("changes", "says"),
     [
         ({"model.n_head": 4}, "model.n_head=4, but the weights of .*source@20 have 2"),
-        ({"train.init_from": "nowhere"}, "nowhere/config.json does not exist"),
+        ({"train.init_from": "nowhere"}, "=nowhere: nowhere does not exist; set it to the --w"),
+        ({"train.init_from": "{text}"}, "is a file, not the directory of a run; set it to"),
+        (
+            {"train.init_from": "{hf}"},
+            "hf is a Hugging Face checkpoint; run `gpt2-jax import --mod",
+        ),
+        ({"train.init_from": "{hf}/.."}, "is not the directory of a run: it has no config.json"),
+        (
+            {"train.init_from": "{source}/checkpoints/00000020"},
+            "00000020 is a checkpoint of a run; set it to .*source, or .*source@STEP",
+        ),
         ({"train.init_from": "{source}@7"}, "has no checkpoint of step 7; there are: 20"),
     ],
 )
 def test_invalid_init_from_is_named(source, text_file, tmp_path, changes, says):
     given = begin(text_file, source)
-    text = lambda value: value.format(source=source) if isinstance(value, str) else value
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_text('{"model_type": "bert"}')
+    places = {"source": source, "text": text_file, "hf": tmp_path / "hf"}
+    text = lambda value: value.format(**places) if isinstance(value, str) else value
     given = configs.replace(given, {name: text(value) for name, value in changes.items()})
     with pytest.raises(UserError, match=says):
         loop.train(given, str(tmp_path / "run"))
@@ -261,6 +274,9 @@ def test_evaluations_since_the_best():
     assert evaluations_since_best(rows(3.0, 2.0, None)) == 1
     assert evaluations_since_best(rows(3.0, 2.0, float("nan"), 2.0)) == 2
     assert evaluations_since_best([{"train/loss": 1.0}]) == 0
+    scored = [{"val/loss": 1.0, "val/bleu": value} for value in (3.0, 5.0, None, 5.0)]
+    assert evaluations_since_best([{"val/loss": 9.0}, *scored, {"val/loss": 0.5}], "bleu") == 2
+    assert best_row(scored, "bleu") is scored[1] and best_row(scored, "chrf") is None
 
 
 def test_run_stops_when_its_validation_loss_no_longer_falls(text_file, tmp_path, capsys):

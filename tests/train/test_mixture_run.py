@@ -83,8 +83,8 @@ def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(run, made, tmp_path,
     class Killed(Exception):
         pass
 
-    def kill(self, step, state, val_loss, save=loop.Checkpoints.save):
-        save(self, step, state, val_loss)
+    def kill(self, step, state, scored, save=loop.Checkpoints.save):
+        save(self, step, state, scored)
         if step == 8:
             self.wait()
             raise Killed

@@ -93,7 +93,7 @@ def test_start_report_fits_the_terminal(monkeypatch):
     )
     lines = report.start_report(tiny(), program, corpus, 0, 0.1).splitlines()
     assert max(map(len, lines)) <= 60
-    assert sum(line[0] != " " for line in lines) == 9 and "trained" not in "".join(lines)
+    assert sum(line[0] != " " for line in lines) == 10 and "trained" not in "".join(lines)
     program.shapes = SimpleNamespace(frozen={}, params={"a": np.zeros((2, 3)), "b": np.zeros(1)})
     words = report.start_report(tiny(), program, corpus, 0, 0.1).split()
     assert "1 parameters (7 trained)" in " ".join(words)

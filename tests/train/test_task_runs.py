@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+from math import nan
 
 import jax
 import numpy as np
@@ -12,10 +13,13 @@ import pytest
 from gpt2_jax.config import Config, difference
 from gpt2_jax.errors import EXIT_FINISHED, EXIT_STOPPED, UserError
 from gpt2_jax.evaluate.run_texts import TEXTS
+from gpt2_jax.intervals import Interval
+from gpt2_jax.tasks.scores.bootstrap import Bootstrap
+from gpt2_jax.tasks.scores.result import Scores
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.train import loop
 from gpt2_jax.train.run import TextFns
-from gpt2_jax.train.storage.open_run import open_run
+from gpt2_jax.train.storage.open_run import open_examples, open_run, open_run_examples
 from tests import tools
 from tests.tasks.small import TASKS, small, write_data
 from tests.train.distributed.test_processes import kill, wait_for_step
@@ -29,6 +33,7 @@ SCORES = {
     "classify": "val/macro_f1",
     "answer": "val/exact_match",
 }
+BEST_BY = {"tag": "entity_f1_strict", "classify": "accuracy", "answer": "answer_f1"}
 TIMES = ("perf/",)
 
 
@@ -84,6 +89,21 @@ def assert_same_run(workdir, other, tolerance=0.0):
         np.testing.assert_allclose(np.asarray(x), np.asarray(y), atol=tolerance, rtol=0)
 
 
+def check_best(folder, rows, best_by):
+    """The best checkpoint is the one with the highest score, or the lowest loss, in the rows."""
+    stored = json.loads((folder / "config.json").read_text())["train"]["best_by"]
+    info = json.loads((folder / "run.json").read_text())["best"]
+    assert stored == best_by and info["by"] == (best_by or "loss")
+    sign, name = (-1, f"val/{best_by}") if best_by else (1, "val/loss")
+    scored = [row for row in rows if name in row]
+    best = min(scored, key=lambda row: sign * row[name])
+    assert (info["step"], info["value"]) == (best["step"], best[name])
+    saved = min((row for row in scored if row["step"]), key=lambda row: sign * row[name])
+    assert open_run(str(folder), "best").step == saved["step"]
+    meta = json.loads((folder / "checkpoints" / f"{saved['step']:08d}" / "meta.json").read_text())
+    assert (meta["best_by"], meta["score"]) == (info["by"], saved[name])
+
+
 @pytest.mark.parametrize("task", by_task())
 def test_rows_and_files(places, task):
     folder = places(task).folder / "run"
@@ -94,6 +114,7 @@ def test_rows_and_files(places, task):
     assert rows[-1]["val/loss"] < rows[0]["val/loss"] and 0 <= rows[-1]["val/accuracy"] <= 1
     scored = [row["step"] for row in rows if SCORES.get(task) in row]
     assert scored == {"translate": [12], "mlm": [], "sft": []}.get(task, [0, 4, 8, 12])
+    check_best(folder, rows, BEST_BY.get(task))
     assert (folder / "sample.txt").exists() == (task != "mlm")
     assert (folder / "tokenizer.json").exists() and (folder / "loss.png").exists()
     info = json.loads((folder / "run.json").read_text())
@@ -156,13 +177,24 @@ def test_rerun_writes_a_missing_sample(places):
     assert "gold" in text and "model" in text
 
 
-def test_rows_of_several_lengths_and_diagnostics(places):
+def padding_free_share(place, lengths):
+    """Returns the share of positions of an epoch whose segment is not 0, counted in its batches."""
+    config = place.config(data__lengths=lengths)
+    layout = open_examples(config).sampler(48, 8, config.seed)
+    segments = [layout.batch(step).inputs.segments_BT for step in range(layout.steps(1.0))]
+    return sum((one > 0).sum() for one in segments) / sum(one.size for one in segments)
+
+
+def test_rows_of_several_lengths_and_diagnostics(places, capsys):
     place = places("classify")
     changes = {"data__lengths": ("8", "12"), "track__diagnostics_every": 4}
     assert place.train("buckets", **changes) == EXIT_FINISHED
     rows = read_rows(place.folder / "buckets" / "metrics.jsonl")
     figures = [row["step"] for row in rows if "depth/stream_rms/block_01" in row]
     assert figures == [0, 4, 8, 12]
+    shares = [padding_free_share(place, lengths) for lengths in ((), ("8", "12"))]
+    assert f"({shares[1]:.0%} of the positions)" in " ".join(capsys.readouterr().out.split())
+    assert shares[0] < shares[1] - 0.1
     assert all(np.isfinite(row["depth/skip_cost/block_01"]) for row in rows if row["step"] % 4 == 0)
     padded = rows_of(place.folder / "run")
     assert rows[0]["val/loss"] == padded[0]["val/loss"]
@@ -206,6 +238,47 @@ def test_patience_generates_at_the_end(places):
     assert rows[-1]["step"] < 40 and rows[-1]["val/loss"] > rows[0]["val/loss"]
     assert [row["step"] for row in rows if "val/bleu" in row] == [rows[-1]["step"]]
     assert (place.folder / "patience" / "sample.txt").exists()
+
+
+def test_generation_every_few_steps(places):
+    """The best checkpoint is then that with the highest BLEU; an evaluation without is no worse."""
+    place, bleu = places("translate"), {4: 1.0, 8: 3.0, 12: 2.0, 16: 1.0}
+
+    def scored(model):
+        values = {"bleu": Interval(bleu[model.step], nan, nan), "chrf": Interval(1.0, nan, nan)}
+        return Scores("texts", "pairs", 1, values, {}, Bootstrap(0))
+
+    changes = {"eval__generate_every": 4, "train__patience": 2, "train__steps": 40}
+    changes |= {"train__eval_every": 2, "train__keep_checkpoints": 1}
+    texts = TextFns(TEXTS.sample, scored)
+    assert place.train("often", texts, **changes) == EXIT_FINISHED
+    folder = place.folder / "often"
+    rows = rows_of(folder)
+    assert [row["step"] for row in rows if "val/chrf" in row] == [4, 8, 12, 16]
+    assert rows[-1]["step"] == 16 and not (folder / "checkpoints" / "00000012").exists()
+    check_best(folder, rows, "bleu")
+    assert open_run(str(folder), "best").step == 8
+
+
+def test_best_by_must_be_a_score_of_the_task(places):
+    place = places("classify")
+    with pytest.raises(UserError, match=r"=bleu is not a score .*choose one of loss, accuracy, m"):
+        place.train("other", train__best_by="bleu")
+    with pytest.raises(UserError, match="is unknown; choose one of accuracy, answer_f1"):
+        place.train("other", train__best_by="perplexity")
+    with pytest.raises(UserError, match="needs text that is generated while training"):
+        places("translate").train("other", train__best_by="bleu")
+
+
+def test_best_by_may_change_when_a_run_continues(places, capsys):
+    """The rows of metrics.jsonl have all scores, so the best checkpoint follows the new one."""
+    place = places("classify")
+    assert place.train("by", train__steps=8) == EXIT_FINISHED
+    assert place.train("by", train__best_by="loss", train__steps=12) == EXIT_FINISHED
+    assert "train.best_by was 'accuracy', is now 'loss'" in capsys.readouterr().out
+    rows = rows_of(place.folder / "by")
+    best = min(rows[1:], key=lambda row: row.get("val/loss", 9.0))
+    assert open_run(str(place.folder / "by"), "best").step == best["step"]
 
 
 def test_generation_every_few_steps_is_repeated_with_its_evaluation_after_a_stop(places):
@@ -285,6 +358,27 @@ def test_two_processes_are_like_one(places, task):
     samples = [place.folder / name / "sample.txt" for name in ("one", "two")]
     if task != "mlm":
         assert samples[0].read_text() == samples[1].read_text()
+
+
+def test_chat_template_is_kept_with_the_run(tmp_path):
+    """The run continues, and its examples are the same, after the template has gone."""
+    messages = [{"role": "user", "content": "red"}, {"role": "assistant", "content": "dog"}]
+    lines = [json.dumps({"messages": messages})] * 8
+    source, template = tmp_path / "chats.jsonl", tmp_path / "chat.jinja"
+    source.write_text("\n".join(lines) + "\n")
+    template.write_text(
+        "{% for m in messages %}{{ m.role + ':' + m.content + ';' }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    data = {"data.source": str(source), "data.val_source": str(source)}
+    data |= {"data.tokenizer": "bytes", "data.chat_template": str(template)}
+    steps = {"train__eval_every": 2, "train__sample_tokens": 0}
+    workdir = str(tmp_path / "run")
+    assert loop.train(small("sft", data, **steps, train__steps=2), workdir) == EXIT_FINISHED
+    template.unlink()
+    assert loop.train(small("sft", data, **steps, train__steps=4), workdir) == EXIT_FINISHED
+    opened = open_run(workdir)
+    assert len(open_run_examples(opened, workdir).splits["train"]) == 8
 
 
 def test_labeled_spans_are_questions(tmp_path):

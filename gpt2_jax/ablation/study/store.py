@@ -19,7 +19,7 @@ from gpt2_jax.ablation.study.trials import Trial
 from gpt2_jax.config import from_json
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import disk_errors, remove_temporary
-from gpt2_jax.track.metrics import Row, read_rows
+from gpt2_jax.track.metrics import Row, best_row, read_rows
 
 DEFINITION = "study.json"
 TRIALS, OUTCOMES, LEASES = "trials", "outcomes", "leases"
@@ -101,7 +101,7 @@ class TrialStore:
     def judge(self, name: str, diverged: str | None, unigram_loss: float | None) -> Outcome:
         """Returns the outcome that follows from a run's metrics.
 
-        The loss is the final one, or with `train.patience` the best one.
+        The loss is the final one, or with `train.patience` that of the best evaluation.
 
         Args:
           diverged: the reason, if the run diverged.
@@ -115,9 +115,11 @@ class TrialStore:
             raise UserError(f"{self.path(name)} has no metrics.jsonl; restore the original")
         scored = [row for row in rows if "val/loss" in row]
         initial = scored[0]["val/loss"] if scored and scored[0]["step"] == 0 else None
-        patient = from_json(self.path(name) / "config.json").train.patience is not None
-        known = [row["val/loss"] for row in scored if row["val/loss"] is not None]
-        loss = min(known, default=None) if patient else scored[-1]["val/loss"] if scored else None
+        train = from_json(self.path(name) / "config.json").train
+        judged = scored[-1] if scored else None
+        if train.patience is not None:
+            judged = best_row(scored, train.best_by or "loss")
+        loss = None if judged is None else judged["val/loss"]
         if diverged is None and loss is None:
             diverged = "the validation loss is not finite"
         step = rows[-1]["step"]

@@ -228,7 +228,7 @@ class TrialBatch:
             self._record(before, n, self.trainer.read(metrics), last_batches, speed)
             n = n_next
         if stop.requested and self.step < steps:
-            self._save({trial.name: None for trial in self.trials})
+            self._save({trial.name: {} for trial in self.trials})
 
     def _tokens(self) -> tuple[np.ndarray, int]:
         """Returns the next batches (R, N, B, T+1), padded, and the number of steps to take."""
@@ -255,7 +255,7 @@ class TrialBatch:
         none: list[Any] = [{} for _ in self.trials]
         diagnostics = self._diagnostics(last_batches) if logger.has_diagnostics(self.step) else none
         scores = self._scores() if logger.is_evaluated(self.step) else none
-        to_save: dict[str, float | None] = {}
+        to_save: dict[str, dict[str, float]] = {}
         for i, trial in enumerate(self.trials):
             for step in range(before + 1, self.step + 1):
                 if not trial.is_active or not logger.is_due(step):
@@ -266,7 +266,7 @@ class TrialBatch:
                 row |= scored
                 self._write_row(trial, row)
             if trial.is_active and logger.is_stop(self.step) and trial.logger.is_kept(row):
-                to_save[trial.name] = scores[i].get("val/loss")
+                to_save[trial.name] = scores[i]
         self._save(to_save)
         losses = [f"{read[i]['loss'][n - 1]:.3f}" for i, t in enumerate(self.trials) if t.is_active]
         self.on_progress(n * len(self.trials), " ".join(losses))
@@ -278,10 +278,10 @@ class TrialBatch:
             trial.diverged = error.reason
             trial.logger.wandb.summarize({"diverged_at": row["step"]})
 
-    def _save(self, val_losses: dict[str, float | None]) -> None:
+    def _save(self, scored: dict[str, dict[str, float]]) -> None:
         """Starts saving each of these trials, unless another worker has taken it over."""
         for i, trial in enumerate(self.trials):
-            if trial.name not in val_losses or not trial.is_active:
+            if trial.name not in scored or not trial.is_active:
                 continue
             if trial.logger.saved_step == self.step:
                 continue
@@ -289,7 +289,7 @@ class TrialBatch:
                 trial.taken_over = True
                 self.say(f"{trial.name}: another worker has taken it over")
                 continue
-            trial.logger.save(self.step, self.trainer.state(i), val_losses[trial.name])
+            trial.logger.save(self.step, self.trainer.state(i), scored[trial.name])
 
     def _scores(self) -> list[dict[str, float]]:
         of_parts = [

@@ -18,7 +18,7 @@ from typing import Any
 from gpt2_jax.data.examples.fields import Row
 from gpt2_jax.data.examples.records import Completion, Dialogue
 from gpt2_jax.errors import UserError, shortened
-from gpt2_jax.files import read_fields, read_file
+from gpt2_jax.files import read_fields, read_file, write_json
 
 TEMPLATE = "chat_template.jinja"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -214,6 +214,11 @@ def find_chat_template(tokenizer_file: str) -> Path | None:
         return folder / TEMPLATE
     config = folder / TOKENIZER_CONFIG
     return config if config.is_file() and read_fields(config).get("chat_template") else None
+
+
+def save_chat_template(folder: Path, template: ChatTemplate) -> None:
+    """Saves a template next to a run's tokenizer, where `find_chat_template` finds it."""
+    write_json(folder / TOKENIZER_CONFIG, {"chat_template": template.source, **template.tokens})
 
 
 def chat_record(row: Row, columns: Mapping[str, str]) -> Dialogue | Completion:

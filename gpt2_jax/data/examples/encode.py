@@ -11,10 +11,13 @@ Columns have non-negative integers. `targets` is 0 where there is no target, els
 | tag | `inputs`, `types`; `targets` at the first token of each word; `words`: word + 1 |
 | answer | `inputs`, `types`; `char_starts`, `char_ends`: of tokens of the context; `start`, `end` |
 | sft | `inputs`: ids, eos; `learn` |
+
+The scalar `window` of `answer` is the first token of the context that is in the row.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -49,7 +52,7 @@ SEQUENCES: dict[str, tuple[tuple[str, ...], ...]] = {
     "answer": (("inputs", "types", "char_starts", "char_ends"),),
     "sft": (("inputs", "learn"),),
 }
-SCALARS: dict[str, tuple[str, ...]] = {"classify": ("label",), "answer": ("start", "end")}
+SCALARS: dict[str, tuple[str, ...]] = {"classify": ("label",), "answer": ("start", "end", "window")}
 _BATCH = 1024  # records tokenized at once
 Columns = dict[str, Any]  # ragged: an integer array; scalar: an integer
 
@@ -61,10 +64,13 @@ class Limits:
     Attributes:
       lengths: of each side: (source, target) of pairs, else one.
       too_long: `cut` or `refuse` longer ones.
+      doc_stride: tokens from the start of one window of a context to that of the next; None to cut
+        contexts.
     """
 
     lengths: tuple[int, ...]
     too_long: str = "cut"
+    doc_stride: int | None = None
 
     def check(self) -> None:
         """Checks the values.
@@ -111,6 +117,8 @@ class Encoder:
     def encode(self, records: Iterable[Record], counts: Counts) -> Iterator[tuple[Record, Columns]]:
         """Yields each record with its columns; texts with labeled spans as a question per label.
 
+        A question is repeated for each window of its context.
+
         Args:
           counts: where cuts are counted.
 
@@ -120,7 +128,10 @@ class Encoder:
         self.limits.check()
         expanded = self._expanded(records)
         while group := list(islice(expanded, _BATCH)):
-            yield from zip(group, self._encode(group, counts), strict=True)
+            if self.task == "answer":
+                yield from self._questions(group, counts)
+            else:
+                yield from zip(group, self._encode(group, counts), strict=True)
 
     def _expanded(self, records: Iterable[Record]) -> Iterator[Record]:
         for record in records:
@@ -139,8 +150,6 @@ class Encoder:
                 return self._texts(group, counts)
             case TaggedWords():
                 return self._tagged(group, counts)
-            case Question():
-                return self._questions(group, counts)
         return (self._conversation(record, counts) for record in group)
 
     def _pairs(self, group: Sequence[Pair], counts: Counts) -> Iterator[Columns]:
@@ -209,22 +218,50 @@ class Encoder:
                 "words": framed.place(words + 1),
             }
 
-    def _questions(self, group: Sequence[Question], counts: Counts) -> Iterator[Columns]:
+    def _questions(
+        self, group: Sequence[Any], counts: Counts
+    ) -> Iterator[tuple[Question, Columns]]:
         questions = self.pieces.tokenizer.encode([record.question for record in group])
         contexts = self.pieces.encode([record.context for record in group])
         for record, question, context in zip(group, questions, contexts, strict=True):
-            framed = self._framed(question, context.ids, record.where, counts)
-            start, end = framed.span(record.answers, context)
-            if not start:
+            answer = _answer_tokens(record.answers, context)
+            after_space = _after_space(context, record.context)
+            windows = self._windows(len(question), len(context.ids))
+            if len(windows) > 1:
+                counts.update(contexts_split=1, windows=len(windows))
+            cuts = [Counter() if w.start else counts for w in windows]  # of the question, once
+            framed = [
+                self._framed(question, context.ids[w], record.where, cut)
+                for w, cut in zip(windows, cuts, strict=True)
+            ]
+            spans = [one.span(answer, w.start) for one, w in zip(framed, windows, strict=True)]
+            no_answer = (1, 1)
+            if record.answers and not any(spans):
                 counts["answers_cut"] += 1
-            yield {
-                "inputs": framed.ids,
-                "types": framed.types,
-                "char_starts": framed.place(_after_space(context, record.context)),
-                "char_ends": framed.place(context.ends),
-                "start": start,
-                "end": end,
-            }
+                no_answer = (0, 0)
+            for w, one, span in zip(windows, framed, spans, strict=True):
+                start, end = span or no_answer
+                columns = {
+                    "inputs": one.ids,
+                    "types": one.types,
+                    "char_starts": one.place(after_space[w]),
+                    "char_ends": one.place(context.ends[w]),
+                    "start": start,
+                    "end": end,
+                    "window": w.start,
+                }
+                yield record, columns
+
+    def _windows(self, n_question: int, n_context: int) -> list[slice]:
+        """Returns the tokens of a context in each of its windows, which overlap."""
+        stride, frame = self.limits.doc_stride, self.pieces.frame
+        room = self.limits.lengths[0]
+        room -= len(frame.pair_prefix) + len(frame.middle) + len(frame.suffix)
+        room -= n_question if n_question < room else max(room // 2, 1)  # as in `_framed`
+        if stride is None or n_context <= room:
+            return [slice(0, n_context)]
+        step = min(stride, max(room, 1))
+        return [slice(at, at + room) for at in range(0, n_context - room + step, step)]
 
     def _conversation(self, record: Completion | Dialogue, counts: Counts) -> Columns:
         if isinstance(record, Completion):
@@ -272,20 +309,28 @@ class _Framed:
         out[self.last] = values[: self.last.stop - self.last.start]
         return out
 
-    def span(self, answers: Sequence[tuple[int, str]], context: Pieces) -> tuple[int, int]:
-        """Returns the first and last position of the answer, plus 1.
+    def span(self, answer: tuple[int, int] | None, at: int) -> tuple[int, int] | None:
+        """Returns the first and last position of the answer, plus 1; None if `last` has not all.
 
-        Without an answer both are the first position; (0, 0) if the answer is not in `last`.
+        Args:
+          answer: its first and last token in the context, None if there is none.
+          at: the first token of the context in `last`.
         """
-        if not answers:
-            return 1, 1
-        start, text = answers[0]
-        inside = (context.ends > start) & (context.starts < start + len(text))
-        found = np.flatnonzero(inside)
-        if not len(found) or found[-1] >= self.last.stop - self.last.start:
-            return 0, 0
-        first = self.last.start + 1
-        return first + int(found[0]), first + int(found[-1])
+        if answer is None:
+            return None
+        first, last = answer[0] - at, answer[1] - at
+        if first < 0 or last >= self.last.stop - self.last.start:
+            return None
+        return self.last.start + 1 + first, self.last.start + 1 + last
+
+
+def _answer_tokens(answers: Sequence[tuple[int, str]], context: Pieces) -> tuple[int, int] | None:
+    """Returns the first and last token of the first answer; None if there is none."""
+    if not answers:
+        return None
+    start, text = answers[0]
+    found = np.flatnonzero((context.ends > start) & (context.starts < start + len(text)))
+    return (int(found[0]), int(found[-1])) if len(found) else None
 
 
 def _after_space(pieces: Pieces, text: str) -> np.ndarray:

@@ -39,7 +39,7 @@ from gpt2_jax.data.trained_tokenizer import is_trained, trained_tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import cache_dir, disk_errors
 
-KEY_VERSION = 1  # increment when a change of the code changes the examples
+KEY_VERSION = 2  # increment when a change of the code changes the examples
 LABELED = ("classify", "tag", "answer")
 
 
@@ -172,14 +172,22 @@ def open_examples(
     pieces = PieceEncoder(tokenizer)
     template = _open_template(sources.task, pieces, chat_template)
     known = None if labels is None else list(labels)
-    key = _key(fingerprint, tokenizer, limits, known, template)
-    folder = cache_dir() / "examples" / key[:24]
+    of_labels = lambda labels: _key(fingerprint, tokenizer, limits, labels, template)
+    key, folder = of_labels(known), _folder(of_labels(known))
+    found = _folder(of_labels(None))  # from the start of the run
+    if (found / EXAMPLES).is_file() and ExampleManifest.read(found).labels == known:
+        folder = found
     if not (folder / EXAMPLES).is_file():
         encoder = Encoder(sources.task, pieces, Labels(known or ()), limits, template)
         _Preparation(sources, encoder, folder, key, known is None).run()
     manifest = ExampleManifest.read(folder)
     splits = {name: open_split(folder, name, manifest) for name in manifest.splits}
     return TaskData(manifest, tokenizer, pieces, Labels(manifest.labels), splits, template)
+
+
+def _folder(key: str) -> Path:
+    """Returns where the examples with a key are prepared."""
+    return cache_dir() / "examples" / key[:24]
 
 
 def _open_tokenizer(sources: ExampleSources, name: str) -> Tokenizer:
@@ -244,6 +252,7 @@ def _key(
         tokenizer.fingerprint,
         list(limits.lengths),
         limits.too_long,
+        limits.doc_stride,
         labels,
         [template.source, sorted(template.tokens.items())] if template else None,
     ]

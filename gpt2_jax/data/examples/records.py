@@ -15,6 +15,8 @@ COUNTED = {
     "spans_overlapping": "spans that overlap an earlier one were dropped",
     "cut": "sequences were cut to the maximum length",
     "answers_cut": "answers were cut off with their text and are not trained on",
+    "contexts_split": "contexts were cut into several windows",
+    "windows": "windows of those contexts",
     "targets_cut": "completions were cut off entirely and are not trained on",
     "words_without_pieces": "words have no token and are predicted as O",
 }

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -166,8 +167,16 @@ class Examples:
         return found - (self.task == "sft")  # inputs and targets are one token shorter
 
     @cached_property
+    def windows(self) -> list[range]:
+        """The examples of each record: several for a question whose context is cut into windows."""
+        if "window" not in self.scalars:
+            return [range(i, i + 1) for i in range(len(self))]
+        firsts = np.flatnonzero(self.scalars["window"] == 0).tolist()
+        return [range(a, b) for a, b in pairwise([*firsts, len(self)])]
+
+    @cached_property
     def records(self) -> Sequence[Any]:
-        """The records of all examples as text, in order.
+        """The records as text, in order; the examples of each are in `windows`.
 
         Raises:
           UserError: if the file was deleted.
@@ -207,7 +216,14 @@ def examples_in_memory(
     scalars = {
         name: np.array([one[name] for one in columns], np.int64) for name in SCALARS.get(task, ())
     }
+    if records is not None:
+        records = [r for r, one in zip(records, columns, strict=True) if _is_first(one)]
     return Examples(task, ragged, scalars, {}, kept=records)
+
+
+def _is_first(columns: Columns) -> bool:
+    """Returns whether an example is the first of its record."""
+    return columns.get("window", 0) == 0
 
 
 class Windows:
@@ -267,7 +283,8 @@ def write_split(
         for record, columns in examples:
             for column, writer in writers.items():
                 writer.append(columns[column])
-            records.write(json.dumps(record_to_json(record)) + "\n")
+            if _is_first(columns):
+                records.write(json.dumps(record_to_json(record)) + "\n")
             facts.examples += 1
     facts.columns = {column: writer.close() for column, writer in writers.items()}
     return facts

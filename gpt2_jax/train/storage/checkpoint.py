@@ -3,7 +3,7 @@
 checkpoints/00000500.partial/   being written; deleted at the next start
 checkpoints/00000500/           valid: renamed after all of it is on disk
     state/                      orbax; all parameters in one tree, moments of trainable ones only
-    meta.json                   step, validation loss, and the run it belongs to (identity.py)
+    meta.json                   step, scores, and the run it belongs to (identity.py)
     SHA256SUMS                  of all other files (`sha256sum -c` reads it)
 weights/                        next to checkpoints/: the same with parameters only
 checkpoints/00000500.damaged/   its files do not match SHA256SUMS; kept, never used
@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cache, cached_property
@@ -28,9 +28,10 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding
 
+from gpt2_jax.config.task_sections import LOSS
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import disk_errors, plain_path, read_errors, write_atomic, write_json
-from gpt2_jax.track.metrics import RowsDigest, read_rows
+from gpt2_jax.track.metrics import Row, RowsDigest, best_row, read_rows
 from gpt2_jax.train.distributed.mesh import replicated
 from gpt2_jax.train.distributed.processes import ALONE, Processes
 from gpt2_jax.train.distributed.sharding import param_keys
@@ -44,8 +45,8 @@ class Checkpoints:
 
     Args:
       folder: `checkpoints/` of the run directory.
-      keep: number of latest checkpoints to keep, in addition to the one with the lowest
-        validation loss.
+      keep: number of latest checkpoints to keep, in addition to the best one.
+      best_by: as in `train.best_by`.
       identity: the run's identity; None if checkpoints are only read.
       processes: those that train together. All save, and process 0 does the rest.
 
@@ -62,9 +63,10 @@ class Checkpoints:
         keep: int = 2,
         identity: Identity | None = None,
         processes: Processes = ALONE,
+        best_by: str = LOSS,
     ) -> None:
         self._folder, self._keep, self._identity = folder, keep, identity
-        self._processes = processes
+        self._processes, self._best_by = processes, best_by
         self.before_commit: Callable[[], None] = lambda: None
         self.announce: Callable[[int], None] = lambda step: None
         self.digest_rows: Callable[[int, bool], RowsDigest | None] = lambda step, evaluated: None
@@ -102,36 +104,41 @@ class Checkpoints:
         return sorted(step for step in numbers if os.path.lexists(self.path(step)))
 
     def best(self, say: Callable[[str], None] = lambda line: None) -> int | None:
-        """Returns the step with the lowest validation loss among checkpoints that have one.
+        """Returns the step of the best checkpoint, by `best_by`, among those that have a score.
 
         Args:
-          say: called with a line for each checkpoint whose stored loss is damaged.
+          say: called with a line for each checkpoint whose stored score is damaged.
         """
-        known: dict[int, float] = {}
+        known: list[Row] = []
         for step in self.steps():
             try:
-                loss = _val_loss(self.path(step))
+                score = _score(self.path(step), self._best_by)
             except UserError as error:
                 if os.path.lexists(self.path(step)):  # otherwise training has just deleted it
                     say(f"{error}: skipped")
             else:
-                known |= {} if loss is None else {step: loss}
-        return min(known, key=lambda step: known[step]) if known else None
+                known += [] if score is None else [{"step": step, f"val/{self._best_by}": score}]
+        best = best_row(known, self._best_by)
+        return None if best is None else best["step"]
 
     def path(self, step: int) -> Path:
         """Returns the folder of a step's checkpoint."""
         return self._folder / f"{step:08d}"
 
-    def save(self, step: int, state: State, val_loss: float | None) -> None:
+    def save(self, step: int, state: State, scored: Mapping[str, Any]) -> None:
         """Starts saving in the background; returns once `state` may be donated.
+
+        Args:
+          scored: `val/*` fields of the step; empty if it was not evaluated.
 
         Raises:
           DiskError: if this save cannot start, or the previous one failed.
         """
         self.wait()
         partial = self._folder / f"{step:08d}.partial"
-        val_loss = finite(val_loss)
-        meta = Meta(step, val_loss, self.digest_rows(step, val_loss is not None), self._identity)
+        val_loss, score = (finite(scored.get(f"val/{by}")) for by in (LOSS, self._best_by))
+        rows = self.digest_rows(step, val_loss is not None)
+        meta = Meta(step, val_loss, rows, self._identity, best_by=self._best_by, score=score)
         with disk_errors(f"checkpoint {step}"), ExitStack() as stack:
             with self._processes.together("start of save"), disk_errors(f"checkpoint {step}"):
                 if self._processes.is_main:
@@ -291,8 +298,8 @@ def _check_step(folder: Path, step: int, found: jax.Array) -> None:
         )
 
 
-def _val_loss(folder: Path) -> float | None:
-    """Returns the validation loss of a checkpoint, None if it has none.
+def _score(folder: Path, best_by: str) -> float | None:
+    """Returns what a checkpoint is compared by, None if it has none.
 
     Raises:
       UserError: if its meta.json is damaged.
@@ -300,20 +307,21 @@ def _val_loss(folder: Path) -> float | None:
     if not is_intact(folder, META):
         raise UserError(f"checkpoint {folder} is damaged ({META} changed)")
     meta = read_meta(folder)
-    return _recorded_loss(folder, meta.step) if meta.val_loss is None else meta.val_loss
+    stored = meta.score if meta.best_by == best_by else None
+    return _recorded_score(folder, meta.step, best_by) if stored is None else stored
 
 
-def _recorded_loss(folder: Path, step: int) -> float | None:
-    """Returns a step's validation loss from metrics.jsonl.
+def _recorded_score(folder: Path, step: int, best_by: str) -> float | None:
+    """Returns a step's score from metrics.jsonl.
 
-    If a signal interrupts an evaluation, the step is saved without its loss; the next start adds
-    it only to metrics.jsonl.
+    If a signal interrupts an evaluation, the step is saved without its score; the next start adds
+    it only to metrics.jsonl. `train.best_by` may also have been another when the step was saved.
     """
     try:
         rows = read_rows(folder.parent.parent / "metrics.jsonl")
     except UserError:
         return None
-    return finite(next((row.get("val/loss") for row in rows if row["step"] == step), None))
+    return finite(next((row.get(f"val/{best_by}") for row in rows if row["step"] == step), None))
 
 
 def _stored(state: State) -> dict[str, Any]:

@@ -25,8 +25,8 @@ class CheckpointRef:
     """A reference to a checkpoint of a run.
 
     Attributes:
-      step: a step, `best` for the lowest validation loss, or None for the latest undamaged
-        checkpoint.
+      step: a step, `best` for the best evaluation by `train.best_by`, or None for the latest
+        undamaged checkpoint.
     """
 
     workdir: str
@@ -109,7 +109,8 @@ class _Replaced(Exception):
 
 
 def _find(directory: RunDirectory, ref: CheckpointRef) -> int:
-    checkpoints, path = Checkpoints(directory.checkpoints_path), directory.path
+    checkpoints = Checkpoints(directory.checkpoints_path, best_by=directory.best_by())
+    path = directory.path
     step = _best(checkpoints, path) if ref.step == BEST else ref.step
     steps = checkpoints.steps()
     imported = directory.weights_path.exists() and 0 not in steps
@@ -130,7 +131,9 @@ def _find(directory: RunDirectory, ref: CheckpointRef) -> int:
 def _best(checkpoints: Checkpoints, workdir: Path) -> int:
     best = checkpoints.best(_warn)
     if best is None:
-        raise UserError(f"{workdir} has no checkpoint with a validation loss")
+        raise UserError(
+            f"{workdir} has no checkpoint with a validation loss or score; name one by its step"
+        )
     return best
 
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt2_jax.config.task_sections import LOSS
 from gpt2_jax.data.run_data import RunData
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import check_format, read_fields
@@ -46,6 +47,7 @@ class Meta:
 
     Attributes:
       val_loss: validation loss, None if the step was not evaluated.
+      best_by: as in `train.best_by`. score: by which checkpoints are compared; None if unknown.
       rows: digest of metrics.jsonl up to the step, None for weights without metrics.
       identity: identity of the run, None for weights saved outside a run.
       version: format version.
@@ -56,11 +58,13 @@ class Meta:
     rows: RowsDigest | None = None
     identity: Identity | None = None
     version: int = FORMAT_VERSION
+    best_by: str = LOSS
+    score: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields of meta.json."""
         fields: dict[str, Any] = {"format_version": self.version, "step": self.step}
-        fields["val_loss"] = self.val_loss
+        fields |= {"val_loss": self.val_loss, "best_by": self.best_by, "score": self.score}
         if self.rows is not None:
             fields["rows"] = asdict(self.rows)
         if self.identity is not None:
@@ -84,8 +88,9 @@ def read_meta(folder: Path) -> Meta:
     check_format(fields, path, FORMAT_VERSION)
     try:
         step, loss = fields["step"], fields["val_loss"]
-        if type(step) is not int or type(loss) not in (int, float, type(None)):
-            raise ValueError("its step or its loss is not a number")
+        score, best_by = fields.get("score", loss), fields.get("best_by", LOSS)
+        if type(step) is not int or {type(loss), type(score)} - {int, float, type(None)}:
+            raise ValueError("its step, its loss or its score is not a number")
         rows = None if fields.get("rows") is None else RowsDigest(**fields["rows"])
         identity = None
         if "run_id" in fields:
@@ -95,7 +100,8 @@ def read_meta(folder: Path) -> Meta:
                 raise ValueError("its config is not an object")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from None
-    return Meta(step, finite(loss), rows, identity, fields.get("format_version", 1))
+    version = fields.get("format_version", 1)
+    return Meta(step, finite(loss), rows, identity, version, best_by, finite(score))
 
 
 def finite(loss: float | None) -> float | None:

@@ -16,7 +16,9 @@ from typing import IO, Any
 from gpt2_jax import config as configs
 from gpt2_jax.config import Config
 from gpt2_jax.config.check import check_stored
+from gpt2_jax.config.task_sections import LOSS
 from gpt2_jax.config.tune_section import TuneConfig
+from gpt2_jax.data.examples.chat import TOKENIZER_CONFIG, save_chat_template
 from gpt2_jax.data.run_data import RunData
 from gpt2_jax.data.saved_tokenizer import (
     TOKENIZER,
@@ -40,6 +42,7 @@ from gpt2_jax.files import (
     write_atomic,
     write_json,
 )
+from gpt2_jax.tasks.data import ExampleData
 from gpt2_jax.train.storage.identity import FORMAT_VERSION, Identity, check_corpus, new_run_id
 from gpt2_jax.train.versions import PACKAGES, commit, version
 
@@ -49,7 +52,7 @@ INFO_TYPES = {
     **dict.fromkeys(("starts", "devices", "labels"), list),
     **dict.fromkeys(("first_checkpoint", "parameters", "flops_per_token", "flops"), int),
     "peak_bytes_per_device": int,
-    **dict.fromkeys(("placement", "changed", "mesh", "saves", "sources", "streams"), dict),
+    **dict.fromkeys(("placement", "changed", "mesh", "saves", "sources", "streams", "best"), dict),
     "special_ids": dict,  # of an imported model
 }
 
@@ -102,7 +105,8 @@ class RunDirectory:
                 kind = "is a file" if self.path.is_file() else "is not a folder"
                 raise UserError(f"--workdir={self.path} {kind}; choose another")
             names = [name for name in os.listdir(self.path) if not name.startswith(".")]
-        strange = set(names) - {self.info_path.name, TOKENIZER}  # written first
+        written_first = {self.info_path.name, TOKENIZER, TOKENIZER_CONFIG}
+        strange = set(names) - written_first
         if strange and not self.config_path.exists() and not self.has_results():
             raise UserError(
                 f"--workdir={self.path} is not empty and contains no run "
@@ -157,7 +161,21 @@ class RunDirectory:
         """
         config = configs.from_json(self.config_path)
         check_stored(config, self.config_path)
-        return configs.replace(config, {"data.tokenizer": self.tokenizer_for(config)})
+        return self.with_own_tokenizer(config)
+
+    def with_own_tokenizer(self, config: Config) -> Config:
+        """Returns the config with the run's copies of its tokenizer and its chat template.
+
+        Raises:
+          UserError: as `tokenizer_for`.
+        """
+        changes = {"data.tokenizer": self.tokenizer_for(config)}
+        copy = self.path / TOKENIZER_CONFIG
+        if config.task.name == "sft" and copy.is_file() and self.config_path.exists():
+            named = configs.from_json(self.config_path).data.chat_template
+            if named == config.data.chat_template:
+                changes["data.chat_template"] = str(copy)
+        return configs.replace(config, changes)
 
     def config_of(self, folder: Path) -> Config:
         """Returns the config of the parameters in a folder of the run.
@@ -202,6 +220,12 @@ class RunDirectory:
         if self._is_own_tokenizer(config.data.tokenizer):
             return configs.replace(old, {"data.tokenizer": config.data.tokenizer})
         return old
+
+    def best_by(self) -> str:
+        """Returns the score that the run's checkpoints are compared by; `loss` if it has none."""
+        if not self.config_path.exists():
+            return LOSS
+        return configs.from_json(self.config_path).train.best_by or LOSS
 
     def read_info(self) -> dict[str, Any]:
         """Returns the content of run.json, empty if the file does not exist.
@@ -326,6 +350,8 @@ class RunDirectory:
         )
         with disk_errors("config.json"):
             save_tokenizer(self.path, tokenizer)
+            if isinstance(corpus, ExampleData) and corpus.template is not None:
+                save_chat_template(self.path, corpus.template)
             write_atomic(self.config_path, configs.to_json(config))
         return changes
 

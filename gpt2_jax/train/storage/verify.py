@@ -97,7 +97,8 @@ def open_checkpoints(
             with disk_errors("checkpoints/"):
                 directory.checkpoints_path.mkdir(exist_ok=True)
             identity = directory.identity()
-        checkpoints = Checkpoints(directory.checkpoints_path, keep, identity, processes)
+        folder, best_by = directory.checkpoints_path, directory.best_by()
+        checkpoints = Checkpoints(folder, keep, identity, processes, best_by)
         checkpoints.announce = directory.record_first_checkpoint
         for step, _ in resume.damaged:
             checkpoints.set_aside(step)

@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from gpt2_jax.data.examples import prepare
 from gpt2_jax.data.examples.chat import ChatTemplate
 from gpt2_jax.data.examples.encode import Encoder, Limits
 from gpt2_jax.data.examples.labels import Labels, labels_of
@@ -123,6 +124,7 @@ def test_answers_are_positions_of_tokens():
         "char_ends": [0, 0, 0, 3, 9, 10, 16, 0],
         "start": 5,
         "end": 6,
+        "window": 0,
     }
     assert not counts
     none = Question("q", "the", context, (), "w")
@@ -132,6 +134,30 @@ def test_answers_are_positions_of_tokens():
     columns, counts = encode(last, "answer", length=(7,))
     assert (columns["start"], columns["end"]) == (0, 0)
     assert counts == {"cut": 1, "answers_cut": 1}
+
+
+@pytest.mark.parametrize(("stride", "starts"), [(1, [0, 1, 2, 3]), (2, [0, 2, 4]), (9, [0, 4])])
+def test_windows_of_a_long_context(stride, starts):
+    """Four tokens fit; each window has the answer if it has all of it, and else no answer."""
+    context = "the river bends the rivers bends"  # 7 tokens
+    ids = [THE, RIVER, BENDS, THE, RIVER, S, BENDS]
+    question = Question("q", "the", context, ((20, "rivers"),), "w")
+    counts = Counter()
+    encoder = Encoder("answer", bert(), Labels(()), Limits((8,), doc_stride=stride))
+    found = [columns for _, columns in encoder.encode([question], counts)]
+    assert [one["window"] for one in found] == starts
+    assert counts == {"contexts_split": 1, "windows": len(starts)}
+    for one, start in zip(found, starts, strict=True):
+        assert one["inputs"].tolist() == [CLS, THE, SEP, *ids[start : start + 4], SEP]
+        inside = start <= 4 and start + 4 >= 6
+        expected = (4 + 4 - start, 4 + 5 - start) if inside else (1, 1)
+        assert (one["start"], one["end"]) == expected
+        assert one["char_ends"][3] == [3, 9, 15, 19, 25][start]
+    refusing = Encoder("answer", bert(), Labels(()), Limits((8,), "refuse", stride))
+    assert len(list(refusing.encode([question], counts))) == len(starts)
+    whole = Question("q", "the", context, ((0, context),), "w")
+    assert all(columns["start"] == 0 for _, columns in encoder.encode([whole], counts))
+    assert counts["answers_cut"] == 1
 
 
 def test_characters_of_an_answer_have_no_space_before_it():
@@ -269,6 +295,16 @@ def test_labels_of_an_earlier_run(classes, tmp_path):
     assert data.splits["test"].scalars["label"].tolist() == [2, 1, 0, 2, 1, 0, 2]
     with pytest.raises(UserError, match=r"label names are those of data\.source, which is not set"):
         open_examples(only, "bytes", Limits((32,)))
+
+
+def test_run_that_continues_does_not_prepare_its_examples_again(classes, monkeypatch):
+    first = open_examples(classes, "bytes", Limits((32,)))
+    names = list(first.labels.names)
+    monkeypatch.setattr(prepare, "_Preparation", None)
+    again = open_examples(classes, "bytes", Limits((32,)), labels=names)
+    assert again.splits["train"].folder == first.splits["train"].folder
+    with pytest.raises(TypeError):  # other ids: the examples differ
+        open_examples(classes, "bytes", Limits((32,)), labels=names[::-1])
 
 
 def test_one_label_is_refused(classes, tmp_path):

@@ -134,7 +134,7 @@ def test_evaluation_and_diagnostics_are_those_of_one_device(one, several):
 def check_restored_on_another_mesh(one, several, folder, tolerance):
     """Saves the state of several devices, and continues from it there and on one device."""
     checkpoints = Checkpoints(folder)
-    checkpoints.save(STEPS, several[1], None)
+    checkpoints.save(STEPS, several[1], {})
     checkpoints.wait()
     restored = checkpoints.restore(STEPS, one[0].shapes)
     back = checkpoints.restore(STEPS, several[0].shapes)

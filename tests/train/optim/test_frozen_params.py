@@ -122,7 +122,7 @@ def test_frozen_rows_are_unchanged_and_a_run_resumes_bitwise(devices, tmp_path):
     first = jax.tree.map(np.array, trainer.state.all_params)
     trainer.run(3)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(3, trainer.state, None)
+    checkpoints.save(3, trainer.state, {})
     checkpoints.wait()
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), trainer.state

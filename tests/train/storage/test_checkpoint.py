@@ -43,7 +43,7 @@ def saved(state, tmp_path_factory):
     folder.mkdir()
     checkpoints = Checkpoints(folder)
     for step in (10, 20):
-        checkpoints.save(step, state._replace(step=state.step + step), val_loss=1.0 / step)
+        checkpoints.save(step, state._replace(step=state.step + step), {"val/loss": 1.0 / step})
     checkpoints.close()
     return folder
 
@@ -142,7 +142,7 @@ def test_checkpoints_can_be_saved_to_any_path(state, tmp_path, name):
     folder = tmp_path / name / "checkpoints"
     folder.mkdir(parents=True)
     checkpoints = Checkpoints(folder)
-    checkpoints.save(0, state, None)
+    checkpoints.save(0, state, {})
     checkpoints.wait()
     assert_equal(checkpoints.restore(0, state), state)
     assert_equal(restore_params(folder / "00000000", state.params), state.params)
@@ -180,7 +180,7 @@ def test_training_during_a_save_does_not_affect_it(tmp_path):
     compiled = update.lower(shapes).compile()
     before = jax.tree.map(np.array, state)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(0, state, None)
+    checkpoints.save(0, state, {})
     for _ in range(20):
         state = compiled(state)
     jax.block_until_ready(state)
@@ -194,18 +194,39 @@ def test_only_the_latest_and_the_best_checkpoints_are_kept(state, tmp_path):
     losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: None, 5: 1.5}
     kept = []
     for step, loss in losses.items():
-        checkpoints.save(step, state, loss)
+        checkpoints.save(step, state, {"val/loss": loss})
         checkpoints.wait()
         kept.append(checkpoints.steps())
     assert kept == [[1], [1, 2], [2, 3], [2, 3, 4], [2, 4, 5]]
     assert checkpoints.best() == 2
 
 
+def test_best_checkpoint_by_a_score(state, tmp_path):
+    """The highest, whatever the loss; by what was not saved, the rows of metrics.jsonl decide."""
+    folder = tmp_path / "checkpoints"
+    checkpoints, kept = Checkpoints(folder, keep=1, best_by="accuracy"), []
+    scores = {1: (1.0, 0.5), 2: (3.0, 0.9), 3: (0.5, 0.7), 4: (2.0, 0.9)}
+    for step, (loss, accuracy) in scores.items():
+        checkpoints.save(step, state, {"val/loss": loss, "val/accuracy": accuracy})
+        checkpoints.wait()
+        kept.append(checkpoints.steps())
+    assert kept == [[1], [2], [2, 3], [2, 4]] and checkpoints.best() == 2
+    meta = json.loads((folder / "00000004" / "meta.json").read_text())
+    assert (meta["val_loss"], meta["best_by"], meta["score"]) == (2.0, "accuracy", 0.9)
+    assert Checkpoints(folder, best_by="macro_f1").best() is None
+    assert Checkpoints(folder).best() is None
+    rows = [{"step": 2, "val/loss": 3.0, "val/macro_f1": 0.1}]
+    rows.append({"step": 4, "val/loss": 2.0, "val/macro_f1": 0.2})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert Checkpoints(folder, best_by="macro_f1").best() == 4
+    assert Checkpoints(folder).best() == 4
+
+
 def test_checkpoint_becomes_valid_only_after_before_commit(state, tmp_path):
     seen = []
     checkpoints = Checkpoints(tmp_path)
     checkpoints.before_commit = lambda: seen.append(checkpoints.steps())
-    checkpoints.save(7, state, None)
+    checkpoints.save(7, state, {})
     checkpoints.wait()
     assert seen == [[]] and checkpoints.steps() == [7]
 
@@ -216,7 +237,7 @@ def test_failed_save_leaves_no_checkpoint(state, tmp_path):
 
     checkpoints = Checkpoints(tmp_path)
     checkpoints.before_commit = fail
-    checkpoints.save(7, state, None)
+    checkpoints.save(7, state, {})
     with pytest.raises(RuntimeError, match="could not be written"):
         checkpoints.wait()
     assert checkpoints.steps() == []
@@ -230,7 +251,7 @@ def test_full_disk_is_a_one_line_error(state, tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "write_json", full)
     with pytest.raises(UserError, match=r"cannot write checkpoint 7 .*No space left on device"):
-        Checkpoints(tmp_path).save(7, state, None)
+        Checkpoints(tmp_path).save(7, state, {})
 
 
 def test_best_ignores_checkpoints_with_damaged_meta(saved, tmp_path):
