@@ -25,6 +25,7 @@ SHIPPED = [
     ("configs/ablations/placement.py", None),
     ("configs/ablations/qk_norm.py", None),
     ("configs/ablations/residual_scale_depth.py", None),
+    ("configs/ablations/translation.py", None),
     ("configs/finetune.py", None),
     ("configs/bert.py", None),
     ("configs/translate.py", None),
