@@ -22,9 +22,9 @@ from gpt2_jax.data.pieces import PieceEncoder
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.evaluate.translate import Translator
 from gpt2_jax.model.beam import BeamParams
-from gpt2_jax.train.compiled_step import BatchShapes, compile_step
+from gpt2_jax.train.batch_shapes import BatchShapes, batch_key
+from gpt2_jax.train.compiled_step import compile_step
 from gpt2_jax.train.distributed.mesh import configure_devices
-from gpt2_jax.train.example_evaluation import batch_key
 from gpt2_jax.train.malloc import keep_freed_memory
 from gpt2_jax.train.pretrained import initial_state, open_source
 from gpt2_jax.train.storage.open_run import open_run

@@ -36,8 +36,8 @@ def to_huggingface(table: Table, model_def: ModelDef, params: Any) -> Tensors:
                 out[prefix + name.replace(LAYER, str(layer))] = np.ascontiguousarray(tensor)
     if flat:
         raise KeyError(f"no tensor name for {', '.join(flat)}")
-    for name in table.saved_copies:
-        out[name] = out[table.copies[name]]
+    for copy, original in table.saved_copies.items():
+        out[copy] = out[original]
     for name, shape in table.zeros.items():
         out[name] = np.zeros(shape, np.float32)
     return out

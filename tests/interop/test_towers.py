@@ -184,6 +184,24 @@ def test_separate_embeddings_of_marian(tmp_path):
         np.testing.assert_array_equal(again[key], value, err_msg=key)
 
 
+@pytest.mark.parametrize("family", towers.SEQ2SEQ)
+def test_shared_tokens_are_exported_once_per_tower_if_the_head_is_not_tied(tmp_path, family):
+    """transformers ties no tables then, and would draw random values for those missing."""
+    shapes = towers.seq2seq_shapes(family)
+    theirs = towers.values(shapes | {"lm_head.weight": (towers.V, towers.D)})
+    towers.write(
+        tmp_path / "theirs", towers.SEQ2SEQ[family] | {"tie_word_embeddings": False}, theirs
+    )
+    import_model(str(tmp_path / "theirs"), str(tmp_path / "run"))
+    export_model(str(tmp_path / "run"), str(tmp_path / "out"))
+    again = load_file(tmp_path / "out" / "model.safetensors")
+    for key, value in theirs.items():
+        np.testing.assert_array_equal(again.pop(key), value, err_msg=key)
+    assert sorted(again) == [f"model.{t}.embed_tokens.weight" for t in ("decoder", "encoder")]
+    for value in again.values():
+        np.testing.assert_array_equal(value, theirs["model.shared.weight"])
+
+
 def test_names_of_earlier_versions(tmp_path):
     """gamma and beta, a buffer of positions, and a prefix on a base model."""
     theirs = towers.values(towers.class_shapes("bert", "BertModel"))

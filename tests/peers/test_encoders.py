@@ -204,6 +204,7 @@ OURS = [
         | {"placement__positions": "sinusoidal_halves"},
     ),
 ]
+OURS.append(("MarianMTModel", OURS[-1][1] | {"model__tie_head": False}))
 
 
 @pytest.mark.parametrize(("name", "changes"), OURS)

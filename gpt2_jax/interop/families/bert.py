@@ -256,7 +256,7 @@ def _table(kind: Kind, config: Sections, head: HeadSpec) -> Table:
     _check_head(kind, found, config, head)
     rows = found.rows if head.has_transform or head.kind in ("tokens", "span") else ()
     copies: dict[str, str] = {}
-    saved: tuple[str, ...] = ()
+    saved: dict[str, str] = {}
     if head.kind == "mlm":
         rows, copies, saved = _masked_head(kind, rows, config.model.tie_head)
     types = (same("embedding.wtt", TYPES),) if config.model.token_types else ()
@@ -275,8 +275,8 @@ def _table(kind: Kind, config: Sections, head: HeadSpec) -> Table:
 
 def _masked_head(
     kind: Kind, rows: tuple[Row, ...], tied: bool
-) -> tuple[tuple[Row, ...], dict[str, str], tuple[str, ...]]:
-    """Returns the rows of a head for masked tokens, and the copies that files have.
+) -> tuple[tuple[Row, ...], dict[str, str], dict[str, str]]:
+    """Returns the rows of a head for masked tokens, the copies that files may have, and must have.
 
     The bias has two names, of which transformers uses the first unless the matrix is tied.
     """
@@ -284,9 +284,9 @@ def _masked_head(
     weight, decoder_bias = f"{decoder}.weight", f"{decoder}.bias"
     if tied:
         bias_row = same("mlm.bias", bias, outside=True)
-        return (*rows, bias_row), {weight: WORDS, decoder_bias: bias}, ()
+        return (*rows, bias_row), {weight: WORDS, decoder_bias: bias}, {}
     own = same("mlm.bias", decoder_bias, outside=True), same("head", weight, outside=True)
-    return (*rows, *own), {bias: decoder_bias}, (bias,)
+    return (*rows, *own), {bias: decoder_bias}, {bias: decoder_bias}
 
 
 def _check_head(kind: Kind, found: HeadClass, config: Sections, head: HeadSpec) -> None:

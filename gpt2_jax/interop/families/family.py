@@ -102,7 +102,7 @@ class Table:
       rows: its parameters.
       prefix: before the names of the base model's tensors in files of this class.
       copies: tensors that repeat another, by name; files need not have them.
-      saved_copies: those of them that are exported.
+      saved_copies: those of them that are exported, and their originals, by name with the prefix.
       zeros: shapes of tensors for which our model has no parameter, by name with the prefix; they
         are exported as zeros.
     """
@@ -113,7 +113,7 @@ class Table:
     rows: tuple[Row, ...]
     prefix: str = ""
     copies: Mapping[str, str] = field(default_factory=dict)
-    saved_copies: tuple[str, ...] = ()
+    saved_copies: Mapping[str, str] = field(default_factory=dict)
     zeros: Mapping[str, Shape] = field(default_factory=dict)
 
 

@@ -154,6 +154,8 @@ def seq2seq_table(
         raise ValueError(f"a head of kind {head.kind!r} is not one of an encoder-decoder")
     model = config.model
     outputs: list[Row] = []
+    # Unless the output matrix is tied, transformers ties no tables either: each needs its values.
+    saved = {} if model.tie_head else {PREFIX + copy: PREFIX + copies[copy] for copy in copies}
     if not model.tie_head:
         outputs.append(same("decoder.head", HEAD, outside=True))
     if model.logits_bias:
@@ -165,5 +167,6 @@ def seq2seq_table(
         rows=(*embeddings, *BLOCKS, *outputs),
         prefix=PREFIX,
         copies={**copies, **({HEAD: target_tokens} if model.tie_head else {})},
+        saved_copies=saved,
         zeros={} if model.logits_bias else {LOGITS_BIAS: (1, model.vocab_size)},
     )

@@ -79,6 +79,7 @@ def test_spans():
         "types": [0, 1, 1],
         "char_starts": [0] * 3,
         "char_ends": [0] * 3,
+        "window": 0,
     }
     build = assembler(
         "answer",

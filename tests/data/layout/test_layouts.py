@@ -290,7 +290,9 @@ def test_bad_values_are_one_line_errors(make, message):
         make()
 
 
-@pytest.mark.parametrize("task, scalars", [("classify", ["label"]), ("answer", ["start", "end"])])
+@pytest.mark.parametrize(
+    "task, scalars", [("classify", ["label"]), ("answer", ["start", "end", "window"])]
+)
 def test_tasks_with_a_target_per_row_are_not_packed(task, scalars):
     columns = {"inputs": [1], "types": [0], **dict.fromkeys(scalars, 1)}
     build = Assembler(examples_in_memory(task, [columns]), SPECIALS)
