@@ -49,8 +49,9 @@ from gpt2_jax.train.pretrained import (
 from gpt2_jax.train.run import Run, TextFns, how_to_continue
 from gpt2_jax.train.run_logger import is_stale
 from gpt2_jax.train.storage.checkpoint import Checkpoints
+from gpt2_jax.train.storage.followed_directory import FollowedDirectory
 from gpt2_jax.train.storage.open_run import open_data, open_examples
-from gpt2_jax.train.storage.rundir import FollowedDirectory, RunDirectory
+from gpt2_jax.train.storage.rundir import RunDirectory
 from gpt2_jax.train.storage.verify import ResumePoint, find_resume_point, open_checkpoints
 from gpt2_jax.train.teacher import check_teacher, define_teacher, find_teacher, with_teacher
 from gpt2_jax.tuning.definition import define_tuned

@@ -386,23 +386,3 @@ class RunDirectory:
             info["wandb_id"] = secrets.token_hex(4)
             self.change_info(wandb_id=info["wandb_id"])
         return info["wandb_id"]
-
-
-class FollowedDirectory(RunDirectory):
-    """The run directory of another process, which writes it; nothing is written or locked here."""
-
-    def check_usable(self) -> None:
-        """Leaves the check, which takes the lock for a moment, to the other process."""
-
-    def lock(self) -> None:
-        """Leaves the lock to the other process."""
-
-    def claim(self, config: Config, corpus: RunData, tokenizer: Tokenizer) -> list[str]:
-        """Returns no changes: the other process has reported them."""
-        return []
-
-    def change_info(self, **fields: Any) -> None:
-        """Leaves run.json to the other process."""
-
-    def write_sample(self, text: str | None) -> None:
-        """Leaves sample.txt to the other process."""
