@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from gpt2_jax.config import Config
 from gpt2_jax.data.batch import Batch
 from gpt2_jax.tasks.losses import AnyBatch
 
@@ -33,10 +32,10 @@ class BatchShapes:
         return not isinstance(self.train[0], Batch)
 
 
-def window_shapes(config: Config) -> BatchShapes:
+def window_shapes(batch_size: int, seq_len: int) -> BatchShapes:
     """Returns the shape of batches for language modeling."""
-    windows = Batch(np.zeros((0, config.data.seq_len + 1), np.int32))
-    return BatchShapes([windows], config.train.batch_size * config.data.seq_len)
+    windows = Batch(np.zeros((0, seq_len + 1), np.int32))
+    return BatchShapes([windows], batch_size * seq_len)
 
 
 def batch_key(batch: AnyBatch) -> tuple[int, ...]:

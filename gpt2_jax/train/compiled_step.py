@@ -169,7 +169,8 @@ def compile_step(
     default = nullcontext() if devices is None else jax.default_device(devices[0])
     with default:
         devices = find_devices() if devices is None else devices
-        return _compile_for(config, devices, batches or window_shapes(config), others, teacher)
+        batches = batches or window_shapes(config.train.batch_size, config.data.seq_len)
+        return _compile_for(config, devices, batches, others, teacher)
 
 
 @dataclass(frozen=True)

@@ -205,7 +205,7 @@ def _check_patterns(config: Config) -> None:
 def batch_shapes(config: Config, corpus: RunData, sampler: Batches) -> BatchShapes:
     """Returns the shapes of the batches of training and evaluation."""
     if not isinstance(corpus, ExampleData):
-        return window_shapes(config)
+        return window_shapes(config.train.batch_size, config.data.seq_len)
     assert isinstance(sampler, Layout)
     rows = config.train.batch_size // config.train.accumulation
     evaluation = corpus.shapes(corpus.evaluation("val", rows))
