@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpt2_jax.config import Config
-from gpt2_jax.data.run_data import RunData
-from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.train.storage.rundir import RunDirectory
 
 
@@ -19,7 +16,7 @@ class FollowedDirectory(RunDirectory):
     def lock(self) -> None:
         """Leaves the lock to the other process."""
 
-    def claim(self, config: Config, corpus: RunData, tokenizer: Tokenizer) -> list[str]:
+    def claim(self, *args: Any, **kwargs: Any) -> list[str]:
         """Returns no changes: the other process has reported them."""
         return []
 
