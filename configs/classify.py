@@ -60,7 +60,7 @@ def _from_scratch(config: ConfigDict) -> None:
 def _fine_tune(config: ConfigDict) -> None:
     config.model.dropout = 0.1
     config.data.seq_len = 128
-    config.data.lengths = ("32",)
+    config.data.lengths = ("16", "32")
 
     config.optimizer.peak_lr = 2e-4
     config.optimizer.weight_decay = 0.01
