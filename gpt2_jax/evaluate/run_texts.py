@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from gpt2_jax.config.sections import EvalConfig
 from gpt2_jax.data.examples.labels import OUTSIDE
@@ -120,7 +121,7 @@ def _completions(model: TrainedModel, data: ExampleData) -> list[dict[str, str]]
     prompts, gold = [], []
     for i in range(min(SHOWN, len(examples))):
         ids, learn = examples.ragged["inputs"][i].tolist(), examples.ragged["learn"][i]
-        first = int(learn.argmax()) if learn.any() else len(ids)
+        first = int(np.argmax(learn)) if learn.any() else len(ids)
         prompts.append(ids[:first] or [end])
         gold.append(decode(ids[first:]))
     params = jax.tree.map(on_one_device, model.params)

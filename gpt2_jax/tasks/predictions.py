@@ -96,7 +96,7 @@ def _best_answer(
     probability = 1.0 / float(total)
     if highest <= none:
         return Answer(0, 0, "", probability)
-    first, last = np.unravel_index(int(spans[best].argmax()), spans[best].shape)
+    first, last = np.unravel_index(np.argmax(spans[best]), spans[best].shape)
     i, where = windows[best], positions[best]
     start = int(examples.ragged["char_starts"][i][where[first]])
     end = int(examples.ragged["char_ends"][i][where[last]])

@@ -115,7 +115,7 @@ def _scores(
     rows = []
     for gold, found in zip(references, predictions, strict=True):
         each = precision_recall_f1(np.array([overlap(found, one) for one in gold], float))
-        rows.append(each[each[:, 2].argmax()])
+        rows.append(each[np.argmax(each[:, 2])])
     return np.array(rows)
 
 
