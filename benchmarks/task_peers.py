@@ -110,7 +110,7 @@ def steps(folder: Path, work: str, mode: str) -> Turn:
     model.train()
     optimizer = torch.optim.AdamW(
         model.parameters(),
-        facts["peak_lr"] / 10,  # there is no warmup
+        facts["peak_lr"] / 10,  # PyTorch has no warm-up here
         (facts["b1"], facts["b2"]),
         facts["eps"],
         facts["weight_decay"],

@@ -241,7 +241,7 @@ def test_patience_generates_at_the_end(places):
 
 
 def test_generation_every_few_steps(places):
-    """The best checkpoint is then that with the highest BLEU; an evaluation without is no worse."""
+    """The best checkpoint has the highest BLEU; evaluations without BLEU do not use up patience."""
     place, bleu = places("translate"), {4: 1.0, 8: 3.0, 12: 2.0, 16: 1.0}
 
     def scored(model):
