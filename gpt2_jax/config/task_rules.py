@@ -67,6 +67,21 @@ def check_task(config: Config) -> None:
             f"task.name={task} needs model.architecture={needed}, not "
             f"{config.model.architecture}; set model.architecture={needed}"
         )
+    _check_used(config)
+    _check_rows(config)
+    check_best_by(config)
+    _check_label_smoothing(config)
+    every = config.eval.generate_every
+    if every is not None and every % config.train.eval_every:
+        raise UserError(
+            f"eval.generate_every={every} must be a multiple of train.eval_every="
+            f"{config.train.eval_every}"
+        )
+
+
+def _check_used(config: Config) -> None:
+    """Refuses fields that the task does not use."""
+    task = config.task.name
     for name, tasks in USED_BY.items():
         value = value_of(config, name)
         if value != FIELDS[name].default and task not in tasks:
@@ -74,6 +89,10 @@ def check_task(config: Config) -> None:
                 f"{name}={value!r} has no effect with task.name={task}; unset it (it is for "
                 f"{', '.join(t for t in ARCHITECTURE if t in tasks)})"
             )
+
+
+def _check_rows(config: Config) -> None:
+    """Refuses lengths of rows and windows that contradict each other."""
     if config.data.lengths and config.data.layout == "packed":
         raise UserError("data.lengths needs data.layout=padded; unset it, or change the layout")
     source_len, n_positions = config.data.source_len, config.model.n_positions
@@ -88,21 +107,20 @@ def check_task(config: Config) -> None:
             f"data.doc_stride={stride} must be below data.seq_len={seq_len}, so that windows "
             "overlap; half of it is usual"
         )
-    check_best_by(config)
-    if config.optimizer.label_smoothing and config.train.z_loss:
+
+
+def _check_label_smoothing(config: Config) -> None:
+    """Refuses label smoothing where the loss does not support it."""
+    if not config.optimizer.label_smoothing:
+        return
+    if config.train.z_loss:
         raise UserError(
             "optimizer.label_smoothing does not support train.z_loss; set one of them to 0"
         )
-    if config.optimizer.label_smoothing and task == "answer":
+    if config.task.name == "answer":
         raise UserError(
             "optimizer.label_smoothing is not supported by task.name=answer, whose answers are "
             "positions; set it to 0"
-        )
-    every = config.eval.generate_every
-    if every is not None and every % config.train.eval_every:
-        raise UserError(
-            f"eval.generate_every={every} must be a multiple of train.eval_every="
-            f"{config.train.eval_every}"
         )
 
 
