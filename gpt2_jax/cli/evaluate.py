@@ -26,6 +26,10 @@ _LIMIT = flags.DEFINE_integer("limit", None, "documents per task; default: all",
 _INT8 = flags.DEFINE_bool(
     "int8", False, "also evaluate with weights in 8 bits, and show how much the loss rises"
 )
+_BEAM = flags.DEFINE_integer("beam", None, "translate: beams; default: those of the run", 1, 64)
+_PENALTY = flags.DEFINE_float(
+    "length_penalty", None, "translate: exponent of the length; default: that of the run"
+)
 _JSON = flags.DEFINE_bool("json", False, "print one JSON object instead of lines")
 flags.DEFINE_string("module", None, cli.MODULE)
 
@@ -43,7 +47,8 @@ def main(argv: list[str]) -> None:
     if task != "lm":
         from gpt2_jax.evaluate.task_report import evaluate_task
 
-        report = evaluate_task(_WORKDIR.value, _STEP.value, _SPLIT.value)
+        decoding = _BEAM.value, _PENALTY.value
+        report = evaluate_task(_WORKDIR.value, _STEP.value, _SPLIT.value, *decoding)
         print(to_json(report.to_json()) if _JSON.value else report.text())
         return
     from gpt2_jax.evaluate.perplexity import as_lines, evaluate_run
@@ -54,8 +59,9 @@ def main(argv: list[str]) -> None:
 
 def _check_flags(task: str) -> None:
     """Refuses flags that a run's task does not use."""
-    unused = [_SPLIT] if task == "lm" else [_DATA, _STRIDE, _INT8]
-    if given := [flag for flag in unused if flag.value not in (None, False)]:
+    unused: list[flags.FlagHolder] = [_SPLIT] if task == "lm" else [_DATA, _STRIDE, _INT8]
+    unused += [] if task == "translate" else [_BEAM, _PENALTY]
+    if given := [flag for flag in unused if flag.value is not None and flag.value is not False]:
         raise UserError(
             f"--{given[0].name} has no effect on {_WORKDIR.value}, which has task.name={task}; "
             "leave it out"

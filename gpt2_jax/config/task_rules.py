@@ -70,7 +70,10 @@ def check_task(config: Config) -> None:
     _check_used(config)
     _check_rows(config)
     check_best_by(config)
-    _check_label_smoothing(config)
+    if config.optimizer.label_smoothing and config.train.z_loss:
+        raise UserError(
+            "optimizer.label_smoothing does not support train.z_loss; set one of them to 0"
+        )
     every = config.eval.generate_every
     if every is not None and every % config.train.eval_every:
         raise UserError(
@@ -106,21 +109,6 @@ def _check_rows(config: Config) -> None:
         raise UserError(
             f"data.doc_stride={stride} must be below data.seq_len={seq_len}, so that windows "
             "overlap; half of it is usual"
-        )
-
-
-def _check_label_smoothing(config: Config) -> None:
-    """Refuses label smoothing where the loss does not support it."""
-    if not config.optimizer.label_smoothing:
-        return
-    if config.train.z_loss:
-        raise UserError(
-            "optimizer.label_smoothing does not support train.z_loss; set one of them to 0"
-        )
-    if config.task.name == "answer":
-        raise UserError(
-            "optimizer.label_smoothing is not supported by task.name=answer, whose answers are "
-            "positions; set it to 0"
         )
 
 

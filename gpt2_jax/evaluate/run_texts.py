@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,15 @@ from gpt2_jax.train.run import TextFns, TrainedModel
 
 SHOWN = 5  # examples in a sample
 NO_INTERVALS = Bootstrap(resamples=0)
+
+
+def with_decoding(
+    evaluation: EvalConfig, beam: int | None, length_penalty: float | None
+) -> EvalConfig:
+    """Returns how a run decodes, with what is given replaced."""
+    given: dict[str, Any] = {"beam": beam, "length_penalty": length_penalty}
+    changes = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(evaluation, **changes)
 
 
 def make_translator(

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt2_jax.config.sections import EvalConfig
 from gpt2_jax.errors import UserError
-from gpt2_jax.evaluate.run_texts import generated_scores, make_translator
+from gpt2_jax.evaluate.run_texts import generated_scores, make_translator, with_decoding
 from gpt2_jax.files import disk_errors, write_json
 from gpt2_jax.tasks.data import ExampleData
 from gpt2_jax.tasks.predictions import predicted_values, prediction_scores
@@ -27,6 +28,7 @@ class TaskReport:
 
     Attributes:
       loss: mean nats per target. scores: None if the task has no predictions to score.
+      decoding: how targets were generated; None for a task that generates none.
       path: of the JSON file in `evals/`.
     """
 
@@ -35,6 +37,7 @@ class TaskReport:
     n: int
     loss: float
     scores: Scores | None
+    decoding: EvalConfig | None
     path: Path
 
     def to_json(self) -> dict[str, Any]:
@@ -47,6 +50,7 @@ class TaskReport:
             "data": self.run.corpus,
             "checkpoint": self.run.sums,
             "loss": self.loss,
+            **({} if self.decoding is None else {"decoding": self._decoding()}),
             "scores": None if self.scores is None else self.scores.to_json(),
         }
 
@@ -57,17 +61,30 @@ class TaskReport:
             f"{task.name} after step {self.run.step}: {self.split}, {self.n:,} examples, "
             f"loss {self.loss:.4f} nats per {task.target}"
         ]
+        if self.decoding is not None:
+            lines.append(", ".join(f"{name} {value:g}" for name, value in self._decoding().items()))
         if self.scores is not None:
             lines += ["", self.scores.text()]
         return "\n".join([*lines, "", f"written to {self.path}"])
 
+    def _decoding(self) -> dict[str, float]:
+        assert self.decoding is not None
+        return {"beam": self.decoding.beam, "length_penalty": self.decoding.length_penalty}
 
-def evaluate_task(workdir: str, step: int | str | None, split: str | None) -> TaskReport:
+
+def evaluate_task(
+    workdir: str,
+    step: int | str | None,
+    split: str | None,
+    beam: int | None = None,
+    length_penalty: float | None = None,
+) -> TaskReport:
     """Evaluates a checkpoint on a split, and writes the result to `evals/`.
 
     Args:
       step: as in `CheckpointRef`.
       split: `val` or `test`; None for the test examples if there are any.
+      beam, length_penalty: as in `EvalConfig`; None for those of the run.
 
     Raises:
       UserError: if there is no such run, checkpoint or split.
@@ -79,13 +96,16 @@ def evaluate_task(workdir: str, step: int | str | None, split: str | None) -> Ta
         raise UserError(
             f"{workdir} has no {split} examples; set --split to one of {', '.join(data.splits)}"
         )
+    decoding = None
+    if data.task.name == "translate":
+        decoding = with_decoding(run.config.eval, beam, length_penalty)
     found = evaluate_split(run, data, split)
-    scores = _scores(run, data, split, found)
+    scores = _scores(run, data, split, found, decoding)
     folder = Path(workdir) / "evals"
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     path = folder / f"{data.task.name}_{split}_{run.step}_{stamp}.json"
     n = len(data.splits[split].windows)
-    report = TaskReport(run, split, n, found.loss, scores, path)
+    report = TaskReport(run, split, n, found.loss, scores, decoding, path)
     with disk_errors("evals/"):
         folder.mkdir(exist_ok=True)
         write_json(path, report.to_json())
@@ -103,12 +123,14 @@ def evaluate_split(run: OpenedRun, data: ExampleData, split: str) -> Evaluated:
     return evaluator.evaluate(run.params, run.step, batches, ordered.n_batches)
 
 
-def _scores(run: OpenedRun, data: ExampleData, split: str, found: Evaluated) -> Scores | None:
-    if data.task.name == "translate":
+def _scores(
+    run: OpenedRun, data: ExampleData, split: str, found: Evaluated, decoding: EvalConfig | None
+) -> Scores | None:
+    if decoding is not None:
         of_model = run.model_def, run.params, run.step
-        translator = make_translator(run.config.eval, data.lengths, *of_model, data.pieces)
+        translator = make_translator(decoding, data.lengths, *of_model, data.pieces)
         hypotheses = translator.translate([r.source for r in data.splits[split].records])
-        return generated_scores(run.config.eval.score, data, split, hypotheses, DEFAULT)
+        return generated_scores(decoding.score, data, split, hypotheses, DEFAULT)
     if not found.rows:
         return None
     task, examples = data.task.name, data.splits[split]

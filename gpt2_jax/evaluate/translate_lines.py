@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
 
 from gpt2_jax.data.pieces import PieceEncoder
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
-from gpt2_jax.evaluate.run_texts import make_translator
+from gpt2_jax.evaluate.run_texts import make_translator, with_decoding
 from gpt2_jax.evaluate.translate import ROWS_AT_ONCE
 from gpt2_jax.tasks.data import row_lengths
 from gpt2_jax.train.storage.open_run import open_run
@@ -40,10 +38,7 @@ def translate_lines(
             f"{workdir} has task.name={run.config.task.name}; `gpt2-jax translate` needs a run "
             "with task.name=translate (use `gpt2-jax predict` or `gpt2-jax sample`)"
         )
-    given: dict[str, Any] = {"beam": beam, "length_penalty": length_penalty}
-    evaluation = dataclasses.replace(
-        run.config.eval, **{name: value for name, value in given.items() if value is not None}
-    )
+    evaluation = with_decoding(run.config.eval, beam, length_penalty)
     pieces = PieceEncoder(load_tokenizer(run.config.data.tokenizer))
     lengths = row_lengths(run.config.task, run.config.data)
     translator = make_translator(evaluation, lengths, run.model_def, run.params, run.step, pieces)

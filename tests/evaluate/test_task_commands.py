@@ -73,7 +73,9 @@ def test_eval_writes_scores_of_the_test_examples(place):
     ],
 )
 def test_eval_prints_a_report(place, task, words):
-    text = output(gpt2_jax(place, "eval", task, "--split=val"))
+    decoding = ("--beam=1", "--length_penalty=0.5") if task == "translate" else ()
+    text = output(gpt2_jax(place, "eval", task, "--split=val", *decoding))
+    assert ("\nbeam 1, length_penalty 0.5\n" in text) == (task == "translate")
     for word in words:
         assert word in text, text
 
@@ -84,6 +86,7 @@ def test_eval_prints_a_report(place, task, words):
         ("answer", ["--split=test"], "has no test examples; set --split to one of train, val"),
         ("tag", ["--data=text.txt"], "--data has no effect on"),
         ("classify", ["--stride=4"], "--stride has no effect on"),
+        ("tag", ["--length_penalty=0"], "--length_penalty has no effect on"),
     ],
 )
 def test_eval_refuses(place, task, flags, message):
@@ -111,7 +114,7 @@ def test_predict_tags_and_words(place):
     assert second["words"] == ["Ada", "left", "."]
     for row in (first, second):
         assert len(row["tags"]) == len(row["words"]) == len(row["probabilities"])
-        assert all(1 / len(row["tags"]) / 9 < p <= 1 for p in row["probabilities"])
+        assert all(1 / 7 < p <= 1 for p in row["probabilities"])  # the largest of 7 labels
         for entity in row["entities"]:
             of_words = row["probabilities"][slice(*entity["words"])]
             assert entity["probability"] == pytest.approx(math.prod(of_words), abs=1e-5)

@@ -1,10 +1,13 @@
 """Wrong data and fields of tasks end a training command in one line, before it creates anything."""
 
 import json
+import re
 
 import pytest
 
 from gpt2_jax.config import Config, difference
+from gpt2_jax.config.task_rules import check_task
+from gpt2_jax.errors import UserError
 from tests import tools
 from tests.tasks.small import small
 
@@ -166,6 +169,24 @@ def test_one_line(name, tmp_path):
     error = tools.one_line_error(tools.run("train.py", *words, tmp=tmp_path))
     assert message in error
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "fields", "message"),
+    [
+        ("classify", {"data.lengths": ("8",), "data.layout": "packed"}, "data.layout=padded"),
+        ("translate", {"data.source_len": 49}, "longer than model.n_positions=48; shorten it"),
+        ("answer", {"data.doc_stride": 48}, "must be below data.seq_len=48, so that windows"),
+        (
+            "classify",
+            {"optimizer.label_smoothing": 0.1, "train.z_loss": 1e-4},
+            "optimizer.label_smoothing does not support train.z_loss",
+        ),
+    ],
+)
+def test_fields_that_contradict_each_other(task, fields, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_task(small(task, fields))
 
 
 PATHS = ("data.source", "data.val_source")

@@ -19,6 +19,7 @@ from gpt2_jax.train.distributed.mesh import make_mesh
 from gpt2_jax.train.optim.optimizer import make_optimizer, trainable_infos
 from gpt2_jax.train.optim.param_patterns import lr_factors
 from gpt2_jax.train.pretrained import PretrainedSource, adopt_model, find_source
+from gpt2_jax.train.run_logger import is_stale
 from gpt2_jax.train.state import make_init
 from gpt2_jax.train.step import make_step
 from gpt2_jax.train.storage.checkpoint import save_params
@@ -277,6 +278,18 @@ def test_evaluations_since_the_best():
     scored = [{"val/loss": 1.0, "val/bleu": value} for value in (3.0, 5.0, None, 5.0)]
     assert evaluations_since_best([{"val/loss": 9.0}, *scored, {"val/loss": 0.5}], "bleu") == 2
     assert best_row(scored, "bleu") is scored[1] and best_row(scored, "chrf") is None
+
+
+def test_patience_goes_by_the_score_of_best_by():
+    """The score was best three evaluations ago, while the loss still falls."""
+    row = lambda loss, score: {"val/loss": loss, "val/accuracy": score}
+    rows = [row(3.0, 0.1), row(2.0, 0.5), row(1.5, 0.4), row(1.4, 0.5), row(1.3, 0.3)]
+    by = lambda name, patience: configs.replace(
+        configs.Config(), {"train.best_by": name, "train.patience": patience}
+    )
+    assert is_stale(by("accuracy", 3), rows) and not is_stale(by("accuracy", 4), rows)
+    assert not is_stale(by("loss", 1), rows) and not is_stale(by(None, 1), rows)
+    assert not is_stale(by("accuracy", None), rows)
 
 
 def test_run_stops_when_its_validation_loss_no_longer_falls(text_file, tmp_path, capsys):

@@ -193,7 +193,9 @@ def test_rows_of_several_lengths_and_diagnostics(places, capsys):
     figures = [row["step"] for row in rows if "depth/stream_rms/block_01" in row]
     assert figures == [0, 4, 8, 12]
     shares = [padding_free_share(place, lengths) for lengths in ((), ("8", "12"))]
-    assert f"({shares[1]:.0%} of the positions)" in " ".join(capsys.readouterr().out.split())
+    report = " ".join(capsys.readouterr().out.split())
+    assert f"({shares[1]:.0%} of the positions)" in report
+    assert "best highest val/accuracy" in report
     assert shares[0] < shares[1] - 0.1
     assert all(np.isfinite(row["depth/skip_cost/block_01"]) for row in rows if row["step"] % 4 == 0)
     padded = rows_of(place.folder / "run")
