@@ -7,8 +7,8 @@ r"""Trains an encoder to label texts: `--config=classify` from scratch, or `clas
 
 Lines are {"text": ..., "label": ...}; `data.columns` names other columns. From scratch: two blocks
 of width 128 and a trained vocabulary of 3,000; 64 texts per step, 10 epochs. Fine-tuning: sizes and
-tokenizer are those of the run; 32 texts per step, 5 epochs. Result from scratch on CLINC150:
-in-scope accuracy 0.905 in 2,370 steps, 214 s of CPU time (docs/tasks).
+tokenizer are those of the run; 32 texts per step, 5 epochs. Results on CLINC150 (docs/tasks):
+in-scope accuracy 0.904 from scratch in 2,370 steps, 0.962 from all-MiniLM-L6-v2 in 2,365.
 """
 
 from ml_collections import ConfigDict
