@@ -446,3 +446,11 @@ def test_other_differences_on_resume_are_refused_by_name(tmp_path, changes, name
     with pytest.raises(UserError) as caught:
         configs.check_resumable(tiny(), tiny(**changes), tmp_path)
     assert named in str(caught.value)
+
+
+def test_depth_of_both_towers_encoder_first():
+    fields = {"model.architecture": "encoder_decoder", "model.n_layer": 3}
+    assert configs.replace(configs.Config(), fields).model.depth == "3 + 3"
+    fields["model.n_encoder_layer"] = 12
+    assert configs.replace(configs.Config(), fields).model.depth == "12 + 3"
+    assert configs.replace(configs.Config(), {"model.n_layer": 12}).model.depth == "12"

@@ -117,6 +117,11 @@ class ModelConfig:
         depths = {"n_layer": self.n_layer, "n_encoder_layer": n_encoder_layer}
         return make_towers(self.architecture, depths)
 
+    @property
+    def depth(self) -> str:
+        """The number of blocks as text; of each tower, as in `3 + 3`, if there are two."""
+        return " + ".join(f"{tower.n_layer:,}" for tower in self.towers)
+
     def sizes(self, tower: TowerShape) -> Sizes:
         """Returns the sizes that a placement's expressions may use in a tower."""
         return Sizes(tower, self.n_embd, self.init_std)

@@ -131,7 +131,7 @@ def start_report(
     peak = peak_flops(known["devices"][0])
     lines = {
         "model": f"{config.placement.preset}{_overrides(config.placement)}, "
-        f"{model.n_layer} layers, {model.n_head} heads, width {model.n_embd}: "
+        f"{model.depth} layers, {model.n_head} heads, width {model.n_embd}: "
         f"{known['parameters']:,} parameters{_trained(compiled)}, computing in "
         f"{_precision(compiled.model_def)}",
         "data": f"{config.data.source} as {config.data.tokenizer}: {corpus.describe()}",

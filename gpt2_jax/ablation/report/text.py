@@ -81,7 +81,8 @@ def _head(analysis: Analysis, definition: Definition) -> list[str]:
         "",
         f"{count(len(analysis.variants), 'variant')}, compared with the baseline "
         f"{escaped(describe(analysis.study.baseline)) or '(the base config)'}. Status: {state}.",
-        f"Models with {of('model.n_layer')} layers of width {of('model.n_embd')}, trained on "
+        f"Models with {_either(one.model.depth for one in own)} layers of width "
+        f"{of('model.n_embd')}, trained on "
         f"{of('data.source')} (tokenizer {of('data.tokenizer')}) with {of('optimizer.name')}"
         + (f"; {tokens} tokens per run." if tokens else "."),
         f"Warm-up of {warmup} steps; "
