@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpt2_jax.ablation.diagnosis import Diagnosis
+from gpt2_jax.ablation.diagnosis import WHOLE, Diagnosis
 from gpt2_jax.ablation.drawing import (
     Style,
     choose_styles,
@@ -16,6 +17,9 @@ from gpt2_jax.ablation.drawing import (
     panels,
     save,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # (title, quantity, quantity drawn thin, logarithmic)
 BLOCK_PANELS = (
@@ -27,6 +31,7 @@ BLOCK_PANELS = (
     ("loss when skipped (nats)", "skip_cost", None, False),
     ("attention entropy (nats)", "entropy", None, False),
     ("largest attention logit", "largest_score", None, True),
+    ("cross-attention output / input", "cross_ratio", None, True),  # only of towers that have it
 )
 DEPTH_PANELS = (
     ("gradient norm, last block", "grad_norm", None),
@@ -37,11 +42,15 @@ THIN: Style = {"linewidth": 0.7, "marker": ""}
 
 
 def plot_by_block(
-    diagnoses: Sequence[Diagnosis], path: Path, among: Sequence[Diagnosis] | None = None
+    diagnoses: Sequence[Diagnosis],
+    path: Path,
+    tower: str = "",
+    among: Sequence[Diagnosis] | None = None,
 ) -> None:
     """Draws every quantity against the block index, for models of one depth, one color per model.
 
     Args:
+      tower: name of the tower of each model whose blocks are drawn; empty for the only one.
       path: path without a suffix; `.pdf` and `.png` are added.
       among: all models in any figure, so that each keeps its color; default: `diagnoses`.
     """
@@ -49,36 +58,73 @@ def plot_by_block(
     styles = styles_of(among or diagnoses)
     for panel, (title, main, thin, logarithmic) in zip(axes, BLOCK_PANELS, strict=False):
         for one in diagnoses:
-            blocks = np.arange(1, one.n_layer + 1)
-            style = {**styles[one.name, one.n_layer], "markevery": max(1, one.n_layer // 6)}
-            panel.plot(blocks, one.by_block[main], label=one.name, **style)
+            found, depth = one.by_block[tower], one.depths[tower]
+            if main not in found:
+                continue
+            blocks = np.arange(1, depth + 1)
+            style = {**styles[one.name, one.n_layer], "markevery": max(1, depth // 6)}
+            panel.plot(blocks, found[main], label=one.name, **style)
             if thin:
-                panel.plot(blocks, one.by_block[thin], **style | THIN)
-        finish(panel, title, "block", logarithmic)
+                panel.plot(blocks, found[thin], **style | THIN)
+        if panel.has_data():
+            finish(panel, title, f"{tower} block".strip(), logarithmic)
     legend(figure, axes)
     save(figure, path)
 
 
 def plot_by_depth(diagnoses: Sequence[Diagnosis], path: Path) -> None:
-    """Draws whole-model quantities against the number of blocks."""
-    figure, axes = panels(1, 3)
+    """Draws quantities against the number of blocks, in a row for each tower.
+
+    Those of the whole model are in the row of the tower with the head.
+    """
+    towers = list(dict.fromkeys(tower for one in diagnoses for tower in one.by_block))
+    figure, axes = panels(len(towers), len(DEPTH_PANELS))
     names = list(dict.fromkeys(one.name for one in diagnoses))
-    lines = choose_styles([(name, None) for name in names])  # depth is the axis here
-    for panel, (title, *drawn) in zip(axes, DEPTH_PANELS, strict=False):
-        for name, style in zip(names, lines, strict=True):
-            labeled: Style = {"label": name}
-            own = sorted((d for d in diagnoses if d.name == name), key=lambda d: d.n_layer)
-            depths = [d.n_layer for d in own]
-            for key, more in zip(drawn, (labeled, THIN), strict=False):
-                if key is not None:
-                    panel.plot(depths, [_number(d, key) for d in own], **style | more)
-        finish(panel, title, "blocks", logarithmic=True)
-        panel.set_xscale("log", base=2)
-        panel.set_xticks(sorted({d.n_layer for d in diagnoses}))
-        panel.xaxis.set_major_formatter("{x:.0f}")
-        panel.minorticks_off()
-    legend(figure, axes)
+    chosen = choose_styles([(name, None) for name in names])  # depth is the axis here
+    styles = dict(zip(names, chosen, strict=True))
+    for tower in towers:
+        own = [one for one in diagnoses if tower in one.by_block]
+        has_head = tower == list(own[0].by_block)[-1]
+        for title, *drawn in DEPTH_PANELS:
+            panel = axes.pop(0)
+            if has_head or drawn[0] not in WHOLE:
+                _draw_by_depth(panel, own, tower, drawn, styles)
+                _finish_by_depth(panel, own, tower, title)
+    legend(figure, figure.axes)
     save(figure, path)
+
+
+def _draw_by_depth(
+    panel: Axes,
+    diagnoses: Sequence[Diagnosis],
+    tower: str,
+    keys: Sequence[str | None],
+    styles: dict[str, Style],
+) -> None:
+    """Draws a line per model, and a thin one for the second of the keys."""
+    for name in dict.fromkeys(one.name for one in diagnoses):
+        labeled: Style = {"label": name}
+        own = sorted((d for d in diagnoses if d.name == name), key=lambda d: d.depths[tower])
+        depths = [d.depths[tower] for d in own]
+        for key, more in zip(keys, (labeled, THIN), strict=False):
+            if key is not None:
+                numbers = [_number(d, tower, key) for d in own]
+                panel.plot(depths, numbers, **styles[name] | more)
+
+
+def _number(diagnosis: Diagnosis, tower: str, key: str) -> float:
+    """Returns a number of the whole model, or of a tower's last block."""
+    if key in WHOLE:
+        return diagnosis.whole[key]
+    return float(diagnosis.by_block[tower][key][-1])
+
+
+def _finish_by_depth(panel: Axes, diagnoses: Sequence[Diagnosis], tower: str, title: str) -> None:
+    finish(panel, title, f"{tower} blocks".strip(), logarithmic=True)
+    panel.set_xscale("log", base=2)
+    panel.set_xticks(sorted({d.depths[tower] for d in diagnoses}))
+    panel.xaxis.set_major_formatter("{x:.0f}")
+    panel.minorticks_off()
 
 
 def styles_of(diagnoses: Sequence[Diagnosis]) -> dict[tuple[str, int], Style]:
@@ -88,7 +134,3 @@ def styles_of(diagnoses: Sequence[Diagnosis]) -> dict[tuple[str, int], Style]:
     models = [(name.partition(" (")[0], depth) for name, depth in keys]
     distinct = len(set(models)) == len(models)
     return dict(zip(keys, choose_styles(models if distinct else keys), strict=True))
-
-
-def _number(diagnosis: Diagnosis, key: str) -> float:
-    return diagnosis.whole[key] if key in diagnosis.whole else float(diagnosis.by_block[key][-1])

@@ -3,6 +3,8 @@ r"""Compares placements block by block, before training or at checkpoints.
 gpt2-jax diagnose --config=configs/quickstart.py \
     --placements=pre_ln,post_ln,deepnorm --depths=6,12,24,48 --out=diagnosis
 gpt2-jax diagnose --workdirs=runs/a,runs/b --out=diagnosis
+gpt2-jax diagnose --config=translate --config.data.source='train.{en,de}' \
+    --placements=pre_ln_xavier,post_ln,deepnorm --depths=3,6 --out=diagnosis
 """
 
 from __future__ import annotations
@@ -16,23 +18,35 @@ from absl import flags
 from gpt2_jax import cli
 from gpt2_jax.ablation.diagnosis import BY_BLOCK, WHOLE, Diagnosis, diagnose, diagnose_start
 from gpt2_jax.ablation.diagnosis_figures import plot_by_block, plot_by_depth
-from gpt2_jax.config import replace, resolve, validated
+from gpt2_jax.config import Config, replace, resolve, validated, with_labels
 from gpt2_jax.config.check import check
-from gpt2_jax.config.task_rules import check_is_lm
-from gpt2_jax.data.batch import Batch
-from gpt2_jax.data.dataset import Dataset
+from gpt2_jax.data.run_data import RunData
+from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.errors import UserError, suggestion
+from gpt2_jax.fields import INT_MAX
 from gpt2_jax.files import atomic_folder, check_creatable, check_empty, disk_errors
 from gpt2_jax.placements import PRESETS
+from gpt2_jax.tasks.losses import AnyBatch
+from gpt2_jax.tasks.task import TASKS
 from gpt2_jax.train.compiled_step import memory_errors
 from gpt2_jax.train.distributed.mesh import configure_devices
 from gpt2_jax.train.storage.checkpoint_ref import CheckpointRef, find_checkpoint, parse_step
-from gpt2_jax.train.storage.open_run import open_data, open_run, open_run_data
-from gpt2_jax.train.storage.rundir import RunDirectory
+from gpt2_jax.train.storage.open_run import (
+    open_data,
+    open_examples,
+    open_run,
+    open_run_data,
+    open_run_examples,
+)
 
 _CONFIG = cli.define_config("config file, for models before training")
 _PLACEMENTS = flags.DEFINE_list("placements", None, "presets; default: the config's")
-_DEPTHS = flags.DEFINE_list("depths", None, "numbers of blocks; default: the config's")
+_DEPTHS = flags.DEFINE_list(
+    "depths",
+    None,
+    "numbers of blocks, which set model.n_layer and, with an encoder and a decoder, "
+    "model.n_encoder_layer too; default: the config's",
+)
 _WORKDIRS = flags.DEFINE_list("workdirs", None, "run directories, instead of --config")
 _STEP = flags.DEFINE_string("step", None, "checkpoint: a step, or best; default: the latest")
 _BATCHES = flags.DEFINE_integer(
@@ -58,7 +72,8 @@ def main(argv: list[str]) -> None:
         for one in _runs() if _WORKDIRS.value else _starts():
             found.append(one)
             numbers = "  ".join(f"{one.whole[key]:>{len(key)}.4g}" for key in WHOLE)
-            print(f"{one.name:<28} {one.n_layer:>6} {one.step:>7}  {numbers}", flush=True)
+            blocks = "+".join(map(str, one.depths.values()))
+            print(f"{one.name:<28} {blocks:>6} {one.step:>7}  {numbers}", flush=True)
     write(found, out)
     print(f"written to {out}: {' '.join(sorted(p.name for p in out.iterdir()))}")
 
@@ -70,7 +85,10 @@ def _check_flags() -> None:
         if _STEP.value is not None:
             raise UserError("--step selects a checkpoint: pass --workdirs instead of --config")
         if _CONFIG.value.train.init_from is not None:
-            raise UserError("train.init_from is not used before training; pass it as --workdirs")
+            raise UserError(
+                "train.init_from is not used before training; pass it as --workdirs, or set it to "
+                "None for random weights"
+            )
     elif _PLACEMENTS.value or _DEPTHS.value:
         raise UserError("--placements and --depths select models before training: pass --config")
     for flag in (_PLACEMENTS, _DEPTHS, _WORKDIRS):
@@ -83,29 +101,53 @@ def _starts() -> Iterator[Diagnosis]:
     """Yields every placement at every depth before training, after checking all of them."""
     configs = []
     base = cli.read_config(_CONFIG)
-    check_is_lm(base.task, "gpt2-jax diagnose")
     for name in _PLACEMENTS.value or [base.placement.preset]:
         if name not in PRESETS:
             raise UserError(f"--placements has {name!r}{suggestion(name, PRESETS)}")
-        for depth in _depths(base.model.n_layer):
-            sizes = {"placement.preset": name, "model.n_layer": depth}
-            config = replace(base, sizes | {"model.unroll": False})  # compiles faster
+        for sizes in _sizes(base):
+            changes = sizes | {"placement.preset": name, "model.unroll": False}  # compiles faster
+            config = replace(base, changes)
             check(config)
             configs.append(config)
     first = configs[0]
     configure_devices(first.train, first.mesh)
-    corpus, tokenizer = open_data(first.data)
-    batches = read_batches(corpus, first.data.seq_len, first.train.batch_size, first.seed, 0)
-    for config in configs:
-        resolved = resolve(config, tokenizer.size, tokenizer.end_of_text)
-        yield diagnose_start(config.placement.preset, resolved, batches)
+    corpus, tokenizer = _open_data(first)
+    resolved = [_resolved(config, corpus, tokenizer) for config in configs]
+    batches = read_batches(corpus, first, 0)
+    for config in resolved:
+        yield diagnose_start(config.placement.preset, config, batches)
 
 
-def _depths(default: int) -> list[int]:
-    depths = _DEPTHS.value or [str(default)]
-    if wrong := [text for text in depths if not text.isdecimal()]:
+def _sizes(base: Config) -> list[dict[str, int]]:
+    """Returns the fields that each of `--depths` changes; one without changes by default."""
+    sizes: dict[str, int] = {}
+    if base.train.epochs is not None:
+        sizes["train.steps"] = INT_MAX  # unknown until the data are open, and not used here
+    if _DEPTHS.value is None:
+        return [sizes]
+    if wrong := [text for text in _DEPTHS.value if not text.isdecimal()]:
         raise UserError(f"--depths has {wrong[0]!r}, which is not a number of blocks")
-    return [validated("model.n_layer", int(text), "--depths") for text in depths]
+    depths = [validated("model.n_layer", int(text), "--depths") for text in _DEPTHS.value]
+    fields = [tower.kind.depth for tower in base.model.towers]
+    return [sizes | {f"model.{field}": depth for field in fields} for depth in depths]
+
+
+def _open_data(config: Config) -> tuple[RunData, Tokenizer]:
+    """Opens the text, or the examples of a task."""
+    if config.task.name == "lm":
+        return open_data(config.data)
+    examples = open_examples(config)
+    return examples, examples.tokenizer
+
+
+def _resolved(config: Config, corpus: RunData, tokenizer: Tokenizer) -> Config:
+    """Returns the config with the fields that depend on the data."""
+    config = resolve(config, tokenizer.size, tokenizer.end_of_text)
+    if TASKS[config.task.name].has_labels:
+        config = with_labels(config, corpus.labels)
+    if config.task.name != "lm":
+        check(config)  # again, now that all sizes are known
+    return config
 
 
 def _runs() -> Iterator[Diagnosis]:
@@ -113,21 +155,18 @@ def _runs() -> Iterator[Diagnosis]:
     workdirs = _WORKDIRS.value or []
     for workdir in workdirs:  # report a missing checkpoint before measuring any
         find_checkpoint(CheckpointRef(workdir, parse_step(_STEP.value)))
-        check_is_lm(RunDirectory(workdir).read_config().task, f"{workdir}: gpt2-jax diagnose")
     for workdir in workdirs:
         run = open_run(workdir, _STEP.value)
-        seq_len, batch_size = run.config.data.seq_len, run.config.train.batch_size
-        corpus = open_run_data(run, workdir)
-        batches = read_batches(corpus, seq_len, batch_size, run.config.seed, run.step)
+        is_text = run.config.task.name == "lm"
+        corpus: RunData = (open_run_data if is_text else open_run_examples)(run, workdir)
+        batches = read_batches(corpus, run.config, run.step)
         name = f"{run.config.placement.preset} ({workdir})"
         yield diagnose(name, run.config, run.model_def, run.mesh, run.params, run.step, batches)
 
 
-def read_batches(
-    corpus: Dataset, seq_len: int, batch_size: int, seed: int, first: int
-) -> list[Batch]:
-    """Returns `--batches` batches (B, T+1) of training text from step `first`."""
-    sampler = corpus.sampler(seq_len, batch_size, seed)
+def read_batches(corpus: RunData, config: Config, first: int) -> list[AnyBatch]:
+    """Returns `--batches` batches of training data from step `first`."""
+    sampler = corpus.sampler(config.data.seq_len, config.train.batch_size, config.seed)
     return [sampler.batch(first + i) for i in range(_BATCHES.value)]
 
 
@@ -135,18 +174,30 @@ def write(found: Sequence[Diagnosis], out: Path) -> None:
     """Writes blocks.csv, models.csv and the figures to a folder, completely or not at all."""
     with atomic_folder(out) as folder:
         _write_csv(folder / "models.csv", WHOLE, [[*_key(d), *d.whole.values()] for d in found])
-        rows = [
-            [*_key(d), l, *(d.by_block[name][l - 1] for name in BY_BLOCK)]
-            for d in found
-            for l in range(1, d.n_layer + 1)
-        ]
-        _write_csv(folder / "blocks.csv", ["block", *BY_BLOCK], rows)
-        depths = sorted({d.n_layer for d in found})
-        for depth in depths:
-            ones = [d for d in found if d.n_layer == depth]
-            plot_by_block(ones, folder / f"blocks_{depth}", found)
-        if len(depths) > 1:
+        _write_csv(folder / "blocks.csv", *_block_table(found))
+        kinds = sorted({kind for d in found for kind in d.depths.items()})
+        for tower, depth in kinds:
+            ones = [d for d in found if d.depths.get(tower) == depth]
+            name = "_".join(word for word in ("blocks", tower, str(depth)) if word)
+            plot_by_block(ones, folder / name, tower, found)
+        if len(kinds) > len({tower for tower, _ in kinds}):
             plot_by_depth(found, folder / "depth")
+
+
+def _block_table(found: Sequence[Diagnosis]) -> tuple[list[str], list[list]]:
+    """Returns the columns and rows of blocks.csv.
+
+    Models of one tower have no name for it. A number that a block does not have is empty.
+    """
+    towers = [(d, tower, numbers) for d in found for tower, numbers in d.by_block.items()]
+    is_named = any(tower for _, tower, _ in towers)
+    names = [name for name in BY_BLOCK if any(name in numbers for _, _, numbers in towers)]
+    rows = []
+    for d, tower, numbers in towers:
+        for l in range(d.depths[tower]):
+            values = [numbers[name][l] if name in numbers else "" for name in names]
+            rows.append([*_key(d), *[tower] * is_named, l + 1, *values])
+    return ["tower"] * is_named + ["block", *names], rows
 
 
 def _key(diagnosis: Diagnosis) -> list[str | int]:

@@ -166,24 +166,40 @@ def run_towers(
     return {"encoder": encoder, "decoder": run(model.decoder, inputs, memory)}
 
 
+class TowerStreams(NamedTuple):
+    """The residual stream of a tower.
+
+    Attributes:
+      stream_LBTD: after each block; several streams are reduced to one.
+      output_BTD: after the final norm: what the head or cross-attention reads.
+      is_token_BT: the tokens that are not padding; None if all are.
+    """
+
+    stream_LBTD: jax.Array
+    output_BTD: jax.Array
+    is_token_BT: jax.Array | None
+
+
 def streams(
     model_def: ModelDef,
     params: Params,
     inputs: Inputs,
     step: jax.Array | int,
     source: Inputs | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the stream after each block (L, B, T, D), and the head's input (B, T, D).
-
-    The stream is that of the last tower.
-    """
+) -> dict[str, TowerStreams]:
+    """Returns the streams of each tower by its name, which is empty for the only one."""
 
     def observing(tower: Tower, context: Context) -> Context:
         reduce = tower.blocks.adapter.reduce
         return context._replace(observe=lambda before, after, auxes: reduce(after))
 
-    run = list(run_towers(model_def.bind(params), inputs, step, source, observing).values())[-1]
-    return run.tower.of_tokens(run.observed), run.output
+    def of(run: TowerRun, read: Inputs) -> TowerStreams:
+        is_token_BT = read.segments_BT != 0 if isinstance(read, Tokens) else None
+        return TowerStreams(run.tower.of_tokens(run.observed), run.output, is_token_BT)
+
+    runs = run_towers(model_def.bind(params), inputs, step, source, observing)
+    sides = [inputs] if source is None else [source, inputs]
+    return {name: of(run, read) for (name, run), read in zip(runs.items(), sides, strict=True)}
 
 
 class Activations(NamedTuple):

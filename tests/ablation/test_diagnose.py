@@ -46,10 +46,10 @@ def test_gradient_norms_of_one_batch_and_of_the_mean(measured):
     model, params, got = measured
     each = [gradient(model, params, batch) for batch in BATCHES]
     blocks, wholes = zip(*map(norms, each), strict=True)
-    np.testing.assert_allclose(got.by_block["grad_norm"], np.mean(blocks, 0), rtol=1e-4)
+    np.testing.assert_allclose(got.by_block[""]["grad_norm"], np.mean(blocks, 0), rtol=1e-4)
     assert got.whole["model_grad_norm"] == pytest.approx(np.mean(wholes), rel=1e-4)
     mean_blocks, mean_whole = norms(jax.tree.map(lambda *g: sum(g) / 3, *each))
-    np.testing.assert_allclose(got.by_block["mean_grad_norm"], mean_blocks, rtol=1e-4)
+    np.testing.assert_allclose(got.by_block[""]["mean_grad_norm"], mean_blocks, rtol=1e-4)
     assert got.whole["model_mean_grad_norm"] == pytest.approx(mean_whole, rel=1e-4)
     assert mean_whole < 0.95 * np.mean(wholes)
 
@@ -74,9 +74,9 @@ def test_first_step_moves_the_output(measured):
         want = STEP_LR * np.sqrt((slopes**2).mean())
         assert got.whole[f"{name}_model_change"] == pytest.approx(want, rel=2e-2)
         # Here the last block's stream is the head's input: the block ends in a norm.
-        last = got.by_block[f"{name}_change"][-1] * got.by_block["stream_rms"][-1]
+        last = got.by_block[""][f"{name}_change"][-1] * got.by_block[""]["stream_rms"][-1]
         assert last == pytest.approx(want, rel=2e-2)
-    assert got.by_block["adam_change"][0] < got.by_block["adam_change"][1]
+    assert got.by_block[""]["adam_change"][0] < got.by_block[""]["adam_change"][1]
 
 
 @pytest.mark.slow
@@ -99,7 +99,7 @@ def test_each_batch_has_its_own_dropout_mask():
     got = diagnose(
         "p", config, model, make_mesh(config.train, config.mesh), params, 0, [BATCHES[0]] * 3
     )
-    assert (got.by_block["mean_grad_norm"] < 0.95 * got.by_block["grad_norm"]).all()
+    assert (got.by_block[""]["mean_grad_norm"] < 0.95 * got.by_block[""]["grad_norm"]).all()
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +137,10 @@ def test_command_writes_tables_and_figures(flags):
         ("admin", "2"), ("admin", "4"),
     ]  # fmt: skip
     assert list(models[0]) == ["model", "n_layer", "step", *WHOLE]
-    assert list(blocks[0]) == ["model", "n_layer", "step", "block", *BY_BLOCK]
+    columns = [name for name in BY_BLOCK if name != "cross_ratio"]
+    assert list(blocks[0]) == ["model", "n_layer", "step", "block", *columns]
     assert [row["block"] for row in blocks] == list("121234")
-    numbers = np.array([[float(row[name]) for name in BY_BLOCK] for row in blocks])
+    numbers = np.array([[float(row[name]) for name in columns] for row in blocks])
     assert np.isfinite(numbers).all() and (numbers != 0).all()
     assert all(f"{row['model']:<28} {row['n_layer']:>6}" in done.stdout for row in models)
     again = command(flags, f"--out={out}")

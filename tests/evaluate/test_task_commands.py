@@ -1,5 +1,6 @@
 """`gpt2-jax eval`, `predict` and `translate` on runs of tasks."""
 
+import csv
 import json
 import math
 import os
@@ -159,21 +160,28 @@ def test_translate_keeps_lines(place):
     )
 
 
-@pytest.mark.parametrize(
-    ("command", "flags", "message"),
-    [
-        ("sample", ["--workdir={}"], "has task.name=classify, whose model does not continue text"),
-        (
-            "diagnose",
-            ["--workdirs={}", "--out={}/out"],
-            "gpt2-jax diagnose supports only task.name=lm, not class",
-        ),
-    ],
-)
-def test_commands_for_text_refuse_runs_of_tasks(place, command, flags, message):
-    words = [flag.format(place / "classify") for flag in flags]
-    done = tools.run("-m", "gpt2_jax", command, *words, tmp=place)
-    assert message in tools.one_line_error(done)
+def test_sample_refuses_runs_of_tasks(place):
+    refused = gpt2_jax(place, "sample", "classify")
+    message = "has task.name=classify, whose model does not continue text"
+    assert message in tools.one_line_error(refused)
+
+
+def test_diagnose_compares_runs_of_tasks(place):
+    """Of one tower and of two; the rows of a run's only tower have no name for it."""
+    runs, out = [place / "translate", place / "classify"], place / "diagnosis"
+    words = (f"--workdirs={runs[0]},{runs[1]}", "--batches=1", f"--out={out}")
+    text = output(
+        tools.run("-m", "gpt2_jax", "diagnose", *words, tmp=place, XDG_CACHE_HOME=cache())
+    )
+    assert f"pre_ln ({runs[0]})"[:28] in text and "1+1" in text
+    assert {path.stem for path in out.glob("*.png")} == {
+        *("blocks_1", "blocks_encoder_1", "blocks_decoder_1")
+    }
+    with open(out / "blocks.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["tower"] for row in rows] == ["encoder", "decoder", ""]
+    empty = [[name for name, value in row.items() if not value] for row in rows]
+    assert empty == [["cross_ratio"], [], ["tower", "cross_ratio"]]
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import numpy as np
 
 from gpt2_jax.data.batch import Tokens
 from gpt2_jax.model.definition import param_name
+from tests.model.oracles.towers import TOWERS, Tower
 from tests.placements import depth
 from tests.tools import tiny_model
 
@@ -55,6 +56,18 @@ def tower_params(params, spec):
             row = (layer - stack.start) // stack.repeats
             blocks.append(jax.tree.map(lambda x, row=row: x[row], inside[stack.name]))
     return outside, blocks
+
+
+def oracle(name, model_def, params):
+    """Returns the outputs of both towers and the logits of TARGET, given SOURCE, in float64."""
+    first, last = model_def.specs
+    read = Tower(*tower_params(params, first), *SOURCE[:2], causal=False)
+    read.M = last.tower.n_layer
+    memory, table = TOWERS[name](read), read.embedding.wte
+    of_memory = {"memory": memory, "memory_segments": SOURCE.segments_BT}
+    written = Tower(*tower_params(params, last), *TARGET[:2], causal=True, table=table, **of_memory)
+    hidden = TOWERS[name](written)
+    return memory, hidden, (hidden @ written.table.T)[..., :11]
 
 
 def padded(inputs, more):

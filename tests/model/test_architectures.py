@@ -23,13 +23,13 @@ from tests.model.architectures import (
     TWO,
     encoder,
     logits,
+    oracle,
     padded,
-    tower_params,
     translator,
 )
 from tests.model.oracles import ORACLES, Model, visible
 from tests.model.oracles.compare import parts
-from tests.model.oracles.towers import TOWERS, Tower, places
+from tests.model.oracles.towers import TOWERS, places
 from tests.placements import EVERY_AT_LENGTH, depth
 from tests.tools import tiny, tiny_model
 
@@ -61,18 +61,6 @@ def test_an_encoder_is_its_placement_without_a_causal_mask(name):
     assert np.abs(causal - theirs)[segments != 0].max() > 1e-3  # ReZero has small branches
 
 
-def expected(name, model_def, params):
-    """Returns the oracle's logits of TARGET, given SOURCE."""
-    first, last = model_def.specs
-    read = Tower(*tower_params(params, first), *SOURCE[:2], causal=False)
-    read.M = last.tower.n_layer
-    memory, table = TOWERS[name](read), read.embedding.wte
-    of_memory = {"memory": memory, "memory_segments": SOURCE.segments_BT}
-    written = Tower(*tower_params(params, last), *TARGET[:2], causal=True, table=table, **of_memory)
-    hidden = TOWERS[name](written)
-    return (hidden @ written.table.T)[..., :11]
-
-
 FAST = ("b2t", "residual_dual")
 FAMILIES = [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in TOWERS]
 
@@ -82,7 +70,9 @@ def test_an_encoder_decoder_matches_its_oracle(name):
     """Three and two blocks, with padding and packing on both sides."""
     changes = {"model__n_encoder_layer": 2} if name == "x0_lambda" else {}
     model_def, params = translator(name, **changes)
-    assert_near(logits(model_def, params, TARGET, SOURCE), expected(name, model_def, params), REAL)
+    assert_near(
+        logits(model_def, params, TARGET, SOURCE), oracle(name, model_def, params)[-1], REAL
+    )
 
 
 SUPPORTED = [name for name, placement in PRESETS.items() if supports_cross(placement)]
