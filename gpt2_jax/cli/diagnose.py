@@ -101,6 +101,8 @@ def _starts() -> Iterator[Diagnosis]:
     """Yields every placement at every depth before training, after checking all of them."""
     configs = []
     base = cli.read_config(_CONFIG)
+    if base.train.epochs is not None:  # their steps are unknown until the data are open, and unused
+        base = replace(base, {"train.steps": INT_MAX})
     for name in _PLACEMENTS.value or [base.placement.preset]:
         if name not in PRESETS:
             raise UserError(f"--placements has {name!r}{suggestion(name, PRESETS)}")
@@ -120,16 +122,13 @@ def _starts() -> Iterator[Diagnosis]:
 
 def _sizes(base: Config) -> list[dict[str, int]]:
     """Returns the fields that each of `--depths` changes; one without changes by default."""
-    sizes: dict[str, int] = {}
-    if base.train.epochs is not None:
-        sizes["train.steps"] = INT_MAX  # unknown until the data are open, and not used here
     if _DEPTHS.value is None:
-        return [sizes]
+        return [{}]
     if wrong := [text for text in _DEPTHS.value if not text.isdecimal()]:
         raise UserError(f"--depths has {wrong[0]!r}, which is not a number of blocks")
     depths = [validated("model.n_layer", int(text), "--depths") for text in _DEPTHS.value]
     fields = [tower.kind.depth for tower in base.model.towers]
-    return [sizes | {f"model.{field}": depth for field in fields} for depth in depths]
+    return [{f"model.{field}": depth for field in fields} for depth in depths]
 
 
 def _open_data(config: Config) -> tuple[RunData, Tokenizer]:
