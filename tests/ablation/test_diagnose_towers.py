@@ -131,6 +131,7 @@ def test_skip_cost_is_that_of_sublayers_that_return_0(measured, tower, block):
     assert got.by_block[tower]["skip_cost"][block] == pytest.approx(want, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_depths_of_the_command_are_those_of_both_towers(tmp_path):
     """The config sets 3 blocks for each."""
     sizes = {

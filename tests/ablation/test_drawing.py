@@ -2,9 +2,11 @@
 
 import itertools
 
+import numpy as np
 import pytest
 
-from gpt2_jax.ablation.diagnosis import Diagnosis
+from gpt2_jax.ablation import diagnosis_figures
+from gpt2_jax.ablation.diagnosis import BY_BLOCK, WHOLE, Diagnosis
 from gpt2_jax.ablation.diagnosis_figures import styles_of as styles_of_models
 from gpt2_jax.ablation.drawing import choose_styles, finish, panels
 from gpt2_jax.ablation.report.figures import styles_of, wrapped
@@ -64,6 +66,41 @@ def test_runs_of_one_placement_share_its_color():
     assert a["color"] == b["color"] != c["color"] and a["linestyle"] != b["linestyle"]
     same = of_diagnoses([("pre_ln (runs/a)", 4), ("pre_ln (runs/b)", 4)])
     assert len({style["color"] for style in same.values()}) == 2
+
+
+def translator(depth):
+    """Returns a made-up diagnosis of an encoder and a decoder with a block more."""
+    numbers = lambda n, without=(): {k: np.arange(1.0, n + 1) for k in BY_BLOCK if k not in without}
+    towers = {"encoder": numbers(depth, ["cross_ratio"]), "decoder": numbers(depth + 1)}
+    return Diagnosis("post_ln", depth + 1, 0, towers, dict.fromkeys(WHOLE, 2.0))
+
+
+def drawn(monkeypatch, plot, *args):
+    """Returns the title, the x label and the lengths of the lines of each visible panel."""
+    saved = []
+    monkeypatch.setattr(diagnosis_figures, "save", lambda figure, path: saved.append(figure))
+    plot(*args)
+    visible = [panel for panel in saved[0].axes if panel.axison or panel.get_title(loc="left")]
+    return [
+        (p.get_title(loc="left"), p.get_xlabel(), [len(line.get_xdata()) for line in p.get_lines()])
+        for p in visible
+    ]
+
+
+def test_each_tower_has_its_panels(monkeypatch):
+    """Cross-attention is only in the decoder, which also has the quantities of the whole model."""
+    models = [translator(depth) for depth in (2, 4)]
+    plots = diagnosis_figures.plot_by_block, diagnosis_figures.plot_by_depth
+    encoder = drawn(monkeypatch, plots[0], models[:1], "blocks", "encoder")
+    decoder = drawn(monkeypatch, plots[0], models[:1], "blocks", "decoder")
+    assert {label for _, label, _ in encoder} == {"encoder block"}
+    assert {length for _, _, lengths in encoder for length in lengths} == {2}
+    assert {length for _, _, lengths in decoder for length in lengths} == {3}
+    titles = [[title for title, _, _ in figure] for figure in (encoder, decoder)]
+    assert titles[1] == [*titles[0], "cross-attention output / input"]
+    depths = drawn(monkeypatch, plots[1], models, "depth")
+    assert [label for _, label, _ in depths] == ["encoder blocks"] * 2 + ["decoder blocks"] * 3
+    assert depths[-1][0] == "first step, Adam (SGD thin)"
 
 
 @pytest.mark.parametrize(

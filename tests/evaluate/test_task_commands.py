@@ -166,6 +166,7 @@ def test_sample_refuses_runs_of_tasks(place):
     assert message in tools.one_line_error(refused)
 
 
+@pytest.mark.slow
 def test_diagnose_compares_runs_of_tasks(place):
     """Of one tower and of two; the rows of a run's only tower have no name for it."""
     runs, out = [place / "translate", place / "classify"], place / "diagnosis"
