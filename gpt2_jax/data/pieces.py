@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gpt2_jax.data.marian_tokenizer import MarianTokenizer
 from gpt2_jax.data.tokenizer import (
     ByteTokenizer,
     GPT2Tokenizer,
@@ -31,7 +32,8 @@ class Specials:
     """The special ids of a tokenizer.
 
     Attributes:
-      pad, bos, eos: end-of-text if the vocabulary has no token for them.
+      pad, bos, eos: end-of-text if the vocabulary has no token for them. `bos` is before the first
+        token of targets, which for Marian is the padding's.
       cls, sep, mask: None if the vocabulary has no token for them.
       all: every special id, which is never masked.
     """
@@ -92,6 +94,8 @@ class PieceEncoder:
     @cached_property
     def specials(self) -> Specials:
         """The special ids."""
+        if isinstance(self.tokenizer, MarianTokenizer):
+            return _marian_specials(self.tokenizer)
         vocabulary = self._vocabulary()
         eos = self.tokenizer.end_of_text
         find = lambda names: next((vocabulary[n] for n in names if n in vocabulary), None)
@@ -122,6 +126,8 @@ class PieceEncoder:
             return ""
         if self._library is not None:
             return self._library.id_to_token(i) or ""
+        if isinstance(self.tokenizer, MarianTokenizer):
+            return self.tokenizer.piece(i)
         return "<|endoftext|>" if i == self.tokenizer.end_of_text else ""
 
     @cached_property
@@ -160,6 +166,16 @@ class PieceEncoder:
             return [self._byte_pieces(t, one) for t, one in zip(texts, ids, strict=True)]
         return self._encode_with(self._library, texts)
 
+    def encode_targets(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Returns the ids (n,) of each text as a target; only Marian's differ from other texts'.
+
+        Raises:
+          UserError: if the tokenizer cannot encode them.
+        """
+        if isinstance(self.tokenizer, MarianTokenizer):
+            return self.tokenizer.encode_targets(texts)
+        return self.tokenizer.encode(texts)
+
     def encode_specials(self, text: str) -> Pieces:
         """Returns the tokens of a text in which special tokens are recognized: a rendered chat.
 
@@ -194,8 +210,8 @@ class PieceEncoder:
         """Returns pieces of a tokenizer whose tokens are the bytes of the text."""
         if not isinstance(self.tokenizer, ByteTokenizer | GPT2Tokenizer):
             raise UserError(
-                f"data.tokenizer={self.tokenizer.name} does not tokenize text; use another for "
-                "this task"
+                f"data.tokenizer={self.tokenizer.name} does not say where its tokens are in a "
+                "text; use another for this task"
             )
         lengths = [self.tokenizer.n_bytes(int(i)) for i in ids]
         ends = np.cumsum(np.asarray(lengths, np.int64))
@@ -235,7 +251,15 @@ class PieceEncoder:
     def _token(self, i: int) -> str:
         if self._library is not None:
             return self._library.id_to_token(i) or ""
+        if isinstance(self.tokenizer, MarianTokenizer):
+            return self.tokenizer.piece(i)
         return self.tokenizer.decode_bytes([i]).decode("utf-8", "replace").replace(" ", "\u0120")
+
+
+def _marian_specials(tokenizer: MarianTokenizer) -> Specials:
+    pad, start, end = tokenizer.pad, tokenizer.start, tokenizer.end_of_text
+    every = frozenset({pad, start, end, tokenizer.unknown})
+    return Specials(pad, start, end, cls=None, sep=end, mask=None, all=every)
 
 
 def _around(sequence_ids: Iterable[int | None], n: int) -> list[slice]:

@@ -1,4 +1,4 @@
-"""Tokenizers: `bytes`, `gpt2`, `ids:N`, and any Hugging Face tokenizer.json."""
+"""Tokenizers: `bytes`, `gpt2`, `ids:N`, any Hugging Face tokenizer.json, and Marian's."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from gpt2_jax.data.marian_tokenizer import MarianTokenizer, is_marian
 from gpt2_jax.errors import UserError, quoted
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
@@ -269,7 +270,9 @@ class JsonTokenizer:
         return self._tokenizer.decode(text_ids, skip_special_tokens=False).encode()
 
 
-_json_tokenizer = lru_cache(maxsize=8)(JsonTokenizer)
+@lru_cache(maxsize=8)
+def _file_tokenizer(name: str, content: bytes) -> JsonTokenizer | MarianTokenizer:
+    return MarianTokenizer(name, content) if is_marian(content) else JsonTokenizer(name, content)
 
 
 @cache
@@ -284,7 +287,7 @@ def load_tokenizer(name: str, fingerprint: str | None = None) -> Tokenizer:
     relative to, may have changed.
 
     Args:
-      name: `bytes`, `gpt2`, `ids:N`, or the path of a tokenizer.json.
+      name: `bytes`, `gpt2`, `ids:N`, or the path of a tokenizer.json or of an imported Marian's.
       fingerprint: expected fingerprint; None for any.
 
     Raises:
@@ -308,7 +311,7 @@ def _load(name: str) -> Tokenizer:
             f"data.tokenizer={name} is trained on data.source when it is prepared, which this "
             "command does not do; set it to the path of a tokenizer.json"
         )
-    return _json_tokenizer(name, _read_tokenizer_file(name))
+    return _file_tokenizer(name, _read_tokenizer_file(name))
 
 
 def is_tokenizer_file(name: str) -> bool:

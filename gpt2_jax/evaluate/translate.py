@@ -12,8 +12,9 @@ import numpy as np
 
 from gpt2_jax.data.batch import Tokens
 from gpt2_jax.data.pieces import PieceEncoder
-from gpt2_jax.model.beam import BeamParams, Hypotheses, beam_search
+from gpt2_jax.model.beam import BeamParams, Beams, Hypotheses, beam_search
 from gpt2_jax.model.decode import (
+    Caches,
     UnstackedParams,
     bind_unstacked,
     decode_beams,
@@ -71,13 +72,13 @@ class Translator:
         special = self._pieces.specials
         width = -(-max(map(len, sources)) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
         width = min(width, self._lengths[0])
+        length = min(_longest(width), self._lengths[1])
         ids_BS = np.full((ROWS_AT_ONCE, width), special.pad, np.int32)
         segments_BS, limits_B = np.zeros_like(ids_BS), np.ones(ROWS_AT_ONCE, np.int32)
         segments_BS[:, 0] = 1  # rows that fill the batch have one token
         for row, ids in enumerate(sources):
             ids_BS[row, : len(ids)], segments_BS[row, : len(ids)] = ids, 1
-            longest = int(LONGEST_RATIO * len(ids)) + LONGEST_EXTRA
-            limits_B[row] = min(longest, self._lengths[1])
+            limits_B[row] = min(_longest(len(ids)), length)
         return _search(
             self._model_def,
             self._unstacked,
@@ -85,8 +86,9 @@ class Translator:
             np.full(ROWS_AT_ONCE, special.bos, np.int32),
             limits_B,
             beam=self._beam,
-            length=self._lengths[1],
+            length=length,
             end=special.eos,
+            padding=None if special.pad == special.eos else special.pad,
         )
 
     def _text(self, ids: list[int]) -> str:
@@ -95,7 +97,12 @@ class Translator:
         return self._pieces.tokenizer.decode_bytes(ids).decode(errors="replace").strip()
 
 
-@partial(jax.jit, static_argnames=("model_def", "beam", "length", "end"))
+def _longest(n: int) -> int:
+    """Returns the most tokens of a target for a source of n tokens."""
+    return int(LONGEST_RATIO * n) + LONGEST_EXTRA
+
+
+@partial(jax.jit, static_argnames=("model_def", "beam", "length", "end", "padding"))
 def _search(
     model_def: ModelDef,
     unstacked: UnstackedParams,
@@ -106,11 +113,21 @@ def _search(
     beam: BeamParams,
     length: int,
     end: int,
+    padding: int | None,
 ) -> Hypotheses:
-    """Returns the best targets of sources (B, S), one example per row."""
+    """Returns the best targets of sources (B, S), one example per row.
+
+    Padding is never written. Marian has learned no logit for it: it is 0, and often the largest.
+    """
     source = Tokens(*(None if x is None else jnp.asarray(x) for x in source))
     bound, (n_rows, _) = bind_unstacked(model_def, unstacked), source.ids_BT.shape
     read, no_padding_B = read_source(bound, source), jnp.zeros(n_rows, jnp.int32)
-    step = lambda caches, beams: decode_beams(bound, caches, beams, 0, no_padding_B, read)
+
+    def step(caches: Caches, beams: Beams) -> tuple[jax.Array, Caches]:
+        logits, caches = decode_beams(bound, caches, beams, 0, no_padding_B, read)
+        if padding is not None:
+            logits = logits.at[..., padding].set(-jnp.inf)
+        return logits, caches
+
     caches = empty_caches(model_def.cfg, n_rows, length * beam.n_beams)
     return beam_search(step, caches, first_B, limits_B, beam, length=length, end=end)

@@ -19,7 +19,12 @@ BERT_CLASSES = (CLASS, f"{CLASS}Fast")
 ROBERTA_CLASSES = tuple(
     f"{name}Tokenizer{fast}" for name in ("Roberta", "Bart") for fast in ("", "Fast")
 )
-CLASS_OF = {"bert": CLASS, "roberta": "RobertaTokenizer", "bart": "BartTokenizer"}  # by model type
+CLASS_OF = {  # by model type
+    "bert": CLASS,
+    "roberta": "RobertaTokenizer",
+    "bart": "BartTokenizer",
+    "marian": "MarianTokenizer",
+}
 # Fields of tokenizer_config.json, of BERT's normalizer, and the default.
 SETTINGS = (
     ("do_lower_case", "lowercase", True),

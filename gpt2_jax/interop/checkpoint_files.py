@@ -12,7 +12,7 @@ from gpt2_jax.errors import UserError, quoted, shortened
 from gpt2_jax.files import check_regular, read_fields, write_json
 from gpt2_jax.interop.layouts import Tensors
 
-DOWNLOAD_PATTERNS = ["*.json", "*.safetensors", "merges.txt", "vocab.txt"]
+DOWNLOAD_PATTERNS = ["*.json", "*.safetensors", "merges.txt", "vocab.txt", "*.spm"]
 SHARD_BYTES = 5_000_000_000  # the hub's limit
 SMALL_FLOATS = ("F8_", "F6_", "F4")  # not supported by numpy
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"

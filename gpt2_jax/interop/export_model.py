@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt2_jax.config.sections import ModelConfig
+from gpt2_jax.data.marian_tokenizer import MarianTokenizer
 from gpt2_jax.data.mixture import short_source
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
@@ -20,6 +21,7 @@ from gpt2_jax.interop.convert import to_huggingface
 from gpt2_jax.interop.families import family_of, write_config
 from gpt2_jax.interop.families.family import Family, Table
 from gpt2_jax.interop.families.labels import default_labels
+from gpt2_jax.interop.marian_files import marian_ids
 from gpt2_jax.interop.special_tokens import special_ids, special_tokens
 from gpt2_jax.interop.tokenizer_files import vocabulary, write_tokenizer
 from gpt2_jax.model.heads import TOKEN_KINDS
@@ -68,9 +70,7 @@ def export_model(
         fields = write_config(family, config, head, ids, labels, dtype)
         write_json(partial / "config.json", fields)
         if config.model.architecture != "encoder":  # it generates text
-            generation = {name: value for name, value in ids.items() if value is not None}
-            generation = {"_from_model_config": True, **generation}
-            write_json(partial / "generation_config.json", generation)
+            write_json(partial / "generation_config.json", _generation(ids, config.model))
         checkpoint_files.write_tensors(partial, tensors)
         write_atomic(partial / "README.md", model_card(run, workdir, family, table))
     return f"{run.model_def.n_params():,} parameters after step {run.step} in {out}, {dtype}"
@@ -83,9 +83,20 @@ def _write_tokenizer(
     if model.architecture == "decoder":
         end = write_tokenizer(tokenizer, model.n_positions, out)
         return dict.fromkeys(family.special_ids, end)
-    vocab, end = vocabulary(tokenizer), load_tokenizer(tokenizer).end_of_text
+    vocab, loaded = vocabulary(tokenizer), load_tokenizer(tokenizer)
     write_tokenizer(tokenizer, model.n_positions, out, special_tokens(vocab))
-    return special_ids(family, vocab, end, info.get("special_ids") or {})
+    named = marian_ids(loaded) if isinstance(loaded, MarianTokenizer) else {}
+    known = {field: i for field, i in named.items() if field in family.special_ids}
+    return special_ids(family, vocab, loaded.end_of_text, known | (info.get("special_ids") or {}))
+
+
+def _generation(ids: dict[str, Any], model: ModelConfig) -> dict[str, Any]:
+    """Returns generation_config.json; as with us, an encoder-decoder never writes padding."""
+    known = {name: value for name, value in ids.items() if value is not None}
+    pad = known.get("pad_token_id")
+    if model.architecture == "encoder_decoder" and pad not in (None, known.get("eos_token_id")):
+        known |= {"bad_words_ids": [[pad]], "renormalize_logits": True}
+    return {"_from_model_config": True, **known}
 
 
 def _cast(name: str, value: np.ndarray, dtype: str) -> np.ndarray:

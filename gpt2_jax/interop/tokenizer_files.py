@@ -9,6 +9,7 @@ from typing import Any
 
 import tokenizers
 
+from gpt2_jax.data.marian_tokenizer import MarianTokenizer
 from gpt2_jax.data.saved_tokenizer import TOKENIZER as FILE
 from gpt2_jax.data.tokenizer import (
     JsonTokenizer,
@@ -31,6 +32,8 @@ from gpt2_jax.interop.bert_tokenizer import (
     from_vocab_txt,
     vocab_txt,
 )
+from gpt2_jax.interop.marian_files import CLASS as MARIAN
+from gpt2_jax.interop.marian_files import SOURCE, read_marian, write_marian
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -39,7 +42,7 @@ def find_tokenizer(folder: Path, vocab_size: int, workdir: Path) -> tuple[str, s
     """Returns the `data.tokenizer` of a checkpoint's folder, and a one-line explanation.
 
     It is `gpt2` or `bytes` if the files are equivalent; otherwise they are combined into a
-    tokenizer.json in `workdir`.
+    tokenizer.json in `workdir`, for Marian in a format of our own.
 
     Args:
       vocab_size: the model's vocabulary size, used if the checkpoint has no tokenizer.
@@ -84,6 +87,9 @@ def write_tokenizer(
     if name.startswith("ids:"):
         return None
     tokenizer = load_tokenizer(name)
+    if isinstance(tokenizer, MarianTokenizer):
+        write_marian(tokenizer, n_positions, out)
+        return tokenizer.end_of_text
     if isinstance(tokenizer, JsonTokenizer):
         content, end = json.loads(tokenizer.content.decode("utf-8-sig")), tokenizer.end_of_text_name
         # This attribute is ours; transformers reads eos_token from tokenizer_config.json.
@@ -154,11 +160,14 @@ def _read_tokenizer(folder: Path) -> dict[str, Any] | None:
 
     As in transformers, these are tokenizer.json, or else vocab.json and merges.txt, or BERT's
     vocab.txt, with settings from tokenizer_config.json, special_tokens_map.json, added_tokens.json
-    and config.json.
+    and config.json. Marian's SentencePiece files take precedence over tokenizer.json.
     """
     settings = _optional_json(folder / "tokenizer_config.json")
-    model_type = _optional_json(folder / "config.json").get("model_type")
-    name = class_name(settings, model_type)
+    config = _optional_json(folder / "config.json")
+    name = class_name(settings, config.get("model_type"))
+    if name == MARIAN and (folder / SOURCE).exists():
+        named = settings | _optional_json(folder / "special_tokens_map.json")
+        return read_marian(folder, named, config, _named_tokens(settings, folder))
     if (folder / FILE).exists():
         content = read_fields(folder / FILE)
     elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
@@ -221,6 +230,15 @@ def _add_tokens(content: dict[str, Any], settings: dict[str, Any], folder: Path)
     """Adds the tokens of added_tokens.json and tokenizer_config.json to those of tokenizer.json."""
     added = content["added_tokens"]
     present = {token.get("id") for token in added}
+    for token in _named_tokens(settings, folder):
+        if token["id"] not in present:
+            present.add(token["id"])
+            added.append(token)
+    added.sort(key=lambda token: token.get("id", 0))
+
+
+def _named_tokens(settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """Returns the tokens of added_tokens.json and tokenizer_config.json."""
     named = [
         _added_token(text, token_id, special=False)
         for text, token_id in _optional_json(folder / "added_tokens.json").items()
@@ -234,11 +252,7 @@ def _add_tokens(content: dict[str, Any], settings: dict[str, Any], folder: Path)
         named.append(base | {key: token[key] for key in base if key in token})
     if wrong := [token for token in named if not _is_token(token)]:
         raise UserError(f"{folder}: the added token {wrong[0]['content']!r} is not valid")
-    for token in named:
-        if token["id"] not in present:
-            present.add(token["id"])
-            added.append(token)
-    added.sort(key=lambda token: token.get("id", 0))
+    return named
 
 
 def _is_token(token: dict[str, Any]) -> bool:

@@ -154,7 +154,7 @@ class Encoder:
 
     def _pairs(self, group: Sequence[Pair], counts: Counts) -> Iterator[Columns]:
         sources = self.pieces.tokenizer.encode([pair.source for pair in group])
-        targets = self.pieces.tokenizer.encode([pair.references[0] for pair in group])
+        targets = self.pieces.encode_targets([pair.references[0] for pair in group])
         for pair, source, target in zip(group, sources, targets, strict=True):
             yield {
                 "source": self._ended(source, 0, "source", pair.where, counts),

@@ -116,7 +116,7 @@ def test_characters_of_tokens(pieces):
 
 
 def test_id_tokenizer_has_no_characters():
-    with pytest.raises(UserError, match=r"ids:10 does not tokenize text"):
+    with pytest.raises(UserError, match=r"ids:10 does not say where"):
         PieceEncoder(load_tokenizer("ids:10")).encode(["1 2"])
 
 
