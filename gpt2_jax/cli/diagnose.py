@@ -18,25 +18,24 @@ from absl import flags
 from gpt2_jax import cli
 from gpt2_jax.ablation.diagnosis import BY_BLOCK, WHOLE, Diagnosis, diagnose, diagnose_start
 from gpt2_jax.ablation.diagnosis_figures import plot_by_block, plot_by_depth
-from gpt2_jax.config import Config, replace, resolve, validated, with_labels
+from gpt2_jax.config import replace, validated
 from gpt2_jax.config.check import check
+from gpt2_jax.config.model_sections import ModelConfig
 from gpt2_jax.data.run_data import RunData
-from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.errors import UserError, suggestion
 from gpt2_jax.fields import INT_MAX
 from gpt2_jax.files import atomic_folder, check_creatable, check_empty, disk_errors
 from gpt2_jax.placements import PRESETS
 from gpt2_jax.tasks.losses import AnyBatch
-from gpt2_jax.tasks.task import TASKS
 from gpt2_jax.train.compiled_step import memory_errors
 from gpt2_jax.train.distributed.mesh import configure_devices
 from gpt2_jax.train.storage.checkpoint_ref import CheckpointRef, find_checkpoint, parse_step
 from gpt2_jax.train.storage.open_run import (
-    open_data,
-    open_examples,
     open_run,
     open_run_data,
     open_run_examples,
+    open_training_data,
+    resolve_on,
 )
 
 _CONFIG = cli.define_config("config file, for models before training")
@@ -106,47 +105,29 @@ def _starts() -> Iterator[Diagnosis]:
     for name in _PLACEMENTS.value or [base.placement.preset]:
         if name not in PRESETS:
             raise UserError(f"--placements has {name!r}{suggestion(name, PRESETS)}")
-        for sizes in _sizes(base):
+        for sizes in _sizes(base.model):
             changes = sizes | {"placement.preset": name, "model.unroll": False}  # compiles faster
             config = replace(base, changes)
             check(config)
             configs.append(config)
     first = configs[0]
     configure_devices(first.train, first.mesh)
-    corpus, tokenizer = _open_data(first)
-    resolved = [_resolved(config, corpus, tokenizer) for config in configs]
-    batches = read_batches(corpus, first, 0)
+    corpus, tokenizer = open_training_data(first)
+    resolved = [resolve_on(config, corpus, tokenizer) for config in configs]
+    batches = read_batches(corpus, first.data.seq_len, first.train.batch_size, first.seed, 0)
     for config in resolved:
         yield diagnose_start(config.placement.preset, config, batches)
 
 
-def _sizes(base: Config) -> list[dict[str, int]]:
+def _sizes(model: ModelConfig) -> list[dict[str, int]]:
     """Returns the fields that each of `--depths` changes; one without changes by default."""
     if _DEPTHS.value is None:
         return [{}]
     if wrong := [text for text in _DEPTHS.value if not text.isdecimal()]:
         raise UserError(f"--depths has {wrong[0]!r}, which is not a number of blocks")
     depths = [validated("model.n_layer", int(text), "--depths") for text in _DEPTHS.value]
-    fields = [tower.kind.depth for tower in base.model.towers]
+    fields = [tower.kind.depth for tower in model.towers]
     return [{f"model.{field}": depth for field in fields} for depth in depths]
-
-
-def _open_data(config: Config) -> tuple[RunData, Tokenizer]:
-    """Opens the text, or the examples of a task."""
-    if config.task.name == "lm":
-        return open_data(config.data)
-    examples = open_examples(config)
-    return examples, examples.tokenizer
-
-
-def _resolved(config: Config, corpus: RunData, tokenizer: Tokenizer) -> Config:
-    """Returns the config with the fields that depend on the data."""
-    config = resolve(config, tokenizer.size, tokenizer.end_of_text)
-    if TASKS[config.task.name].has_labels:
-        config = with_labels(config, corpus.labels)
-    if config.task.name != "lm":
-        check(config)  # again, now that all sizes are known
-    return config
 
 
 def _runs() -> Iterator[Diagnosis]:
@@ -158,14 +139,17 @@ def _runs() -> Iterator[Diagnosis]:
         run = open_run(workdir, _STEP.value)
         is_text = run.config.task.name == "lm"
         corpus: RunData = (open_run_data if is_text else open_run_examples)(run, workdir)
-        batches = read_batches(corpus, run.config, run.step)
+        seq_len, batch_size = run.config.data.seq_len, run.config.train.batch_size
+        batches = read_batches(corpus, seq_len, batch_size, run.config.seed, run.step)
         name = f"{run.config.placement.preset} ({workdir})"
         yield diagnose(name, run.config, run.model_def, run.mesh, run.params, run.step, batches)
 
 
-def read_batches(corpus: RunData, config: Config, first: int) -> list[AnyBatch]:
+def read_batches(
+    corpus: RunData, seq_len: int, batch_size: int, seed: int, first: int
+) -> list[AnyBatch]:
     """Returns `--batches` batches of training data from step `first`."""
-    sampler = corpus.sampler(config.data.seq_len, config.train.batch_size, config.seed)
+    sampler = corpus.sampler(seq_len, batch_size, seed)
     return [sampler.batch(first + i) for i in range(_BATCHES.value)]
 
 

@@ -10,15 +10,17 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from gpt2_jax.config import Config, replace
+from gpt2_jax.config import Config, replace, resolve, with_labels
 from gpt2_jax.config.capacity import FLOAT
+from gpt2_jax.config.check import check
 from gpt2_jax.config.sections import DataConfig
 from gpt2_jax.data.dataset import Dataset, open_dataset
+from gpt2_jax.data.run_data import RunData
 from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.files import sha256
 from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.tasks.data import ExampleData, open_example_data
-from gpt2_jax.tasks.task import head_of
+from gpt2_jax.tasks.task import TASKS, head_of
 from gpt2_jax.train.distributed.mesh import configure_devices, make_mesh
 from gpt2_jax.train.state import abstract_params
 from gpt2_jax.train.storage.checkpoint import restore_params
@@ -112,6 +114,28 @@ def open_examples(config: Config, labels: Sequence[str] | None = None) -> Exampl
     """
     with_types = config.model.token_types > 0
     return open_example_data(config.task, config.data, with_types, config.seed, labels)
+
+
+def open_training_data(config: Config) -> tuple[RunData, Tokenizer]:
+    """Opens the text of a config that need not be resolved, or the examples of its task."""
+    if config.task.name == "lm":
+        return open_data(config.data)
+    examples = open_examples(config)
+    return examples, examples.tokenizer
+
+
+def resolve_on(config: Config, data: RunData, tokenizer: Tokenizer) -> Config:
+    """Returns the config with the fields that depend on its data.
+
+    Raises:
+      UserError: if a field is not valid for the data.
+    """
+    config = resolve(config, tokenizer.size, tokenizer.end_of_text)
+    if TASKS[config.task.name].has_labels:
+        config = with_labels(config, data.labels)
+    if config.task.name != "lm":
+        check(config)  # again, now that all sizes are known
+    return config
 
 
 def open_run_examples(run: OpenedRun, workdir: str) -> ExampleData:
