@@ -158,8 +158,14 @@ def with_labels(config: Config, labels: Sequence[str]) -> Config:
     """Returns the config with `head.n_labels` filled in.
 
     Raises:
-      UserError: if it is another number.
+      UserError: if it is another number, or `eval.out_of_scope` is not one of the labels.
     """
+    outside = config.eval.out_of_scope
+    if outside is not None and outside not in labels:
+        raise UserError(
+            f"eval.out_of_scope={outside!r} is not a label of the training data"
+            f"{suggestion(outside, labels)}"
+        )
     n = config.head.n_labels
     if n is not None and labels and n != len(labels):
         raise UserError(

@@ -143,6 +143,12 @@ CASES = {
         {"optimizer.label_smoothing": 0.1},
         "optimizer.label_smoothing=0.1 has no effect with task.name=answer",
     ),
+    "a label that the data does not have": (
+        "classify",
+        {"train.jsonl": jsonl(LABELED), "val.jsonl": jsonl(LABELED)},
+        {"data.source": "train.jsonl", "data.val_source": "val.jsonl", "eval.out_of_scope": "oos"},
+        "eval.out_of_scope='oos' is not a label of the training data; choose one of blue, red",
+    ),
     "generation between evaluations": (
         "translate",
         {},
