@@ -85,8 +85,8 @@ def _check_flags() -> None:
             raise UserError("--step selects a checkpoint: pass --workdirs instead of --config")
         if _CONFIG.value.train.init_from is not None:
             raise UserError(
-                "train.init_from is not used before training; pass it as --workdirs, or set it to "
-                "None for random weights"
+                "train.init_from is not used before training; pass it as --workdirs, or leave it "
+                "unset in a copy of the config"
             )
     elif _PLACEMENTS.value or _DEPTHS.value:
         raise UserError("--placements and --depths select models before training: pass --config")
