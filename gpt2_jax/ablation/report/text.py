@@ -44,6 +44,7 @@ def markdown(analysis: Analysis, definition: Definition, figures: dict[str, str]
         for line in (f"![{caption}]({path})", "", f"*{caption}*", "")
     ]
     task = TASKS[definition.base.task.name]
+    of_decoder = " of the decoder" if len(definition.base.model.towers) > 1 else ""
     parts = [
         _head(analysis, definition),
         ["## Verdict", "", *_verdict(analysis, task), *shown("losses")],
@@ -52,7 +53,7 @@ def markdown(analysis: Analysis, definition: Definition, figures: dict[str, str]
         ["## Learning rates", "", *_learning_rates(analysis), *shown("learning_rates")],
         ["## Learning curves", "", *shown("curves")],
         ["## Cost", "", *_costs(analysis)],
-        ["## Diagnostics by depth", "", *(shown("depth") or [NO_DIAGNOSTICS, ""])],
+        [f"## Diagnostics by depth{of_decoder}", "", *(shown("depth") or [NO_DIAGNOSTICS, ""])],
         ["## Variants", "", *recipes(analysis, definition)],
         ["## Methods", "", *_methods(analysis, definition)],
     ]

@@ -233,7 +233,9 @@ def learning_rate_of(trial: Trial) -> float:
 
 
 def _blocks(rows: list[Row], name: str, last: bool) -> np.ndarray | None:
-    names = sorted({key for row in rows for key in row if key.startswith(f"depth/{name}/block_")})
+    """Returns a figure by block, (L), at the start or the end; of two towers, the decoder's."""
+    starts = f"depth/{name}/block_", f"depth/decoder/{name}/block_"
+    names = sorted({key for row in rows for key in row if key.startswith(starts)})
     if not names:
         return None
     measured = [row for row in rows if names[0] in row]

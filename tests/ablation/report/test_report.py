@@ -14,6 +14,7 @@ from gpt2_jax.ablation.report.analysis import analyze, labels
 from gpt2_jax.ablation.report.markup import escaped
 from gpt2_jax.ablation.report.page import page, write_report
 from gpt2_jax.ablation.report.text import markdown
+from gpt2_jax.ablation.report.variant import _blocks
 from gpt2_jax.ablation.report.verdicts import verdicts
 from gpt2_jax.ablation.report.wandb_report import COLUMNS, log_report, offline_hint
 from gpt2_jax.ablation.statistics import Arm, compare, detectable, median_interval, seeds_for
@@ -617,3 +618,16 @@ def test_command(reported, tmp_path):
     assert done.returncode == 0 and "report.html" in done.stdout, done.stderr
     done = run("-m", "gpt2_jax", "report", f"--workdir={tmp_path}", tmp=tmp_path)
     assert done.returncode == 2 and "study.json does not exist" in done.stderr
+
+
+def test_figures_by_block_of_two_towers_are_the_decoders():
+    row = lambda step: {
+        "step": step,
+        **{
+            f"depth/{t}/cosine/block_0{l}": l + step for t in ("encoder", "decoder") for l in (1, 2)
+        },
+        "depth/decoder/cosine/block_03": 0.5,
+    }
+    assert _blocks([row(0), row(9)], "cosine", last=True).tolist() == [10, 11, 0.5]
+    assert _blocks([row(0), row(9)], "cosine", last=False).tolist() == [1, 2, 0.5]
+    assert _blocks([row(0)], "entropy", last=False) is None
