@@ -173,3 +173,4 @@ def test_translations_and_export(tmp_path):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "theirs" / name).read_bytes()
     exported = transformers.MarianMTModel.from_pretrained(tmp_path / "out")
     assert exported.generation_config.decoder_start_token_id == size - 1
+    assert exported.generation_config.bad_words_ids == [[size - 1]]
