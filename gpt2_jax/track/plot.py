@@ -116,7 +116,9 @@ def _draw_losses(axes: Any, train: np.ndarray, val: np.ndarray, name: str) -> No
         if not np.allclose(smooth, train[:, 1]):  # otherwise one line would hide the other
             axes.plot(*train.T, color=_PALE, linewidth=1.2, label=name)
             label = f"{name}, running mean"
-        axes.plot(train[:, 0], smooth, color=_BLUE, linewidth=2, label=label)
+        marker = "o" if len(train) == 1 else None  # a line needs two points
+        style: dict[str, Any] = {"marker": marker, "color": _BLUE, "linewidth": 2, "label": label}
+        axes.plot(train[:, 0], smooth, **style)
     if len(val) > 1 and val[0, 0] == 0:
         val = val[1:]  # the loss before the first step would stretch the axis
     if len(val):

@@ -118,6 +118,16 @@ def test_every_legend_entry_has_a_visible_line(n, labels):
     assert all(drawn.count(one) == 1 for one in drawn)
 
 
+@pytest.mark.parametrize(("n", "marker"), [(1, "o"), (2, "None")])
+def test_a_single_training_loss_is_drawn_as_a_point(n, marker):
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    _draw_losses(axes, np.array([(step, 5.0) for step in range(n)]), np.zeros((0, 2)), "training")
+    (line,) = axes.lines
+    assert (line.get_marker(), line.get_linestyle()) == (marker, "-")
+
+
 @pytest.mark.parametrize(("smoothing", "name"), [
     (0.0, "training"), (0.1, "training (label smoothing 0.1)"),
 ])  # fmt: skip
