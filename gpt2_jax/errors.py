@@ -12,6 +12,7 @@ EXIT_DIVERGED = 1
 EXIT_WRONG_INPUT = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL: progress is saved, and the same command continues
 EXIT_PEER_LOST = 76  # another process of the run is gone; starting all again continues
+MIN_ABBREVIATION = 3  # characters of a word that may stand for a longer one
 # Errors raised by study files written for earlier versions, and the fix for each.
 RENAMED = {
     "No module named 'gpt2_jax.ablate'": "import Study from gpt2_jax.ablation.study",
@@ -56,13 +57,28 @@ class DiskError(UserError):
 def suggestion(word: str, known: Iterable[str], otherwise: str = "") -> str:
     """Returns `; did you mean 'x'?` if a known word is similar, else lists the known words.
 
+    A word and its abbreviation are similar: `evaluate` and `eval`.
+
     Args:
       otherwise: what follows the list, if more words can become known.
     """
     known = sorted(known)
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    abbreviates = lambda a, b: len(a) >= MIN_ABBREVIATION and b.startswith(a)
+    related = [one for one in known if abbreviates(one, word) or abbreviates(word, one)]
+    near = difflib.get_close_matches(word, related, n=1, cutoff=0)
+    near = near or difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     listed = f"; choose one of {', '.join(known)}{otherwise}"
     return f"; did you mean '{near[0]}'?" if near else listed
+
+
+def counted(n: int | str, noun: str, ending: str = "s") -> str:
+    """Returns `1 layer`, `1,200 layers` or `3 + 3 layers`.
+
+    Args:
+      ending: of the plural.
+    """
+    text = n if isinstance(n, str) else f"{n:,}"
+    return f"{text} {noun}{ending * (text != '1')}"
 
 
 def printable(text: str) -> str:

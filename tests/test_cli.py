@@ -4,8 +4,12 @@ import os
 import time
 
 import pytest
+from absl.flags import FlagValues
+from ml_collections import config_flags
 
+from gpt2_jax import cli  # noqa: F401 (registers how None is read)
 from gpt2_jax import config as configs
+from gpt2_jax.errors import UserError
 from tests.tools import make_text, one_line_error, run
 
 
@@ -148,9 +152,14 @@ TRAIN_ERRORS = [
         "mesh.data=4 does not divide the 6 sequences of a micro-batch",
     ),
     (
+        ["--config=ner", "--workdir=W/b", "--config.train.steps=30"],
+        "train.steps=30 has no effect with train.epochs=12; change train.epochs instead, or unset "
+        "it with --config.train.epochs=None",
+    ),
+    (
         [QUICK, "--workdir=W/b", "--config.data.source=W/text.txt", "--config.data.seq_len=4000",
          "--config.model.n_positions=4000"],
-        "the training text has 4500 tokens, too few for windows of data.seq_len=4000",
+        "the training text has 4,500 tokens, too few for windows of data.seq_len=4000",
     ),
 ]  # fmt: skip
 
@@ -171,6 +180,19 @@ def test_errors_are_one_line(place, flags, line):
         ([], "pass --workdir, the directory of a run"),
         (["--workdir=W/nowhere"], "config.json does not exist: is this a run's work directory?"),
         (["--workdir=W/nowhere", "--stride=x"], "stride"),
+        (
+            ["--workdir=W/nowhere", "--config.eval.beam=2"],
+            "--config.eval.beam is not a known flag: this command takes no --config; did you mean "
+            "'beam'?",
+        ),
+        (
+            ["--workdir=W/nowhere", "--config.train.steps=2"],
+            "--config.train.steps is not a known flag: this command takes no --config",
+        ),
+        (
+            ["--workdir=W/nowhere", "--batch=2"],
+            "--batch is not a known flag; choose one of beam, data, flagfile, help, int8, json, ",
+        ),
     ],
 )
 def test_eval_errors_name_the_missing_flag(place, flags, line):
@@ -208,6 +230,25 @@ def test_fields_with_several_strings_accept_commas_and_equal_signs(place):
         f"--workdir={place}/words",
     )
     assert "nowhere.txt matches no file" in one_line_error(done)
+
+
+def test_none_unsets_a_field():
+    """Numbers, strings and booleans, if they are unset by default."""
+    changes = ("train.epochs", "train.init_from", "data.columns", "head.transform")
+    set_first = [f"--config.{name}={value}" for name, value in zip(changes, "2aa1", strict=True)]
+
+    def read(*args):
+        argv = ["train", "--config=configs/ner.py", *args]
+        values = FlagValues()
+        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+        values(argv)
+        config = configs.freeze(values.config)
+        return [configs.value_of(config, name) for name in changes]
+
+    assert read(*set_first) == [2.0, "a", "a", True]
+    assert read(*set_first, *(f"--config.{name}=None" for name in changes)) == [None] * 4
+    with pytest.raises(UserError, match=r"train\.steps=None must be an integer"):
+        read("--config.train.steps=None")
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,31 @@ PATHS = {
 }
 TEXTS = {"prompt", "stop"}
 MODULE = "Python module that registers your own placements"  # help for --module
+UNSET = "None"  # as in a config file
+
+
+class _Optional(flags.ArgumentParser):
+    """Parses `UNSET` as None, which unsets a field, and other text as another parser does."""
+
+    def __init__(self, parser: flags.ArgumentParser) -> None:
+        self._parser = parser
+        self.syntactic_help = parser.syntactic_help
+
+    def parse(self, argument: Any) -> Any:
+        return None if argument == UNSET else self._parser.parse(argument)
+
+    def flag_type(self) -> str:
+        return self._parser.flag_type()
+
+
+_PARSERS: dict[type, flags.ArgumentParser] = {
+    bool: flags.BooleanParser(),
+    int: flags.IntegerParser(),
+    float: flags.FloatParser(),
+    str: flags.ArgumentParser(),
+}
+for _kind, _parser in _PARSERS.items():
+    config_flags.register_flag_parser_for_type(_kind, _Optional(_parser))
 
 
 def define_config(meaning: str) -> flags.FlagHolder:
@@ -124,10 +149,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     except UserError as error:
         die(str(error), error.exit_code)
     except flags.UnrecognizedFlagError as error:
-        if error.flagname.startswith("config."):
-            die(f"--{error.flagname} changes a config: pass --config=FILE before it")
-        known = [name for name in flags.FLAGS if not name.startswith("?")]
-        die(f"--{error.flagname} is not a known flag{suggestion(error.flagname, known)}")
+        die(_unknown_flag(error.flagname))
     except flags.Error as error:
         die(one_line(error).partition(": ")[2])
     except SystemExit:
@@ -140,12 +162,29 @@ def parse_flags(argv: list[str]) -> list[str]:
         die(_unknown_field(argv) or f"{_given_config(argv)}: {renamed_key(line) or line}")
 
 
+def _unknown_flag(name: str) -> str:
+    """Returns the error for a flag that the command does not have."""
+    modules = flags.FLAGS.flags_by_module_dict()
+    known = [flag.name for module in _own_modules() for flag in modules[module]]
+    if not name.startswith("config."):
+        return f"--{name} is not a known flag{suggestion(name, [*known, 'help', 'flagfile'])}"
+    if "config" in known:
+        return f"--{name} changes a config: pass --config=FILE before it"
+    leaf = name.rpartition(".")[2]
+    hint = f"; did you mean '{leaf}'?" if leaf in known else ""
+    return f"--{name} is not a known flag: this command takes no --config{hint}"
+
+
+def _own_modules() -> list[str]:
+    """Returns the modules that define the command's flags."""
+    return [name for name in flags.FLAGS.flags_by_module_dict() if name.startswith("gpt2_jax.")]
+
+
 def show_help() -> None:
     """Prints a command's description, flags and config fields, and ends the process."""
     app.usage(shorthelp=True, writeto_stdout=True)
-    for module in flags.FLAGS.flags_by_module_dict():
-        if module.startswith("gpt2_jax."):
-            print(flags.FLAGS.module_help(module))
+    for module in _own_modules():
+        print(flags.FLAGS.module_help(module))
     if "config" in flags.FLAGS:
         print(f"\nFields of the config:\n{help_text()}")
     sys.exit(0)

@@ -22,7 +22,7 @@ from ml_collections import config_flags
 from gpt2_jax import cli
 from gpt2_jax.ablation.study.definition import Definition, check_same, check_workdir, load, write
 from gpt2_jax.ablation.study.submit import CLUSTERS, parse_resources, submit
-from gpt2_jax.errors import EXIT_FINISHED, EXIT_STOPPED, UserError
+from gpt2_jax.errors import EXIT_FINISHED, EXIT_STOPPED, UserError, counted
 from gpt2_jax.track.console import forgiving_output
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _work(worker: Worker, definition: Definition, stop: StopSignal) -> int | Non
         return None
     write(worker.workdir, definition)
     if _RETRY.value and (n := worker.store.forget_failures(known)):
-        print(f"{n} failed trials will be retried")
+        print(f"{counted(n, 'failed trial')} will be retried")
     if cluster is not None:
         submit_all(cluster, definition, worker.workdir)
         return None
@@ -162,4 +162,6 @@ def _report(workdir: Path, definition: Definition) -> None:
     if hint := offline_hint(workdir):
         print(hint)
     if found.n_failed:
-        print(f"failed: {found.n_failed} trials (see logs/); --retry_failed retries them")
+        print(
+            f"failed: {counted(found.n_failed, 'trial')} (see logs/); --retry_failed retries them"
+        )

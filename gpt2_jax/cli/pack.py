@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from gpt2_jax.ablation.study.packing import pack
-from gpt2_jax.errors import UserError
+from gpt2_jax.errors import UserError, counted
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "the study's directory")
 _OUT = flags.DEFINE_string("out", None, "the file to write: .tar.gz or .tar")
@@ -27,5 +27,5 @@ def main(argv: list[str]) -> None:
         raise UserError("pass --workdir, the study's directory, and --out, the file to write")
     out = Path(_OUT.value)
     n = pack(Path(_WORKDIR.value), out, _CHECKPOINTS.value)
-    print(f"{out}: {n:,} files, {out.stat().st_size / 2**20:,.1f} MiB")
+    print(f"{out}: {counted(n, 'file')}, {out.stat().st_size / 2**20:,.1f} MiB")
     print(f"to continue elsewhere: tar -xf {out.name}, then the study's command")

@@ -17,7 +17,7 @@ from gpt2_jax.data.preparation import SHARD_TOKENS, prepare
 from gpt2_jax.data.shards import MAX_SHARD_TOKENS, verify_prepared
 from gpt2_jax.data.split import check_split
 from gpt2_jax.data.tokenizer import load_tokenizer
-from gpt2_jax.errors import UserError
+from gpt2_jax.errors import UserError, counted
 
 _SOURCE = flags.DEFINE_string("source", None, "text: a value of data.source")
 _VAL_SOURCE = flags.DEFINE_string("val_source", None, "separate validation text")
@@ -59,7 +59,10 @@ def main(argv: list[str]) -> None:
 
 def _print_counts(manifest: Manifest) -> None:
     for name, split in manifest.splits.items():
-        print(
-            f"{name}: {split.tokens:,} tokens, {split.documents:,} documents, "
-            f"{split.bytes:,} bytes, {len(split.shards)} shard(s)"
-        )
+        counts = {
+            "token": split.tokens,
+            "document": split.documents,
+            "byte": split.bytes,
+            "shard": len(split.shards),
+        }
+        print(f"{name}: {', '.join(counted(n or 0, noun) for noun, n in counts.items())}")

@@ -16,7 +16,7 @@ from gpt2_jax.config.table import FIELDS, flatten, validated
 from gpt2_jax.config.task_rules import check_task
 from gpt2_jax.config.tune_rules import find_tune_fault
 from gpt2_jax.config.wandb_rules import find_wandb_fault
-from gpt2_jax.errors import UserError, quoted
+from gpt2_jax.errors import UserError, counted, quoted
 from gpt2_jax.fields import INT_MAX
 from gpt2_jax.placements import modules
 from gpt2_jax.placements.validate import depends_on_steps, find_fault
@@ -206,7 +206,7 @@ def _check_batch(config: Config) -> None:
     if micro_batch % devices:
         factors = "factors whose product is " if " x " in name else ""
         raise UserError(
-            f"{name} does not divide the {micro_batch} sequences of a micro-batch "
+            f"{name} does not divide the {counted(micro_batch, 'sequence')} of a micro-batch "
             f"(train.batch_size / train.accumulation); choose {factors}one of "
             f"{_divisors(micro_batch, devices)}"
         )

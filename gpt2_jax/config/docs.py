@@ -15,7 +15,8 @@ def page() -> str:
         "# Config fields",
         "",
         "Set a field in a config file (`config.model.n_layer = 4`) or on the command line",
-        "(`--config.model.n_layer=4`).",
+        "(`--config.model.n_layer=4`). `None` unsets a field that is unset by default:",
+        "`--config.train.epochs=None`.",
     ]
     section = None
     for name, field in FIELDS.items():

@@ -9,7 +9,7 @@ from typing import Any
 
 from gpt2_jax.config.renamed import renamed
 from gpt2_jax.config.sections import Config
-from gpt2_jax.errors import UserError, quoted, suggestion
+from gpt2_jax.errors import UserError, counted, quoted, suggestion
 from gpt2_jax.fields import Field, fields_of
 from gpt2_jax.placements.axes import GATED, Placement
 
@@ -169,7 +169,8 @@ def with_labels(config: Config, labels: Sequence[str]) -> Config:
     n = config.head.n_labels
     if n is not None and labels and n != len(labels):
         raise UserError(
-            f"head.n_labels={n}, but the training data has {len(labels)} labels; leave it unset"
+            f"head.n_labels={n}, but the training data has {counted(len(labels), 'label')}; "
+            "leave it unset"
         )
     return replace(config, {"head.n_labels": len(labels) or None})
 

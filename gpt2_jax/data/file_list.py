@@ -10,7 +10,7 @@ from pathlib import Path
 from gpt2_jax.data.decompress import COMPRESSED
 from gpt2_jax.data.readers import file_format
 from gpt2_jax.data.text import short_list
-from gpt2_jax.errors import UserError
+from gpt2_jax.errors import UserError, counted
 from gpt2_jax.files import read_errors
 
 _DOCUMENTATION = (".md", ".rst", ".txt")
@@ -38,8 +38,7 @@ def list_files(spec: str) -> tuple[list[Path], str]:
         )
     if len(paths) == 1 and not skipped:
         return paths, ""
-    count = "1 file" if len(paths) == 1 else f"{len(paths)} files"
-    summary = f"source {spec}: reading {count} ({_count_suffixes(paths)})"
+    summary = f"source {spec}: reading {counted(len(paths), 'file')} ({_count_suffixes(paths)})"
     return paths, f"{summary}; {skipped}" if skipped else summary
 
 
@@ -81,7 +80,7 @@ def _list_folder(folder: Path) -> tuple[list[Path], str]:
     unknown = [path for path in visible if file_format(path) is None]
     skipped = [
         *([f"{len(hidden)} hidden"] if hidden else []),
-        *([f"{linked} linked folder(s)"] if linked else []),
+        *([counted(linked, "linked folder")] if linked else []),
         *(str(path.relative_to(folder)) for path in readmes),
         *([f"{len(unknown)} of unknown format ({_count_suffixes(unknown)})"] if unknown else []),
     ]

@@ -29,7 +29,7 @@ from gpt2_jax.data.split import Plan, SplitPiece
 from gpt2_jax.data.tokenizer import Tokenizer, id_dtype
 from gpt2_jax.data.tokenizer_pool import ProcessKilled, encode_parallel
 from gpt2_jax.data.writer import ShardWriter, WriterState
-from gpt2_jax.errors import DiskError, UserError, printable
+from gpt2_jax.errors import DiskError, UserError, counted, printable
 from gpt2_jax.files import (
     disk_errors,
     fields_sha256,
@@ -162,7 +162,9 @@ class _Preparation:
                 print(f"preparing {printable(source.summary)}", file=sys.stderr)
         done, ended, writers = self._read_journal() or (0, {}, self._open_writers({}))
         if done:
-            print(f"preparing {self.out}: continuing after {done} texts", file=sys.stderr)
+            print(
+                f"preparing {self.out}: continuing after {counted(done, 'text')}", file=sys.stderr
+            )
         self._write_journal(writers, done, ended)  # marks the folder as a preparation
         self._write_all(writers, done, ended)
         return self._finish(writers)

@@ -16,7 +16,7 @@ from gpt2_jax.data import text as texts
 from gpt2_jax.data.decompress import COMPRESSED, open_binary, open_text
 from gpt2_jax.data.json_records import find_records, parse_json
 from gpt2_jax.data.text import Piece, reader_errors, row_text, short_list, split_long, text_field
-from gpt2_jax.errors import UserError
+from gpt2_jax.errors import UserError, counted
 
 _DELIMITERS = ",;\t|"
 _MAX_NAME_WORDS = 3  # in the column name of a CSV file with one column
@@ -150,7 +150,7 @@ def _read_csv(path: Path) -> Iterator[Piece]:
         for cells, where in rows:
             if len(cells) != len(names):
                 raise UserError(
-                    f"{where} has {len(cells)} cells, but the header has {len(names)}; "
+                    f"{where} has {counted(len(cells), 'cell')}, but the header has {len(names)}; "
                     "quote cells that contain the delimiter or a line break"
                 )
             yield from row_text(cells[column], where)

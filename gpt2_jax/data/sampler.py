@@ -13,7 +13,7 @@ import numpy as np
 
 from gpt2_jax.data.batch import Batch
 from gpt2_jax.data.shards import Tokens
-from gpt2_jax.errors import UserError
+from gpt2_jax.errors import UserError, counted
 
 _ROUNDS = 6
 PHI = np.uint64(0x9E3779B97F4A7C15)
@@ -73,7 +73,7 @@ class Sampler:
     def __init__(self, tokens: Tokens, seq_len: int, batch_size: int, seed: int) -> None:
         if len(tokens) <= 2 * seq_len:
             raise UserError(
-                f"the training text has {len(tokens)} tokens, too few for windows of "
+                f"the training text has {counted(len(tokens), 'token')}, too few for windows of "
                 f"data.seq_len={seq_len}; lower data.seq_len, or use more text"
             )
         self._tokens, self._seq_len, self._batch_size = tokens, seq_len, batch_size

@@ -27,7 +27,7 @@ from gpt2_jax.data.remote import RemoteFile, is_remote, list_remote
 from gpt2_jax.data.sampler import PHI, Sampler, mix, permute
 from gpt2_jax.data.shards import Corpus, Tokens
 from gpt2_jax.data.tokenizer import Tokenizer, load_tokenizer
-from gpt2_jax.errors import UserError, without_credentials
+from gpt2_jax.errors import UserError, counted, without_credentials
 
 Counts = list[int | None]  # tokens of each file, None if unknown
 
@@ -207,8 +207,9 @@ class StreamSampler:
         tokens = self._fetcher.open(i).val
         if len(tokens) != self._corpus.counts[i]:
             raise UserError(
-                f"{without_credentials(self._corpus.jobs[i].file.url)} has {len(tokens)} tokens, "
-                f"but the run recorded {self._corpus.counts[i]}; choose another --workdir"
+                f"{without_credentials(self._corpus.jobs[i].file.url)} has "
+                f"{counted(len(tokens), 'token')}, but the run recorded {self._corpus.counts[i]}; "
+                "choose another --workdir"
             )
         return tokens
 

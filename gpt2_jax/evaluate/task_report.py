@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_jax.config.sections import EvalConfig
-from gpt2_jax.errors import UserError
+from gpt2_jax.errors import UserError, counted
 from gpt2_jax.evaluate.run_texts import generated_scores, make_translator, with_decoding
 from gpt2_jax.files import disk_errors, write_json
 from gpt2_jax.tasks.data import ExampleData
@@ -58,7 +58,7 @@ class TaskReport:
         """Returns the report as plain text."""
         task = TASKS[self.run.config.task.name]
         lines = [
-            f"{task.name} after step {self.run.step}: {self.split}, {self.n:,} examples, "
+            f"{task.name} after step {self.run.step}: {self.split}, {counted(self.n, 'example')}, "
             f"loss {self.loss:.4f} nats per {task.target}"
         ]
         if self.decoding is not None:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gpt2_jax.errors import UserError
+from gpt2_jax.errors import UserError, counted
 from gpt2_jax.interop.families.family import LAYER, Family, Row, Table
 from gpt2_jax.interop.layouts import Shape, Tensors, their_shape, to_ours, to_theirs
 from gpt2_jax.model.definition import ModelDef
@@ -81,8 +81,9 @@ def from_huggingface(
     unused = sorted(name for name in remaining if family.unused.match(name))
     if unexpected := sorted(remaining.keys() - {*unused}):
         raise UserError(
-            f"the checkpoint has {len(unexpected)} tensors that {table.architecture} does not "
-            f"have: {', '.join(unexpected[:3])}; is it a different model?"
+            f"the checkpoint has {counted(len(unexpected), 'tensor')} that "
+            f"{table.architecture} does not have: {', '.join(unexpected[:3])}; is it a different "
+            "model?"
         )
     leaves = [_with_padding(flat[path], shape.shape) for path, shape in shapes.items()]
     return jax.tree.unflatten(jax.tree.structure(model_def.shapes), leaves), unused

@@ -130,6 +130,11 @@ def _find_files(model: str, base: str | None, allow_pickle: bool) -> _Files:
     if adapter is not None:
         folder = checkpoint_files.find_checkpoint(_base_of(adapter[1], base), allow_pickle)
     fields = read_fields(folder / "config.json")
+    if isinstance(fields.get("placement"), dict):
+        raise UserError(
+            f"--model={model} is a run of gpt2_jax, not a Hugging Face checkpoint; use it as "
+            "--workdir, or as train.init_from"
+        )
     family = find_family(fields)
     if adapter is not None and family is not gpt2.FAMILY:
         raise UserError(f"an adapter of peft must be one of GPT-2; {folder} is {family.label}")

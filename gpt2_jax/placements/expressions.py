@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from gpt2_jax.errors import counted
 from gpt2_jax.placements.towers import SUBLAYERS, TowerShape
 
 INT32_MAX = 2**31 - 1
@@ -164,7 +165,9 @@ def _check(node: ast.expr, depth: int = 1) -> None:
                     f"{name!r} is not a known function; choose one of {', '.join(FUNCTIONS)}"
                 )
             if len(args) != FUNCTIONS[name]:
-                raise ValueError(f"{name} takes {FUNCTIONS[name]} argument(s), not {len(args)}")
+                raise ValueError(
+                    f"{name} takes {counted(FUNCTIONS[name], 'argument')}, not {len(args)}"
+                )
             parts = args
         case _:
             raise ValueError(f"{ast.unparse(node)!r} is not allowed in an expression")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpt2_jax.config.sections import MeshConfig, ModelConfig, TrainConfig
-from gpt2_jax.errors import UserError
+from gpt2_jax.errors import UserError, counted
 from gpt2_jax.train.distributed.mesh import mesh_shape
 
 Shape = tuple[int, int, int]  # data, fsdp, tensor
@@ -45,9 +45,9 @@ def choose_mesh(
         given = " x ".join(f"{n}={k}" for n, k in vars(mesh).items() if k is not None)
         possible = possible_meshes(n_devices, micro_batch, model.n_head)
         raise UserError(
-            f"the mesh {given} cannot be used: {n_devices} devices, {micro_batch} sequences per "
-            f"micro-batch (train.batch_size / train.accumulation) and {model.n_head} heads "
-            f"{_listed(possible)}"
+            f"the mesh {given} cannot be used: {counted(n_devices, 'device')}, "
+            f"{counted(micro_batch, 'sequence')} per micro-batch (train.batch_size / "
+            f"train.accumulation) and {counted(model.n_head, 'head')} {_listed(possible)}"
         )
     return mesh_shape(train, mesh, n_devices, state_bytes, memory)
 

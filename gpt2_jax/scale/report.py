@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt2_jax.config.sections import ModelConfig, TrainConfig
+from gpt2_jax.errors import counted
 from gpt2_jax.files import to_json
 from gpt2_jax.scale.chips import GIB, PRICES, Chip
 from gpt2_jax.scale.compiler import TooLarge
@@ -60,14 +61,15 @@ def summary_lines(plan: Plan, model: ModelConfig, train: TrainConfig) -> list[st
     lines = [
         f"{figures.n_params:,} parameters on {plan.n_devices} x {figures.device_kind} "
         f"({plan.target}), mesh {mesh}",
-        f"{figures.tokens_per_step:,} tokens per step: {parts}{figures.rows} sequences per device",
+        f"{figures.tokens_per_step:,} tokens per step: {parts}"
+        f"{counted(figures.rows, 'sequence')} per device",
         f"model.remat={model.remat}, attention kernel {figures.attention}; compiled in "
         f"{figures.compile_seconds:.0f} s",
     ]
     if (idle := plan.n_devices - figures.n_devices) > 0:
         lines.append(
-            f"{idle} devices are idle, because a micro-batch has too few sequences: lower "
-            "train.accumulation"
+            f"{counted(idle, 'device')} {'is' if idle == 1 else 'are'} idle, because a "
+            "micro-batch has too few sequences: lower train.accumulation"
         )
     if figures.whole:
         lines.append(f"not split by the mesh: {', '.join(figures.whole)}")

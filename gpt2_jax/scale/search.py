@@ -12,6 +12,7 @@ from typing import Any
 from gpt2_jax.config.capacity import FLOAT, parameter_bytes
 from gpt2_jax.config.sections import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from gpt2_jax.config.table import FIELDS
+from gpt2_jax.errors import counted
 from gpt2_jax.scale.chips import Chip
 from gpt2_jax.scale.compiler import TooLarge
 from gpt2_jax.scale.meshes import Shape, divisors, mesh_fields, possible_meshes
@@ -56,7 +57,8 @@ class Candidate:
     def label(self) -> str:
         """One line for messages."""
         mesh, rows, parts, remat = self.cells
-        return f"mesh {mesh}, {parts} micro-batches of {rows} sequences per device, remat {remat}"
+        split = f"{counted(parts, 'micro-batch', 'es')} of {counted(rows, 'sequence')}"
+        return f"mesh {mesh}, {split} per device, remat {remat}"
 
     @property
     def flags(self) -> str:

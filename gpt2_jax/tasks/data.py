@@ -24,7 +24,7 @@ from gpt2_jax.data.layout.shape import Layout
 from gpt2_jax.data.pieces import PieceEncoder
 from gpt2_jax.data.shards import Corpus
 from gpt2_jax.data.tokenizer import Tokenizer
-from gpt2_jax.errors import UserError
+from gpt2_jax.errors import UserError, counted
 from gpt2_jax.tasks.class_weights import ClassWeights, weigh_classes
 from gpt2_jax.tasks.task import TASKS
 
@@ -163,7 +163,7 @@ class ExampleData:
         counts = [f"{len(split):,} {name}" for name, split in self.splits.items()]
         text = f"{', '.join(counts)} examples"
         if self.labels:
-            text += f", {len(self.labels)} labels"
+            text += f", {counted(len(self.labels), 'label')}"
         notes = [f"{name}: {note}" for name, s in self.splits.items() for note in _notes(s)]
         return "; ".join([text, *notes])
 

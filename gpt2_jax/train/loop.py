@@ -254,7 +254,8 @@ def _complete(
         if config.train.steps != Config().train.steps:
             raise UserError(
                 f"train.steps={config.train.steps} has no effect with train.epochs="
-                f"{config.train.epochs:g}; change train.epochs instead"
+                f"{config.train.epochs:g}; change train.epochs instead, or unset it with "
+                "--config.train.epochs=None"
             )
         config = configs.replace(config, {"train.steps": INT_MAX})
     check(config)

@@ -17,6 +17,7 @@ from gpt2_jax.config.task_sections import LOSS
 from gpt2_jax.data.dataset import Dataset
 from gpt2_jax.data.mixture import short_source
 from gpt2_jax.data.run_data import RunData
+from gpt2_jax.errors import counted
 from gpt2_jax.model.builder import product_dtype
 from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.placements import AXES, PRESETS
@@ -131,15 +132,15 @@ def start_report(
     peak = peak_flops(known["devices"][0])
     lines = {
         "model": f"{config.placement.preset}{_overrides(config.placement)}, "
-        f"{model.depth} layers, {model.n_head} heads, width {model.n_embd}: "
+        f"{counted(model.depth, 'layer')}, {counted(model.n_head, 'head')}, width {model.n_embd}: "
         f"{known['parameters']:,} parameters{_trained(compiled)}, computing in "
         f"{_precision(compiled.model_def)}",
         "data": f"{config.data.source} as {config.data.tokenizer}: {corpus.describe()}",
         **_mixture(corpus, tokens),
         "batch": f"{train.batch_size} {_rows(config, corpus, batch, real_share)} per step: "
-        f"{devices} device(s) x {train.accumulation} accumulated x "
+        f"{counted(devices, 'device')} x {train.accumulation} accumulated x "
         f"{train.batch_size // devices // train.accumulation}",
-        "length": f"{train.steps:,} steps = {tokens:,} tokens"
+        "length": f"{counted(train.steps, 'step')} = {tokens:,} tokens"
         + ("" if corpus.streams else f" = {tokens / corpus.n_tokens('train'):.2f} epochs"),
         "best": _best(train),
         "compute": f"{_si(known['flops_per_token'])}FLOP per token, "
@@ -223,7 +224,7 @@ def _overrides(placement: PlacementConfig) -> str:
 
 def _expected(steps: int, seconds: float | None) -> str:
     if seconds is None:
-        return f"{steps} steps"
+        return counted(steps, "step")
     whole = timedelta(seconds=round(steps * seconds))
     return f"{whole} of training at {seconds * 1e3:.1f} ms per step"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from gpt2_jax.config import Config
 from gpt2_jax.config.task_sections import LOSS
-from gpt2_jax.errors import Diverged
+from gpt2_jax.errors import Diverged, counted
 from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.model.diagnostics import by_tower
 from gpt2_jax.tasks.task import TASKS
@@ -262,7 +262,8 @@ class RunLogger:
         }
         self.directory.change_info(saves=total)
         self.wandb.summarize({f"saves/{name}": value for name, value in total.items()})
-        return f"{n} save(s) held up training for {seconds:.2f} s, the longest for {longest:.2f} s"
+        saves = counted(n, "save")
+        return f"{saves} held up training for {seconds:.2f} s, the longest for {longest:.2f} s"
 
     def draw(self, last: bool = False) -> None:
         """Draws the losses up to the last evaluation in another thread; waits if `last`."""

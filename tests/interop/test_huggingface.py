@@ -400,6 +400,9 @@ def test_commands(tmp_path):
     made = f"--workdir={tmp_path / 'run'}"
     done = tools.run(*module, "import", f"--model={folder}", made, tmp=tmp_path)
     assert done.returncode == 0 and "texts are decimal token ids" in done.stdout, done.stderr
+    again = (f"--model={tmp_path / 'run'}", f"--workdir={tmp_path / 'again'}")
+    line = tools.one_line_error(tools.run(*module, "import", *again, tmp=tmp_path))
+    assert "is a run of gpt2_jax, not a Hugging Face checkpoint; use it as --workdir" in line
     done = tools.run(*module, "export", made, f"--out={tmp_path / 'out'}", tmp=tmp_path)
     assert done.returncode == 0, done.stderr
     card = (tmp_path / "out" / "README.md").read_text()

@@ -122,9 +122,7 @@ def test_time_that_saves_hold_up_training_is_reported(text_file, tmp_path, monke
     assert rows == {0: None, 5: None, 10: None, 15: 3, 20: None, 25: 4, 30: None, 35: 4, 40: None}
     saves = json.loads((workdir / "run.json").read_text())["saves"]
     assert saves == {"count": 4, "seconds": 3 + 4 + 4 + 5, "longest_seconds": 5}
-    assert (
-        "4 save(s) held up training for 16.00 s, the longest for 5.00 s" in capsys.readouterr().out
-    )
+    assert "4 saves held up training for 16.00 s, the longest for 5.00 s" in capsys.readouterr().out
 
     longer = replace(made, {"train.steps": 50})
     assert loop.train(longer, str(workdir)) == 0

@@ -91,7 +91,7 @@ def test_run_uses_the_largest_that_fits_and_resumes_with_it(
     info = json.loads((tmp_path / "auto" / "run.json").read_text())
     assert info["changed"]["train.accumulation"] == 2
     captured = capsys.readouterr()
-    assert "2 device(s) x 2 accumulated x 4" in " ".join(captured.out.split())
+    assert "2 devices x 2 accumulated x 4" in " ".join(captured.out.split())
     assert "train.micro_batch=auto: train.accumulation=2 needs" in captured.err
 
     limited(monkeypatch, peaks[4])  # too little for the run's choice, which it keeps

@@ -6,8 +6,9 @@ from math import isfinite
 
 from gpt2_jax.ablation.report.variant import Analysis, Variant
 from gpt2_jax.ablation.statistics import seeds_to_reject, share_interval
-from gpt2_jax.ablation.study.design import LEARNING_RATE, count
+from gpt2_jax.ablation.study.design import LEARNING_RATE
 from gpt2_jax.ablation.study.search import parabola_gain
+from gpt2_jax.errors import counted
 
 FEW_SEARCH_SEEDS = 4  # with fewer, simulated studies err more often than stated
 SAME_SIZE = 5e-3  # up to this relative difference in parameters, models count as equally large
@@ -25,8 +26,8 @@ def caveats(analysis: Analysis) -> list[str]:
     n, needed = len(study.seeds), seeds_to_reject(study.n_comparisons)
     if n < needed:
         out.append(
-            f"{count(n, 'seed')} {'is' if n == 1 else 'are'} too few: {needed} are needed to show "
-            f"any difference in {count(study.n_comparisons, 'comparison')}."
+            f"{counted(n, 'seed')} {'is' if n == 1 else 'are'} too few: {needed} are needed to "
+            f"show any difference in {counted(study.n_comparisons, 'comparison')}."
         )
     if any("placement.preset" in variant.values for variant in analysis.variants):
         out.append(
@@ -35,7 +36,7 @@ def caveats(analysis: Analysis) -> list[str]:
         )
     if analysis.n_dropped:
         out.append(
-            f"The directory contains {count(analysis.n_dropped, 'trial')} of variants, learning "
+            f"The directory contains {counted(analysis.n_dropped, 'trial')} of variants, learning "
             "rates or seeds that the study file no longer has. If any were added or dropped after "
             "seeing results, the p-values are not valid: they are not corrected for that."
         )
@@ -47,11 +48,11 @@ def caveats(analysis: Analysis) -> list[str]:
 def _of_variant(variant: Variant, analysis: Analysis) -> list[str]:
     out, name = [], variant.name
     if failed := [r for r in variant.all_runs if r.outcome.status == "failed"]:
-        out.append(f"{name}: {count(len(failed), 'trial')} failed ({failed[0].outcome.reason}).")
+        out.append(f"{name}: {counted(len(failed), 'trial')} failed ({failed[0].outcome.reason}).")
     if variant.n_broken:
         low, high = share_interval(variant.n_broken, len(variant.runs))
         out.append(
-            f"{name}: {variant.n_broken} of {count(len(variant.runs), 'seed')} broke at its "
+            f"{name}: {variant.n_broken} of {counted(len(variant.runs), 'seed')} broke at its "
             f"learning rate (exact 95% interval of the proportion: {low:.0%} to {high:.0%})."
         )
     if (compared := variant.comparison) and compared.mean * compared.difference.estimate < 0:
@@ -123,8 +124,9 @@ def _choice_of_learning_rate(analysis: Analysis) -> str:
             "better than others."
         )
     text = (
-        f"Learning rates were chosen with {count(len(search.seeds), 'seed')} on a grid with ratio "
-        f"{search.ratio:.3g}, which limits how precisely a variant's best learning rate is known."
+        f"Learning rates were chosen with {counted(len(search.seeds), 'seed')} on a grid with "
+        f"ratio {search.ratio:.3g}, which limits how precisely a variant's best "
+        "learning rate is known."
     )
     if len(search.seeds) < FEW_SEARCH_SEEDS or search.max_contenders < 2:
         text += (

@@ -20,9 +20,10 @@ from gpt2_jax.ablation.statistics import (
 )
 from gpt2_jax.ablation.study.definition import Definition
 from gpt2_jax.ablation.study.descriptions import decay_text, search_text, tokens_per_parameter
-from gpt2_jax.ablation.study.design import count, describe
+from gpt2_jax.ablation.study.design import describe
 from gpt2_jax.ablation.study.trials import variant_config
 from gpt2_jax.config import flatten
+from gpt2_jax.errors import counted
 from gpt2_jax.tasks.task import TASKS, Task
 from gpt2_jax.track.metrics import Row
 from gpt2_jax.train.optim.schedule import warmup_steps
@@ -80,9 +81,9 @@ def _head(analysis: Analysis, definition: Definition) -> list[str]:
     return [
         f"# {escaped(definition.title)}",
         "",
-        f"{count(len(analysis.variants), 'variant')}, compared with the baseline "
+        f"{counted(len(analysis.variants), 'variant')}, compared with the baseline "
         f"{escaped(describe(analysis.study.baseline)) or '(the base config)'}. Status: {state}.",
-        f"Models with {_either(one.model.depth for one in own)} layers of width "
+        f"Models with {counted(_either(one.model.depth for one in own), 'layer')} of width "
         f"{of('model.n_embd')}, trained on "
         f"{of('data.source')} (tokenizer {of('data.tokenizer')}) with {of('optimizer.name')}"
         + (f"; {tokens} tokens per run." if tokens else "."),
@@ -168,7 +169,7 @@ def _explanation(analysis: Analysis, task: Task) -> list[str]:
     seeds, n = len(analysis.study.seeds), analysis.study.n_comparisons
     intro = (
         f"Final validation loss in nats per {task.target}: the median over "
-        f"{count(seeds, 'fresh seed')}, each variant at its best learning rate. A seed is broken "
+        f"{counted(seeds, 'fresh seed')}, each variant at its best learning rate. A seed is broken "
         "if its run diverged, or ended no better than predicting tokens by their frequency alone "
         "(the unigram entropy); it counts as an infinite loss."
     )
@@ -182,7 +183,7 @@ def _explanation(analysis: Analysis, task: Task) -> list[str]:
         "",
         f"*Better* and *worse*: by more than {smallest:g} nats at every learning rate in "
         "contention (exact sign test; p-values adjusted for "
-        f"{count(n, 'comparison')} by Holm's method; if there are no differences, at most "
+        f"{counted(n, 'comparison')} by Holm's method; if there are no differences, at most "
         f"{1 - LEVEL:.0%} of studies have any such verdict). *Equivalent*: the simultaneous "
         f"interval (at the Bonferroni level) lies within ±{smallest:g} nats. The intervals shown "
         f"are not adjusted: each has {LEVEL:.0%} coverage by itself. Proportions of broken seeds "
@@ -207,7 +208,7 @@ def _detectable(analysis: Analysis) -> list[str]:
     sd = statistics.median(known)
     return [
         "",
-        f"With {seeds} seeds, a median difference that exceeds "
+        f"With {counted(seeds, 'seed')}, a median difference that exceeds "
         f"{analysis.study.smallest_difference:g} nats by {effect:.2f} standard deviations of the "
         f"paired differences is detected with a probability of at least {POWER:.0%}. At the "
         f"variants' median standard deviation of {sd:.4f} nats, that is {effect * sd:.3f} nats "

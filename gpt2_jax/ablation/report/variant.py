@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from gpt2_jax.ablation.statistics import Arm, Comparison
-from gpt2_jax.ablation.study.design import LEARNING_RATE, Study, count
+from gpt2_jax.ablation.study.design import LEARNING_RATE, Study
 from gpt2_jax.ablation.study.outcomes import Outcome
 from gpt2_jax.ablation.study.plan import SearchState
 from gpt2_jax.ablation.study.trials import Trial
+from gpt2_jax.errors import counted
 from gpt2_jax.intervals import Interval
 from gpt2_jax.track.metrics import Row
 
@@ -123,14 +124,14 @@ class Variant:
     def verdict(self) -> str:
         """The verdict, or why there is none."""
         if self.n_failed:
-            return f"{count(self.n_failed, 'run')} failed"
+            return f"{counted(self.n_failed, 'run')} failed"
         if self.is_baseline:
             return "baseline"
         if self.comparison is not None:
             return self.comparison.verdict
         if not self.comparable:
             return "scored on different text or tokens"
-        missing = f"{count(self.n_missing, 'run')} missing"
+        missing = f"{counted(self.n_missing, 'run')} missing"
         return missing if self.n_missing else "baseline not complete"
 
     @property

@@ -19,11 +19,11 @@ from gpt2_jax.ablation.statistics import (
     median_interval,
     seeds_to_reject,
 )
-from gpt2_jax.ablation.study.design import LEARNING_RATE, SEED, count
+from gpt2_jax.ablation.study.design import LEARNING_RATE, SEED
 from gpt2_jax.ablation.study.outcomes import Outcome
 from gpt2_jax.ablation.study.results import read_results
 from gpt2_jax.ablation.study.search import Search, score
-from gpt2_jax.errors import Damaged
+from gpt2_jax.errors import Damaged, counted
 
 TrialResult = dict[str, Any]
 ENDED = ("finished", "diverged")  # statuses of runs that have a result
@@ -73,7 +73,7 @@ def _verdicts(stored: dict[str, Any]) -> list[str]:
     return [
         f"Medians over seeds of the final loss, and of the paired differences from the baseline "
         f"with exact {LEVEL:.0%} intervals. Adjusted p is the p-value of the sign test, adjusted "
-        f"for {count(n, 'comparison')} by Holm's method; at least {needed} seeds are needed to "
+        f"for {counted(n, 'comparison')} by Holm's method; at least {needed} seeds are needed to "
         f"show any difference. Differences of at most {smallest:g} nats are considered negligible.",
         "",
         *table(COLUMNS, rows),
@@ -163,7 +163,7 @@ def _unsupported(stored: dict[str, Any], variant: int) -> str:
         for k, lr in enumerate(tried)
     }
     search = Search(tried[0], n=len(tried), ratio=tried[1] / tried[0], seeds=seeds)
-    parts = [count(len(seeds), "search seed")]
+    parts = [counted(len(seeds), "search seed")]
     if more := sorted({k for k, _ in search.next(losses) if k not in losses}):
         shown = ", ".join(f"{search.learning_rate(k):.3g}" for k in more)
         parts.append(f"losses still fall, so {shown} would be tried next")

@@ -24,7 +24,7 @@ from gpt2_jax.ablation.study.variants import (
 )
 from gpt2_jax.config import FIELDS
 from gpt2_jax.config.renamed import renamed
-from gpt2_jax.errors import UserError, suggestion
+from gpt2_jax.errors import UserError, counted, suggestion
 from gpt2_jax.fields import INT_MAX, Field
 
 LEARNING_RATE, SEED = "optimizer.peak_lr", "seed"
@@ -223,8 +223,8 @@ class Study:
         n, needed = self.n_comparisons, seeds_to_reject(self.n_comparisons)
         if n and len(self.seeds) < needed:
             raise UserError(
-                f"with {count(len(self.seeds), 'seed')} the study can show no difference in "
-                f"{count(n, 'comparison')}, however large; set seeds= to at least {needed} seeds"
+                f"with {counted(len(self.seeds), 'seed')} the study can show no difference in "
+                f"{counted(n, 'comparison')}, however large; set seeds= to at least {needed} seeds"
             )
 
     def _check_field(self, name: str) -> None:
@@ -254,11 +254,6 @@ def _check_numbers(of: Study | Search, fields: Mapping[str, Field], label: str) 
 def describe(values: Values) -> str:
     """Describes values as in `placement=post_ln,n_layer=8`, with field names as in `short`."""
     return ",".join(f"{short(name)}={_shown(value)}" for name, value in explicit(values).items())
-
-
-def count(n: int, word: str) -> str:
-    """Returns `1 seed`, `2 seeds`."""
-    return f"{n} {word}" + "s" * (n != 1)
 
 
 def short(field: str) -> str:

@@ -8,11 +8,11 @@ from datetime import timedelta
 
 import jax
 
-from gpt2_jax.ablation.study.design import count
 from gpt2_jax.ablation.study.labels import labels
 from gpt2_jax.ablation.study.trials import Trial
 from gpt2_jax.ablation.study.worker import Worker
 from gpt2_jax.ablation.vectorized import program_key
+from gpt2_jax.errors import counted
 from gpt2_jax.model.definition import define_model
 from gpt2_jax.tasks.task import head_of
 from gpt2_jax.train.compiled_step import compile_step, memory_errors
@@ -43,7 +43,7 @@ def expected_time(worker: Worker, examples: Mapping[int, Trial], left: Mapping[i
     return (
         f"{_shown(training + n_programs * compiling)} on this machine alone: {_shown(training)} of "
         f"training and evaluation, {_shown(n_programs * compiling)} to compile "
-        f"{count(n_programs, 'variant')} (estimated from {name}, which took {compiling:.0f} s to "
+        f"{counted(n_programs, 'variant')} (estimated from {name}, which took {compiling:.0f} s to "
         f"compile and {per_step * 1e3:.1f} ms per step; others by their FLOPs)"
     )
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 from gpt2_jax.ablation.statistics import POWER, detectable
 from gpt2_jax.ablation.study.descriptions import decay_text, search_text, tokens_per_parameter
-from gpt2_jax.ablation.study.design import Study, count, describe
+from gpt2_jax.ablation.study.design import Study, describe
 from gpt2_jax.ablation.study.estimate import expected_time
 from gpt2_jax.ablation.study.labels import comparisons
 from gpt2_jax.ablation.study.trials import Trial
 from gpt2_jax.ablation.study.worker import Worker
+from gpt2_jax.errors import counted
 from gpt2_jax.model.definition import define_model
 from gpt2_jax.tasks.task import head_of
 from gpt2_jax.train.optim.schedule import warmup_steps
@@ -65,7 +66,7 @@ def _design(study: Study) -> dict[str, str]:
     typical = n * _typical_runs(study)
     beyond = ", and more where a search extends beyond its grid"
     out = {"search": search_text(search) if search else "none: each at its config's learning rate"}
-    verdict = count(seeds, "fresh seed")
+    verdict = counted(seeds, "fresh seed")
     if search and search.max_contenders > 1:
         most = n * (search.typical_runs + search.max_contenders * seeds)
         verdict += f" at each learning rate in contention, 1 to {search.max_contenders}"
@@ -77,8 +78,8 @@ def _design(study: Study) -> dict[str, str]:
         out["detects"] = (
             f"with probability {POWER:.0%}, a median difference that exceeds "
             f"{study.smallest_difference:g} nats per token by {effect:.2f} standard deviations "
-            f"of the differences between runs of one seed ({count(n_comparisons, 'comparison')}); "
-            "less often where several learning rates are in contention"
+            f"of the differences between runs of one seed ({counted(n_comparisons, 'comparison')}"
+            "); less often where several learning rates are in contention"
         )
     return out
 

@@ -9,14 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gpt2_jax.ablation.study.design import count, describe
+from gpt2_jax.ablation.study.design import describe
 from gpt2_jax.ablation.study.formats import VERSION, read_stored
 from gpt2_jax.ablation.study.outcomes import Outcome
 from gpt2_jax.ablation.study.plan import Plan, is_done, known_trials
 from gpt2_jax.ablation.study.store import TrialStore
 from gpt2_jax.ablation.study.trials import Trial
 from gpt2_jax.config import from_json
-from gpt2_jax.errors import Damaged, UserError
+from gpt2_jax.errors import Damaged, UserError, counted
 from gpt2_jax.files import disk_errors, sha256, to_json, write_json
 from gpt2_jax.track.metrics import read_rows
 from gpt2_jax.train.storage.rundir import RunDirectory
@@ -115,7 +115,7 @@ def write_results(workdir: Path, plan: Plan, store: TrialStore) -> str | None:
                     return None
                 if lost := _lost(old, found):
                     return (
-                        f"{path} was left unchanged: it has {count(len(lost), 'trial')} whose "
+                        f"{path} was left unchanged: it has {counted(len(lost), 'trial')} whose "
                         f"outcome {workdir} no longer has, such as {lost[0]}"
                     )
                 is_kept = _changed(old, found)

@@ -15,7 +15,7 @@ import jax
 
 from gpt2_jax import config as configs
 from gpt2_jax.ablation.study.data import TrialData, open_trial_data
-from gpt2_jax.ablation.study.design import Study, count
+from gpt2_jax.ablation.study.design import Study
 from gpt2_jax.ablation.study.labels import labels
 from gpt2_jax.ablation.study.leases import EXPIRE_SECONDS, Leases
 from gpt2_jax.ablation.study.outcomes import Outcome
@@ -37,6 +37,7 @@ from gpt2_jax.errors import (
     DiskError,
     Diverged,
     UserError,
+    counted,
     shortened,
 )
 from gpt2_jax.evaluate.run_texts import TEXTS
@@ -217,7 +218,7 @@ class Worker:
                 write_results(self.workdir, self.plan, self.store)
             else:
                 if not waiting:
-                    display.note(f"waiting for {count(len(todo), 'trial')} of other workers")
+                    display.note(f"waiting for {counted(len(todo), 'trial')} of other workers")
                 waiting = True
                 time.sleep(POLL_SECONDS)
         return EXIT_STOPPED
