@@ -113,7 +113,7 @@ def _starts() -> Iterator[Diagnosis]:
     first = configs[0]
     configure_devices(first.train, first.mesh)
     corpus, tokenizer = open_training_data(first)
-    resolved = [resolve_on(config, corpus, tokenizer) for config in configs]
+    resolved = [resolve_on(config, corpus, tokenizer)[0] for config in configs]
     batches = read_batches(corpus, first.data.seq_len, first.train.batch_size, first.seed, 0)
     for config in resolved:
         yield diagnose_start(config.placement.preset, config, batches)

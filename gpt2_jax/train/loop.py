@@ -50,7 +50,7 @@ from gpt2_jax.train.run import Run, TextFns, how_to_continue
 from gpt2_jax.train.run_logger import is_stale
 from gpt2_jax.train.storage.checkpoint import Checkpoints
 from gpt2_jax.train.storage.followed_directory import FollowedDirectory
-from gpt2_jax.train.storage.open_run import open_data, open_examples
+from gpt2_jax.train.storage.open_run import open_data, open_examples, resolve_on
 from gpt2_jax.train.storage.rundir import RunDirectory
 from gpt2_jax.train.storage.verify import ResumePoint, find_resume_point, open_checkpoints
 from gpt2_jax.train.teacher import check_teacher, define_teacher, find_teacher, with_teacher
@@ -157,33 +157,14 @@ def _open_data(
         else:
             corpus, tokenizer = open_data(opened.data)
     corpus.check_validation()
-    sampler = corpus.sampler(config.data.seq_len, config.train.batch_size, config.seed)
-    return _complete_with(config, directory, corpus, tokenizer, sampler), corpus, tokenizer, sampler
-
-
-def _complete_with(
-    config: Config,
-    directory: RunDirectory,
-    corpus: RunData,
-    tokenizer: Tokenizer,
-    sampler: Batches,
-) -> Config:
-    """Returns the config with the fields that depend on the data, and checks it again."""
-    was_known = _is_model_known(config)
-    config = configs.resolve(config, tokenizer.size, tokenizer.end_of_text)
+    resolved, sampler = resolve_on(config, corpus, tokenizer)
     if isinstance(corpus, ExampleData):
-        if TASKS[config.task.name].has_labels:
-            config = configs.with_labels(config, corpus.labels)
-        config = with_best_by(config, corpus.labels)
-        if config.train.epochs is not None:
-            assert isinstance(sampler, Layout)
-            config = configs.replace(config, {"train.steps": sampler.steps(config.train.epochs)})
-    if not was_known:
-        check(config)
-        _check_patterns(config)
-    config = directory.with_chosen_accumulation(config)
-    directory.check_config(config)
-    return config
+        resolved = with_best_by(resolved, corpus.labels)
+    if not _is_model_known(config):
+        _check_patterns(resolved)
+    resolved = directory.with_chosen_accumulation(resolved)
+    directory.check_config(resolved)
+    return resolved, corpus, tokenizer, sampler
 
 
 def _is_model_known(config: Config) -> bool:

@@ -23,8 +23,9 @@ from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.fields import INT_MAX
 from gpt2_jax.model.definition import define_model
-from gpt2_jax.tasks.task import TASKS, head_of
+from gpt2_jax.tasks.task import head_of
 from gpt2_jax.train.pretrained import adopt_model, open_source
+from gpt2_jax.train.storage.open_run import resolve_on
 
 # Fields that may differ between runs of one trial without affecting its result.
 RESULT_NEUTRAL = ("track.", "train.sample_tokens", "mesh.")
@@ -105,15 +106,11 @@ def _with_examples(config: Config, study: Study) -> Config:
     check(config)
     opened = (config.task, config.data, config.model.token_types > 0, config.seed)
     data, tokenizer, _ = open_trial_data(*opened)
-    layout = data.sampler(config.data.seq_len, config.train.batch_size, config.seed)
-    if config.train.epochs is not None:
-        steps = layout.steps(config.train.epochs)
-        config = configs.replace(config, {"train.steps": steps, "train.epochs": None})
-    if TASKS[config.task.name].has_labels:
-        config = configs.with_labels(config, data.labels)
+    config, layout = resolve_on(config, data, tokenizer)
+    config = configs.replace(config, {"train.epochs": None})
     config = with_budget(config, study, tokenizer.size, data.tokens_per_step(layout))
     check(config)
-    return configs.resolve(config, tokenizer.size, tokenizer.end_of_text)
+    return config
 
 
 @cache

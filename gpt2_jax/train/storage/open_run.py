@@ -15,7 +15,8 @@ from gpt2_jax.config.capacity import FLOAT
 from gpt2_jax.config.check import check
 from gpt2_jax.config.sections import DataConfig
 from gpt2_jax.data.dataset import Dataset, open_dataset
-from gpt2_jax.data.run_data import RunData
+from gpt2_jax.data.layout.shape import Layout
+from gpt2_jax.data.run_data import Batches, RunData
 from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.files import sha256
 from gpt2_jax.model.definition import ModelDef
@@ -124,18 +125,21 @@ def open_training_data(config: Config) -> tuple[RunData, Tokenizer]:
     return examples, examples.tokenizer
 
 
-def resolve_on(config: Config, data: RunData, tokenizer: Tokenizer) -> Config:
-    """Returns the config with the fields that depend on its data.
+def resolve_on(config: Config, data: RunData, tokenizer: Tokenizer) -> tuple[Config, Batches]:
+    """Returns the config with the fields that depend on its data, and its training batches.
 
     Raises:
       UserError: if a field is not valid for the data.
     """
+    batches = data.sampler(config.data.seq_len, config.train.batch_size, config.seed)
     config = resolve(config, tokenizer.size, tokenizer.end_of_text)
     if TASKS[config.task.name].has_labels:
         config = with_labels(config, data.labels)
-    if config.task.name != "lm":
-        check(config)  # again, now that all sizes are known
-    return config
+    if config.train.epochs is not None:
+        assert isinstance(batches, Layout)
+        config = replace(config, {"train.steps": batches.steps(config.train.epochs)})
+    check(config)  # again, now that all sizes are known
+    return config, batches
 
 
 def open_run_examples(run: OpenedRun, workdir: str) -> ExampleData:
