@@ -94,6 +94,7 @@ def plot_loss(
     name = f"training (label smoothing {label_smoothing:g})" if label_smoothing else "training"
     _draw_losses(axes, _series(rows, "train/loss"), _series(rows, "val/loss"), name)
     axes.set_xlabel("step", fontsize=12)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel(f"loss (nats per {target})", fontsize=12)
     axes.tick_params(labelsize=11)
     title, subtitle = printable(title), printable(subtitle)

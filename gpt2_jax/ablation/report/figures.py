@@ -209,9 +209,10 @@ def _curves_of(group: Sequence[Variant], styles: dict[str, Style], panel: Axes) 
             continue
         means = {step: np.mean(losses) for step, losses in _by_step(curves).items()}
         thick = {"linewidth": 2.6, "zorder": 3} if variant.is_baseline else {}
-        panel.plot(
-            list(means), list(means.values()), **styles[variant.name] | {"marker": ""} | thick
-        )
+        style: Style = styles[variant.name] | thick
+        if len(means) > 1:  # a line needs two points
+            style |= {"marker": ""}
+        panel.plot(list(means), list(means.values()), **style)
         middles += [list(curve.values())[len(curve) // 2] for curve in curves]
     ends = [loss for variant in group for loss in variant.losses.values()]
     if middles:
@@ -243,7 +244,8 @@ def _band(panel: Axes, style: Style, values: dict[int, list[float]]) -> None:
     steps, means = list(values), [interval.estimate for interval in intervals]
     panel.plot(steps, means, **style)
     lows, highs = [x.low for x in intervals], [x.high for x in intervals]
-    panel.fill_between(steps, lows, highs, color=style["color"], alpha=0.2, linewidth=0)
+    edge = 0 if len(steps) > 1 else 4  # the band of one step has no area
+    panel.fill_between(steps, lows, highs, color=style["color"], alpha=0.2, linewidth=edge)
 
 
 def _depths(
