@@ -15,17 +15,24 @@ transformers = pytest.importorskip("transformers")
 
 from transformers.models.bart.modeling_bart import shift_tokens_right
 
+from gpt2_jax.config import to_json
 from gpt2_jax.data.examples.encode import Encoder, Limits
 from gpt2_jax.data.examples.labels import Labels
 from gpt2_jax.data.examples.records import Pair
 from gpt2_jax.data.examples.store import examples_in_memory
 from gpt2_jax.data.layout.assemble import Assembler, Row
 from gpt2_jax.data.pieces import PieceEncoder
+from gpt2_jax.data.saved_tokenizer import save_tokenizer
 from gpt2_jax.data.tokenizer import load_tokenizer
+from gpt2_jax.data.trained_tokenizer import trained_tokenizer
 from gpt2_jax.evaluate.translate_lines import translate_lines
 from gpt2_jax.interop.export_model import export_model
 from gpt2_jax.interop.import_model import import_model
+from gpt2_jax.model.definition import define_model
+from gpt2_jax.model.heads import LM
+from gpt2_jax.train.storage.checkpoint import save_params
 from gpt2_jax.train.storage.open_run import open_run
+from tests import tools
 
 pytestmark = pytest.mark.peers
 
@@ -154,3 +161,32 @@ def test_losses(tmp_path):
     with torch.no_grad():
         want = model(**given, labels=labels).loss.item()
     np.testing.assert_allclose(-chosen[..., 0][real].mean(), want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe:300"])
+def test_texts_of_our_models(tmp_path, tokenizer):
+    """An exported tokenizer frames sources as in training, and targets start alike."""
+    if tokenizer != "bytes":
+        save_tokenizer(tmp_path, trained_tokenizer(tokenizer, "bart", lambda: TEXTS * 9))
+        tokenizer = str(tmp_path / "tokenizer.json")
+    size = load_tokenizer(tokenizer).size
+    config = tools.tiny(
+        model__architecture="encoder_decoder",
+        model__vocab_size=size,
+        model__n_positions=96,
+        data__tokenizer=tokenizer,
+        data__seq_len=96,
+        placement__preset="post_ln",
+        placement__positions="sinusoidal_halves",
+    )
+    model_def = define_model(config.model, config.placement, head=LM)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(to_json(config))
+    save_params(run / "weights", tools.noisy(model_def.init(jax.random.key(0)), 0.5))
+    export_model(str(run), str(tmp_path / "out"))
+    theirs = transformers.MarianMTModel.from_pretrained(tmp_path / "out")
+    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    want = generated(theirs, loaded, 1)
+    assert len(set(want)) > 2
+    assert list(translate_lines(str(run), None, iter(TEXTS), 1)) == want
