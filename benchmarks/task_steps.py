@@ -18,7 +18,6 @@ from benchmarks.task_arrays import load_arrays
 from benchmarks.task_work import batch_of
 from benchmarks.turns import serve
 from gpt2_jax.config import from_json, replace
-from gpt2_jax.data.pieces import PieceEncoder
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.evaluate.translate import Translator
 from gpt2_jax.model.beam import BeamParams
@@ -67,10 +66,10 @@ def searches(folder: Path) -> Turn:
     facts = json.loads((folder / "facts.json").read_text("utf-8"))
     run = open_run(str(folder / "run"), devices=1)
     keep_freed_memory(run.config.model)
-    pieces = PieceEncoder(load_tokenizer(run.config.data.tokenizer))
+    tokenizer = load_tokenizer(run.config.data.tokenizer)
     lengths = run.config.data.seq_len, facts["length"]
     beam = BeamParams(facts["n_beams"], facts["alpha"])
-    translator = Translator(run.model_def, run.params, run.step, pieces, lengths, beam)
+    translator = Translator(run.model_def, run.params, run.step, tokenizer, lengths, beam)
     return lambda: translator.translate(facts["sources"])
 
 

@@ -78,8 +78,8 @@ class PairBatch(NamedTuple):
 
     Attributes:
       source: what the encoder reads (B, S).
-      target: what the decoder reads (B, T), which begins with bos; a segment has the same number as
-        in `source`.
+      target: what the decoder reads (B, T), which begins with `Specials.start`; a segment has
+        the same number as in `source`.
       targets_BT: int32 ids that the decoder predicts (B, T); 0 for padding.
       weights_BT: float32 loss weights (B, T); 0 for padding.
     """

@@ -10,6 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from gpt2_jax.data.tokenizer_protocol import (
+    FORCED_FIRST,
+    FORCED_LAST,
+    START,
+    TARGET_IDS,
+    SideFrame,
+    Specials,
+    Tokenizer,
+)
 from gpt2_jax.errors import UserError, shortened
 
 KIND = "marian"  # `type` in the file
@@ -35,7 +44,7 @@ def pack(
     models: Sequence[bytes],
     vocab: Mapping[str, int],
     names: Mapping[str, str],
-    start: int,
+    targets: Mapping[str, int],
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Returns the fields of the file of a `MarianTokenizer`.
@@ -43,17 +52,17 @@ def pack(
     Args:
       models: SentencePiece files of source and target. vocab: the id of each piece.
       names: special tokens, by the fields of `SPECIAL_NAMES`.
-      start: the id that comes before the first of a target.
+      targets: ids that a decoder starts from or that are forced, by the fields of `TARGET_IDS`.
       settings: fields of tokenizer_config.json to keep for an export.
     """
     packed = {
         side: base64.b64encode(model).decode() for side, model in zip(SIDES, models, strict=True)
     }
-    start_and_rest = {"decoder_start_token_id": start, "settings": dict(settings)}
-    return {"type": KIND, **packed, "vocab": dict(vocab), **names, **start_and_rest}
+    rest = {**targets, "settings": dict(settings)}
+    return {"type": KIND, **packed, "vocab": dict(vocab), **names, **rest}
 
 
-class MarianTokenizer:
+class MarianTokenizer(Tokenizer):
     """A tokenizer with a SentencePiece model per side and ids from one vocabulary.
 
     Pieces that the vocabulary does not have are unknown; ids of special tokens are not decoded.
@@ -69,10 +78,13 @@ class MarianTokenizer:
       names: special tokens, by the fields of `SPECIAL_NAMES`.
       settings: fields of tokenizer_config.json for an export.
       pad, unknown, start: ids of padding, of unknown pieces, and before the first of a target.
+      forced_first, forced_last: as in `SideFrame`.
 
     Raises:
       UserError: if the content is not valid, or the package `sentencepiece` is not installed.
     """
+
+    content: bytes
 
     def __init__(self, name: str, content: bytes) -> None:
         self.name, self.content = name, content
@@ -84,13 +96,15 @@ class MarianTokenizer:
             self.names = {field: fields[field] for field in SPECIAL_NAMES}
             self.settings = dict(fields["settings"])
             special = [self.vocab[name] for name in self.names.values()]
-            self.start = int(fields["decoder_start_token_id"])
-            self.size = 1 + max(*self.vocab.values(), self.start)
+            targets = {name: int(fields[name]) for name in TARGET_IDS if name in fields}
+            self.start = targets[START]
+            self.size = 1 + max(*self.vocab.values(), *targets.values())
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"data.tokenizer={name} is damaged: {error!r}; import the Marian again"
             ) from None
         self.unknown, self.end_of_text, self.pad = special
+        self.forced_first, self.forced_last = map(targets.get, (FORCED_FIRST, FORCED_LAST))
         self._pieces = {i: piece for piece, i in self.vocab.items()}
         self._source, self._target = (
             _load(model, f"{side} of data.tokenizer={name}")
@@ -101,7 +115,6 @@ class MarianTokenizer:
         return self._ids(self._source, texts)
 
     def encode_targets(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Returns the ids (n,) of each text, segmented by the model of targets."""
         return self._ids(self._target, texts)
 
     def _ids(self, model: Any, texts: Sequence[str]) -> list[np.ndarray]:
@@ -125,9 +138,18 @@ class MarianTokenizer:
         # Spaces remain in pieces that only the model of targets has.
         return self._source.decode_pieces(pieces).replace(SPACE, " ").strip().encode()
 
-    def piece(self, i: int) -> str:
-        """Returns the piece of an id; empty if there is none."""
+    def token(self, i: int) -> str:
         return self._pieces.get(i, "")
+
+    @property
+    def specials(self) -> Specials:
+        pad, end = self.pad, self.end_of_text
+        every = frozenset({pad, end, self.unknown, self.start})
+        return Specials(pad, end, end, None, end, None, every, self.start)
+
+    @property
+    def side_frame(self) -> SideFrame:
+        return SideFrame((), (self.end_of_text,), self.forced_first, self.forced_last)
 
 
 def _load(model: bytes, what: str) -> Any:

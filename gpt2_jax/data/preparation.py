@@ -26,8 +26,8 @@ from tqdm import tqdm
 from gpt2_jax.data import shards
 from gpt2_jax.data.manifest import MANIFEST, Manifest
 from gpt2_jax.data.split import Plan, SplitPiece
-from gpt2_jax.data.tokenizer import Tokenizer, id_dtype
 from gpt2_jax.data.tokenizer_pool import ProcessKilled, encode_parallel
+from gpt2_jax.data.tokenizer_protocol import Tokenizer, id_dtype
 from gpt2_jax.data.writer import ShardWriter, WriterState
 from gpt2_jax.errors import DiskError, UserError, counted, printable
 from gpt2_jax.files import (

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gpt2_jax.data.marian_tokenizer import MarianTokenizer
 from gpt2_jax.data.tokenizer import (
-    JsonTokenizer,
     Tokenizer,
     is_tokenizer_file,
     load_tokenizer,
@@ -19,7 +17,7 @@ TOKENIZER = "tokenizer.json"
 
 def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     """Saves the tokenizer's file in a run directory; built-in tokenizers have no file."""
-    if isinstance(tokenizer, JsonTokenizer | MarianTokenizer):
+    if tokenizer.content is not None:
         write_atomic(folder / TOKENIZER, tokenizer.content)
 
 

@@ -2,55 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import lzma
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 
+from gpt2_jax.data.json_tokenizer import JsonTokenizer
 from gpt2_jax.data.marian_tokenizer import MarianTokenizer, is_marian
+from gpt2_jax.data.tokenizer_protocol import END_OF_TEXT, Tokenizer, id_dtype
 from gpt2_jax.errors import UserError, quoted
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 MAX_ID_DIGITS = 9
-NO_UNKNOWN = "<no unknown token>"
-END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 
 
-class Tokenizer(Protocol):
-    """Converts between text and token ids.
-
-    Attributes:
-      name: as in `data.tokenizer`.
-      fingerprint: identifies the mapping from text to ids.
-      size: vocabulary size, which is the largest id + 1.
-      end_of_text: the id that separates documents.
-    """
-
-    name: str
-    fingerprint: str
-    size: int
-    end_of_text: int
-
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Returns the ids (n,) of each text; special tokens in a text are encoded as plain text."""
-
-    def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """Returns the text of ids as UTF-8 bytes, without end-of-text."""
-
-
-def id_dtype(size: int) -> type[np.unsignedinteger]:
-    """Returns the smallest type for the ids of a vocabulary: uint16 or uint32."""
-    return np.uint16 if size <= 2**16 else np.uint32
-
-
-class ByteTokenizer:
+class ByteTokenizer(Tokenizer):
     """Ids 0 to 255 are the UTF-8 bytes of the text; 256 is end-of-text."""
 
     name, fingerprint, size, end_of_text = "bytes", "bytes-1", 257, 256
@@ -66,7 +35,7 @@ class ByteTokenizer:
         return bytes(i for i in ids if i < 256)
 
 
-class GPT2Tokenizer:
+class GPT2Tokenizer(Tokenizer):
     """OpenAI's byte-level BPE, from the merges included in the package."""
 
     name, fingerprint, size, end_of_text = "gpt2", "gpt2-1", 50257, 50256
@@ -78,7 +47,7 @@ class GPT2Tokenizer:
             name="gpt2",
             pat_str=GPT2_PATTERN,
             mergeable_ranks=gpt2_ranks(),
-            special_tokens={"<|endoftext|>": self.end_of_text},
+            special_tokens={END_OF_TEXT: self.end_of_text},
             explicit_n_vocab=self.size,
         )
 
@@ -130,7 +99,7 @@ def gpt2_ranks() -> dict[bytes, int]:
     return ranks
 
 
-class IdTokenizer:
+class IdTokenizer(Tokenizer):
     """`ids:SIZE`, for models whose tokenizer is not available: texts are token ids in decimal.
 
     The last id is end-of-text, but may also occur in a text.
@@ -160,114 +129,6 @@ class IdTokenizer:
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         return " ".join(str(int(i)) for i in ids).encode()
-
-
-@contextmanager
-def library_errors(what: str) -> Iterator[None]:
-    """Turns the exceptions of the `tokenizers` library into a `UserError`.
-
-    It raises bare `Exception`, and `PanicException`, a `BaseException`, if its Rust code panics.
-    """
-    try:
-        yield
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | UserError):
-            raise
-        raise UserError(f"{what}: {error}") from None
-
-
-class JsonTokenizer:
-    """A Hugging Face `tokenizer.json`, loaded with the `tokenizers` library.
-
-    Truncation, padding and BPE dropout are disabled: they are meant for batches of training
-    examples, and would change the text of a corpus or prompt.
-
-    The end-of-text token is the added token with `"end_of_text": true`, which an import sets, or
-    else the first of `END_OF_TEXT_NAMES` in the vocabulary.
-
-    Args:
-      name: as in `data.tokenizer`, for error messages.
-      content: bytes of the file.
-
-    Attributes:
-      content: bytes of the file.
-      end_of_text_name: the end-of-text token as text.
-      library: the tokenizer of the `tokenizers` library.
-
-    Raises:
-      UserError: if the content is not a tokenizer.json or has no end-of-text token.
-    """
-
-    def __init__(self, name: str, content: bytes) -> None:
-        import tokenizers
-
-        with library_errors(f"data.tokenizer={name} is not a tokenizer.json"):
-            text = content.decode("utf-8-sig")
-            self._tokenizer: Any = tokenizers.Tokenizer.from_str(text)
-            added = json.loads(text).get("added_tokens") or []
-        self.name, self.content = name, content
-        self._tokenizer.encode_special_tokens = True  # as plain text
-        self._fail_on_unknown_characters()
-        altered = self._disable_truncation_padding_dropout()
-        ids = self._tokenizer.get_vocab(with_added_tokens=True)
-        # Ids may have gaps; the model needs an embedding for the largest.
-        self.size = max(ids.values(), default=-1) + 1
-        altered |= self.size != len(ids)
-        # Earlier versions encoded text differently with such tokenizers.
-        versioned = content + b"\nversion 2" if altered else content
-        self.fingerprint = hashlib.sha256(versioned).hexdigest()
-        marked = [token["content"] for token in added if token.get("end_of_text")]
-        known = [name for name in (*marked, *END_OF_TEXT_NAMES) if name in ids]
-        if not known:
-            raise UserError(
-                f"data.tokenizer={name} has no end-of-text token; add one of "
-                f"{', '.join(END_OF_TEXT_NAMES)} to its added_tokens"
-            )
-        self.end_of_text_name, self.end_of_text = known[0], ids[known[0]]
-
-    @property
-    def library(self) -> Any:
-        return self._tokenizer
-
-    def _fail_on_unknown_characters(self) -> None:
-        """Makes BPE without an unknown token raise an error instead of skipping characters.
-
-        The unknown token is set to one that is not in the vocabulary, which is an error on use.
-        """
-        model = self._tokenizer.model
-        if getattr(model, "unk_token", "") is None:
-            model.unk_token = NO_UNKNOWN
-
-    def _disable_truncation_padding_dropout(self) -> bool:
-        """Disables truncation, padding and BPE dropout; returns whether any was enabled."""
-        tokenizer, model = self._tokenizer, self._tokenizer.model
-        dropout = getattr(model, "dropout", None) is not None
-        altered = dropout or tokenizer.truncation is not None or tokenizer.padding is not None
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        if dropout:
-            model.dropout = None
-        return altered
-
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        # Fails, for example, for an unknown word if the vocabulary has no [UNK].
-        with library_errors(f"data.tokenizer={self.name} cannot encode the text"):
-            try:
-                encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-            except Exception as error:
-                if NO_UNKNOWN not in str(error):
-                    raise
-                raise UserError(
-                    f"data.tokenizer={self.name} cannot encode the text: it has neither tokens for "
-                    "some characters nor an unk_token, so they would be "
-                    "lost; train it on all characters (for ByteLevel, initial_alphabet=ByteLevel."
-                    "alphabet()), or set its unk_token"
-                ) from None
-        return [np.asarray(one.ids, id_dtype(self.size)) for one in encoded]
-
-    def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        text_ids = [int(i) for i in ids if i != self.end_of_text]
-        return self._tokenizer.decode(text_ids, skip_special_tokens=False).encode()
 
 
 @lru_cache(maxsize=8)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from gpt2_jax.data.tokenizer import JsonTokenizer, library_errors
+from gpt2_jax.data.json_tokenizer import JsonTokenizer, library_errors
 from gpt2_jax.errors import UserError, quoted
 from gpt2_jax.files import cache_dir, disk_errors, read_file, write_atomic
 

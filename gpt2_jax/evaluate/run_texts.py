@@ -13,7 +13,7 @@ from gpt2_jax.config.sections import EvalConfig
 from gpt2_jax.data.examples.labels import OUTSIDE
 from gpt2_jax.data.examples.records import Question, TaggedWords
 from gpt2_jax.data.layout.assemble import Lengths
-from gpt2_jax.data.pieces import PieceEncoder
+from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.evaluate.generate import Generator
 from gpt2_jax.evaluate.sampling import GREEDY
 from gpt2_jax.evaluate.text_generation import generate_texts, on_one_device, sample_text
@@ -49,7 +49,7 @@ def make_translator(
     model_def: ModelDef,
     params: Any,
     step: int,
-    pieces: PieceEncoder,
+    tokenizer: Tokenizer,
 ) -> Translator:
     """Returns the translator of a run.
 
@@ -60,7 +60,7 @@ def make_translator(
     source, target = lengths
     beam = BeamParams(evaluation.beam, evaluation.length_penalty)
     params = jax.tree.map(on_one_device, params)
-    return Translator(model_def, params, step, pieces, (source, target), beam)
+    return Translator(model_def, params, step, tokenizer, (source, target), beam)
 
 
 def generated_scores(
@@ -92,7 +92,7 @@ def _scores(model: TrainedModel) -> Scores | None:
 
 def _translator(model: TrainedModel, data: ExampleData) -> Translator:
     of_model = model.model_def, model.params, model.step
-    return make_translator(model.config.eval, data.lengths, *of_model, data.pieces)
+    return make_translator(model.config.eval, data.lengths, *of_model, data.tokenizer)
 
 
 def _sample(model: TrainedModel) -> Sample | None:

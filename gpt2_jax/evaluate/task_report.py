@@ -128,7 +128,7 @@ def _scores(
 ) -> Scores | None:
     if decoding is not None:
         of_model = run.model_def, run.params, run.step
-        translator = make_translator(decoding, data.lengths, *of_model, data.pieces)
+        translator = make_translator(decoding, data.lengths, *of_model, data.tokenizer)
         hypotheses = translator.translate([r.source for r in data.splits[split].records])
         return generated_scores(decoding.score, data, split, hypotheses, DEFAULT)
     if not found.rows:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt2_jax.data.batch import Tokens
-from gpt2_jax.data.pieces import PieceEncoder
+from gpt2_jax.data.tokenizer import Tokenizer
 from gpt2_jax.model.beam import BeamParams, Beams, Hypotheses, beam_search
 from gpt2_jax.model.decode import (
     Caches,
@@ -44,17 +44,20 @@ class Translator:
         model_def: ModelDef,
         params: Any,
         step: int,
-        pieces: PieceEncoder,
+        tokenizer: Tokenizer,
         lengths: tuple[int, int],
         beam: BeamParams,
     ) -> None:
         beam.check()
-        self._model_def, self._pieces, self._lengths, self._beam = model_def, pieces, lengths, beam
+        self._model_def, self._tokenizer = model_def, tokenizer
+        self._lengths, self._beam = lengths, beam
         self._unstacked = unstack_params(model_def, params, step)
 
     def translate(self, sources: Sequence[str]) -> list[str]:
         """Returns the best target of each source. Longer sources are cut."""
-        encoded = [self._ended(ids) for ids in self._pieces.tokenizer.encode(sources)]
+        frame, longest = self._tokenizer.side_frame, self._lengths[0]
+        ids = self._tokenizer.encode(sources)
+        encoded = [frame.cut(frame.around(one), longest).tolist() for one in ids]
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
         texts = [""] * len(encoded)
         for first in range(0, len(order), ROWS_AT_ONCE):
@@ -65,11 +68,8 @@ class Translator:
                 texts[i] = self._text(ids[:n].tolist())
         return texts
 
-    def _ended(self, ids: np.ndarray) -> list[int]:
-        return [*ids.tolist()[: self._lengths[0] - 1], self._pieces.specials.eos]
-
     def _search(self, sources: Sequence[Sequence[int]]) -> Hypotheses:
-        special = self._pieces.specials
+        special, frame = self._tokenizer.specials, self._tokenizer.side_frame
         width = -(-max(map(len, sources)) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
         width = min(width, self._lengths[0])
         length = min(_longest(width), self._lengths[1])
@@ -83,18 +83,19 @@ class Translator:
             self._model_def,
             self._unstacked,
             Tokens(ids_BS, segments_BS),
-            np.full(ROWS_AT_ONCE, special.bos, np.int32),
+            np.full(ROWS_AT_ONCE, special.start, np.int32),
             limits_B,
             beam=self._beam,
             length=length,
             end=special.eos,
             padding=None if special.pad == special.eos else special.pad,
+            forced=(frame.forced_first, frame.forced_last),
         )
 
     def _text(self, ids: list[int]) -> str:
-        if ids and ids[-1] == self._pieces.specials.eos:
+        if ids and ids[-1] == self._tokenizer.specials.eos:
             ids = ids[:-1]
-        return self._pieces.tokenizer.decode_bytes(ids).decode(errors="replace").strip()
+        return self._tokenizer.decode_bytes(ids).decode(errors="replace").strip()
 
 
 def _longest(n: int) -> int:
@@ -102,7 +103,10 @@ def _longest(n: int) -> int:
     return int(LONGEST_RATIO * n) + LONGEST_EXTRA
 
 
-@partial(jax.jit, static_argnames=("model_def", "beam", "length", "end", "padding"))
+_STATIC = ("model_def", "beam", "length", "end", "padding", "forced")
+
+
+@partial(jax.jit, static_argnames=_STATIC)
 def _search(
     model_def: ModelDef,
     unstacked: UnstackedParams,
@@ -114,20 +118,33 @@ def _search(
     length: int,
     end: int,
     padding: int | None,
+    forced: tuple[int | None, int | None],
 ) -> Hypotheses:
     """Returns the best targets of sources (B, S), one example per row.
 
     Padding is never written. Marian has learned no logit for it: it is 0, and often the largest.
+
+    Args:
+      forced: as in `SideFrame`: what the first id must be, and the last one at the limit.
     """
     source = Tokens(*(None if x is None else jnp.asarray(x) for x in source))
     bound, (n_rows, _) = bind_unstacked(model_def, unstacked), source.ids_BT.shape
     read, no_padding_B = read_source(bound, source), jnp.zeros(n_rows, jnp.int32)
 
     def step(caches: Caches, beams: Beams) -> tuple[jax.Array, Caches]:
-        logits, caches = decode_beams(bound, caches, beams, 0, no_padding_B, read)
+        logits_BKV, caches = decode_beams(bound, caches, beams, 0, no_padding_B, read)
         if padding is not None:
-            logits = logits.at[..., padding].set(-jnp.inf)
-        return logits, caches
+            logits_BKV = logits_BKV.at[..., padding].set(-jnp.inf)
+        for i, column_B in zip(forced, (jnp.zeros_like(limits_B), limits_B - 1), strict=True):
+            if i is not None:
+                logits_BKV = _forced(logits_BKV, beams.column == column_B, i)
+        return logits_BKV, caches
 
     caches = empty_caches(model_def.cfg, n_rows, length * beam.n_beams)
     return beam_search(step, caches, first_B, limits_B, beam, length=length, end=end)
+
+
+def _forced(logits_BKV: jax.Array, chosen_B: jax.Array, i: int) -> jax.Array:
+    """Returns logits with which the chosen rows can only continue with the id `i`."""
+    others_V = jnp.arange(logits_BKV.shape[-1]) != i
+    return jnp.where(chosen_B[:, None, None] & others_V, -jnp.inf, logits_BKV)

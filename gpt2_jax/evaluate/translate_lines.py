@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
-from gpt2_jax.data.pieces import PieceEncoder
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.evaluate.run_texts import make_translator, with_decoding
@@ -39,9 +38,10 @@ def translate_lines(
             "with task.name=translate (use `gpt2-jax predict` or `gpt2-jax sample`)"
         )
     evaluation = with_decoding(run.config.eval, beam, length_penalty)
-    pieces = PieceEncoder(load_tokenizer(run.config.data.tokenizer))
+    tokenizer = load_tokenizer(run.config.data.tokenizer)
     lengths = row_lengths(run.config.task, run.config.data)
-    translator = make_translator(evaluation, lengths, run.model_def, run.params, run.step, pieces)
+    of_model = run.model_def, run.params, run.step
+    translator = make_translator(evaluation, lengths, *of_model, tokenizer)
     while group := [line.strip() for line in islice(lines, LINES_AT_ONCE)]:
         found = iter(translator.translate([line for line in group if line]))
         yield from (" ".join(next(found).splitlines()) if line else "" for line in group)

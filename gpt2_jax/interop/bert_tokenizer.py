@@ -12,6 +12,7 @@ from typing import Any
 
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import read_file, text_lines
+from gpt2_jax.interop.template import template
 
 VOCAB = "vocab.txt"
 CLASS = "BertTokenizer"
@@ -68,6 +69,7 @@ def from_vocab_txt(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     names = _special_names(settings, BERT_TOKENS)
     if missing := [name for name in names.values() if name not in vocab]:
         raise UserError(f"{path} does not have the token {missing[0]!r}; is it a BERT's?")
+    cls, sep = ({names[field]: vocab[names[field]]} for field in ("cls_token", "sep_token"))
     return {
         "version": "1.0",
         "truncation": None,
@@ -75,7 +77,7 @@ def from_vocab_txt(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
         "added_tokens": [_special(name, vocab[name]) for name in names.values()],
         "normalizer": {"type": "BertNormalizer", "clean_text": True},
         "pre_tokenizer": {"type": "BertPreTokenizer"},
-        "post_processor": _template(names, vocab),
+        "post_processor": template(cls, sep),
         "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
         "model": {
             "type": "WordPiece",
@@ -156,19 +158,3 @@ def _special_names(settings: Mapping[str, Any], usual: Mapping[str, str]) -> dic
 def _special(text: str, token_id: int) -> dict[str, Any]:
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return {"id": token_id, "content": text, **plain, "special": True}
-
-
-def _template(names: Mapping[str, str], vocab: Mapping[str, int]) -> dict[str, Any]:
-    """Returns BERT's frame: [CLS] A [SEP], and [CLS] A [SEP] B [SEP] with types 0 and 1."""
-    cls, sep = names["cls_token"], names["sep_token"]
-    special = lambda name, kind: {"SpecialToken": {"id": name, "type_id": kind}}
-    text = lambda name, kind: {"Sequence": {"id": name, "type_id": kind}}
-    single = [special(cls, 0), text("A", 0), special(sep, 0)]
-    return {
-        "type": "TemplateProcessing",
-        "single": single,
-        "pair": [*single, text("B", 1), special(sep, 1)],
-        "special_tokens": {
-            name: {"id": name, "ids": [vocab[name]], "tokens": [name]} for name in (cls, sep)
-        },
-    }

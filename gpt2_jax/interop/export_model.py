@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt2_jax.config.sections import ModelConfig
-from gpt2_jax.data.marian_tokenizer import MarianTokenizer
 from gpt2_jax.data.mixture import short_source
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
@@ -21,8 +20,7 @@ from gpt2_jax.interop.convert import to_huggingface
 from gpt2_jax.interop.families import family_of, write_config
 from gpt2_jax.interop.families.family import Family, Table
 from gpt2_jax.interop.families.labels import default_labels
-from gpt2_jax.interop.marian_files import marian_ids
-from gpt2_jax.interop.special_tokens import special_ids, special_tokens
+from gpt2_jax.interop.special_tokens import GENERATION, special_ids, special_tokens
 from gpt2_jax.interop.tokenizer_files import vocabulary, write_tokenizer
 from gpt2_jax.model.heads import TOKEN_KINDS
 from gpt2_jax.track.metrics import Row
@@ -70,7 +68,7 @@ def export_model(
         fields = write_config(family, config, head, ids, labels, dtype)
         write_json(partial / "config.json", fields)
         if config.model.architecture != "encoder":  # it generates text
-            write_json(partial / "generation_config.json", _generation(ids, config.model))
+            write_json(partial / GENERATION, _generation(ids, config.model))
         checkpoint_files.write_tensors(partial, tensors)
         write_atomic(partial / "README.md", model_card(run, workdir, family, table))
     return f"{run.model_def.n_params():,} parameters after step {run.step} in {out}, {dtype}"
@@ -83,11 +81,9 @@ def _write_tokenizer(
     if model.architecture == "decoder":
         end = write_tokenizer(tokenizer, model.n_positions, out)
         return dict.fromkeys(family.special_ids, end)
-    vocab, loaded = vocabulary(tokenizer), load_tokenizer(tokenizer)
-    write_tokenizer(tokenizer, model.n_positions, out, special_tokens(vocab))
-    named = marian_ids(loaded) if isinstance(loaded, MarianTokenizer) else {}
-    known = {field: i for field, i in named.items() if field in family.special_ids}
-    return special_ids(family, vocab, loaded.end_of_text, known | (info.get("special_ids") or {}))
+    pairs, special = model.architecture == "encoder_decoder", special_tokens(vocabulary(tokenizer))
+    write_tokenizer(tokenizer, model.n_positions, out, special, pairs)
+    return special_ids(family, load_tokenizer(tokenizer), info.get("special_ids") or {})
 
 
 def _generation(ids: dict[str, Any], model: ModelConfig) -> dict[str, Any]:

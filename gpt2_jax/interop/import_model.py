@@ -21,6 +21,7 @@ from gpt2_jax.interop.families.family import Family, Fields, dropout_note
 from gpt2_jax.interop.families.labels import read_labels
 from gpt2_jax.interop.layouts import Tensors
 from gpt2_jax.interop.peft_format import apply_peft
+from gpt2_jax.interop.special_tokens import read_special_ids
 from gpt2_jax.interop.tokenizer_files import find_tokenizer
 from gpt2_jax.model.definition import ModelDef, define_model
 from gpt2_jax.model.heads import HeadSpec
@@ -29,7 +30,6 @@ from gpt2_jax.train.storage.checkpoint import save_params
 from gpt2_jax.train.storage.identity import FORMAT_VERSION, Identity, new_run_id
 from gpt2_jax.train.storage.rundir import RunDirectory
 
-LARGEST_ID = 2**31
 # The task whose models have a kind of head. Classification without labels has a pooled one.
 ENCODER_TASKS = {"mlm": "mlm", "tokens": "tag", "sequence": "classify", "span": "answer"}
 ENCODER_TASKS["pooled"] = "classify"
@@ -91,7 +91,7 @@ def import_model(
         name, fingerprint, line = found
         config = replace(config, {"data.tokenizer": name})
         imported = _convert(family, fields, config, files.read_tensors(allow_pickle))
-        info = {"imported_from": model, **_facts(family, fields, imported)}
+        info = {"imported_from": model, **_facts(files.folder, fields, imported)}
         _write_run(partial, imported, fingerprint, info)
     lines = (
         _summary(imported, files.folder),
@@ -184,7 +184,7 @@ def _convert(family: Family, fields: Fields, config: Config, tensors: Tensors) -
     return Imported(config, model_def, params, labels, unused)
 
 
-def _facts(family: Family, fields: Fields, imported: Imported) -> dict[str, Any]:
+def _facts(folder: Path, fields: Fields, imported: Imported) -> dict[str, Any]:
     """Returns what run.json says about a model other than GPT-2.
 
     Special tokens have no fields in our config: they are the tokenizer's, except that imported
@@ -192,12 +192,8 @@ def _facts(family: Family, fields: Fields, imported: Imported) -> dict[str, Any]
     """
     if imported.config.model.architecture == "decoder":
         return {}
-    ids = {name: fields[name] for name in family.special_ids if _is_id(fields.get(name))}
+    ids = read_special_ids(folder, fields)
     return {"special_ids": ids, **({"labels": imported.labels} if imported.labels else {})}
-
-
-def _is_id(value: object) -> bool:
-    return type(value) is int and 0 <= value < LARGEST_ID
 
 
 def _summary(imported: Imported, folder: Path) -> str:

@@ -7,25 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_jax.data.marian_tokenizer import SPECIAL_NAMES, MarianTokenizer, pack
+from gpt2_jax.data.tokenizer_protocol import START
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import read_fields, read_file, write_atomic, write_json
 
 CLASS = "MarianTokenizer"
 SOURCE, TARGET, VOCAB = "source.spm", "target.spm", "vocab.json"
-START = "decoder_start_token_id"
 LANGUAGES = ("source_lang", "target_lang")  # fields of tokenizer_config.json
 
 
 def read_marian(
     folder: Path,
     settings: Mapping[str, Any],
-    config: Mapping[str, Any],
+    targets: Mapping[str, int],
     added: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Returns the fields of the file of a `MarianTokenizer`.
 
     Args:
-      settings: fields of tokenizer_config.json and special_tokens_map.json. config: of config.json.
+      settings: fields of tokenizer_config.json and special_tokens_map.json.
+      targets: as in `pack`; a decoder starts from padding if there is no other start.
       added: tokens of the other files, in the format of tokenizer.json.
 
     Raises:
@@ -45,12 +46,10 @@ def read_marian(
                 f"{folder}: the added token {token['content']!r} is not supported, because it is "
                 f"not a special token of {VOCAB}"
             )
-    start = config.get(START)
-    if type(start) is not int or start < 0:
-        start = vocab[names["pad_token"]]
+    targets = {START: vocab[names["pad_token"]], **targets}
     models = [read_file(folder / name) for name in (SOURCE, TARGET)]
     languages = {field: settings[field] for field in LANGUAGES if settings.get(field)}
-    return pack(models, vocab, names, start, languages)
+    return pack(models, vocab, names, targets, languages)
 
 
 def write_marian(tokenizer: MarianTokenizer, n_positions: int, out: Path) -> None:
@@ -60,11 +59,6 @@ def write_marian(tokenizer: MarianTokenizer, n_positions: int, out: Path) -> Non
     write_json(out / VOCAB, tokenizer.vocab)
     settings = {"tokenizer_class": CLASS, **tokenizer.names, **tokenizer.settings}
     write_json(out / "tokenizer_config.json", settings | {"model_max_length": n_positions})
-
-
-def marian_ids(tokenizer: MarianTokenizer) -> dict[str, int]:
-    """Returns the ids of special tokens other than end-of-text, by field of config.json."""
-    return {"pad_token_id": tokenizer.pad, START: tokenizer.start}
 
 
 def _special_names(settings: Mapping[str, Any]) -> dict[str, str]:

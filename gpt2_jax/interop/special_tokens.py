@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+from gpt2_jax.data.tokenizer_protocol import (
+    FORCED_FIRST,
+    FORCED_LAST,
+    START,
+    TARGET_IDS,
+    Tokenizer,
+)
+from gpt2_jax.files import read_fields
+from gpt2_jax.interop.families import find_family
 from gpt2_jax.interop.families.family import Family
 
 # Fields of tokenizer_config.json, and the names that such tokens have in vocabularies.
@@ -16,14 +27,8 @@ TOKENS = {
     "sep_token": ("[SEP]", "</s>"),
     "mask_token": ("[MASK]", "<mask>"),
 }
-# Fields of config.json, and the token that each is the id of.
-IDS = {
-    "pad_token_id": "pad_token",
-    "bos_token_id": "bos_token",
-    "eos_token_id": "eos_token",
-    "decoder_start_token_id": "bos_token",
-    "forced_eos_token_id": "eos_token",
-}
+GENERATION = "generation_config.json"
+LARGEST_ID = 2**31
 
 
 def special_tokens(vocab: Mapping[str, int]) -> dict[str, str]:
@@ -32,21 +37,40 @@ def special_tokens(vocab: Mapping[str, int]) -> dict[str, str]:
     return {field: names[0] for field, names in found.items() if names}
 
 
+def read_special_ids(folder: Path, config: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the ids of special tokens that a checkpoint names, by field of config.json.
+
+    As in transformers, the ids that start or are forced upon a generated target are those of
+    generation_config.json, if there is one.
+    """
+    path = folder / GENERATION
+    generation = read_fields(path) if path.exists() else config
+    given = dict(config) | {field: generation.get(field) for field in TARGET_IDS}
+    if given[START] is None:
+        given[START] = config.get(START)
+    fields = find_family(dict(config)).special_ids
+    return {field: given[field] for field in fields if _is_id(given.get(field))}
+
+
+def _is_id(value: object) -> bool:
+    return type(value) is int and 0 <= value < LARGEST_ID
+
+
 def special_ids(
-    family: Family,
-    vocab: Mapping[str, int],
-    end_of_text: int,
-    known: Mapping[str, int],
-) -> dict[str, int]:
-    """Returns the ids of special tokens, by field of config.json.
+    family: Family, tokenizer: Tokenizer, known: Mapping[str, int]
+) -> dict[str, int | None]:
+    """Returns the ids of special tokens, by field of config.json; None for no such token.
 
     Args:
-      vocab: the tokenizer's, empty for a built-in one. end_of_text: its id, which is used, as in
-        training, if there is no other token.
       known: ids of an imported model, by field, which are kept.
     """
-    ids = {field: vocab[token] for field, token in special_tokens(vocab).items()}
-    found = {
-        field: ids.get(IDS[field], end_of_text) for field in family.special_ids if field in IDS
+    special, frame = tokenizer.specials, tokenizer.side_frame
+    ids = {
+        "pad_token_id": special.pad,
+        "bos_token_id": special.bos,
+        "eos_token_id": special.eos,
+        START: special.start,
+        FORCED_FIRST: frame.forced_first,
+        FORCED_LAST: frame.forced_last,
     }
-    return found | dict(known)
+    return {field: ids[field] for field in family.special_ids} | dict(known)

@@ -9,16 +9,11 @@ from typing import Any
 
 import tokenizers
 
+from gpt2_jax.data.json_tokenizer import END, END_OF_TEXT_NAMES, JsonTokenizer, library_errors
 from gpt2_jax.data.marian_tokenizer import MarianTokenizer
 from gpt2_jax.data.saved_tokenizer import TOKENIZER as FILE
-from gpt2_jax.data.tokenizer import (
-    JsonTokenizer,
-    gpt2_merges,
-    gpt2_ranks,
-    library_errors,
-    load_tokenizer,
-    printable_bytes,
-)
+from gpt2_jax.data.tokenizer import gpt2_merges, gpt2_ranks, load_tokenizer, printable_bytes
+from gpt2_jax.data.tokenizer_protocol import END_OF_TEXT, START, TARGET_IDS, Tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import read_fields, read_file, text_lines, write_atomic, write_json
 from gpt2_jax.interop.bert_tokenizer import (
@@ -34,8 +29,8 @@ from gpt2_jax.interop.bert_tokenizer import (
 )
 from gpt2_jax.interop.marian_files import CLASS as MARIAN
 from gpt2_jax.interop.marian_files import SOURCE, read_marian, write_marian
-
-END_OF_TEXT = "<|endoftext|>"
+from gpt2_jax.interop.special_tokens import read_special_ids
+from gpt2_jax.interop.template import template
 
 
 def find_tokenizer(folder: Path, vocab_size: int, workdir: Path) -> tuple[str, str]:
@@ -75,7 +70,11 @@ def vocabulary(name: str) -> dict[str, int]:
 
 
 def write_tokenizer(
-    name: str, n_positions: int, out: Path, special: Mapping[str, str] | None = None
+    name: str,
+    n_positions: int,
+    out: Path,
+    special: Mapping[str, str] | None = None,
+    pairs: bool = False,
 ) -> int | None:
     """Writes the files of the tokenizer `name` to `out` and returns its end-of-text id.
 
@@ -83,6 +82,7 @@ def write_tokenizer(
 
     Args:
       special: special tokens other than end-of-text, by field of tokenizer_config.json.
+      pairs: whether texts are the sides of pairs, and framed as in the tokenizer's `side_frame`.
     """
     if name.startswith("ids:"):
         return None
@@ -90,36 +90,54 @@ def write_tokenizer(
     if isinstance(tokenizer, MarianTokenizer):
         write_marian(tokenizer, n_positions, out)
         return tokenizer.end_of_text
-    if isinstance(tokenizer, JsonTokenizer):
-        content, end = json.loads(tokenizer.content.decode("utf-8-sig")), tokenizer.end_of_text_name
-        # This attribute is ours; transformers reads eos_token from tokenizer_config.json.
-        for token in content.get("added_tokens", []):
-            token.pop("end_of_text", None)
-        content |= {"truncation": None, "padding": None}
-        if "dropout" in content["model"]:
-            content["model"]["dropout"] = None
-    else:
-        content, end = byte_level(name), END_OF_TEXT
+    content = _own_content(tokenizer) if isinstance(tokenizer, JsonTokenizer) else byte_level(name)
+    if pairs:
+        _set_side_frame(content, tokenizer)
     write_json(out / FILE, content)
-    if settings := exported_settings(content):  # for tools that do not read tokenizer.json
+    _write_older_files(name, content, out)
+    end = tokenizer.token(tokenizer.end_of_text)
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": end,
+        "eos_token": end,
+        **(special or {}),
+        **exported_settings(content),
+        "model_max_length": n_positions,
+        "clean_up_tokenization_spaces": False,
+    }
+    write_json(out / "tokenizer_config.json", settings)
+    return tokenizer.end_of_text
+
+
+def _own_content(tokenizer: JsonTokenizer) -> dict[str, Any]:
+    """Returns a tokenizer.json without what we add to it, or disable."""
+    content: dict[str, Any] = json.loads(tokenizer.content.decode("utf-8-sig"))
+    for token in content.get("added_tokens", []):
+        for field in (END, *TARGET_IDS):  # transformers reads them from other files
+            token.pop(field, None)
+    content |= {"truncation": None, "padding": None}
+    if "dropout" in content["model"]:
+        content["model"]["dropout"] = None
+    return content
+
+
+def _set_side_frame(content: dict[str, Any], tokenizer: Tokenizer) -> None:
+    """Makes the post-processor frame a text as a side of a pair, unless it does already."""
+    frame = tokenizer.side_frame
+    framed = tokenizers.Tokenizer.from_str(json.dumps(content)).encode("").ids
+    if framed != [*frame.prefix, *frame.suffix]:
+        ends = ({tokenizer.token(i): i for i in ids} for ids in (frame.prefix, frame.suffix))
+        content["post_processor"] = template(*ends)
+
+
+def _write_older_files(name: str, content: dict[str, Any], out: Path) -> None:
+    """Writes the files of BERT's and GPT-2's tokenizers, for tools without tokenizer.json."""
+    if exported_settings(content):
         write_atomic(out / VOCAB, vocab_txt(content))
-    if name == "gpt2":  # for tools that do not read tokenizer.json
+    if name == "gpt2":
         write_json(out / "vocab.json", content["model"]["vocab"])
         lines = "".join(f"{left} {right}\n" for left, right in content["model"]["merges"])
         write_atomic(out / "merges.txt", "#version: 0.2\n" + lines)
-    write_json(
-        out / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": end,
-            "eos_token": end,
-            **(special or {}),
-            **settings,
-            "model_max_length": n_positions,
-            "clean_up_tokenization_spaces": False,
-        },
-    )
-    return tokenizer.end_of_text
 
 
 def byte_level(name: str) -> dict[str, Any]:
@@ -165,9 +183,11 @@ def _read_tokenizer(folder: Path) -> dict[str, Any] | None:
     settings = _optional_json(folder / "tokenizer_config.json")
     config = _optional_json(folder / "config.json")
     name = class_name(settings, config.get("model_type"))
+    ids = read_special_ids(folder, config)
+    targets = {field: ids[field] for field in TARGET_IDS if field in ids}
     if name == MARIAN and (folder / SOURCE).exists():
         named = settings | _optional_json(folder / "special_tokens_map.json")
-        return read_marian(folder, named, config, _named_tokens(settings, folder))
+        return read_marian(folder, named, targets, _named_tokens(settings, folder))
     if (folder / FILE).exists():
         content = read_fields(folder / FILE)
     elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
@@ -186,7 +206,7 @@ def _read_tokenizer(folder: Path) -> dict[str, Any] | None:
     apply_settings(content, settings, name)
     _set_prefix_space(content, settings, name)
     _add_tokens(content, settings, folder)
-    _mark_end_of_text(content, settings, folder)
+    _mark_end_of_text(content, _chosen_end_of_text(content, settings, folder), targets)
     return content
 
 
@@ -260,8 +280,10 @@ def _is_token(token: dict[str, Any]) -> bool:
     return isinstance(text, str) and text != "" and type(number) is int and number >= 0
 
 
-def _mark_end_of_text(content: dict[str, Any], settings: dict[str, Any], folder: Path) -> None:
-    """Marks the checkpoint's end-of-text token, if it specifies one, for `JsonTokenizer`."""
+def _chosen_end_of_text(
+    content: dict[str, Any], settings: dict[str, Any], folder: Path
+) -> str | None:
+    """Returns the checkpoint's end-of-text token, None if it does not specify one."""
     ids = _ids(content)
     special = _optional_json(folder / "special_tokens_map.json")
     chosen = special.get("eos_token") or settings.get("eos_token")
@@ -271,19 +293,34 @@ def _mark_end_of_text(content: dict[str, Any], settings: dict[str, Any], folder:
         wanted = _optional_json(folder / "config.json").get("eos_token_id")
         chosen = next((text for text, i in ids.items() if i == wanted), None)
     if chosen is None:
-        return
+        return None
     if not isinstance(chosen, str) or chosen not in ids:
         raise UserError(
             f"{folder}: the tokenizer's eos_token {chosen!r} is not in its vocabulary; "
             "add it to added_tokens in tokenizer.json, or pass --tokenizer"
         )
-    added = content["added_tokens"]
+    return chosen
+
+
+def _mark_end_of_text(
+    content: dict[str, Any], chosen: str | None, targets: Mapping[str, int]
+) -> None:
+    """Marks the end-of-text token for `JsonTokenizer`, and gives it the ids for targets.
+
+    Args:
+      chosen: None for the one that `JsonTokenizer` finds.
+    """
+    ids, added = _ids(content), content["added_tokens"]
+    if chosen is None and targets:
+        chosen = next((name for name in END_OF_TEXT_NAMES if name in ids), None)
+    if chosen is None:
+        return
     if all(token.get("content") != chosen for token in added):
         added.append(_added_token(chosen, ids[chosen], special=True))
         added.sort(key=lambda token: token.get("id", 0))
     for token in added:
         if token.get("content") == chosen:
-            token["end_of_text"] = True
+            token |= {END: True, **targets}
 
 
 def _ids(content: dict[str, Any]) -> dict[str, int]:
@@ -302,7 +339,8 @@ def _is_equivalent(content: dict[str, Any], name: str) -> bool:
         pair.split(" ") if isinstance(pair, str) else pair for pair in model.get("merges", [])
     ]
     level = content.get("pre_tokenizer") or {}
-    added = {token.get("content") for token in content.get("added_tokens", [])}
+    tokens = content.get("added_tokens", [])
+    added = {token.get("content") for token in tokens}
     return (
         model.get("vocab") == ours["model"]["vocab"]
         and merges == ours["model"]["merges"]
@@ -311,11 +349,18 @@ def _is_equivalent(content: dict[str, Any], name: str) -> bool:
         and (name == "bytes" or level.get("use_regex", True))
         and not content.get("normalizer")
         and added <= {END_OF_TEXT}
+        and not any(_starts_otherwise(token) for token in tokens)
         and _end_of_text(content) in (END_OF_TEXT, None)
     )
 
 
+def _starts_otherwise(token: dict[str, Any]) -> bool:
+    """Returns whether the ids for targets differ from those of a tokenizer without them."""
+    targets = {field: token[field] for field in TARGET_IDS if field in token}
+    return targets not in ({}, {START: token.get("id")})
+
+
 def _end_of_text(content: dict[str, Any]) -> str | None:
     """Returns the token marked as end-of-text, None if there is none."""
-    marked = [t["content"] for t in content.get("added_tokens", []) if t.get("end_of_text")]
+    marked = [t["content"] for t in content.get("added_tokens", []) if t.get(END)]
     return marked[0] if marked else None

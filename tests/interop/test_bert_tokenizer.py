@@ -5,6 +5,7 @@ import json
 import pytest
 import tokenizers as library
 
+from gpt2_jax.data.json_tokenizer import JsonTokenizer
 from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.interop.families.bert import BERT_FAMILY, ROBERTA_FAMILY
@@ -63,13 +64,13 @@ def test_exported_wordpiece_is_read_again(tmp_path, name):
 
 
 def test_ids_of_special_tokens():
-    wordpiece = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
-    assert special_ids(BERT_FAMILY, wordpiece, 3, {}) == {"pad_token_id": 0}
-    assert special_ids(BERT_FAMILY, wordpiece, 3, {"pad_token_id": 7}) == {"pad_token_id": 7}
-    bpe = {"<s>": 5, "<pad>": 1, "</s>": 2}
-    want = {"bos_token_id": 5, "eos_token_id": 2}
-    assert special_ids(ROBERTA_FAMILY, bpe, 2, {}) == want
-    assert special_ids(ROBERTA_FAMILY, {}, 9, {}) == dict.fromkeys(want, 9)
+    wordpiece = JsonTokenizer("t.json", json.dumps(tokenizers.wordpiece()).encode())
+    assert special_ids(BERT_FAMILY, wordpiece, {}) == {"pad_token_id": wordpiece.end_of_text}
+    assert special_ids(BERT_FAMILY, wordpiece, {"pad_token_id": 7}) == {"pad_token_id": 7}
+    bpe = JsonTokenizer("t.json", json.dumps(tokenizers.bpe(ends=("</s>", "<s>"))).encode())
+    want = {"bos_token_id": 1, "eos_token_id": 0}
+    assert special_ids(ROBERTA_FAMILY, bpe, {}) == want
+    assert special_ids(ROBERTA_FAMILY, load_tokenizer("ids:10"), {}) == dict.fromkeys(want, 9)
 
 
 def test_a_tokenizer_of_another_kind_has_no_bert_settings(tmp_path):

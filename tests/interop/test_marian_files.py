@@ -70,11 +70,11 @@ def test_sides_differ_and_share_a_vocabulary(tmp_path, installed):
     tokenizer = load_tokenizer(find(tmp_path, FILES | {"tokenizer.json": {}}))
     pieces, texts = PieceEncoder(tokenizer), ["the dog", ">>deu<<the cat", ""]
     assert [ids.tolist() for ids in tokenizer.encode(texts)] == [[2, 5], [6, 2, 1], []]
-    assert [ids.tolist() for ids in pieces.encode_targets(texts)] == [[2, 3, 4], [6, 2, 1], []]
+    assert [ids.tolist() for ids in tokenizer.encode_targets(texts)] == [[2, 3, 4], [6, 2, 1], []]
     assert tokenizer.decode_bytes([7, 2, 1, 3, 4, 0, 99]).decode() == "the dog"
     special = pieces.specials
-    assert (special.pad, special.bos, special.eos, tokenizer.size) == (7, 7, 0, 8)
-    assert special.all == {0, 1, 7} and pieces.token_text(special.eos) == "</s>"
+    assert (special.pad, special.start, special.eos, tokenizer.size) == (7, 7, 0, 8)
+    assert special.all == {0, 1, 7} and tokenizer.token(special.eos) == "</s>"
     assert pieces.starts_word.tolist() == [i in (2, 3, 5) for i in range(8)]
     with pytest.raises(UserError, match="does not say where"):
         pieces.encode(["the"])
@@ -86,7 +86,7 @@ def test_a_run_keeps_the_tokenizer_and_an_export_its_files(tmp_path, installed):
     config = {"model_type": "marian", "decoder_start_token_id": 9}
     files = FILES | {"tokenizer_config.json": settings, "config.json": config}
     tokenizer = load_tokenizer(find(tmp_path, files))
-    assert PieceEncoder(tokenizer).specials.bos == 9 and tokenizer.size == 10
+    assert tokenizer.specials.start == 9 and tokenizer.size == 10
     (tmp_path / "kept").mkdir()
     save_tokenizer(tmp_path / "kept", tokenizer)
     name = str(tmp_path / "kept" / "tokenizer.json")

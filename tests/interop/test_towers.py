@@ -166,6 +166,21 @@ def test_seq2seq_round_trip_and_logits(tmp_path, family):
     assert generation["decoder_start_token_id"] == 10
 
 
+@pytest.mark.parametrize("family", [*towers.ENCODERS, *towers.SEQ2SEQ])
+def test_another_initial_std_is_kept(tmp_path, family):
+    if family in towers.SEQ2SEQ:
+        field, fields = "init_std", towers.SEQ2SEQ[family] | {"init_std": 0.3}
+        towers.write(tmp_path / "in", fields, towers.values(towers.seq2seq_shapes(family)))
+    else:
+        field, name = "initializer_range", f"{family.capitalize()}ForMaskedLM"
+        encoder(tmp_path / "in", family, name, initializer_range=0.3)
+    import_model(str(tmp_path / "in"), str(tmp_path / "run"))
+    config = bound(tmp_path / "run")[0].config
+    assert config.model.init_std == 0.3 and config.placement.resolve().init == "normal"
+    export_model(str(tmp_path / "run"), str(tmp_path / "out"))
+    assert json.loads((tmp_path / "out" / "config.json").read_text())[field] == 0.3
+
+
 def test_separate_embeddings_of_marian(tmp_path):
     """Without a shared table, the head is the decoder's."""
     shapes = towers.seq2seq_shapes("marian")

@@ -111,7 +111,7 @@ def test_ids_and_text(tmp_path, kind):
         assert ours.decode_bytes(ids).decode() == want
 
 
-def random_marian(size):
+def random_marian(size, forced_end):
     torch.manual_seed(2)
     layers = {"encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2}
     config = transformers.MarianConfig(
@@ -122,7 +122,7 @@ def random_marian(size):
         eos_token_id=0,
         bos_token_id=0,
         decoder_start_token_id=size - 1,
-        forced_eos_token_id=None,
+        forced_eos_token_id=forced_end,
         scale_embedding=True,
         encoder_ffn_dim=48,
         decoder_ffn_dim=48,
@@ -155,9 +155,10 @@ def translations(model, tokenizer, texts):
     return out
 
 
-def test_translations_and_export(tmp_path):
+@pytest.mark.parametrize("forced_end", [None, 0])
+def test_translations_and_export(tmp_path, forced_end):
     size = write_tokenizer(tmp_path / "theirs", "unigram")
-    model = random_marian(size)
+    model = random_marian(size, forced_end)
     model.save_pretrained(tmp_path / "theirs")
     tokenizer = transformers.MarianTokenizer.from_pretrained(tmp_path / "theirs")
     import_model(str(tmp_path / "theirs"), str(tmp_path / "run"))
@@ -173,4 +174,5 @@ def test_translations_and_export(tmp_path):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "theirs" / name).read_bytes()
     exported = transformers.MarianMTModel.from_pretrained(tmp_path / "out")
     assert exported.generation_config.decoder_start_token_id == size - 1
+    assert exported.generation_config.forced_eos_token_id == forced_end
     assert exported.generation_config.bad_words_ids == [[size - 1]]

@@ -9,11 +9,11 @@ from gpt2_jax.data.examples.store import examples_in_memory
 from gpt2_jax.data.layout.assemble import Assembler
 from gpt2_jax.data.layout.packed import PackedLayout
 from gpt2_jax.data.layout.padded import PaddedLayout
-from gpt2_jax.data.pieces import Specials
+from gpt2_jax.data.tokenizer_protocol import Specials
 from gpt2_jax.errors import UserError
 from gpt2_jax.tasks.class_weights import ClassWeights, weigh_classes
 
-SPECIALS = Specials(9, 8, 7, None, None, 6, frozenset({6, 7, 8, 9}))
+SPECIALS = Specials(9, 8, 7, None, None, 6, frozenset({6, 7, 8, 9}), 8)
 LABELS = ("red", "green=x", "blue")
 
 

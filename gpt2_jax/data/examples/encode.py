@@ -5,7 +5,7 @@ Columns have non-negative integers. `targets` is 0 where there is no target, els
 
 | task | columns |
 |---|---|
-| translate | `source`: ids, eos; `target`: ids, eos |
+| translate | `source`, `target`: framed ids |
 | mlm | `inputs`: framed ids |
 | classify | `inputs`, `types`; `label` |
 | tag | `inputs`, `types`; `targets` at the first token of each word; `words`: word + 1 |
@@ -154,22 +154,21 @@ class Encoder:
 
     def _pairs(self, group: Sequence[Pair], counts: Counts) -> Iterator[Columns]:
         sources = self.pieces.tokenizer.encode([pair.source for pair in group])
-        targets = self.pieces.encode_targets([pair.references[0] for pair in group])
+        targets = self.pieces.tokenizer.encode_targets([pair.references[0] for pair in group])
         for pair, source, target in zip(group, sources, targets, strict=True):
             yield {
-                "source": self._ended(source, 0, "source", pair.where, counts),
-                "target": self._ended(target, 1, "target", pair.where, counts),
+                "source": self._side(source, 0, "source", pair.where, counts),
+                "target": self._side(target, 1, "target", pair.where, counts),
             }
 
-    def _ended(
+    def _side(
         self, ids: np.ndarray, side: int, what: str, where: str, counts: Counts
     ) -> np.ndarray:
-        """Returns ids with eos; a cut target has none, since it does not end there."""
-        whole = np.append(ids.astype(np.int64), self.pieces.specials.eos)
+        """Returns framed ids; a cut target has no suffix, since it does not end there."""
+        frame = self.pieces.tokenizer.side_frame
+        whole = frame.around(ids)
         kept = self.limits.fit(len(whole), self.limits.lengths[side], what, where, counts)
-        if kept < len(whole) and what == "source":
-            return np.append(whole[: kept - 1], whole[-1])
-        return whole[:kept]
+        return frame.cut(whole, kept) if what == "source" else whole[:kept]
 
     def _texts(self, group: Sequence[Any], counts: Counts) -> Iterator[Columns]:
         firsts = self.pieces.tokenizer.encode([record.text for record in group])

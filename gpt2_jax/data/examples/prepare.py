@@ -226,11 +226,11 @@ def _open_template(
 ) -> ChatTemplate | None:
     if task != "sft":
         return None
-    special = pieces.specials
+    special, token = pieces.specials, pieces.tokenizer.token
     tokens = {
-        "bos_token": pieces.token_text(special.bos),
-        "eos_token": pieces.token_text(special.eos),
-        "pad_token": pieces.token_text(special.pad),
+        "bos_token": token(special.bos),
+        "eos_token": token(special.eos),
+        "pad_token": token(special.pad),
     }
     name = pieces.tokenizer.name
     path = Path(chat_template) if chat_template else None

@@ -18,7 +18,7 @@ from gpt2_jax.data.batch import (
 )
 from gpt2_jax.data.examples.store import Examples
 from gpt2_jax.data.layout.masking import Masking
-from gpt2_jax.data.pieces import Specials
+from gpt2_jax.data.tokenizer_protocol import Specials
 
 Lengths = tuple[int, ...]  # positions of a row: (source, target) of pairs, else one number
 
@@ -40,7 +40,7 @@ class Assembler:
     """Builds batches of the examples of one split.
 
     Attributes:
-      specials: ids for padding and for the beginning of targets.
+      specials: ids of padding and of what decoders read before targets.
       with_types: whether the model has token types.
       masking: for masked language modeling; else None.
     """
@@ -118,16 +118,16 @@ def _pair_batch(build: Assembler, rows: Sequence[Row], lengths: Lengths) -> Pair
     target = build.inputs(rows, lengths[1], "target")
     weights = (target.segments_BT > 0).astype(np.float32)
     targets = np.where(target.segments_BT > 0, target.ids_BT, 0).astype(np.int32)
-    return PairBatch(source, _shifted(target, build.specials.bos), targets, weights)
+    return PairBatch(source, _shifted(target, build.specials.start), targets, weights)
 
 
-def _shifted(target: Tokens, bos: int) -> Tokens:
-    """Returns what the decoder reads: bos, then all but the last id of each segment."""
+def _shifted(target: Tokens, start: int) -> Tokens:
+    """Returns what the decoder reads: start, then all but the last id of each segment."""
     segments = target.segments_BT
     before = np.zeros_like(segments)
     before[:, 1:] = segments[:, :-1]
     ids = np.roll(target.ids_BT, 1, axis=1)
-    ids = np.where(segments != before, bos, ids)
+    ids = np.where(segments != before, start, ids)
     ids = np.where(segments > 0, ids, target.ids_BT).astype(np.int32)
     return Tokens(ids, segments, target.types_BT)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from gpt2_jax.errors import UserError, quoted
 from gpt2_jax.interop.families.family import (
+    NORMAL_INIT,
     PLAIN_ATTENTION,
     ConfigField,
     Family,
@@ -40,9 +41,8 @@ from gpt2_jax.placements.resolve import resolve
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 UNSUPPORTED = ("is_decoder", "add_cross_attention", "is_encoder_decoder", "embedding_size")
 PLACEMENT = {
+    **NORMAL_INIT,
     "embedding_norm": True,
-    "init": "normal",
-    "embedding_std": "std",
     "embedding_multiplier": "1",
 }
 FIELDS = (

@@ -36,6 +36,9 @@ PLAIN_ATTENTION: Mapping[str, Any] = {
     "model.scale_attn_weights": True,
     "model.scale_attn_by_inverse_layer_idx": False,
 }
+# Axes of all families but GPT-2, whose preset has them: transformers draws matrices and embeddings
+# with the std in config.json.
+NORMAL_INIT: Mapping[str, Any] = {"init": "normal", "embedding_std": "std"}
 
 
 class Sections(Protocol):

@@ -7,6 +7,7 @@ from typing import Any
 
 from gpt2_jax.errors import UserError, quoted
 from gpt2_jax.interop.families.family import (
+    NORMAL_INIT,
     PLAIN_ATTENTION,
     ConfigField,
     Fields,
@@ -82,6 +83,7 @@ def read_common(fields: Fields) -> dict[str, Any]:
         "model.architecture": "encoder_decoder",
         "model.logits_bias": True,
         "placement.preset": "post_ln",
+        **{f"placement.{name}": value for name, value in NORMAL_INIT.items()},
         "placement.activation": read_activation(fields, "activation_function", "gelu"),
         "placement.embedding_multiplier": SCALED if scaled else UNSCALED,
         "data.seq_len": ours["model.n_positions"],

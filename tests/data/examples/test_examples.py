@@ -22,8 +22,9 @@ from gpt2_jax.data.examples.records import (
     TaggedWords,
 )
 from gpt2_jax.data.examples.store import examples_in_memory
+from gpt2_jax.data.json_tokenizer import JsonTokenizer
 from gpt2_jax.data.pieces import PieceEncoder
-from gpt2_jax.data.tokenizer import JsonTokenizer, load_tokenizer
+from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import cache_dir
 from tests import tools

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from gpt2_jax.data.corpus import open_corpus
+from gpt2_jax.data.json_tokenizer import JsonTokenizer
 from gpt2_jax.data.pieces import PieceEncoder
 from gpt2_jax.data.saved_tokenizer import find_saved_tokenizer, save_tokenizer
-from gpt2_jax.data.tokenizer import JsonTokenizer, load_tokenizer
+from gpt2_jax.data.tokenizer import load_tokenizer
 from gpt2_jax.data.trained_tokenizer import _chunks, trained_tokenizer
 from gpt2_jax.errors import UserError
 from tests import tools
@@ -129,7 +130,7 @@ def test_words_of_tokens():
 def test_space_before_a_word_belongs_to_it():
     pieces = encoder(tokenizers.bpe())
     ((ids, words),) = pieces.encode_words([["the", "ribs", "bends", "s", "river"]])
-    text = [pieces.token_text(i) for i in ids.tolist()]
+    text = [pieces.tokenizer.token(i) for i in ids.tolist()]
     by_word = ["".join(t for t, w in zip(text, words, strict=True) if w == k) for k in range(5)]
     assert by_word == ["the", "Ġribs", "Ġbends", "Ġs", "Ġriver"]
     assert "Ġ" in text  # a token of its own
@@ -146,7 +147,7 @@ def test_starts_of_words():
     pieces = encoder(tokenizers.wordpiece())
     assert np.flatnonzero(~pieces.starts_word).tolist() == [4]  # ##s
     pieces = encoder(tokenizers.bpe())
-    starting = [pieces.token_text(i) for i in np.flatnonzero(pieces.starts_word)]
+    starting = [pieces.tokenizer.token(i) for i in np.flatnonzero(pieces.starts_word)]
     assert starting == ["Ġ", "Ġr", "Ġriv", "Ġben"]
 
 

@@ -6,10 +6,10 @@ from gpt2_jax.data.batch import LabelBatch, PairBatch, SpanBatch, TokenBatch
 from gpt2_jax.data.examples.store import examples_in_memory
 from gpt2_jax.data.layout.assemble import Assembler, Row
 from gpt2_jax.data.layout.masking import Masking
-from gpt2_jax.data.pieces import Specials
+from gpt2_jax.data.tokenizer_protocol import Specials
 
 PAD, BOS, EOS, MASK = 9, 8, 7, 6
-SPECIALS = Specials(PAD, BOS, EOS, None, None, MASK, frozenset({PAD, BOS, EOS, MASK}))
+SPECIALS = Specials(PAD, BOS, EOS, None, None, MASK, frozenset({PAD, BOS, EOS, MASK}), BOS)
 
 
 def assembler(task, *columns, **options):

@@ -16,13 +16,14 @@ from gpt2_jax.data.layout.masking import Masking, make_masking
 from gpt2_jax.data.layout.packed import PackedLayout, pack
 from gpt2_jax.data.layout.padded import OrderedLayout, PaddedLayout, longest
 from gpt2_jax.data.layout.shape import Shape
-from gpt2_jax.data.pieces import PieceEncoder, Specials
+from gpt2_jax.data.pieces import PieceEncoder
 from gpt2_jax.data.shards import Tokens
 from gpt2_jax.data.tokenizer import load_tokenizer
+from gpt2_jax.data.tokenizer_protocol import Specials
 from gpt2_jax.errors import UserError
 from tests import tools
 
-SPECIALS = Specials(0, 1, 2, None, None, 3, frozenset({0, 1, 2, 3}))
+SPECIALS = Specials(0, 1, 2, None, None, 3, frozenset({0, 1, 2, 3}), 1)
 MASKING = Masking(0, 3, np.arange(3000) < 4)
 N = 300
 
