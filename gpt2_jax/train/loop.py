@@ -262,7 +262,9 @@ def _complete(
         config = configs.replace(config, {"train.teacher": teacher.name})
     tokenizer_name = directory.tokenizer_for(config)
     if config.task.name != "lm" or is_trained(tokenizer_name):
-        return configs.with_n_inner(config), source, teacher
+        config = directory.with_chosen_accumulation(configs.with_n_inner(config))
+        directory.check_config(config)  # again, when the data is open
+        return config, source, teacher
     tokenizer = load_tokenizer(tokenizer_name)
     config = configs.resolve(config, tokenizer.size, tokenizer.end_of_text)
     check_memory(config, training=True)  # again, now that the vocabulary's size is known

@@ -5,9 +5,10 @@ import re
 
 import pytest
 
-from gpt2_jax.config import Config, difference
+from gpt2_jax.config import Config, difference, replace, to_json
 from gpt2_jax.config.task_rules import check_task
 from gpt2_jax.errors import UserError
+from gpt2_jax.train import loop
 from tests import tools
 from tests.tasks.small import small
 
@@ -193,6 +194,31 @@ def test_one_line(name, tmp_path):
 def test_fields_that_contradict_each_other(task, fields, message):
     with pytest.raises(UserError, match=re.escape(message)):
         check_task(small(task, fields))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "advice"),
+    [
+        ("data.source", "missing.jsonl", "(with train.init_from={} to start from its weights)"),
+        ("data.val_source", "val.jsonl", "train.init_from={}"),
+        ("data.test_source", "test.jsonl", "train.init_from={}"),
+        ("data.columns", "text=question", "train.init_from={}"),
+        ("data.tokenizer", "bytes", "use another --workdir, or change these fields back"),
+        ("optimizer.peak_lr", 0.5, "use another --workdir, or change these fields back"),
+    ],
+)
+def test_run_is_not_continued_on_other_data(field, value, advice, tmp_path, monkeypatch):
+    config = small("classify", {"data.source": "train.jsonl", "data.tokenizer": "gpt2"})
+    sizes = {"head.n_labels": 2, "model.vocab_size": 50257, "model.n_inner": 64}
+    started = replace(config, sizes)
+    old = difference(started, replace(started, {field: value}))[field][0]
+    (tmp_path / "config.json").write_text(to_json(started))
+    (tmp_path / "run.json").write_text('{"starts": [{}]}')
+    monkeypatch.setattr(loop, "open_examples", None)
+    with pytest.raises(UserError) as caught:
+        loop.train(replace(config, {field: value}), str(tmp_path))
+    assert f"with a different config: {field} (was {old!r}, now {value!r})" in str(caught.value)
+    assert advice.format(tmp_path) in str(caught.value)
 
 
 PATHS = ("data.source", "data.val_source")

@@ -34,6 +34,7 @@ from gpt2_jax.data.examples.store import (
 from gpt2_jax.data.examples.toy import is_toy
 from gpt2_jax.data.pieces import PieceEncoder
 from gpt2_jax.data.preparation import exclusive_lock
+from gpt2_jax.data.text import short_list
 from gpt2_jax.data.tokenizer import Tokenizer, is_tokenizer_file, load_tokenizer
 from gpt2_jax.data.trained_tokenizer import is_trained, trained_tokenizer
 from gpt2_jax.errors import UserError
@@ -289,8 +290,11 @@ class _Preparation:
                 path.unlink()
 
     def _write(self) -> None:
-        if self.find_labels and self.sources.task in LABELED:
-            self.encoder = replace(self.encoder, labels=Labels(self._labels()))
+        if self.sources.task in LABELED:
+            if self.find_labels:
+                self.encoder = replace(self.encoder, labels=Labels(self._labels()))
+            else:
+                self._check_labels()
         size = self.encoder.pieces.tokenizer.size
         splits = {}
         for name in self.sources.splits:
@@ -319,6 +323,17 @@ class _Preparation:
                 f"source {self.sources.train} has {len(names)} label; classification needs two"
             )
         return names
+
+    def _check_labels(self) -> None:
+        """Refuses training records with labels that the run does not have."""
+        known = self.encoder.labels.names
+        found = labels_of(self.sources.records("train", Counter()))
+        if new := [name for name in found if name not in known]:
+            raise UserError(
+                f"data.source={self.sources.train} has labels that the run does not have "
+                f"({short_list(new)}; it has {short_list(list(known))}): the data has changed; "
+                "choose another --workdir, or restore the old data"
+            )
 
     def _missing(self, split: str) -> str:
         """Returns an error for a split without records."""

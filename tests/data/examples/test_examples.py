@@ -297,6 +297,12 @@ def test_labels_of_an_earlier_run(classes, tmp_path):
         open_examples(only, "bytes", Limits((32,)))
 
 
+def test_new_label_in_the_training_data_of_an_earlier_run_is_a_change(classes):
+    message = r"train\.tsv has labels that the run does not have \(2; it has 1, 0\).*--workdir"
+    with pytest.raises(UserError, match=message):
+        open_examples(classes, "bytes", Limits((32,)), labels=["1", "0"])
+
+
 def test_run_that_continues_does_not_prepare_its_examples_again(classes, monkeypatch):
     first = open_examples(classes, "bytes", Limits((32,)))
     names = list(first.labels.names)
