@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpt2_jax.data.examples.chat import ChatTemplate, find_chat_template, load_chat_template
+from gpt2_jax.data.examples.columns import check_columns
 from gpt2_jax.data.examples.encode import Encoder, Limits
 from gpt2_jax.data.examples.labels import Labels, labels_of
 from gpt2_jax.data.examples.records import (
@@ -76,6 +77,16 @@ class ExampleSources:
         named = [name for name in ("train", "val", "test") if self.source(name) is not None]
         held_out = self.train and self.source("val") is None and self.val_fraction
         return [*named[:1], "val", *named[1:]] if held_out else named
+
+    def check_columns(self) -> None:
+        """Refuses a name in `columns` that no source uses.
+
+        Raises:
+          UserError: naming it, or if a source cannot be read.
+        """
+        found = [self.source(name) for name in ("train", "val", "test")]
+        forms = ((source.spec, form) for source in found if source for form in source.forms())
+        check_columns(self.task, self.columns, forms)
 
     def fingerprint(self) -> str:
         """Returns a hash of everything that determines the records of each split.
@@ -168,6 +179,7 @@ def open_examples(
       UserError: if a source cannot be read, a record is not valid, or a split is empty.
     """
     limits.check()
+    sources.check_columns()
     fingerprint = sources.fingerprint()
     tokenizer = _open_tokenizer(sources, tokenizer_name)
     pieces = PieceEncoder(tokenizer)
