@@ -41,7 +41,7 @@ from gpt2_jax.data.trained_tokenizer import is_trained, trained_tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import cache_dir, disk_errors
 
-KEY_VERSION = 2  # increment when a change of the code changes the examples
+KEY_VERSION = 3  # increment when a change of the code changes the examples
 LABELED = ("classify", "tag", "answer")
 
 
@@ -67,8 +67,9 @@ class ExampleSources:
     def source(self, split: str) -> RecordSource | None:
         """Returns the source of a split; None if it has none of its own."""
         spec = {"train": self.train, "val": self.val, "test": self.test}[split]
-        if spec is None and self.train and is_toy(self.train) and "#" not in self.train:
-            spec = f"{self.train}#{split}"
+        toy, _, own_split = (self.train or "").partition("#")
+        if spec is None and is_toy(toy) and own_split in ("", "train"):
+            spec = f"{toy}#{split}"
         return RecordSource(self.task, spec, self.columns, self.tag_scheme) if spec else None
 
     @property
@@ -87,6 +88,22 @@ class ExampleSources:
         found = [self.source(name) for name in ("train", "val", "test")]
         forms = ((source.spec, form) for source in found if source for form in source.forms())
         check_columns(self.task, self.columns, forms)
+
+    def check_training(self) -> None:
+        """Checks that not all records are held out for validation.
+
+        Raises:
+          UserError: if they are, or if one is not valid.
+        """
+        if self.train is None or self.source("val") is not None:
+            return
+        has = lambda split: next(self.records(split, Counter()), None) is not None
+        if not has("train") and has("val"):
+            raise UserError(
+                f"all records of {self.train} are held out for validation with data.val_fraction="
+                f"{self.val_fraction:g}, since records with the same text stay together; add "
+                "others, or set data.val_source"
+            )
 
     def fingerprint(self) -> str:
         """Returns a hash of everything that determines the records of each split.
@@ -116,20 +133,22 @@ class ExampleSources:
         train = self.source("train")
         if train is None:
             return
+        # The splits of generated records are by the same hash without salt.
+        salt = "toy " if is_toy(train.spec) else ""
         repairs: Counts = Counter()  # since the last record
         for record in train.records(repairs):
-            if is_held_out(record, self.val_fraction) == (split == "val"):
+            if is_held_out(record, self.val_fraction, salt) == (split == "val"):
                 counts.update(repairs)
                 yield record
             repairs.clear()
 
 
-def is_held_out(record: Record, fraction: float) -> bool:
-    """Returns whether a record is for validation, as a function of its group alone.
+def is_held_out(record: Record, fraction: float, salt: str = "") -> bool:
+    """Returns whether a record is for validation, as a function of its group and the salt alone.
 
     Records with the same text or context are in the same split.
     """
-    digest = hashlib.sha256(record.group.encode("utf-8", "surrogatepass")).digest()
+    digest = hashlib.sha256(f"{salt}{record.group}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
@@ -180,6 +199,7 @@ def open_examples(
     """
     limits.check()
     sources.check_columns()
+    sources.check_training()
     fingerprint = sources.fingerprint()
     tokenizer = _open_tokenizer(sources, tokenizer_name)
     pieces = PieceEncoder(tokenizer)
