@@ -106,13 +106,9 @@ CASES = {
     ),
     "lengths that are too long": (
         "classify",
-        {"train.jsonl": jsonl(LABELED), "val.jsonl": jsonl(LABELED)},
-        {
-            "data.source": "train.jsonl",
-            "data.val_source": "val.jsonl",
-            "data.lengths": ("8", "48"),
-        },
-        "data.lengths: 48 must be a number of tokens below data.seq_len=48",
+        {},
+        {"data.lengths": ("8", "48")},
+        "data.lengths: 48 is not below data.seq_len=48, the length of the longest rows; leave it",
     ),
     "no validation examples": (
         "classify",
@@ -183,6 +179,15 @@ def test_one_line(name, tmp_path):
     [
         ("classify", {"data.lengths": ("8",), "data.layout": "packed"}, "data.layout=padded"),
         ("translate", {"data.source_len": 49}, "longer than model.n_positions=48; shorten it"),
+        ("classify", {"data.lengths": ("8,x",)}, "data.lengths: 'x' is not a number of tokens"),
+        ("classify", {"data.lengths": ("0",)}, "data.lengths: '0' is not a number of tokens"),
+        ("answer", {"data.lengths": ("²",)}, "data.lengths: '²' is not a number of tokens"),
+        ("classify", {"data.lengths": ("8", "16", "08")}, "data.lengths has 08 twice; leave one"),
+        (
+            "translate",
+            {"data.lengths": ("24",), "data.seq_len": 16, "data.source_len": 24},
+            "data.lengths: 24 is not below data.seq_len=16",
+        ),
         ("answer", {"data.doc_stride": 48}, "must be below data.seq_len=48, so that windows"),
         (
             "classify",
