@@ -9,6 +9,7 @@ from gpt2_jax.config import Config, difference, replace, to_json
 from gpt2_jax.config.task_rules import check_task
 from gpt2_jax.errors import UserError
 from gpt2_jax.train import loop
+from gpt2_jax.train.storage.open_run import open_examples
 from tests import tools
 from tests.tasks.small import small
 
@@ -45,7 +46,7 @@ CASES = {
         "translate",
         {"train.jsonl": jsonl([{"source": "a " * 90, "target": "x"}] * 8)},
         {"data.source": "train.jsonl", "data.too_long": "refuse"},
-        "train.jsonl line 1: the source has 91 tokens, but at most 48 fit",
+        "train.jsonl line 1: the source has 91 tokens, but at most 48 fit; raise data.seq_len, sh",
     ),
     "unknown label in the validation set": (
         "classify",
@@ -199,6 +200,52 @@ def test_one_line(name, tmp_path):
 def test_fields_that_contradict_each_other(task, fields, message):
     with pytest.raises(UserError, match=re.escape(message)):
         check_task(small(task, fields))
+
+
+LONG = "the dog " * 30
+
+
+@pytest.mark.parametrize(
+    ("task", "record", "fields", "message"),
+    [
+        (
+            "translate",
+            {"source": LONG, "target": "a"},
+            {"data.source_len": 24},
+            "the source has 61 tokens, but at most 24 fit; raise data.source_len, shorten the so",
+        ),
+        (
+            "translate",
+            {"source": "a", "target": LONG},
+            {"data.source_len": 24},
+            "the target has 61 tokens, but at most 48 fit; raise data.seq_len, shorten the target",
+        ),
+        (
+            "classify",
+            {"text": "a", "second": LONG, "label": "b"},
+            {"data.columns": "second=second"},
+            "the second text has 60 tokens, but at most 44 fit; raise data.seq_len, shorten the s",
+        ),
+        (
+            "answer",
+            {"question": "a", "context": LONG, "answers": []},
+            {},
+            "the context has 60 tokens, but at most 44 fit; raise data.seq_len, set data.doc_str",
+        ),
+        (
+            "answer",
+            {"question": LONG, "context": "a", "answers": []},
+            {"data.doc_stride": 8},
+            "the question has 60 tokens, but at most 22 fit; raise data.seq_len, shorten the qu",
+        ),
+    ],
+)
+def test_text_that_is_refused_names_the_field_to_raise(task, record, fields, message, tmp_path):
+    (tmp_path / "train.jsonl").write_text(jsonl([record, record | {"label": "c"}]))
+    source = {"data.source": str(tmp_path / "train.jsonl"), "data.val_fraction": 0.0}
+    config = small(task, source | {"data.too_long": "refuse"} | fields)
+    with pytest.raises(UserError, match=re.escape(f"line 1: {message}")):
+        open_examples(config)
 
 
 @pytest.mark.parametrize(
