@@ -273,4 +273,21 @@ def test_run_is_not_continued_on_other_data(field, value, advice, tmp_path, monk
     assert advice.format(tmp_path) in str(caught.value)
 
 
+def test_changed_file_of_a_run_is_named(tmp_path):
+    for name in ("train", "val"):
+        (tmp_path / f"{name}.jsonl").write_text(jsonl(LABELED))
+    sources = {f"data.{n}": str(tmp_path / f) for n, f in SPLITS.items()}
+    config = small("classify", sources | {"data.tokenizer": "bytes"})
+    sizes = {"head.n_labels": 2, "model.vocab_size": 257, "model.n_inner": 64}
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(to_json(replace(config, sizes)))
+    (run / "run.json").write_text('{"starts": [{}], "corpus": "0", "labels": ["blue", "red"]}')
+    with pytest.raises(UserError) as caught:
+        loop.train(config, str(run))
+    named = " with ".join(f"{name}={value}" for name, value in sources.items())
+    assert f"was trained on another text than {named} contains now" in str(caught.value)
+
+
+SPLITS = {"source": "train.jsonl", "val_source": "val.jsonl"}
 PATHS = ("data.source", "data.val_source")
