@@ -9,14 +9,15 @@ from gpt2_jax.errors import UserError
 from gpt2_jax.files import to_json
 from gpt2_jax.train.storage.rundir import RunDirectory
 
+SPLITS = ("val", "test")
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory")
 _STEP = flags.DEFINE_string("step", None, "checkpoint: a step, or best; default: the latest")
 _DATA = flags.DEFINE_string("data", None, "text to evaluate on; default: the run's validation text")
 _STRIDE = flags.DEFINE_integer(
     "stride", None, "tokens between windows; default: seq_len, without overlap", 1, 2**24
 )
-_SPLIT = flags.DEFINE_enum(
-    "split", None, ["val", "test"], "examples of a task; default: test if there are any"
+_SPLIT = flags.DEFINE_string(
+    "split", None, "examples of a task, val or test; default: test if there are any"
 )
 _TASKS = flags.DEFINE_list("tasks", None, "evaluate these lm-evaluation-harness tasks instead")
 _TASK_DATA = flags.DEFINE_string(
@@ -65,6 +66,11 @@ def _check_flags(task: str) -> None:
         raise UserError(
             f"--{given[0].name} has no effect on {_WORKDIR.value}, which has task.name={task}; "
             "leave it out"
+        )
+    if _SPLIT.value not in (None, *SPLITS):
+        raise UserError(
+            f"--split={_SPLIT.value} must be val (the examples of data.val_source, or those held "
+            "out) or test (those of data.test_source)"
         )
 
 

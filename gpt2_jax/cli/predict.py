@@ -6,11 +6,10 @@ gpt2-jax translate --workdir=runs/translate [--input=FILE]  a line of text for e
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import BinaryIO
 
 from absl import flags
 
@@ -40,42 +39,46 @@ def main(argv: list[str]) -> None:
         (translate if command == "translate" else predict)(workdir, _lines(file))
 
 
-def predict(workdir: str, lines: Iterator[str]) -> None:
-    """Prints a JSON object for each line."""
+def predict(workdir: str, lines: Iterator[tuple[str, str]]) -> None:
+    """Prints a JSON object for each line; lines come with where they are."""
     from gpt2_jax.evaluate.predict import Predictor
 
     predictor = Predictor(workdir, _STEP.value, _TOP.value)
-    for found in predictor.predict_lines(lines, _name()):
+    for found in predictor.predict_lines(lines):
         print(to_json(found, ascii_only=False), flush=True)
 
 
-def translate(workdir: str, lines: Iterator[str]) -> None:
-    """Prints a line of text for each line."""
+def translate(workdir: str, lines: Iterator[tuple[str, str]]) -> None:
+    """Prints a line of text for each line; lines come with where they are."""
     from gpt2_jax.evaluate.translate_lines import translate_lines
 
-    for text in translate_lines(workdir, _STEP.value, lines, _BEAM.value, _PENALTY.value):
+    texts = (text for _, text in lines)
+    for text in translate_lines(workdir, _STEP.value, texts, _BEAM.value, _PENALTY.value):
         print(text, flush=True)
 
 
-def _name() -> str:
-    return "standard input" if _INPUT.value == "-" else _INPUT.value
-
-
 @contextmanager
-def _opened(path: str) -> Iterator[TextIO]:
+def _opened(path: str) -> Iterator[BinaryIO]:
     if path == "-":
-        yield io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", newline="\n")
+        yield sys.stdin.buffer
         return
     try:
-        file = open(path, encoding="utf-8-sig", newline="\n")
+        file = open(path, "rb")
     except OSError as error:
         raise UserError(f"--input={path} cannot be read: {error.strerror}") from None
     with file:
         yield file
 
 
-def _lines(file: TextIO) -> Iterator[str]:
-    try:
-        yield from file
-    except UnicodeDecodeError as error:
-        raise UserError(f"{_name()} is not UTF-8 text: {error}") from None
+def _lines(file: BinaryIO) -> Iterator[tuple[str, str]]:
+    """Yields where each line is, such as `FILE line 3`, and its text."""
+    name = "standard input," if _INPUT.value == "-" else _INPUT.value
+    for number, line in enumerate(file, 1):
+        where = f"{name} line {number}"
+        try:
+            yield where, line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{where} is not UTF-8 text ({error.reason}); convert the input, for example with "
+                "iconv"
+            ) from None

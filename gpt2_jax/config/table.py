@@ -24,6 +24,8 @@ MAY_CHANGE = (
     "train.sample_tokens",
     "train.keep_checkpoints",
 )
+# Fields that the data determines if they are unset.
+FROM_DATA = ("model.vocab_size", "model.end_of_text", "head.n_labels")
 
 
 def _table(cls: type, prefix: str = "") -> dict[str, Field]:
@@ -131,14 +133,26 @@ def listed(changed: dict[str, tuple[Any, Any]]) -> str:
 def check_resumable(old: Config, new: Config, workdir: Path) -> None:
     """Refuses a config that cannot resume the run in `workdir`.
 
+    Args:
+      new: need not have the fields that the data determines.
+
     Raises:
       UserError: naming each field that must not change.
     """
-    if changed := fixed_difference(old, new):
-        raise UserError(
-            f"{workdir} contains a run with a different config: {listed(changed)}; "
-            "use another --workdir, or change these fields back to resume it"
-        )
+    changed = {
+        name: values
+        for name, values in fixed_difference(old, new).items()
+        if name not in FROM_DATA or values[1] is not None
+    }
+    if not changed:
+        return
+    on_weights = ""
+    if all(name.startswith("data.") and name != "data.tokenizer" for name in changed):
+        on_weights = f" (with train.init_from={workdir} to start from its weights)"
+    raise UserError(
+        f"{workdir} contains a run with a different config: {listed(changed)}; use another "
+        f"--workdir{on_weights}, or change these fields back to resume it"
+    )
 
 
 def usual_n_inner(n_embd: int, placement: Placement) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from gpt2_jax.config.sections import Config, TaskConfig
-from gpt2_jax.config.table import FIELDS, replace, value_of
+from gpt2_jax.config.table import FIELDS, replace, value_of, words
 from gpt2_jax.config.task_sections import LOSS
-from gpt2_jax.errors import UserError
+from gpt2_jax.errors import UserError, quoted
 
 ARCHITECTURE = {  # of each task
     "lm": "decoder",
@@ -110,6 +111,22 @@ def _check_rows(config: Config) -> None:
             f"data.doc_stride={stride} must be below data.seq_len={seq_len}, so that windows "
             "overlap; half of it is usual"
         )
+    _check_lengths(config)
+
+
+def _check_lengths(config: Config) -> None:
+    """Refuses a `data.lengths` that does not have different numbers below the longest row."""
+    seq_len, given = config.data.seq_len, words(config.data.lengths)
+    for number, text in enumerate(given):
+        if not re.fullmatch("0*[1-9][0-9]{0,8}", text, re.ASCII):
+            raise UserError(f"data.lengths: {quoted(text)} is not a number of tokens, such as 32")
+        if int(text) >= max(seq_len, config.data.source_len or 0):
+            raise UserError(
+                f"data.lengths: {text} is not below data.seq_len={seq_len}, the length of the "
+                "longest rows; leave it out, or raise data.seq_len"
+            )
+        if int(text) in map(int, given[:number]):
+            raise UserError(f"data.lengths has {text} twice; leave one out")
 
 
 def check_best_by(config: Config, labels: Sequence[str] | None = None) -> None:

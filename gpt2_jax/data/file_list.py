@@ -13,14 +13,21 @@ from gpt2_jax.data.text import short_list
 from gpt2_jax.errors import UserError, counted
 from gpt2_jax.files import read_errors
 
+CORPORA = (
+    "`shakespeare`, `stdlib`, a path or glob of text, jsonl, json, parquet, csv or arrow files, a "
+    "prepared folder, or hf:name@split"
+)
 _DOCUMENTATION = (".md", ".rst", ".txt")
 
 
-def list_files(spec: str) -> tuple[list[Path], str]:
+def list_files(spec: str, readable: str = CORPORA) -> tuple[list[Path], str]:
     """Returns the files of a path, a folder or a glob in order, and a summary on one line.
 
     The summary, empty for a single file, counts the files and lists those of a folder that are
     skipped: hidden files, unknown formats, linked folders and a README.
+
+    Args:
+      readable: what `spec` may be, for errors.
 
     Raises:
       UserError: if there are no files, or the path is a device or a pipe.
@@ -32,10 +39,7 @@ def list_files(spec: str) -> tuple[list[Path], str]:
     else:
         paths, skipped = glob_files(spec), ""
     if not paths:
-        raise UserError(
-            f"source {spec} matches no file; use `shakespeare`, `stdlib`, a path or glob of "
-            "text, jsonl, json, parquet, csv or arrow files, a prepared folder, or hf:name@split"
-        )
+        raise UserError(f"source {spec} matches no file; use {readable}")
     if len(paths) == 1 and not skipped:
         return paths, ""
     summary = f"source {spec}: reading {counted(len(paths), 'file')} ({_count_suffixes(paths)})"

@@ -18,6 +18,22 @@ def parse_json(text: str | bytes) -> Any:
     return json.loads(text, object_pairs_hook=_object)
 
 
+def parse_json_line(line: str | bytes, where: str) -> Any:
+    """Parses a line of JSON.
+
+    Raises:
+      UserError: if it is not valid, naming its file and line, and the column.
+    """
+    try:
+        return parse_json(line)
+    except RecursionError:
+        raise UserError(f"{where} is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where} is not JSON: {error.msg} at column {error.colno}") from None
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON: {error}") from None
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):

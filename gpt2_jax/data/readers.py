@@ -14,7 +14,7 @@ from typing import Any
 
 from gpt2_jax.data import text as texts
 from gpt2_jax.data.decompress import COMPRESSED, open_binary, open_text
-from gpt2_jax.data.json_records import find_records, parse_json
+from gpt2_jax.data.json_records import find_records, parse_json, parse_json_line
 from gpt2_jax.data.text import Piece, reader_errors, row_text, short_list, split_long, text_field
 from gpt2_jax.errors import UserError, counted
 
@@ -83,12 +83,8 @@ def parse_lines(file: Iterable[bytes], path: Path) -> Iterator[tuple[Any, str]]:
     """
     for number, line in enumerate(file, 1):
         if line.strip():
-            try:
-                yield parse_json(line), f"{path} line {number}"
-            except RecursionError:
-                raise UserError(f"{path} line {number} is nested too deeply") from None
-            except ValueError as error:
-                raise UserError(f"{path} line {number} is not JSON: {error}") from None
+            where = f"{path} line {number}"
+            yield parse_json_line(line, where), where
 
 
 def _read_json(path: Path) -> Iterator[Piece]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from gpt2_jax.data.examples.encode import Encoder, Limits
 from gpt2_jax.data.examples.labels import OUTSIDE, Labels
 from gpt2_jax.data.examples.records import LabeledText, Question, Record, TaggedWords
 from gpt2_jax.data.examples.store import Examples, examples_in_memory
+from gpt2_jax.data.json_records import parse_json_line
 from gpt2_jax.data.layout.assemble import Assembler
 from gpt2_jax.data.layout.padded import OrderedLayout, longest
 from gpt2_jax.data.pieces import PieceEncoder
@@ -72,19 +72,19 @@ class Predictor:
         of_run = self._run.model_def, self._run.mesh
         self._evaluator = ExampleEvaluator(*of_run, rows, probabilities=True)
 
-    def predict_lines(self, lines: Iterator[str], name: str) -> Iterator[dict[str, Any]]:
+    def predict_lines(self, lines: Iterator[tuple[str, str]]) -> Iterator[dict[str, Any]]:
         """Yields a prediction for each line that is not empty.
 
         Args:
-          lines: text, or JSON objects with the fields of the task. name: of the file, for errors.
+          lines: where each is, for errors; and text, or a JSON object with the fields of the task.
 
         Raises:
           UserError: naming the line that is not valid.
         """
         parse = _PARSERS[self.task]
-        numbered = ((i, line) for i, line in enumerate(lines, 1) if line.strip())
-        while group := list(islice(numbered, AT_ONCE)):
-            records = [parse(line.rstrip("\r\n"), f"{name}:{i}", self._labels) for i, line in group]
+        filled = ((where, line) for where, line in lines if line.strip())
+        while group := list(islice(filled, AT_ONCE)):
+            records = [parse(line.rstrip("\r\n"), where, self._labels) for where, line in group]
             yield from self._predict(records)
 
     def _predict(self, records: Sequence[Record]) -> Iterator[dict[str, Any]]:
@@ -131,17 +131,14 @@ def _fields(line: str, where: str, text_field: str | None) -> dict[str, Any]:
         if text_field is None:
             raise UserError(f"{where} is not a JSON object with question and context")
         return {text_field: line}
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON: {error}") from None
+    fields: dict[str, Any] = parse_json_line(line, where)
     return fields
 
 
 def _text(fields: dict[str, Any], name: str, where: str) -> str:
     value = fields.get(name)
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{where} has no text in {quoted(name)}")
+        raise UserError(f"{where} has no text in {quoted(name)}; fill it in")
     return value
 
 

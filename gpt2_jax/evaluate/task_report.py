@@ -94,7 +94,8 @@ def evaluate_task(
     split = split or ("test" if "test" in data.splits else "val")
     if split not in data.splits:
         raise UserError(
-            f"{workdir} has no {split} examples; set --split to one of {', '.join(data.splits)}"
+            f"{workdir} was trained without data.{split}_source, so it has no {split} examples; "
+            "leave out --split for its validation examples"
         )
     decoding = None
     if data.task.name == "translate":

@@ -105,7 +105,7 @@ class ExampleData:
         """Returns the batches of training.
 
         Raises:
-          UserError: if the layout is not possible for the task, or `data.lengths` is not valid.
+          UserError: if the layout is not possible for the task.
         """
         assembler = self.assembler("train")
         layout: Layout
@@ -124,15 +124,9 @@ class ExampleData:
 
     def _buckets(self) -> list[Lengths]:
         """Returns the lengths of buckets: those of `data.lengths`, then the longest."""
-        shorter: list[Lengths] = []
-        for text in words(self.config.lengths):
-            if not text.isdecimal() or not 1 <= int(text) < max(self.lengths):
-                raise UserError(
-                    f"data.lengths: {text} must be a number of tokens below data.seq_len="
-                    f"{self.config.seq_len}"
-                )
-            shorter.append(tuple(min(int(text), n) for n in self.lengths))
-        return [*sorted(shorter), self.lengths]
+        numbers = sorted(map(int, words(self.config.lengths)))
+        shorter = [tuple(min(number, n) for n in self.lengths) for number in numbers]
+        return [*shorter, self.lengths]
 
     def evaluation(self, split: str, rows: int) -> OrderedLayout:
         """Returns the examples of a split in order, one per row."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt2_jax.config.sections import HeadConfig, TaskConfig
+from gpt2_jax.config.task_sections import LOSS
 from gpt2_jax.model.heads import HeadSpec
 
 
@@ -31,9 +32,14 @@ class Task:
     shown: tuple[str, ...] = ()
     has_sample: bool = True
 
-    def describe(self, metrics: Mapping[str, Any]) -> str:
-        """Returns the scores among the `val/*` fields of metrics.jsonl as text; empty if none."""
-        found = {name: metrics.get(f"val/{name}") for name in self.shown}
+    def describe(self, metrics: Mapping[str, Any], best_by: str | None = None) -> str:
+        """Returns the scores among the `val/*` fields of metrics.jsonl as text; empty if none.
+
+        Args:
+          best_by: as in `train.best_by`; a score that is printed as well.
+        """
+        names = dict.fromkeys([*self.shown, *([best_by] if best_by not in (None, LOSS) else [])])
+        found = {name: metrics.get(f"val/{name}") for name in names}
         listed = {name: value for name, value in found.items() if value is not None}
         return ", ".join(f"{name} {v:.{4 if v <= 1 else 2}f}" for name, v in listed.items())
 

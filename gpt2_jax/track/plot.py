@@ -88,13 +88,14 @@ def plot_loss(
     load_matplotlib()
     # Not pyplot: its list of figures is not thread-safe.
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8, 4.8), dpi=160, layout="constrained")
     axes = figure.subplots()
     name = f"training (label smoothing {label_smoothing:g})" if label_smoothing else "training"
     _draw_losses(axes, _series(rows, "train/loss"), _series(rows, "val/loss"), name)
     axes.set_xlabel("step", fontsize=12)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel(f"loss (nats per {target})", fontsize=12)
     axes.tick_params(labelsize=11)
     title, subtitle = printable(title), printable(subtitle)

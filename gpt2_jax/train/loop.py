@@ -50,7 +50,12 @@ from gpt2_jax.train.run import Run, TextFns, how_to_continue
 from gpt2_jax.train.run_logger import is_stale
 from gpt2_jax.train.storage.checkpoint import Checkpoints
 from gpt2_jax.train.storage.followed_directory import FollowedDirectory
-from gpt2_jax.train.storage.open_run import open_data, open_examples, resolve_on
+from gpt2_jax.train.storage.open_run import (
+    named_sources,
+    open_data,
+    open_examples,
+    resolve_on,
+)
 from gpt2_jax.train.storage.rundir import RunDirectory
 from gpt2_jax.train.storage.verify import ResumePoint, find_resume_point, open_checkpoints
 from gpt2_jax.train.teacher import check_teacher, define_teacher, find_teacher, with_teacher
@@ -206,7 +211,7 @@ def _find_resume_point(
     with processes.together("resume"):
         if processes.is_main:
             directory.check_config(config)  # again: nobody else can write now
-            directory.check_data(corpus, tokenizer, f"data.source={config.data.source}")
+            directory.check_data(corpus, tokenizer, named_sources(config.data))
             resume = find_resume_point(directory)
             if resume.step is None and source is not None:
                 check_source(source)
@@ -244,7 +249,9 @@ def _complete(
         config = configs.replace(config, {"train.teacher": teacher.name})
     tokenizer_name = directory.tokenizer_for(config)
     if config.task.name != "lm" or is_trained(tokenizer_name):
-        return configs.with_n_inner(config), source, teacher
+        config = directory.with_chosen_accumulation(configs.with_n_inner(config))
+        directory.check_config(config)  # again, when the data is open
+        return config, source, teacher
     tokenizer = load_tokenizer(tokenizer_name)
     config = configs.resolve(config, tokenizer.size, tokenizer.end_of_text)
     check_memory(config, training=True)  # again, now that the vocabulary's size is known

@@ -151,6 +151,7 @@ def adopt_model(config: Config, source: PretrainedSource, say: Callable[[str], N
         changes[name] = stored[name]
     if asked["data.seq_len"] == default["data.seq_len"]:
         changes["data.seq_len"] = stored["data.seq_len"]
+    _check_positions(configs.replace(config, changes), source.name)
     changed = [
         f"{name}={changes[name]!r}"
         for name in asked
@@ -170,6 +171,20 @@ def _check_architecture(config: Config, source: PretrainedSource) -> None:
             f"the weights of {source.name} have model.architecture={stored}, but task.name={task} "
             f"needs {needed}; start from other weights, or change task.name"
         )
+
+
+def _check_positions(config: Config, name: str) -> None:
+    """Refuses rows that are longer than the positions of the weights called `name`."""
+    most, data = config.model.n_positions, config.data
+    given = configs.words(data.lengths)
+    kept = [text for text in given if text.isdecimal() and int(text) < most]
+    lengths = f" and data.lengths={','.join(kept)}" if len(kept) < len(given) else ""
+    for field, length in (("seq_len", data.seq_len), ("source_len", data.source_len)):
+        if length is not None and length > most:
+            raise UserError(
+                f"data.{field}={length} is longer than the {most} positions of {name}; set "
+                f"data.{field}={most}{lengths}"
+            )
 
 
 def _is_learned(config: Config, source: PretrainedSource, name: str) -> bool:

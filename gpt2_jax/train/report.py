@@ -244,17 +244,20 @@ def print_end(directory: RunDirectory, task: Task) -> None:
         print(
             f"\n--- a sample ---\n{directory.sample_path.read_text(encoding='utf-8').rstrip()}\n---"
         )
-    for line in result_lines(rows, task):
+    for line in result_lines(rows, task, directory.best_by()):
         print(line)
     names = sorted(p.name + "/" * p.is_dir() for p in directory.path.iterdir())
     print(f"left in {directory.path}: {' '.join(n for n in names if n[0] != '.')}")
 
 
-def result_lines(rows: list[Row], task: Task) -> list[str]:
+def result_lines(rows: list[Row], task: Task, best_by: str | None = None) -> list[str]:
     """Returns lines with the last validation loss, and the training loss if it is newer.
 
     A validation loss is in nats per target of the task, for text also per byte, and followed by
     the scores that the task shows.
+
+    Args:
+      best_by: as in `train.best_by`; a score that is shown as well.
     """
     trained = next((row for row in reversed(rows) if row.get("train/loss") is not None), None)
     scored = next((row for row in reversed(rows) if row.get("val/loss") is not None), None)
@@ -265,15 +268,16 @@ def result_lines(rows: list[Row], task: Task) -> list[str]:
             at = f"(step {trained['step']})"
             lines.append(f"training loss {loss:.4f} nats per {task.target} {at}")
         if scored is not None:
-            lines.append(f"last validated at step {scored['step']}: {_score(scored, task)}")
+            shown = _score(scored, task, best_by)
+            lines.append(f"last validated at step {scored['step']}: {shown}")
         return lines
-    return [f"validation loss {_score(scored, task)} (step {scored['step']})"]
+    return [f"validation loss {_score(scored, task, best_by)} (step {scored['step']})"]
 
 
-def _score(row: Row, task: Task) -> str:
+def _score(row: Row, task: Task, best_by: str | None) -> str:
     loss, bits = row["val/loss"], row.get("val/bits_per_byte")
     if bits is None:
-        scores = task.describe(row)
+        scores = task.describe(row, best_by)
         return f"{loss:.4f} nats per {task.target}" + (f"; {scores}" if scores else "")
     per_byte = bits * math.log(2)
     if math.isclose(per_byte, loss, rel_tol=SAME):

@@ -332,7 +332,7 @@ class Run:
         return evaluator.score_dataset(*of_step, corpus, limit, between_batches=between_batches)
 
     def _report(self, score: DatasetScore | ExampleScore) -> None:
-        scores = TASKS[self.config.task.name].describe(score.metrics())
+        scores = TASKS[self.config.task.name].describe(score.metrics(), self.config.train.best_by)
         self.progress.show(val=f"{score.loss:.4f}")
         text = f"validation loss {score.loss:.4f}" + (f", {scores}" if scores else "")
         self.progress.note(f"step {self.step}: {text}")
@@ -360,8 +360,10 @@ class Run:
             scores = self.texts.scores(self._model())
         if scores is None:
             return {}
-        name, value = next(iter(scores.values.items()))
-        self.progress.note(f"step {self.step}: {name} {value.estimate:.{scores.decimals}f}")
+        names = dict.fromkeys([next(iter(scores.values)), self.config.train.best_by or ""])
+        shown = {name: scores.values[name] for name in names if name in scores.values}
+        listed = (f"{name} {x.estimate:.{scores.decimals}f}" for name, x in shown.items())
+        self.progress.note(f"step {self.step}: {', '.join(listed)}")
         return scores.metrics("val/")
 
     def _model(self) -> TrainedModel:

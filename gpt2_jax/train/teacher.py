@@ -47,15 +47,15 @@ def check_teacher(model: ModelConfig, data: DataConfig, source: PretrainedSource
     theirs = source.config
     if theirs.model.architecture != model.architecture:
         raise UserError(
-            f"train.teacher: {source.name} has model.architecture={theirs.model.architecture}, "
-            f"which must be the run's, {model.architecture}"
+            f"train.teacher={source.name} has model.architecture={theirs.model.architecture}, but "
+            f"the run has model.architecture={model.architecture}; choose a teacher with the same"
         )
     same = same_tokenizer(data.tokenizer, theirs.data.tokenizer)
     if not same or model.vocab_size != theirs.model.vocab_size:
         raise UserError(
-            f"train.teacher: {source.name} has data.tokenizer={theirs.data.tokenizer} with "
-            f"{theirs.model.vocab_size} ids, which must be the run's, {data.tokenizer} with "
-            f"{model.vocab_size}"
+            f"train.teacher={source.name} has data.tokenizer={theirs.data.tokenizer} with "
+            f"{theirs.model.vocab_size} ids, but the run has {data.tokenizer} with "
+            f"{model.vocab_size}; choose a teacher with the same tokenizer"
         )
     if data.seq_len > theirs.model.n_positions:
         raise UserError(

@@ -84,7 +84,8 @@ def test_eval_prints_a_report(place, task, words):
 @pytest.mark.parametrize(
     ("task", "flags", "message"),
     [
-        ("answer", ["--split=test"], "has no test examples; set --split to one of train, val"),
+        ("answer", ["--split=test"], "has no test examples; leave out --split for its validation"),
+        ("classify", ["--split=dev"], "--split=dev must be val (the examples of data.val_source"),
         ("tag", ["--data=text.txt"], "--data has no effect on"),
         ("classify", ["--stride=4"], "--stride has no effect on"),
         ("tag", ["--length_penalty=0"], "--length_penalty has no effect on"),
@@ -135,13 +136,22 @@ def test_predict_answers(place):
 @pytest.mark.parametrize(
     ("task", "texts", "message"),
     [
-        ("classify", ["red", '{"text": 3}'], "lines.txt:2 has no text in 'text'"),
-        ("classify", ["{not json"], "lines.txt:1 is not JSON"),
-        ("classify", ['{"text": "a", "second": 1}'], "lines.txt:1: second must be text"),
-        ("answer", ["", "what?"], "lines.txt:2 is not a JSON object with question and context"),
-        ("answer", ['{"question": "a"}'], "lines.txt:1 has no text in 'context'"),
-        ("tag", ['{"words": ["a", ""]}'], "lines.txt:1: words must be a list of words"),
-        ("tag", ['{"words": []}'], "lines.txt:1: words must be a list of words"),
+        ("classify", ["red", '{"text": 3}'], "lines.txt line 2 has no text in 'text'"),
+        (
+            "classify",
+            ["{not json"],
+            "lines.txt line 1 is not JSON: Expecting property name",
+        ),
+        ("classify", ['{"text" "a"}'], "is not JSON: Expecting ':' delimiter at column 9"),
+        ("classify", ['{"text": "a", "second": 1}'], "lines.txt line 1: second must be text"),
+        (
+            "answer",
+            ["", "what?"],
+            "lines.txt line 2 is not a JSON object with question and",
+        ),
+        ("answer", ['{"question": "a"}'], "lines.txt line 1 has no text in 'context'"),
+        ("tag", ['{"words": ["a", ""]}'], "lines.txt line 1: words must be a list of words"),
+        ("tag", ['{"words": []}'], "lines.txt line 1: words must be a list of words"),
         ("translate", ["a"], "has task.name=translate; `gpt2-jax predict` is for tag, classify"),
     ],
 )
@@ -185,8 +195,13 @@ def test_diagnose_compares_runs_of_tasks(place):
     assert empty == [["cross_ratio"], [], ["tower", "cross_ratio"]]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("command", "task"), [("predict", "classify"), ("translate", "translate")])
+@pytest.mark.parametrize(
+    ("command", "task"),
+    [
+        ("predict", "classify"),
+        pytest.param("translate", "translate", marks=pytest.mark.slow),
+    ],
+)
 def test_standard_input_is_utf8(place, command, task):
     done = subprocess.run(
         [sys.executable, "-m", "gpt2_jax", command, f"--workdir={place / task}"],
@@ -196,4 +211,4 @@ def test_standard_input_is_utf8(place, command, task):
     )
     assert done.returncode == 2
     error = done.stderr.decode().strip().splitlines()[-1]
-    assert error.startswith("error: standard input is not UTF-8 text")
+    assert error.startswith("error: standard input, line 2 is not UTF-8 text (invalid start byte);")

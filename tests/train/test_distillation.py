@@ -88,6 +88,10 @@ def test_teacher_that_does_not_fit_is_refused(text_file, tmp_path):
     other = PretrainedSource(tmp_path, replace(made, {"data.tokenizer": "gpt2"}), "a@20")
     with pytest.raises(UserError, match=r"a@20 has data\.tokenizer=gpt2 with 257 ids"):
         check_teacher(made.model, made.data, other)
+    encoder = replace(made, {"model.architecture": "encoder"})
+    message = r"train\.teacher=a@20 has model\.architecture=encoder, but the run has .*=decoder"
+    with pytest.raises(UserError, match=message):
+        check_teacher(made.model, made.data, PretrainedSource(tmp_path, encoder, "a@20"))
     short = PretrainedSource(tmp_path, replace(made, {"model.n_positions": 8}), "a@20")
     with pytest.raises(UserError, match=r"longer than the 8 positions of train\.teacher=a@20"):
         check_teacher(made.model, made.data, short)

@@ -110,6 +110,28 @@ def test_the_mask_of_documents_is_that_of_the_source_unless_set(text_file):
     assert adopted.model.document_mask and adopted.model.end_of_text is None
 
 
+@pytest.mark.parametrize(
+    "fields, advice",
+    [
+        ({"data.seq_len": 128}, "set data.seq_len=64"),
+        (
+            {"data.seq_len": 128, "data.lengths": ("16", "64,96")},
+            "set data.seq_len=64 and data.lengths=16",
+        ),
+        ({"data.seq_len": 128, "data.lengths": ("96",)}, "set data.seq_len=64 and data.lengths="),
+        ({"data.source_len": 128}, "set data.source_len=64"),
+    ],
+)
+def test_rows_longer_than_the_positions_of_the_source(fields, advice):
+    stored = tools.tiny(model__n_positions=64, data__seq_len=64)
+    origin = PretrainedSource(Path("w"), stored, "a@20")
+    fresh = configs.replace(configs.Config(), {"train.init_from": "a"} | fields)
+    name = next(name for name, value in fields.items() if value == 128)
+    with pytest.raises(UserError) as found:
+        adopt_model(fresh, origin, lambda line: None)
+    assert str(found.value) == f"{name}=128 is longer than the 64 positions of a@20; {advice}"
+
+
 def test_damaged_weights_are_refused(source, text_file, tmp_path):
     run = open_run(str(source))
     (tmp_path / "imported").mkdir()

@@ -8,9 +8,12 @@ import pytest
 from gpt2_jax.config.sections import MeshConfig, TrainConfig
 from gpt2_jax.model.definition import define_model
 from gpt2_jax.tasks.task import TASKS
+from gpt2_jax.track.progress import Progress
 from gpt2_jax.train import report
 from gpt2_jax.train.distributed.mesh import make_mesh
+from gpt2_jax.train.run import Run
 from gpt2_jax.train.storage.rundir import RunDirectory
+from tests.tasks.small import small
 from tests.tools import tiny
 
 LM = TASKS["lm"]
@@ -59,6 +62,26 @@ def test_result_of_a_task_has_its_target_and_scores():
     assert line == "validation loss 0.2500 nats per word; entity_f1_strict 0.8750 (step 9)"
     (line,) = report.result_lines([row], LM)
     assert line == "validation loss 0.2500 nats per token (step 9)"
+
+
+@pytest.mark.parametrize(
+    ("best_by", "scores"),
+    [
+        ("entity_f1_lenient", "entity_f1_strict 0.8750, entity_f1_lenient 0.9000"),
+        ("entity_f1_strict", "entity_f1_strict 0.8750"),
+        ("loss", "entity_f1_strict 0.8750"),
+        (None, "entity_f1_strict 0.8750"),
+    ],
+)
+def test_score_of_the_best_checkpoint_is_shown(best_by, scores, capsys):
+    row = {"step": 9, "val/loss": 0.25, "val/entity_f1_strict": 0.875, "val/entity_f1_lenient": 0.9}
+    assert TASKS["tag"].describe(row, best_by) == scores
+    (line,) = report.result_lines([row], TASKS["tag"], best_by)
+    assert line == f"validation loss 0.2500 nats per word; {scores} (step 9)"
+    config, progress = small("tag", {"train.best_by": best_by}), Progress(9)
+    run = SimpleNamespace(config=config, progress=progress, step=9)
+    Run._report(run, SimpleNamespace(loss=0.25, metrics=lambda: row))
+    assert capsys.readouterr().err == f"step 9: validation loss 0.2500, {scores}\n"
 
 
 @pytest.mark.parametrize(

@@ -283,16 +283,19 @@ def test_best_by_may_change_when_a_run_continues(places, capsys):
     assert open_run(str(place.folder / "by"), "best").step == best["step"]
 
 
-def test_generation_every_few_steps_is_repeated_with_its_evaluation_after_a_stop(places):
+def test_generation_every_few_steps_is_repeated_with_its_evaluation_after_a_stop(places, capsys):
     place = places("translate")
 
     def stopping(model):
         os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError("the signal should have ended the evaluation")
 
-    changes = {"eval__generate_every": 8}
+    changes = {"eval__generate_every": 8, "train__best_by": "chrf"}
     assert place.train("unstopped", **changes) == EXIT_FINISHED
     rows = rows_of(place.folder / "unstopped")
+    scores = next(row for row in rows if "val/chrf" in row)
+    line = f"step 8: bleu {scores['val/bleu']:.2f}, chrf {scores['val/chrf']:.2f}"
+    assert line in capsys.readouterr().err.splitlines()
     assert [row["step"] for row in rows if "val/chrf" in row] == [8, 12]
     texts = TextFns(TEXTS.sample, stopping)
     assert place.train("stopped", texts, **changes) == EXIT_STOPPED

@@ -53,6 +53,7 @@ SEQUENCES: dict[str, tuple[tuple[str, ...], ...]] = {
     "sft": (("inputs", "learn"),),
 }
 SCALARS: dict[str, tuple[str, ...]] = {"classify": ("label",), "answer": ("start", "end", "window")}
+SOURCE, CONTEXT = "source", "context"  # of pairs and of questions, in errors
 _BATCH = 1024  # records tokenized at once
 Columns = dict[str, Any]  # ragged: an integer array; scalar: an integer
 
@@ -93,11 +94,18 @@ class Limits:
             return n
         if self.too_long == "refuse":
             raise UserError(
-                f"{where}: the {what} has {n} tokens, but at most {room} fit; shorten it, increase "
-                "the maximum length, or set data.too_long=cut"
+                f"{where}: the {what} has {n} tokens, but at most {room} fit; raise "
+                f"{self._fix(what)}, shorten the {what}, or set data.too_long=cut"
             )
         counts["cut"] += 1
         return max(room, 0)
+
+    def _fix(self, what: str) -> str:
+        """Returns the field to raise for a text that is too long, and what else to set."""
+        if what == SOURCE and self.lengths[0] != self.lengths[-1]:
+            return "data.source_len"
+        windows = what == CONTEXT and self.doc_stride is None
+        return "data.seq_len" + ", set data.doc_stride to read it in windows" * windows
 
 
 @dataclass(frozen=True)
@@ -157,7 +165,7 @@ class Encoder:
         targets = self.pieces.tokenizer.encode_targets([pair.references[0] for pair in group])
         for pair, source, target in zip(group, sources, targets, strict=True):
             yield {
-                "source": self._side(source, 0, "source", pair.where, counts),
+                "source": self._side(source, 0, SOURCE, pair.where, counts),
                 "target": self._side(target, 1, "target", pair.where, counts),
             }
 
@@ -168,7 +176,7 @@ class Encoder:
         frame = self.pieces.tokenizer.side_frame
         whole = frame.around(ids)
         kept = self.limits.fit(len(whole), self.limits.lengths[side], what, where, counts)
-        return frame.cut(whole, kept) if what == "source" else whole[:kept]
+        return frame.cut(whole, kept) if what == SOURCE else whole[:kept]
 
     def _texts(self, group: Sequence[Any], counts: Counts) -> Iterator[Columns]:
         firsts = self.pieces.tokenizer.encode([record.text for record in group])
@@ -182,18 +190,29 @@ class Encoder:
                 columns["label"] = self.labels.id(record.label, record.where)
             yield columns
 
-    def _framed(self, a: np.ndarray, b: np.ndarray | None, where: str, counts: Counts) -> _Framed:
-        """Returns one or two sequences with special ids; the last is cut if they are too long."""
+    def _framed(
+        self,
+        a: np.ndarray,
+        b: np.ndarray | None,
+        where: str,
+        counts: Counts,
+        names: tuple[str, str] = ("text", "second text"),
+    ) -> _Framed:
+        """Returns one or two sequences with special ids; the last is cut if they are too long.
+
+        Args:
+          names: of the sequences, for errors.
+        """
         frame = self.pieces.frame
         room = self.limits.lengths[0]
         if b is None:
             room -= len(frame.prefix) + len(frame.single_suffix)
-            a = a[: self.limits.fit(len(a), room, "text", where, counts)]
+            a = a[: self.limits.fit(len(a), room, names[0], where, counts)]
             return _joined([(frame.prefix, a, frame.single_suffix)], 0)
         room -= len(frame.pair_prefix) + len(frame.middle) + len(frame.suffix)
         if len(a) >= room:
-            a = a[: self.limits.fit(len(a), max(room // 2, 1), "first text", where, counts)]
-        b = b[: self.limits.fit(len(b), room - len(a), "text", where, counts)]
+            a = a[: self.limits.fit(len(a), max(room // 2, 1), names[0], where, counts)]
+        b = b[: self.limits.fit(len(b), room - len(a), names[1], where, counts)]
         parts = [(frame.pair_prefix, a, frame.middle), ((), b, frame.suffix)]
         return _joined(parts, frame.second_type)
 
@@ -202,7 +221,9 @@ class Encoder:
         contexts = self.pieces.tokenizer.encode([record.context for record in group])
         for record, (ids, words), context in zip(group, encoded, contexts, strict=True):
             if record.context:
-                framed = self._framed(context, ids, record.where, counts)
+                framed = self._framed(
+                    context, ids, record.where, counts, ("context column", "text")
+                )
             else:
                 framed = self._framed(ids, None, record.where, counts)
             first = np.append(True, words[1:] != words[:-1])[: len(words)]
@@ -230,7 +251,7 @@ class Encoder:
                 counts.update(contexts_split=1, windows=len(windows))
             cuts = [Counter() if w.start else counts for w in windows]  # of the question, once
             framed = [
-                self._framed(question, context.ids[w], record.where, cut)
+                self._framed(question, context.ids[w], record.where, cut, ("question", CONTEXT))
                 for w, cut in zip(windows, cuts, strict=True)
             ]
             spans = [one.span(answer, w.start) for one, w in zip(framed, windows, strict=True)]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpt2_jax.data.examples.chat import ChatTemplate, find_chat_template, load_chat_template
+from gpt2_jax.data.examples.columns import check_columns
 from gpt2_jax.data.examples.encode import Encoder, Limits
 from gpt2_jax.data.examples.labels import Labels, labels_of
 from gpt2_jax.data.examples.records import (
@@ -34,12 +35,13 @@ from gpt2_jax.data.examples.store import (
 from gpt2_jax.data.examples.toy import is_toy
 from gpt2_jax.data.pieces import PieceEncoder
 from gpt2_jax.data.preparation import exclusive_lock
+from gpt2_jax.data.text import short_list
 from gpt2_jax.data.tokenizer import Tokenizer, is_tokenizer_file, load_tokenizer
 from gpt2_jax.data.trained_tokenizer import is_trained, trained_tokenizer
 from gpt2_jax.errors import UserError
 from gpt2_jax.files import cache_dir, disk_errors
 
-KEY_VERSION = 2  # increment when a change of the code changes the examples
+KEY_VERSION = 3  # increment when a change of the code changes the examples
 LABELED = ("classify", "tag", "answer")
 
 
@@ -65,8 +67,9 @@ class ExampleSources:
     def source(self, split: str) -> RecordSource | None:
         """Returns the source of a split; None if it has none of its own."""
         spec = {"train": self.train, "val": self.val, "test": self.test}[split]
-        if spec is None and self.train and is_toy(self.train) and "#" not in self.train:
-            spec = f"{self.train}#{split}"
+        toy, _, own_split = (self.train or "").partition("#")
+        if spec is None and is_toy(toy) and own_split in ("", "train"):
+            spec = f"{toy}#{split}"
         return RecordSource(self.task, spec, self.columns, self.tag_scheme) if spec else None
 
     @property
@@ -75,6 +78,32 @@ class ExampleSources:
         named = [name for name in ("train", "val", "test") if self.source(name) is not None]
         held_out = self.train and self.source("val") is None and self.val_fraction
         return [*named[:1], "val", *named[1:]] if held_out else named
+
+    def check_columns(self) -> None:
+        """Refuses a name in `columns` that no source uses.
+
+        Raises:
+          UserError: naming it, or if a source cannot be read.
+        """
+        found = [self.source(name) for name in ("train", "val", "test")]
+        forms = ((source.spec, form) for source in found if source for form in source.forms())
+        check_columns(self.task, self.columns, forms)
+
+    def check_training(self) -> None:
+        """Checks that not all records are held out for validation.
+
+        Raises:
+          UserError: if they are, or if one is not valid.
+        """
+        if self.train is None or self.source("val") is not None:
+            return
+        has = lambda split: next(self.records(split, Counter()), None) is not None
+        if not has("train") and has("val"):
+            raise UserError(
+                f"all records of {self.train} are held out for validation with data.val_fraction="
+                f"{self.val_fraction:g}, since records with the same text stay together; add "
+                "others, or set data.val_source"
+            )
 
     def fingerprint(self) -> str:
         """Returns a hash of everything that determines the records of each split.
@@ -104,20 +133,22 @@ class ExampleSources:
         train = self.source("train")
         if train is None:
             return
+        # The splits of generated records are by the same hash without salt.
+        salt = "toy " if is_toy(train.spec) else ""
         repairs: Counts = Counter()  # since the last record
         for record in train.records(repairs):
-            if is_held_out(record, self.val_fraction) == (split == "val"):
+            if is_held_out(record, self.val_fraction, salt) == (split == "val"):
                 counts.update(repairs)
                 yield record
             repairs.clear()
 
 
-def is_held_out(record: Record, fraction: float) -> bool:
-    """Returns whether a record is for validation, as a function of its group alone.
+def is_held_out(record: Record, fraction: float, salt: str = "") -> bool:
+    """Returns whether a record is for validation, as a function of its group and the salt alone.
 
     Records with the same text or context are in the same split.
     """
-    digest = hashlib.sha256(record.group.encode("utf-8", "surrogatepass")).digest()
+    digest = hashlib.sha256(f"{salt}{record.group}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
@@ -167,6 +198,8 @@ def open_examples(
       UserError: if a source cannot be read, a record is not valid, or a split is empty.
     """
     limits.check()
+    sources.check_columns()
+    sources.check_training()
     fingerprint = sources.fingerprint()
     tokenizer = _open_tokenizer(sources, tokenizer_name)
     pieces = PieceEncoder(tokenizer)
@@ -289,8 +322,11 @@ class _Preparation:
                 path.unlink()
 
     def _write(self) -> None:
-        if self.find_labels and self.sources.task in LABELED:
-            self.encoder = replace(self.encoder, labels=Labels(self._labels()))
+        if self.sources.task in LABELED:
+            if self.find_labels:
+                self.encoder = replace(self.encoder, labels=Labels(self._labels()))
+            else:
+                self._check_labels()
         size = self.encoder.pieces.tokenizer.size
         splits = {}
         for name in self.sources.splits:
@@ -319,6 +355,17 @@ class _Preparation:
                 f"source {self.sources.train} has {len(names)} label; classification needs two"
             )
         return names
+
+    def _check_labels(self) -> None:
+        """Refuses training records with labels that the run does not have."""
+        known = self.encoder.labels.names
+        found = labels_of(self.sources.records("train", Counter()))
+        if new := [name for name in found if name not in known]:
+            raise UserError(
+                f"data.source={self.sources.train} has labels that the run does not have "
+                f"({short_list(new)}; it has {short_list(list(known))}): the data has changed; "
+                "choose another --workdir, or restore the old data"
+            )
 
     def _missing(self, split: str) -> str:
         """Returns an error for a split without records."""

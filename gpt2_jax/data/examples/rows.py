@@ -35,8 +35,6 @@ def read_rows(path: Path, keys: str, has_header: bool) -> Iterator[Row]:
     if form == ".json":
         yield from read_json_rows(path, keys)
         return
-    if keys:
-        raise UserError(f"{path}#{keys}: only .json files have keys; remove #{keys}")
     if form == ".jsonl":
         with reader_errors(f"cannot read {path}"), open_text(path) as file:
             yield from (Row(value, where) for value, where in parse_lines(file, path))

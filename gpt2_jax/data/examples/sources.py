@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2_jax.data.examples.aligned import aligned_paths, check_pair, read_aligned
 from gpt2_jax.data.examples.chat import chat_record
+from gpt2_jax.data.examples.columns import COLUMNS, SPANS, Form, given_columns
 from gpt2_jax.data.examples.conll import read_conll, tagged_row
 from gpt2_jax.data.examples.fields import Row, is_number, parse_fields
 from gpt2_jax.data.examples.lines import read_lines
@@ -30,22 +31,15 @@ from gpt2_jax.errors import UserError, suggestion, without_credentials
 from gpt2_jax.files import cached_sha256
 
 TEXTS = ("shakespeare", "stdlib")  # sources of language modeling
-_SPANS = {"spans": "", "span_label": "label", "span_start": "start", "span_end": "end"}
-# The names that `data.columns` may set, by task, with their default columns; empty means none.
-COLUMNS: dict[str, dict[str, str]] = {
-    "translate": {"source": "source", "target": "target"},
-    "mlm": {"text": "text"},
-    "classify": {"text": "text", "second": "", "label": "label"},
-    "tag": {"words": "", "tags": "", "text": "text", "context": "", **_SPANS},
-    "answer": {
-        "id": "id",
-        "question": "question",
-        "context": "context",
-        "answers": "answers",
-        "text": "text",
-        **_SPANS,
-    },
-    "sft": {"prompt": "prompt", "completion": "completion", "messages": "messages"},
+# What `data.source` may be, by task.
+READABLE = {
+    "translate": "PATH.{source,target} for two aligned files, a path or glob of jsonl, json, csv "
+    "or tab-separated files, toy:reverse or toy:language",
+    "mlm": "a path or glob of text, jsonl, json, csv or tab-separated files",
+    "classify": "a path or glob of jsonl, json, csv or tab-separated files",
+    "tag": "a path or glob of column files (CoNLL), jsonl or json files, or toy:tags",
+    "answer": "a path or glob of json files (SQuAD, or a list of rows) or jsonl files",
+    "sft": "a path or glob of jsonl, json, csv or tab-separated files",
 }
 
 
@@ -88,9 +82,13 @@ class RecordSource:
                 f"data.source={path} is text without targets; set it to the examples for "
                 f"task.name={self.task}"
             )
-        if not Path(self.spec).exists() and keys:
-            return list_files(path)[0], keys
-        return list_files(self.spec)[0], ""
+        if Path(self.spec).exists() or not keys:
+            return list_files(self.spec, READABLE[self.task])[0], ""
+        files = list_files(path, READABLE[self.task])[0]
+        for file in files:
+            if file_format(file) != ".json":
+                raise UserError(f"{file}#{keys}: only .json files have keys; remove #{keys}")
+        return files, keys
 
     def paths(self) -> list[Path]:
         """Returns the files of this source.
@@ -141,22 +139,67 @@ class RecordSource:
             return
         files, keys = self._files()
         for path in files:
-            if self.task == "tag" and not columns["spans"] and not _is_json(path):
+            if self._is_column_file(path):
                 words, tags = columns["words"] or "0", columns["tags"] or "-1"
                 yield from read_conll(path, words, tags, self.tag_scheme, counts)
-            elif self.task == "mlm" and file_format(path) in (".txt", None):
+            elif self._is_text(path):
                 lines = read_lines(path)
                 yield from (PlainText(t, f"{path} line {n}") for n, t in lines if t.strip())
             else:
-                for row in self._rows(path, keys, columns):
+                for row in self._rows(path, keys):
                     yield from _READERS[self.task](row, columns, self.tag_scheme, counts)
 
-    def _rows(self, path: Path, keys: str, columns: Mapping[str, str]) -> Iterator[Row]:
-        named = [c for c in parse_fields(self.columns, dict.fromkeys(columns, "")).values() if c]
+    def _is_column_file(self, path: Path) -> bool:
+        return self.task == "tag" and not self._fields()["spans"] and not _is_json(path)
+
+    def _is_text(self, path: Path) -> bool:
+        return self.task == "mlm" and file_format(path) in (".txt", None)
+
+    def _rows(self, path: Path, keys: str) -> Iterator[Row]:
+        named = given_columns(self.task, self.columns).values()
         has_header = not named or not all(is_number(column) for column in named)
         if self.task == "answer" and _is_json(path) and not keys and _has_data(path):
             keys = "data"  # SQuAD
-        yield from read_rows(path, keys, has_header)
+        for row in read_rows(path, keys, has_header):
+            if self.task == "translate" and not _is_json(path) and len(row.value) == 1:
+                raise UserError(
+                    f"{row.where} has one cell, but a pair needs two; to read two aligned files, "
+                    "name both as in --config.data.source='DIR/train.{en,de}', in quotes"
+                )
+            yield row
+
+    def forms(self) -> Iterator[Form]:
+        """Yields the form of each file.
+
+        Raises:
+          UserError: if a file cannot be read.
+        """
+        if is_toy(self.spec):
+            yield Form("is generated", ())
+        elif self._aligned():
+            yield Form("is a pair of aligned files", ())
+        else:
+            files, keys = self._files()
+            yield from (self._form(path, keys) for path in files)
+
+    def _form(self, path: Path, keys: str) -> Form:
+        if self._is_column_file(path):
+            return Form("is a column file of words and tags", ("words", "tags"))
+        if self._is_text(path):
+            return Form("is text", ())
+        if self.task not in ("tag", "answer"):
+            return Form("has rows", tuple(COLUMNS[self.task]))
+        if self._fields()["spans"]:
+            return Form("is read as texts with labeled spans", ("text", "context", *SPANS))
+        if self.task == "tag":
+            return Form("has lists of words and tags", ("words", "tags"))
+        first = next(self._rows(path, keys), None)
+        if first is not None and is_squad(first):
+            return Form("is in SQuAD's format", ())
+        return Form(
+            "has a question per row, without labeled spans",
+            ("id", "question", "context", "answers"),
+        )
 
 
 def _is_json(path: Path) -> bool:

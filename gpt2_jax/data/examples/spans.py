@@ -74,14 +74,14 @@ def checked(question: Question) -> Question:
             raise UserError(f"{question.where}: an answer is empty; remove it")
         if start < 0 or start + len(text) > len(question.context):
             raise UserError(
-                f"{question.where}: the answer at {start}:{start + len(text)} is outside its "
-                f"context of {len(question.context)} characters; correct answer_start"
+                f"{question.where}: the answer {quoted(text, 40)} at answer_start={start} is "
+                f"outside its context of {len(question.context)} characters; correct answer_start"
             )
-        if question.context[start : start + len(text)] != text:
-            there = question.context[start : start + len(text)]
+        there = question.context[start : start + len(text)]
+        if there != text:
             raise UserError(
-                f"{question.where}: the answer {quoted(text, 40)} differs from the context at "
-                f"{start}, {quoted(there, 40)}; correct answer_start"
+                f"{question.where}: the answer is {quoted(text, 40)}, but the context has "
+                f"{quoted(there, 40)} at answer_start={start}; correct answer_start"
             )
     return question
 

@@ -117,6 +117,13 @@ def open_examples(config: Config, labels: Sequence[str] | None = None) -> Exampl
     return open_example_data(config.task, config.data, with_types, config.seed, labels)
 
 
+def named_sources(data: DataConfig) -> str:
+    """Returns the fields that name the files of the data, with their values, for errors."""
+    others = {"data.val_source": data.val_source, "data.test_source": data.test_source}
+    listed = [f"{name}={value}" for name, value in others.items() if value is not None]
+    return f"data.source={data.source}" + (f" with {' and '.join(listed)}" if listed else "")
+
+
 def open_training_data(config: Config) -> tuple[RunData, Tokenizer]:
     """Opens the text of a config that need not be resolved, or the examples of its task."""
     if config.task.name == "lm":
@@ -149,8 +156,7 @@ def open_run_examples(run: OpenedRun, workdir: str) -> ExampleData:
       UserError: if their content has changed, or as `open_examples`.
     """
     data = open_examples(run.config, RunDirectory(workdir).labels())
-    source = f"data.source={run.config.data.source}"
-    check_corpus(run.corpus, data, source, Path(workdir))
+    check_corpus(run.corpus, data, named_sources(run.config.data), Path(workdir))
     return data
 
 
@@ -162,7 +168,7 @@ def open_run_data(run: OpenedRun, workdir: str) -> Dataset:
     """
     data = run.config.data
     corpus, _ = open_data(data)
-    check_corpus(run.corpus, corpus, f"data.source={data.source}", Path(workdir))
+    check_corpus(run.corpus, corpus, named_sources(data), Path(workdir))
     if corpus.streams:
         known = RunDirectory(workdir).read_info().get("streams") or {}
         corpus.keep_counts(known, lambda counts: None)

@@ -298,6 +298,12 @@ def test_labels_of_an_earlier_run(classes, tmp_path):
         open_examples(only, "bytes", Limits((32,)))
 
 
+def test_new_label_in_the_training_data_of_an_earlier_run_is_a_change(classes):
+    message = r"train\.tsv has labels that the run does not have \(2; it has 1, 0\).*--workdir"
+    with pytest.raises(UserError, match=message):
+        open_examples(classes, "bytes", Limits((32,)), labels=["1", "0"])
+
+
 def test_run_that_continues_does_not_prepare_its_examples_again(classes, monkeypatch):
     first = open_examples(classes, "bytes", Limits((32,)))
     names = list(first.labels.names)
@@ -322,6 +328,32 @@ def test_held_out_records(tmp_path, classes):
     texts = [{r.text for r in data.splits[name].records} for name in ("train", "val")]
     assert not texts[0] & texts[1] and len(texts[0] | texts[1]) == 200
     assert 20 <= len(texts[1]) <= 60 and len(data.splits["val"]) == 2 * len(texts[1])
+
+
+def test_all_records_held_out(tmp_path, classes):
+    write_rows(tmp_path / "train.tsv", [("same text", 0), ("same text", 1)])
+    held_out = ExampleSources("classify", classes.train, val_fraction=1.0, columns=classes.columns)
+    message = r"all records of .*train\.tsv are held out .* data\.val_fraction=1, .* set data\.val"
+    with pytest.raises(UserError, match=message):
+        open_examples(held_out, "wordpiece:90", Limits((32,)))
+
+
+@pytest.mark.parametrize(
+    "spec, sizes",
+    [
+        ("toy:tags#train", {"train": 5000, "val": 250, "test": 250}),
+        ("toy:tags#val", {"train": 250, "val": 0}),
+        ("toy:tags#test", {"train": 250, "val": 0}),
+    ],
+)
+def test_split_of_a_generated_source_as_training_data(classes, spec, sizes):
+    data = open_examples(ExampleSources("tag", spec, val_fraction=0.1), "bytes", Limits((64,)))
+    found = {name: len(split) for name, split in data.splits.items()}
+    if not sizes["val"]:  # held out
+        texts = [{r.group for r in data.splits[name].records} for name in ("train", "val")]
+        assert not texts[0] & texts[1] and 10 <= found["val"] <= 50
+        found = {"train": found["train"] + found["val"], "val": 0}
+    assert found == sizes
 
 
 def test_repairs_are_counted_in_the_split_of_their_record(tmp_path, classes):

@@ -284,8 +284,8 @@ def test_squad(tmp_path):
 @pytest.mark.parametrize(
     "answer, message",
     [
-        ({"answer_start": 11, "text": "it."}, "question q7: the answer at 11:14 is outside"),
-        ({"answer_start": 1, "text": "Ada"}, "the answer 'Ada' differs from the context at 1, 'da"),
+        ({"answer_start": 11, "text": "it."}, "q7: the answer 'it.' at answer_start=11 is outside"),
+        ({"answer_start": 1, "text": "Ada"}, "the answer is 'Ada', but the context has 'da "),
         ({"answer_start": 1, "text": ""}, "question q7: an answer is empty"),
         ({"text": "Ada"}, "question q7 has no column answer_start"),
     ],
