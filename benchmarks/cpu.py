@@ -94,8 +94,8 @@ def serve(size: Size, dtype: str) -> None:
     changes |= {"model.n_positions": size.seq_len, "data.seq_len": size.seq_len}
     changes |= {"model.matmul_dtype": dtype, "train.batch_size": size.batch_size}
     config = resolve(replace(Config(), changes), VOCABULARY)
-    keep_freed_memory(config.model)
     configure_devices(config.train, config.mesh)
+    keep_freed_memory(config.model, config.data, config.train, config.mesh)
     program = compile_step(config)
     tokens = program.put(batch(config))
     state, _ = timed(program, program.start(batch(config)), tokens, 3)

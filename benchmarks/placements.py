@@ -87,8 +87,8 @@ def main() -> None:
     parser.add_argument("--placements", default=",".join(PRESETS))
     args = parser.parse_args()
     config = quickstart(BASE)
-    keep_freed_memory(config.model)
     configure_devices(config.train, config.mesh)
+    keep_freed_memory(config.model, config.data, config.train, config.mesh)
     base = compile_step(config)
     devices = base.mesh.devices
     where = f"{devices.size} x {devices.flat[0].device_kind} devices, jax {jax.__version__}"

@@ -109,8 +109,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="steps of each policy per round")
     args = parser.parse_args()
     config = load(args.config, args.batch, args.accumulation, args.scan)
-    keep_freed_memory(config.model)
     configure_devices(config.train, config.mesh)
+    keep_freed_memory(config.model, config.data, config.train, config.mesh)
     policies, train = compiled(config), config.train
     devices = policies[0].program.devices
     print(

@@ -40,8 +40,8 @@ def steps(folder: Path, layout: str, dtype: str) -> Turn:
     batches = [batch_of(arrays) for arrays in load_arrays(folder / f"{layout}.npz")]
     changes = {"model.matmul_dtype": dtype, "train.batch_size": len(batches[0].weights)}
     config = replace(from_json(folder / "config.json"), changes)
-    keep_freed_memory(config.model)
     configure_devices(config.train, config.mesh)
+    keep_freed_memory(config.model, config.data, config.train, config.mesh)
     empty = {batch_key(b): jax.tree.map(lambda x: x[:0], b) for b in batches}
     program = compile_step(config, batches=BatchShapes(list(empty.values()), 1))
     put = [program.put(batch) for batch in batches]
@@ -65,7 +65,8 @@ def searches(folder: Path) -> Turn:
     """Returns a function that searches for the targets of all sources, and returns them."""
     facts = json.loads((folder / "facts.json").read_text("utf-8"))
     run = open_run(str(folder / "run"), devices=1)
-    keep_freed_memory(run.config.model)
+    config = run.config
+    keep_freed_memory(config.model, config.data, config.train, config.mesh)
     tokenizer = load_tokenizer(run.config.data.tokenizer)
     lengths = run.config.data.seq_len, facts["length"]
     beam = BeamParams(facts["n_beams"], facts["alpha"])

@@ -149,8 +149,9 @@ def main() -> None:
     if args.whole:
         whole(args.runs, args.steps, args.rounds)
     else:
-        keep_freed_memory(sized(4, 128, 1).model)
         jax.config.update("jax_num_cpu_devices", cores())
+        small = sized(4, 128, 1)
+        keep_freed_memory(small.model, small.data, small.train, small.mesh)
         default = cores() if jax.default_backend() == "cpu" else 16
         steps(args.rounds, args.together or default)
 

@@ -31,11 +31,11 @@ def test_cores_without_sched_getaffinity(monkeypatch):
 
 def test_freed_memory_is_left_to_an_allocator_without_mallopt(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    calls = []
+    calls, config = [], tiny()
     glibc = SimpleNamespace(mallopt=lambda *option: calls.append(option))
     for library, n in ((SimpleNamespace(), 0), (glibc, 3)):
         monkeypatch.setattr(ctypes, "CDLL", lambda name, library=library: library)
-        malloc.keep_freed_memory(tiny().model)
+        malloc.keep_freed_memory(config.model, config.data, config.train, config.mesh)
         assert len(calls) == n
 
 

@@ -9,6 +9,7 @@ a job array.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import sys
@@ -105,13 +106,17 @@ def run_study(definition: Definition, workdir: Path, shard: tuple[int, int]) -> 
     from gpt2_jax.ablation.study.worker import Worker
     from gpt2_jax.train.distributed.mesh import configure_devices, cores
     from gpt2_jax.train.distributed.signals import Stopped, StopSignal
+    from gpt2_jax.train.malloc import keep_freed_memory
 
     if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", cores())
-    configure_devices(definition.base.train, definition.base.mesh)
+    base = definition.base
+    configure_devices(base.train, base.mesh)
     check_workdir(workdir)
     check_same(workdir, definition)
-    worker = Worker(definition.base, definition.study, workdir, shard)
+    on_one_device = dataclasses.replace(base.mesh, data=1)  # each trial, where they are small
+    keep_freed_memory(base.model, base.data, base.train, on_one_device)
+    worker = Worker(base, definition.study, workdir, shard)
     try:
         with StopSignal() as stop:
             code = _work(worker, definition, stop)
@@ -129,12 +134,10 @@ def _work(worker: Worker, definition: Definition, stop: StopSignal) -> int | Non
     """Prints the overview and trains; returns None if this process is not to train."""
     from gpt2_jax.ablation.study.overview import overview
     from gpt2_jax.track.progress import StudyProgress
-    from gpt2_jax.train.malloc import keep_freed_memory
 
     cluster = _SUBMIT.value
     with stop.immediate():
         known = worker.check()
-        keep_freed_memory(worker.config(known[0]).model)
         print(overview(worker, known, timed=cluster is None), flush=True)
     if _DRY_RUN.value:
         return None

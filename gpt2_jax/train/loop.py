@@ -107,8 +107,9 @@ def _train(
     with processes.together("checks"):
         directory.check_usable()
         config, source, taught_by = _complete(config, directory)
-    keep_freed_memory(config.model)
     configure_devices(config.train, config.mesh, processes)
+    own = directory.with_own_tokenizer(config)
+    keep_freed_memory(own.model, own.data, own.train, own.mesh)
     with processes.together("data"):
         config, corpus, tokenizer, sampler = _open_data(config, directory, stop)
         if taught_by is not None:
