@@ -65,8 +65,6 @@ def searches(folder: Path) -> Turn:
     """Returns a function that searches for the targets of all sources, and returns them."""
     facts = json.loads((folder / "facts.json").read_text("utf-8"))
     run = open_run(str(folder / "run"), devices=1)
-    config = run.config
-    keep_freed_memory(config.model, config.data, config.train, config.mesh)
     tokenizer = load_tokenizer(run.config.data.tokenizer)
     lengths = run.config.data.seq_len, facts["length"]
     beam = BeamParams(facts["n_beams"], facts["alpha"])

@@ -23,6 +23,7 @@ from gpt2_jax.model.definition import ModelDef
 from gpt2_jax.tasks.data import ExampleData, open_example_data
 from gpt2_jax.tasks.task import TASKS, head_of
 from gpt2_jax.train.distributed.mesh import configure_devices, make_mesh
+from gpt2_jax.train.malloc import keep_freed_memory
 from gpt2_jax.train.state import abstract_params
 from gpt2_jax.train.storage.checkpoint import restore_params
 from gpt2_jax.train.storage.checkpoint_ref import CheckpointRef, parse_step, with_checkpoint
@@ -75,6 +76,7 @@ def open_run(
 
     def restore(step: int, folder: Path) -> OpenedRun:
         configure_devices(config.train, config.mesh)
+        keep_freed_memory(config.model, config.data, config.train, config.mesh)
         own = dataclasses.replace(config, tune=directory.config_of(folder).tune)
         head = head_of(own.task, own.head)
         tuned = define_tuned(own.model, own.placement, own.tune, head=head)
