@@ -4,9 +4,10 @@ r"""Which placement trains a translation model best, each at its own learning ra
         --config.data.source='train.{en,de}' --config.data.val_source='val.{en,de}'
 
 Pre-LN, Post-LN and DeepNorm in an encoder-decoder with 4 + 4 blocks of width 64, all with the
-initial values of Vaswani et al. 2017 (DeepNorm scales them by depth). 500 steps of 8 rows x 64
-positions per side, about 0.25M target tokens per run. The loss decides; BLEU of greedy
-translations is shown.
+initial values of Vaswani et al. 2017 (DeepNorm scales them by depth). 1,500 steps of 8 rows x 64
+positions per side, about 0.74M target tokens per run: with a third of them, DeepNorm ignores the
+source at the learning rate that suits it best. The loss decides; BLEU of greedy translations is
+shown.
 """
 
 from ml_collections import ConfigDict
@@ -39,12 +40,12 @@ def get_config() -> ConfigDict:
     config.optimizer.weight_decay = 0.01
     config.optimizer.label_smoothing = 0.1
 
-    config.train.steps = 500
+    config.train.steps = 1500
     config.train.batch_size = 8
     config.train.eval_every = 500
-    config.train.checkpoint_every = 500
+    config.train.checkpoint_every = 1500
     config.eval.beam = 1
-    config.track.diagnostics_every = 500
+    config.track.diagnostics_every = 1500
     return config
 
 
@@ -52,7 +53,7 @@ def get_study() -> Study:
     return Study(
         variants=grid({"placement.preset": ("pre_ln_xavier", "post_ln", "deepnorm")}),
         baseline={"placement.preset": "pre_ln_xavier"},
-        search=Search(lowest=2.0**-10, n=4),
+        search=Search(lowest=2.0**-10, n=4, seeds=(0, 101, 102), max_contenders=2),
         seeds=(1, 2, 3, 4, 5, 6, 7),  # the fewest that can show a difference in two comparisons
         smallest_difference=0.01,
     )

@@ -34,15 +34,15 @@ def overview(worker: Worker, known: Sequence[Trial], timed: bool = True) -> str:
         "compared": f"\n{'':<10} ".join(comparisons(study)),
         **_design(study),
         "corpus": _corpora(worker, list(examples.values())),
-        "budget": _range("steps", [c.train.steps for c in configs])
+        "budget": _range("step", [c.train.steps for c in configs])
         + " = "
-        + _range("tokens", [worker.total_tokens(c) for c in configs])
+        + _range("token", [worker.total_tokens(c) for c in configs])
         + " each",
         "recipe": _recipe(worker, list(examples.values())),
     }
     if timed:
         widths = [worker.width(config) for config in configs]
-        lines["together"] = _range("trials", widths) + " at a time"
+        lines["together"] = _range("trial", widths) + " at a time"
         left = trials_left(worker, known, typical)
         is_done = not any(left.values())
         lines["expected"] = "nothing" if is_done else expected_time(worker, examples, left)
@@ -88,7 +88,7 @@ def _recipe(worker: Worker, trials: Sequence[Trial]) -> str:
     """Describes settings that all variants share but that may favor some of them."""
     configs = [worker.config(trial) for trial in trials]
     parts = [
-        "warm-up " + _range("steps", [warmup_steps(c.optimizer, c.train.steps) for c in configs]),
+        "warm-up " + _range("step", [warmup_steps(c.optimizer, c.train.steps) for c in configs]),
         decay_text([c.optimizer.weight_decay for c in configs]),
         tokens_per_parameter(
             [
@@ -105,7 +105,7 @@ def _recipe(worker: Worker, trials: Sequence[Trial]) -> str:
 
 def _range(unit: str, values: list[int]) -> str:
     low, high = min(values), max(values)
-    return f"{low:,} {unit}" if low == high else f"{low:,} to {high:,} {unit}"
+    return counted(low, unit) if low == high else f"{low:,} to {counted(high, unit)}"
 
 
 def trials_left(worker: Worker, known: Sequence[Trial], typical: int) -> dict[int, int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from gpt2_jax.data.examples.fields import Row, is_number
 from gpt2_jax.data.examples.lines import read_lines
 from gpt2_jax.data.examples.records import Counts, TaggedWords
-from gpt2_jax.errors import UserError, quoted
+from gpt2_jax.errors import UserError, counted, quoted
 
 SCHEMES = ("iob1", "iob2")
 DOCUMENT_START = "-DOCSTART-"
@@ -128,7 +128,9 @@ def tagged_row(row: Row, words: str, tags: str, scheme: str, counts: Counts) -> 
     """
     found = [[one.value for one in row.rows(column)] for column in (words, tags)]
     if len(found[0]) != len(found[1]):
-        raise UserError(f"{row.where} has {len(found[0])} words but {len(found[1])} tags")
+        raise UserError(
+            f"{row.where} has {counted(len(found[0]), 'word')} but {counted(len(found[1]), 'tag')}"
+        )
     if not found[0]:
         raise UserError(f"{row.where} has no words; remove it")
     lines = [

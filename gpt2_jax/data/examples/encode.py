@@ -41,7 +41,7 @@ from gpt2_jax.data.examples.records import (
 )
 from gpt2_jax.data.examples.spans import span_questions
 from gpt2_jax.data.pieces import PieceEncoder, Pieces
-from gpt2_jax.errors import UserError
+from gpt2_jax.errors import UserError, counted
 
 # The ragged columns of each task with one length, first those that determine the length of a row.
 SEQUENCES: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -94,7 +94,7 @@ class Limits:
             return n
         if self.too_long == "refuse":
             raise UserError(
-                f"{where}: the {what} has {n} tokens, but at most {room} fit; raise "
+                f"{where}: the {what} has {counted(n, 'token')}, but at most {room} fit; raise "
                 f"{self._fix(what)}, shorten the {what}, or set data.too_long=cut"
             )
         counts["cut"] += 1

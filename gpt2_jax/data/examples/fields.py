@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt2_jax.data.text import check_encodable, short_list
-from gpt2_jax.errors import UserError, quoted, suggestion
+from gpt2_jax.errors import UserError, counted, quoted, suggestion
 
 _MISSING: Any = object()
 _NUMBER = re.compile(r"-?\d{1,6}", re.ASCII)
@@ -135,7 +135,7 @@ class Row:
         if isinstance(self.value, dict):
             return f"its columns are {short_list([str(name) for name in self.value])}"
         if isinstance(self.value, list):
-            return f"it has {len(self.value)} cells, numbered from 0"
+            return f"it has {counted(len(self.value), 'cell')}, numbered from 0"
         return f"it is {type(self.value).__name__}, not an object"
 
 

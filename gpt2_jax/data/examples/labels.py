@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from gpt2_jax.data.examples.records import LabeledText, Record, SpanText, TaggedWords
 from gpt2_jax.data.text import short_list
-from gpt2_jax.errors import UserError, quoted
+from gpt2_jax.errors import UserError, counted, quoted
 
 OUTSIDE = "O"
 
@@ -34,8 +34,8 @@ class Labels:
         if name not in self._ids:
             raise UserError(
                 f"{where}: the training data has no label {quoted(name, 40)}, so it cannot be "
-                f"learned; remove the line, or train with this label ({len(self)} labels: "
-                f"{short_list(list(self.names))})"
+                f"learned; remove the line, or train with this label "
+                f"({counted(len(self), 'label')}: {short_list(list(self.names))})"
             )
         return self._ids[name]
 

@@ -14,7 +14,7 @@ from gpt2_jax.data.examples.json_file import read_json_rows
 from gpt2_jax.data.examples.lines import read_lines
 from gpt2_jax.data.readers import csv_rows, file_format, parse_lines
 from gpt2_jax.data.text import reader_errors, short_list
-from gpt2_jax.errors import UserError
+from gpt2_jax.errors import UserError, counted
 
 
 def read_rows(path: Path, keys: str, has_header: bool) -> Iterator[Row]:
@@ -69,6 +69,6 @@ def _named(rows: Iterator[tuple[list[str], str]], has_header: bool) -> Iterator[
             yield Row(dict(zip(names, cells, strict=True)), where)
         else:
             raise UserError(
-                f"{where} has {len(cells)} cells, but the header has {len(names)} "
+                f"{where} has {counted(len(cells), 'cell')}, but the header has {len(names)} "
                 f"({short_list(names)}); correct the line"
             )

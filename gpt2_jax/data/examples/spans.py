@@ -8,7 +8,7 @@ from typing import Any
 
 from gpt2_jax.data.examples.fields import Row
 from gpt2_jax.data.examples.records import Counts, Question, Span, SpanText, TaggedWords
-from gpt2_jax.errors import UserError, quoted
+from gpt2_jax.errors import UserError, counted, quoted
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -51,7 +51,10 @@ def question_of(row: Row, columns: dict[str, str]) -> Question:
         starts = [one.value for one in both.rows("answer_start")]
         texts = [one.value for one in both.rows("text")]
         if len(starts) != len(texts):
-            raise UserError(f"{row.where} has {len(texts)} answers but {len(starts)} positions")
+            raise UserError(
+                f"{row.where} has {counted(len(texts), 'answer')} but "
+                f"{counted(len(starts), 'position')}"
+            )
         found = [{"answer_start": a, "text": t} for a, t in zip(starts, texts, strict=True)]
     items = Row({"answers": found}, row.where).rows("answers")
     answers = tuple((item.integer("answer_start"), item.text("text")) for item in items)

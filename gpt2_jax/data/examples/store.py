@@ -23,7 +23,7 @@ from gpt2_jax.data.examples.records import Record, record_from_json, record_to_j
 from gpt2_jax.data.manifest import Shard
 from gpt2_jax.data.pieces import Frame
 from gpt2_jax.data.writer import ShardWriter, WriterState
-from gpt2_jax.errors import UserError
+from gpt2_jax.errors import UserError, counted
 from gpt2_jax.files import cached_sha256, fields_sha256, read_fields, write_json
 
 EXAMPLES = "examples.json"
@@ -243,8 +243,8 @@ class Windows:
         n = len(tokens) // self._room if self._room > 0 else 0
         if n == 0:
             raise UserError(
-                f"the text has {len(tokens)} tokens, too few for data.seq_len={seq_len}; lower "
-                "data.seq_len, or use more text"
+                f"the text has {counted(len(tokens), 'token')}, too few for "
+                f"data.seq_len={seq_len}; lower data.seq_len, or use more text"
             )
         self.lengths = np.full(n, seq_len, np.int64)
 

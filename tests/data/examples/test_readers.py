@@ -120,7 +120,7 @@ def test_lists_of_a_json_file_by_key_with_lines(tmp_path):
 @pytest.mark.parametrize(
     "name, text, columns, message",
     [
-        ("a.tsv", "a\t1\nb\n", "text=0,label=1", "a.tsv line 2 has no column 1; it has 1 cells"),
+        ("a.tsv", "a\t1\nb\n", "text=0,label=1", "a.tsv line 2 has no column 1; it has 1 cell"),
         ("a.tsv", "text\tlabel\na\t1\t2\n", "", "a.tsv line 2 has 3 cells, but the header has 2"),
         ("a.tsv", "a\t\n", "text=0,label=1", "a.tsv line 1: the label is empty"),
         ("a.tsv", " \t1\n", "text=0,label=1", "a.tsv line 1: the text is empty"),
@@ -205,7 +205,7 @@ def test_tagged_rows(tmp_path):
     path = write_rows(tmp_path / "a.jsonl", {"words": ["a", "b"], "tags": ["I-X", "O"]})
     assert read("tag", path)[0][0].tags == ("B-X", "O")
     path = write_rows(tmp_path / "b.jsonl", {"words": ["a"], "tags": []})
-    assert "b.jsonl line 1 has 1 words but 0 tags" in error("tag", path)
+    assert "b.jsonl line 1 has 1 word but 0 tags" in error("tag", path)
 
 
 # -- Spans
