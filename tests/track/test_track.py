@@ -128,6 +128,16 @@ def test_a_single_training_loss_is_drawn_as_a_point(n, marker):
     assert (line.get_marker(), line.get_linestyle()) == (marker, "-")
 
 
+def test_steps_on_the_axis_are_whole(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda f, path: drawn.append(f) or save(f, path))
+    plot_loss([{"step": i, "train/loss": 3.0 - i} for i in (1, 2)], tmp_path / "loss.png", "a", "b")
+    ticks = drawn[0].axes[0].get_xticks()
+    assert ticks.tolist() == ticks.astype(int).tolist()
+
+
 @pytest.mark.parametrize(("smoothing", "name"), [
     (0.0, "training"), (0.1, "training (label smoothing 0.1)"),
 ])  # fmt: skip
