@@ -109,6 +109,10 @@ TRAIN_ERRORS = [
     ([QUICK], "pass --workdir, for example --workdir=runs/quickstart"),
     ([QUICK, "--workdir=W/a", "extra"], "'extra' is not a flag; flags look like --name=value"),
     (["--config=configs/nowhere.py", "--workdir=W/a"], "configs/nowhere.py"),
+    (
+        ["--config=nerr", "--workdir=W/a"],
+        "--config=nerr is neither a file nor a shipped config; did you mean 'ner'?",
+    ),
     (["--config=W/broken.py", "--workdir=W/a"], "broken.py"),
     (
         ["--config=configs/gpt2.py:small", "--workdir=W/a"],

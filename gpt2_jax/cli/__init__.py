@@ -273,8 +273,8 @@ def _with_shipped(argv: list[str]) -> list[str]:
         if found and not os.path.isfile(found[2]):
             known = shipped_configs()
             if found[2] not in known:
-                listed = ", ".join(sorted(known))
-                raise UserError(f"--config={found[2]} is neither a file nor one of {listed}")
+                hint = suggestion(found[2], known)
+                raise UserError(f"--config={found[2]} is neither a file nor a shipped config{hint}")
             arg = f"{found[1]}{known[found[2]]}{found[3]}"
         out.append(arg)
     return out

@@ -69,8 +69,8 @@ def _check_flags(task: str) -> None:
         )
     if _SPLIT.value not in (None, *SPLITS):
         raise UserError(
-            f"--split={_SPLIT.value} must be val (the examples of data.val_source, or those held "
-            "out) or test (those of data.test_source)"
+            f"--split={_SPLIT.value} is not a split; use val (the examples of data.val_source, or "
+            "those held out) or test (those of data.test_source)"
         )
 
 

@@ -14,6 +14,7 @@ from gpt2_jax.files import disk_errors
 from gpt2_jax.track.metrics import Row
 
 _BLUE, _PALE, _ORANGE, _GRAY = "#2f6db3", "#b4cce6", "#d9622b", "#5f6670"
+_MANY = 50  # losses, of which the highest 2% are outliers that may be off the scale
 
 # Rows of metrics.jsonl, title, subtitle, target, label smoothing of the training loss.
 Picture = tuple[list[Row], str, str, str, float]
@@ -121,7 +122,7 @@ def _draw_losses(axes: Any, train: np.ndarray, val: np.ndarray, name: str) -> No
         marker = "o" if len(train) == 1 else None  # a line needs two points
         style: dict[str, Any] = {"marker": marker, "color": _BLUE, "linewidth": 2, "label": label}
         axes.plot(train[:, 0], smooth, **style)
-    if len(val) > 1 and val[0, 0] == 0:
+    if len(train) and len(val) and val[0, 0] == 0:
         val = val[1:]  # the loss before the first step would stretch the axis
     if len(val):
         axes.plot(*val.T, "o-", color=_ORANGE, linewidth=2, markersize=5, label="validation")
@@ -137,7 +138,7 @@ def _draw_losses(axes: Any, train: np.ndarray, val: np.ndarray, name: str) -> No
         )
         axes.margins(x=0.11)
     values = np.concatenate([train[:, 1], val[:, 1]]) if len(train) + len(val) else np.ones(1)
-    low, high = np.min(values), np.percentile(values, 98)
+    low, high = np.min(values), np.percentile(values, 98 if len(values) >= _MANY else 100)
     axes.set_ylim(low - 0.06 * (high - low + 1e-3), high + 0.04 * (high - low + 1e-3))
 
 

@@ -85,7 +85,7 @@ def test_eval_prints_a_report(place, task, words):
     ("task", "flags", "message"),
     [
         ("answer", ["--split=test"], "has no test examples; leave out --split for its validation"),
-        ("classify", ["--split=dev"], "--split=dev must be val (the examples of data.val_source"),
+        ("classify", ["--split=dev"], "--split=dev is not a split; use val (the examples of data"),
         ("tag", ["--data=text.txt"], "--data has no effect on"),
         ("classify", ["--stride=4"], "--stride has no effect on"),
         ("tag", ["--length_penalty=0"], "--length_penalty has no effect on"),

@@ -128,6 +128,18 @@ def test_a_single_training_loss_is_drawn_as_a_point(n, marker):
     assert (line.get_marker(), line.get_linestyle()) == (marker, "-")
 
 
+@pytest.mark.parametrize(("n", "whole"), [(5, True), (200, False)])
+def test_all_losses_of_a_short_run_are_on_the_scale(n, whole):
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    train = np.array([(step, 9.0 if step == 1 else 3.0) for step in range(1, n)])
+    _draw_losses(axes, train, np.array([(0, 20.0)]), "training")
+    assert (axes.get_ylim()[1] >= 9.0) == whole
+    assert axes.get_ylim()[1] < 20  # the validation before the first step
+    assert axes.get_legend_handles_labels()[1][-1] != "validation"
+
+
 def test_steps_on_the_axis_are_whole(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
