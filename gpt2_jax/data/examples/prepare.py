@@ -90,20 +90,21 @@ class ExampleSources:
         check_columns(self.task, self.columns, forms)
 
     def check_training(self) -> None:
-        """Checks that not all records are held out for validation.
+        """Checks that there are training records, and that not all are held out for validation.
 
         Raises:
-          UserError: if they are, or if one is not valid.
+          UserError: if there are none, or if one is not valid.
         """
-        if self.train is None or self.source("val") is not None:
-            return
         has = lambda split: next(self.records(split, Counter()), None) is not None
-        if not has("train") and has("val"):
-            raise UserError(
-                f"all records of {self.train} are held out for validation with data.val_fraction="
-                f"{self.val_fraction:g}, since records with the same text stay together; add "
-                "others, or set data.val_source"
-            )
+        if self.train is None or has("train"):
+            return
+        if self.source("val") is not None or not has("val"):
+            raise UserError(_no_records(self.train))
+        raise UserError(
+            f"all records of {self.train} are held out for validation with data.val_fraction="
+            f"{self.val_fraction:g}, since records with the same text stay together; add others, "
+            "or set data.val_source"
+        )
 
     def fingerprint(self) -> str:
         """Returns a hash of everything that determines the records of each split.
@@ -221,6 +222,10 @@ def open_examples(
 def _folder(key: str) -> Path:
     """Returns where the examples with a key are prepared."""
     return cache_dir() / "examples" / key[:24]
+
+
+def _no_records(source: str) -> str:
+    return f"source {source} has no records; add some, or use another file"
 
 
 def _open_tokenizer(sources: ExampleSources, name: str) -> Tokenizer:
@@ -371,7 +376,7 @@ class _Preparation:
         """Returns an error for a split without records."""
         source = self.sources.source(split)
         if source is not None:
-            return f"source {source.spec} has no records; add some, or use another file"
+            return _no_records(source.spec)
         return (
             f"no record of {self.sources.train} is held out for validation with data.val_fraction="
             f"{self.sources.val_fraction:g}; raise it, or set data.val_source"

@@ -338,6 +338,12 @@ def test_all_records_held_out(tmp_path, classes):
         open_examples(held_out, "wordpiece:90", Limits((32,)))
 
 
+def test_no_records_are_reported_before_a_tokenizer_is_trained(tmp_path, classes):
+    (tmp_path / "train.tsv").write_text("\n")
+    with pytest.raises(UserError, match=r"source .*train\.tsv has no records; add some"):
+        open_examples(classes, "wordpiece:90", Limits((32,)))
+
+
 @pytest.mark.parametrize(
     "spec, sizes",
     [
