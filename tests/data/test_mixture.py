@@ -229,7 +229,7 @@ def test_wrong_sources_are_refused(folders, spec, val_source, message):
 def test_a_source_with_too_little_text_is_named(folders):
     data, _ = open_dataset(f"mixture:{folders}/web=1,{folders}/code=1", None, "bytes", 0.1)
     short = Dataset((data.parts[0], Part("code", Fraction(1, 2), data.parts[1].corpus)))
-    with pytest.raises(UserError, match="code: the training text has 3600 tokens"):
+    with pytest.raises(UserError, match="code: the training text has 3,600 tokens"):
         short.sampler(2000, 2, 0)
 
 
