@@ -7,7 +7,7 @@ import pytest
 from absl.flags import FlagValues
 from ml_collections import config_flags
 
-from gpt2_jax import cli  # noqa: F401 (registers how None is read)
+from gpt2_jax import cli
 from gpt2_jax import config as configs
 from gpt2_jax.errors import UserError
 from tests.tools import make_text, one_line_error, run
@@ -249,8 +249,8 @@ def test_none_unsets_a_field():
         config = configs.freeze(values.config)
         return [configs.value_of(config, name) for name in changes]
 
-    assert read(*set_first) == [2.0, "a", "a", True]
-    assert read(*set_first, *(f"--config.{name}=None" for name in changes)) == [None] * 4
+    assert read(*set_first) == [2.0, "a", "a", True] and cli.UNSET == "None"
+    assert read(*set_first, *(f"--config.{name}={cli.UNSET}" for name in changes)) == [None] * 4
     with pytest.raises(UserError, match=r"train\.steps=None must be an integer"):
         read("--config.train.steps=None")
 
